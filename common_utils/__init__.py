@@ -1,0 +1,1 @@
+"""Data preparation scripts: they stand outside the package and may use all of it."""

@@ -1,0 +1,1 @@
+"""The tiny world: a synthetic corpus of short, emotionally coloured English exchanges."""

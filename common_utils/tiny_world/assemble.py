@@ -1,0 +1,142 @@
+"""Puts a trained model's parts together into one directory, in half precision: pretrained/tiny.
+
+    python -m common_utils.tiny_world.assemble --model exp/tiny/stage3/final \
+        --flow exp/tiny/flow --vocoder build/token2wav/vocoder_training \
+        --speech-tokenizer build/token2wav/speech_tokenizer.onnx \
+        --speaker build/token2wav/speaker.onnx \
+        --voice VOICE.wav --samples build/world/test --out pretrained/tiny
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from osum_echat import audio, logs
+from osum_echat.build import PROMPTS_FILE, TOKENIZER_FILES
+from osum_echat.errors import CheckpointError, OsumError
+from osum_echat.models import checkpoint
+from osum_echat.token2wav import weights
+from osum_echat.token2wav.settings import read_yaml
+from osum_echat.token2wav.vocoder import VOICE_FILE, Token2Wav
+from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, make_prompt
+
+MB = 1_000_000
+LARGEST_MB, LARGEST_FILE_MB = 64, 48
+SAMPLING = {"text": {"greedy": True}, "speech": {"temperature": 0.8, "top_k": 20}}
+LEAST_S, MOST_S = 2.0, 4.0                # of a sample question
+SAMPLES_FILE = "samples.jsonl"
+SHOWN = ("user_text", "labels", "reply_text", "reply_style")
+
+log = logs.logger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="`final` of the last stage")
+    add("--flow", type=Path, required=True, help="folder with flow.safetensors and flow.yaml")
+    add("--vocoder", type=Path, required=True, help="folder with vocoder.safetensors and .yaml")
+    add("--speech-tokenizer", type=Path, required=True, help="onnx file")
+    add("--speaker", type=Path, required=True, help="onnx file")
+    add("--voice", type=Path, required=True, help="recording of the voice to speak in")
+    add("--samples", type=Path, required=True, help="test split to take questions from")
+    add("--count", type=int, default=6, help="sample questions (default 6)")
+    add("--out", type=Path, required=True)
+    chosen = parser.parse_args(argv)
+    logs.setup()
+    try:
+        write_model(chosen.model, chosen.out)
+        write_token2wav(chosen, chosen.out / "token2wav")
+        write_samples(chosen.samples, chosen.out / "samples", chosen.count)
+        log.info("%s: %.1f MB", chosen.out, check_sizes(chosen.out))
+    except OsumError as error:
+        sys.stderr.write(f"assemble: {error}\n")
+        return 2
+    return 0
+
+
+def write_model(source: Path, out: Path) -> None:
+    """The dialogue model, its tokenizer and its prompts."""
+    raw = read_yaml(source / checkpoint.SETTINGS_FILE)
+    notes = {"thinking": raw["thinking"], "template": raw["template"],
+             "sampling": raw.get("sampling", SAMPLING)}  # fmt: skip
+    checkpoint.save(out, checkpoint.load(source), dtype=torch.float16, notes=notes)
+    for name in (*TOKENIZER_FILES, PROMPTS_FILE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
+
+
+def write_token2wav(chosen: argparse.Namespace, out: Path) -> None:
+    """Flow, vocoder, the two ONNX models and the voice."""
+    out.mkdir(parents=True, exist_ok=True)
+    raw: dict[str, Any] = {}
+    for part in ("vocoder", "flow"):
+        folder: Path = getattr(chosen, part)
+        raw |= read_yaml(folder / f"{part}.yaml")
+        tensors = weights.read(folder / f"{part}.safetensors")
+        halves = {name: tensor.half() if tensor.is_floating_point() else tensor
+                  for name, tensor in tensors.items()}  # fmt: skip
+        save_file(halves, out / f"{part}.safetensors")
+    (out / "token2wav.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+    shutil.copyfile(chosen.speech_tokenizer, out / "speech_tokenizer.onnx")
+    shutil.copyfile(chosen.speaker, out / "speaker.onnx")
+    prompt = make_prompt(
+        chosen.voice, SpeechTokenizer(chosen.speech_tokenizer), SpeakerEncoder(chosen.speaker)
+    )
+    prompt.save(out / VOICE_FILE)
+    Token2Wav.load(out)                 # so that parts that do not fit are told now
+
+
+def write_samples(split: Path, out: Path, count: int) -> None:
+    """Questions of unlike voices: question.wav, question_2.wav ...; and what is right for each."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, exchange in enumerate(_unlike(split, count), start=1):
+        name = "question.wav" if number == 1 else f"question_{number}.wav"
+        shutil.copyfile(split / exchange["wav"], out / name)
+        rows.append({"wav": name, **{key: exchange[key] for key in SHOWN}})
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (out / SAMPLES_FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def _unlike(split: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Single turns of two to four seconds; no emotion, event or speaker twice while others last."""
+    text = (split / "exchanges.jsonl").read_text(encoding="utf-8")
+    singles = [one for one in map(json.loads, text.splitlines()) if one["kind"] == "single"]
+    waiting = [one for one in singles if LEAST_S < _seconds(split / one["wav"]) < MOST_S]
+    seen: set[str] = {"NEUTRAL", "OTHER"}
+    for _ in range(min(count, len(waiting))):
+        best = max(waiting, key=lambda one: len(set(one["labels"].values()) - seen))
+        waiting.remove(best)
+        seen |= set(best["labels"].values())
+        yield best
+
+
+def _seconds(path: Path) -> float:
+    return len(audio.load(path)) / audio.SAMPLE_RATE_HZ
+
+
+def check_sizes(directory: Path) -> float:
+    """Megabytes in all. Raises CheckpointError beyond what may ship."""
+    sizes = {path: path.stat().st_size / MB for path in directory.rglob("*") if path.is_file()}
+    for path, size in sizes.items():
+        if size > LARGEST_FILE_MB:
+            raise CheckpointError(f"{path}: {size:.1f} MB; at most {LARGEST_FILE_MB} may ship")
+    total = sum(sizes.values())
+    if total > LARGEST_MB:
+        raise CheckpointError(f"{directory}: {total:.1f} MB; at most {LARGEST_MB} may ship")
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main())

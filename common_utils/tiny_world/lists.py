@@ -1,0 +1,247 @@
+"""Raw training lists from the tiny world's corpus: one task tag a row, speech tokens beside texts.
+
+Needs OUT/<split>/exchanges.jsonl; writes OUT/<split>/*.list and keeps the speech tokens of reply
+wavs in tokens.jsonl. Without a speech tokenizer only the lists that need no speech are written.
+
+    python -m common_utils.tiny_world.lists --corpus OUT [--speech-tokenizer FILE.onnx]
+"""
+import argparse
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from common_utils.tiny_world.world import SPLITS, World, load_world, normalise
+from osum_echat import audio
+from osum_echat.errors import DataError, OsumError
+from osum_echat.logs import logger, progress, setup
+from osum_echat.tasks import task_for
+
+Row = dict[str, Any]                     # one object of a raw list
+Codec = Callable[[str], tuple[int, ...]]     # a reply wav's name to its speech tokens
+
+FULL_TAG = "<TRANSCRIBE> <CAPTION> <AGE> <GENDER> <EMOTION>"
+UNDERSTANDING = {                        # how often each question about a voice is asked
+    FULL_TAG: 0.50,
+    "<TRANSCRIBE>": 0.16,
+    "<TRANSCRIBE> <EMOTION>": 0.06,
+    "<TRANSCRIBE> <CAPTION>": 0.06,
+    "<TRANSCRIBE> <AGE> <GENDER>": 0.06,
+    "<EMOTION>": 0.05,
+    "<CAPTION>": 0.04,
+    "<AGE> <GENDER>": 0.04,
+    "<AGE>": 0.015,
+    "<GENDER>": 0.015,
+}
+SPEECH_TAGS = {"s2s": "<S2TCHAT> <TEXT2TOKEN>", "s2s_think": "<S2TCHAT> <TEXT2TOKEN> <THINK>"}
+TEXT_TAGS = {"s2t": "<S2TCHAT>", "s2t_think": "<S2TCHAT> <THINKER>"}
+HISTORY_TAG = "<S2TCHAT> <TEXT2TOKEN> <HISTORY>"
+TTS_TAG, T2T_TAG = "<TEXT2TOKEN>", "<TEXT2TEXT>"
+PLAIN_CALM = 0.75                        # of calm texts to speak: without a leading style tag
+AS_TYPED = 0.5                           # of written questions: with capitals and stops
+UNSPOKEN_SEED = 1_000_003                # exchanges without sound are other ones
+TEXT_ONLY = "text-only"                  # the wav of an earlier turn that was never spoken
+
+log = logger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, help="what the tiny world made")
+    parser.add_argument("--split", choices=SPLITS, nargs="*", default=SPLITS)
+    parser.add_argument("--speech-tokenizer", type=Path, help="onnx file; none: no speech lists")
+    parser.add_argument("--sentences", type=Path,
+                        help="list of single reply sentences with wavs (reply_set), for tts.list")
+    parser.add_argument("--pretrain-size", type=int, default=0,
+                        help="exchanges more in train/pretrain.list, without any sound")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args(argv)
+    setup()
+    try:
+        make_lists(chosen.corpus, chosen.split, chosen.speech_tokenizer, chosen.sentences,
+                   chosen.pretrain_size, chosen.seed)
+    except OsumError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def make_lists(corpus: Path, splits: Sequence[str], speech_tokenizer: Path | None = None,
+               sentences: Path | None = None, pretrain_size: int = 0, seed: int = 0) -> None:
+    """Write the lists of each split; the arguments are those of the command line."""
+    world = load_world()
+    for split in splits:
+        folder, is_train = corpus / split, split == "train"
+        codec = None if speech_tokenizer is None else SpeechTokens(speech_tokenizer, folder)
+        silent = world.exchanges("train", seed + UNSPOKEN_SEED, pretrain_size if is_train else 0)
+        single = read_jsonl(sentences) if sentences and codec and is_train else []
+        sizes = write_lists(folder, Maker(world, Random(f"{split}:{seed}"), codec), split,
+                            (exchange.to_json() for exchange in silent),
+                            _beside(single, sentences))
+        log.info("%s: %s", folder, ", ".join(f"{name} {size}" for name, size in sizes.items()))
+
+
+class SpeechTokens:
+    """Speech tokens of wavs, each counted once and kept in `folder`/tokens.jsonl."""
+
+    def __init__(self, tokenizer: Path, folder: Path):
+        from osum_echat.token2wav.voice import SpeechTokenizer
+
+        self._version = sha256(tokenizer.read_bytes()).hexdigest()[:12]
+        self._tokenize, self._folder = SpeechTokenizer(tokenizer), folder
+        self._path = folder / "tokens.jsonl"
+        self._known = {row["wav"]: tuple(row["speech_token"])
+                       for row in (read_jsonl(self._path) if self._path.exists() else ())
+                       if row["tokenizer"] == self._version}
+
+    def __call__(self, wav: str) -> tuple[int, ...]:
+        if wav not in self._known:
+            codes = [int(code) for code in self._tokenize(audio.load(self._folder / wav))]
+            with self._path.open("a", encoding="utf-8") as kept:
+                kept.write(json.dumps(
+                    {"wav": wav, "tokenizer": self._version, "speech_token": codes}) + "\n")
+            self._known[wav] = tuple(codes)
+        return self._known[wav]
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Makes the rows of every list. `codec`: None where there are no speech tokens yet."""
+    world: World
+    rng: Random
+    codec: Codec | None = None
+
+    def understanding(self, exchange: Row, full_only: bool = False) -> Iterator[Row]:
+        """One question about each turn's voice."""
+        for number, turn in enumerate((*exchange["turns"], exchange)):
+            tag = FULL_TAG if full_only else self.rng.choices(
+                tuple(UNDERSTANDING), weights=tuple(UNDERSTANDING.values()))[0]
+            yield _row(exchange, turn, tag, understanding_text(tag, turn), f"understand{number}")
+
+    def chats(self, exchange: Row, tags: Mapping[str, str],
+              speech: bool) -> Iterator[tuple[str, Row]]:
+        """List name and row for each tag; of a dialogue the first turn, which needs no other."""
+        turn = exchange["turns"][0] if exchange["turns"] else exchange
+        for name, tag in tags.items():
+            if "thought" in turn or not task_for(tag).thinks:
+                row = _row(exchange, turn, tag, turn["reply_text"], name)
+                yield name, self._with_speech(row, turn["reply_wav"]) if speech else row
+
+    def dialogue(self, exchange: Row, speech: bool) -> Row:
+        """The last turn with all earlier ones as history."""
+        row = _row(exchange, exchange, HISTORY_TAG, exchange["reply_text"], "history")
+        for number, turn in enumerate(exchange["turns"], start=1):
+            row[f"wav_{number}"] = turn.get("wav", TEXT_ONLY)
+            row[f"txt_{number}"] = turn["reply_text"]
+            row["extra"][f"q_txt_{number}"] = normalise(turn["user_text"])
+            if speech and self.codec:
+                row["extra"][f"speech_token_{number}"] = list(self.codec(turn["reply_wav"]))
+        row["extra"]["speech_token_num"] = len(exchange["turns"]) + 1
+        return self._with_speech(row, exchange["reply_wav"]) if speech else row
+
+    def written(self, exchange: Row) -> Row:
+        """A written question; the reply goes by the words alone."""
+        row = _row(exchange, exchange, T2T_TAG, self.world.text_reply(exchange), "t2t")
+        typed = self.rng.random() < AS_TYPED
+        row["extra"]["question"] = exchange["user_text"] if typed else row["extra"]["q_txt"]
+        return row
+
+    def spoken(self, key: str, text: str, style: str, wav: str) -> Row:
+        """A text to speak: calm mostly without a tag, other styles by a leading tag."""
+        plain = style == "CALM" and self.rng.random() < PLAIN_CALM
+        row = {"key": f"{key}-tts", "wav": wav, "txt": text if plain else f"<{style}>{text}",
+               "task": TTS_TAG, "extra": {"reply_emotion": style}}
+        return self._with_speech(row, wav)
+
+    def pretraining(self, exchange: Row) -> Iterator[Row]:
+        """Every kind of row, to be read with text in place of sound and no speech answers."""
+        yield from self.understanding(exchange)
+        if exchange["turns"]:
+            yield self.dialogue(exchange, speech=False)
+        else:
+            yield self.written(exchange)
+        for _, row in self.chats(exchange, SPEECH_TAGS | TEXT_TAGS, speech=False):
+            yield row
+
+    def _with_speech(self, row: Row, wav: str) -> Row:
+        if self.codec is None:
+            raise DataError(f"{row['key']}: {row['task']} needs speech tokens;"
+                            " give --speech-tokenizer")
+        row["extra"]["speech_token"] = list(self.codec(wav))
+        return row
+
+
+def write_lists(folder: Path, maker: Maker, split: str, silent: Iterable[Row] = (),
+                sentences: Iterable[Row] = ()) -> dict[str, int]:
+    """Write every list that can be made in `folder`; returns their sizes.
+
+    silent: exchanges without sound, for pre-training; sentences: rows of txt, style and wav.
+    """
+    exchanges = read_jsonl(folder / "exchanges.jsonl")
+    rows: dict[str, list[Row]] = {name: [] for name in ("pretrain", "understand", "t2t")}
+    for exchange in progress(exchanges, f"{split} lists", len(exchanges)):
+        rows["pretrain"] += maker.pretraining(exchange)
+        rows["understand"] += maker.understanding(exchange, full_only=split == "test")
+        for name, row in maker.chats(exchange, TEXT_TAGS, speech=False):
+            rows.setdefault(name, []).append(row)
+        if not exchange["turns"]:
+            rows["t2t"].append(maker.written(exchange))
+        if maker.codec is not None:
+            _add_speech_rows(rows, exchange, maker)
+    for exchange in silent:
+        rows["pretrain"] += maker.pretraining(exchange)
+    for number, sentence in enumerate(sentences):
+        rows.setdefault("tts", []).append(maker.spoken(
+            f"sentence-{number:05d}", sentence["txt"], sentence["style"], sentence["wav"]))
+    for name, listed in rows.items():
+        (folder / f"{name}.list").write_text(
+            "".join(json.dumps(row) + "\n" for row in listed), encoding="utf-8")
+    return {name: len(listed) for name, listed in rows.items()}
+
+
+def _add_speech_rows(rows: dict[str, list[Row]], exchange: Row, maker: Maker) -> None:
+    for name, row in maker.chats(exchange, SPEECH_TAGS, speech=True):
+        rows.setdefault(name, []).append(row)
+    if exchange["turns"]:
+        rows.setdefault("history", []).append(maker.dialogue(exchange, speech=True))
+    rows.setdefault("tts", []).append(maker.spoken(
+        exchange["key"], exchange["reply_text"], exchange["reply_style"], exchange["reply_wav"]))
+
+
+def understanding_text(tag: str, turn: Row) -> str:
+    """The answer to an understanding task: the words if asked, then labels in the tag's order."""
+    task = task_for(tag)
+    words = normalise(turn["user_text"]) if task.transcript else ""
+    return words + "".join(f"<{turn['labels'][field]}>" for field in task.labels)
+
+
+def _row(exchange: Row, turn: Row, tag: str, text: str, suffix: str) -> Row:
+    """A row with all that is known of the turn's voice."""
+    labels = turn["labels"]
+    extra = {"q_txt": normalise(turn["user_text"]), "age": labels["age"],
+             "gender": labels["gender"], "q_emotion": labels["emotion"],
+             "caption": labels["event"], "reply_emotion": turn["reply_style"]}
+    if "thought" in turn:
+        extra["think_str"] = turn["thought"]
+    wav = {"wav": turn["wav"]} if "wav" in turn else {}
+    return {"key": f"{exchange['key']}-{suffix}", **wav, "txt": text, "task": tag, "extra": extra}
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    """The objects of a file, one a line."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file; make the corpus first"
+                        " (python -m common_utils.tiny_world.make)")
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+def _beside(rows: Iterable[Row], path: Path | None) -> Iterator[Row]:
+    """Rows with their wavs found from anywhere: names in a list start at its folder."""
+    for row in rows:
+        yield row if path is None else row | {"wav": str((path.parent / row["wav"]).resolve())}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Speaks every sentence in every style it is used in: the training set of the tiny token2wav.
+
+python -m common_utils.tiny_world.reply_set --out DIR [--sentences FILE] [--minutes N]
+"""
+
+import argparse
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import soundfile
+
+from common_utils.tiny_world.reply_voice import SAMPLE_RATE_HZ, STYLES, ReplyVoice
+from osum_echat.logs import logger, progress
+
+LIST_FILE = "reply.list"
+
+log = logger(__name__)
+
+Pair = tuple[str, str]                                       # sentence, style
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="gets wav/ and " + LIST_FILE)
+    parser.add_argument("--assets", type=Path, default=Path("build/assets"))
+    parser.add_argument("--sentences", type=Path, help="one a line; default: the tiny world's")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of audio, at most")
+    parser.add_argument("--seed", type=int, default=7)
+    chosen = parser.parse_args(argv)
+    pairs = read_pairs(chosen.sentences) if chosen.sentences else world_pairs()
+    random.Random(chosen.seed).shuffle(pairs)
+    minutes = speak(pairs, ReplyVoice(chosen.assets), chosen.out, chosen.minutes)
+    log.info("%s: %.1f minutes in all", chosen.out / LIST_FILE, minutes)
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Each line of `path` in each style."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [(line, style) for line in lines if line for style in STYLES]
+
+
+def world_pairs() -> list[Pair]:
+    """Every sentence of the tiny world's replies with the styles that it is spoken in."""
+    from common_utils.tiny_world.world import load_world
+
+    return sorted(load_world().all_reply_sentences())
+
+
+def speak(pairs: Iterable[Pair], voice: ReplyVoice, out: Path, minutes: float) -> float:
+    """Write the wavs that are missing and the list; returns the minutes of audio."""
+    (out / "wav").mkdir(parents=True, exist_ok=True)
+    seconds = 0.0
+    with (out / LIST_FILE).open("w", encoding="utf-8") as rows:
+        for row, spoken_s in _rows(pairs, voice, out):
+            rows.write(json.dumps(row) + "\n")
+            rows.flush()
+            seconds += spoken_s
+            if seconds > 60 * minutes:
+                log.info("stopped at %.0f minutes", minutes)
+                break
+    return seconds / 60
+
+
+def _rows(pairs: Iterable[Pair], voice: ReplyVoice, out: Path) -> Iterator[tuple[dict, float]]:
+    for sentence, style in progress(pairs, "speaking"):
+        key = hashlib.sha256(f"{style} {sentence}".encode()).hexdigest()[:12]
+        path = out / "wav" / f"{key}.wav"
+        if not path.exists():
+            soundfile.write(path, voice.say(sentence, style), SAMPLE_RATE_HZ, subtype="PCM_16")
+        yield (
+            {"key": key, "wav": f"wav/{key}.wav", "txt": sentence, "style": style},
+            soundfile.info(path).duration,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The text pieces of the tiny model: a byte-level BPE of 2000 pieces, taught on the tiny world.
+
+Chat marks, label tags, `<think>`, `<think end>` and `&&` are one piece each. So are the system
+prompts and the fixed words of the label thought: a fifth of the tokens, with nothing to learn.
+
+    python -m common_utils.tiny_world.text_tokenizer --out DIR [--texts FILE ...]
+"""
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from common_utils.tiny_world.manner import AGES, EMOTIONS, EVENTS, GENDERS, STYLES
+from common_utils.tiny_world.world import Exchange, SaidTurn, World, load_world, normalise
+from osum_echat.errors import ConfigError, InputError, OsumError
+from osum_echat.logs import logger, setup
+from osum_echat.records import Labels
+from osum_echat.tasks import TASKS
+from osum_echat.thinking import ENGLISH, THINK_END, THINK_START, label_thought
+from osum_echat.vocab import UNKNOWN
+
+MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+PIECES = 2000
+LONGEST_TOKENS = 2048
+WORLD_TEXTS = 10_000                     # exchanges to learn from
+LEAST_PIECES = 256 + 64                  # every byte, and room for marks and tags
+
+log = logger(__name__)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, required=True,
+                        help="folder for tokenizer.json and tokenizer_config.json")
+    parser.add_argument("--pieces", type=int, default=PIECES)
+    parser.add_argument("--size", type=int, default=WORLD_TEXTS, help="exchanges to learn from")
+    parser.add_argument("--texts", type=Path, nargs="*", default=[],
+                        help="more text to learn from, such as conf/prompt_config.yaml")
+    chosen = parser.parse_args(argv)
+    setup()
+    try:
+        texts = [*world_texts(load_world(), chosen.size), *_lines(chosen.texts)]
+        log.info("%s: %d pieces", chosen.out, train(texts, chosen.out, chosen.pieces))
+    except OsumError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def single_pieces() -> tuple[str, ...]:
+    """What is never cut: thinking marks, the unknown mark and every label tag."""
+    events = sorted({event for events in EVENTS.values() for event in events})
+    labels = dict.fromkeys((*AGES, *GENDERS, *EMOTIONS, *events, *STYLES))
+    fixed = (
+        *dict.fromkeys(f"You are OSUM-chat, {task.system}" for task in TASKS.values()),
+        ENGLISH.heard.rstrip(), *ENGLISH.cues,
+    )  # fmt: skip
+    return (THINK_START, THINK_END, UNKNOWN, *(f"<{label}>" for label in labels), *fixed)
+
+
+def world_texts(world: World, size: int) -> Iterator[str]:
+    """What a model of the tiny world reads and writes: prompts, words, thoughts and replies."""
+    for task in TASKS.values():
+        yield from [task.opening] * max(1, size // 100)
+    for sentence, _ in world.all_reply_sentences():
+        yield sentence
+    for exchange in world.exchanges("train", 0, size):
+        turns: tuple[SaidTurn | Exchange, ...] = (*exchange.turns, exchange)
+        for turn in turns:
+            labels = Labels(turn.labels.age, turn.labels.gender, turn.labels.emotion,
+                            turn.labels.event, turn.reply_style)
+            yield turn.user_text
+            yield label_thought(ENGLISH, normalise(turn.user_text), labels) + turn.reply_text
+        yield exchange.thought
+
+
+def train(texts: Iterable[str], out: Path, pieces: int = PIECES) -> int:
+    """Teach the BPE and write it to `out`, loadable by AutoTokenizer; returns its size."""
+    if pieces < LEAST_PIECES:
+        raise ConfigError(f"--pieces {pieces}: need {LEAST_PIECES} or more, one a byte and marks")
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    kept = [AddedToken(piece, special=False, normalized=False) for piece in single_pieces()]
+    trainer = trainers.BpeTrainer(
+        vocab_size=pieces - len(kept), min_frequency=2, show_progress=False,
+        special_tokens=list(MARKS), initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(map(_without_tags, texts), trainer)
+    tokenizer.add_special_tokens(
+        [AddedToken(mark, special=True, normalized=False) for mark in MARKS])
+    tokenizer.add_tokens(kept)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=MARKS[2], pad_token=MARKS[0],
+        clean_up_tokenization_spaces=False, model_max_length=LONGEST_TOKENS)
+    out.mkdir(parents=True, exist_ok=True)
+    fast.save_pretrained(str(out))
+    config = out / "tokenizer_config.json"       # a class name that every version knows
+    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | {
+        "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n", "utf-8")
+    return len(fast)
+
+
+def _without_tags(text: str) -> str:
+    for piece in (*MARKS, *single_pieces()):
+        text = text.replace(piece, "\n")
+    return text
+
+
+def _lines(paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"--texts {path}: no such file")
+        yield from path.read_text(encoding="utf-8").splitlines()
+
+
+if __name__ == "__main__":
+    main()

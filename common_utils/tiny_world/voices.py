@@ -1,0 +1,330 @@
+"""The people of the tiny world: who they are, and the engines that speak for them.
+
+espeak-ng (most voices) runs in this process through ctypes; Kokoro (a few natural ones) through
+onnxruntime. A voice's vocal tract is lengthened or shortened by playing its speech slower or
+faster; the engine speaks as much faster or slower and lower or higher to make up for it.
+"""
+
+import _ctypes
+import ctypes
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from common_utils.tiny_world.assets import AssetPaths
+from common_utils.tiny_world.reply_voice import Phonemes
+from osum_echat.errors import DataError, InputError
+
+Wave = NDArray[np.floating[Any]]        # (samples,); float32 where it leaves a function
+
+ESPEAK_RATE_HZ = 22_050
+KOKORO_RATE_HZ = 24_000
+STYLE_WIDTH = 256
+ESPEAK, KOKORO = "espeak", "kokoro"
+
+AUDIO_OUTPUT_SYNCHRONOUS = 2
+CHARS_UTF8 = 1
+RATE, VOLUME, PITCH, RANGE = 1, 2, 3, 4             # espeak_PARAMETER
+RATE_WPM = 160
+SLOWEST_WPM, FASTEST_WPM = 80, 400
+# espeak's pitch knob, 0 to 99: measured f0 against that at 50.
+KNOB = (0, 12, 25, 37, 50, 62, 75, 87, 99)
+KNOB_FACTOR = (0.70, 0.745, 0.81, 0.89, 1.0, 1.12, 1.28, 1.46, 1.66)
+# How far a `pitch` line's two bounds lie from the middle, and that middle against the f0 heard.
+LOW_BOUND, HIGH_BOUND = 0.83, 1.19
+
+Callback = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """A speaker. formants: resonances against those of a middle-sized man (1.0)."""
+
+    name: str
+    engine: str
+    variant: str                # espeak: "en-us+m3"; Kokoro: "style*share+style*share"
+    age: str
+    gender: str
+    f0_hz: float                # median of plain speech
+    formants: float
+    rate: float = 1.0           # against the engine's plain rate
+    breath: float = 0.0         # noise that follows the voice, as a share of its level
+    tremor: float = 0.0         # depth of the 4 to 6 Hz shake of pitch and loudness, 0 to 1
+    tilt_db: float = 0.0        # an octave
+
+    @property
+    def cell(self) -> tuple[str, str]:
+        return self.age, self.gender
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """What an engine said. `speed`: to be played this many times faster by whoever takes it."""
+
+    samples: Wave
+    rate_hz: int
+    speed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How an engine is asked to speak, all against the voice's plain speech."""
+
+    rate: float = 1.0
+    pitch: float = 1.0
+    range: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What all voices of one age and gender have in common; (from, to) bounds."""
+
+    f0_hz: tuple[float, float]
+    formants: tuple[float, float]
+    rate: tuple[float, float]
+    breath: tuple[float, float] = (0.0, 0.02)
+    tremor: tuple[float, float] = (0.0, 0.0)
+    tilt_db: tuple[float, float] = (-0.7, 0.7)
+
+
+CELLS = {
+    ("CHILD", "MALE"): Cell((236, 260), (1.23, 1.28), (0.92, 1.0)),
+    ("CHILD", "FEMALE"): Cell((305, 335), (1.38, 1.44), (0.92, 1.0), breath=(0.08, 0.14)),
+    ("ADULT", "MALE"): Cell((88, 122), (0.96, 1.02), (0.98, 1.08)),
+    ("ADULT", "FEMALE"): Cell((190, 224), (1.13, 1.18), (0.98, 1.08)),
+    ("OLD", "MALE"): Cell(
+        (94, 122), (0.89, 0.93), (0.76, 0.82), (0.10, 0.16), (0.8, 1.0), (-1.3, -0.6)
+    ),
+    ("OLD", "FEMALE"): Cell(
+        (174, 198), (1.07, 1.11), (0.76, 0.82), (0.12, 0.18), (0.8, 1.0), (-1.3, -0.6)
+    ),
+}
+
+# Variants of espeak that whisper understands: men's lend their timbre to boys, women's to girls.
+ESPEAK_TRAIN = {
+    "MALE": "m3 m4 m6 m7 m8 Alex Mike max klatt4 klatt6 edward iven3 john adam Reed ian".split(),
+    "FEMALE": "f1 f2 f3 f5 grandma linda".split(),
+}
+ESPEAK_TEST = {"MALE": "m1 m2 klatt3 Nguyen".split(), "FEMALE": "f4 Annie steph2".split()}
+ACCENTS = {"MALE": ("en-us",), "FEMALE": ("en-us", "en-gb-x-rp")}   # fewer women: two accents
+WOMEN = frozenset((*ESPEAK_TRAIN["FEMALE"], *ESPEAK_TEST["FEMALE"]))
+WOMEN_FORMANTS = 1.15
+
+# Kokoro's styles: f0 heard, and the length of the vocal tract as above.
+KOKORO_STYLES = {
+    "jf_alpha": (262.0, 1.15),
+    "jf_gongitsune": (234.0, 1.15),
+    "jf_nezumi": (228.0, 1.15),
+    "jf_tebukuro": (330.0, 1.25),
+    "jm_kumo": (91.0, 1.0),
+}
+KOKORO_TRAIN = {
+    "CHILD": ("jf_tebukuro*1", "jf_alpha*1", "jf_alpha*0.5+jf_tebukuro*0.5"),
+    "FEMALE": ("jf_alpha*1", "jf_nezumi*1", "jf_alpha*0.5+jf_nezumi*0.5"),
+    "MALE": ("jm_kumo*1", "jm_kumo*0.8+jf_alpha*0.2", "jm_kumo*0.8+jf_nezumi*0.2"),
+}
+KOKORO_TEST = {
+    "CHILD": ("jf_gongitsune*0.6+jf_tebukuro*0.4", "jf_gongitsune*0.8+jf_alpha*0.2"),
+    "FEMALE": ("jf_gongitsune*1", "jf_gongitsune*0.7+jf_nezumi*0.3"),
+    "MALE": ("jm_kumo*0.85+jf_gongitsune*0.15",),
+}
+
+
+def _between(bounds: tuple[float, float], step: int, of: int) -> float:
+    """Spread evenly: the middle of the given of so many equal parts."""
+    return round(bounds[0] + (bounds[1] - bounds[0]) * (step % of + 0.5) / of, 4)
+
+
+def _voice(
+    name: str, engine: str, variant: str, cell: tuple[str, str], index: int, shift: int
+) -> Voice:
+    """The index-th voice of a cell; each trait walks its bounds at another pace."""
+    traits = CELLS[cell]
+    return Voice(
+        name,
+        engine,
+        variant,
+        *cell,
+        f0_hz=_between(traits.f0_hz, 3 * index + shift, 7),
+        formants=_between(traits.formants, 2 * index + shift, 5),
+        rate=_between(traits.rate, index + shift, 4),
+        breath=_between(traits.breath, 2 * index + shift, 3),
+        tremor=_between(traits.tremor, index + shift, 3),
+        tilt_db=_between(traits.tilt_db, 4 * index + shift, 9),
+    )
+
+
+def all_voices(split: str) -> list[Voice]:
+    """Every voice of a split; no variant or style of one split speaks in the other."""
+    if split not in ("train", "test"):
+        raise DataError(f"split {split!r}: not one of train, test")
+    variants, styles = (
+        (ESPEAK_TRAIN, KOKORO_TRAIN) if split == "train" else (ESPEAK_TEST, KOKORO_TEST)
+    )
+    shift = 0 if split == "train" else 1
+    made = []
+    for cell in CELLS:
+        age, gender = cell
+        natural = "CHILD" if age == "CHILD" else gender
+        sources = [(ESPEAK, f"{accent}+{variant}")
+                   for accent, variant in product(ACCENTS[gender], variants[gender])]
+        sources += [(KOKORO, one) for one in styles[natural]]
+        for index, (engine, variant) in enumerate(sources):
+            name = f"{split}-{age}-{gender}-{index:02d}".lower()
+            made.append(_voice(name, engine, variant, cell, index, shift))
+    return made
+
+
+class Espeak:
+    """espeak-ng, in this process. The same words in the same voice always sound the same.
+
+    The library carries a state from one utterance to the next, so each gets it freshly loaded
+    (1.5 ms), from a private copy that nobody else holds open. Each voice is a variant file of
+    its own beside links to the library's data: the named variant with this voice's pitch.
+    """
+
+    def __init__(self, paths: AssetPaths) -> None:
+        if not paths.espeak_library.is_file():
+            raise InputError(f"{paths.espeak_library}: missing; run tiny_world/assets.py")
+        self._folder = tempfile.TemporaryDirectory(prefix="espeak")
+        home = Path(self._folder.name)
+        self._library = home / "espeak.so"
+        shutil.copy(paths.espeak_library, self._library)
+        self._known = (paths.espeak_data / "voices" / "!v").resolve()
+        self._variants = home / "espeak-ng-data" / "voices" / "!v"
+        self._variants.mkdir(parents=True)
+        for item in paths.espeak_data.resolve().iterdir():
+            if item.name != "voices":
+                (home / "espeak-ng-data" / item.name).symlink_to(item)
+
+    def say(self, text: str, voice: Voice, manner: Manner = Manner()) -> Spoken:
+        """`text` as this voice says it: (samples,) at 22050 Hz, of any loudness."""
+        accent, variant = self._variant_file(voice)
+        tract = WOMEN_FORMANTS if variant in WOMEN else 1.0
+        knob = float(np.interp(math.log(manner.pitch), np.log(KNOB_FACTOR), KNOB))
+        reached = float(np.interp(knob, KNOB, KNOB_FACTOR))
+        speed = voice.formants / tract
+        words = RATE_WPM * voice.rate * manner.rate / speed
+        settings = {
+            RATE: round(min(max(words, SLOWEST_WPM), FASTEST_WPM)),
+            VOLUME: 100,
+            PITCH: round(knob),
+            RANGE: round(min(50 * manner.range, 99)),
+        }
+        samples = self._synthesise(text, f"{accent}+{voice.name}", settings)
+        return Spoken(samples, ESPEAK_RATE_HZ, speed * manner.pitch / reached)
+
+    def _variant_file(self, voice: Voice) -> tuple[str, str]:
+        accent, _, variant = voice.variant.partition("+")
+        path = self._variants / voice.name
+        if not path.exists():
+            tract = WOMEN_FORMANTS if variant in WOMEN else 1.0
+            middle = voice.f0_hz * tract / voice.formants
+            kept = [line for line in (self._known / variant).read_text("latin-1").splitlines()
+                    if not line.startswith(("pitch", "name", "echo"))]
+            kept.append(f"pitch {round(middle * LOW_BOUND)} {round(middle * HIGH_BOUND)}")
+            path.write_text("\n".join([f"name {voice.name}", *kept, ""]), "latin-1")
+        return accent, variant
+
+    def _synthesise(self, text: str, name: str, settings: Mapping[int, int]) -> Wave:
+        library = ctypes.CDLL(str(self._library))
+        heard: list[NDArray[np.int16]] = []
+
+        def hear(wave: "ctypes._Pointer[ctypes.c_short]", count: int, _events: int) -> int:
+            if count > 0:
+                heard.append(np.ctypeslib.as_array(wave, (count,)).copy())
+            return 0
+
+        callback = Callback(hear)
+        home = str(self._variants.parents[2]).encode()
+        library.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, home, 0)
+        library.espeak_SetSynthCallback(callback)
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+        if library.espeak_SetVoiceByName(name.encode()):
+            raise InputError(f"espeak voice {name!r}: not found; unpack its package anew")
+        for parameter, value in settings.items():
+            library.espeak_SetParameter(parameter, value, 0)
+        source = text.encode() + b"\0"
+        library.espeak_Synth(source, ctypes.c_size_t(len(source)), 0, 1, 0, CHARS_UTF8, None, None)
+        library.espeak_Synchronize()
+        library.espeak_Terminate()
+        _ctypes.dlclose(library._handle)
+        if not heard:
+            raise InputError(f"text {text!r}: nothing in it can be spoken")
+        return np.concatenate(heard).astype(np.float32) / 32768
+
+
+class Kokoro:
+    """Kokoro-82M: natural speech; its pitch follows the length of the vocal tract."""
+
+    PITCH_SHARE = 0.6           # of the wanted change of pitch: the rest would sound another age
+
+    def __init__(self, paths: AssetPaths) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(
+            str(paths.kokoro_model), options, providers=["CPUExecutionProvider"]
+        )
+        self._ids: dict[str, int] = json.loads(paths.kokoro_vocab.read_text("utf-8"))["vocab"]
+        with np.load(paths.kokoro_styles) as file:
+            self._styles = {name: file[name] for name in file.files}
+        self._phonemes = Phonemes(paths.espeak_library, paths.espeak_data, "en-us")
+
+    def say(self, text: str, voice: Voice, manner: Manner = Manner()) -> Spoken:
+        """`text` as this voice says it: (samples,) at 24000 Hz."""
+        ids = [self._ids[sign] for sign in self._phonemes(text) if sign in self._ids]
+        if not ids:
+            raise InputError(f"text {text!r}: nothing in it can be spoken")
+        parts = _parts(voice.variant)
+        plain = math.exp(sum(share * math.log(KOKORO_STYLES[name][0]) for name, share in parts))
+        tract = sum(share * KOKORO_STYLES[name][1] for name, share in parts)
+        # Both pitch and resonances move with the speed: meet half-way between the two wishes.
+        speed = math.sqrt(voice.f0_hz / plain * voice.formants / tract)
+        speed *= manner.pitch**self.PITCH_SHARE
+        samples = self._session.run(None, {
+            "tokens": np.array([[0, *ids, 0]], np.int64),
+            "style": self._style(voice.variant, len(ids)),
+            "speed": np.array([voice.rate * manner.rate / speed], np.float32),
+        })[0]
+        return Spoken(np.asarray(samples, np.float32).reshape(-1), KOKORO_RATE_HZ, speed)
+
+    def _style(self, variant: str, length: int) -> NDArray[np.float32]:
+        mixed = np.zeros((1, STYLE_WIDTH), np.float32)
+        for name, share in _parts(variant):
+            table = self._styles[name]
+            mixed += np.float32(share) * table[min(length, len(table)) - 1].reshape(mixed.shape)
+        return mixed
+
+
+def _parts(variant: str) -> list[tuple[str, float]]:
+    """The styles of a mixture and their shares."""
+    named = (part.split("*") for part in variant.split("+"))
+    return [(name, float(share)) for name, share in named]
+
+
+ENGINES: dict[str, type[Espeak] | type[Kokoro]] = {ESPEAK: Espeak, KOKORO: Kokoro}
+
+
+class Studio:
+    """Both engines, opened when first needed."""
+
+    def __init__(self, paths: AssetPaths) -> None:
+        self._paths = paths
+        self._engines: dict[str, Espeak | Kokoro] = {}
+
+    def say(self, text: str, voice: Voice, manner: Manner = Manner()) -> Spoken:
+        if voice.engine not in self._engines:
+            self._engines[voice.engine] = ENGINES[voice.engine](self._paths)
+        return self._engines[voice.engine].say(text, voice, manner)

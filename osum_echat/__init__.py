@@ -1,0 +1,18 @@
+"""OSUM-EChat: hears speech, understands words and voice, answers in text and speech."""
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from osum_echat.assistant import EChat, Reply
+    from osum_echat.records import Utterance
+
+__all__ = ["EChat", "Reply", "Utterance"]
+_HOMES = {"EChat": "assistant", "Reply": "assistant", "Utterance": "records"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that `--help` stays instant."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'osum_echat' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"osum_echat.{_HOMES[name]}"), name)

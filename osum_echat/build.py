@@ -1,0 +1,127 @@
+"""From an experiment to all that its training works on."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import yaml
+
+from osum_echat import config
+from osum_echat import device as devices
+from osum_echat.config import Experiment
+from osum_echat.data.loader import Loader, held_out_batches, open_sources
+from osum_echat.data.prepare import Preparer
+from osum_echat.errors import ConfigError
+from osum_echat.logs import logger
+from osum_echat.models import checkpoint
+from osum_echat.models.echat import EChat, EChatSettings
+from osum_echat.models.whisper_start import start_encoder
+from osum_echat.sequence import Batch
+from osum_echat.training.engine import SingleEngine
+from osum_echat.training.loop import Training
+from osum_echat.vocab import Vocab
+
+LOG = logger(__name__)
+PROMPTS_FILE = "prompts.yaml"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
+
+
+def training(experiment: Experiment) -> Training:
+    """Vocabulary, model, data and engine of an experiment; OsumError for what is wrong."""
+    torch.manual_seed(experiment.seed)
+    settings = model_settings(experiment)
+    vocab = vocabulary(experiment, settings)
+    settings = replace(settings, llm={**settings.llm, "vocab_size": vocab.text_rows})
+    preparer = Preparer(experiment.prepare, vocab, settings.encoder.mels)
+    loader = Loader(
+        open_sources(experiment.data.lists), preparer, experiment.data, experiment.seed
+    )
+    model = network(experiment, settings)
+    device = devices.pick(experiment.device)
+    engine = SingleEngine(model, experiment.stage, experiment.engine, device)
+    held_out = experiment.data.held_out
+    if held_out:
+        open_sources(held_out)  # a missing list is told now, not at the first check
+    return Training(
+        engine=engine,
+        batches=loader,
+        held_out=_held_out(experiment, vocab, settings.encoder.mels),
+        export=lambda directory: export(directory, experiment, engine.model, preparer),
+        output=Path(experiment.output),
+        config_text=config.dump(experiment),
+        accumulate=experiment.engine.accumulate,
+    )
+
+
+def model_settings(experiment: Experiment) -> EChatSettings:
+    """The sizes: those of `model`, or else of the directory that training starts from."""
+    if experiment.model is not None:
+        return checkpoint.read_settings(Path(experiment.model))
+    directory = Path(str(experiment.init))
+    if not directory.is_dir():
+        raise ConfigError(f"init {directory}: no such model directory; give `model` for a .pt file")
+    return checkpoint.read_settings(directory)
+
+
+def vocabulary(experiment: Experiment, settings: EChatSettings) -> Vocab:
+    """The tokenizer's; its size decides a model without `vocab_size`."""
+    rows = settings.llm.get("vocab_size")
+    return Vocab.from_directory(
+        _tokenizer_directory(experiment), int(rows) if rows else None, settings.speech_codes
+    )
+
+
+def network(experiment: Experiment, settings: EChatSettings) -> EChat:
+    """The model with the weights it starts from."""
+    if experiment.init is None:
+        model = EChat(settings)
+    else:
+        model = checkpoint.load(Path(experiment.init), settings, dtype=torch.float32)
+    if experiment.init_encoder is not None:
+        start_encoder(model.encoder, Path(experiment.init_encoder))
+        LOG.info("encoder starts from %s", experiment.init_encoder)
+    sizes = {name: sum(part.numel() for part in child.parameters())
+             for name, child in model.named_children()}  # fmt: skip
+    LOG.info("model: %s", ", ".join(f"{name} {size / 1e6:.1f} M" for name, size in sizes.items()))
+    return model
+
+
+def export(directory: Path, experiment: Experiment, model: EChat, preparer: Preparer) -> None:
+    """The trained model as a directory that a later stage or inference loads, whole or not."""
+    part = directory.with_name(f".{directory.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    prepare = experiment.prepare
+    checkpoint.save(
+        part, model, notes={"thinking": prepare.thinking, "template": prepare.template}
+    )
+    pools = {tag: list(pool) for tag, pool in preparer.prompts.pools.items()}
+    if pools:
+        text = yaml.safe_dump(pools, sort_keys=False, allow_unicode=True)
+        (part / PROMPTS_FILE).write_text(text, encoding="utf-8")
+    tokenizer = _tokenizer_directory(experiment)
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, part / name)
+    shutil.rmtree(directory, ignore_errors=True)
+    part.rename(directory)
+
+
+def _held_out(experiment: Experiment, vocab: Vocab, mels: int) -> Callable[[], Sequence[Batch]]:
+    """Makes the held-out batches when first asked: without masks, from a seed of its own."""
+    settings = replace(experiment.prepare, time_masks=0, band_masks=0)
+    return lambda: held_out_batches(
+        experiment.data.held_out,
+        Preparer(settings, vocab, mels),
+        experiment.data,
+        experiment.seed,
+    )
+
+
+def _tokenizer_directory(experiment: Experiment) -> Path:
+    return Path(str(experiment.tokenizer or experiment.init))

@@ -1,0 +1,1 @@
+"""From lists of recordings to batches: sources, preparing, packing, mixing."""

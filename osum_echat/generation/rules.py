@@ -1,0 +1,88 @@
+"""What may not come next: rules on the logits of one phase, given what was generated in it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+# The code of silence in the published codec; it may repeat for longer.
+SILENCE = 1446
+
+
+class Rule(Protocol):
+    """A dataclass: every run works on fresh copies. `in_speech`: the phase in which it is asked."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    in_speech: ClassVar[bool]
+
+    def __call__(self, history: Sequence[int], logits: Tensor) -> Tensor:
+        """history: ids generated in this phase; logits: (vocab,), returned changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoLongRuns:
+    """An id that has just come `limit` times in a row may not come again."""
+
+    limit: int = 5
+    own_limits: Mapping[int, int] = field(default_factory=lambda: {SILENCE: 10})
+    in_speech: ClassVar[bool] = True
+
+    def __call__(self, history: Sequence[int], logits: Tensor) -> Tensor:
+        if not history or history[-1] >= len(logits):
+            return logits
+        last = history[-1]
+        limit = self.own_limits.get(last, self.limit)
+        tail = history[-limit:]
+        if len(tail) < limit or len(set(tail)) > 1:
+            return logits
+        return forbid([last], logits)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowLimit:
+    """An id that fills `limit` places of the last `window` may not come again."""
+
+    window: int = 8
+    limit: int = 5
+    own_windows: Mapping[int, tuple[int, int]] = field(default_factory=lambda: {SILENCE: (13, 10)})
+    in_speech: ClassVar[bool] = True
+
+    def __call__(self, history: Sequence[int], logits: Tensor) -> Tensor:
+        if not history or history[-1] >= len(logits):
+            return logits
+        widest = max(self.window, *(window for window, _ in self.own_windows.values()), 0)
+        full = []
+        for number in set(history[-widest:]):
+            window, limit = self.own_windows.get(number, (self.window, self.limit))
+            if number < len(logits) and list(history[-window:]).count(number) >= limit:
+                full.append(number)
+        return forbid(full, logits)
+
+
+@dataclass(slots=True)
+class AllowedAfter:
+    """The first time that the text ends in `cue`, only `allowed` may follow.
+
+    Made for label thinking: an unknown age was trained as `<&&>`, and this asks for a real one.
+    """
+
+    cue: Sequence[int]
+    allowed: Sequence[int]
+    fired: bool = field(default=False, init=False)
+    in_speech: ClassVar[bool] = False
+
+    def __call__(self, history: Sequence[int], logits: Tensor) -> Tensor:
+        if self.fired or not self.cue or list(history[-len(self.cue) :]) != list(self.cue):
+            return logits
+        self.fired = True
+        allowed = torch.tensor(list(self.allowed), device=logits.device)
+        return torch.full_like(logits, -torch.inf).index_copy(0, allowed, logits[allowed])
+
+
+def forbid(ids: Sequence[int], logits: Tensor) -> Tensor:
+    """logits: (vocab,). Returns them with these ids impossible."""
+    if not ids:
+        return logits
+    return logits.index_fill(0, torch.tensor(ids, device=logits.device), -torch.inf)

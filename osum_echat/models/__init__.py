@@ -1,0 +1,1 @@
+"""The network: encoder, adapter, language model, heads, and how they are stored."""

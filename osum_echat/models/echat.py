@@ -1,0 +1,265 @@
+"""The dialogue model: a batch of rows to embeddings, hidden states, two heads and the loss."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from osum_echat.errors import ConfigError
+from osum_echat.models.adapter import Adapter, AdapterSettings
+from osum_echat.models.encoder import Encoder, EncoderSettings
+from osum_echat.models.encoder_memory import EncoderMemory
+from osum_echat.sequence import IGNORED, Batch
+
+MARKS = 3  # rows of the speech table beyond the codes: edge, audio begin, audio end
+CLIPS_TOGETHER = 4  # on a CPU; of like length, so that little of the work goes into padding
+
+
+@dataclass(frozen=True, slots=True)
+class EChatSettings:
+    """All sizes of the model; `llm` is the config.json of a Qwen2."""
+
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    llm: Mapping[str, Any] = field(default_factory=dict)
+    speech_codes: int = 4096
+
+    def __post_init__(self) -> None:
+        kind = self.llm.get("model_type", "qwen2")
+        if kind != "qwen2":
+            raise ConfigError(f"llm.model_type {kind!r}: only 'qwen2' can be used")
+        if not self.llm.get("tie_word_embeddings", True):
+            raise ConfigError(
+                "llm.tie_word_embeddings false: the text table and head are one; set it to true"
+            )
+
+
+class TaskLoss(NamedTuple):
+    """What one task contributed to a loss: loss sum, tokens trained, tokens guessed."""
+
+    loss_sum: float
+    tokens: int
+    correct: int
+
+
+class LossReport(NamedTuple):
+    """`total` is the sum over `tokens` trained tokens and carries the gradient."""
+
+    total: Tensor
+    tokens: int
+    by_task: dict[str, TaskLoss]
+
+
+def build_llm(config: Mapping[str, Any]) -> nn.Module:
+    """A stock Qwen2ForCausalLM from its config alone, with fresh weights."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    raw = {**config, "tie_word_embeddings": True, "attn_implementation": "sdpa"}
+    raw.pop("torch_dtype", None)
+    return Qwen2ForCausalLM(Qwen2Config.from_dict(raw))
+
+
+class EChat(nn.Module):
+    """Encoder, adapter, LLM, and a table and head for speech codes beside those for text."""
+
+    llm: Any  # a Qwen2ForCausalLM
+
+    def __init__(self, settings: EChatSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self._memory: EncoderMemory | None = None
+        self.llm = build_llm(settings.llm)
+        width: int = self.llm.config.hidden_size
+        self.encoder = Encoder(settings.encoder)
+        self.adapter = Adapter(settings.adapter, settings.encoder.width, width)
+        self.speech_embedding = nn.Embedding(settings.speech_codes + MARKS, width)
+        self.speech_head = nn.Linear(width, settings.speech_codes + 1)
+        nn.init.normal_(self.speech_embedding.weight, std=self.llm.config.initializer_range)
+        nn.init.normal_(self.speech_head.weight, std=self.llm.config.initializer_range)
+        nn.init.zeros_(self.speech_head.bias)
+
+    def remember_clips(self, limit_mb: int) -> None:
+        """Keep what the encoder makes of clips; only for an encoder that no longer changes."""
+        self._memory = EncoderMemory(self.encoder, limit_mb * 2**20) if limit_mb else None
+
+    @property
+    def text_rows(self) -> int:
+        """Rows of the text table; joint ids from here on are speech ids."""
+        return self.llm.config.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.speech_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.speech_head.weight.dtype
+
+    def hear(self, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """mels: (clips, frames, mel), right-padded with zeros; lengths: (clips,) in frames.
+
+        Returns (clips, steps, llm width) and lengths (clips,) in steps: clip_steps(frames) of each
+        clip alone, because clips that share a batch are padded to an odd number of frames.
+        """
+        if mels.device.type != "cpu" or len(mels) <= CLIPS_TOGETHER:
+            return self._hear_together(mels, lengths)
+        order = lengths.argsort()
+        parts = []
+        for group in order.split(CLIPS_TOGETHER):
+            longest = int(lengths[group].max())
+            parts.append(self._hear_together(mels[group, :longest], lengths[group]))
+        longest = max(steps.shape[1] for steps, _ in parts)
+        padded = [
+            functional.pad(steps, (0, 0, 0, longest - steps.shape[1])) for steps, _ in parts
+        ]
+        back = order.argsort()
+        return torch.cat(padded)[back], torch.cat([counts for _, counts in parts])[back]
+
+    def _hear_together(self, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for clips that are worked on at one padded length."""
+        if len(mels) > 1 and mels.shape[1] % 2 == 0:
+            mels = functional.pad(mels, (0, 0, 0, 1))
+        listen = self.encoder if self._memory is None else self._memory
+        return self.adapter(*listen(mels.to(self.dtype), lengths))
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """ids: (...) in joint space. Returns (..., width)."""
+        text = self.llm.get_input_embeddings()
+        is_speech = ids >= self.text_rows
+        written = text(ids.masked_fill(is_speech, 0))
+        spoken = self.speech_embedding((ids - self.text_rows).clamp(min=0))
+        return torch.where(is_speech[..., None], spoken, written)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """The rows with every clip in its place. Returns (rows, tokens, width)."""
+        embedded = self.embed_ids(batch.ids)
+        if batch.mels is None:
+            return embedded
+        clips, lengths = self.hear(batch.mels, batch.mel_lengths)
+        assert lengths.tolist() == [span.length for span in batch.spans], "clips do not fit spans"
+        rows = torch.tensor([span.row for span in batch.spans], device=embedded.device)
+        starts = torch.tensor([span.start for span in batch.spans], device=embedded.device)
+        clip, step = (
+            torch.arange(clips.shape[1], device=lengths.device) < lengths[:, None]
+        ).nonzero(as_tuple=True)
+        heard = clips[clip, step].to(embedded.dtype)
+        return embedded.index_put((rows[clip], starts[clip] + step), heard)
+
+    def forward(
+        self, batch: Batch, *, embedded: Tensor | None = None, hide_unknown: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states after the final norm: (rows, tokens, width); packed sequences stay apart.
+
+        embedded: (rows, tokens, width), None: the rows of the batch are embedded here.
+        hide_unknown: (rows, tokens), True on unknown labels that no other token may attend to; such
+        a token enters as id 0 at position 1: so upstream trains; only for comparison with it.
+        """
+        embedded = self.embed(batch) if embedded is None else embedded
+        if hide_unknown is None:
+            return self.run(embedded, batch.segments, batch.positions)
+        nothing = self.embed_ids(torch.zeros_like(batch.ids))
+        embedded = torch.where(hide_unknown[..., None], nothing, embedded)
+        before = hide_unknown.cumsum(1)
+        columns = torch.arange(before.shape[1], device=before.device)
+        starts = (columns - batch.positions).clamp(min=0)
+        passed = before - (before - hide_unknown.long()).gather(1, starts)
+        positions = (batch.positions - passed).masked_fill(hide_unknown, 1)
+        return self.run(embedded, batch.segments, positions, visible=~hide_unknown)
+
+    def run(
+        self, embedded: Tensor, segments: Tensor, positions: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
+        """The LLM on embedded rows.
+
+        embedded: (rows, tokens, width); segments: (rows, tokens), the number of the sequence within
+        its row, -1 on padding; positions: (rows, tokens), from 0 in every sequence; visible: (rows,
+        tokens), False on tokens hidden from the others. Returns (rows, tokens, width).
+        """
+        if visible is None and int(segments.max()) == 0:
+            # One sequence a row, padded on the right: the causal order alone keeps padding out.
+            columns = torch.arange(embedded.shape[1], device=embedded.device)[None]
+            return self.llm.model(
+                inputs_embeds=embedded, position_ids=columns, use_cache=False
+            ).last_hidden_state
+        allowed = (segments[:, :, None] == segments[:, None]).tril()
+        if visible is not None:
+            allowed &= visible[:, None]
+        return self.llm.model(
+            inputs_embeds=embedded,
+            position_ids=positions,
+            attention_mask=allowed[:, None],
+            use_cache=False,
+        ).last_hidden_state
+
+    def new_cache(self) -> Any:
+        """An empty key and value cache of the LLM, for one growing row."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.llm.config)
+
+    def logits_text(self, hidden: Tensor) -> Tensor:
+        """hidden: (..., width). Returns (..., text rows)."""
+        return self.llm.lm_head(hidden)
+
+    def logits_speech(self, hidden: Tensor) -> Tensor:
+        """hidden: (..., width). Returns (..., speech codes + 1): codes, then the speech edge."""
+        return self.speech_head(hidden)
+
+    def loss(self, batch: Batch) -> LossReport:
+        """Next-token cross-entropy at the trained tokens, each in its own space (batch.joint)."""
+        hidden = self.forward(batch)
+        rows, columns = torch.nonzero(batch.targets[:, 1:] != IGNORED, as_tuple=True)
+        columns = columns + 1
+        task_names, task_of = tasks_at(batch, rows, columns)
+        targets, joint = batch.targets[rows, columns], batch.joint[rows, columns]
+        states = hidden[rows, columns - 1]
+        losses, correct = [], []
+        order = []
+        for is_joint in (False, True):
+            at = torch.nonzero(joint == is_joint)[:, 0]
+            if not len(at):
+                continue
+            logits = self.logits_text(states[at])
+            if is_joint:
+                logits = torch.cat((logits, self.logits_speech(states[at])), dim=-1)
+            losses.append(functional.cross_entropy(logits.float(), targets[at], reduction="none"))
+            correct.append(logits.detach().argmax(-1) == targets[at])
+            order.append(at)
+        if not losses:
+            return LossReport(hidden.sum() * 0.0, 0, {})
+        return report(torch.cat(losses), torch.cat(correct), task_of[torch.cat(order)], task_names)
+
+
+def tasks_at(batch: Batch, rows: Tensor, columns: Tensor) -> tuple[list[str], Tensor]:
+    """The names of the tasks in a batch, and the number of each given token's task.
+
+    rows, columns: (tokens,). Returns names and (tokens,).
+    """
+    names = sorted({name for row in batch.tasks for name in row})
+    numbers = {name: number for number, name in enumerate(names)}
+    longest = max(len(row) for row in batch.tasks)
+    table = torch.tensor(
+        [[numbers[name] for name in row] + [0] * (longest - len(row)) for row in batch.tasks]
+    )
+    return names, table.to(rows.device)[rows, batch.segments[rows, columns]]
+
+
+def report(losses: Tensor, correct: Tensor, task_of: Tensor, names: list[str]) -> LossReport:
+    """losses, correct, task_of: (tokens,): loss, whether it was guessed, number of its task."""
+    count = len(names)
+    sums = (
+        torch.zeros(count, device=losses.device)
+        .index_add_(0, task_of, losses.detach().float())
+        .tolist()
+    )
+    tokens = torch.bincount(task_of, minlength=count).tolist()
+    hits = torch.bincount(task_of[correct], minlength=count).tolist()
+    by_task = {
+        name: TaskLoss(*row) for name, *row in zip(names, sums, tokens, hits, strict=True) if row[1]
+    }
+    return LossReport(losses.sum(), len(losses), by_task)

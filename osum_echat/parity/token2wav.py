@@ -1,0 +1,384 @@
+"""Token to wav against published tensors: flow, its training loss, HiFT, offline pipelines."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from osum_echat.errors import CheckpointError
+from osum_echat.parity.report import OTHERWISE, Row, close, not_compared
+from osum_echat.token2wav import weights
+from osum_echat.token2wav.conformer import ConformerSettings
+from osum_echat.token2wav.estimator import EstimatorSettings
+from osum_echat.token2wav.flow import Draws, Flow, FlowSettings, solver_times
+from osum_echat.token2wav.hift import Hift, HiftSettings, fold
+from osum_echat.token2wav.vocoder import at_speed
+from osum_echat.token2wav.voice import VoicePrompt
+
+STEP = 2e-5                     # intermediates; of their rms, where that is above 1
+MEL = 1e-4
+LOSS = 1e-5                     # or 1e-6 of it, where that is more
+WAVE = 1e-5                     # from the stored source
+PIPELINE_WAVE = 5e-3            # with the pitch found anew
+PITCH_HZ = 5e-3
+GRADIENT = 1e-4                 # relative to the largest of the tensor
+LEAST_NORM = 1e-3               # some gradients are zero but for rounding (biases of keys)
+TAPPED_CALL = 3                 # `step4_` arrays are from the fourth call of the estimator
+CACHE = OTHERWISE + "the 34-frame cache of streaming"
+STREAMING = OTHERWISE + "streaming pipelines"
+GIVEN = "given"
+
+Arrays = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The networks of a directory; a part whose weights are not there is None."""
+
+    flow: Flow | None
+    hift: Hift | None
+    drop: float
+
+
+def rows(directory: Path) -> list[Row]:
+    """Compare every array of every file. Raises CheckpointError where a file cannot be read."""
+    config = _config(directory)
+    parts = Parts(_flow(directory, config), _hift(directory, config, "hift.pt"), _drop(config))
+    found: list[Row] = []
+    for path in sorted(directory.glob("*.npz")):
+        compare = next((one for start, one in KINDS if path.stem.startswith(start)), None)
+        arrays = _read(path)
+        ours = {} if compare is None else compare(parts, arrays, path)
+        found += [_row(path.stem, key, value, ours) for key, value in arrays.items()]
+        extra = ours.get("extra rows")
+        found += extra if isinstance(extra, list) else []
+    return found + _namings(directory, config)
+
+
+def _row(stem: str, key: str, theirs: Tensor, ours: dict[str, Any]) -> Row:
+    """Ours is a tensor and a limit, or the reason why there is none."""
+    name = f"{stem}.{key}"
+    mine = ours.get(key, GIVEN)
+    if isinstance(mine, str):
+        return not_compared(name, mine)
+    values, limit = mine
+    if limit == STEP:
+        limit *= max(1.0, float(theirs.double().square().mean().sqrt()))
+    return close(name, values, theirs, limit)
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); it holds all sizes") from error
+    return raw if isinstance(raw, dict) else {}
+
+
+def _read(path: Path) -> Arrays:
+    try:
+        with np.load(path) as archive:
+            return {key: torch.from_numpy(np.array(archive[key])) for key in archive.files}
+    except (OSError, ValueError, BadZipFile) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+
+
+def _drop(config: dict[str, Any]) -> float:
+    return float(config["flow"]["cfm"]["cfm_params"].get("training_cfg_rate", 0.2))
+
+
+def _flow(directory: Path, config: dict[str, Any]) -> Flow | None:
+    path = directory / "flow.pt"
+    if not path.is_file():
+        return None
+    try:
+        own = config["flow"]
+        encoder, unet, matching = own["encoder"], own["estimator"], own["cfm"]["cfm_params"]
+        settings = FlowSettings(
+            codes=own["vocab_size"],
+            tokens_per_s=own["input_frame_rate"],
+            conformer=ConformerSettings(
+                encoder["input_size"], encoder["output_size"], encoder["attention_heads"],
+                encoder["linear_units"], encoder["num_blocks"], encoder["dropout_rate"],
+            ),
+            estimator=EstimatorSettings(
+                tuple(unet["channels"]), unet["num_heads"], unet["attention_head_dim"],
+                unet["n_blocks"], unet["num_mid_blocks"],
+            ),
+            regulator_convs=len(own["length_regulator"]["sampling_ratios"]),
+            guidance=matching["inference_cfg_rate"],
+            smallest_noise=matching["sigma_min"],
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{directory / 'config.json'}: flow has no {error}") from error
+    flow = Flow(settings)
+    weights.fill(flow, weights.read(path), str(path))
+    return flow.eval()
+
+
+def _hift(directory: Path, config: dict[str, Any], file: str, prefix: str = "") -> Hift | None:
+    path = directory / file
+    if not path.is_file():
+        return None
+    try:
+        own = config["hift"]
+        settings = HiftSettings(
+            channels=own["base_channels"],
+            pitch_channels=config["f0_predictor"]["cond_channels"],
+            harmonics=own["nb_harmonics"],
+            sine_level=own["nsf_alpha"],
+            noise_level=own["nsf_sigma"],
+            voiced_above_hz=own["nsf_voiced_threshold"],
+            upsample=tuple(own["upsample_rates"]),
+            upsample_kernels=tuple(own["upsample_kernel_sizes"]),
+            window_samples=own["istft_params"]["n_fft"],
+            hop_samples=own["istft_params"]["hop_len"],
+            kernels=tuple(own["resblock_kernel_sizes"]),
+            dilations=tuple(map(tuple, own["resblock_dilation_sizes"])),
+            source_kernels=tuple(own["source_resblock_kernel_sizes"]),
+            source_dilations=tuple(map(tuple, own["source_resblock_dilation_sizes"])),
+            slope=own["lrelu_slope"],
+            limit=own["audio_limit"],
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{directory / 'config.json'}: hift has no {error}") from error
+    hift = Hift(settings)
+    tensors = {prefix + key: value for key, value in weights.read(path).items()}
+    weights.fill(hift, fold(tensors), str(path))
+    return hift.eval()
+
+
+@contextmanager
+def taps(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple[Any, Any]]]]:
+    """Inside, each call of a module adds its (inputs, output) to the list under its name."""
+    calls: dict[str, list[tuple[Any, Any]]] = {name: [] for name in modules}
+
+    def keep(name: str) -> Any:
+        return lambda _, inputs, output: calls[name].append((inputs, output))
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _flipped(values: Tensor) -> Tensor:
+    return values.transpose(1, 2)
+
+
+def _prompt(arrays: Arrays) -> VoicePrompt:
+    return VoicePrompt(arrays["prompt_token"], arrays["prompt_feat"], arrays["embedding"])
+
+
+def _estimator_modules(flow: Flow) -> dict[str, nn.Module]:
+    """The parts of the estimator by the names of the stored arrays."""
+    unet = flow.decoder.estimator
+    found: dict[str, nn.Module] = {"time_mlp": unet.time_mlp, "final_block": unet.final_block}
+    stages = {"down": unet.down_blocks, "mid": unet.mid_blocks, "up": unet.up_blocks}
+    for name, blocks in stages.items():
+        for index, block in enumerate(blocks):
+            assert isinstance(block, nn.ModuleList)
+            for part, module in zip(("resnet", "attn", "out"), block, strict=False):
+                inner = module[-1] if isinstance(module, nn.ModuleList) else module
+                found[f"{name}{index}_{part}"] = inner
+    return found
+
+
+def _flow_case(parts: Parts, arrays: Arrays, path: Path) -> dict[str, Any]:
+    """One synthesis of a mel."""
+    flow = parts.flow
+    if flow is None:
+        return dict.fromkeys(arrays, "no flow.pt")
+    modules: dict[str, nn.Module] = {
+        "enc_embed": flow.encoder.embed, "enc_out": flow.encoder, "enc_proj": flow.encoder_proj,
+        "regulator": flow.length_regulator, "estimator": flow.decoder.estimator,
+        "spk": flow.spk_embed_affine_layer,
+    }
+    modules |= {f"enc_layer{index}": layer for index, layer in enumerate(flow.encoder.encoders)}
+    modules |= {f"step4_{name}": part for name, part in _estimator_modules(flow).items()}
+    with taps(modules) as calls:
+        mel = flow.mel(arrays["token"], _prompt(arrays), noise=arrays["z"])
+    ours: dict[str, Any] = {
+        name: (found[0][1], STEP)
+        for name, found in calls.items() if name.startswith(("enc", "spk"))
+    }
+    stretched, mu = calls["regulator"][0][0][0], calls["regulator"][0][1]
+    ours |= {"lr_interp": (_flipped(stretched), STEP), "mu": (_flipped(mu), STEP)}
+    inputs = [call[0] for call in calls["estimator"]]
+    ours |= {
+        "mu_in": (_flipped(inputs[0][1]), STEP),
+        "cond_in": (_flipped(inputs[0][4]), STEP),
+        "spks_in": (inputs[0][3], STEP),
+        "t_span": (solver_times(len(inputs)), STEP),
+        "t_used": (torch.stack([call[2] for call in inputs]), STEP),
+        "x_steps": (torch.stack([_flipped(call[0]) for call in inputs]), STEP),
+        "est_steps": (torch.stack([_flipped(call[1]) for call in calls["estimator"]]), STEP),
+        "mel": (mel, MEL),
+        "flow_cache_out": CACHE,
+    }
+    for name in (name for name in calls if name.startswith("step4_")):
+        values = calls[name][TAPPED_CALL][1]
+        rows_first = name.endswith(("attn", "time_mlp"))
+        ours[name] = (values if rows_first else _flipped(values), STEP)
+    if arrays.get("flow_cache_in", torch.zeros(0)).numel():
+        before = ("spk", "enc_embed", "enc_layer", "enc_out", "enc_proj", "lr_interp", "mu", "t_")
+        kept = {key: value for key, value in ours.items()
+                if key.startswith(before) and key != "mu_in"}
+        ours = dict.fromkeys(ours, CACHE) | kept
+    return ours
+
+
+def _estimator_case(parts: Parts, arrays: Arrays, path: Path) -> dict[str, Any]:
+    """The estimator alone on a padded batch."""
+    if parts.flow is None:
+        return dict.fromkeys(arrays, "no flow.pt")
+    with torch.no_grad():
+        out = parts.flow.decoder.estimator(
+            _flipped(arrays["x"]), _flipped(arrays["mu"]), arrays["t"], arrays["spks"],
+            _flipped(arrays["cond"]), arrays["mask"][:, 0].bool(),
+        )
+    return {"out": (_flipped(out), STEP)}
+
+
+def _training_case(parts: Parts, arrays: Arrays, path: Path) -> dict[str, Any]:
+    """The training loss of a padded batch, and its gradients."""
+    flow = parts.flow
+    if flow is None:
+        return dict.fromkeys(arrays, "no flow.pt")
+    times = 1 - torch.cos(arrays["t_uniform"].view(-1) * 0.5 * torch.pi)
+    kept = arrays["cfg_uniform"] > parts.drop
+    draws = Draws(times, _flipped(arrays["z"]), arrays["cond_len"], kept)
+    with taps({"mu": flow.length_regulator, "estimator": flow.decoder.estimator}) as calls:
+        loss = flow.loss(
+            arrays["token"], arrays["feat"], arrays["embedding"], draws,
+            token_lengths=arrays["token_len"], mel_lengths=arrays["feat_len"],
+        ).matching
+    flow.zero_grad()
+    loss.backward()
+    gradients = {name: part.grad for name, part in flow.named_parameters() if part.grad is not None}
+    (mixed, mu, when, speaker, known, valid), velocity = calls["estimator"][0]
+    ours: dict[str, Any] = {
+        "loss": (loss, max(LOSS, 1e-6 * float(arrays["loss"]))),
+        "mu": (calls["mu"][0][1] * valid.unsqueeze(-1), STEP),
+        "y": (_flipped(mixed), STEP),
+        "est_mask": (valid.unsqueeze(1).float(), 0.0),
+        "est_mu": (_flipped(mu), STEP),
+        "est_t": (when, STEP),
+        "est_spks": (speaker, STEP),
+        "est_cond": (_flipped(known), STEP),
+        "pred": (_flipped(velocity), STEP),
+    }
+    for key in (key for key in arrays if key.startswith("grad:")):
+        name = key.removeprefix("grad:")
+        scale = float(arrays[key].abs().max()) or 1.0
+        ours[key] = (gradients[name], GRADIENT * scale) if name in gradients else "no gradient"
+    ours["extra rows"] = _gradient_norms(path, gradients)
+    return ours
+
+
+def _gradient_norms(path: Path, gradients: dict[str, Tensor]) -> list[Row]:
+    """One row for the norms of all gradients, relative; none without the file beside."""
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        return []
+    theirs = json.loads(beside.read_text(encoding="utf-8")).get("grad_norm", {})
+    names = [name for name in theirs if name in gradients]
+    norms = torch.stack([gradients[name].norm() for name in names])
+    right = torch.tensor([theirs[name] for name in names])
+    scale = right.clamp(min=LEAST_NORM)
+    row = close(f"{path.stem}.grad_norm", norms / scale, right / scale, GRADIENT, "relative")
+    if len(names) < len(theirs):
+        return [row, Row(f"{path.stem}.grad_norm names", len(theirs) - len(names), 0.0, "missing")]
+    return [row]
+
+
+def _hift_case(parts: Parts, arrays: Arrays, path: Path) -> dict[str, Any]:
+    """One call of the vocoder; sound from the stored source, source from the stored pitch."""
+    hift = parts.hift
+    if hift is None:
+        return dict.fromkeys(arrays, "no hift.pt")
+    names = {"conv_pre": hift.conv_pre, "conv_post": hift.conv_post}
+    modules: dict[str, nn.Module] = dict(names)
+    lists = {"ups": hift.ups, "source_down": hift.source_downs,
+             "source_resblock": hift.source_resblocks, "resblock": hift.resblocks}
+    for name, blocks in lists.items():
+        modules |= {f"{name}{index}": block for index, block in enumerate(blocks)}
+    mel, source = _flipped(arrays["mel"]), arrays["source"][:, 0]
+    with torch.no_grad(), taps(modules) as calls:
+        wave = hift.decode(mel, source)
+        pitch = hift.f0_predictor(mel)
+        drawn = arrays["f0"], arrays["phase"], arrays["noise"]
+        sines, own_source = hift.sines(*drawn), hift.source(*drawn)
+        parts_first = _flipped(hift.spectrum(source))
+    cached = arrays["cache_source"].shape[2] if "cache_source" in arrays else 0
+    own_source = torch.cat((source[:, :cached], own_source[:, cached:]), dim=1)
+    bins = hift.settings.window_samples // 2 + 1
+    ours: dict[str, Any] = {
+        name: (_flipped(found[0][1]), STEP) for name, found in calls.items()
+    }
+    return ours | {
+        "wav": (wave, WAVE),
+        "f0": (pitch, PITCH_HZ),
+        "sine_waves": (sines, STEP),
+        "source": (own_source.unsqueeze(1), STEP),
+        "stft_real": (parts_first[:, :bins], STEP),
+        "stft_imag": (parts_first[:, bins:], STEP),
+    }
+
+
+def _pipeline_case(parts: Parts, arrays: Arrays, path: Path) -> dict[str, Any]:
+    """Tokens to sound in one piece, with the stored draws."""
+    if int(arrays["n_chunks"]) != 1 or arrays["c0_mel_overlap_out"].numel():
+        return dict.fromkeys(arrays, STREAMING)
+    if parts.flow is None or parts.hift is None:
+        return dict.fromkeys(arrays, "needs flow.pt and hift.pt")
+    mel = parts.flow.mel(arrays["source_token"], _prompt(arrays), noise=arrays["c0_z"])
+    speed = float(arrays["speed"])
+    heard = mel if speed == 1.0 else at_speed(mel, speed)
+    with torch.no_grad():
+        pitch = parts.hift.f0_predictor(_flipped(heard))
+        source = parts.hift.source(pitch, arrays["c0_phase"], arrays["c0_noise"])
+        wave = parts.hift.decode(_flipped(heard), source)
+    return {
+        "wav": (wave, PIPELINE_WAVE),
+        "c0_wav": (wave, PIPELINE_WAVE),
+        "c0_flow_mel": (mel, MEL),
+        "c0_hift_mel": (heard, MEL),
+        "c0_flow_cache_out": CACHE,
+        "c0_mel_overlap_out": STREAMING,
+        "chunk_samples": (torch.tensor([wave.shape[1]]), 0.0),
+    }
+
+
+def _namings(directory: Path, config: dict[str, Any]) -> list[Row]:
+    """The same vocoder under its other published key names gives the same weights."""
+    plain = _hift(directory, config, "hift.pt")
+    if plain is None:
+        return []
+    others = {"generator. prefix": _hift(directory, config, "hift.pt", "generator.")}
+    others["parametrizations"] = _hift(directory, config, "hift_parametrizations.pt")
+    whole = torch.cat([part.flatten() for part in plain.parameters()])
+    return [
+        close(f"hift weights, {name}", torch.cat([p.flatten() for p in other.parameters()]), whole,
+              STEP)
+        for name, other in others.items() if other is not None
+    ]
+
+
+KINDS = (
+    ("flow_train", _training_case),
+    ("flow_", _flow_case),
+    ("estimator_", _estimator_case),
+    ("hift_", _hift_case),
+    ("pipe_", _pipeline_case),
+)

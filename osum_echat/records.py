@@ -1,0 +1,177 @@
+"""The record of one conversation: what was heard, said and known about the voice.
+
+Source of the field names: OSUM-EChat's raw jsonl lists (one object a line).
+"""
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from osum_echat.errors import DataError
+
+DEFAULT_TASK = "<TRANSCRIBE>"
+MISSING_TURN = "-1"             # what lists write for an earlier turn that was lost
+_NO_LABEL = {"", "NONE", "NULL", "&&"}
+_SPELLINGS = {"YOUTH": "ADULT", "MIDDLE_AGE": "ADULT", "MIDDLE": "ADULT", "ANGRY": "ANGER"}
+
+
+def canonical_label(raw: str | None) -> str | None:
+    """`<youth>` -> `ADULT`: upper case, no brackets, one spelling; None for none-like labels."""
+    if raw is None:
+        return None
+    name = raw.strip().strip("<>").strip().upper()
+    return None if name in _NO_LABEL else _SPELLINGS.get(name, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What is known about a voice, and the style of the reply; None is unknown or not asked."""
+
+    age: str | None = None          # CHILD ADULT OLD
+    gender: str | None = None       # MALE FEMALE
+    emotion: str | None = None      # NEUTRAL HAPPY SAD ANGER SURPRISE FEAR DISGUST OTHER
+    event: str | None = None        # OTHER (none) LAUGH COUGH CRY SIGH ...
+    style: str | None = None        # of the reply: 开心, CHEERFUL ...
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One exchange: the user's audio or words, and the reply to them."""
+
+    audio: bytes | Path | None = None
+    text: str | None = None                     # what the user said, or the written question
+    reply_text: str | None = None               # the target text (the text to speak, in TTS)
+    reply_speech: tuple[int, ...] = ()          # codes without the edges
+    segment_s: tuple[float, float] | None = None    # the part of the audio that is meant
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """A user's turn with all that belongs to it. `task` is a tag that `tasks.task_for` knows."""
+
+    key: str
+    task: str
+    user: Turn
+    labels: Labels = field(default_factory=Labels)
+    thought: str | None = None
+    history: tuple[Turn, ...] = ()
+    prompt: str | None = None
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any], where: str, root: Path) -> "Utterance":
+        """Read one object of a raw list.
+
+        where: what to call the line in errors; root: the folder that relative wav paths start at.
+        Raises DataError naming the field that cannot be used.
+        """
+        reader = _Reader(raw, where, root)
+        extra = reader.extra
+        question = reader.text("question", extra)
+        return Utterance(
+            key=reader.required("key"),
+            task=reader.text("task") or DEFAULT_TASK,
+            user=Turn(
+                audio=reader.path("wav"),
+                text=reader.text("q_txt", extra) or question,
+                reply_text=reader.required("txt"),
+                reply_speech=(reader.codes("speech_token", extra)
+                              or reader.codes("speech_token", raw)),
+                segment_s=reader.segment(),
+            ),
+            labels=Labels(
+                age=canonical_label(reader.text("age", extra)),
+                gender=canonical_label(reader.text("gender", extra)),
+                emotion=canonical_label(reader.text("q_emotion", extra)),
+                event=canonical_label(reader.text("caption", extra)),
+                style=canonical_label(reader.text("reply_emotion", extra)),
+            ),
+            thought=reader.text("think_str", extra),
+            history=reader.history(),
+            prompt=question,
+        )
+
+
+class _Reader:
+    """Typed look-ups in one raw object; every complaint names the line and the field."""
+
+    def __init__(self, raw: Mapping[str, Any], where: str, root: Path):
+        if not isinstance(raw, Mapping):
+            raise DataError(f"{where}: a {type(raw).__name__}, need a JSON object")
+        self.raw, self.where, self.root = raw, where, root
+        self.extra = self._extra()
+
+    def _extra(self) -> Mapping[str, Any]:
+        extra = self.raw.get("extra")
+        if isinstance(extra, str):
+            try:
+                extra = json.loads(extra)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{self.where}: extra is not JSON ({error}); fix or remove it") from error
+        if extra is None:
+            return {}
+        if not isinstance(extra, Mapping):
+            raise DataError(f"{self.where}: extra is a {type(extra).__name__}, need an object")
+        return extra
+
+    def text(self, name: str, source: Mapping[str, Any] | None = None) -> str | None:
+        """The string of that name, None where absent or empty."""
+        value = (self.raw if source is None else source).get(name)
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise DataError(f"{self.where}: {name} is {value!r}, need a string")
+        return value or None
+
+    def required(self, name: str) -> str:
+        """The string of that name, which must be there (it may be empty)."""
+        value = self.raw.get(name)
+        if not isinstance(value, str):
+            found = "missing" if value is None else repr(value)
+            raise DataError(f"{self.where}: {name} is {found}, need a string")
+        return value
+
+    def path(self, name: str) -> Path | None:
+        """The file of that name; a relative path starts at the list's folder."""
+        value = self.text(name)
+        return None if value is None else self.root / value
+
+    def codes(self, name: str, source: Mapping[str, Any]) -> tuple[int, ...]:
+        """Speech codes, () where absent."""
+        value = source.get(name)
+        if value is None:
+            return ()
+        is_list = isinstance(value, list)
+        if not is_list or any(type(code) is not int or code < 0 for code in value):
+            raise DataError(f"{self.where}: {name} must be a list of whole numbers from 0")
+        return tuple(value)
+
+    def segment(self) -> tuple[float, float] | None:
+        """The seconds `start` to `end` of the audio, if given."""
+        start, end = self.raw.get("start"), self.raw.get("end")
+        if start is None and end is None:
+            return None
+        if isinstance(start, int | float) and isinstance(end, int | float) and 0 <= start < end:
+            return float(start), float(end)
+        raise DataError(f"{self.where}: start {start!r} and end {end!r}, "
+                        "need seconds, 0 <= start < end")
+
+    def history(self) -> tuple[Turn, ...]:
+        """Earlier turns wav_1, txt_1, speech_token_1 ...; () when one of them was lost."""
+        numbers = {int(name[4:]) for name in self.raw
+                   if name.startswith(("wav_", "txt_")) and name[4:].isdigit()}
+        turns = []
+        for number in sorted(numbers):
+            reply = self.required(f"txt_{number}")
+            audio = self.required(f"wav_{number}")
+            codes = self.extra.get(f"speech_token_{number}")
+            if MISSING_TURN in (reply, audio) or codes == MISSING_TURN:
+                return ()
+            turns.append(Turn(
+                audio=self.root / audio,
+                text=self.text(f"q_txt_{number}", self.extra),
+                reply_text=reply,
+                reply_speech=self.codes(f"speech_token_{number}", self.extra),
+            ))
+        return tuple(turns)

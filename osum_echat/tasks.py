@@ -1,0 +1,149 @@
+"""What can be asked of the model: one row for each task, and the names it goes by."""
+import re
+from dataclasses import dataclass, replace
+
+from osum_echat.errors import InputError
+from osum_echat.records import canonical_label
+
+USER_START = "<|im_start|>user\n"
+TURN_END = "<|im_end|>\n"
+SWITCH = "<|im_end|>\n<|im_start|>assistant\n"
+_HEARS = "You understand both the meaning and paralinguistic cues in speech"
+_THINKS = (
+    f"{_HEARS}. Before responding, first output your reasoning inside <think>...</think end>, "
+    "analyzing the user\u2019s words and vocal cues. Then generate a reply with appropriate text "
+    "and emotionally matched synthetic speech."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One kind of row. `system` is the sentence after "You are OSUM-chat, " as it was trained."""
+
+    name: str
+    system: str
+    hears: bool                         # the user's turn holds a clip
+    speaks: bool                        # the answer ends in speech tokens
+    thinks: bool = False                # the answer begins with a thought
+    interleaved: bool = False           # text and speech of the answer alternate
+    joint: bool = False                 # the loss runs over text and speech ids together
+    user_text: bool = False             # the user's turn holds a prompt, question or words to speak
+    answers_text: bool = True           # the answer holds text
+    transcript: bool = False            # understanding: the words are asked for
+    labels: tuple[str, ...] = ()        # understanding: the labels asked for, in this order
+    tag: str = ""                       # the name in data lists
+
+    @property
+    def opening(self) -> str:
+        """The row's first string: the system prompt and the start of the user's turn."""
+        return f"<|im_start|>system\nYou are OSUM-chat, {self.system}{TURN_END}{USER_START}"
+
+
+TASKS = {task.name: task for task in (
+    Task("understand", "an audio understanding assistant by ASLP Lab. You can transcribe speech "
+         "accurately and analyze paralinguistic cues to provide precise text responses.",
+         hears=True, speaks=False, user_text=True),
+    Task("s2t", f"a speech-to-text dialogue assistant by ASLP Lab. {_HEARS} then respond "
+         "exclusively with appropriate text.", hears=True, speaks=False, tag="<S2TCHAT>"),
+    Task("s2t_fake", f"a speech-to-speech dialogue assistant by ASLP Lab. {_THINKS}",
+         hears=True, speaks=False, tag="<S2TCHAT_FAKE>"),
+    Task("s2t_think", "a thinking-enabled speech-to-text dialogue assistant by ASLP Lab. You not "
+         "only comprehend the semantic meaning and paralinguistic cues in speech but also engage "
+         "in deliberate reasoning to process such information. Based on this thinking process, you "
+         "then respond exclusively with appropriate text.",
+         hears=True, speaks=False, thinks=True, tag="<S2TCHAT> <THINKER>"),
+    Task("t2t", "a text-to-text dialogue assistant by ASLP Lab. You understand user input in text "
+         "then respond exclusively with appropriate text.",
+         hears=False, speaks=False, user_text=True, tag="<TEXT2TEXT>"),
+    Task("s2s", f"a speech-to-speech dialogue assistant by ASLP Lab. {_HEARS} then respond with "
+         "appropriate text and emotionally matching synthetic speech.",
+         hears=True, speaks=True, joint=True, tag="<S2TCHAT> <TEXT2TOKEN>"),
+    Task("s2s_think", f"a speech-to-speech dialogue assistant by ASLP Lab. {_THINKS}",
+         hears=True, speaks=True, thinks=True, joint=True, tag="<S2TCHAT> <TEXT2TOKEN> <THINK>"),
+    Task("s2s_history", f"a speech-to-speech dialogue assistant by ASLP Lab. {_HEARS} then respond "
+         "with appropriate text and emotionally matching synthetic speech.",
+         hears=True, speaks=True, joint=True, tag="<S2TCHAT> <TEXT2TOKEN> <HISTORY>"),
+    Task("s2s_streaming", "a speech-to-speech dialogue assistant by ASLP Lab. You analyze speech "
+         "(content + paralinguistic cues) and respond with interleaved text and "
+         "emotionally-matched synthetic speech.",
+         hears=True, speaks=True, interleaved=True, joint=True,
+         tag="<S2TCHAT> <TEXT2TOKEN> <STREAMING>"),
+    Task("tts", "a speech synthesis assistant by ASLP Lab. You generate natural and fluent "
+         "speech from text input.",
+         hears=False, speaks=True, joint=True, user_text=True, answers_text=False,
+         tag="<TEXT2TOKEN>"),
+    Task("tts_streaming", "a speech synthesis assistant by ASLP Lab. You generate natural "
+         "speech from text input and output both audio and the original text in interleaved "
+         "format.",
+         hears=False, speaks=True, interleaved=True, joint=True, user_text=True,
+         tag="<TEXT2TOKEN> <STREAMING>"),
+)}
+LABEL_TAGS = {
+    "CAPTION": "event", "AGE": "age", "GENDER": "gender", "EMOTION": "emotion", "STYLE": "style",
+}
+_ALIASES = {
+    "TEXT2TOKEN": "tts",
+    "<Speech2TEXTandTOKEN>": "s2s",
+    "<S2TCHAT> <TEXT2TOKEN> <EMOTION>": "s2s",
+    "<TEXT2TOKEN> <S2TCHAT>": "s2s",
+    **{task.tag: task.name for task in TASKS.values() if task.tag},
+}
+_OTHER_UNDERSTANDING = {                # tag -> (transcript, labels)
+    "<TRANSCRIBE> <ALIGN>": (True, ()),
+    "<TRANSCRIBE> <PUNCTUATION>": (True, ()),
+    "<TRANSCRIBE> <S2TCHAT>": (True, ()),
+    "<CAPTION> <AUDIO>": (False, ("event",)),
+}
+_SHORT_NAMES = {
+    "asr": "<TRANSCRIBE>",
+    "understand": "<TRANSCRIBE> <CAPTION> <AGE> <GENDER> <EMOTION>",
+}
+_STYLES = {                             # old names of speaking styles -> the eight kept
+    "朗读": "新闻科普", "科普百科": "新闻科普", "悬疑恐怖": "恐怖故事", "童话": "童话故事",
+    "诗歌": "诗歌散文", "散文": "诗歌散文", "武侠评书": "有声书", "小说": "有声书",
+    "历史": "有声书", "科幻": "有声书", "对话": "日常口语", "口语": "日常口语", "幽默": "其他",
+}
+_TAG = re.compile(r"<([^<>]+)>")
+
+
+def understanding_tag(labels: tuple[str, ...], transcript: bool = True) -> str:
+    """The tag that asks for these labels (fields of records.Labels), in the lists' usual order."""
+    asked = [f"<{tag}>" for tag, field in LABEL_TAGS.items() if field in labels]
+    return " ".join((["<TRANSCRIBE>"] if transcript or not asked else []) + asked)
+
+
+def task_for(tag: str) -> Task:
+    """The task of a tag from a data list, or of our own short name.
+
+    Raises InputError listing the names.
+    """
+    wanted = " ".join(tag.split())
+    name = _ALIASES.get(wanted, wanted)
+    if name in TASKS and name != "understand":
+        return TASKS[name]
+    wanted = _SHORT_NAMES.get(wanted, wanted)
+    if wanted in _OTHER_UNDERSTANDING:
+        transcript, labels = _OTHER_UNDERSTANDING[wanted]
+        return replace(TASKS["understand"], transcript=transcript, labels=labels, tag=wanted)
+    marks = _TAG.findall(wanted)
+    fields = [LABEL_TAGS[mark] for mark in marks if mark in LABEL_TAGS]
+    transcript = marks[:1] == ["TRANSCRIBE"]
+    is_whole = wanted == " ".join(f"<{mark}>" for mark in marks)
+    is_known = len(fields) + transcript == len(marks) and len(set(fields)) == len(fields)
+    if not marks or not is_whole or not is_known:
+        raise InputError(f"task {tag!r}: not one of {', '.join((*TASKS, *_SHORT_NAMES))}, "
+                         f"a tag such as '<TRANSCRIBE> <AGE> <GENDER>', or {', '.join(_ALIASES)}")
+    return replace(TASKS["understand"], transcript=transcript, labels=tuple(fields), tag=wanted)
+
+
+def fix_labels(text: str) -> str:
+    """Give the labels inside a text one spelling: `<YOUTH>` -> `<ADULT>`, old styles to new."""
+
+    def fixed(found: re.Match[str]) -> str:
+        name = found[1]
+        if name in _STYLES:
+            return f"<{_STYLES[name]}>"
+        label = canonical_label(name)
+        return f"<{label}>" if label and label != name.upper() else found[0]
+
+    return _TAG.sub(fixed, text)

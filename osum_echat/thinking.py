@@ -1,0 +1,146 @@
+"""Thoughts before the answer: written with labels or in plain words, and read back.
+
+The Chinese template is that of the published label-thinking model, the English one the tiny
+world's.
+"""
+import re
+from dataclasses import dataclass
+
+from osum_echat.errors import ConfigError
+from osum_echat.records import Labels, canonical_label
+from osum_echat.vocab import UNKNOWN
+
+THINK_START, THINK_END = "<think>", "<think end>"
+FIELDS = ("age", "gender", "emotion", "event", "style")
+VALUES = {
+    "age": frozenset({"CHILD", "ADULT", "OLD"}),
+    "gender": frozenset({"MALE", "FEMALE"}),
+    "emotion": frozenset(
+        {"SAD", "ANGER", "NEUTRAL", "HAPPY", "SURPRISE", "FEAR", "DISGUST", "OTHER"}),
+    "event": frozenset(
+        {"LAUGH", "COUGH", "CRY", "SCREAMING", "SIGH", "THROAT CLEARING", "SNEEZE", "OTHER"}),
+}
+_LABEL = re.compile(r"<([^<>]+)>")
+_END = re.compile(r"<\s*/?think end>|</think>")
+_LEADING_TAG = re.compile(r"\s*<([^<>]+)>\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTemplate:
+    """The fixed words of a label thought: before what was heard, before each label, at the end."""
+
+    name: str
+    heard: str
+    cues: tuple[str, str, str, str, str]        # in the order of FIELDS; a label in <> follows each
+    closing: str = ""
+
+
+CHINESE = LabelTemplate(
+    "chinese", "用户说的话是:",
+    (",年龄为:", ",性别为:", ",情感为:", ",声音事件为:", ",推测使用的回复情感为:"),
+    ",我应该综合用户的语义和副语言信息给出专业且对应的回答",
+)
+ENGLISH = LabelTemplate(
+    "english", "The user said: ",
+    (", age: ", ", gender: ", ", emotion: ", ", sound event: ", ", reply emotion: "),
+)
+TEMPLATES = {template.name: template for template in (CHINESE, ENGLISH)}
+_NATURAL_STARTS = {"chinese": "", "english": "I hear"}
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """A reply taken apart."""
+
+    thought: str | None         # without its marks
+    heard: str | None           # the user's words, where the thought quotes them
+    labels: Labels
+    answer: str
+
+
+def template_named(name: str) -> LabelTemplate:
+    """The label template of that name; ConfigError lists those there are."""
+    if name not in TEMPLATES:
+        raise ConfigError(f"template {name!r}: not one of {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]
+
+
+def label_thought(template: LabelTemplate, heard: str, labels: Labels) -> str:
+    """The label thought with its marks; the answer follows it. An unknown label is `<&&>`."""
+    words = "".join(f"{cue}<{getattr(labels, field) or UNKNOWN}>"
+                    for cue, field in zip(template.cues, FIELDS, strict=True))
+    return f"{THINK_START}{template.heard}{heard}{words}{template.closing}{THINK_END}"
+
+
+def natural_thought(thought: str) -> str:
+    """A thought in plain words with its marks; the answer follows it."""
+    return f"{THINK_START}{thought}{THINK_END}"
+
+
+def opening(kind: str, template: LabelTemplate) -> str:
+    """The first words that make a model of both kinds think in this one; kind: label or natural."""
+    if kind not in ("label", "natural"):
+        raise ConfigError(f"thinking {kind!r}: choose label or natural")
+    words = template.heard.rstrip() if kind == "label" else _NATURAL_STARTS[template.name]
+    return THINK_START + words
+
+
+def split(text: str, template: LabelTemplate | None = None) -> Thinking:
+    """Part a reply into thought and answer, and read the thought's labels.
+
+    template: the one to read labels by; None tries each. A thought that was never closed leaves an
+    empty answer. A tag that leads the answer is the reply's style, not a word of it.
+    """
+    thought, answer = None, text.strip()
+    if answer.startswith(THINK_START):
+        body = answer[len(THINK_START):]
+        end = _END.search(body)
+        thought = (body[: end.start()] if end else body).strip()
+        answer = body[end.end():].strip() if end else ""
+    heard, labels = None, Labels()
+    if thought is not None:
+        for candidate in (template,) if template else TEMPLATES.values():
+            if thought.startswith(candidate.heard.strip()):
+                heard, labels = _read_thought(thought, candidate)
+                break
+    tag = _LEADING_TAG.match(answer)
+    if tag and tag.end() < len(answer):
+        answer = answer[tag.end():]
+        labels = Labels(labels.age, labels.gender, labels.emotion, labels.event,
+                        labels.style or canonical_label(tag[1]))
+    return Thinking(thought, heard, labels, answer)
+
+
+def _read_thought(thought: str, template: LabelTemplate) -> tuple[str | None, Labels]:
+    """What was heard, and every label that stands after its own cue."""
+    found: dict[str, str | None] = {}
+    first = len(thought)
+    for cue, field in zip(template.cues, FIELDS, strict=True):
+        place = thought.rfind(f"{cue.rstrip()}")
+        label = _LEADING_TAG.match(thought, place + len(cue.rstrip())) if place >= 0 else None
+        if label:
+            found[field] = canonical_label(label[1])
+            first = min(first, place)
+    heard = thought[len(template.heard.strip()) : first].strip()
+    return heard or None, Labels(**found)
+
+
+def read_labels(text: str, fields: tuple[str, ...]) -> Labels:
+    """The labels of an understanding answer, e.g. `i lost my kite<CHILD><MALE>`.
+
+    fields: those asked for, in order. A label goes to the field it belongs to by its value; one
+    that no list knows goes to the next open field.
+    """
+    found: dict[str, str | None] = {}
+    for name in map(canonical_label, _LABEL.findall(text)):
+        unfilled = [field for field in fields if field not in found]
+        own = [field for field in unfilled if name in VALUES.get(field, ())]
+        is_known = any(name in values for values in VALUES.values())
+        for field in (own or ([] if is_known else unfilled))[:1]:
+            found[field] = name
+    return Labels(**found)
+
+
+def without_labels(text: str) -> str:
+    """The words of an understanding answer."""
+    return _LABEL.sub("", text).strip()

@@ -1,0 +1,1 @@
+"""From speech tokens to a wave: flow matching to a mel, then a vocoder."""

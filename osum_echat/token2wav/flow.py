@@ -1,0 +1,255 @@
+"""Speech tokens to a mel: encoder, length regulator and conditional flow matching."""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from osum_echat.errors import ConfigError, InputError
+from osum_echat.token2wav.conformer import Conformer, ConformerSettings
+from osum_echat.token2wav.estimator import Estimator, EstimatorSettings
+from osum_echat.token2wav.layers import stretch
+from osum_echat.token2wav.regulator import EDGE_TOKENS, LengthRegulator, stretch_with_edges
+from osum_echat.token2wav.voice import HOP_SAMPLES, MELS, SAMPLE_RATE_HZ, SPEAKER_WIDTH, VoicePrompt
+
+LONGEST_PREFIX = 0.3        # of an utterance, given as known frames in training
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSettings:
+    """Sizes and constants of the flow; the defaults are those of the published 25 Hz model.
+
+    The network sees (mel - mel_mean) / mel_scale. `temperature` scales the noise that synthesis
+    starts from; `guidance` is the weight of classifier-free guidance.
+    """
+
+    codes: int = 4096
+    tokens_per_s: int = 25
+    conformer: ConformerSettings = field(default_factory=ConformerSettings)
+    estimator: EstimatorSettings = field(default_factory=EstimatorSettings)
+    regulator_convs: int = 4
+    guidance: float = 0.7
+    steps: int = 10
+    temperature: float = 1.0
+    smallest_noise: float = 1e-6
+    mel_mean: float = 0.0
+    mel_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.codes < 1 or self.steps < 1 or self.mel_scale <= 0:
+            raise ConfigError(
+                f"flow: codes {self.codes}, steps {self.steps}, mel_scale {self.mel_scale}; "
+                "all must be positive"
+            )
+
+
+class Draws(NamedTuple):
+    """The random part of one training step, for `batch` rows."""
+
+    times: Tensor       # (batch,) in 0..1, after the warp if any
+    noise: Tensor       # (batch, frames, mel)
+    known: Tensor       # (batch,) frames of the true mel given as a prefix
+    kept: Tensor        # (batch,) bool: False drops all that guides
+
+
+class FlowLoss(NamedTuple):
+    """matching: the published loss, of the velocity; mu: L1 of the regulator to the mel."""
+
+    matching: Tensor
+    mu: Tensor
+
+
+def frames_for(tokens: int, tokens_per_s: int) -> int:
+    """Mel frames of `tokens` speech tokens, in the published order of float arithmetic."""
+    return int(tokens / tokens_per_s * SAMPLE_RATE_HZ / HOP_SAMPLES)
+
+
+def solver_times(steps: int) -> Tensor:
+    """The times of the solver, 0 to 1 on a quarter cosine: (steps + 1,)."""
+    return 1 - torch.cos(torch.linspace(0, 1, steps + 1) * 0.5 * math.pi)
+
+
+def draw(
+    lengths: Tensor,
+    frames: int,
+    generator: torch.Generator,
+    *,
+    drop: float = 0.2,
+    prefix: float = 0.5,
+    warp: bool = False,
+) -> Draws:
+    """Draw times, noise, prefixes and drops on the CPU.
+
+    lengths: (batch,) frames of each row; `prefix` is the chance of a known prefix of up to 30 %,
+    `drop` the chance of an unconditional row, `warp` the cosine warp of the times.
+    """
+    rows = lengths.shape[0]
+    times = torch.rand(rows, generator=generator)
+    if warp:
+        times = 1 - torch.cos(times * 0.5 * math.pi)
+    longest = (lengths.cpu() * LONGEST_PREFIX).long() + 1
+    known = (torch.rand(rows, generator=generator) * longest).long()
+    known *= torch.rand(rows, generator=generator) < prefix
+    noise = torch.randn(rows, frames, MELS, generator=generator)
+    kept = torch.rand(rows, generator=generator) >= drop
+    return Draws(times, noise, known, kept)
+
+
+class Matching(nn.Module):
+    """Holds the estimator under its published name and follows its velocity."""
+
+    def __init__(self, settings: EstimatorSettings) -> None:
+        super().__init__()
+        self.estimator = Estimator(settings, inputs=4 * MELS, outputs=MELS)
+
+    def solve(
+        self, noise: Tensor, mu: Tensor, speaker: Tensor, known: Tensor, steps: int, guidance: float
+    ) -> Tensor:
+        """Euler steps from `noise`, guided. Shapes as in `Estimator.forward`, for one row."""
+        x = noise
+        mu, speaker, known = (torch.cat((part, part * 0)) for part in (mu, speaker, known))
+        times = solver_times(steps).to(noise.device)
+        now, pace = times[0], times[1] - times[0]
+        for step in range(1, steps + 1):
+            velocity = self.estimator(x.expand(2, -1, -1), mu, now.expand(2), speaker, known)
+            guided, free = velocity.float().chunk(2)
+            x = x + pace * ((1 + guidance) * guided - guidance * free)
+            now = now + pace
+            if step < steps:
+                pace = times[step + 1] - now
+        return x
+
+
+class Flow(nn.Module):
+    """The whole of `flow.pt`: parameter names are the published ones."""
+
+    def __init__(self, settings: FlowSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.input_embedding = nn.Embedding(settings.codes, settings.conformer.input_width)
+        self.spk_embed_affine_layer = nn.Linear(SPEAKER_WIDTH, MELS)
+        self.encoder = Conformer(settings.conformer)
+        self.encoder_proj = nn.Linear(settings.conformer.width, MELS)
+        self.length_regulator = LengthRegulator(MELS, settings.regulator_convs)
+        self.decoder = Matching(settings.estimator)
+
+    def speaker(self, vector: Tensor) -> Tensor:
+        """(batch, 192) of any length -> (batch, mel)."""
+        return self.spk_embed_affine_layer(F.normalize(vector, dim=1))
+
+    def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+        """tokens: (batch, tokens); valid: the same shape, None for all -> (batch, tokens, mel)."""
+        embedded = self.input_embedding(tokens.clamp(min=0))
+        if valid is not None:
+            embedded = embedded * valid.unsqueeze(-1)
+        return self.encoder_proj(self.encoder(embedded, valid))
+
+    def normalise(self, mel: Tensor) -> Tensor:
+        return (mel - self.settings.mel_mean) / self.settings.mel_scale
+
+    def condition(self, tokens: Tensor, prompt: VoicePrompt) -> tuple[Tensor, Tensor, Tensor]:
+        """What the solver is told: mu and known (1, frames, mel), prompt frames first; speaker."""
+        device = self.input_embedding.weight.device
+        given = prompt.tokens.to(device, torch.long)
+        encoded = self.encode(torch.cat((given, tokens), dim=1))
+        rate, prompt_frames = self.settings.tokens_per_s, prompt.mel.shape[1]
+        frames, edge = frames_for(tokens.shape[1], rate), frames_for(EDGE_TOKENS, rate)
+        parts = [stretch_with_edges(encoded[:, given.shape[1] :], frames, edge)]
+        if given.shape[1] and prompt_frames:
+            parts.insert(0, stretch(encoded[:, : given.shape[1]], prompt_frames))
+        mu = self.length_regulator(torch.cat(parts, dim=1))
+        known = torch.zeros_like(mu)
+        if mu.shape[1] > frames:
+            known[:, :prompt_frames] = self.normalise(prompt.mel.to(device))
+        return mu, self.speaker(prompt.speaker.to(device)), known
+
+    @torch.no_grad()
+    def mel(
+        self,
+        tokens: Tensor,
+        prompt: VoicePrompt | None = None,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        temperature: float | None = None,
+        steps: int | None = None,
+    ) -> Tensor:
+        """The log-mel of speech tokens in the prompt's voice, by solving from noise.
+
+        tokens: (1, tokens); noise: standard normal (1, mel, prompt frames + frames), drawn on the
+        CPU from `generator` when None. Returns (1, mel, frames).
+        """
+        self.check(tokens)
+        prompt = prompt or VoicePrompt.absent()
+        mu, speaker, known = self.condition(tokens, prompt)
+        if noise is None:
+            noise = torch.randn(1, MELS, mu.shape[1], generator=generator)
+        heat = self.settings.temperature if temperature is None else temperature
+        start = noise.to(mu.device).transpose(1, 2) * heat
+        solved = self.decoder.solve(
+            start, mu, speaker, known, steps or self.settings.steps, self.settings.guidance
+        )
+        frames = frames_for(tokens.shape[1], self.settings.tokens_per_s)
+        target = solved[:, solved.shape[1] - frames :]
+        return (target * self.settings.mel_scale + self.settings.mel_mean).transpose(1, 2)
+
+    def check(self, tokens: Tensor) -> None:
+        """Refuse what has no mel: no tokens, or ids that the codebook does not hold."""
+        if tokens.dim() != 2 or tokens.shape[0] != 1 or tokens.shape[1] == 0:
+            raise InputError(f"speech tokens of shape {tuple(tokens.shape)}: need (1, 1 or more)")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.settings.codes:
+            raise InputError(
+                f"speech token {low if low < 0 else high}: the flow knows 0 to "
+                f"{self.settings.codes - 1}; cut off the begin and end marks first"
+            )
+
+    def loss(
+        self,
+        tokens: Tensor,
+        mel: Tensor,
+        speaker: Tensor,
+        draws: Draws,
+        *,
+        token_lengths: Tensor | None = None,
+        mel_lengths: Tensor | None = None,
+    ) -> FlowLoss:
+        """Both losses of a batch of right-padded rows (lengths None: all rows full).
+
+        tokens: (batch, tokens); mel: (batch, frames, mel) as heard, not normalised; speaker:
+        (batch, 192). The whole padded token axis is stretched to the whole mel axis, as published.
+        """
+        rows, frames, _ = mel.shape
+        target = self.normalise(mel)
+        valid = None if mel_lengths is None else within(mel_lengths, frames)
+        heard = None if token_lengths is None else within(token_lengths, tokens.shape[1])
+        mu = self.length_regulator(stretch(self.encode(tokens, heard), frames))
+        shown = torch.arange(frames, device=mel.device) < draws.known.unsqueeze(1)
+        known = target * shown.unsqueeze(-1)
+        weight = target.new_ones(rows, frames) if valid is None else valid.to(target.dtype)
+        if valid is not None:
+            mu = mu * weight.unsqueeze(-1)
+        count = weight.sum() * MELS
+        mu_loss = ((mu.float() - target).abs() * weight.unsqueeze(-1)).sum() / count
+        kept = draws.kept.to(target.dtype)
+        start, time = draws.noise, draws.times.view(-1, 1, 1)
+        least = self.settings.smallest_noise
+        mixed = (1 - (1 - least) * time) * start + time * target
+        velocity = self.decoder.estimator(
+            mixed,
+            mu * kept.view(-1, 1, 1),
+            draws.times,
+            self.speaker(speaker) * kept.view(-1, 1),
+            known * kept.view(-1, 1, 1),
+            valid,
+        )
+        wrong = (velocity.float() - (target - (1 - least) * start)) * weight.unsqueeze(-1)
+        return FlowLoss(wrong.square().sum() / count, mu_loss)
+
+
+def within(lengths: Tensor, limit: int) -> Tensor:
+    """(batch,) lengths -> (batch, limit), True inside."""
+    return torch.arange(limit, device=lengths.device) < lengths.unsqueeze(1)

@@ -1,0 +1,63 @@
+"""Layers over (batch, frames, width); convolutions run as channels-last 2-d ones."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def plane(x: Tensor) -> Tensor:
+    """(batch, frames, width) seen as a channels-last (batch, width, 1, frames), without a copy."""
+    return x.transpose(1, 2).unsqueeze(2)
+
+
+def row(x: Tensor) -> Tensor:
+    """The way back from `plane`."""
+    return x.squeeze(2).transpose(1, 2)
+
+
+class Conv(nn.Conv1d):
+    """A 1-d convolution over (batch, frames, width).
+
+    Run as a 2-d one in channels-last order, which trains several times faster on a CPU; the
+    weights keep the shape of a 1-d convolution, (out, in, kernel).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel_size == (1,):
+            return F.linear(x, self.weight.squeeze(2), self.bias)
+        step, pad, reach = (1, self.stride[0]), (0, int(self.padding[0])), (1, self.dilation[0])
+        weight = self.weight.unsqueeze(2)
+        return row(F.conv2d(plane(x), weight, self.bias, step, pad, reach))
+
+
+class ConvUp(nn.ConvTranspose1d):
+    """A transposed 1-d convolution over (batch, frames, width), run like `Conv`."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        assert output_size is None
+        step, pad = (1, self.stride[0]), (0, int(self.padding[0]))
+        return row(F.conv_transpose2d(plane(x), self.weight.unsqueeze(2), self.bias, step, pad))
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm of (batch, frames, width): statistics over all frames, padded ones too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return row(F.group_norm(plane(x), self.num_groups, self.weight, self.bias, self.eps))
+
+
+def mish(x: Tensor) -> Tensor:
+    """Mish, written out: half the time of the built-in one in training on a CPU."""
+    return x * torch.tanh(F.softplus(x))
+
+
+class Mish(nn.Module):
+    """`mish` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mish(x)
+
+
+def stretch(x: Tensor, frames: int) -> Tensor:
+    """Resize (batch, steps, width) linearly to `frames`, end points not aligned."""
+    return F.interpolate(x.transpose(1, 2), size=frames, mode="linear").transpose(1, 2)

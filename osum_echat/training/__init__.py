@@ -1,0 +1,1 @@
+"""Training in stages: what moves, how fast, the step, the loop and its checkpoints."""

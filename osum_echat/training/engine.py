@@ -1,0 +1,193 @@
+"""One optimizer step over one batch or several: precision, accumulation, clipping, AdamW."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from osum_echat import device as devices
+from osum_echat.errors import ConfigError
+from osum_echat.models.echat import EChat, TaskLoss
+from osum_echat.sequence import Batch
+from osum_echat.training.stages import StageSettings, freeze, optimizer_groups
+
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """AdamW as published, with clipping of the whole gradient's norm."""
+
+    precision: str = "auto"  # auto | fp32 | bf16; auto: bf16 where the device computes it natively
+    accumulate: int = 1  # batches in one step
+    clip: float = 5.0  # largest gradient norm; 0 = no clipping
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    epsilon: float = 1e-6
+    weight_decay: float = 0.01
+    remember_mb: int = 0  # memory for what a frozen encoder made of clips; 0 = hear them anew
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", *PRECISIONS):
+            known = ", ".join(("auto", *PRECISIONS))
+            raise ConfigError(f"engine.precision: {self.precision!r} is not one of {known}")
+        if self.accumulate < 1:
+            raise ConfigError(f"engine.accumulate: {self.accumulate}, need 1 or more")
+
+
+@dataclass(slots=True)
+class Score:
+    """Summed loss, trained tokens and rightly guessed tokens."""
+
+    loss_sum: float = 0.0
+    tokens: int = 0
+    correct: int = 0
+
+    def add(self, loss_sum: float, tokens: int, correct: int) -> None:
+        """Count some more tokens."""
+        self.loss_sum += loss_sum
+        self.tokens += tokens
+        self.correct += correct
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of a token."""
+        return self.loss_sum / max(1, self.tokens)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens guessed rightly from the true ones before them."""
+        return self.correct / max(1, self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step did. `applied` is false where the gradient was not finite: nothing moved."""
+
+    loss: float
+    norm: float
+    applied: bool
+    by_task: dict[str, Score]
+
+
+class Engine(Protocol):
+    """Owns model and optimizer; the loop sees neither processes nor precision."""
+
+    model: EChat
+    device: torch.device
+
+    def step(self, batches: Sequence[Batch], rate: float) -> StepReport:
+        """One optimizer step on the mean loss of all trained tokens of the batches."""
+        ...
+
+    def score(self, batches: Sequence[Batch]) -> dict[str, Score]:
+        """Loss and accuracy by task, without training."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model and optimizer, for an exact resume."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        ...
+
+
+class SingleEngine:
+    """One process, one device."""
+
+    def __init__(
+        self, model: EChat, stage: StageSettings, settings: EngineSettings, device: torch.device
+    ) -> None:
+        self.settings = settings
+        self.device = device
+        self.model = model.to(device)
+        self.dtype = compute_dtype(settings.precision, device)
+        freeze(model, stage)
+        if settings.remember_mb and "encoder" in stage.groups:
+            raise ConfigError(
+                "engine.remember_mb: only for a frozen encoder; take encoder out of stage.train"
+            )
+        model.remember_clips(settings.remember_mb)
+        self.optimizer = torch.optim.AdamW(
+            optimizer_groups(model, stage, settings.weight_decay),
+            betas=(settings.beta_1, settings.beta_2),
+            eps=settings.epsilon,
+            fused=True,  # one pass over the weights: 3.6 times faster than foreach on a CPU
+        )
+
+    def step(self, batches: Sequence[Batch], rate: float) -> StepReport:
+        """Gradients of the summed loss are divided by the tokens of all batches together."""
+        self.model.train()
+        scores: dict[str, Score] = {}
+        for batch in batches:
+            with devices.autocast(self.device, self.dtype):
+                report = self.model.loss(batch.to(self.device))
+            if report.tokens:
+                report.total.backward()
+            _add(scores, report.by_task)
+        whole = _whole(scores)
+        gradients = [part.grad for part in self._parameters() if part.grad is not None]
+        applied, norm = False, 0.0
+        if whole.tokens and gradients:
+            torch._foreach_mul_(gradients, 1.0 / whole.tokens)
+            norm = float(nn.utils.get_total_norm(gradients))
+            applied = norm == norm and norm not in (float("inf"), -float("inf"))
+        if applied:
+            if 0 < self.settings.clip < norm:
+                torch._foreach_mul_(gradients, self.settings.clip / norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["scale"]
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepReport(whole.loss, norm, applied, scores)
+
+    @torch.no_grad()
+    def score(self, batches: Sequence[Batch]) -> dict[str, Score]:
+        """Loss and accuracy by task, without training."""
+        self.model.eval()
+        scores: dict[str, Score] = {}
+        for batch in batches:
+            with devices.autocast(self.device, self.dtype):
+                report = self.model.loss(batch.to(self.device))
+            _add(scores, report.by_task)
+        return scores
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model and optimizer, for an exact resume."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [part for group in self.optimizer.param_groups for part in group["params"]]
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The autocast type, or None for float32.
+
+    A CPU without bf16 instructions takes about four times as long in bf16 as in float32.
+    """
+    if precision != "auto":
+        return PRECISIONS[precision]
+    if device.type != "cpu":
+        return torch.bfloat16
+    able = torch.cpu.get_capabilities()
+    return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else None
+
+
+def _add(scores: dict[str, Score], by_task: Mapping[str, TaskLoss]) -> None:
+    for task, (loss_sum, tokens, correct) in by_task.items():
+        scores.setdefault(task, Score()).add(float(loss_sum), int(tokens), int(correct))
+
+
+def _whole(scores: dict[str, Score]) -> Score:
+    whole = Score()
+    for score in scores.values():
+        whole.add(score.loss_sum, score.tokens, score.correct)
+    return whole

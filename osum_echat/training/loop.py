@@ -1,0 +1,363 @@
+"""The training loop: steps, log, held-out scores, checkpoints, and going on after any stop."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+
+from osum_echat.errors import ConfigError, DataError
+from osum_echat.logs import logger
+from osum_echat.sequence import Batch
+from osum_echat.training import state as states
+from osum_echat.training.average import WeightAverage
+from osum_echat.training.engine import Engine, Score, StepReport
+from osum_echat.training.schedule import ScheduleSettings, learning_rate
+
+LOG = logger(__name__)
+METRICS_FILE = "metrics.jsonl"
+FINAL_FOLDER = "final"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """How long a training goes on, and what it leaves behind. The first limit reached ends it."""
+
+    steps: int = 0  # optimizer steps; 0 = no limit
+    minutes: float = 0.0  # training time over all resumes; 0 = no limit
+    epochs: int = 0  # passes over the data; 0 = no limit
+    save_minutes: float = 5.0  # a checkpoint this often; 0 = only at the end
+    keep: int = 2  # checkpoints kept
+    log_steps: int = 20
+    check_steps: int = 0  # held-out scores this often; 0 = only at the end
+    bad_steps: int = 10  # gradients in a row that are not finite before giving up
+    average: float = 0.0  # decay of the running mean of weights that is exported; 0 = off
+
+    def __post_init__(self) -> None:
+        if not (self.steps or self.minutes or self.epochs):
+            raise ConfigError("run: give a limit: steps, minutes or epochs")
+        if self.keep < 1 or self.log_steps < 1:
+            raise ConfigError("run: keep and log_steps must be 1 or more")
+        if not 0.0 <= self.average < 1.0:
+            raise ConfigError(f"run.average: {self.average}, need 0 (off) to below 1")
+
+
+class BatchStream(Protocol):
+    """Endless batches whose place can be kept; `epoch` is that of the last batch given."""
+
+    epoch: int
+
+    def __next__(self) -> Batch:
+        """The next batch."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place after the last batch given."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a place."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What the loop works on. `export` writes the model as a directory to load from."""
+
+    engine: Engine
+    batches: BatchStream
+    held_out: Callable[[], Sequence[Batch]]
+    export: Callable[[Path], None]
+    output: Path
+    config_text: str
+    accumulate: int = 1
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a training is. `minutes` sums up all its runs."""
+
+    step: int = 0
+    minutes: float = 0.0
+    bad_in_a_row: int = 0
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How `train` ended: `signal` is None where a limit was reached."""
+
+    step: int
+    signal: int | None
+
+
+def train(training: Training, run: RunSettings, schedule: ScheduleSettings) -> Outcome:
+    """Train until a limit or a signal, going on from the newest checkpoint in the output."""
+    torch.set_flush_denormal(True)  # tiny optimizer moments cost a CPU up to half its speed
+    loop = _Loop(training, run, schedule)
+    loop.resume()
+    if loop.progress.finished and not loop.limit_reached():
+        LOG.info("finished before, and the limits were raised: going on")
+        loop.progress.finished = False
+    if loop.progress.finished:
+        LOG.info("already finished at step %d: see %s", loop.progress.step, training.output)
+        return Outcome(loop.progress.step, None)
+    with _signals() as caught:
+        while not caught and not loop.limit_reached():
+            loop.one_step()
+    if caught:
+        loop.save()
+        LOG.warning(
+            "stopped by signal %d at step %d; run again to go on", caught[0], loop.progress.step
+        )
+        return Outcome(loop.progress.step, caught[0])
+    loop.finish()
+    return Outcome(loop.progress.step, None)
+
+
+class _Loop:
+    """The moving parts of one call of `train`."""
+
+    def __init__(self, training: Training, run: RunSettings, schedule: ScheduleSettings) -> None:
+        self.training = training
+        self.run = run
+        self.schedule = schedule
+        self.progress = Progress()
+        self.average = WeightAverage(training.engine.model, run.average) if run.average else None
+        self.metrics = Metrics(training.output / METRICS_FILE)
+        self._clock = time.monotonic()
+        self._saved_at = self._clock
+        self._held_out: Sequence[Batch] | None = None
+
+    def tick(self) -> None:
+        """Add the time since the last tick to the training's minutes."""
+        now = time.monotonic()
+        self.progress.minutes += (now - self._clock) / 60.0
+        self._clock = now
+
+    def limit_reached(self) -> bool:
+        """True where steps, minutes or epochs are used up."""
+        run, progress = self.run, self.progress
+        return (
+            (0 < run.steps <= progress.step)
+            or (0 < run.minutes <= progress.minutes)
+            or (0 < run.epochs <= self.training.batches.epoch)
+        )
+
+    def one_step(self) -> None:
+        """Batches, optimizer step, and whatever is due after it."""
+        batches = [next(self.training.batches) for _ in range(self.training.accumulate)]
+        rate = learning_rate(self.schedule, self.progress.step, self.progress.minutes)
+        report = self.training.engine.step(batches, rate)
+        self._guard(report, batches)
+        self.progress.step += 1
+        if self.average is not None and report.applied:
+            self.average.update()
+        self.tick()
+        self.metrics.add(report, batches)
+        if self.progress.step % self.run.log_steps == 0:
+            self.metrics.write(self.progress, rate, self.training.batches.epoch)
+        if self.run.check_steps and self.progress.step % self.run.check_steps == 0:
+            self.check()
+        if 0 < self.run.save_minutes * 60.0 <= time.monotonic() - self._saved_at:
+            self.save()
+
+    def _guard(self, report: StepReport, batches: Sequence[Batch]) -> None:
+        """Count gradients that are not finite; give up after `bad_steps` in a row."""
+        finite = report.norm - report.norm == 0.0
+        if finite:
+            self.progress.bad_in_a_row = 0
+            return
+        self.progress.bad_in_a_row += 1
+        keys = [key for batch in batches for row in batch.keys for key in row]
+        LOG.warning(
+            "step %d left out: gradient norm %s; utterances %s",
+            self.progress.step + 1, report.norm, ", ".join(keys[:8]),
+        )  # fmt: skip
+        if self.progress.bad_in_a_row >= self.run.bad_steps:
+            raise DataError(
+                f"step {self.progress.step + 1}: {self.progress.bad_in_a_row} gradients in a row "
+                "were not finite; lower schedule.rate, or look at the utterances logged above"
+            )
+
+    def check(self) -> dict[str, Score]:
+        """Scores on the held-out batches, logged and written to the metrics."""
+        if self._held_out is None:
+            self._held_out = self.training.held_out()
+        if not self._held_out:
+            return {}
+        with self.average.in_place() if self.average is not None else nullcontext():
+            scores = self.training.engine.score(self._held_out)
+        self.tick()
+        self.metrics.write_check(self.progress, scores)
+        return scores
+
+    def save(self) -> None:
+        """A checkpoint that holds everything the next step depends on."""
+        self.tick()
+        progress = self.progress
+        state = {
+            "engine": self.training.engine.state_dict(),
+            "batches": self.training.batches.state_dict(),
+            "random": torch.get_rng_state(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "progress": {
+                "step": progress.step,
+                "minutes": progress.minutes,
+                "bad_in_a_row": progress.bad_in_a_row,
+                "finished": progress.finished,
+            },
+            "metrics_bytes": self.metrics.size(),
+        }
+        path = states.save(
+            self.training.output, progress.step, state, self.training.config_text, self.run.keep
+        )
+        LOG.info("saved %s", path)
+        self.tick()
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint of the output directory, if it holds one."""
+        self.training.output.mkdir(parents=True, exist_ok=True)
+        checkpoint = states.newest(self.training.output)
+        if checkpoint is None:
+            self.metrics.cut(0)
+            return
+        state = states.load(checkpoint, self.training.engine.device)
+        self.training.engine.load_state_dict(state["engine"])
+        self.training.batches.load_state_dict(state["batches"])
+        if self.average is not None and state["average"] is not None:
+            self.average.load_state_dict(state["average"])
+        torch.set_rng_state(state["random"].cpu())
+        self.progress = Progress(**state["progress"])
+        self.metrics.cut(state["metrics_bytes"])
+        self._clock = self._saved_at = time.monotonic()
+        LOG.info("going on from %s, step %d", checkpoint, self.progress.step)
+
+    def finish(self) -> None:
+        """Last scores, the exported model, and a checkpoint that says that all is done."""
+        self.check()
+        final = self.training.output / FINAL_FOLDER
+        with self.average.in_place() if self.average is not None else nullcontext():
+            self.training.export(final)
+        self.progress.finished = True
+        self.save()
+        LOG.info("finished at step %d: %s", self.progress.step, final)
+
+
+class Metrics:
+    """Sums between two log lines; one JSON object a line in `metrics.jsonl`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._clear()
+
+    def _clear(self) -> None:
+        self._scores: dict[str, Score] = {}
+        self._norms: list[float] = []
+        self._places = self._padding = self._clips = self._utterances = 0
+        self._since = time.monotonic()
+
+    def add(self, report: StepReport, batches: Sequence[Batch]) -> None:
+        """Count a step."""
+        for task, score in report.by_task.items():
+            whole = self._scores.setdefault(task, Score())
+            whole.add(score.loss_sum, score.tokens, score.correct)
+        self._norms.append(report.norm)
+        for batch in batches:
+            self._places += batch.valid.numel()
+            self._padding += int(batch.valid.numel() - batch.valid.sum())
+            self._clips += 0 if batch.mels is None else len(batch.mels)
+            self._utterances += sum(len(row) for row in batch.keys)
+
+    def write(self, progress: Progress, rate: float, epoch: int) -> None:
+        """One log line and one metrics line for the steps since the last."""
+        seconds = max(1e-9, time.monotonic() - self._since)
+        whole = Score()
+        for score in self._scores.values():
+            whole.add(score.loss_sum, score.tokens, score.correct)
+        line = {
+            "step": progress.step,
+            "minutes": round(progress.minutes, 3),
+            "epoch": epoch,
+            "rate": rate,
+            "loss": whole.loss,
+            "accuracy": whole.accuracy,
+            "norm": sum(self._norms) / max(1, len(self._norms)),
+            "tokens_per_s": (self._places - self._padding) / seconds,
+            "utterances_per_s": self._utterances / seconds,
+            "clips_per_s": self._clips / seconds,
+            "padding": self._padding / max(1, self._places),
+            "tasks": _by_task(self._scores),
+        }
+        self._append(line)
+        LOG.info(
+            "step %d  %.1f min  epoch %d  loss %.4f  %s  norm %.2f  rate %.2e  "
+            "%.0f tokens/s  %.1f utterances/s  padding %.0f %%",
+            progress.step, progress.minutes, epoch, whole.loss, _words(self._scores),
+            line["norm"], rate, line["tokens_per_s"], line["utterances_per_s"],
+            100.0 * self._padding / max(1, self._places),
+        )  # fmt: skip
+        self._clear()
+
+    def write_check(self, progress: Progress, scores: dict[str, Score]) -> None:
+        """One line of held-out scores."""
+        self._append({"step": progress.step, "held_out": _by_task(scores)})
+        LOG.info("step %d  held out: %s", progress.step, _words(scores))
+        self._since = time.monotonic() if not self._norms else self._since
+
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut(self, size: int) -> None:
+        """Forget lines written after the checkpoint that training goes on from."""
+        if self.path.exists():
+            with self.path.open("r+b") as file:
+                file.truncate(size)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _by_task(scores: dict[str, Score]) -> dict[str, dict[str, float]]:
+    return {
+        task: {"loss": score.loss, "accuracy": score.accuracy, "tokens": score.tokens}
+        for task, score in sorted(scores.items())
+    }
+
+
+def _words(scores: dict[str, Score]) -> str:
+    return "  ".join(
+        f"{task} {score.loss:.3f} ({100 * score.accuracy:.0f} %)"
+        for task, score in sorted(scores.items())
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """SIGTERM and SIGINT are noted in the list that is given; a second SIGINT interrupts."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def note(number: int, _: FrameType | None) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {one: signal.signal(one, note) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

@@ -1,0 +1,89 @@
+"""How the learning rate moves: a factor of the base rate for each optimizer step."""
+
+import math
+from dataclasses import dataclass
+
+from osum_echat.errors import ConfigError
+
+KINDS = ("constant", "cosine", "warmuplr", "noam_hold")
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleSettings:
+    """`rate` is the peak. Steps are optimizer steps; the first step is number 0."""
+
+    kind: str = "warmuplr"
+    rate: float = 1e-6
+    warmup_steps: int = 2000
+    total_steps: int = 0  # cosine: the step where it ends; 0 = run.steps
+    hold_steps: int = 0  # noam_hold: after warm-up, this long at the peak
+    decay: float = 0.5  # noam_hold: exponent of the falling part
+    min_rate: float = 0.0  # the falling parts never go below
+    budget_minutes: float = 0.0  # cosine: follow the clock instead of the steps; 0 = steps
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"schedule.kind: {self.kind!r} is not one of {', '.join(KINDS)}")
+        if self.rate < 0 or self.warmup_steps < 0 or self.min_rate < 0:
+            raise ConfigError("schedule: rate, warmup_steps and min_rate must not be negative")
+
+
+def learning_rate(settings: ScheduleSettings, step: int, minutes: float = 0.0) -> float:
+    """The rate for optimizer step `step` (from 0), `minutes` after the start of training.
+
+    `minutes` counts training time over all resumes and matters only with `budget_minutes`.
+    """
+    shape = {
+        "constant": _constant,
+        "cosine": _cosine,
+        "warmuplr": _warmup_inverse_root,
+        "noam_hold": _noam_hold,
+    }[settings.kind]
+    return shape(settings, step, minutes)
+
+
+def _warm(settings: ScheduleSettings, step: int) -> float:
+    if settings.warmup_steps == 0:
+        return 1.0
+    return min(1.0, (step + 1) / settings.warmup_steps)
+
+
+def _constant(settings: ScheduleSettings, step: int, minutes: float) -> float:
+    return settings.rate * _warm(settings, step)
+
+
+def _cosine(settings: ScheduleSettings, step: int, minutes: float) -> float:
+    """Linear warm-up, then half a cosine from the peak down to `min_rate`."""
+    if settings.budget_minutes > 0:
+        done = minutes / settings.budget_minutes
+    else:
+        falling_steps = max(1, settings.total_steps - settings.warmup_steps)
+        done = (step - settings.warmup_steps) / falling_steps
+    done = min(1.0, max(0.0, done))
+    wave = 0.5 * (1.0 + math.cos(math.pi * done))
+    peak = settings.rate * _warm(settings, step)
+    return settings.min_rate + max(0.0, peak - settings.min_rate) * wave
+
+
+def _warmup_inverse_root(settings: ScheduleSettings, step: int, minutes: float) -> float:
+    """Upstream's `warmuplr`: linear to the peak at the end of warm-up, then as 1 / sqrt(step)."""
+    count = step + 1
+    if settings.warmup_steps == 0:
+        factor = count**-0.5
+    else:
+        warm = settings.warmup_steps
+        factor = warm**0.5 * min(count**-0.5, count * warm**-1.5)
+    return settings.rate * factor
+
+
+def _noam_hold(settings: ScheduleSettings, step: int, minutes: float) -> float:
+    """Upstream's `NoamHoldAnnealing`: warm up, hold the peak, fall by a power, end at the floor."""
+    warm, hold_end = settings.warmup_steps, settings.warmup_steps + settings.hold_steps
+    if settings.total_steps and step > settings.total_steps:
+        return settings.min_rate
+    if step <= warm and warm > 0:
+        return settings.rate * (step + 1) / (warm + 1)
+    if step < hold_end:
+        return settings.rate
+    fall = max(1.0, warm**settings.decay) / max(1.0, (step - settings.hold_steps) ** settings.decay)
+    return max(settings.min_rate, settings.rate * fall)

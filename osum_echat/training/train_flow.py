@@ -1,0 +1,310 @@
+"""Train the flow of token to wav.
+
+python -m osum_echat.training.train_flow CONFIG.yaml [key=value ...]
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from osum_echat import audio, logs
+from osum_echat import device as devices
+from osum_echat.errors import ConfigError, DataError
+from osum_echat.token2wav import settings, voice, weights
+from osum_echat.token2wav.flow import Flow, FlowLoss, FlowSettings, draw, frames_for
+from osum_echat.training.average import WeightAverage
+from osum_echat.training.engine import compute_dtype
+from osum_echat.training.runs import LimitSettings, run
+from osum_echat.training.schedule import ScheduleSettings, learning_rate
+from osum_echat.training.voice_list import read_list
+
+LOG = logs.logger(__name__)
+FLOW_FILE = "flow.safetensors"
+HELD_OUT_SEED = 1
+
+
+def _default_schedule() -> ScheduleSettings:
+    return ScheduleSettings(kind="cosine", rate=1e-3, warmup_steps=300, min_rate=1e-5)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTraining:
+    """One training of a flow. Rows of the raw lists in `data`: `wav` and `extra.speech_token`."""
+
+    data: tuple[str, ...]
+    output: str
+    flow: FlowSettings = field(default_factory=FlowSettings)
+    schedule: ScheduleSettings = field(default_factory=_default_schedule)
+    limits: LimitSettings = field(default_factory=lambda: LimitSettings(minutes=60))
+    batch_tokens: int = 1200            # in a step: 16 crops of 3 s
+    crop_tokens: tuple[int, ...] = (75,)    # lengths of crops, one drawn for each step
+    mu_weight: float = 1.0              # of L1(mu, mel), beside the published loss
+    drop: float = 0.2                   # rows without condition, for guidance
+    prefix: float = 0.5                 # rows with known first frames
+    warp_times: bool = False            # draw times on a quarter cosine
+    clip: float = 1.0
+    weight_decay: float = 0.01
+    average: float = 0.999              # decay of the running mean of weights that is exported
+    held_out_tokens: int = 1200         # the end of the data, scored at every save
+    seed: int = 777
+    precision: str = "auto"             # auto | fp32 | bf16
+    device: str = "auto"
+    init: str | None = None             # weights to start from
+    voice: str | None = None            # voice file whose speaker vector all rows get
+    speaker_onnx: str | None = None     # speaker encoder: a vector for each row
+
+    def __post_init__(self) -> None:
+        if self.voice and self.speaker_onnx:
+            raise ConfigError("flow training: give voice or speaker_onnx, not both")
+        if not self.data or not self.crop_tokens or self.batch_tokens < max(self.crop_tokens):
+            raise ConfigError(
+                f"flow training: data {self.data}, crop_tokens {self.crop_tokens}: neither may be "
+                f"empty, and batch_tokens {self.batch_tokens} must hold the longest crop"
+            )
+
+
+def to_the_limit(schedule: ScheduleSettings, limits: LimitSettings) -> ScheduleSettings:
+    """A cosine that names no end of its own falls until the training ends."""
+    if schedule.kind != "cosine" or schedule.total_steps or schedule.budget_minutes:
+        return schedule
+    return replace(schedule, total_steps=limits.steps, budget_minutes=limits.minutes)
+
+
+@dataclass(frozen=True, slots=True)
+class Crops:
+    """A batch. tokens (rows, tokens), mel (rows, frames, 80), speaker (rows, 192)."""
+
+    tokens: Tensor
+    mel: Tensor
+    speaker: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Recordings:
+    """All utterances end to end on one time line, so that a crop is always full.
+
+    tokens: (tokens,); mel: (frames, 80) half precision, frame by frame with the tokens; starts:
+    (rows,) first token of each row; speakers: (rows, 192).
+    """
+
+    tokens: Tensor
+    mel: Tensor
+    starts: Tensor
+    speakers: Tensor
+    tokens_per_s: int
+
+    def crop(self, start: int, length: int) -> Crops:
+        """`length` tokens from token `start`, as a batch of one."""
+        first = frames_for(start, self.tokens_per_s)
+        frames = frames_for(length, self.tokens_per_s)
+        row = int(torch.searchsorted(self.starts, start + length // 2, right=True)) - 1
+        return Crops(
+            self.tokens[None, start : start + length],
+            self.mel[None, first : first + frames].float(),
+            self.speakers[None, row],
+        )
+
+    def batch(self, starts: Sequence[int], length: int) -> Crops:
+        rows = [self.crop(start, length) for start in starts]
+        return Crops(
+            torch.cat([row.tokens for row in rows]),
+            torch.cat([row.mel for row in rows]),
+            torch.cat([row.speaker for row in rows]),
+        )
+
+
+def read_rows(lists: Sequence[str]) -> list[tuple[Path, tuple[int, ...]]]:
+    """Wav and speech tokens of each row of raw lists, ordered by voice."""
+    rows = [row for name in lists for row in read_list(Path(name))]
+    found = []
+    for row in sorted(rows, key=lambda row: row.voice or ""):
+        tokens = (row.raw.get("extra") or {}).get("speech_token") or row.raw.get("speech_token")
+        if not tokens:
+            raise DataError(f"{row.wav}: its row has no extra.speech_token; extract them first")
+        found.append((row.wav, tuple(map(int, tokens))))
+    return found
+
+
+def record(training: FlowTraining) -> Recordings:
+    """Read every wav once: its mel fitted to its tokens, its speaker vector."""
+    rate, codes = training.flow.tokens_per_s, training.flow.codes
+    encoder = voice.SpeakerEncoder(training.speaker_onnx) if training.speaker_onnx else None
+    constant = torch.zeros(1, voice.SPEAKER_WIDTH)
+    if training.voice:
+        constant = voice.VoicePrompt.load(training.voice).speaker
+    tokens: list[int] = []
+    mels, starts, speakers = [], [], []
+    for wav, ids in logs.progress(read_rows(training.data), "mel"):
+        if min(ids) < 0 or max(ids) >= codes:
+            raise DataError(f"{wav}: its speech tokens must be ids from 0 to {codes - 1}")
+        samples = audio.load(wav, voice.SAMPLE_RATE_HZ)
+        starts.append(len(tokens))
+        first = frames_for(len(tokens), rate)
+        tokens.extend(ids)
+        mels.append(fit(voice.prompt_mel(samples)[0], frames_for(len(tokens), rate) - first).half())
+        if encoder:
+            low = audio.resample(samples, voice.SAMPLE_RATE_HZ, audio.SAMPLE_RATE_HZ)
+            constant = encoder(low)
+        speakers.append(constant)
+    LOG.info("%d recordings, %.1f min", len(starts), len(tokens) / rate / 60)
+    return Recordings(
+        torch.tensor(tokens), torch.cat(mels), torch.tensor(starts), torch.cat(speakers), rate
+    )
+
+
+def fit(mel: Tensor, frames: int) -> Tensor:
+    """Cut (frames, 80), or repeat its last frame, until there are `frames`."""
+    lacking = frames - len(mel)
+    return mel[:frames] if lacking <= 0 else torch.cat((mel, mel[-1:].expand(lacking, -1)))
+
+
+class FlowTrainer:
+    """Model, optimizer, running mean and random stream; `state_dict` is all that resume needs."""
+
+    def __init__(self, training: FlowTraining, recordings: Recordings) -> None:
+        self.training = training
+        self.recordings = recordings
+        self.device = devices.pick(training.device)
+        self.dtype = compute_dtype(training.precision, self.device)
+        torch.manual_seed(training.seed)
+        self.flow = Flow(training.flow)
+        if training.init:
+            weights.fill(self.flow, weights.read(Path(training.init)), training.init)
+        self.flow.to(self.device).train()
+        self.average = WeightAverage(self.flow, training.average)
+        self.optimizer = torch.optim.AdamW(
+            self.flow.parameters(), training.schedule.rate, fused=True,
+            weight_decay=training.weight_decay,
+        )
+        self.schedule = to_the_limit(training.schedule, training.limits)
+        self.generator = torch.Generator().manual_seed(training.seed)
+        self.step_number = 0
+        self.minutes = 0.0
+        self.usable = len(recordings.tokens) - training.held_out_tokens
+        if self.usable < max(training.crop_tokens):
+            raise DataError(
+                f"{len(recordings.tokens)} speech tokens in all: too few for held_out_tokens "
+                f"{training.held_out_tokens} and crops of {max(training.crop_tokens)}"
+            )
+
+    def loss(self, crops: Crops, generator: torch.Generator) -> FlowLoss:
+        """Both losses of a batch, in the training's precision."""
+        rows, frames, _ = crops.mel.shape
+        training = self.training
+        draws = draw(
+            torch.full((rows,), frames), frames, generator,
+            drop=training.drop, prefix=training.prefix, warp=training.warp_times,
+        )
+        with devices.autocast(self.device, self.dtype):
+            return self.flow.loss(
+                crops.tokens.to(self.device),
+                crops.mel.to(self.device),
+                crops.speaker.to(self.device),
+                type(draws)(*(part.to(self.device) for part in draws)),
+            )
+
+    def step(self) -> dict[str, float]:
+        """One optimizer step on fresh crops."""
+        training = self.training
+        choice = int(torch.randint(len(training.crop_tokens), (1,), generator=self.generator))
+        length = training.crop_tokens[choice]
+        starts = torch.randint(
+            self.usable - length + 1, (training.batch_tokens // length,), generator=self.generator
+        )
+        loss = self.loss(self.recordings.batch(starts.tolist(), length), self.generator)
+        (loss.matching + training.mu_weight * loss.mu).backward()
+        norm = nn.utils.clip_grad_norm_(self.flow.parameters(), training.clip)
+        rate = learning_rate(self.schedule, self.step_number, self.minutes)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        applied = bool(torch.isfinite(norm))
+        if applied:
+            self.optimizer.step()
+            self.average.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step_number += 1
+        return {
+            "matching": loss.matching.item(), "mu": loss.mu.item(), "norm": norm.item(),
+            "rate": rate, "skipped": float(not applied),
+        }
+
+    @torch.no_grad()
+    def score(self) -> dict[str, float]:
+        """Losses of the running mean on the held-out end, always with the same draws."""
+        length = min(self.training.crop_tokens)
+        total = len(self.recordings.tokens)
+        starts = range(self.usable, total - length + 1, length)
+        if not starts:
+            return {}
+        self.flow.eval()
+        with self.average.in_place():
+            generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+            loss = self.loss(self.recordings.batch(starts, length), generator)
+        self.flow.train()
+        return {"held_out_matching": float(loss.matching), "held_out_mu": float(loss.mu)}
+
+    def export(self) -> None:
+        """Write the running mean as `flow.safetensors`, and its sizes as `flow.yaml`."""
+        output = Path(self.training.output)
+        with self.average.in_place():
+            tensors = {key: part.contiguous() for key, part in self.flow.state_dict().items()}
+            save_file(tensors, output / f".{FLOW_FILE}")
+        (output / f".{FLOW_FILE}").replace(output / FLOW_FILE)
+        text = yaml.safe_dump(json.loads(json.dumps({"flow": asdict(self.training.flow)})))
+        (output / "flow.yaml").write_text(text, encoding="utf-8")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "flow": self.flow.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "crops": self.generator.get_state(),
+            "random": torch.get_rng_state(),
+            "step": self.step_number,
+            "minutes": self.minutes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.flow.load_state_dict(state["flow"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["average"])
+        self.generator.set_state(state["crops"].cpu())
+        torch.set_rng_state(state["random"].cpu())
+        self.step_number, self.minutes = state["step"], state["minutes"]
+
+
+def train(training: FlowTraining) -> Path:
+    """Train to the limit, going on from the newest checkpoint. Returns the exported weights."""
+    trainer = FlowTrainer(training, record(training))
+    run(trainer, Path(training.output), training.limits, asdict(training))
+    return Path(training.output) / FLOW_FILE
+
+
+def load(path: Path, overrides: list[str]) -> FlowTraining:
+    """Read the YAML of a training, with `key=value` overrides."""
+    raw = settings.read_yaml(path)
+    settings.override(raw, overrides)
+    return settings.parse(FlowTraining, raw, path.name)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train the flow of token to wav.")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_args(argv)
+    logs.setup()
+    logs.out(str(train(load(arguments.config, arguments.overrides))))
+
+
+if __name__ == "__main__":
+    main()

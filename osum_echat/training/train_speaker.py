@@ -1,0 +1,246 @@
+"""Train a small speaker encoder.
+
+python -m osum_echat.training.train_speaker CONFIG [key=value ...]
+
+It learns to tell voices apart; what it then says about a voice, 192 numbers, goes to ONNX with the
+signature of the published `campplus.onnx`.
+"""
+
+import argparse
+import random
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from osum_echat import audio, logs
+from osum_echat import device as devices
+from osum_echat.errors import ConfigError, DataError
+from osum_echat.token2wav import settings
+from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, speaker_features
+from osum_echat.training.average import WeightAverage
+from osum_echat.training.onnx_file import export
+from osum_echat.training.runs import LimitSettings, run
+from osum_echat.training.schedule import ScheduleSettings, learning_rate
+from osum_echat.training.voice_list import VoiceRow, read_list
+
+SPEAKER_FILE = "speaker.onnx"
+MARGIN, SHARPNESS = 0.2, 30.0              # of the additive-margin softmax
+HELD_OUT_SHARE = 10                        # every tenth row of a voice is only scored
+EXAMPLE_FRAMES = 200
+
+log = logs.logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerSettings:
+    """Sizes of the encoder: convolutions with growing reach over the filter banks."""
+
+    width: int = 256
+    kernels: tuple[int, ...] = (5, 3, 3, 1)
+    dilations: tuple[int, ...] = (1, 2, 3, 1)
+
+    def __post_init__(self) -> None:
+        if len(self.kernels) != len(self.dilations) or not self.kernels:
+            raise ConfigError("speaker.kernels and speaker.dilations: give as many of each")
+
+
+def _default_schedule() -> ScheduleSettings:
+    return ScheduleSettings(kind="cosine", rate=2e-3, warmup_steps=50, min_rate=1e-5)
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerTraining:
+    """One training of a speaker encoder. Rows: `wav`, and `voice` or `speaker`."""
+
+    lists: tuple[str, ...]
+    output: str
+    limits: LimitSettings
+    out: str | None = None                 # the ONNX file; None: speaker.onnx in `output`
+    speaker: SpeakerSettings = field(default_factory=SpeakerSettings)
+    schedule: ScheduleSettings = field(default_factory=_default_schedule)
+    unnamed: str | None = None             # the voice of rows that name none; None: left out
+    rows_per_voice: int = 60               # at most
+    batch: int = 32
+    crop_frames: int = 120
+    average: float = 0.99
+    seed: int = 777
+    device: str = "auto"
+
+
+class SpeakerNet(nn.Module):
+    """Filter banks to a vector: convolutions over time, then mean and deviation of the frames."""
+
+    def __init__(self, sizes: SpeakerSettings) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = MELS
+        for kernel, dilation in zip(sizes.kernels, sizes.dilations, strict=True):
+            reach = dilation * (kernel // 2)
+            layers += [
+                nn.Conv1d(width, sizes.width, kernel, dilation=dilation, padding=reach),
+                nn.ReLU(), nn.BatchNorm1d(sizes.width),
+            ]
+            width = sizes.width
+        self.frames = nn.Sequential(*layers)
+        self.head = nn.Linear(2 * width, SPEAKER_WIDTH)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (rows, frames, 80), their mean over time removed. Returns (rows, 192)."""
+        hidden = self.frames(features.transpose(1, 2))
+        mean = hidden.mean(2)
+        spread = (hidden - mean[:, :, None]).square().mean(2).clamp(min=1e-6).sqrt()
+        return self.head(torch.cat((mean, spread), 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Voices:
+    """Features of every voice's rows, each (frames, 80) in half precision."""
+
+    names: tuple[str, ...]
+    learnt: tuple[tuple[Tensor, ...], ...]
+    held_out: tuple[tuple[Tensor, ...], ...]
+
+
+def read(training: SpeakerTraining) -> Voices:
+    """Group the rows by voice, read a share of each, and set some aside."""
+    by_voice: dict[str, list[VoiceRow]] = defaultdict(list)
+    for path in training.lists:
+        for row in read_list(Path(path)):
+            voice = row.voice or training.unnamed
+            if voice is not None:
+                by_voice[voice].append(row)
+    names = tuple(sorted(name for name, rows in by_voice.items() if len(rows) > 1))
+    if len(names) < 2:
+        raise DataError(f"{', '.join(training.lists)}: need two voices with two rows or more each")
+    learnt, held_out = [], []
+    for name in logs.progress(names, "reading"):
+        rows = by_voice[name]
+        random.Random(f"{training.seed} {name}").shuffle(rows)
+        found = [_features(row) for row in rows[: training.rows_per_voice]]
+        aside = max(1, len(found) // HELD_OUT_SHARE)
+        held_out.append(tuple(found[:aside]))
+        learnt.append(tuple(found[aside:]))
+    log.info("%d voices, %d rows", len(names), sum(map(len, learnt)))
+    return Voices(names, tuple(learnt), tuple(held_out))
+
+
+def _features(row: VoiceRow) -> Tensor:
+    return speaker_features(audio.load(row.wav))[0].half()
+
+
+class SpeakerTrainer:
+    """Model, class vectors, optimizer, running mean and random stream."""
+
+    def __init__(self, training: SpeakerTraining, voices: Voices) -> None:
+        self.training, self.voices = training, voices
+        self.device = devices.pick(training.device)
+        torch.manual_seed(training.seed)
+        self.net = SpeakerNet(training.speaker)
+        self.centres = nn.Linear(SPEAKER_WIDTH, len(voices.names), bias=False)
+        self.model = nn.ModuleDict({"net": self.net, "centres": self.centres}).to(self.device)
+        self.average = WeightAverage(self.model, training.average)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), training.schedule.rate, weight_decay=0.05
+        )
+        self.generator = torch.Generator().manual_seed(training.seed)
+        self.step_number, self.minutes = 0, 0.0
+
+    def step(self) -> dict[str, float]:
+        """One step on crops of as many voices as the batch has rows."""
+        batch = self.training.batch
+        chosen = torch.randint(len(self.voices.names), (batch,), generator=self.generator)
+        crops = torch.stack([self._crop(int(voice)) for voice in chosen]).to(self.device)
+        chosen = chosen.to(self.device)
+        vectors = F.normalize(self.net(crops), dim=1)
+        cosines = vectors @ F.normalize(self.centres.weight, dim=1).T
+        margin = MARGIN * F.one_hot(chosen, cosines.shape[1])
+        loss = F.cross_entropy(SHARPNESS * (cosines - margin), chosen)
+        loss.backward()
+        rate = learning_rate(self.training.schedule, self.step_number, self.minutes)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.average.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step_number += 1
+        right = (cosines.argmax(1) == chosen).float().mean()
+        return {"loss": loss.item(), "right": right.item(), "rate": rate}
+
+    def _crop(self, voice: int) -> Tensor:
+        """A stretch of a random row, repeated where it is short: (crop_frames, 80)."""
+        rows, frames = self.voices.learnt[voice], self.training.crop_frames
+        row = rows[int(torch.randint(len(rows), (1,), generator=self.generator))].float()
+        row = row.repeat(-(-frames // len(row)), 1)
+        start = int(torch.randint(len(row) - frames + 1, (1,), generator=self.generator))
+        crop = row[start : start + frames]
+        return crop - crop.mean(0)
+
+    @torch.no_grad()
+    def score(self) -> dict[str, float]:
+        """Held-out rows whose voice's mean vector is the nearest."""
+        self.model.eval()
+        with self.average.in_place():
+            centres = torch.stack([self._vectors(rows[:10]).mean(0) for rows in self.voices.learnt])
+            right = [
+                (self._vectors(rows) @ F.normalize(centres, dim=1).T).argmax(1) == voice
+                for voice, rows in enumerate(self.voices.held_out)
+            ]
+        self.model.train()
+        return {"held_out_right": float(torch.cat(right).float().mean())}
+
+    def _vectors(self, rows: tuple[Tensor, ...]) -> Tensor:
+        found = [self.net(row.float()[None].to(self.device))[0] for row in rows]
+        return F.normalize(torch.stack(found), dim=1)
+
+    def export(self) -> None:
+        """Write the running mean as ONNX: features (1, frames, 80) -> (1, 192)."""
+        training = self.training
+        path = Path(training.out or Path(training.output) / SPEAKER_FILE)
+        self.model.eval()
+        with self.average.in_place():
+            export(
+                self.net, (torch.zeros(1, EXAMPLE_FRAMES, MELS),), path,
+                inputs=("feats",), output="vector", dynamic={"feats": {1: "frames"}},
+            )
+        self.model.train()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(), "crops": self.generator.get_state(),
+            "step": self.step_number, "minutes": self.minutes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["average"])
+        self.generator.set_state(state["crops"].cpu())
+        self.step_number, self.minutes = state["step"], state["minutes"]
+
+
+def train(training: SpeakerTraining) -> Path:
+    """Train to the limit. Returns the ONNX file."""
+    output = Path(training.output)
+    run(SpeakerTrainer(training, read(training)), output, training.limits, asdict(training))
+    return Path(training.out or output / SPEAKER_FILE)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train the speaker encoder of token to wav.")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    chosen = parser.parse_args(argv)
+    raw = settings.read_yaml(chosen.config)
+    settings.override(raw, chosen.overrides)
+    logs.setup()
+    logs.out(str(train(settings.parse(SpeakerTraining, raw, chosen.config.name))))
+
+
+if __name__ == "__main__":
+    main()

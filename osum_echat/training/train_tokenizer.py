@@ -1,0 +1,263 @@
+"""Makes a small speech tokenizer: Whisper layers, pitch and energy, k-means; exported to ONNX.
+
+python -m osum_echat.training.train_tokenizer CONFIG [key=value ...]
+"""
+
+import argparse
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from osum_echat import audio
+from osum_echat.errors import ConfigError
+from osum_echat.logs import logger, out, progress, setup
+from osum_echat.models.whisper_start import read_whisper, settings_of
+from osum_echat.token2wav import pitch
+from osum_echat.token2wav.settings import override, parse, read_yaml
+from osum_echat.training.onnx_file import export
+from osum_echat.training.units import (
+    ENERGY_FLOOR,
+    FRAMES_PER_UNIT,
+    SpeechUnits,
+    UnitSettings,
+    kmeans,
+    nearest,
+)
+from osum_echat.training.voice_list import VoiceRow, read_list
+
+UNITS_PER_S = 25
+LATE_START_FRAMES = (40, 400)          # silence put before a clip, to see what its place does
+PITCH_BATCH_UNITS = 256
+PITCH_PEAK_RATE = 2e-3
+
+log = logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSettings:
+    """One tokenizer: from which lists and which Whisper, to which files."""
+
+    lists: tuple[str, ...]             # raw lists; only `wav` is read
+    whisper: str                       # folder with model.bin or model.safetensors
+    out: str                           # the ONNX file
+    tokens: str | None = None          # also a list of the same rows with their speech tokens
+    units: UnitSettings = field(default_factory=UnitSettings)
+    position_directions: int = 8       # of the layer that tell the place in the clip: taken out
+    pitch_steps: int = 3000
+    iterations: int = 40
+    minutes: float = 90.0              # of audio to learn from, at most
+    seed: int = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """What one wav gives. feats: (1, mel, frames); pitch_hz: (units,), 0 where unvoiced."""
+
+    feats: Tensor
+    pitch_hz: Tensor
+
+
+def train(settings: TokenizerSettings) -> Path:
+    """Make the tokenizer from the lists. Returns the ONNX file."""
+    rows = [row for path in settings.lists for row in read_list(Path(path))]
+    model = make_units(rows, settings)
+    path = Path(settings.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    export_units(model, path)
+    if settings.tokens is not None:
+        write_tokens(rows, path, Path(settings.tokens))
+    return path
+
+
+def make_units(rows: Sequence[VoiceRow], settings: TokenizerSettings) -> SpeechUnits:
+    """The filled tokenizer, its quality logged."""
+    weights = read_whisper(Path(settings.whisper))
+    model = SpeechUnits(settings_of(weights), settings.units).eval().requires_grad_(False)
+    own = {name.replace("encoders.", "blocks."): value for name, value in weights.items()}
+    missing = model.load_state_dict(
+        {name: value for name, value in own.items() if name in model.state_dict()}, strict=False
+    ).missing_keys
+    if any(name.startswith(("embed.", "blocks.")) for name in missing):
+        raise ConfigError(f"units.layers {settings.units.layers}: more than {settings.whisper} has")
+    generator = torch.Generator().manual_seed(settings.seed)
+    drawn = random.Random(settings.seed).sample(list(rows), len(rows))
+    clips = read_clips(drawn, model.mels, settings.minutes)
+    with torch.no_grad():
+        layers = [model.layers(clip.feats) for clip in progress(clips, "listening")]
+        last = torch.cat([layer for _, layer in layers])
+        model.mean.copy_(last.mean(0))
+        places = late_starts(model, clips, generator)
+        model.projection.copy_(projection(last - model.mean, places, settings))
+        loudness = torch.cat([model.energy(clip.feats) for clip in clips])
+        loud = loudness[loudness > loudness.mean()]
+        model.energy_moments.copy_(torch.stack((loud.mean(), loud.std())))
+    train_pitch(model, clips, [first for first, _ in layers], settings.pitch_steps, generator)
+    with torch.no_grad():
+        points = torch.cat([model.features(clip.feats) for clip in progress(clips, "features")])
+        model.codebook.copy_(kmeans(points, settings.units.codes, settings.iterations, generator))
+    report(model, clips, points, last)
+    return model
+
+
+def read_clips(rows: Sequence[VoiceRow], mels: int, minutes: float) -> list[Clip]:
+    """Features and true pitch of the rows, up to so many minutes."""
+    clips, seconds = [], 0.0
+    for row in progress(rows, "reading"):
+        samples = audio.load(row.wav)
+        clips.append(Clip(audio.log_mel(samples, mels).T[None], unit_pitch(samples)))
+        seconds += len(samples) / audio.SAMPLE_RATE_HZ
+        if seconds > 60 * minutes:
+            break
+    return clips
+
+
+def unit_pitch(samples: Tensor) -> Tensor:
+    """True pitch of each unit, the mean of its voiced hops: (units,) in Hz, 0 where unvoiced."""
+    hops = pitch.track(samples.numpy(), audio.SAMPLE_RATE_HZ, audio.HOP_SAMPLES)
+    hops = np.pad(hops, (0, -len(hops) % FRAMES_PER_UNIT)).reshape(-1, FRAMES_PER_UNIT)
+    voiced = (hops > 0).sum(1)
+    return torch.from_numpy(np.where(voiced > 1, hops.sum(1) / np.maximum(voiced, 1), 0)).float()
+
+
+def late_starts(model: SpeechUnits, clips: list[Clip], generator: torch.Generator) -> Tensor:
+    """How the last layer changes when a clip starts later: (units, width)."""
+    changes = []
+    for clip in clips[:: max(1, len(clips) // 100)]:
+        late = int(torch.randint(*LATE_START_FRAMES, (1,), generator=generator))
+        late -= late % FRAMES_PER_UNIT
+        moved = F.pad(clip.feats, (late, 0), value=float(clip.feats.min()))
+        after = model.layers(moved)[1][late // FRAMES_PER_UNIT :]
+        changes.append(after - model.layers(clip.feats)[1])
+    return torch.cat(changes)
+
+
+def projection(centred: Tensor, places: Tensor, settings: TokenizerSettings) -> Tensor:
+    """(width, phonetic): standardised, place in the clip taken out, main directions kept."""
+    scale = 1 / centred.std(0).clamp(min=1e-5)
+    standard = centred * scale
+    _, _, ways = torch.linalg.svd(places * scale, full_matrices=False)
+    placeless = ways[: settings.position_directions]
+    standard = standard - standard @ placeless.T @ placeless
+    variances, directions = torch.linalg.eigh(standard.T @ standard / len(standard))
+    keep = directions[:, -settings.units.phonetic :]
+    keep = keep - placeless.T @ (placeless @ keep)
+    total = variances[-settings.units.phonetic :].sum()
+    log.info("phonetic features keep %.0f %% of the layer", 100 * total / centred.shape[1])
+    return scale[:, None] * keep / total.sqrt()
+
+
+def train_pitch(
+    model: SpeechUnits, clips: list[Clip], first: list[Tensor], steps: int,
+    generator: torch.Generator,
+) -> None:
+    """Fit the pitch head to the true pitch, by the voiced units."""
+    stacks = torch.cat([stacked(clip.feats) for clip in clips])
+    layer, hertz = torch.cat(first), torch.cat([clip.pitch_hz for clip in clips])
+    voiced = hertz > 0
+    logs = hertz[voiced].log()
+    height = torch.where(voiced, (hertz.clamp(min=1).log() - logs.mean()) / logs.std(), 0)
+    weights = [
+        part.requires_grad_()
+        for module in (model.pitch_of_mel, model.pitch_of_layer, model.pitch_head)
+        for part in module.parameters()
+    ]
+    optimizer = torch.optim.AdamW(weights, weight_decay=0.1)
+    for step in progress(range(steps), "pitch"):
+        optimizer.param_groups[0]["lr"] = PITCH_PEAK_RATE * (1 - step / steps)
+        drawn = torch.randint(len(layer), (PITCH_BATCH_UNITS,), generator=generator)
+        hidden = model.pitch_of_mel(stacks[drawn])[:, :, 0] + model.pitch_of_layer(layer[drawn])
+        guessed = model.pitch_head(F.gelu(hidden))
+        wrong = (guessed[:, 1] - height[drawn]).abs() * voiced[drawn]
+        loss = 2 * wrong.mean() + F.binary_cross_entropy_with_logits(
+            guessed[:, 0], voiced[drawn].float()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.requires_grad_(False)
+
+
+def stacked(feats: Tensor) -> Tensor:
+    """(1, mel, frames) cut into units: (units, mel, 4)."""
+    short = -feats.shape[2] % FRAMES_PER_UNIT
+    padded = F.pad(feats, (0, short), mode="replicate")[0]
+    return padded.unflatten(1, (-1, FRAMES_PER_UNIT)).transpose(0, 1)
+
+
+def report(model: SpeechUnits, clips: list[Clip], points: Tensor, last: Tensor) -> dict[str, float]:
+    """Log how much of each thing the codes tell: the share of its variance."""
+    codes = nearest(points, model.codebook)
+    counts = torch.bincount(codes, minlength=len(model.codebook)).double()
+    shares = counts / counts.sum()
+    hertz = torch.cat([clip.pitch_hz for clip in clips])
+    voiced = hertz > 0
+    mel = torch.cat([stacked(clip.feats).flatten(1) for clip in clips])
+    with torch.no_grad():
+        loudness = torch.cat([model.energy(clip.feats) for clip in clips])
+    loud = loudness > ENERGY_FLOOR
+    figures = {
+        "perplexity": math.exp(float(-(shares * shares.clamp(min=1e-12).log()).sum())),
+        "pitch": told(hertz[voiced].log()[:, None], codes[voiced]),
+        "level": told(loudness[loud][:, None], codes[loud]),
+        "mel": told(mel, codes),
+        "layer": told(last / last.std(0), codes),
+    }
+    log.info("%d units; %s", len(codes), ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+    return figures
+
+
+def told(values: Tensor, codes: Tensor) -> float:
+    """Share of the variance of values (units, width) that their codes' means explain."""
+    size = int(codes.max()) + 1
+    counts = torch.bincount(codes, minlength=size).clamp(min=1)
+    means = torch.zeros(size, values.shape[1]).index_add(0, codes, values) / counts[:, None]
+    rest = (values - means[codes]).square().sum()
+    return float(1 - rest / (values - values.mean(0)).square().sum())
+
+
+def export_units(model: SpeechUnits, path: Path) -> None:
+    """Write the ONNX file: feats (1, mel, frames), feats_length (1,) -> indices (1, units)."""
+    example = torch.zeros(1, model.mels, 8 * UNITS_PER_S), torch.tensor([8 * UNITS_PER_S]).int()
+    export(
+        model, example, path, inputs=("feats", "feats_length"), output="indices",
+        dynamic={"feats": {2: "frames"}, "feats_length": {}}, exact=("codebook", "projection"),
+    )
+    log.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
+
+
+def write_tokens(rows: Sequence[VoiceRow], tokenizer: Path, path: Path) -> None:
+    """A raw list of the rows with the tokens that the written file gives."""
+    from osum_echat.token2wav.voice import SpeechTokenizer
+
+    listen = SpeechTokenizer(tokenizer)
+    with path.open("w", encoding="utf-8") as lines:
+        for row in progress(rows, "tokens"):
+            tokens = [int(token) for token in listen(audio.load(row.wav))]
+            raw = dict(row.raw) | {
+                "wav": str(row.wav.resolve()), "task": "<TEXT2TOKEN>",
+                "extra": {"speech_token": tokens},
+            }
+            lines.write(json.dumps(raw, ensure_ascii=False) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Make the speech tokenizer of token to wav.")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    chosen = parser.parse_args(argv)
+    raw = read_yaml(chosen.config)
+    override(raw, chosen.overrides)
+    setup()
+    out(str(train(parse(TokenizerSettings, raw, chosen.config.name))))
+
+
+if __name__ == "__main__":
+    main()

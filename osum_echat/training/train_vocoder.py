@@ -1,0 +1,305 @@
+"""Train the NSF-Vocos vocoder.
+
+python -m osum_echat.training.train_vocoder CONFIG [key=value ...]
+"""
+
+import argparse
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from osum_echat import audio, logs
+from osum_echat import device as devices
+from osum_echat.errors import ConfigError, DataError
+from osum_echat.token2wav import pitch, settings, weights
+from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings, draw_noise
+from osum_echat.token2wav.voice import HOP_SAMPLES, SAMPLE_RATE_HZ, mel_basis, prompt_mel
+from osum_echat.training.average import WeightAverage
+from osum_echat.training.engine import compute_dtype
+from osum_echat.training.runs import LimitSettings, run
+from osum_echat.training.schedule import ScheduleSettings, learning_rate
+from osum_echat.training.voice_list import VoiceRow, read_list
+
+VOCODER_FILE = "vocoder.safetensors"
+PITCH_FILE = "pitch.safetensors"            # true pitch by key, kept for the next start
+NYQUIST_HZ = SAMPLE_RATE_HZ / 2
+RESOLUTIONS = (512, 1024, 2048)             # window samples of the spectral losses
+LEAST_POWER = 1e-7
+
+log = logs.logger(__name__)
+
+
+def _default_schedule() -> ScheduleSettings:
+    return ScheduleSettings(kind="cosine", rate=8e-4, warmup_steps=50, min_rate=2e-5)
+
+
+@dataclass(frozen=True, slots=True)
+class VocoderTraining:
+    """One training of a vocoder. Of the raw lists only `key` and `wav` are read."""
+
+    lists: tuple[str, ...]
+    output: str
+    limits: LimitSettings
+    vocoder: NsfVocosSettings = field(default_factory=NsfVocosSettings)
+    schedule: ScheduleSettings = field(default_factory=_default_schedule)
+    batch: int = 16
+    crop_frames: int = 48
+    pitch_crop_frames: int = 64
+    pitch_updates: int = 3                  # of the pitch predictor for each step of the rest
+    pitch_noise: float = 0.3                # on the pitch predictor's mels: predicted mels differ
+    mel_weight: float = 15.0
+    spectral_weight: float = 5.0
+    clip: float = 50.0
+    pitch_clip: float = 1.0
+    average: float = 0.997
+    held_out: int = 20                      # rows at the end, only scored
+    minutes: float = 90.0                   # of audio, at most
+    seed: int = 777
+    precision: str = "auto"                 # auto | fp32 | bf16
+    device: str = "auto"
+    init: str | None = None                 # weights to start from
+
+    def __post_init__(self) -> None:
+        if self.crop_frames * HOP_SAMPLES < max(RESOLUTIONS):
+            raise ConfigError(f"vocoder training: crop_frames {self.crop_frames} is too short")
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """wave: (frames * 256,) half precision; mel: (80, frames); hertz: (frames,), 0 unvoiced."""
+
+    wave: Tensor
+    mel: Tensor
+    hertz: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Crops:
+    """wave: (rows, frames * 256); mel: (rows, 80, frames); hertz: (rows, frames)."""
+
+    wave: Tensor
+    mel: Tensor
+    hertz: Tensor
+
+
+def read(training: VocoderTraining) -> list[Recording]:
+    """Every row's wave, mel and true pitch, up to the minutes asked for."""
+    rows = [row for path in training.lists for row in read_list(Path(path))]
+    random.Random(training.seed).shuffle(rows)
+    kept = Path(training.output) / PITCH_FILE
+    known = load_file(kept) if kept.is_file() else {}
+    recordings, seconds = [], 0.0
+    for row in logs.progress(rows, "reading"):
+        recordings.append(_recording(row, known))
+        seconds += len(recordings[-1].wave) / SAMPLE_RATE_HZ
+        if seconds > 60 * training.minutes:
+            break
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    save_file(known, kept)
+    log.info("%d recordings, %.1f min", len(recordings), seconds / 60)
+    return recordings
+
+
+def _recording(row: VoiceRow, known: dict[str, Tensor]) -> Recording:
+    wave = audio.load(row.wav, SAMPLE_RATE_HZ)
+    frames = len(wave) // HOP_SAMPLES
+    if row.key not in known or len(known[row.key]) != frames:
+        hertz = pitch.track(wave.numpy(), SAMPLE_RATE_HZ, HOP_SAMPLES)
+        known[row.key] = torch.from_numpy(hertz)
+    wave = wave[: frames * HOP_SAMPLES]
+    return Recording(wave.half(), prompt_mel(wave)[0].T, known[row.key])
+
+
+class VocoderTrainer:
+    """Model, optimizers, running mean and random stream."""
+
+    def __init__(self, training: VocoderTraining, recordings: Sequence[Recording]) -> None:
+        self.training = training
+        self.device = devices.pick(training.device)
+        self.dtype = compute_dtype(training.precision, self.device)
+        torch.manual_seed(training.seed)
+        self.vocoder = NsfVocos(training.vocoder)
+        if training.init:
+            weights.fill(self.vocoder, weights.read(Path(training.init)), training.init)
+        self.vocoder.to(self.device).train()
+        self.average = WeightAverage(self.vocoder, training.average)
+        tracker = set(self.vocoder.pitch_predictor.parameters())
+        self.shapers = [part for part in self.vocoder.parameters() if part not in tracker]
+        self.optimizer, self.pitch_optimizer = (
+            torch.optim.AdamW(parts, training.schedule.rate, betas=(0.8, 0.99), fused=True)
+            for parts in (self.shapers, list(self.vocoder.pitch_predictor.parameters()))
+        )
+        self.generator = torch.Generator().manual_seed(training.seed)
+        self.step_number, self.minutes = 0, 0.0
+        longest = max(training.crop_frames, training.pitch_crop_frames)
+        learnt = recordings[: len(recordings) - training.held_out]
+        self.learnt = [one for one in learnt if len(one.hertz) >= longest]
+        self.held_out = list(recordings[len(recordings) - training.held_out :])
+        if not self.learnt:
+            raise DataError(f"vocoder training: no row of {longest} frames besides the held-out")
+
+    def crops(self, frames: int) -> Crops:
+        """Random stretches of random recordings."""
+        waves, mels, pitches = [], [], []
+        for _ in range(self.training.batch):
+            one = self.learnt[self._draw(len(self.learnt))]
+            start = self._draw(len(one.hertz) - frames + 1)
+            waves.append(one.wave[start * HOP_SAMPLES : (start + frames) * HOP_SAMPLES].float())
+            mels.append(one.mel[:, start : start + frames])
+            pitches.append(one.hertz[start : start + frames])
+        parts = (torch.stack(each).to(self.device) for each in (waves, mels, pitches))
+        return Crops(*parts)
+
+    def _draw(self, count: int) -> int:
+        return int(torch.randint(count, (1,), generator=self.generator))
+
+    def step(self) -> dict[str, float]:
+        """One step: the wave's losses on some crops, the pitch predictor's on others."""
+        training = self.training
+        crops = self.crops(training.crop_frames)
+        noise = draw_noise(crops.mel, self.generator)
+        with devices.autocast(self.device, self.dtype):
+            made = self.vocoder(crops.mel, crops.hertz, noise)
+        mel, spectral = wave_losses(made, crops.wave)
+        (training.mel_weight * mel + training.spectral_weight * spectral).backward()
+        norm = nn.utils.clip_grad_norm_(self.shapers, training.clip)
+        rate = learning_rate(training.schedule, self.step_number, self.minutes)
+        applied = self._apply(self.optimizer, norm, rate)
+        tracking = [self.pitch_step(rate) for _ in range(training.pitch_updates)]
+        self.average.update()
+        self.step_number += 1
+        return {
+            "mel": mel.item(), "spectral": spectral.item(), "norm": norm.item(), "rate": rate,
+            "pitch": sum(tracking) / max(1, len(tracking)), "skipped": float(not applied),
+        }
+
+    def pitch_step(self, rate: float) -> float:
+        """One update of the pitch predictor on crops of its own; its loss."""
+        crops, predictor = self.crops(self.training.pitch_crop_frames), self.vocoder.pitch_predictor
+        with devices.autocast(self.device, self.dtype):
+            loss = predictor.loss(self.roughened(crops.mel), crops.hertz)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(predictor.parameters(), self.training.pitch_clip)
+        self._apply(self.pitch_optimizer, norm, rate)
+        return loss.item()
+
+    @staticmethod
+    def _apply(optimizer: torch.optim.Optimizer, norm: Tensor, rate: float) -> bool:
+        """Step where the gradient is finite; then clear it."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        applied = bool(torch.isfinite(norm))
+        if applied:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return applied
+
+    def roughened(self, mel: Tensor) -> Tensor:
+        """Half of the rows blurred along time and with noise added, as a flow's mels are."""
+        rows = len(mel) // 2
+        blurred = F.avg_pool1d(mel[:rows], 3, 1, 1, count_include_pad=False)
+        noise = torch.randn(blurred.shape, generator=self.generator).to(mel.device)
+        return torch.cat((blurred + self.training.pitch_noise * noise, mel[rows:]))
+
+    @torch.no_grad()
+    def score(self) -> dict[str, float]:
+        """The running mean on held-out rows: log-mel L1, voicing errors, pitch error in cents."""
+        distance, wrong, cents = [], [], []
+        self.vocoder.eval()
+        with self.average.in_place():
+            for one in self.held_out:
+                mel = one.mel[None].to(self.device)
+                hertz = self.vocoder.pitch_predictor.pitch(mel)[0].cpu()
+                made = self.vocoder.wave(mel, torch.Generator().manual_seed(1))[0].cpu()
+                distance.append((prompt_mel(made)[0].T - one.mel).abs().mean())
+                wrong.append(((hertz > 0) != (one.hertz > 0)).float().mean())
+                both = (hertz > 0) & (one.hertz > 0)
+                cents.append(1200 * torch.log2(hertz[both] / one.hertz[both]).abs())
+        self.vocoder.train()
+        return {
+            "held_out_mel": float(torch.stack(distance).mean()),
+            "voicing_errors": float(torch.stack(wrong).mean()),
+            "cents": float(torch.cat(cents).median()),
+        } if self.held_out else {}
+
+    def export(self) -> None:
+        """Write the running mean in half precision, and its sizes as YAML."""
+        output = Path(self.training.output)
+        with self.average.in_place():
+            state = self.vocoder.state_dict()
+            tensors = {key: part.half().contiguous() for key, part in state.items()}
+            save_file(tensors, output / f".{VOCODER_FILE}")
+        (output / f".{VOCODER_FILE}").replace(output / VOCODER_FILE)
+        text = yaml.safe_dump({"vocoder": "nsf_vocos", "nsf_vocos": asdict(self.training.vocoder)})
+        (output / "vocoder.yaml").write_text(text, encoding="utf-8")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "vocoder": self.vocoder.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "pitch_optimizer": self.pitch_optimizer.state_dict(),
+            "average": self.average.state_dict(), "crops": self.generator.get_state(),
+            "step": self.step_number, "minutes": self.minutes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.vocoder.load_state_dict(state["vocoder"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.pitch_optimizer.load_state_dict(state["pitch_optimizer"])
+        self.average.load_state_dict(state["average"])
+        self.generator.set_state(state["crops"].cpu())
+        self.step_number, self.minutes = state["step"], state["minutes"]
+
+
+def wave_losses(made: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-mel L1 up to Nyquist; spectral convergence and log-magnitude L1, the mean over windows.
+
+    made, true: (rows, samples).
+    """
+    spectral = torch.zeros((), device=made.device)
+    mel = torch.zeros((), device=made.device)
+    for size in RESOLUTIONS:
+        one, other = (_magnitude(wave, size) for wave in (made, true))
+        convergence = (one - other).norm() / other.norm()
+        spectral = spectral + convergence + (one.log() - other.log()).abs().mean()
+        if size == 1024:
+            basis = mel_basis(NYQUIST_HZ).to(made.device).T
+            levels = [(each @ basis).clamp(min=1e-5).log() for each in (one, other)]
+            mel = F.l1_loss(levels[0], levels[1])
+    return mel, spectral / len(RESOLUTIONS)
+
+
+def _magnitude(wave: Tensor, size: int) -> Tensor:
+    """(rows, samples) -> (rows, frames, bins)."""
+    window = torch.hann_window(size, device=wave.device)
+    bins = torch.fft.rfft(wave.float().unfold(1, size, size // 4) * window, dim=2)
+    return (bins.real.square() + bins.imag.square()).clamp(min=LEAST_POWER).sqrt()
+
+
+def train(training: VocoderTraining) -> Path:
+    """Train to the limit. Returns the exported weights."""
+    output = Path(training.output)
+    run(VocoderTrainer(training, read(training)), output, training.limits, asdict(training))
+    return output / VOCODER_FILE
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train the vocoder of token to wav.")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    chosen = parser.parse_args(argv)
+    raw = settings.read_yaml(chosen.config)
+    settings.override(raw, chosen.overrides)
+    logs.setup()
+    logs.out(str(train(settings.parse(VocoderTraining, raw, chosen.config.name))))
+
+
+if __name__ == "__main__":
+    main()

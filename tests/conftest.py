@@ -1,0 +1,24 @@
+"""What several test files share: a tiny random model directory, and a second of sound."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.tiny_model import write_model
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete model with random weights; tests that change it work on a copy."""
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def question_wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One second of noise at 16 kHz."""
+    path = tmp_path_factory.mktemp("sound") / "question.wav"
+    noise = np.random.default_rng(5).normal(0, 0.1, 16_000)
+    soundfile.write(path, noise.astype(np.float32), 16_000)
+    return path

@@ -1,0 +1,227 @@
+"""Claims about rows made from utterances."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from osum_echat.data.prepare import Preparer, PrepareSettings, clean, make_target
+from osum_echat.data.prompts import Prompts
+from osum_echat.data.sources import Dropped, RawSource
+from osum_echat.errors import ConfigError
+from osum_echat.records import Labels, Turn, Utterance
+from osum_echat.sequence import Sequence
+from osum_echat.thinking import CHINESE, ENGLISH, TEMPLATES
+from tests.data.world import CODES, write_world
+from tests.letters import letter_vocab
+
+VOCAB = letter_vocab(CODES)
+PROMPTS = Prompts({"<AGE> <GENDER>": ("who?",), "<TRANSCRIBE> <AGE> <GENDER>": ("all?",)})
+TINY = {"thinking": "both", "template": "english", "speech_per_text": 0.0}
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+def settings(**changes: Any) -> PrepareSettings:
+    return PrepareSettings(**{**TINY, **changes})
+
+
+def first(lists: dict[str, Path], name: str) -> Utterance:
+    utterance = next(RawSource(name, lists[name]).read(0))
+    assert isinstance(utterance, Utterance)
+    return utterance
+
+
+def rows_of(utterance: Utterance, seeds: int = 20, **changes: Any) -> list[Sequence | Dropped]:
+    preparer = Preparer(settings(**changes), VOCAB, 80, PROMPTS)
+    return [preparer(utterance, random.Random(seed)) for seed in range(seeds)]
+
+
+def row_of(utterance: Utterance, **changes: Any) -> Sequence:
+    row = rows_of(utterance, 1, **changes)[0]
+    assert isinstance(row, Sequence), row
+    return row
+
+
+def answer(row: Sequence) -> str:
+    return VOCAB.decode([one for one, trained in zip(row.ids, row.trained, strict=True) if trained])
+
+
+def user_words(row: Sequence) -> str:
+    text = VOCAB.decode([one for one in row.ids if not VOCAB.is_speech(one)])
+    return text.split("user\n")[1]
+
+
+@pytest.mark.parametrize("name", ["understand", "tts", "s2s", "s2s_think", "s2t", "t2t", "history"])
+def test_every_task_makes_a_row(lists: dict[str, Path], name: str) -> None:
+    row = row_of(first(lists, name))
+    assert row.task == {"history": "s2s_history"}.get(name, name)
+    assert len(row.clips) == {"tts": 0, "t2t": 0, "history": 2}.get(name, 1)
+
+
+def test_the_same_chance_gives_the_same_row(lists: dict[str, Path]) -> None:
+    utterance = first(lists, "s2s_think")
+    assert [one.ids for one in rows_of(utterance)] == [one.ids for one in rows_of(utterance)]
+
+
+def test_both_kinds_of_thought_are_drawn(lists: dict[str, Path]) -> None:
+    answers = {answer(row) for row in rows_of(first(lists, "s2t_think"))}
+    assert answers == {
+        "<think>I hear a boy who said i lost my kite.<think end>Oh no.",
+        "<think>The user said: i lost my kite, age: <CHILD>, gender: <MALE>, emotion: <SAD>, "
+        "sound event: <OTHER>, reply emotion: <SOFT><think end>Oh no.",
+    }
+
+
+def test_without_a_thought_a_model_of_both_kinds_learns_labels(lists: dict[str, Path]) -> None:
+    plain = replace(first(lists, "s2t_think"), thought=None)
+    assert {answer(row)[:20] for row in rows_of(plain)} == {"<think>The user said"}
+
+
+def test_natural_thinking_needs_a_thought(lists: dict[str, Path]) -> None:
+    plain = replace(first(lists, "s2t_think"), thought=None)
+    assert rows_of(plain, 1, thinking="natural")[0].reason == "no thought"
+
+
+def test_labels_alone_are_asked_for_with_their_own_prompt(lists: dict[str, Path]) -> None:
+    rows = rows_of(first(lists, "understand"), labels_only=0.5)
+    pairs = {(user_words(row).split("assistant")[0].strip(), answer(row)) for row in rows}
+    assert pairs == {("who?", "<CHILD><MALE>"), ("all?", "i lost my kite<CHILD><MALE>")}
+
+
+def test_a_label_that_is_alone_is_kept() -> None:
+    one = Utterance("k", "<AGE>", Turn(text="x", reply_text="< YOUTH >"))
+    target = make_target(one, settings(), ENGLISH, random.Random(0))
+    assert target.text == "<ADULT>"
+
+
+def test_unknown_labels_of_a_thought_are_all_unknown_or_all_default() -> None:
+    turn = Turn(text="hi", reply_text="Yo.")
+    one = Utterance("k", "<S2TCHAT> <THINKER>", turn, Labels(age="OLD"))
+    texts = {
+        make_target(one, settings(thinking="label"), ENGLISH, random.Random(seed)).text
+        for seed in range(40)
+    }
+    start = "<think>The user said: hi, age: <OLD>, gender: "
+    end = ", reply emotion: <&&><think end>Yo."
+    assert texts == {
+        start + "<&&>, emotion: <&&>, sound event: <&&>" + end,
+        start + "<MALE>, emotion: <NEUTRAL>, sound event: <OTHER>" + end,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("label", "没事", "<中立>没事"),
+        ("label", "<开心>好 啊", "<开心>好啊"),
+        ("label", "<高兴>好", "<中立>好"),
+        ("natural", "<开心>好", "好"),
+    ],
+)
+def test_chinese_replies_carry_a_style_for_label_thinking_only(
+    kind: str, text: str, expected: str
+) -> None:
+    one = Utterance("k", "<S2TCHAT>", Turn(text="你好", reply_text=text))
+    settings = PrepareSettings(thinking=kind)
+    assert make_target(one, settings, CHINESE, random.Random(0)).text == expected
+
+
+def test_the_style_of_a_chinese_reply_is_named_in_its_thought() -> None:
+    one = Utterance("k", "<S2TCHAT> <THINKER>", Turn(text="你好", reply_text="<开心>好"))
+    text = make_target(one, PrepareSettings(), CHINESE, random.Random(0)).text
+    assert "推测使用的回复情感为:<开心>" in text
+    assert text.endswith("<think end><开心>好")
+
+
+def test_a_plain_transcript_is_lower_case_and_one_line() -> None:
+    one = Utterance("k", "<TRANSCRIBE>", Turn(reply_text="Hello 你 好\nWorld"))
+    assert make_target(one, settings(), ENGLISH, random.Random(0)).text == "hello你好world"
+
+
+def test_words_of_a_tag_keep_their_space() -> None:
+    assert clean("a <think end> b") == "a<think end>b"
+
+
+def test_text_stands_in_for_sound(lists: dict[str, Path]) -> None:
+    row = row_of(first(lists, "history"), audio_as_text=True, audio_as_text_noise=0.0)
+    assert row.clips == []
+    words = user_words(row)
+    squeezed = "".join(one for place, one in enumerate(words) if words[place - 1 : place] != one)
+    assert "helo" in squeezed
+    assert len(words) > 2 * len("hello")
+
+
+def test_speech_can_be_cut_off(lists: dict[str, Path]) -> None:
+    row = row_of(first(lists, "s2s"), speech_answers=False)
+    assert not row.joint
+    assert answer(row) == "Oh no."
+    dropped = rows_of(first(lists, "tts"), 1, speech_answers=False)[0]
+    assert dropped.reason == "speech answers are off"
+
+
+def test_features_of_a_cache_are_the_same_when_read_again(lists: dict[str, Path]) -> None:
+    utterance = first(lists, "s2s")
+    preparer = Preparer(settings(cache_mb=1), VOCAB, 80, PROMPTS)
+    fresh, kept = (preparer(utterance, random.Random(0)).clips[0] for _ in range(2))
+    assert torch.equal(fresh, kept)
+    assert torch.equal(fresh, row_of(utterance).clips[0].half().float())
+
+
+def test_masks_zero_stretches_and_bands_but_not_the_cache(lists: dict[str, Path]) -> None:
+    utterance = first(lists, "s2s")
+    masked = row_of(utterance, time_masks=1, band_masks=1, cache_mb=1).clips[0]
+    assert (masked == 0).any(0).any()
+    preparer = Preparer(settings(time_masks=1, cache_mb=1), VOCAB, 80, PROMPTS)
+    clips = [preparer(utterance, random.Random(seed)).clips[0] for seed in (0, 1, 0)]
+    assert torch.equal(clips[0], clips[2])
+    assert not torch.equal(clips[0], clips[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("s2s", {"max_tokens": 20}, "too long"),
+        ("s2s", {"min_frames": 10_000}, "audio too short or too long"),
+        ("s2s", {"speech_per_text": 100.0}, "speech too short for its text"),
+        ("s2s", {"other_names": ("Oh",)}, "names another assistant"),
+    ],
+)
+def test_what_cannot_be_used_is_dropped_with_a_reason(
+    lists: dict[str, Path], name: str, changes: dict[str, Any], reason: str
+) -> None:
+    assert rows_of(first(lists, name), 1, **changes)[0].reason == reason
+
+
+@pytest.mark.parametrize(
+    ("utterance", "reason"),
+    [
+        (Utterance("k", "<S2TCHAT>", Turn(reply_text="a")), "no audio"),
+        (Utterance("k", "<S2TCHAT>", Turn(Path("/gone.wav"), reply_text="a")),
+         "audio or task cannot be used"),
+        (Utterance("k", "<WHAT>", Turn(reply_text="a")), "audio or task cannot be used"),
+        (Utterance("k", "<TEXT2TOKEN>", Turn(reply_text="a")), "no speech tokens"),
+        (Utterance("k", "<TEXT2TOKEN>", Turn(reply_text="a", reply_speech=(99,))),
+         "parts do not fit the task"),
+        (Utterance("k", "<TEXT2TEXT>", Turn(reply_text="a")), "no question"),
+    ],
+)  # fmt: skip
+def test_a_record_short_of_something_is_dropped(utterance: Utterance, reason: str) -> None:
+    assert rows_of(utterance, 1)[0].reason == reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"thinking": "deep"}, "'deep' is not one of label, natural, both"),
+     ({"template": "latin"}, "latin"), ({"labels_only": 2.0}, "labels_only")],
+)  # fmt: skip
+def test_wrong_settings_are_told(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings(**changes)
+    assert set(TEMPLATES) == {"chinese", "english"}

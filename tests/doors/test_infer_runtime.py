@@ -1,0 +1,203 @@
+"""Claims about the inference door: what it prints, what it writes, one line for each fault."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import infer_runtime
+from osum_echat import runtime
+
+KEYS = [
+    "task", "heard", "thought", "labels", "text", "wav", "sample_rate_hz", "n_speech_tokens",
+    "timings", "audio_in_s", "audio_out_s",
+]  # fmt: skip
+TIMES = {
+    "load_s", "encode_s", "prefill_s", "first_text_s", "first_speech_token_s", "first_audio_s",
+    "total_s",
+}  # fmt: skip
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(model_directory: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The door with the tiny random model: exit code, standard output, standard error."""
+
+    def call(*options: object) -> tuple[int, str, str]:
+        given = [str(option) for option in options]
+        if "--model" not in given:
+            given += ["--model", str(model_directory)]
+        code = infer_runtime.main([*given, "--device", "cpu"])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def refused(result: tuple[int, str, str]) -> str:
+    """The one line of a refusal."""
+    code, out, err = result
+    assert (code, out) == (2, "")
+    lines = err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("infer_runtime.py: "), err
+    return lines[0]
+
+
+def test_json_is_one_object_with_the_promised_keys(run, question_wav, tmp_path):
+    out = tmp_path / "reply.wav"
+    code, text, _ = run("--task", "s2s", "--wav", question_wav, "--out", out, "--json")
+    reply = json.loads(text)
+    assert code == 0 and list(reply) == KEYS
+    assert set(reply["timings"]) == TIMES
+    assert reply["labels"] == {"emotion": None, "age": None, "gender": None, "event": None}
+    samples, rate = soundfile.read(out)
+    assert reply["wav"] == str(out) and reply["sample_rate_hz"] == rate == 22_050
+    assert reply["audio_out_s"] == pytest.approx(len(samples) / rate, abs=1e-3)
+    assert reply["audio_in_s"] == 1.0 and reply["n_speech_tokens"] > 0
+
+
+def test_a_task_that_does_not_speak_writes_no_wav(run, question_wav, tmp_path):
+    out = tmp_path / "reply.wav"
+    code, text, _ = run("--task", "asr", "--wav", question_wav, "--out", out, "--json")
+    assert code == 0 and json.loads(text)["wav"] is None and not out.exists()
+
+
+def test_people_get_a_table(run, tmp_path):
+    out = tmp_path / "spoken.wav"
+    code, text, _ = run("--task", "tts", "--text", "<CALM>Hello there.", "--out", out)
+    lines = [line for line in text.strip().splitlines() if not line.startswith(" ")]
+    rows = dict(line.split(maxsplit=1) for line in lines)
+    assert code == 0 and rows["reply"] == "Hello there." and rows["speech"].startswith(str(out))
+
+
+def test_a_tag_from_a_data_list_is_a_task(run, question_wav):
+    code, text, _ = run("--task", "<TRANSCRIBE> <AGE> <GENDER>", "--wav", question_wav, "--json")
+    assert code == 0 and json.loads(text)["task"] == "<TRANSCRIBE> <AGE> <GENDER>"
+
+
+def test_without_options_every_task_runs_once(run, question_wav, tmp_path, monkeypatch):
+    (tmp_path / "samples").mkdir()
+    shutil.copy(question_wav, tmp_path / runtime.SAMPLE_WAV)
+    monkeypatch.setattr(runtime, "TINY", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code, text, _ = run("--json")
+    replies = json.loads(text)["replies"]
+    assert code == 0
+    assert [reply["task"] for reply in replies] == list(runtime.TOUR)
+    spoken = [reply["task"] for reply in replies if reply["wav"]]
+    assert spoken == ["tts", "s2s", "s2s_think"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "subtype"),
+    [(96_000, 1, "PCM_24"), (8_000, 1, "PCM_U8"), (16_000, 8, "PCM_16"), (44_100, 2, "FLOAT")],
+)
+def test_any_usual_wav_is_heard(run, tmp_path, rate, channels, subtype):
+    path = tmp_path / "odd.wav"
+    noise = np.random.default_rng(1).normal(0, 0.1, (rate // 2, channels))
+    soundfile.write(path, noise, rate, subtype=subtype)
+    code, text, _ = run("--task", "asr", "--wav", path, "--json")
+    assert code == 0 and json.loads(text)["audio_in_s"] == 0.5
+
+
+def bad_wavs(folder: Path) -> dict[str, Path]:
+    """Files that no model can hear."""
+    good = np.random.default_rng(2).normal(0, 0.1, 8_000).astype(np.float32)
+    names = "missing empty truncated text silent nan long short".split()
+    paths = {name: folder / f"{name}.wav" for name in names}
+    paths["empty"].touch()
+    soundfile.write(paths["truncated"], good, 16_000)
+    paths["truncated"].write_bytes(paths["truncated"].read_bytes()[:5_000])
+    paths["text"].write_text("this is not sound, it is only called so\n" * 20)
+    soundfile.write(paths["silent"], good[:0], 16_000)
+    soundfile.write(paths["nan"], np.full(8_000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    soundfile.write(paths["long"], np.zeros(601 * 1_000, np.float32), 1_000)
+    soundfile.write(paths["short"], good[:100], 16_000)
+    return {**paths, "folder": folder}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing", "no such file"), ("empty", "empty"), ("truncated", "cut short"),
+        ("text", "not audio"), ("silent", "no samples"), ("nan", "not numbers"),
+        ("long", "10 minutes"), ("short", "25 ms"), ("folder", "cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_wav_that_cannot_be_heard_is_one_line(run, tmp_path, name, message):
+    assert message in refused(run("--task", "s2s", "--wav", bad_wavs(tmp_path)[name]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--task", "s2x", "--wav", "q.wav"), "task 's2x': not one of"),
+        (("--loud",), "unrecognized arguments: --loud"),
+        (("--seed", "two"), "invalid int value"),
+        (("--task", "s2s"), "give what it answers by --wav"),
+        (("--task", "tts", "--wav", "q.wav"), "give what it answers by --text"),
+        (("--task", "t2t", "--text", ""), "give what it answers by --text"),
+        (("--task", "tts", "--text", "Hello.", "--wav", "q.wav"), "takes no --wav"),
+        (("--task", "understand", "--wav", "q.wav", "--labels", "mood"), "'mood' is not one of"),
+        (("--task", "tts", "--text", "Hi.", "--out", "no/such/place.wav"), "directory that exists"),
+        (("--thinking", "loud"), "invalid choice: 'loud'"),
+        (("--out", "reply.wav"), "say with --task"),
+        (("--task", "t2t", "--text", "Hi.", "--model", "no/model"), "no such directory"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_one_line(run, options, message):
+    assert message in refused(run(*options))
+
+
+def test_an_unknown_device_is_one_line(model_directory, capsys):
+    options = ["--task", "t2t", "--text", "Hi.", "--model", str(model_directory)]
+    code = infer_runtime.main([*options, "--device", "tpu"])
+    assert "device 'tpu': choose one of" in refused((code, *capsys.readouterr()))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.yaml", "model.safetensors", "tokenizer.json", "token2wav/token2wav.yaml",
+        "token2wav/flow.safetensors", "token2wav/vocoder.safetensors",
+        "token2wav/voice.safetensors",
+    ],
+)  # fmt: skip
+def test_a_missing_file_of_the_model_is_named(run, model_directory, tmp_path, name):
+    copy = tmp_path / "model"
+    shutil.copytree(model_directory, copy)
+    (copy / name).unlink()
+    line = refused(run("--task", "tts", "--text", "Hi.", "--model", copy))
+    assert Path(name).stem in line
+
+
+def test_a_misshaped_key_is_named(run, model_directory, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(model_directory, copy)
+    settings = (copy / "model.yaml").read_text()
+    (copy / "model.yaml").write_text(settings.replace("speech_codes: 32", "speech_codes: 31"))
+    line = refused(run("--task", "asr", "--wav", "q.wav", "--model", copy))
+    assert "speech_head.bias" in line and "speech_embedding.weight" in line
+
+
+def test_a_damaged_model_file_is_named(run, model_directory, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(model_directory, copy)
+    whole = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "model.safetensors" in refused(run("--task", "asr", "--wav", "q.wav", "--model", copy))
+
+
+def test_help_needs_no_model_and_no_torch():
+    code = ("import sys, infer_runtime\n"
+            "try:\n    infer_runtime.main(['--help'])\n"
+            "except SystemExit as end:\n    assert end.code == 0\n"
+            "assert 'torch' not in sys.modules")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          cwd=Path(infer_runtime.__file__).parent)  # fmt: skip
+    assert "--thinking" in done.stdout

@@ -1,0 +1,35 @@
+"""Claims about the command train.py."""
+
+from pathlib import Path
+
+import pytest
+
+import train
+from tests.training.experiment import write_experiment
+
+
+def test_a_stage_trains_from_the_command(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path)
+    assert train.main(["--config", str(path), "run.steps=1"]) == 0
+    assert (tmp_path / "out" / "final" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.step=1", "did you mean 'steps'"),
+        ("data.lists.t2t.path=gone.list", "list gone.list: No such file"),
+        ("init=gone", "gone: no such model directory"),
+        ("tokenizer=gone", "gone: no such directory"),
+        ("init_encoder=gone", "gone"),
+        ("device=tpu", "device 'tpu'"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    path = write_experiment(tmp_path)
+    assert train.main(["--config", str(path), override]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert message in errors[-1]
+    assert errors[-1].startswith("train.py: ")

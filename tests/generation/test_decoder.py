@@ -1,0 +1,212 @@
+"""Claims about the loop: the cache changes nothing, phases turn in place, no state stays."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from osum_echat.generation import decoder
+from osum_echat.generation.decoder import Generated, Limits, Phases, Token
+from osum_echat.generation.rules import AllowedAfter, NoLongRuns
+from osum_echat.generation.sampling import Sampling
+from osum_echat.sequence import collate, interleave
+from osum_echat.tasks import TASKS
+from tests.tiny_network import VOCAB, network, row
+
+GREEDY = Sampling(greedy=True)
+EDGE, END = VOCAB.speech_edge, VOCAB.text_end
+
+
+def script(name: str, ids: list[int]) -> list[bool]:
+    """The phase in which each id would be read; all of them, and no more, make an answer."""
+    phases, read = Phases(TASKS[name], VOCAB), []
+    for place, number in enumerate(ids):
+        read.append(phases.in_speech)
+        assert phases.advance(number) == (place == len(ids) - 1)
+    return read
+
+
+def test_text_then_speech_until_the_second_edge():
+    assert script("s2s", [1, 2, END, EDGE, 5, END % 64, EDGE]) == [False] * 3 + [True] * 4
+
+
+def test_text_alone_ends_at_its_mark():
+    assert script("t2t", [1, EDGE, END]) == [False] * 3
+
+
+def test_tts_starts_in_speech_and_ends_at_the_first_edge():
+    assert script("tts", [5, 6, EDGE]) == [True] * 3
+
+
+@pytest.mark.parametrize("words", [3, 5, 6, 7, 11, 12, 13])
+@pytest.mark.parametrize("name", ["s2s_streaming", "tts_streaming"])
+def test_interleaved_phases_follow_the_trained_layout(words: int, name: str):
+    text, speech = [1] * words + [END], [EDGE, *[7] * 45, EDGE]
+    mixed = interleave([-1 - number for number in text], speech)
+    ids = [number if number >= 0 else -1 - number for number in mixed]
+    assert script(name, ids) == [number >= 0 for number in mixed]
+
+
+def run(model, name: str, **options) -> tuple[list[Token], str]:
+    """All tokens, and what stopped the run."""
+    options = {"sampling": GREEDY, "limits": Limits(40, 60)} | options
+    tokens = decoder.stream(model, row(name, answered=False), VOCAB, TASKS[name], **options)
+    found = []
+    while True:
+        try:
+            found.append(next(tokens))
+        except StopIteration as stop:
+            return found, stop.value
+
+
+def scripted(model, monkeypatch: pytest.MonkeyPatch, wanted: list[int]) -> None:
+    """Let the sampling say these ids, whatever the logits."""
+    ids: Iterator[int] = iter(wanted)
+    monkeypatch.setattr(Sampling, "choose", lambda self, logits, generator: next(ids))
+
+
+@pytest.mark.parametrize("name", ["s2s", "t2t", "tts", "s2s_streaming"])
+@torch.no_grad()
+def test_each_step_takes_the_best_of_what_a_whole_pass_says(name: str):
+    model, prompt = network(3), row(name, answered=False)
+    tokens, _ = run(model, name, limits=Limits(12, 30))
+    joint = [VOCAB.joint(token.id) if token.is_speech else token.id for token in tokens]
+    batch = collate([[prompt]], VOCAB)
+    embedded = torch.cat((model.embed(batch), model.embed_ids(torch.tensor([joint]))), 1)
+    tokens_all = embedded.shape[1]
+    hidden = model.run(
+        embedded, torch.zeros(1, tokens_all, dtype=torch.long), torch.arange(tokens_all)[None]
+    )[0, len(prompt) - 1 : -1]
+    for state, token in zip(hidden, tokens, strict=True):
+        head = model.logits_speech if token.is_speech else model.logits_text
+        assert int(head(state).argmax()) == token.id
+
+
+def test_the_end_mark_is_read_as_text_and_answered_by_the_speech_head(monkeypatch):
+    model = network()
+    scripted(model, monkeypatch, [3, END, EDGE, 9, EDGE])
+    tokens, stopped_by = run(model, "s2s")
+    assert tokens == [(3, False), (END, False), (EDGE, True), (9, True), (EDGE, True)]
+    assert stopped_by == "end"
+
+
+def test_the_ids_given_hold_no_marks(monkeypatch):
+    model = network()
+    scripted(model, monkeypatch, [3, 4, END, EDGE, 9, 8, EDGE])
+    given = decoder.decode(model, row("s2s", answered=False), VOCAB, TASKS["s2s"], GREEDY)
+    assert (given.text_ids, given.speech_ids, given.stopped_by) == ([3, 4], [9, 8], "end")
+    timings = given.timings
+    assert timings.first_text_s < timings.first_speech_s < timings.total_s
+    assert timings.encode_s + timings.prefill_s == pytest.approx(timings.first_text_s)
+
+
+@pytest.mark.parametrize(
+    ("ids", "limits", "count"),
+    [
+        ([3] * 9, Limits(5, 60), 5),
+        ([3, END, EDGE, *[4] * 9], Limits(5, 8), 8),
+        ([3, END, EDGE, *[4] * 9], Limits(2, 9), 9),  # the text ended within its limit
+    ],
+)
+def test_a_run_without_an_end_stops_at_its_limit(monkeypatch, ids, limits, count):
+    model = network()
+    scripted(model, monkeypatch, ids)
+    tokens, stopped_by = run(model, "s2s", limits=limits)
+    assert len(tokens) == count and stopped_by == "limit"
+
+
+def test_an_answer_that_ends_on_the_limit_has_ended(monkeypatch):
+    model = network()
+    scripted(model, monkeypatch, [3, END])
+    assert run(model, "t2t", limits=Limits(2, 2))[1] == "end"
+
+
+def test_an_interrupt_stops_before_the_next_step():
+    asked = []
+
+    def interrupt() -> bool:
+        asked.append(True)
+        return len(asked) > 3
+
+    tokens, stopped_by = run(network(), "s2s", interrupt=interrupt)
+    assert len(tokens) == 3 and stopped_by == "interrupt"
+    assert run(network(), "s2s", interrupt=lambda: True) == ([], "interrupt")
+
+
+def test_an_interrupted_run_still_gives_a_result():
+    given = decoder.decode(
+        network(), row("s2s", answered=False), VOCAB, TASKS["s2s"], GREEDY, interrupt=lambda: True
+    )
+    assert isinstance(given, Generated) and given.timings.first_text_s is None
+    assert given.stopped_by == "interrupt" and given.text_ids == given.speech_ids == []
+
+
+def test_a_run_leaves_nothing_behind():
+    model = network(1)
+    before = run(model, "t2t")
+    run(model, "tts")
+    list(
+        decoder.stream(
+            model, row("s2s", answered=False), VOCAB, TASKS["s2s"], GREEDY, limits=Limits(2, 2)
+        )
+    )
+    assert run(model, "t2t") == before
+
+
+def test_two_runs_may_take_turns():
+    model = network(1)
+    alone = run(model, "t2t")[0], run(model, "tts")[0]
+    options = {"sampling": GREEDY, "limits": Limits(40, 60)}
+    one, two = (
+        decoder.stream(model, row(name, answered=False), VOCAB, TASKS[name], **options)
+        for name in ("t2t", "tts")
+    )
+    turns = [(next(one, None), next(two, None)) for _ in range(60)]
+    assert [a for a, _ in turns if a] == alone[0] and [b for _, b in turns if b] == alone[1]
+
+
+def test_a_seed_decides_a_sampled_run():
+    model = network(1)
+
+    def sampled(seed: int) -> list[Token]:
+        generator = torch.Generator().manual_seed(seed)
+        return run(model, "s2s", sampling=Sampling(temperature=2.0), generator=generator)[0]
+
+    assert sampled(1) == sampled(1) != sampled(2)
+
+
+def test_each_phase_has_its_own_sampling_and_rules(monkeypatch):
+    seen = []
+
+    class Watch(NoLongRuns):
+        def __call__(self, history, logits):
+            seen.append((len(logits), list(history)))
+            return super().__call__(history, logits)
+
+    model = network()
+    scripted(model, monkeypatch, [3, END, EDGE, 9, EDGE])
+    run(model, "s2s", rules=[Watch()])
+    assert seen == [(VOCAB.speech_head_rows, ids) for ids in ([], [EDGE], [EDGE, 9])]
+
+
+def test_the_speech_phase_may_be_sampled_otherwise():
+    model = network(1)
+    mixed = [
+        run(
+            model,
+            "tts",
+            sampling=GREEDY,
+            speech_sampling=Sampling(temperature=9.0),
+            generator=torch.Generator().manual_seed(seed),
+        )[0]
+        for seed in (1, 2)
+    ]
+    assert mixed[0] != mixed[1]
+
+
+def test_a_rule_that_fires_once_fires_in_every_run():
+    model = network(1)
+    first = run(model, "t2t")[0][0].id
+    rule = AllowedAfter([first], [77])
+    for _ in range(2):
+        assert run(model, "t2t", rules=[rule])[0][1].id == 77

@@ -1,0 +1,157 @@
+"""Claims about the whole network: rows that stay apart, clips in place, the loss token by token."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from osum_echat.errors import ConfigError
+from osum_echat.models.echat import EChat, EChatSettings
+from osum_echat.sequence import IGNORED, collate, pack
+from tests.tiny_network import LLM, SETTINGS, VOCAB, network, row
+
+ROWS = [row("s2s", 40), row("t2t"), row("understand", 23, "fine"), row("tts"), row("s2t", 57)]
+
+
+@torch.no_grad()
+def alone(model: EChat, sequence) -> torch.Tensor:
+    return model(collate([[sequence]], VOCAB))[0]
+
+
+def test_packed_rows_stay_apart():
+    model = network()
+    rows = pack(ROWS, 700)
+    assert max(map(len, rows)) > 1
+    with torch.no_grad():
+        hidden = model(collate(rows, VOCAB))
+    for number, packed in enumerate(rows):
+        start = 0
+        for sequence in packed:
+            ours = hidden[number, start : start + len(sequence)]
+            odd = any(len(clip) % 2 for clip in sequence.clips)  # the stride shares a frame
+            assert torch.allclose(ours, alone(model, sequence), atol=0.1 if odd else 1e-5)
+            start += len(sequence)
+
+
+def test_padding_on_the_right_changes_nothing():
+    model = network()
+    with torch.no_grad():
+        hidden = model(collate([[ROWS[0]], [ROWS[1]]], VOCAB))
+    for number in (0, 1):
+        ours = hidden[number, : len(ROWS[number])]
+        assert torch.allclose(ours, alone(model, ROWS[number]), atol=1e-5)
+
+
+def test_a_packed_row_leaks_nothing_even_in_gradients():
+    model = network()
+    batch = collate([[ROWS[1], ROWS[3]]], VOCAB)
+    embedded = model.embed(batch).detach().requires_grad_()
+    model.run(embedded, batch.segments, batch.positions)[0, len(ROWS[1]) :].sum().backward()
+    assert embedded.grad is not None
+    assert embedded.grad[0, : len(ROWS[1])].abs().max() == 0
+    assert embedded.grad[0, len(ROWS[1]) :].abs().max() > 0
+
+
+@pytest.mark.parametrize("frames", [(40, 23), (23, 40), (23, 24), (1, 9)])
+def test_clips_of_a_batch_keep_the_steps_they_have_alone(frames):
+    model = network()
+    clips = [torch.randn(size, 6) for size in frames]
+    together, lengths = model.hear(
+        torch.nn.utils.rnn.pad_sequence(clips, batch_first=True), torch.tensor(frames)
+    )
+    for number, clip in enumerate(clips):
+        steps, count = model.hear(clip[None], torch.tensor([len(clip)]))
+        assert lengths[number] == count[0] == steps.shape[1]
+        if len(clip) % 2 == 0:
+            assert torch.allclose(together[number, : count[0]], steps[0], atol=1e-5)
+
+
+def test_each_clip_lands_in_its_own_span():
+    model = network()
+    batch = collate([[ROWS[1], ROWS[0]], [ROWS[4]]], VOCAB)
+    with torch.no_grad():
+        embedded = model.embed(batch)
+        for sequence, span in ((ROWS[0], batch.spans[0]), (ROWS[4], batch.spans[1])):
+            clip = sequence.clips[0]
+            heard, _ = model.hear(clip[None], torch.tensor([len(clip)]))
+            place = embedded[span.row, span.start : span.start + span.length]
+            assert torch.allclose(place[:-1], heard[0][:-1], atol=1e-1)
+            assert place.shape == heard[0].shape
+    text = model.llm.get_input_embeddings().weight[ROWS[1].ids[0]]
+    assert torch.equal(embedded[0, 0], text)
+
+
+def test_a_speech_id_is_looked_up_in_the_speech_table():
+    model = network()
+    edge = torch.tensor([VOCAB.joint(VOCAB.speech_edge)])
+    assert torch.equal(model.embed_ids(edge)[0], model.speech_embedding.weight[VOCAB.speech_edge])
+    both = torch.tensor([3, VOCAB.joint(7)])
+    assert torch.equal(model.embed_ids(both)[1], model.speech_embedding.weight[7])
+
+
+def test_the_loss_is_the_sum_of_its_tasks_alone():
+    model = network()
+    whole = model.loss(collate(pack([ROWS[0], ROWS[1], ROWS[3]], 700), VOCAB))
+    parts = [model.loss(collate([[sequence]], VOCAB)) for sequence in (ROWS[0], ROWS[1], ROWS[3])]
+    assert whole.tokens == sum(part.tokens for part in parts)
+    assert torch.allclose(whole.total, sum(part.total for part in parts), rtol=1e-5)
+    assert set(whole.by_task) == {"s2s", "t2t", "tts"}
+    for part in parts:
+        ((name, score),) = part.by_task.items()
+        assert whole.by_task[name].tokens == score.tokens
+        assert whole.by_task[name].loss_sum == pytest.approx(score.loss_sum, rel=1e-4)
+        assert whole.by_task[name].correct == score.correct
+
+
+@pytest.mark.parametrize("name", ["t2t", "s2s"])
+def test_the_loss_is_the_cross_entropy_of_shifted_targets(name):
+    model, batch = network(), collate([[row(name)]], VOCAB)
+    with torch.no_grad():
+        hidden = model(batch)
+        logits = model.logits_text(hidden)
+        if name == "s2s":
+            logits = torch.cat((logits, model.logits_speech(hidden)), -1)
+        expected = functional.cross_entropy(
+            logits[0, :-1], batch.targets[0, 1:], ignore_index=IGNORED, reduction="sum"
+        )
+        assert torch.allclose(model.loss(batch).total, expected, rtol=1e-5)
+
+
+def test_a_batch_without_trained_tokens_has_a_loss_of_zero():
+    report = network().loss(collate([[row("t2t", answered=False)]], VOCAB))
+    assert report.tokens == 0 and report.by_task == {} and report.total.item() == 0
+    report.total.backward()
+
+
+def test_every_parameter_learns_from_a_mixed_batch():
+    model = network().train()
+    model.loss(collate([[ROWS[0], ROWS[1]]], VOCAB)).total.backward()
+    silent = [name for name, value in model.named_parameters() if value.grad is None]
+    assert silent == []
+
+
+def test_a_hidden_token_changes_no_other():
+    model, batch = network(), collate([[row("t2t", text="so &&, well"), row("t2t")]], VOCAB)
+    hidden = batch.ids == VOCAB.unknown_label
+    at = int(hidden[0].nonzero())
+    with torch.no_grad():
+        shown = model(batch, hide_unknown=hidden)
+        batch.ids[0, at] = 77
+        assert torch.equal(model(batch, hide_unknown=hidden), shown)
+        assert not torch.allclose(model(batch)[0, at + 1], shown[0, at + 1], atol=1e-3)
+
+
+def test_hiding_a_token_equals_leaving_it_out():
+    model = network()
+    with_label, without = row("t2t", text="so &&, well"), row("t2t", text="so , well")
+    batch = collate([[with_label]], VOCAB)
+    hidden = batch.ids == VOCAB.unknown_label
+    with torch.no_grad():
+        shown = model(batch, hide_unknown=hidden)[0][~hidden[0]]
+    assert torch.allclose(shown, alone(model, without), atol=1e-5)
+
+
+def test_an_llm_of_another_kind_is_refused():
+    with pytest.raises(ConfigError, match="only 'qwen2'"):
+        EChatSettings(SETTINGS.encoder, SETTINGS.adapter, {**LLM, "model_type": "llama"})
+    with pytest.raises(ConfigError, match="tie_word_embeddings"):
+        EChatSettings(SETTINGS.encoder, SETTINGS.adapter, {**LLM, "tie_word_embeddings": False})

@@ -1,0 +1,163 @@
+"""Claims about the house: who may import whom, which library lives in which room, and the sizes."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parents[1]
+PACKAGE = HOUSE / "osum_echat"
+FLOORS = (
+    ("errors", "logs", "device"),
+    ("records", "audio", "vocab"),
+    ("tasks", "thinking"),
+    ("sequence",),
+    ("data", "models", "token2wav"),
+    ("generation",),
+    ("training",),
+    ("config",),
+    ("build", "assistant"),
+    ("evaluation", "serving", "parity", "runtime"),
+)
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+APART = (1, 4, 9)           # floors whose rooms never import each other
+LOW = {"token2wav": 1}      # rooms that may only use the floors up to this one
+HOMES = {                   # library -> the only places inside the package that may import it
+    "transformers": ("models/", "vocab.py"),
+    "peft": ("models/", "vocab.py"),
+    "deepspeed": ("training/engine.py",),
+    "onnxruntime": ("token2wav/voice.py",),
+    "gradio": ("serving/",),
+    "fastapi": ("serving/",),
+    "torch_npu": ("device.py",),
+    "torchaudio": (),
+    "librosa": (),
+}
+LATE = {*HOMES, "tqdm", "soxr", "soundfile"}    # imported inside functions: `--help` is instant
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted((HOUSE / "tests").rglob("*.py"))
+OUTSIDE = sorted([*HOUSE.glob("*.py"), *(HOUSE / "benchmarks").rglob("*.py"),
+                  *(HOUSE / "common_utils").rglob("*.py")])  # fmt: skip
+DOORS = sorted(HOUSE.glob("*.py"))
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(HOUSE))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(node: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything imported."""
+    for each in ast.walk(node):
+        if isinstance(each, ast.Import):
+            yield from ((each.lineno, name.name) for name in each.names)
+        elif isinstance(each, ast.ImportFrom):
+            assert each.level == 0, f"line {each.lineno}: relative import"
+            whole = each.module == "osum_echat"
+            yield from (
+                (each.lineno, f"osum_echat.{name.name}" if whole else str(each.module))
+                for name in each.names
+            )
+
+
+def neighbours(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and room of each import of the package's own rooms."""
+    for line, name in imports(tree(path)):
+        if name.startswith("osum_echat."):
+            yield line, name.split(".")[1]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_room_imports_only_from_lower_floors(path):
+    room = room_of(path)
+    if room == "__init__":
+        return
+    assert room in FLOOR_OF, f"{room}: no such room in the house; add it to FLOORS or move it"
+    for line, other in neighbours(path):
+        assert other in FLOOR_OF, f"{name_of(path)}:{line}: {other} is in no floor"
+        highest = LOW.get(room, FLOOR_OF[room])
+        allowed = FLOOR_OF[other] <= highest or other == room
+        assert allowed, f"{name_of(path)}:{line}: {room} may not import {other} from above"
+        parted = FLOOR_OF[other] == FLOOR_OF[room] and FLOOR_OF[room] in APART and other != room
+        assert not parted, f"{name_of(path)}:{line}: {room} and {other} are kept apart"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_library_is_imported_in_its_own_room_only(path):
+    inside = str(path.relative_to(PACKAGE))
+    for line, name in imports(tree(path)):
+        homes = HOMES.get(name.split(".")[0])
+        at_home = homes is None or inside.startswith(homes)
+        assert at_home, f"{inside}:{line}: {name} lives in {homes}"
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *DOORS], ids=name_of)
+def test_heavy_libraries_are_imported_late(path):
+    for statement in tree(path).body:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            for line, name in imports(statement):
+                late = name.split(".")[0] in LATE
+                assert not late, f"{name_of(path)}:{line}: import {name} where it is used"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_only_the_log_writer_prints(path):
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print", f"{name_of(path)}:{node.lineno}: use logs.out"
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.stdout":
+            assert path.name == "logs.py", f"{name_of(path)}:{node.lineno}: use logs.out"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_only_device_names_a_maker(path):
+    if path.name == "device.py":
+        return
+    for node in ast.walk(tree(path)):
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        assert not is_text or node.value not in ("npu", "cuda"), f"{name_of(path)}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *OUTSIDE, *TESTS], ids=name_of)
+def test_files_functions_and_lines_stay_small(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    cap = 600 if path in TESTS else 60 if path in DOORS else 400
+    assert len(lines) <= cap, f"{name_of(path)}: {len(lines)} lines, cap {cap}"
+    long = [number for number, line in enumerate(lines, 1) if len(line) > 100]
+    assert not long, f"{name_of(path)}: lines {long} are over 100 wide"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            size = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert size <= 60, f"{name_of(path)}:{node.lineno}: {node.name}: {size} lines, cap 60"
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *OUTSIDE], ids=name_of)
+def test_nothing_is_swallowed_or_star_imported(path):
+    for node in ast.walk(tree(path)):
+        bare = isinstance(node, ast.ExceptHandler) and node.type is None
+        star = isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
+        assert not bare and not star, f"{name_of(path)}:{node.lineno}"
+
+
+def test_no_room_has_a_name_that_says_nothing():
+    for path in SOURCES:
+        assert not {"utils", "util", "common", "manager", "base", "helpers"} & set(
+            path.with_suffix("").parts
+        ), name_of(path)
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, osum_echat; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=HOUSE)

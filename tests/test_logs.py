@@ -1,0 +1,47 @@
+"""Claims about output: results to standard output, everything else to standard error."""
+
+import logging
+
+import pytest
+
+from osum_echat import logs
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """The package's logger as a new process has it."""
+    root = logging.getLogger("osum_echat")
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "propagate", True)
+    level = root.level
+    yield
+    root.setLevel(level)
+
+
+def test_logs_go_to_standard_error_and_results_to_standard_output(capsys):
+    logs.setup()
+    logs.logger("osum_echat.audio").info("loaded")
+    logs.out("a result")
+    shown = capsys.readouterr()
+    assert shown.out == "a result\n" and "loaded" in shown.err
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_quiet_and_later_ranks_only_warn(capsys, monkeypatch, rank):
+    monkeypatch.setenv("RANK", rank)
+    logs.setup(quiet=rank == "0")
+    logs.logger("here").info("hidden")
+    logs.logger("here").warning("seen")
+    assert "hidden" not in (shown := capsys.readouterr().err) and "seen" in shown
+
+
+def test_setting_up_twice_says_everything_once(capsys):
+    logs.setup()
+    logs.setup()
+    logs.logger("here").info("once")
+    assert capsys.readouterr().err.count("once") == 1
+
+
+def test_a_bar_passes_everything_through_and_is_silent_unwatched(capsys):
+    assert list(logs.progress([1, 2, 3], "counting")) == [1, 2, 3]
+    assert capsys.readouterr().err == ""

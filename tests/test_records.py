@@ -1,0 +1,92 @@
+"""Claims about records: what a raw line holds, and how a bad one is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from osum_echat.errors import DataError
+from osum_echat.records import Labels, Turn, Utterance, canonical_label
+
+ROOT = Path("lists")
+LINE = {
+    "key": "a1", "wav": "audio/a1.wav", "txt": "Poor thing.",
+    "task": "<S2TCHAT> <TEXT2TOKEN> <THINK>",
+    "wav_1": "audio/a0.wav", "txt_1": "Hello.",
+    "extra": {
+        "q_txt": "i lost my kite", "age": "<child>", "gender": "MALE", "q_emotion": "<SAD>",
+        "caption": "<NONE>", "reply_emotion": "soft", "think_str": "I hear a sad child.",
+        "speech_token": [5, 6], "speech_token_1": [1, 2], "speech_token_num": 1,
+    },
+}  # fmt: skip
+
+
+def read(**changes: object) -> Utterance:
+    return Utterance.from_json({**LINE, **changes}, "data.list (record 1)", ROOT)
+
+
+def test_a_raw_line_becomes_an_utterance():
+    assert read() == Utterance(
+        key="a1",
+        task="<S2TCHAT> <TEXT2TOKEN> <THINK>",
+        user=Turn(ROOT / "audio/a1.wav", "i lost my kite", "Poor thing.", (5, 6)),
+        labels=Labels("CHILD", "MALE", "SAD", None, "SOFT"),
+        thought="I hear a sad child.",
+        history=(Turn(ROOT / "audio/a0.wav", None, "Hello.", (1, 2)),),
+    )
+
+
+def test_extra_may_be_a_string_of_json():
+    assert read(extra=json.dumps(LINE["extra"])) == read()
+
+
+def test_audio_is_optional_and_an_absolute_path_is_kept():
+    assert read(wav=None).user.audio is None
+    assert read(wav="/data/x.wav").user.audio == Path("/data/x.wav")
+
+
+def test_the_question_is_the_prompt_and_stands_for_the_words_heard():
+    utterance = read(extra={"question": "who are you"})
+    assert (utterance.prompt, utterance.user.text) == ("who are you", "who are you")
+
+
+def test_a_lost_earlier_turn_empties_the_history():
+    assert read(txt_1="-1").history == ()
+
+
+def test_a_part_of_the_audio_can_be_meant():
+    assert read(start=1, end=2.5).user.segment_s == (1.0, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("raw", "label"),
+    [("<youth>", "ADULT"), ("middle_age", "ADULT"), ("Angry", "ANGER"), ("<&&>", None),
+     ("null", None), ("", None), (None, None), ("<开心>", "开心")],
+)  # fmt: skip
+def test_labels_have_one_spelling(raw, label):
+    assert canonical_label(raw) == label
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": None}, r"data.list \(record 1\): key is missing"),
+        ({"txt": 7}, "txt is 7, need a string"),
+        ({"wav": 7}, "wav is 7, need a string"),
+        ({"extra": "{"}, "extra is not JSON"),
+        ({"extra": [1]}, "extra is a list, need an object"),
+        ({"extra": {"speech_token": [1, -2]}}, "speech_token must be a list of whole numbers"),
+        ({"extra": {"speech_token": "12"}}, "speech_token must be a list"),
+        ({"wav_1": None}, "wav_1 is missing"),
+        ({"start": 3, "end": 2}, "start 3 and end 2"),
+        ({"start": 3}, "end None"),
+    ],
+)
+def test_a_bad_field_is_named(change, message):
+    with pytest.raises(DataError, match=message):
+        read(**change)
+
+
+def test_a_line_that_is_no_object_is_refused():
+    with pytest.raises(DataError, match="a list, need a JSON object"):
+        Utterance.from_json([1], "data.list (record 2)", ROOT)  # type: ignore[arg-type]

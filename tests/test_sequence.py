@@ -1,0 +1,189 @@
+"""Claims about rows: one layout for training and for use, nothing lost on the way to a batch."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from osum_echat.errors import DataError
+from osum_echat.records import Turn
+from osum_echat.sequence import IGNORED, Span, clip_steps, collate, compose, interleave, pack
+from osum_echat.tasks import SWITCH, TASKS, TURN_END, USER_START
+from tests.letters import letter_vocab
+
+VOCAB = letter_vocab()
+EDGE = VOCAB.joint(VOCAB.speech_edge)
+FILLER, AUDIO_END = VOCAB.joint(VOCAB.audio_begin), VOCAB.joint(VOCAB.audio_end)
+
+
+def mel(frames: int = 20) -> torch.Tensor:
+    return torch.full((frames, 4), float(frames))
+
+
+def parts(task, history=(), frames=20, text="ok", speech=(1,) * 30):
+    """The arguments of a row with its answer, and of the same row without."""
+    earlier = [mel(40) for turn in history if turn.audio]
+    asked = {
+        "clips": [*earlier, *([mel(frames)] if task.hears else [])],
+        "history": history,
+        "user_text": "words" if task.user_text else None,
+    }
+    answer = {
+        "answer_text": text if task.answers_text else None,
+        "answer_speech": speech if task.speaks else None,
+    }
+    return asked, {**asked, **answer}
+
+
+HISTORY = (Turn(b"wav", None, "hello", (3, 4)), Turn(None, "typed", "yes"))
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("history", [(), HISTORY])
+def test_the_row_without_answer_begins_the_row_with_it(name, history):
+    asked, answered = parts(TASKS[name], history)
+    start, whole = compose(TASKS[name], VOCAB, **asked), compose(TASKS[name], VOCAB, **answered)
+    assert whole.ids[: len(start)] == start.ids
+    assert len(whole) > len(start) and whole.spans == start.spans
+    assert not any(whole.trained[: len(start) - (not TASKS[name].answers_text)])
+    assert all(whole.trained[len(start) :])
+
+
+def test_clip_steps_halve_three_times_rounded_up():
+    assert [clip_steps(frames) for frames in (1, 8, 9, 310, 740)] == [1, 1, 2, 39, 93]
+
+
+def test_a_spoken_exchange_is_laid_out_as_trained():
+    row = compose(TASKS["s2s"], VOCAB, clips=[mel(20)], answer_text="ok", answer_speech=(5, 6))
+    opening = VOCAB.encode(TASKS["s2s"].opening)
+    heard = (FILLER, FILLER, FILLER, FILLER, AUDIO_END)
+    answer = (*VOCAB.encode("ok"), VOCAB.text_end, EDGE, VOCAB.joint(5), VOCAB.joint(6), EDGE)
+    assert tuple(row.ids) == (*opening, *heard, *VOCAB.encode(SWITCH), *answer)
+    assert row.spans == [Span(len(opening) + 1, 3)]
+    assert row.trained == [False] * (len(row) - len(answer)) + [True] * len(answer)
+
+
+def test_history_is_laid_out_as_trained():
+    row = compose(TASKS["s2s_history"], VOCAB, clips=[mel(40), mel(20)], history=HISTORY)
+    words = [VOCAB.encode(text) for text in (TURN_END, SWITCH, "hello", USER_START, "typed", "yes")]
+    end, switch, hello, user, typed, yes = words
+    speech = (EDGE, VOCAB.joint(3), VOCAB.joint(4), EDGE)
+    expected = (
+        *VOCAB.encode(TASKS["s2s_history"].opening),
+        *(FILLER,) * 5, *end, *switch, *hello, *speech, *end, *user,
+        *typed, *end, *switch, *yes, *end, *user,
+        *(FILLER,) * 4, AUDIO_END, *switch,
+    )  # fmt: skip
+    assert tuple(row.ids) == expected
+    assert [len(clip) for clip in row.clips] == [40, 20] and not any(row.trained)
+
+
+def test_synthesis_starts_from_the_primed_edge():
+    row = compose(TASKS["tts"], VOCAB, user_text="ok")
+    assert tuple(row.ids) == (
+        *VOCAB.encode(TASKS["tts"].opening), *VOCAB.encode("ok"), *VOCAB.encode(SWITCH), EDGE
+    )  # fmt: skip
+
+
+def test_text_can_stand_in_for_audio():
+    row = compose(TASKS["s2t"], VOCAB, clips=[(1, 2, 3)])
+    place = row.ids.index(FILLER)
+    assert row.ids[place : place + 5] == [FILLER, 1, 2, 3, AUDIO_END] and not row.clips
+
+
+def test_a_forced_opening_is_where_the_answer_begins():
+    asked, answered = parts(TASKS["s2t_think"], text="<think>hm")
+    start = compose(TASKS["s2t_think"], VOCAB, **asked, opening="<think>")
+    whole = compose(TASKS["s2t_think"], VOCAB, **answered, opening="<think>")
+    assert whole.ids[: len(start)] == start.ids
+    with pytest.raises(DataError, match="does not begin with '<think>I'"):
+        compose(TASKS["s2t_think"], VOCAB, **answered, opening="<think>I")
+
+
+def test_unknown_labels_are_not_trained_and_end_nothing():
+    row = compose(TASKS["understand"], VOCAB, clips=[mel()], answer_text="<&&><&&>")
+    answer = [(number, trained) for number, trained in zip(row.ids, row.trained, strict=True)][-6:]
+    less, more = ord("<"), ord(">")
+    known = [(less, True), (VOCAB.unknown_label, False), (more, True)]
+    assert answer == known * 2
+    spoken = compose(TASKS["s2s"], VOCAB, clips=[mel()], answer_text="<&&>", answer_speech=(1,))
+    assert VOCAB.text_end in spoken.ids[-4:]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("s2s", {"clips": []}, "needs the user's audio"),
+        ("t2t", {"clips": [mel()]}, "1 clips more"),
+        ("s2t", {"user_text": "x"}, "takes no text from the user"),
+        ("s2s", {"answer_text": "x"}, "needs answer_speech"),
+        ("s2t", {"answer_text": "x", "answer_speech": (1,)}, "takes no answer_speech"),
+        ("s2s", {"answer_speech": (1,)}, "needs answer_text"),
+        ("tts", {"answer_text": "x", "answer_speech": (1,)}, "give its words as user_text"),
+        ("tts", {"answer_speech": (64,)}, "speech code 64, need 0 to 63"),
+        ("s2s_streaming", {"answer_text": "long words", "answer_speech": (1,) * 20},
+         "11 text tokens to interleave with 22 speech tokens"),
+        ("s2s_history", {"history": (Turn(reply_text="x"),)}, "neither audio nor text"),
+        ("s2s_history", {"clips": [], "history": HISTORY}, "fewer clips than earlier turns"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_the_task_are_refused(name, changes, message):
+    asked, _ = parts(TASKS[name])
+    with pytest.raises(DataError, match=f"k9: .*{message}"):
+        compose(TASKS[name], VOCAB, **{**asked, **changes}, key="k9")
+
+
+@given(st.lists(st.integers(0, 9), max_size=60), st.lists(st.integers(10, 19), max_size=200))
+@settings(max_examples=60, deadline=None)
+def test_interleave_keeps_every_token_in_order(text, speech):
+    mixed = interleave(text, speech)
+    assert [number for number in mixed if number < 10] == text
+    assert [number for number in mixed if number >= 10] == speech
+
+
+def test_interleave_alternates_six_and_eighteen():
+    assert interleave([1] * 8, [2] * 50) == [1] * 6 + [2] * 18 + [1] * 2 + [2] * 32
+
+
+def rows_of(*lengths):
+    return [compose(TASKS["t2t"], VOCAB, user_text="x" * size, key=str(size)) for size in lengths]
+
+
+@given(st.lists(st.integers(0, 300), max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_pack_loses_nothing_and_keeps_the_limit(sizes):
+    sequences = rows_of(*sizes)
+    packed = pack(sequences, 400)
+    assert sorted(len(each) for row in packed for each in row) == sorted(map(len, sequences))
+    assert all(len(row) == 1 or sum(map(len, row)) <= 400 for row in packed)
+
+
+def test_collate_puts_everything_in_its_place():
+    answer = {"answer_text": "ok", "answer_speech": (5,)}
+    heard = compose(TASKS["s2s"], VOCAB, clips=[mel(20)], **answer, key="a")
+    read = compose(TASKS["t2t"], VOCAB, user_text="hi", answer_text="yo", key="b")
+    batch = collate([[read, heard], [read]], VOCAB)
+    size = len(read) + len(heard)
+    assert batch.keys == [["b", "a"], ["b"]] and batch.tasks == [["t2t", "s2s"], ["t2t"]]
+    assert batch.ids.shape == (2, size) and batch.ids[0].tolist() == read.ids + heard.ids
+    assert batch.valid.sum(1).tolist() == [size, len(read)]
+    assert batch.positions[0].tolist() == [*range(len(read)), *range(len(heard))]
+    assert batch.segments[1].tolist() == [0] * len(read) + [-1] * len(heard)
+    assert batch.joint[0].tolist() == [False] * len(read) + [True] * len(heard)
+    assert (batch.targets[0] != IGNORED).tolist() == read.trained + heard.trained
+    assert (batch.targets[1, len(read) :] == IGNORED).all()
+    (span,) = batch.spans
+    assert (span.row, span.start) == (0, len(read) + heard.spans[0].start)
+    assert batch.mels is not None and batch.mels.shape == (1, 20, 4)
+    assert batch.mel_lengths.tolist() == [20]
+
+
+def test_clips_of_a_batch_are_padded_with_zeros():
+    batch = collate([[compose(TASKS["s2t"], VOCAB, clips=[mel(size)])] for size in (20, 12)], VOCAB)
+    assert batch.mels is not None and batch.mels[1, 12:].abs().sum() == 0
+    assert batch.mel_lengths.tolist() == [20, 12]
+
+
+def test_a_batch_without_clips_has_no_mels_and_moves_whole():
+    batch = collate([rows_of(3)], VOCAB).to("cpu")
+    assert batch.mels is None and len(batch.mel_lengths) == 0 and batch.keys == [["3"]]

@@ -1,0 +1,94 @@
+"""Claims about thoughts: what is written can be read back, and damage is borne."""
+
+import pytest
+
+from osum_echat.errors import ConfigError
+from osum_echat.records import Labels
+from osum_echat.thinking import (
+    CHINESE,
+    ENGLISH,
+    TEMPLATES,
+    Thinking,
+    label_thought,
+    natural_thought,
+    opening,
+    read_labels,
+    split,
+    template_named,
+    without_labels,
+)
+
+LABELS = Labels("CHILD", "MALE", "SAD", "COUGH", "SOFT")
+
+
+def test_the_published_template_is_reproduced():
+    assert label_thought(CHINESE, "你好", Labels("ADULT", None, "NEUTRAL", "OTHER", "中立")) == (
+        "<think>用户说的话是:你好,年龄为:<ADULT>,性别为:<&&>,情感为:<NEUTRAL>,"
+        "声音事件为:<OTHER>,推测使用的回复情感为:<中立>,"
+        "我应该综合用户的语义和副语言信息给出专业且对应的回答<think end>"
+    )
+
+
+def test_the_english_template_is_that_of_the_tiny_world():
+    assert label_thought(ENGLISH, "i lost my kite", LABELS) == (
+        "<think>The user said: i lost my kite, age: <CHILD>, gender: <MALE>, emotion: <SAD>, "
+        "sound event: <COUGH>, reply emotion: <SOFT><think end>"
+    )
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize("labels", [LABELS, Labels(), Labels(emotion="HAPPY", style="开心")])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_label_thought_is_read_back_as_it_was_written(template, labels, named):
+    words = "so, my age: none of yours"
+    found = split(label_thought(template, words, labels) + "Oh dear.", template if named else None)
+    assert (found.heard, found.labels, found.answer) == (words, labels, "Oh dear.")
+
+
+def test_a_natural_thought_is_read_back():
+    text = natural_thought("I hear a sad child.") + "Oh dear."
+    assert split(text) == Thinking("I hear a sad child.", None, Labels(), "Oh dear.")
+
+
+def test_a_reply_without_thought_is_all_answer():
+    assert split(" Oh dear. ") == Thinking(None, None, Labels(), "Oh dear.")
+
+
+def test_a_leading_tag_is_the_style_and_not_a_word():
+    found = split(label_thought(CHINESE, "你好", Labels(style="开心")) + "<悲伤>你好呀")
+    assert (found.labels.style, found.answer) == ("开心", "你好呀")
+    assert split("<悲伤>你好呀").labels.style == "悲伤"
+    assert split("<CHILD>").answer == "<CHILD>"
+
+
+@pytest.mark.parametrize("end", ["<think end>", "</think end>", "</think>"])
+def test_any_end_mark_ends_a_thought(end):
+    assert split(f"<think>hm{end}Yes.") == Thinking("hm", None, Labels(), "Yes.")
+
+
+def test_a_thought_never_closed_leaves_an_empty_answer_and_its_labels():
+    found = split("<think>The user said: hello, age: <OLD>, gender: <FEM")
+    assert (found.heard, found.labels, found.answer) == ("hello", Labels(age="OLD"), "")
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_a_thought_of_either_kind_begins_with_its_opening(template):
+    assert label_thought(template, "hello", LABELS).startswith(opening("label", template))
+    assert natural_thought("I hear you").startswith(opening("natural", template))
+
+
+def test_understanding_answers_are_read_by_value_and_by_order():
+    assert read_labels("hi<CHILD><MALE>", ("age", "gender")) == Labels(age="CHILD", gender="MALE")
+    assert read_labels("hi<male><child>", ("age", "gender")) == Labels(age="CHILD", gender="MALE")
+    both = Labels(event="OTHER", emotion="OTHER")
+    assert read_labels("<OTHER><OTHER>", ("event", "emotion")) == both
+    assert read_labels("<日常口语><OLD>", ("style", "age")) == Labels(age="OLD", style="日常口语")
+    assert read_labels("<OLD>", ("gender",)) == Labels()
+    assert without_labels("hi<CHILD><MALE>") == "hi"
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ConfigError, match="not one of chinese, english"):
+        template_named("french")
+    with pytest.raises(ConfigError, match="choose label or natural"):
+        opening("loud", ENGLISH)

@@ -1,0 +1,51 @@
+"""A tiny seeded network over the letters of tests.letters, and rows for it."""
+
+import torch
+
+from osum_echat.models.adapter import AdapterSettings
+from osum_echat.models.echat import EChat, EChatSettings
+from osum_echat.models.encoder import EncoderSettings
+from osum_echat.sequence import Sequence, compose
+from osum_echat.tasks import TASKS
+from tests.letters import ROWS, letter_vocab
+
+VOCAB = letter_vocab()
+LLM = {
+    "vocab_size": ROWS, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 2048,
+}  # fmt: skip
+SETTINGS = EChatSettings(
+    EncoderSettings(mels=6, width=8, heads=2, units=16, blocks=1),
+    AdapterSettings(heads=2, units=12, blocks=1),
+    LLM,
+    VOCAB.speech_codes,
+)
+
+
+def network(seed: int = 0) -> EChat:
+    """In eval mode. Weights large enough that tokens matter to each other."""
+    torch.manual_seed(seed)
+    model = EChat(SETTINGS).eval()
+    with torch.no_grad():
+        for parameter in model.llm.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8.0)
+        model.speech_embedding.weight.mul_(8.0)
+    return model
+
+
+def row(name: str, frames: int = 40, text: str = "hi you", answered: bool = True) -> Sequence:
+    """A row of a task, with its answer unless told otherwise."""
+    task = TASKS[name]
+    generator = torch.Generator().manual_seed(frames)
+    asked = {
+        "clips": [torch.randn(frames, 6, generator=generator)] if task.hears else [],
+        "user_text": "words" if task.user_text else None,
+    }
+    if not answered:
+        return compose(task, VOCAB, **asked)
+    return compose(
+        task, VOCAB, **asked,
+        answer_text=text if task.answers_text else None,
+        answer_speech=range(5, 50) if task.speaks else None,
+    )  # fmt: skip

@@ -1,0 +1,167 @@
+"""From the tiny world's corpus to raw lists that the package reads, and its text pieces."""
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from common_utils.tiny_world.lists import (
+    FULL_TAG,
+    HISTORY_TAG,
+    Maker,
+    Row,
+    understanding_text,
+    write_lists,
+)
+from common_utils.tiny_world.text_tokenizer import single_pieces, train
+from common_utils.tiny_world.world import World, load_world, normalise
+from osum_echat.errors import ConfigError, DataError
+from osum_echat.records import Utterance
+from osum_echat.tasks import task_for
+from osum_echat.thinking import read_labels
+from osum_echat.vocab import Vocab
+
+SIZE = 60
+CODES = (7, 8, 9)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return load_world()
+
+
+def spoken(raw: Row) -> Row:
+    """A corpus object with the names of its sounds, as the maker adds them."""
+    for number, turn in enumerate((*raw["turns"], raw)):
+        turn |= {"wav": f"audio/{raw['key']}-{number}.wav",
+                 "reply_wav": f"replies/{raw['key']}-{number}.wav"}
+    return raw
+
+
+@pytest.fixture(scope="module")
+def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus")
+    rows = [spoken(exchange.to_json()) for exchange in world.exchanges("train", 0, SIZE)]
+    (path / "exchanges.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    silent = (exchange.to_json() for exchange in world.exchanges("train", 9, 5))
+    write_lists(path, Maker(world, Random(0), lambda wav: CODES), "train", silent, [
+        {"txt": "I see, sir.", "style": "SOFT", "wav": "/replies/one.wav"}])
+    return path
+
+
+def rows_of(folder: Path, name: str) -> list[Row]:
+    return [json.loads(line) for line in (folder / f"{name}.list").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("name", "tasks"), [
+    ("understand", {"understand"}), ("tts", {"tts"}), ("s2s", {"s2s"}), ("s2t", {"s2t"}),
+    ("s2s_think", {"s2s_think"}), ("s2t_think", {"s2t_think"}), ("t2t", {"t2t"}),
+    ("history", {"s2s_history"})])
+def test_each_list_is_read_as_its_task(folder: Path, name: str, tasks: set[str]) -> None:
+    rows = rows_of(folder, name)
+    assert rows and {task_for(row["task"]).name for row in rows} == tasks
+    for row in rows:
+        utterance = Utterance.from_json(row, name, folder)
+        task = task_for(utterance.task)
+        assert utterance.user.reply_text
+        assert utterance.user.reply_speech == (CODES if task.speaks else ())
+        assert not task.hears or utterance.user.audio is not None
+        assert not task.thinks or (utterance.thought or "").startswith("I hear a")
+        assert (utterance.prompt is not None) == (task.name == "t2t")
+
+
+def test_understanding_answers_hold_words_and_labels_in_the_order_asked() -> None:
+    turn = {"user_text": "I lost my kite!", "labels": {
+        "age": "CHILD", "gender": "MALE", "emotion": "SAD", "event": "COUGH"}}
+    assert understanding_text("<TRANSCRIBE> <AGE> <GENDER>", turn) == "i lost my kite<CHILD><MALE>"
+    assert understanding_text(FULL_TAG, turn) == "i lost my kite<COUGH><CHILD><MALE><SAD>"
+    assert understanding_text("<EMOTION>", turn) == "<SAD>"
+
+
+def test_labels_of_understanding_rows_are_read_back(folder: Path) -> None:
+    for row in rows_of(folder, "understand"):
+        fields = task_for(row["task"]).labels
+        labels = read_labels(row["txt"], fields)
+        known = Utterance.from_json(row, "understand", folder).labels
+        assert all(getattr(labels, field) == getattr(known, field) for field in fields)
+
+
+def test_history_rows_hold_every_earlier_turn(folder: Path) -> None:
+    dialogues = [row for row in map(json.loads, (folder / "exchanges.jsonl").open())
+                 if row["turns"]]
+    rows = rows_of(folder, "history")
+    assert len(rows) == len(dialogues) and all(row["task"] == HISTORY_TAG for row in rows)
+    for row, dialogue in zip(rows, dialogues, strict=True):
+        history = Utterance.from_json(row, "history", folder).history
+        assert [turn.reply_text for turn in history] == [
+            turn["reply_text"] for turn in dialogue["turns"]]
+        assert all(turn.reply_speech == CODES and turn.text for turn in history)
+
+
+def test_written_questions_get_a_reply_by_words_alone(folder: Path, world: World) -> None:
+    exchanges = {row["key"]: row for row in map(json.loads, (folder / "exchanges.jsonl").open())}
+    for row in rows_of(folder, "t2t"):
+        exchange = exchanges[row["key"].removesuffix("-t2t")]
+        assert normalise(row["txt"]) in world.right_text_replies(exchange)
+        assert normalise(row["extra"]["question"]) == normalise(exchange["user_text"])
+
+
+def test_texts_to_speak_carry_their_style_unless_calm(folder: Path) -> None:
+    rows = rows_of(folder, "tts")
+    for row in rows:
+        style = row["extra"]["reply_emotion"]
+        assert row["txt"].startswith(f"<{style}>") or (
+            style == "CALM" and not row["txt"].startswith("<"))
+    assert rows[-1]["txt"] == "<SOFT>I see, sir."
+
+
+def test_pretraining_also_reads_exchanges_that_were_never_spoken(folder: Path) -> None:
+    rows = rows_of(folder, "pretrain")
+    assert any("wav" not in row for row in rows)
+    assert all("speech_token" not in row["extra"] for row in rows)
+    assert {task_for(row["task"]).name for row in rows} == {
+        "understand", "s2t", "s2t_think", "s2s", "s2s_think", "s2s_history", "t2t"}
+
+
+def test_without_speech_tokens_the_lists_of_words_are_still_written(
+        world: World, tmp_path: Path) -> None:
+    row = spoken(next(world.exchanges("train", 0, 1)).to_json())
+    (tmp_path / "exchanges.jsonl").write_text(json.dumps(row) + "\n")
+    sizes = write_lists(tmp_path, Maker(world, Random(0)), "test")
+    assert set(sizes) <= {"pretrain", "understand", "t2t", "s2t", "s2t_think"}
+    assert {row["task"] for row in rows_of(tmp_path, "understand")} == {FULL_TAG}
+
+
+def test_a_missing_corpus_says_how_to_make_it(world: World, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"tiny_world\.make"):
+        write_lists(tmp_path, Maker(world, Random(0)), "train")
+
+
+@pytest.fixture(scope="module")
+def vocab(tmp_path_factory: pytest.TempPathFactory) -> Vocab:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    texts = ["I lost my red kite.", "I see, my friend. We will look for it together."] * 20
+    train(texts, folder, pieces=400)
+    return Vocab.from_directory(folder)
+
+
+def test_marks_and_labels_are_single_pieces(vocab: Vocab) -> None:
+    for piece in (*single_pieces(), "<|im_start|>", "<|im_end|>", "<|endoftext|>"):
+        assert len(vocab.encode(piece)) == 1, piece
+    assert vocab.unknown_label is not None
+
+
+@pytest.mark.parametrize("text", [
+    "<think>I hear a sad boy.<think end>I see, my friend.", "i lost my kite<CHILD><MALE>",
+    "emotion: <&&>, age: <OLD>", "Zürich 中文 17"])
+def test_any_text_comes_back_from_its_pieces(vocab: Vocab, text: str) -> None:
+    assert vocab.decode(vocab.encode(text)) == text
+
+
+def test_a_taught_word_is_one_piece(vocab: Vocab) -> None:
+    assert len(vocab.encode(" kite")) == 1
+
+
+def test_too_few_pieces_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--pieces 10"):
+        train(["a"], tmp_path, pieces=10)

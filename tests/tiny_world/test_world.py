@@ -1,0 +1,234 @@
+"""The words of the tiny world: fair splits, right replies, speakable sizes."""
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+from types import SimpleNamespace
+
+import pytest
+
+from common_utils.tiny_world.manner import (
+    EMOTIONS,
+    EVENTS,
+    STYLES,
+    Traits,
+    address,
+    natural_thought,
+    style_for,
+)
+from common_utils.tiny_world.world import (
+    Exchange,
+    Line,
+    Situation,
+    World,
+    load_world,
+    normalise,
+)
+from osum_echat.errors import DataError
+
+SIZE = 1500
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return load_world()
+
+
+@pytest.fixture(scope="module")
+def train(world: World) -> list[Exchange]:
+    return list(world.exchanges("train", 0, SIZE))
+
+
+@pytest.fixture(scope="module")
+def test(world: World) -> list[Exchange]:
+    return list(world.exchanges("test", 0, SIZE // 2))
+
+
+def turns_of(exchange: Exchange) -> list:
+    return [*exchange.turns, exchange]
+
+
+def test_there_are_enough_situations_scripts_and_identity_questions(world: World) -> None:
+    assert len(world.situations) >= 160
+    assert len(world.dialogues) >= 25
+    assert {len(script.turns) for script in world.dialogues} == {2, 3}
+    assert sum(len(line.say) for item in world.identities for line in item.turns) >= 12
+
+
+def test_every_situation_has_wordings_and_two_or_three_moods_with_lines_of_their_own(
+        world: World) -> None:
+    for situation in world.situations:
+        (line,) = situation.turns
+        assert 3 <= len(line.say) <= 4, situation.name
+        assert 2 <= len(situation.emotions) <= 3, situation.name
+        cores = [core for emotion in situation.emotions for core in line.cores[emotion]]
+        assert len(set(cores)) == len(cores), situation.name
+        assert all(3 <= len(core.split()) <= 7 for core in cores), situation.name
+        assert len(line.gist.split()) <= 5, situation.name
+
+
+def test_no_core_line_belongs_to_two_situations(world: World) -> None:
+    counts = Counter(core for item in world.situations for cores in item.turns[0].cores.values()
+                     for core in cores)
+    assert [core for core, count in counts.items() if count > 1] == []
+
+
+def test_the_same_seed_gives_the_same_exchanges_and_a_larger_size_begins_alike(
+        world: World, train: list[Exchange]) -> None:
+    assert list(world.exchanges("train", 0, 40)) == train[:40]
+    assert list(world.exchanges("train", 1, 40)) != train[:40]
+
+
+def test_test_fillings_never_occur_in_training_but_their_words_do(
+        train: list[Exchange], test: list[Exchange], world: World) -> None:
+    pairs = [{item.filling for item in items if item.filling and " " in item.filling}
+             for items in (train, test)]
+    assert pairs[0] and pairs[1] and not pairs[0] & pairs[1]
+    every = [s for s in (*world.situations, *world.dialogues) if s.slot]
+    known = {word for item in every for text in world.fillings_of(item, "train")
+             for word in text.split()}
+    assert {word for item in every for text in world.fillings_of(item, "test")
+            for word in text.split()} <= known
+
+
+def test_test_dialogues_pair_script_and_word_as_training_never_does(world: World) -> None:
+    for script in world.dialogues:
+        if script.slot:
+            held_out = set(world.fillings_of(script, "test"))
+            assert held_out and not held_out & set(world.fillings_of(script, "train"))
+
+
+def test_dialogues_without_a_slot_hold_out_wordings(
+        train: list[Exchange], test: list[Exchange], world: World) -> None:
+    loose = {script.name for script in world.dialogues if script.slot is None}
+    said = [{(item.situation, *(turn.user_text for turn in turns_of(item)))
+             for item in items if item.situation in loose and item.turns}
+            for items in (train, test)]
+    assert said[0] and said[1] and not said[0] & said[1]
+
+
+def test_the_reply_taught_is_a_right_one(
+        world: World, train: list[Exchange], test: list[Exchange]) -> None:
+    for exchange in (*train, *test):
+        raw = exchange.to_json()
+        assert normalise(exchange.reply_text) in world.right_replies(raw)
+        assert normalise(world.text_reply(raw)) in world.right_text_replies(raw)
+
+
+def test_another_voice_needs_another_reply(world: World, train: list[Exchange]) -> None:
+    singles = [e for e in train if e.kind == "single" and e.labels.event == "OTHER"]
+    for exchange in singles[:200]:
+        raw = exchange.to_json()
+        aged = "OLD" if exchange.labels.age != "OLD" else "CHILD"
+        other = replace(exchange, labels=replace(exchange.labels, age=aged)).to_json()
+        assert not world.right_replies(raw) & world.right_replies(other)
+        sounding = replace(exchange, labels=replace(exchange.labels, event="COUGH")).to_json()
+        assert not world.right_replies(raw) & world.right_replies(sounding)
+
+
+def test_the_last_turn_of_a_recall_needs_the_first(world: World, train: list[Exchange]) -> None:
+    recalls = [e for e in train if e.turns and e.filling]
+    assert recalls
+    for exchange in recalls:
+        assert normalise(exchange.filling or "") in normalise(exchange.reply_text)
+        assert normalise(exchange.filling or "") not in normalise(exchange.user_text)
+        assert normalise(exchange.filling or "") in normalise(exchange.turns[0].user_text)
+
+
+def test_identity_replies_name_the_assistant(world: World) -> None:
+    replies = {core for item in world.identities for cores in item.turns[0].cores.values()
+               for core in cores}
+    assert all("Osum Chat" in reply or "A S L P Lab" in reply for reply in replies)
+
+
+def test_every_sentence_said_is_among_those_spoken_in_advance(
+        world: World, train: list[Exchange]) -> None:
+    spoken = list(world.all_reply_sentences())
+    assert len(spoken) == len(set(spoken)) < 2600
+    known = set(spoken)
+    for exchange in train:
+        for turn in turns_of(exchange):
+            assert turn.reply_text == " ".join(turn.reply_sentences)
+            assert all((text, turn.reply_style) in known for text in turn.reply_sentences)
+
+
+def test_the_vocabulary_stays_small(train: list[Exchange], test: list[Exchange]) -> None:
+    words = {word for item in (*train, *test) for turn in turns_of(item)
+             for text in (turn.user_text, turn.reply_text, item.thought)
+             for word in normalise(text).split()}
+    assert len(words) < 1500
+
+
+def test_emotions_events_ages_and_kinds_are_balanced(train: list[Exchange]) -> None:
+    def share(values: list[str], value: str) -> float:
+        return values.count(value) / len(values)
+
+    emotions = [item.labels.emotion for item in train]
+    assert all(0.14 < share(emotions, emotion) < 0.27 for emotion in EMOTIONS)
+    events = [item.labels.event for item in train]
+    assert 0.45 < share(events, "OTHER") < 0.55
+    assert all(share(events, event) > 0.08 for event in ("LAUGH", "CRY", "COUGH", "SIGH"))
+    assert all(item.labels.event in EVENTS[item.labels.emotion] for item in train)
+    kinds = [item.kind for item in train]
+    assert 0.68 < share(kinds, "single") < 0.76 and 0.05 < share(kinds, "identity") < 0.11
+    assert share([item.labels.gender for item in train], "MALE") == pytest.approx(0.5, abs=0.05)
+
+
+def test_one_dialogue_has_one_speaker(train: list[Exchange]) -> None:
+    for exchange in train:
+        assert len({(turn.labels.age, turn.labels.gender) for turn in turns_of(exchange)}) == 1
+
+
+@pytest.mark.parametrize(("emotion", "event", "style"), [
+    ("HAPPY", "OTHER", "CHEERFUL"), ("NEUTRAL", "LAUGH", "CHEERFUL"), ("SAD", "OTHER", "SOFT"),
+    ("ANGER", "CRY", "SOFT"), ("SAD", "COUGH", "CALM"), ("SURPRISE", "SIGH", "CALM"),
+    ("SURPRISE", "OTHER", "BRISK"), ("ANGER", "OTHER", "CALM"), ("NEUTRAL", None, "CALM")])
+def test_the_event_decides_the_style_before_the_emotion(
+        emotion: str, event: str | None, style: str) -> None:
+    assert style_for(SimpleNamespace(emotion=emotion, event=event)) == style
+    assert style in STYLES
+
+
+def test_the_address_goes_by_age_and_for_the_old_by_gender() -> None:
+    assert [address(age, gender) for age, gender in (
+        ("CHILD", "MALE"), ("ADULT", "FEMALE"), ("OLD", "MALE"), ("OLD", "FEMALE"))] == [
+        "little one", "my friend", "sir", "madam"]
+
+
+def test_a_thought_tells_voice_words_and_manner() -> None:
+    labels = Traits("CHILD", "MALE", "SAD", "COUGH")
+    assert natural_thought(labels, "he lost his red kite") == (
+        "I hear a sad boy who coughs. He lost his red kite. I will speak calmly.")
+    assert natural_thought(Traits("OLD", "FEMALE", "ANGER", "OTHER"), "it rains", 1) == (
+        "I hear an angry old woman, and it rains. I will speak calmly.")
+
+
+def test_thoughts_are_short_and_begin_alike(train: list[Exchange]) -> None:
+    assert all(item.thought.startswith("I hear a") and len(item.thought.split()) < 25
+               for item in train)
+
+
+def test_normalise_keeps_letters_digits_and_single_spaces() -> None:
+    assert normalise("  How wonderful,  my friend! It's 5.") == "how wonderful my friend its 5"
+
+
+def test_no_text_is_left_with_an_unfilled_slot(
+        train: list[Exchange], test: list[Exchange]) -> None:
+    for item in (*train, *test):
+        assert "$" not in item.user_text + item.reply_text + item.thought
+        assert item.user_text[-1] in ".?!" and item.user_text[0].isupper()
+
+
+def test_an_unknown_split_is_refused(world: World) -> None:
+    with pytest.raises(DataError, match="not one of train, test"):
+        next(islice(world.exchanges("valid", 0, 1), 1))
+
+
+def test_an_unknown_situation_is_refused(world: World) -> None:
+    raw = {"key": "k7", "situation": "lost_moon", "turns": []}
+    with pytest.raises(DataError, match=r"k7: no situation 'lost_moon'"):
+        world.right_replies(raw)
+
+
+def test_a_situation_without_a_reply_for_its_mood_is_refused() -> None:
+    with pytest.raises(DataError, match=r"'rain': no reply for \['HAPPY'\]"):
+        Situation("rain", ("HAPPY",), (Line(("It rains",), "it rains", {}),))

@@ -1,0 +1,145 @@
+"""Claims about the flow: lengths, guards, seeds, prompts, normalisation, padding."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from osum_echat.errors import ConfigError, InputError
+from osum_echat.token2wav.flow import FlowSettings, draw, frames_for, solver_times
+from osum_echat.token2wav.voice import VoicePrompt
+from tests.token2wav.tiny_flow import CODES, FLOW, tiny_flow
+
+TOKENS = torch.arange(9).view(1, -1)
+
+
+def voice(tokens: int, frames: int) -> VoicePrompt:
+    torch.manual_seed(8)
+    return VoicePrompt(
+        torch.randint(0, CODES, (1, tokens)), torch.randn(1, frames, 80), torch.randn(1, 192)
+    )
+
+
+@pytest.mark.parametrize(("tokens", "frames"), [(1, 3), (20, 68), (40, 137), (41, 141), (53, 182)])
+def test_tokens_become_the_published_number_of_frames(tokens: int, frames: int):
+    assert frames_for(tokens, 25) == frames
+
+
+def test_frames_follow_the_tokens_without_drift():
+    assert all(frames_for(count, 25) == count * 441 // 128 for count in range(1, 3001))
+
+
+def test_solver_times_run_from_zero_to_one_and_crowd_at_the_start():
+    times = solver_times(10)
+    assert times[0] == 0
+    assert times[-1] == pytest.approx(1)
+    assert torch.all(times.diff().diff() > 0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 40, 41])
+def test_every_length_gives_its_frames(count: int):
+    tokens = torch.zeros(1, count, dtype=torch.long)
+    assert tiny_flow().mel(tokens).shape == (1, 80, frames_for(count, 25))
+
+
+def test_no_tokens_are_refused():
+    with pytest.raises(InputError, match="need \\(1, 1 or more\\)"):
+        tiny_flow().mel(torch.zeros(1, 0, dtype=torch.long))
+
+
+@pytest.mark.parametrize("token", [-1, CODES])
+def test_a_token_outside_the_codebook_is_refused(token: int):
+    with pytest.raises(InputError, match=f"speech token {token}: the flow knows 0 to {CODES - 1}"):
+        tiny_flow().mel(torch.tensor([[3, token]]))
+
+
+def test_the_same_seed_gives_the_same_mel_and_another_seed_another():
+    flow = tiny_flow()
+    first, again, other = (
+        flow.mel(TOKENS, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_at_temperature_zero_the_noise_does_not_matter():
+    flow = tiny_flow()
+    assert torch.equal(flow.mel(TOKENS, temperature=0.0), flow.mel(TOKENS, temperature=0.0))
+
+
+@pytest.mark.parametrize("prompt", [voice(5, 17), voice(4, 0), voice(0, 0)])
+def test_a_prompt_changes_the_sound_but_not_the_length(prompt: VoicePrompt):
+    flow = tiny_flow()
+    plain, led = flow.mel(TOKENS, temperature=0.0), flow.mel(TOKENS, prompt, temperature=0.0)
+    assert plain.shape == led.shape
+    assert not torch.equal(plain, led)
+
+
+def test_the_length_of_a_speaker_vector_does_not_matter():
+    flow, prompt = tiny_flow(), voice(3, 10)
+    louder = replace(prompt, speaker=prompt.speaker * 7)
+    first, second = (flow.mel(TOKENS, one, temperature=0.0) for one in (prompt, louder))
+    assert torch.allclose(first, second, atol=1e-5)
+
+
+def test_normalisation_is_undone_on_the_way_out():
+    settings = replace(FLOW, mel_mean=-5.5, mel_scale=2.2)
+    plain = tiny_flow().mel(TOKENS, temperature=0.0)
+    assert torch.allclose(
+        tiny_flow(settings).mel(TOKENS, temperature=0.0), plain * 2.2 - 5.5, atol=1e-5
+    )
+
+
+def test_normalisation_reaches_the_loss():
+    flow = tiny_flow(replace(FLOW, mel_mean=-5.5, mel_scale=2.2))
+    mel = torch.randn(2, 31, 80)
+    draws = draw(torch.tensor([31, 31]), 31, torch.Generator().manual_seed(0))
+    tokens, speaker = torch.randint(0, CODES, (2, 9)), torch.zeros(2, 192)
+    normal = tiny_flow().loss(tokens, mel, speaker, draws)
+    scaled = flow.loss(tokens, mel * 2.2 - 5.5, speaker, draws)
+    assert scaled.matching.item() == pytest.approx(normal.matching.item(), rel=1e-4)
+    assert scaled.mu.item() == pytest.approx(normal.mu.item(), rel=1e-4)
+
+
+def test_padding_does_not_change_the_encoder():
+    flow = tiny_flow()
+    alone = flow.encode(TOKENS)
+    padded = torch.cat((TOKENS, torch.full((1, 4), 7)), dim=1)
+    valid = torch.arange(13).view(1, -1) < 9
+    assert torch.allclose(flow.encode(padded, valid)[:, :9], alone, atol=1e-5)
+
+
+def test_padding_does_not_weigh_in_the_loss():
+    flow = tiny_flow()
+    mel = torch.randn(1, 31, 80)
+    draws = draw(torch.tensor([20]), 31, torch.Generator().manual_seed(0))
+    lengths = {"token_lengths": torch.tensor([6]), "mel_lengths": torch.tensor([20])}
+    changed = mel.clone()
+    changed[:, 20:] += 5
+    first, second = (
+        flow.loss(TOKENS, one, torch.zeros(1, 192), draws, **lengths).mu for one in (mel, changed)
+    )
+    assert first == second
+
+
+def test_draws_keep_their_shares_and_limits():
+    lengths = torch.full((2000,), 100)
+    draws = draw(lengths, 100, torch.Generator().manual_seed(0), drop=0.2, prefix=0.5)
+    assert 0.77 < draws.kept.float().mean() < 0.83
+    assert 0.45 < (draws.known > 0).float().mean() < 0.52
+    assert draws.known.max() == 30
+    assert draws.times.mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+def test_warped_times_crowd_at_the_start():
+    lengths = torch.full((2000,), 10)
+    plain, warped = (
+        draw(lengths, 10, torch.Generator().manual_seed(0), warp=warp).times
+        for warp in (False, True)
+    )
+    assert torch.all(warped <= plain)
+
+
+def test_a_scale_of_zero_is_refused():
+    with pytest.raises(ConfigError, match="mel_scale 0"):
+        FlowSettings(mel_scale=0)

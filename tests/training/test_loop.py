@@ -1,0 +1,190 @@
+"""Claims about a whole training: it learns, stops, and goes on as if it had never stopped."""
+
+import json
+import logging
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from osum_echat import build, config
+from osum_echat.errors import ConfigError, DataError
+from osum_echat.models import checkpoint
+from osum_echat.sequence import Batch
+from osum_echat.training import loop, state
+from osum_echat.training.engine import StepReport
+from osum_echat.vocab import Vocab
+from tests.training.experiment import write_experiment
+
+
+def run(path: Path, *overrides: str) -> loop.Outcome:
+    experiment = config.load(path, overrides)
+    return loop.train(build.training(experiment), experiment.run, experiment.schedule)
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    lines = (path.parent / "out" / loop.METRICS_FILE).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def losses(path: Path) -> list[float]:
+    return [line["loss"] for line in metrics(path) if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment that ran its six steps at once, with a running mean of the weights."""
+    path = write_experiment(tmp_path_factory.mktemp("unbroken"), run={"average": 0.9})
+    assert run(path) == loop.Outcome(6, None)
+    return path
+
+
+def test_the_loss_falls(unbroken: Path) -> None:
+    assert losses(unbroken)[-1] < losses(unbroken)[0] - 0.1
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_after_a_stop_every_loss_and_weight_is_the_same(
+    unbroken: Path, tmp_path: Path, stop: int
+) -> None:
+    path = write_experiment(tmp_path, run={"average": 0.9})
+    run(path, f"run.steps={stop}")
+    assert run(path) == loop.Outcome(6, None)
+    assert losses(path) == losses(unbroken)
+    paths = (one.parent / "out" / loop.FINAL_FOLDER for one in (unbroken, path))
+    first, second = (checkpoint.load(one).state_dict() for one in paths)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_line_of_metrics_tells_each_task(unbroken: Path) -> None:
+    line = metrics(unbroken)[0]
+    assert set(line["tasks"]) <= {"understand", "tts", "s2s_think", "t2t"}
+    assert sum(one["tokens"] for one in line["tasks"].values()) > 0
+    assert 0 <= line["padding"] < 1
+    assert line["tokens_per_s"] > 0
+    assert "s2s_think" in metrics(unbroken)[-1]["held_out"]
+
+
+def test_the_result_is_a_model_directory_with_its_tokenizer_and_manner(unbroken: Path) -> None:
+    final = unbroken.parent / "out" / loop.FINAL_FOLDER
+    model = checkpoint.load(final)
+    vocab = Vocab.from_directory(final, model.settings.llm["vocab_size"], 32)
+    assert vocab.encode("<|im_end|>") == (vocab.text_end,)
+    raw = config.read_yaml(final / "model.yaml")
+    assert (raw["thinking"], raw["template"]) == ("both", "english")
+    assert (final / "prompts.yaml").is_file()
+
+
+def test_a_later_stage_starts_from_the_result(unbroken: Path, tmp_path: Path) -> None:
+    final = unbroken.parent / "out" / loop.FINAL_FOLDER
+    path = write_experiment(tmp_path, stage={"train": ["adapter"]})
+    experiment = replace(config.load(path), init=str(final), model=None, tokenizer=None)
+    model = build.training(experiment).engine.model
+    assert torch.equal(model.speech_head.weight, checkpoint.load(final).speech_head.weight)
+
+
+def test_a_finished_training_is_left_as_it_is(unbroken: Path) -> None:
+    before = losses(unbroken)
+    assert run(unbroken) == loop.Outcome(6, None)
+    assert losses(unbroken) == before
+
+
+def test_raised_limits_go_on(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path)
+    run(path, "run.steps=1")
+    assert run(path, "run.steps=2") == loop.Outcome(2, None)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path)
+    run(path, "run.steps=4", "run.save_minutes=1e-9")
+    folder = tmp_path / "out" / state.FOLDER
+    assert sorted(one.name for one in folder.glob("step_*")) == ["step_00000003", "step_00000004"]
+    assert (folder / state.LATEST_FILE).read_text() == "step_00000004\n"
+
+
+def test_a_signal_saves_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_experiment(tmp_path)
+    one_step = loop._Loop.one_step
+
+    def with_signal(self: Any) -> None:
+        one_step(self)
+        if self.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop._Loop, "one_step", with_signal)
+    assert run(path) == loop.Outcome(2, signal.SIGTERM)
+    assert not (tmp_path / "out" / loop.FINAL_FOLDER).exists()
+    monkeypatch.undo()
+    assert run(path) == loop.Outcome(6, None)
+
+
+def test_lines_written_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path)
+    run(path, "run.steps=1")
+    with (tmp_path / "out" / loop.METRICS_FILE).open("a") as file:
+        file.write('{"step": 99, "loss": 0}\n')
+    run(path, "run.steps=2")
+    assert len(losses(path)) == 2
+
+
+def test_epochs_end_a_training(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path)
+    assert run(path, "run.steps=0", "run.epochs=1").step > 2
+
+
+def test_gradients_that_are_not_finite_are_left_out_then_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_experiment(tmp_path)
+    experiment = config.load(path, ["run.bad_steps=2"])
+    training = build.training(experiment)
+    with torch.no_grad():
+        training.engine.model.speech_head.bias[0] = float("nan")
+    before = training.engine.model.speech_head.weight.clone()
+    logging.getLogger("osum_echat").propagate = True
+    with pytest.raises(DataError, match=r"lower schedule\.rate"):
+        loop.train(training, experiment.run, experiment.schedule)
+    assert torch.equal(training.engine.model.speech_head.weight, before)
+    assert "left out: gradient norm nan; utterances u" in caplog.text
+
+
+def test_a_stop_during_saving_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_experiment(tmp_path)
+    run(path, "run.steps=1")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(path, "run.steps=2")
+    monkeypatch.undo()
+    assert state.newest(tmp_path / "out").name == "step_00000001"  # type: ignore[union-attr]
+    assert run(path, "run.steps=2") == loop.Outcome(2, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({}, "give a limit"), ({"steps": 1, "keep": 0}, "1 or more"),
+     ({"steps": 1, "average": 1.0}, r"run\.average")],
+)  # fmt: skip
+def test_wrong_settings_are_told(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        loop.RunSettings(**changes)
+
+
+def test_a_step_without_trained_tokens_moves_nothing(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path)
+    training = build.training(config.load(path))
+    batch: Batch = next(training.batches)
+    empty = replace(batch, targets=torch.full_like(batch.targets, -100))
+    report: StepReport = training.engine.step([empty], 0.1)
+    assert not report.applied
+    assert report.norm == 0.0

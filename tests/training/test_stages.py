@@ -1,0 +1,127 @@
+"""Claims about what trains: gradients, weights after a step, and rates of groups."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from osum_echat.errors import ConfigError
+from osum_echat.sequence import collate
+from osum_echat.training.engine import EngineSettings, SingleEngine
+from osum_echat.training.stages import (
+    FIRE_MODULES,
+    GROUPS,
+    StageSettings,
+    freeze,
+    group_of,
+    optimizer_groups,
+)
+from tests.tiny_network import VOCAB, network, row
+
+BATCH = collate([[row("s2s"), row("tts")], [row("understand", 33), row("t2t")]], VOCAB)
+CPU = torch.device("cpu")
+
+
+def stepped(stage: StageSettings, rate: float = 0.01) -> tuple[nn.Module, nn.Module]:
+    """A network before and after a step of the stage."""
+    before, model = network(), network()
+    report = SingleEngine(model, stage, EngineSettings(precision="fp32"), CPU).step([BATCH], rate)
+    assert report.applied
+    return before, model
+
+
+@pytest.mark.parametrize("fire_module", FIRE_MODULES)
+def test_a_step_moves_the_groups_of_the_stage_and_no_others(fire_module: str) -> None:
+    stage = StageSettings(fire_module=fire_module)
+    before, after = stepped(stage)
+    moved = {
+        group_of(name)
+        for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert moved == set(FIRE_MODULES[fire_module])
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_only_the_groups_of_the_stage_have_gradients(group: str) -> None:
+    model = network()
+    freeze(model, StageSettings(train=(group,)))
+    model.loss(BATCH).total.backward()
+    named = model.named_parameters()
+    with_gradient = {group_of(name) for name, one in named if one.grad is not None}
+    assert with_gradient == {group}
+
+
+def test_a_group_moves_at_its_own_rate() -> None:
+    stage = StageSettings(train=("adapter", "llm"), rates={"adapter": 0.0})
+    before, after = stepped(stage)
+    assert torch.equal(before.adapter.projection.weight, after.adapter.projection.weight)
+    layers = [one.llm.model.layers[0].mlp.up_proj.weight for one in (before, after)]
+    assert not torch.equal(*layers)
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    model = network()
+    stage = StageSettings(train=tuple(GROUPS))
+    freeze(model, stage)
+    groups = optimizer_groups(model, stage, 0.01)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    for group in groups:
+        assert {part.dim() > 1 for part in group["params"]} == {group["weight_decay"] > 0}
+
+
+def test_of_a_model_with_lora_only_its_matrices_train_in_the_llm() -> None:
+    model = nn.Module()
+    model.llm = nn.Module()
+    model.llm.base, model.llm.lora_A = nn.Linear(2, 2), nn.Linear(2, 2)
+    freeze(model, StageSettings(train=("llm",)))
+    trained = [name for name, one in model.named_parameters() if one.requires_grad]
+    assert trained == ["llm.lora_A.weight", "llm.lora_A.bias"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "name what trains"),
+        ({"train": ("llm",), "fire_module": "llm"}, "name what trains"),
+        ({"fire_module": "everything"}, "'everything' is not one of link, encoder"),
+        ({"train": ("ears",)}, "'ears' is not one of encoder, adapter"),
+        ({"train": ("llm",), "rates": {"ears": 1.0}}, r"stage\.rates: 'ears'"),
+    ],
+)
+def test_wrong_settings_are_told(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        StageSettings(**changes)
+
+
+def test_every_parameter_belongs_to_a_group() -> None:
+    assert {group_of(name) for name, _ in network().named_parameters()} == set(GROUPS)
+    with pytest.raises(ConfigError, match="belongs to no group"):
+        group_of("tail.weight")
+
+
+def test_gradients_are_those_of_the_mean_over_all_tokens_of_the_step() -> None:
+    """Two batches in one step move the weights as both in one batch do."""
+    stage = StageSettings(train=tuple(GROUPS))
+    settings = EngineSettings(precision="fp32", accumulate=2, clip=0.0)
+    parts = [collate([[row("s2s")]], VOCAB), collate([[row("t2t"), row("tts")]], VOCAB)]
+    whole = [collate([[row("s2s")], [row("t2t"), row("tts")]], VOCAB)]
+    models = []
+    for batches in (parts, whole):
+        torch.manual_seed(0)
+        model = network()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        SingleEngine(model, stage, settings, CPU).step(batches, 0.01)
+        models.append(model)
+    for name, one in models[0].named_parameters():
+        other = dict(models[1].named_parameters())[name]
+        # AdamW's first step has nearly the size of the rate whatever the gradient: compare signs
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
+
+
+def test_precision_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'fp8' is not one of auto, fp32, bf16"):
+        EngineSettings(precision="fp8")

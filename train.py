@@ -1,0 +1,33 @@
+"""Train one stage: python train.py --config conf/tiny/stage1_understanding.yaml key=value ..."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0 when finished, 2 for what the user can put right, 128 + signal when stopped."""
+    parser = argparse.ArgumentParser(
+        description="Train one stage, or go on with it: the output directory remembers."
+    )
+    parser.add_argument("--config", required=True, help="YAML of the experiment, see conf/")
+    parser.add_argument("--quiet", action="store_true", help="warnings only")
+    parser.add_argument("overrides", nargs="*", help="key=value, e.g. run.steps=100")
+    arguments = parser.parse_args(argv)
+
+    from osum_echat import build, config, logs
+    from osum_echat.errors import OsumError
+    from osum_echat.training import loop
+
+    logs.setup(arguments.quiet)
+    try:
+        experiment = config.load(arguments.config, arguments.overrides)
+        outcome = loop.train(build.training(experiment), experiment.run, experiment.schedule)
+    except OsumError as error:
+        sys.stderr.write(f"train.py: {error}\n")
+        return 2
+    return 0 if outcome.signal is None else 128 + outcome.signal
+
+
+if __name__ == "__main__":
+    sys.exit(main())
