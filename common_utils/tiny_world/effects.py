@@ -24,7 +24,7 @@ QUIET = 0.08                    # of the loud frames' level: below it nobody spe
 TILT_FROM_HZ = 500.0
 TILT_OCTAVES = 3.5
 TREMOR_HZ = (4.3, 5.8)
-TREMOR_PITCH, TREMOR_LEVEL = 0.045, 0.42
+TREMOR_PITCH, TREMOR_LEVEL = 0.04, 0.36
 SWING_HZ = (2.6, 3.2)
 HIGH_VOICE_HZ = 220.0           # above it a voice has less room for its feelings
 
@@ -46,9 +46,9 @@ class Delivery:
 
 DELIVERIES = {
     "NEUTRAL": Delivery(),
-    "HAPPY": Delivery(rate=1.15, pitch=1.24, range=1.8, gain_db=4.0, tilt_db=1.5, swing=0.07),
+    "HAPPY": Delivery(rate=1.15, pitch=1.24, range=1.5, gain_db=4.0, tilt_db=1.5, swing=0.05),
     "SAD": Delivery(rate=0.74, pitch=0.86, range=0.3, gain_db=-8.0, tilt_db=-1.8, bend=0.9),
-    "ANGER": Delivery(rate=1.15, pitch=1.02, range=0.9, gain_db=8.0, tilt_db=1.8, drive=2.2),
+    "ANGER": Delivery(rate=1.15, pitch=1.02, range=0.9, gain_db=8.0, tilt_db=1.8, drive=1.8),
     "SURPRISE": Delivery(
         rate=0.98, pitch=1.42, range=2.0, gain_db=3.0, bend=1.35, pause_s=0.3
     ),

@@ -105,19 +105,19 @@ CELLS = {
     ("ADULT", "MALE"): Cell((88, 122), (0.96, 1.02), (0.98, 1.08)),
     ("ADULT", "FEMALE"): Cell((190, 224), (1.13, 1.18), (0.98, 1.08)),
     ("OLD", "MALE"): Cell(
-        (94, 122), (0.89, 0.93), (0.76, 0.82), (0.10, 0.16), (0.8, 1.0), (-1.3, -0.6)
+        (94, 122), (0.89, 0.93), (0.76, 0.82), (0.07, 0.12), (0.8, 1.0), (-1.3, -0.6)
     ),
     ("OLD", "FEMALE"): Cell(
-        (174, 198), (1.07, 1.11), (0.76, 0.82), (0.12, 0.18), (0.8, 1.0), (-1.3, -0.6)
+        (174, 198), (1.07, 1.11), (0.76, 0.82), (0.08, 0.13), (0.8, 1.0), (-1.3, -0.6)
     ),
 }
 
 # Variants of espeak that whisper understands: men's lend their timbre to boys, women's to girls.
 ESPEAK_TRAIN = {
     "MALE": "m3 m4 m6 m7 m8 Alex Mike max klatt4 klatt6 edward iven3 john adam Reed ian".split(),
-    "FEMALE": "f1 f2 f3 f5 grandma linda".split(),
+    "FEMALE": "f1 f2 f3 f5 grandma steph2 linda".split(),
 }
-ESPEAK_TEST = {"MALE": "m1 m2 klatt3 Nguyen".split(), "FEMALE": "f4 Annie steph2".split()}
+ESPEAK_TEST = {"MALE": "m1 m2 klatt3 Nguyen".split(), "FEMALE": "f4 Annie aunty".split()}
 ACCENTS = {"MALE": ("en-us",), "FEMALE": ("en-us", "en-gb-x-rp")}   # fewer women: two accents
 WOMEN = frozenset((*ESPEAK_TRAIN["FEMALE"], *ESPEAK_TEST["FEMALE"]))
 WOMEN_FORMANTS = 1.15

@@ -69,6 +69,7 @@ class PrepareSettings:
     time_masks: int = 0  # stretches of a clip set to zero, of up to 50 frames (upstream: 2)
     band_masks: int = 0  # bands of a clip set to zero, of up to 10 mel bins (upstream: 2)
     other_names: tuple[str, ...] = OTHER_ASSISTANTS  # replies that name one of these are dropped
+    name_heard: bool = False  # rows tell labels and words of their clips, for engine.hearing
     cache_mb: int = 0  # features kept in memory in half precision; 0 = none, full precision
 
     def __post_init__(self) -> None:
@@ -135,7 +136,14 @@ class Preparer:
             return Dropped("parts do not fit the task", str(error))
         if len(row) > self.settings.max_tokens:
             return Dropped("too long", f"{utterance.key}: {len(row)} tokens")
-        return row
+        return replace(row, heard=self._heard(utterance)) if row.clips else row
+
+    def _heard(self, utterance: Utterance) -> list[tuple[int, ...]]:
+        """The text ids that each clip says, history first; none where that is not asked for."""
+        if not self.settings.name_heard:
+            return []
+        texts = [turn.text or "" for turn in utterance.history if turn.audio is not None]
+        return [self.vocab.encode(text) for text in (*texts, _labels_and_words(utterance))]
 
     def _spoken_or_not(self, task: Task) -> Task:
         """The task without its speech where speech answers are off."""
@@ -197,11 +205,7 @@ class Preparer:
                 if not turn.text:
                     return Dropped("no words to stand in for audio", utterance.key)
                 clips.append(self._stretch(turn.text, rng))
-        labels = utterance.labels
-        known = (labels.age, labels.gender, labels.emotion, labels.event)
-        tags = [f"<{label}>" for label in known if label]
-        words = utterance.user.text or without_labels(utterance.user.reply_text or "")
-        clips.append(self._stretch("".join(tags) + words, rng))
+        clips.append(self._stretch(_labels_and_words(utterance), rng))
         return clips
 
     def _stretch(self, text: str, rng: random.Random) -> tuple[int, ...]:
@@ -265,6 +269,14 @@ class ClipReader:
             start = rng.randrange(mels)
             masked[:, start : start + rng.randint(1, 10)] = 0.0
         return masked
+
+
+def _labels_and_words(utterance: Utterance) -> str:
+    """What the user's clip holds: the labels of the voice, then the words."""
+    labels = utterance.labels
+    known = (labels.age, labels.gender, labels.emotion, labels.event)
+    words = utterance.user.text or without_labels(utterance.user.reply_text or "")
+    return "".join(f"<{label}>" for label in known if label) + words
 
 
 def make_target(

@@ -2,18 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from osum_echat.errors import ConfigError
+from osum_echat.errors import ConfigError, DataError
 from osum_echat.models.adapter import Adapter, AdapterSettings
 from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.models.encoder_memory import EncoderMemory
 from osum_echat.sequence import IGNORED, Batch
 
+HEARING = "hearing"  # the task name of the hearing loss in reports
+HEARING_SHARPNESS = 12.0  # score of a step that equals the embedding of its piece
 MARKS = 3  # rows of the speech table beyond the codes: edge, audio begin, audio end
 CLIPS_TOGETHER = 4  # on a CPU; of like length, so that little of the work goes into padding
 
@@ -72,7 +76,7 @@ class EChat(nn.Module):
     def __init__(self, settings: EChatSettings) -> None:
         super().__init__()
         self.settings = settings
-        self._memory: EncoderMemory | None = None
+        self.memory: EncoderMemory | None = None
         self.llm = build_llm(settings.llm)
         width: int = self.llm.config.hidden_size
         self.encoder = Encoder(settings.encoder)
@@ -85,7 +89,7 @@ class EChat(nn.Module):
 
     def remember_clips(self, limit_mb: int) -> None:
         """Keep what the encoder makes of clips; only for an encoder that no longer changes."""
-        self._memory = EncoderMemory(self.encoder, limit_mb * 2**20) if limit_mb else None
+        self.memory = EncoderMemory(self.encoder, limit_mb * 2**20) if limit_mb else None
 
     @property
     def text_rows(self) -> int:
@@ -124,7 +128,7 @@ class EChat(nn.Module):
         """The same for clips that are worked on at one padded length."""
         if len(mels) > 1 and mels.shape[1] % 2 == 0:
             mels = functional.pad(mels, (0, 0, 0, 1))
-        listen = self.encoder if self._memory is None else self._memory
+        listen = self.encoder if self.memory is None else self.memory
         return self.adapter(*listen(mels.to(self.dtype), lengths))
 
     def embed_ids(self, ids: Tensor) -> Tensor:
@@ -135,12 +139,15 @@ class EChat(nn.Module):
         spoken = self.speech_embedding((ids - self.text_rows).clamp(min=0))
         return torch.where(is_speech[..., None], spoken, written)
 
-    def embed(self, batch: Batch) -> Tensor:
-        """The rows with every clip in its place. Returns (rows, tokens, width)."""
+    def embed(self, batch: Batch, heard: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The rows with every clip in its place. Returns (rows, tokens, width).
+
+        heard: what `hear` made of the clips, where the caller needs it too.
+        """
         embedded = self.embed_ids(batch.ids)
         if batch.mels is None:
             return embedded
-        clips, lengths = self.hear(batch.mels, batch.mel_lengths)
+        clips, lengths = heard or self.hear(batch.mels, batch.mel_lengths)
         assert lengths.tolist() == [span.length for span in batch.spans], "clips do not fit spans"
         rows = torch.tensor([span.row for span in batch.spans], device=embedded.device)
         starts = torch.tensor([span.start for span in batch.spans], device=embedded.device)
@@ -210,9 +217,58 @@ class EChat(nn.Module):
         """hidden: (..., width). Returns (..., speech codes + 1): codes, then the speech edge."""
         return self.speech_head(hidden)
 
-    def loss(self, batch: Batch) -> LossReport:
-        """Next-token cross-entropy at the trained tokens, each in its own space (batch.joint)."""
-        hidden = self.forward(batch)
+    def hearing_loss(self, batch: Batch, heard: tuple[Tensor, Tensor]) -> LossReport:
+        """CTC between the adapter's steps, read by the LLM's own text table, and what clips say.
+
+        It pulls each step towards the embedding of the piece that sounds there, which is what the
+        LLM knows how to read (ours, not the paper's). heard: (clips, steps, width) and lengths.
+        The report's task is `hearing`; right are the pieces that the best path shares in order.
+        """
+        steps, lengths = heard
+        said = [(clip, ids) for clip, ids in enumerate(batch.heard) if ids]
+        if not said:
+            return LossReport(steps.sum() * 0.0, 0, {})
+        clips = torch.tensor([clip for clip, _ in said], device=steps.device)
+        blank = self.speech_embedding.weight[-2:-1]
+        table = torch.cat((self.llm.get_input_embeddings().weight, blank)).detach()
+        norms = table.norm(dim=-1, keepdim=True)
+        middle = norms.mean()
+        scores = steps[clips] @ (table / norms).T * (HEARING_SHARPNESS / middle)
+        targets = torch.tensor([number for _, ids in said for number in ids], device=steps.device)
+        counts = torch.tensor([len(ids) for _, ids in said], device=steps.device)
+        total = functional.ctc_loss(
+            scores.float().log_softmax(-1).transpose(0, 1), targets, lengths[clips], counts,
+            blank=self.text_rows, reduction="sum", zero_infinity=True,
+        )  # fmt: skip
+        best = scores.detach().argmax(-1).tolist()
+        right = 0
+        for (clip, ids), path in zip(said, best, strict=True):
+            pieces = [piece for piece, _ in groupby(path[: int(lengths[clip])])]
+            pieces = [piece for piece in pieces if piece != self.text_rows]
+            blocks = SequenceMatcher(None, pieces, list(ids), autojunk=False).get_matching_blocks()
+            right += sum(block.size for block in blocks)
+        by_task = {HEARING: TaskLoss(float(total.detach()), len(targets), right)}
+        return LossReport(total, len(targets), by_task)
+
+    def loss(self, batch: Batch, hearing: float = 0.0, alone: bool = False) -> LossReport:
+        """Next-token cross-entropy at the trained tokens, each in its own space (batch.joint).
+
+        hearing: weight of the hearing loss beside it; alone: nothing but that, the LLM not run.
+        """
+        heard = None if batch.mels is None else self.hear(batch.mels, batch.mel_lengths)
+        extra = self.hearing_loss(batch, heard) if heard is not None and hearing else None
+        if alone:
+            if extra is None:
+                raise DataError("hearing alone: a batch without clips; take text tasks out of data")
+            return extra._replace(total=hearing * extra.total)
+        own = self._token_loss(batch, heard)
+        if extra is None:
+            return own
+        return LossReport(own.total + hearing * extra.total, own.tokens + extra.tokens,
+                          {**own.by_task, **extra.by_task})
+
+    def _token_loss(self, batch: Batch, heard: tuple[Tensor, Tensor] | None) -> LossReport:
+        hidden = self.forward(batch, embedded=self.embed(batch, heard))
         rows, columns = torch.nonzero(batch.targets[:, 1:] != IGNORED, as_tuple=True)
         columns = columns + 1
         task_names, task_of = tasks_at(batch, rows, columns)

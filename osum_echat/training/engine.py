@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -9,10 +10,12 @@ from torch import nn
 
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError
-from osum_echat.models.echat import EChat, TaskLoss
+from osum_echat.logs import logger
+from osum_echat.models.echat import EChat, LossReport, TaskLoss
 from osum_echat.sequence import Batch
 from osum_echat.training.stages import StageSettings, freeze, optimizer_groups
 
+LOG = logger(__name__)
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -27,7 +30,10 @@ class EngineSettings:
     beta_2: float = 0.99
     epsilon: float = 1e-6
     weight_decay: float = 0.01
+    hearing: float = 0.0  # weight of the CTC loss of the adapter's steps; 0 = none (as published)
+    hearing_alone: bool = False  # train by it alone: the LLM is not run
     remember_mb: int = 0  # memory for what a frozen encoder made of clips; 0 = hear them anew
+    remember_file: str | None = None  # keeps it for the next stage
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", *PRECISIONS):
@@ -94,6 +100,10 @@ class Engine(Protocol):
         """Take back what `state_dict` gave."""
         ...
 
+    def finish(self) -> None:
+        """Called once when the training has ended."""
+        ...
+
 
 class SingleEngine:
     """One process, one device."""
@@ -111,6 +121,9 @@ class SingleEngine:
                 "engine.remember_mb: only for a frozen encoder; take encoder out of stage.train"
             )
         model.remember_clips(settings.remember_mb)
+        if model.memory is not None and settings.remember_file:
+            known = model.memory.load(Path(settings.remember_file))
+            LOG.info("heard before: %s", settings.remember_file if known else "nothing")
         self.optimizer = torch.optim.AdamW(
             optimizer_groups(model, stage, settings.weight_decay),
             betas=(settings.beta_1, settings.beta_2),
@@ -124,7 +137,7 @@ class SingleEngine:
         scores: dict[str, Score] = {}
         for batch in batches:
             with devices.autocast(self.device, self.dtype):
-                report = self.model.loss(batch.to(self.device))
+                report = self._loss(batch)
             if report.tokens:
                 report.total.backward()
             _add(scores, report.by_task)
@@ -151,7 +164,7 @@ class SingleEngine:
         scores: dict[str, Score] = {}
         for batch in batches:
             with devices.autocast(self.device, self.dtype):
-                report = self.model.loss(batch.to(self.device))
+                report = self._loss(batch)
             _add(scores, report.by_task)
         return scores
 
@@ -163,6 +176,15 @@ class SingleEngine:
         """Take back what `state_dict` gave."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+    def _loss(self, batch: Batch) -> LossReport:
+        settings = self.settings
+        return self.model.loss(batch.to(self.device), settings.hearing, settings.hearing_alone)
+
+    def finish(self) -> None:
+        """Keep what the encoder heard."""
+        if self.model.memory is not None and self.settings.remember_file:
+            self.model.memory.save(Path(self.settings.remember_file))
 
     def _parameters(self) -> list[nn.Parameter]:
         return [part for group in self.optimizer.param_groups for part in group["params"]]

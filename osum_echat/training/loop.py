@@ -247,6 +247,7 @@ class _Loop:
         final = self.training.output / FINAL_FOLDER
         with self.average.in_place() if self.average is not None else nullcontext():
             self.training.export(final)
+        self.training.engine.finish()
         self.progress.finished = True
         self.save()
         LOG.info("finished at step %d: %s", self.progress.step, final)

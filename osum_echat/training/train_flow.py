@@ -178,6 +178,9 @@ class FlowTrainer:
         self.flow = Flow(training.flow)
         if training.init:
             weights.fill(self.flow, weights.read(Path(training.init)), training.init)
+        elif not recordings.speakers.any():
+            # Without vectors the layer never trains; as drawn it would disturb every later voice.
+            nn.init.zeros_(self.flow.spk_embed_affine_layer.weight)
         self.flow.to(self.device).train()
         self.average = WeightAverage(self.flow, training.average)
         self.optimizer = torch.optim.AdamW(

@@ -1,0 +1,156 @@
+"""What feelings, events, rooms and noises do to a voice, on a made-up vowel (no engine)."""
+
+import numpy as np
+import pytest
+
+from common_utils.tiny_world import effects
+from common_utils.tiny_world.effects import DELIVERIES, SAMPLE_RATE_HZ
+from common_utils.tiny_world.events import EVENTS
+from common_utils.tiny_world.speaking import STUDIO_QUIET, middle_pause, placed, speak
+from common_utils.tiny_world.voices import Manner, Spoken, Studio, Voice, Wave, all_voices
+from osum_echat.errors import DataError
+
+WOMAN = next(voice for voice in all_voices("test") if voice.cell == ("ADULT", "FEMALE"))
+PLAIN = Manner()
+OLD_MAN = next(voice for voice in all_voices("test") if voice.cell == ("OLD", "MALE"))
+
+
+class Vowel(Studio):
+    """Sings one second of harmonics at the asked pitch, in place of an engine."""
+
+    def __init__(self) -> None: ...
+
+    def say(self, text: str, voice: Voice, manner: Manner = PLAIN) -> Spoken:
+        time_s = np.arange(round(16_000 / manner.rate)) / 16_000
+        hertz = voice.f0_hz * manner.pitch
+        wave = sum(np.sin(2 * np.pi * hertz * k * time_s) / k for k in range(1, 12))
+        return Spoken(np.asarray(wave, np.float32), 16_000, 1.0)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def spoken(emotion: str, event: str = "OTHER", voice: Voice = WOMAN) -> Wave:
+    return speak(Vowel(), "a", voice, emotion, event, rng(), STUDIO_QUIET)
+
+
+def level_db(wave: Wave) -> float:
+    return 20 * np.log10(effects.speech_level(wave))
+
+
+def share_above(wave: Wave, hertz: float) -> float:
+    power = np.abs(np.fft.rfft(wave)) ** 2
+    return power[np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE_HZ) > hertz].sum() / power.sum()
+
+
+def test_feelings_keep_their_absolute_loudness_in_order():
+    levels = {name: level_db(spoken(name)) for name in DELIVERIES}
+    assert levels["SAD"] < levels["NEUTRAL"] - 5
+    assert levels["NEUTRAL"] < levels["HAPPY"] < levels["ANGER"] - 1
+    assert levels["ANGER"] > levels["NEUTRAL"] + 5
+
+
+def test_anger_is_brighter_and_sadness_duller_than_plain_speech():
+    bright = {name: share_above(spoken(name), 1500) for name in DELIVERIES}
+    assert bright["ANGER"] > bright["NEUTRAL"] > bright["SAD"]
+
+
+def test_surprise_begins_after_a_pause_and_ends_higher():
+    assert DELIVERIES["SURPRISE"].pause_s > 0.2
+    curve = effects.pitch_curve(3000, 16_000, WOMAN, DELIVERIES["SURPRISE"], rng())
+    assert curve[:2000] == pytest.approx(1.0)
+    assert curve[-1] > 1.3
+
+
+def test_an_old_voice_shakes_and_a_young_one_does_not():
+    plain = DELIVERIES["NEUTRAL"]
+    assert np.ptp(effects.pitch_curve(16_000, 16_000, OLD_MAN, plain, rng())) > 0.04
+    assert np.ptp(effects.pitch_curve(16_000, 16_000, WOMAN, plain, rng())) == 0
+
+
+def test_high_voices_raise_their_pitch_less():
+    high = next(voice for voice in all_voices("test") if voice.f0_hz > 300)
+    low = effects.manner_of(DELIVERIES["SURPRISE"], OLD_MAN, rng())
+    assert 1.1 < effects.manner_of(DELIVERIES["SURPRISE"], high, rng()).pitch < low.pitch
+
+
+def test_warp_by_a_constant_scales_frequency_and_length():
+    wave = np.sin(2 * np.pi * 200 * np.arange(16_000) / 16_000).astype(np.float32)
+    faster = effects.warp(wave, np.full(16_000, 1.25))
+    assert len(faster) == pytest.approx(12_800, abs=2)
+    peak = np.argmax(np.abs(np.fft.rfft(faster, 16_000)))
+    assert peak == pytest.approx(250, abs=2)
+
+
+def test_warp_by_one_changes_nothing():
+    wave = rng().standard_normal(1000).astype(np.float32)
+    assert effects.warp(wave, np.ones(1000)) is wave
+
+
+def test_limited_never_clips_and_leaves_quiet_samples_alone():
+    wave = np.linspace(-4, 4, 999).astype(np.float32)
+    held = effects.limited(wave)
+    assert np.abs(held).max() < 1
+    quiet = np.abs(wave) < 0.5
+    assert np.array_equal(held[quiet], wave[quiet])
+
+
+@pytest.mark.parametrize("name", list(effects.NOISES))
+def test_a_noise_has_the_level_asked_for(name):
+    made = effects.noise(name, 8000, 0.01, rng())
+    assert np.sqrt(np.mean(made**2)) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_room_keeps_the_direct_sound_first():
+    click = np.zeros(8000, np.float32)
+    click[100] = 1.0
+    heard = effects.room(click, rng())
+    assert np.argmax(np.abs(heard)) == 100
+    assert np.abs(heard[200:]).max() > 1e-3
+
+
+@pytest.mark.parametrize("event", list(EVENTS))
+def test_an_event_is_audible_at_any_feeling(event):
+    for emotion in DELIVERIES:
+        plain, with_event = spoken(emotion), spoken(emotion, event)
+        assert len(with_event) > len(plain) + SAMPLE_RATE_HZ // 4
+        assert np.isfinite(with_event).all()
+        assert np.abs(with_event).max() < 1
+
+
+def test_laughs_are_voiced_and_coughs_are_not():
+    def harmonic(wave: Wave) -> float:
+        part = wave - wave.mean()
+        same = np.fft.irfft(np.abs(np.fft.rfft(part, 2 * len(part))) ** 2)
+        return same[40:160].max() / same[0]
+
+    laugh, cough = (EVENTS[name][0](WOMAN, rng()) for name in ("LAUGH", "COUGH"))
+    assert harmonic(laugh) > 1.5 * harmonic(cough)
+
+
+def test_the_same_randomness_gives_the_same_sound():
+    assert np.array_equal(spoken("ANGER", "CRY"), spoken("ANGER", "CRY"))
+
+
+def test_middle_pause_is_found_between_words_only():
+    word = np.ones(4000, np.float32)
+    assert middle_pause(np.concatenate((word, word))) is None
+    cut = middle_pause(np.concatenate((word, np.zeros(1600, np.float32), word)))
+    assert cut is not None
+    assert 4000 < cut < 5600
+
+
+def test_placed_keeps_every_sample_of_speech_and_event():
+    speech, event = np.full(8000, 0.5, np.float32), np.full(3000, 0.25, np.float32)
+    for seed in range(8):
+        both = placed(speech, event, rng(seed))
+        assert np.count_nonzero(both == 0.5) == 8000
+        assert np.count_nonzero(both == 0.25) == 3000
+
+
+def test_unknown_labels_are_refused():
+    with pytest.raises(DataError, match="emotion 'BORED': not one of NEUTRAL"):
+        speak(Vowel(), "a", WOMAN, "BORED", "OTHER", rng())
+    with pytest.raises(DataError, match="event 'SNEEZE': not one of OTHER, LAUGH"):
+        speak(Vowel(), "a", WOMAN, "HAPPY", "SNEEZE", rng())

