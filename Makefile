@@ -5,7 +5,6 @@ RUN := .venv/bin/python
 QUESTION ?= pretrained/tiny/samples/question.wav
 TOKEN2WAV := build/token2wav
 REPLIES := build/reply_world
-VOICE ?= $$(ls $(REPLIES)/wav/*.wav | head -n 1)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint parity tiny clean
@@ -56,7 +55,7 @@ tiny: .venv/dev.stamp
 		$(RUN) train.py --config conf/tiny/$$stage.yaml || exit; done
 	$(RUN) -m common_utils.tiny_world.assemble --model exp/tiny/stage3/final --flow exp/token2wav/flow \
 		--vocoder $(TOKEN2WAV)/vocoder_training --speaker $(TOKEN2WAV)/speaker.onnx \
-		--speech-tokenizer $(TOKEN2WAV)/speech_tokenizer.onnx --voice $(VOICE) \
+		--speech-tokenizer $(TOKEN2WAV)/speech_tokenizer.onnx \
 		--samples build/world/test --out pretrained/tiny
 
 clean:

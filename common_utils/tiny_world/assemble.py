@@ -4,7 +4,7 @@
         --flow exp/tiny/flow --vocoder build/token2wav/vocoder_training \
         --speech-tokenizer build/token2wav/speech_tokenizer.onnx \
         --speaker build/token2wav/speaker.onnx \
-        --voice VOICE.wav --samples build/world/test --out pretrained/tiny
+        --samples build/world/test --out pretrained/tiny
 """
 
 import argparse
@@ -26,7 +26,14 @@ from osum_echat.models import checkpoint
 from osum_echat.token2wav import weights
 from osum_echat.token2wav.settings import read_yaml
 from osum_echat.token2wav.vocoder import VOICE_FILE, Token2Wav
-from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, make_prompt
+from osum_echat.token2wav.voice import (
+    MELS,
+    SPEAKER_WIDTH,
+    SpeakerEncoder,
+    SpeechTokenizer,
+    VoicePrompt,
+    make_prompt,
+)
 
 MB = 1_000_000
 LARGEST_MB, LARGEST_FILE_MB = 64, 48
@@ -48,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--vocoder", type=Path, required=True, help="folder with vocoder.safetensors and .yaml")
     add("--speech-tokenizer", type=Path, required=True, help="onnx file")
     add("--speaker", type=Path, required=True, help="onnx file")
-    add("--voice", type=Path, required=True, help="recording of the voice to speak in")
+    add("--voice", type=Path, help="recording of the voice to speak in; default: no prompt, for a "
+        "flow that was trained on one voice")
     add("--samples", type=Path, required=True, help="test split to take questions from")
     add("--count", type=int, default=6, help="sample questions (default 6)")
     add("--out", type=Path, required=True)
@@ -90,11 +98,20 @@ def write_token2wav(chosen: argparse.Namespace, out: Path) -> None:
     (out / "token2wav.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
     shutil.copyfile(chosen.speech_tokenizer, out / "speech_tokenizer.onnx")
     shutil.copyfile(chosen.speaker, out / "speaker.onnx")
-    prompt = make_prompt(
+    _prompt(chosen).save(out / VOICE_FILE)
+    Token2Wav.load(out)                 # so that parts that do not fit are told now
+
+
+def _prompt(chosen: argparse.Namespace) -> VoicePrompt:
+    if chosen.voice is None:
+        return VoicePrompt(
+            torch.zeros(1, 0, dtype=torch.long),
+            torch.zeros(1, 0, MELS),
+            torch.zeros(1, SPEAKER_WIDTH),
+        )
+    return make_prompt(
         chosen.voice, SpeechTokenizer(chosen.speech_tokenizer), SpeakerEncoder(chosen.speaker)
     )
-    prompt.save(out / VOICE_FILE)
-    Token2Wav.load(out)                 # so that parts that do not fit are told now
 
 
 def write_samples(split: Path, out: Path, count: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common_utils.tiny_world.manner import AGES, EMOTIONS, EVENTS, GENDERS, STYLES
 from common_utils.tiny_world.world import Exchange, SaidTurn, World, load_world, normalise
+from osum_echat.data.prompts import Prompts
 from osum_echat.errors import ConfigError, InputError, OsumError
 from osum_echat.logs import logger, setup
 from osum_echat.records import Labels
@@ -23,6 +24,7 @@ MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 PIECES = 2000
 LONGEST_TOKENS = 2048
 WORLD_TEXTS = 10_000                     # exchanges to learn from
+PROMPT_WEIGHT = 40                       # of a prompt, against one exchange
 LEAST_PIECES = 256 + 64                  # every byte, and room for marks and tags
 
 log = logger(__name__)
@@ -34,12 +36,14 @@ def main(argv: list[str] | None = None) -> None:
                         help="folder for tokenizer.json and tokenizer_config.json")
     parser.add_argument("--pieces", type=int, default=PIECES)
     parser.add_argument("--size", type=int, default=WORLD_TEXTS, help="exchanges to learn from")
-    parser.add_argument("--texts", type=Path, nargs="*", default=[],
-                        help="more text to learn from, such as conf/prompt_config.yaml")
+    parser.add_argument("--prompts", type=Path, default=Path("conf/prompt_config.yaml"),
+                        help="prompts of understanding tasks; the English ones are learned from")
+    parser.add_argument("--texts", type=Path, nargs="*", default=[], help="more text to learn from")
     chosen = parser.parse_args(argv)
     setup()
     try:
-        texts = [*world_texts(load_world(), chosen.size), *_lines(chosen.texts)]
+        texts = [*world_texts(load_world(), chosen.size), *_prompts(chosen.prompts),
+                 *_lines(chosen.texts)]
         log.info("%s: %d pieces", chosen.out, train(texts, chosen.out, chosen.pieces))
     except OsumError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
@@ -105,6 +109,11 @@ def _without_tags(text: str) -> str:
     for piece in (*MARKS, *single_pieces()):
         text = text.replace(piece, "\n")
     return text
+
+
+def _prompts(path: Path) -> list[str]:
+    pools = Prompts.from_file(path, "english").pools
+    return [prompt for pool in pools.values() for prompt in pool] * PROMPT_WEIGHT
 
 
 def _lines(paths: Iterable[Path]) -> Iterator[str]:

@@ -154,8 +154,8 @@ class EChat(nn.Module):
         clip, step = (
             torch.arange(clips.shape[1], device=lengths.device) < lengths[:, None]
         ).nonzero(as_tuple=True)
-        heard = clips[clip, step].to(embedded.dtype)
-        return embedded.index_put((rows[clip], starts[clip] + step), heard)
+        placed = clips[clip, step].to(embedded.dtype)
+        return embedded.index_put((rows[clip], starts[clip] + step), placed)
 
     def forward(
         self, batch: Batch, *, embedded: Tensor | None = None, hide_unknown: Tensor | None = None

@@ -26,7 +26,8 @@ def training(folder, name, steps, **more) -> VocoderTraining:
     return VocoderTraining(
         (str(rows),), str(folder / name), LimitSettings(steps=steps, log_steps=1),
         NsfVocosSettings(width=8, blocks=1, pitch_width=8, pitch_blocks=1),
-        batch=2, crop_frames=16, pitch_crop_frames=16, held_out=1, precision="fp32", **more,
+        batch=2, crop_frames=16, pitch_crop_frames=16, pitch_updates=1, held_out=1,
+        precision="fp32", **more,
     )
 
 
