@@ -48,7 +48,8 @@ def decode(source: Path | bytes, where: str = "") -> tuple[Tensor, int]:
     except soundfile.SoundFileError as error:
         is_audio = frames >= 0 or _is_cut_short(data)
         cause = "damaged or cut short" if is_audio else "not audio that can be read"
-        raise InputError(f"{where}: {cause} ({error}); give a wav, flac, mp3 or ogg") from error
+        fault = getattr(error, "error_string", error)
+        raise InputError(f"{where}: {cause} ({fault}); give a wav, flac, mp3 or ogg") from error
     if len(samples) < SHORTFALL * frames or _is_cut_short(data):
         raise InputError(f"{where}: the file is cut short; copy or record it again")
     if not len(samples):
