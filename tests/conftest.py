@@ -1,5 +1,7 @@
 """What several test files share: a tiny random model directory, and a second of sound."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,16 @@ import pytest
 import soundfile
 
 from tests.tiny_model import write_model
+
+
+@pytest.fixture(autouse=True)
+def package_logger_as_before() -> Iterator[None]:
+    """A door sets logging up for its process; the next test must not inherit that."""
+    root = logging.getLogger("osum_echat")
+    handlers, propagate, level = root.handlers[:], root.propagate, root.level
+    yield
+    root.handlers[:], root.propagate = handlers, propagate
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -229,7 +229,8 @@ class EChat(nn.Module):
         if not said:
             return LossReport(steps.sum() * 0.0, 0, {})
         clips = torch.tensor([clip for clip, _ in said], device=steps.device)
-        blank = self.speech_embedding.weight[-2:-1]
+        begin = self.settings.speech_codes + 1  # the mark before a clip stands for the blank
+        blank = self.speech_embedding.weight[begin : begin + 1]
         table = torch.cat((self.llm.get_input_embeddings().weight, blank)).detach()
         norms = table.norm(dim=-1, keepdim=True)
         middle = norms.mean()

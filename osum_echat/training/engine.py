@@ -39,6 +39,10 @@ class EngineSettings:
         if self.precision not in ("auto", *PRECISIONS):
             known = ", ".join(("auto", *PRECISIONS))
             raise ConfigError(f"engine.precision: {self.precision!r} is not one of {known}")
+        if self.hearing_alone and not self.hearing:
+            raise ConfigError("engine.hearing_alone: needs the weight engine.hearing, such as 1.0")
+        if self.remember_file and not self.remember_mb:
+            raise ConfigError("engine.remember_file: needs engine.remember_mb, the memory it keeps")
         if self.accumulate < 1:
             raise ConfigError(f"engine.accumulate: {self.accumulate}, need 1 or more")
 

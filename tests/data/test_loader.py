@@ -123,8 +123,7 @@ def test_drops_are_counted_by_list_and_reason(
         one_epoch(source)
         next(source)
     assert "bad: no speech tokens 3" in caplog.text
-    told = {record.getMessage() for record in caplog.records if "first drop" in record.getMessage()}
-    assert len(told) == 1
+    assert caplog.text.count("first drop") == 1
 
 
 def test_lists_without_a_usable_record_are_an_error(tmp_path: Path) -> None:
