@@ -51,7 +51,7 @@ tiny: .venv/dev.stamp
 	$(RUN) -m common_utils.tiny_world.lists --corpus build/world --pretrain-size 20000 \
 		--speech-tokenizer $(TOKEN2WAV)/speech_tokenizer.onnx --sentences $(REPLIES)/reply.list
 	$(RUN) -m common_utils.tiny_world.text_tokenizer --out build/world/tokenizer
-	for stage in stage0_text stage1_understanding stage2a_tts stage2b_dialogue stage3_empathy; do \
+	for stage in stage0_text stage1_understanding stage1b_encoder stage2a_tts stage2b_dialogue stage3_empathy; do \
 		$(RUN) train.py --config conf/tiny/$$stage.yaml || exit; done
 	$(RUN) -m common_utils.tiny_world.assemble --model exp/tiny/stage3/final --flow exp/token2wav/flow \
 		--vocoder $(TOKEN2WAV)/vocoder_training --speaker $(TOKEN2WAV)/speaker.onnx \

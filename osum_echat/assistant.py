@@ -4,41 +4,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
-from osum_echat import audio, logs
+from osum_echat import audio, loading, logs
 from osum_echat import device as devices
 from osum_echat.data.prepare import clean
-from osum_echat.data.prompts import Prompts
-from osum_echat.errors import CheckpointError, ConfigError, InputError
+from osum_echat.errors import InputError
 from osum_echat.generation import decoder
 from osum_echat.generation.rules import AllowedAfter, Rule
-from osum_echat.generation.sampling import PRESETS, Sampling
-from osum_echat.models import checkpoint
-from osum_echat.models.echat import EChat as Network
+from osum_echat.generation.sampling import PRESETS
+from osum_echat.loading import Parts
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Clip, compose
 from osum_echat.tasks import Task, task_for, understanding_tag
-from osum_echat.thinking import (
-    CHINESE,
-    VALUES,
-    LabelTemplate,
-    opening,
-    read_labels,
-    split,
-    template_named,
-    without_labels,
-)
-from osum_echat.token2wav.vocoder import VOICE_FILE, Token2Wav
-from osum_echat.vocab import Vocab
+from osum_echat.thinking import VALUES, opening, read_labels, split, without_labels
 
 TINY = Path(__file__).resolve().parents[1] / "pretrained" / "tiny"
 LABEL_FIELDS = ("emotion", "age", "gender", "event")
-KINDS = ("label", "natural")
 DEFAULT_TASK = "s2s_think"
 LIMITS = decoder.Limits(text_tokens=1000, total_tokens=2000)
 AGES = tuple(f"<{age}>" for age in sorted(VALUES["age"]))
@@ -82,52 +66,6 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
-    """How a model wants to be asked: the keys of its model.yaml that the network does not read.
-
-    thinking: label, natural or both; template: chinese or english; text, speech: its own sampling.
-    """
-
-    thinking: str = "label"
-    template: LabelTemplate = CHINESE
-    text: Sampling | None = None
-    speech: Sampling | None = None
-
-    @classmethod
-    def from_directory(cls, directory: Path) -> "Manner":
-        path = directory / "model.yaml"
-        try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CheckpointError(
-                f"{path}: {error.strerror}; give a model directory (model.yaml, model.safetensors, "
-                "tokenizer.json, token2wav/)"
-            ) from error
-        except yaml.YAMLError as error:
-            raise CheckpointError(f"{path}: not YAML ({error}); copy it again") from error
-        kind = raw.get("thinking", "label")
-        if kind not in (*KINDS, "both"):
-            raise CheckpointError(f"{path}: thinking {kind!r}; write label, natural or both")
-        own = raw.get("sampling") or {}
-        return cls(
-            kind,
-            template_named(raw.get("template", "chinese")),
-            _own_sampling(own, "text", path),
-            _own_sampling(own, "speech", path),
-        )
-
-
-def _own_sampling(own: dict[str, Any], phase: str, path: Path) -> Sampling | None:
-    """The sampling that model.yaml names for a phase, if it does."""
-    if phase not in own:
-        return None
-    try:
-        return Sampling(**own[phase])
-    except (TypeError, ConfigError) as error:
-        raise ConfigError(f"{path}: sampling.{phase}: {error}") from error
-
-
-@dataclass(frozen=True, slots=True)
 class Request:
     """One call, all its options settled."""
 
@@ -143,39 +81,32 @@ class Request:
 class EChat:
     """A loaded model with its voice. It keeps no conversation: an utterance brings its history."""
 
-    def __init__(
-        self, directory: Path, network: Network, vocab: Vocab, manner: Manner,
-        voice: Token2Wav | None, prompts: Prompts, seed: int,
-    ) -> None:  # fmt: skip
-        self.directory, self.network, self.vocab = directory, network, vocab
-        self.manner, self.voice, self.prompts = manner, voice, prompts
+    def __init__(self, parts: Parts, seed: int) -> None:
+        self.directory, self.network, self.vocab = parts.directory, parts.network, parts.vocab
+        self.manner, self.voice, self.prompts = parts.manner, parts.voice, parts.prompts
         self.seed = seed
         self.load_s = 0.0
 
     @classmethod
     def load(
-        cls, source: str | Path = TINY, device: str = "auto", seed: int = 0, speaks: bool = True
-    ) -> "EChat":
-        """Load a model directory.
+        cls, source: str | Path = TINY, device: str = "auto", seed: int = 0, speaks: bool = True,
+        *, config: str | Path | None = None, tokenizer: str | Path | None = None,
+        token2wav: str | Path | None = None, voice: str | Path | None = None, dtype: str = "auto",
+        keep_lora: bool = False, share: "EChat | None" = None,
+    ) -> "EChat":  # fmt: skip
+        """Load a model.
 
-        speaks: False leaves the voice out, for tasks that answer in text.
-        Raises CheckpointError naming the file that is missing or does not fit.
+        source: our directory, a published .pt, a DeepSpeed directory or hub:OWNER/NAME[/FILE];
+        speaks: False leaves the voice out, for tasks that answer in text; config, tokenizer,
+        token2wav: where settings, tokenizer and the model of the voice lie, None: beside the
+        weights; voice: a recording or saved voice to speak in, None: the model's own; dtype: auto,
+        bf16 or fp32; keep_lora: do not merge LoRA layers; share: a loaded assistant whose token2wav
+        and equal weights this one uses too. Raises CheckpointError naming what does not fit.
         """
         start = time.perf_counter()
-        directory = Path(source)
-        if not directory.is_dir():
-            raise CheckpointError(f"model {directory}: no such directory; give --model DIR")
-        place = devices.pick(device)
-        manner = Manner.from_directory(directory)
-        dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
-        network = checkpoint.load(directory, dtype=dtype).to(place).eval()
-        vocab = Vocab.from_directory(
-            directory, network.settings.llm["vocab_size"], network.settings.speech_codes
-        )
-        voice = _voice(directory / "token2wav", place) if speaks else None
-        pools = directory / "prompts.yaml"
-        prompts = Prompts.from_file(pools) if pools.exists() else Prompts({})
-        assistant = cls(directory, network, vocab, manner, voice, prompts, seed)
+        asked = loading.Wanted(source, config, tokenizer, token2wav, voice, dtype, keep_lora)
+        other = None if share is None else loading.Lent(share.network, share.voice)
+        assistant = cls(loading.load(asked, devices.pick(device), speaks, other), seed)
         assistant.load_s = time.perf_counter() - start
         return assistant
 
@@ -291,7 +222,7 @@ class EChat:
     def _kind(self, wanted: str | None) -> str:
         """The kind of thought to think: the one asked for, if the model can."""
         able = self.manner.thinking
-        if able == "both":
+        if able in ("both", "either"):
             return wanted or "label"
         if wanted not in (None, able):
             raise InputError(f"thinking {wanted}: this model thinks in the {able} way only")
@@ -335,17 +266,6 @@ class EChat:
             LOG.warning("task %s: the model gave no speech", request.task.name)
             return None
         return self.voice(list(codes), seed=seed).float().cpu()
-
-
-def _voice(directory: Path, place: torch.device) -> Token2Wav:
-    """Token to wav with the voice that it shall speak in."""
-    path = directory / VOICE_FILE
-    if directory.is_dir() and not path.is_file():
-        raise CheckpointError(
-            f"{path}: no such file; copy it again, or make it from a recording: "
-            "Token2Wav.load(DIR).listen(WAV).save(FILE)"
-        )
-    return Token2Wav.load(directory, place)
 
 
 def _later(seconds: float | None, by: float) -> float | None:

@@ -13,14 +13,15 @@ from osum_echat import device as devices
 from osum_echat.config import Experiment
 from osum_echat.data.loader import Loader, held_out_batches, open_sources
 from osum_echat.data.prepare import Preparer
-from osum_echat.errors import ConfigError
 from osum_echat.logs import logger
-from osum_echat.models import checkpoint
+from osum_echat.models import checkpoint, source
 from osum_echat.models.echat import EChat, EChatSettings
+from osum_echat.models.starts import llm_settings, local, start_hearing, start_llm
 from osum_echat.models.whisper_start import start_encoder
 from osum_echat.sequence import Batch
-from osum_echat.training.engine import SingleEngine
+from osum_echat.training.engine import LocalEngine
 from osum_echat.training.loop import Training
+from osum_echat.training.ranks import Ranks
 from osum_echat.vocab import Vocab
 
 LOG = logger(__name__)
@@ -38,12 +39,14 @@ def training(experiment: Experiment) -> Training:
     vocab = vocabulary(experiment, settings)
     settings = replace(settings, llm={**settings.llm, "vocab_size": vocab.text_rows})
     preparer = Preparer(experiment.prepare, vocab, settings.encoder.mels)
-    loader = Loader(
-        open_sources(experiment.data.lists), preparer, experiment.data, experiment.seed
-    )
-    model = network(experiment, settings)
     device = devices.pick(experiment.device)
-    engine = SingleEngine(model, experiment.stage, experiment.engine, device)
+    ranks = Ranks.join(device)
+    loader = Loader(
+        open_sources(experiment.data.lists), preparer, experiment.data, experiment.seed,
+        ranks.rank, ranks.world,
+    )  # fmt: skip
+    model = network(experiment, settings)
+    engine = LocalEngine(model, experiment.stage, experiment.engine, device, ranks)
     held_out = experiment.data.held_out
     if held_out:
         open_sources(held_out)  # a missing list is told now, not at the first check
@@ -59,13 +62,14 @@ def training(experiment: Experiment) -> Training:
 
 
 def model_settings(experiment: Experiment) -> EChatSettings:
-    """The sizes: those of `model`, or else of the directory that training starts from."""
+    """The sizes: those of `model`, or else of the source of `init`; the LLM's of `init_llm`."""
     if experiment.model is not None:
-        return checkpoint.read_settings(Path(experiment.model))
-    directory = Path(str(experiment.init))
-    if not directory.is_dir():
-        raise ConfigError(f"init {directory}: no such model directory; give `model` for a .pt file")
-    return checkpoint.read_settings(directory)
+        settings = checkpoint.read_settings(Path(experiment.model))
+    else:
+        settings = checkpoint.read_settings(source.find(str(experiment.init)).settings)
+    if experiment.init_llm is not None:
+        settings = replace(settings, llm=llm_settings(Path(experiment.init_llm)))
+    return settings
 
 
 def vocabulary(experiment: Experiment, settings: EChatSettings) -> Vocab:
@@ -79,12 +83,19 @@ def vocabulary(experiment: Experiment, settings: EChatSettings) -> Vocab:
 def network(experiment: Experiment, settings: EChatSettings) -> EChat:
     """The model with the weights it starts from."""
     if experiment.init is None:
-        model = EChat(settings)
+        model = EChat(replace(settings, lora=None))
     else:
-        model = checkpoint.load(Path(experiment.init), settings, dtype=torch.float32)
-    if experiment.init_encoder is not None:
-        start_encoder(model.encoder, Path(experiment.init_encoder))
-        LOG.info("encoder starts from %s", experiment.init_encoder)
+        weights = source.find(experiment.init, experiment.model).weights
+        model = checkpoint.load(weights, settings, torch.float32, keep_lora=experiment.keep_lora)
+    starts = (
+        (experiment.init_llm, lambda place: start_llm(model, place)),
+        (experiment.init_hearing, lambda place: start_hearing(model, place)),
+        (experiment.init_encoder, lambda place: start_encoder(model.encoder, place)),
+    )
+    for place, start in starts:
+        if place is not None:
+            start(Path(place))
+            LOG.info("%s starts a part of the model", place)
     sizes = {name: sum(part.numel() for part in child.parameters())
              for name, child in model.named_children()}  # fmt: skip
     LOG.info("model: %s", ", ".join(f"{name} {size / 1e6:.1f} M" for name, size in sizes.items()))
@@ -124,4 +135,9 @@ def _held_out(experiment: Experiment, vocab: Vocab, mels: int) -> Callable[[], S
 
 
 def _tokenizer_directory(experiment: Experiment) -> Path:
-    return Path(str(experiment.tokenizer or experiment.init))
+    """The experiment's own, that of `init`, or the stock LLM's."""
+    if experiment.tokenizer is not None:
+        return Path(experiment.tokenizer)
+    if experiment.init is not None:
+        return source.find(experiment.init, experiment.model).tokenizer()
+    return local(Path(str(experiment.init_llm)))

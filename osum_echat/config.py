@@ -28,15 +28,19 @@ class Experiment:
     run: RunSettings
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
-    init: str | None = None  # model directory (or .pt) to start from; None: random weights
+    init: str | None = None  # what to start from, as for inference; None: random weights
     model: str | None = None  # model.yaml with the sizes; None: those of `init`
-    tokenizer: str | None = None  # tokenizer directory; None: that of `init`
-    init_encoder: str | None = None  # Whisper directory that the encoder starts from
+    tokenizer: str | None = None  # tokenizer directory; None: that of `init` or `init_llm`
+    init_encoder: str | None = None  # stock Whisper that the encoder starts from
+    init_llm: str | None = None  # stock Qwen2 or Qwen3 directory that the LLM starts from
+    init_hearing: str | None = None  # model, ours or published, whose encoder and adapter to take
+    keep_lora: bool = False  # train on the LoRA layers of `init` instead of merging them
     device: str = "auto"
     seed: int = 777
 
     def __post_init__(self) -> None:
-        if self.init is None and (self.model is None or self.tokenizer is None):
+        tokenizer = self.tokenizer or self.init_llm
+        if self.init is None and (self.model is None or tokenizer is None):
             raise ConfigError("experiment: give `init`, or both `model` and `tokenizer`")
 
 

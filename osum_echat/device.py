@@ -2,6 +2,7 @@
 import os
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -56,3 +57,13 @@ def synchronize(device: torch.device) -> None:
 def dist_backend(device: torch.device) -> str:
     """The name of the torch.distributed backend for that device."""
     return {"cuda": "nccl", "npu": "hccl"}.get(device.type, "gloo")
+
+
+def free_memory_bytes() -> int | None:
+    """Main memory that programs may still take; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return kilobytes[0] * 1024 if kilobytes else None

@@ -49,7 +49,13 @@ def parser() -> argparse.ArgumentParser:
     """The options of the door."""
     made = _Parser(prog="infer_runtime.py", description=DESCRIPTION)
     add = made.add_argument
-    add("--model", type=Path, default=TINY, metavar="DIR", help="default: the small model")
+    add("--model", default=str(TINY), metavar="SOURCE", help="a model directory, a published .pt, "
+        "a DeepSpeed directory or hub:OWNER/NAME[/FILE] (default: the small model)")
+    add("--config", metavar="YAML", help="the model's settings (default: beside the weights)")
+    add("--tokenizer", metavar="DIR", help="of the model's LLM (default: beside the weights)")
+    add("--token2wav", metavar="SOURCE", help="the model of speech: a directory or .tar of ours or "
+        "of CosyVoice-300M-25Hz, or hub: (default: beside the weights)")
+    add("--voice", metavar="FILE", help="a recording or a saved voice to speak in")
     add("--task", metavar="NAME", help="s2s, s2s_think, s2t, s2t_think, asr, understand, t2t, tts, "
         "or a tag such as '<TRANSCRIBE> <AGE> <GENDER>' (default with --wav: s2s_think)")
     add("--wav", type=Path, metavar="FILE", help="what the user says")
@@ -63,6 +69,8 @@ def parser() -> argparse.ArgumentParser:
     add("--greedy", action="store_true", help="always take the likeliest token")
     add("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
     add("--device", default="auto", help="auto, cpu, cuda, npu (default: auto)")
+    add("--dtype", default="auto", help="auto, bf16, fp32 (default: auto)")
+    add("--keep-lora", action="store_true", help="leave LoRA layers as they are, do not merge them")
     return made
 
 
@@ -77,7 +85,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     assistant = EChat.load(
         arguments.model, device=arguments.device, seed=arguments.seed,
-        speaks=any(task_for(job.task).speaks for job in jobs),
+        speaks=any(task_for(job.task).speaks for job in jobs), config=arguments.config,
+        tokenizer=arguments.tokenizer, token2wav=arguments.token2wav, voice=arguments.voice,
+        dtype=arguments.dtype, keep_lora=arguments.keep_lora,
     )  # fmt: skip
     reports = []
     for job in jobs:

@@ -209,7 +209,7 @@ def test_a_model_of_one_kind_of_thought_refuses_the_other(model_directory, quest
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"thinking": "often"}, "thinking 'often'; write label, natural or both"),
+        ({"thinking": "often"}, "thinking 'often'; write one of label, natural, both"),
         ({"template": "latin"}, "template 'latin': not one of"),
         ({"sampling": {"text": {"heat": 1}}}, "sampling.text: .*heat"),
         ({"sampling": {"text": {"top_p": 7}}}, "sampling.text: top_p 7"),

@@ -12,7 +12,7 @@ import pytest
 HOUSE = Path(__file__).parents[1]
 PACKAGE = HOUSE / "osum_echat"
 FLOORS = (
-    ("errors", "logs", "device"),
+    ("errors", "logs", "device", "torch_file"),
     ("records", "audio", "vocab"),
     ("tasks", "thinking"),
     ("sequence",),
@@ -20,7 +20,7 @@ FLOORS = (
     ("generation",),
     ("training",),
     ("config",),
-    ("build", "assistant"),
+    ("build", "loading", "assistant"),
     ("evaluation", "serving", "parity", "runtime"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,4 +1,6 @@
-"""The text pieces of the tiny model: a byte-level BPE of 2000 pieces, taught on the tiny world.
+"""The text pieces of the tiny model: a byte-level BPE of at most 4000 pieces.
+
+Taught on the tiny world, they are enough for each of its words to be one piece.
 
 Chat marks, label tags, `<think>`, `<think end>` and `&&` are one piece each. So are the system
 prompts and the fixed words of the label thought: a fifth of the tokens, with nothing to learn.
@@ -21,7 +23,7 @@ from osum_echat.thinking import ENGLISH, THINK_END, THINK_START, label_thought
 from osum_echat.vocab import UNKNOWN
 
 MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-PIECES = 2000
+PIECES = 4000
 LONGEST_TOKENS = 2048
 WORLD_TEXTS = 10_000                     # exchanges to learn from
 PROMPT_WEIGHT = 40                       # of a prompt, against one exchange
@@ -72,6 +74,7 @@ def world_texts(world: World, size: int) -> Iterator[str]:
             labels = Labels(turn.labels.age, turn.labels.gender, turn.labels.emotion,
                             turn.labels.event, turn.reply_style)
             yield turn.user_text
+            yield normalise(turn.user_text)
             yield label_thought(ENGLISH, normalise(turn.user_text), labels) + turn.reply_text
         yield exchange.thought
 

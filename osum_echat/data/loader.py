@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -102,7 +101,8 @@ class Loader:
     """Batches without end. The place after the last batch given is all that a resume needs.
 
     Any chance is drawn from the seed and the place of the utterance in the epoch, so a window that
-    was left in the middle is made again and the batches already given are skipped.
+    was left in the middle is made again and the batches already given are skipped. Of several
+    processes (rank of world) each reads its own share of every epoch's visits.
     """
 
     def __init__(
@@ -111,7 +111,10 @@ class Loader:
         preparer: Preparer,
         settings: DataSettings,
         seed: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
+        self.rank, self.world = rank, world
         self.sources = [source for source, _ in sources]
         self.sizes = [(len(source), weight) for source, weight in sources]
         self.preparer = preparer
@@ -121,8 +124,11 @@ class Loader:
         self.epoch = 0
         self._place = Place()
         self._batches: Iterator[tuple[Batch, Place]] | None = None
-        if not epoch_order(self.sizes, seed, 0):
-            raise DataError("data.lists: no utterance in an epoch; raise a weight")
+        if not self._visits(0):
+            raise DataError(
+                f"data.lists: no utterance in an epoch for each of {world} processes; raise a "
+                "weight or start fewer"
+            )
 
     def __next__(self) -> Batch:
         if self._batches is None:
@@ -133,12 +139,12 @@ class Loader:
         self.epoch = self._place.epoch
         return batch
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         """The place after the last batch given."""
         place = self._place
         return {"epoch": place.epoch, "visit": place.visit, "batches": place.batches}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on with the batch after that place."""
         self.close()
         self._place = Place(**state)
@@ -153,7 +159,7 @@ class Loader:
     def _from(self, place: Place) -> Iterator[tuple[Batch, Place]]:
         """Batches from a place on, each with the place after it."""
         while True:
-            visits = epoch_order(self.sizes, self.seed, place.epoch)
+            visits = self._visits(place.epoch)
             given, is_whole = 0, place.visit == 0
             while place.visit < len(visits):
                 end = min(place.visit + self.settings.window, len(visits))
@@ -175,6 +181,10 @@ class Loader:
                 )
             place = Place(place.epoch + 1)
 
+    def _visits(self, epoch: int) -> list[Visit]:
+        """This process's share of an epoch, in its order."""
+        return epoch_order(self.sizes, self.seed, epoch)[self.rank :: self.world]
+
     def _window(
         self, visits: list[Visit], epoch: int, start: int, end: int
     ) -> list[Rows]:
@@ -193,7 +203,7 @@ class Loader:
                     self._count(self.sources[visit.source].name, row)
                 else:
                     window.append(row)
-        rng = random.Random(f"{self.seed} {epoch} window {start}")
+        rng = random.Random(f"{self.seed} {epoch} window {start} {self.rank}")
         lay_out = LAYOUTS[self.settings.layout]
         return lay_out(window, self.settings.row_tokens, self.settings.rows, rng)
 

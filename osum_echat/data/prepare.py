@@ -209,16 +209,19 @@ class Preparer:
         return clips
 
     def _stretch(self, text: str, rng: random.Random) -> tuple[int, ...]:
-        """Each id one to four times, as sound lasts 80 ms a step; some lost, some mistaken."""
+        """As the adapter's steps read under the hearing loss: each id a step or two, then blanks.
+
+        The mark before a clip is the blank. Some ids are lost, some mistaken for another.
+        """
         ids = self.vocab.encode(text)
-        noise = self.settings.audio_as_text_noise
+        noise, blank = self.settings.audio_as_text_noise, self.vocab.joint(self.vocab.audio_begin)
         steps: list[int] = []
         for number in ids:
             chance = rng.random()
             if chance < noise / 2:
                 continue
-            heard = rng.choice(ids) if chance < noise else number
-            steps += [heard] * rng.randint(1, 4)
+            heard = rng.randrange(self.vocab.text_rows) if chance < noise else number
+            steps += [heard] * rng.randint(1, 2) + [blank] * rng.randint(0, 2)
         return tuple(steps or ids)
 
 

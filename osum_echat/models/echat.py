@@ -14,31 +14,40 @@ from osum_echat.errors import ConfigError, DataError
 from osum_echat.models.adapter import Adapter, AdapterSettings
 from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.models.encoder_memory import EncoderMemory
+from osum_echat.models.lora import LoraSettings, add_layers
 from osum_echat.sequence import IGNORED, Batch
 
 HEARING = "hearing"  # the task name of the hearing loss in reports
 HEARING_SHARPNESS = 12.0  # score of a step that equals the embedding of its piece
 MARKS = 3  # rows of the speech table beyond the codes: edge, audio begin, audio end
+LLM_KINDS = {"qwen2": "Qwen2", "qwen3": "Qwen3"}  # model_type -> the stock classes
 CLIPS_TOGETHER = 4  # on a CPU; of like length, so that little of the work goes into padding
 
 
 @dataclass(frozen=True, slots=True)
 class EChatSettings:
-    """All sizes of the model; `llm` is the config.json of a Qwen2."""
+    """All sizes of the model; `llm` is the config.json of a Qwen2 or Qwen3.
+
+    lora: of the LLM's LoRA layers; None: it has none.
+    """
 
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     llm: Mapping[str, Any] = field(default_factory=dict)
     speech_codes: int = 4096
+    lora: LoraSettings | None = None
 
     def __post_init__(self) -> None:
         kind = self.llm.get("model_type", "qwen2")
-        if kind != "qwen2":
-            raise ConfigError(f"llm.model_type {kind!r}: only 'qwen2' can be used")
-        if not self.llm.get("tie_word_embeddings", True):
-            raise ConfigError(
-                "llm.tie_word_embeddings false: the text table and head are one; set it to true"
-            )
+        if kind not in LLM_KINDS:
+            raise ConfigError(f"llm.model_type {kind!r}: only {', '.join(LLM_KINDS)} can be used")
+        if not isinstance(self.tied, bool):
+            raise ConfigError(f"llm.tie_word_embeddings {self.tied!r}: write true or false")
+
+    @property
+    def tied(self) -> bool:
+        """Whether text table and text head are one, as in the smaller Qwen models (up to 4B)."""
+        return self.llm.get("tie_word_embeddings", True)
 
 
 class TaskLoss(NamedTuple):
@@ -58,26 +67,31 @@ class LossReport(NamedTuple):
 
 
 def build_llm(config: Mapping[str, Any]) -> nn.Module:
-    """A stock Qwen2ForCausalLM from its config alone, with fresh weights."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    """A stock Qwen2ForCausalLM or Qwen3ForCausalLM from its config alone, with fresh weights."""
+    import transformers
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    raw = {**config, "tie_word_embeddings": True, "attn_implementation": "sdpa"}
-    raw.pop("torch_dtype", None)
-    return Qwen2ForCausalLM(Qwen2Config.from_dict(raw))
+    kind = LLM_KINDS[config.get("model_type", "qwen2")]
+    raw = {"tie_word_embeddings": True, **config, "attn_implementation": "sdpa"}
+    for name in ("torch_dtype", "dtype"):
+        raw.pop(name, None)
+    whole = getattr(transformers, f"{kind}Config").from_dict(raw)
+    return getattr(transformers, f"{kind}ForCausalLM")(whole)
 
 
 class EChat(nn.Module):
     """Encoder, adapter, LLM, and a table and head for speech codes beside those for text."""
 
-    llm: Any  # a Qwen2ForCausalLM
+    llm: Any  # a Qwen2ForCausalLM or Qwen3ForCausalLM
 
     def __init__(self, settings: EChatSettings) -> None:
         super().__init__()
         self.settings = settings
         self.memory: EncoderMemory | None = None
         self.llm = build_llm(settings.llm)
+        if settings.lora is not None:
+            add_layers(self.llm, settings.lora)
         width: int = self.llm.config.hidden_size
         self.encoder = Encoder(settings.encoder)
         self.adapter = Adapter(settings.adapter, settings.encoder.width, width)

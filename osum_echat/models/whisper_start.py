@@ -1,4 +1,4 @@
-"""Starting the encoder from a pretrained Whisper: a CTranslate2 or transformers file."""
+"""Starting the encoder from a pretrained Whisper: CTranslate2, transformers or OpenAI's own."""
 
 import re
 import struct
@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from osum_echat.errors import CheckpointError
+from osum_echat.models import checkpoint
 from osum_echat.models.encoder import Encoder, EncoderSettings
+from osum_echat.models.stored import Stored
 
 CTRANSLATE2_VERSION = 6
 CTRANSLATE2_DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2", 5: "<u2"}
 BFLOAT16 = 5  # stored as the upper half of a float32
 HEAD_WIDTH = 64  # in every Whisper
+CTRANSLATE2_FILE = "model.bin"
+FILES = (CTRANSLATE2_FILE, "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 FROM_TRANSFORMERS = (
     (r"^model\.", ""),
@@ -29,6 +33,19 @@ FROM_TRANSFORMERS = (
     (r"\.final_layer_norm\.", ".norm2."),
     (r"\.fc([12])\.", r".feed_forward.w_\1."),
 )
+FROM_OPENAI = (
+    (r"^encoder\.conv1\.", "embed.conv.0."),
+    (r"^encoder\.conv2\.", "embed.conv.2."),
+    (r"^encoder\.ln_post\.", "after_norm."),
+    (r"^encoder\.blocks\.(\d+)\.", r"encoders.\1."),
+    (r"\.attn\.(q)uery\.|\.attn\.(k)ey\.|\.attn\.(v)alue\.", r".self_attn.linear_\1\2\3."),
+    (r"\.attn\.out\.", ".self_attn.linear_out."),
+    (r"\.attn_ln\.", ".norm1."),
+    (r"\.mlp_ln\.", ".norm2."),
+    (r"\.mlp\.0\.", ".feed_forward.w_1."),
+    (r"\.mlp\.2\.", ".feed_forward.w_2."),
+)
+OPENAI_MARK = "encoder.ln_post.weight"
 FROM_CTRANSLATE2 = (
     (r"^encoder/conv1/", "embed.conv.0."),
     (r"^encoder/conv2/", "embed.conv.2."),
@@ -48,7 +65,8 @@ FROM_CTRANSLATE2 = (
 def start_encoder(encoder: Encoder, source: Path) -> None:
     """Give an encoder the weights of a Whisper of the same shape.
 
-    source: model.bin (CTranslate2) or model.safetensors (transformers), or the folder holding it.
+    source: model.bin (CTranslate2), model.safetensors or pytorch_model.bin (transformers), OpenAI's
+    .pt, or the folder holding one of them. Raises CheckpointError for other sizes or keys.
     """
     weights = read_whisper(source)
     found, wanted = settings_of(weights), encoder.settings
@@ -63,6 +81,8 @@ def start_encoder(encoder: Encoder, source: Path) -> None:
         raise CheckpointError(
             f"{source}: not the encoder's sizes: {'; '.join(wrong)}: change the encoder's settings"
         )
+    expected = encoder.state_dict()
+    checkpoint.check(source, expected, {name: Stored.of(one) for name, one in weights.items()})
     encoder.load_state_dict(weights)
 
 
@@ -75,25 +95,30 @@ def settings_of(weights: dict[str, Tensor]) -> EncoderSettings:
 
 
 def read_whisper(source: Path) -> dict[str, Tensor]:
-    """The encoder's float32 weights under our names, from either layout."""
-    if not source.exists():
-        raise CheckpointError(f"{source}: no such Whisper; give a folder with its model.bin")
-    if source.is_dir():
-        files = [
-            source / name
-            for name in ("model.bin", "model.safetensors")
-            if (source / name).is_file()
-        ]
-        if not files:
-            raise CheckpointError(
-                f"{source}: holds neither model.bin (CTranslate2) nor model.safetensors"
-            )
-        source = files[0]
-    if source.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    """The encoder's float32 weights under our names, from any of the layouts."""
+    path = whisper_file(source)
+    if path.name == CTRANSLATE2_FILE:
+        return named_as_ours(read_ctranslate2(path), FROM_CTRANSLATE2, path)
+    weights = checkpoint.open_weights(path)
+    rules = FROM_OPENAI if OPENAI_MARK in weights else FROM_TRANSFORMERS
+    own = {name: one.read() for name, one in weights.items() if "encoder." in name}
+    return named_as_ours(own, rules, path)
 
-        return named_as_ours(dict(load_file(source)), FROM_TRANSFORMERS, source)
-    return named_as_ours(read_ctranslate2(source), FROM_CTRANSLATE2, source)
+
+def whisper_file(source: Path) -> Path:
+    """The file of the weights: the source itself, or the one in a folder."""
+    if not source.exists():
+        raise CheckpointError(f"{source}: no such Whisper; give a folder with its {FILES[0]}")
+    if source.is_file():
+        return source
+    found = [source / name for name in FILES if (source / name).is_file()]
+    found = found or sorted(source.glob("*.pt"))
+    if len(found) < 1 or (found[0].suffix == ".pt" and len(found) > 1):
+        raise CheckpointError(
+            f"{source}: holds neither {FILES[0]} (CTranslate2) nor {FILES[1]} (transformers), and "
+            f"{len(found)} .pt (OpenAI); give the file"
+        )
+    return found[0]
 
 
 def named_as_ours(

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from osum_echat.errors import CheckpointError
 from osum_echat.parity.report import OTHERWISE, Row, close, not_compared
-from osum_echat.token2wav import weights
-from osum_echat.token2wav.conformer import ConformerSettings
-from osum_echat.token2wav.estimator import EstimatorSettings
-from osum_echat.token2wav.flow import Draws, Flow, FlowSettings, solver_times
-from osum_echat.token2wav.hift import Hift, HiftSettings, fold
+from osum_echat.token2wav import cosyvoice, weights
+from osum_echat.token2wav.flow import Draws, Flow, solver_times
+from osum_echat.token2wav.hift import Hift, fold
+from osum_echat.token2wav.tagged_yaml import Sheet
 from osum_echat.token2wav.vocoder import at_speed
 from osum_echat.token2wav.voice import VoicePrompt
 
@@ -95,32 +94,25 @@ def _drop(config: dict[str, Any]) -> float:
     return float(config["flow"]["cfm"]["cfm_params"].get("training_cfg_rate", 0.2))
 
 
+def _sheet(directory: Path, config: dict[str, Any]) -> Sheet:
+    """The constructor values laid out as in the published yaml."""
+    try:
+        own = config["flow"]
+        decoder = own["cfm"] | {"estimator": own["estimator"]}
+        hift = config["hift"] | {"f0_predictor": config["f0_predictor"]}
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory / 'config.json'}: has no {error}") from error
+    tree = config | {"flow": own | {"decoder": decoder}, "hift": hift}
+    return Sheet(tree, str(directory / "config.json"))
+
+
 def _flow(directory: Path, config: dict[str, Any]) -> Flow | None:
     path = directory / "flow.pt"
     if not path.is_file():
         return None
-    try:
-        own = config["flow"]
-        encoder, unet, matching = own["encoder"], own["estimator"], own["cfm"]["cfm_params"]
-        settings = FlowSettings(
-            codes=own["vocab_size"],
-            tokens_per_s=own["input_frame_rate"],
-            conformer=ConformerSettings(
-                encoder["input_size"], encoder["output_size"], encoder["attention_heads"],
-                encoder["linear_units"], encoder["num_blocks"], encoder["dropout_rate"],
-            ),
-            estimator=EstimatorSettings(
-                tuple(unet["channels"]), unet["num_heads"], unet["attention_head_dim"],
-                unet["n_blocks"], unet["num_mid_blocks"],
-            ),
-            regulator_convs=len(own["length_regulator"]["sampling_ratios"]),
-            guidance=matching["inference_cfg_rate"],
-            smallest_noise=matching["sigma_min"],
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{directory / 'config.json'}: flow has no {error}") from error
-    flow = Flow(settings)
-    weights.fill(flow, weights.read(path), str(path))
+    tensors = weights.read(path)
+    flow = Flow(cosyvoice.flow_settings(_sheet(directory, config), tensors, str(path)))
+    weights.fill(flow, tensors, str(path))
     return flow.eval()
 
 
@@ -128,31 +120,10 @@ def _hift(directory: Path, config: dict[str, Any], file: str, prefix: str = "") 
     path = directory / file
     if not path.is_file():
         return None
-    try:
-        own = config["hift"]
-        settings = HiftSettings(
-            channels=own["base_channels"],
-            pitch_channels=config["f0_predictor"]["cond_channels"],
-            harmonics=own["nb_harmonics"],
-            sine_level=own["nsf_alpha"],
-            noise_level=own["nsf_sigma"],
-            voiced_above_hz=own["nsf_voiced_threshold"],
-            upsample=tuple(own["upsample_rates"]),
-            upsample_kernels=tuple(own["upsample_kernel_sizes"]),
-            window_samples=own["istft_params"]["n_fft"],
-            hop_samples=own["istft_params"]["hop_len"],
-            kernels=tuple(own["resblock_kernel_sizes"]),
-            dilations=tuple(map(tuple, own["resblock_dilation_sizes"])),
-            source_kernels=tuple(own["source_resblock_kernel_sizes"]),
-            source_dilations=tuple(map(tuple, own["source_resblock_dilation_sizes"])),
-            slope=own["lrelu_slope"],
-            limit=own["audio_limit"],
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{directory / 'config.json'}: hift has no {error}") from error
-    hift = Hift(settings)
-    tensors = {prefix + key: value for key, value in weights.read(path).items()}
-    weights.fill(hift, fold(tensors), str(path))
+    found = {prefix + key: value for key, value in weights.read(path).items()}
+    tensors = fold(found, str(path))
+    hift = Hift(cosyvoice.hift_settings(_sheet(directory, config), tensors, str(path)))
+    weights.fill(hift, tensors, str(path))
     return hift.eval()
 
 

@@ -184,6 +184,7 @@ class Flow(nn.Module):
         """
         self.check(tokens)
         prompt = prompt or VoicePrompt.absent()
+        self.check_voice(prompt, "voice prompt")
         mu, speaker, known = self.condition(tokens, prompt)
         if noise is None:
             noise = torch.randn(1, MELS, mu.shape[1], generator=generator)
@@ -205,6 +206,14 @@ class Flow(nn.Module):
             raise InputError(
                 f"speech token {low if low < 0 else high}: the flow knows 0 to "
                 f"{self.settings.codes - 1}; cut off the begin and end marks first"
+            )
+
+    def check_voice(self, voice: VoicePrompt, where: str) -> None:
+        """Refuse a voice whose tokens are none of this codebook."""
+        if voice.tokens.numel() and int(voice.tokens.max()) >= self.settings.codes:
+            raise InputError(
+                f"{where}: a voice of token {int(voice.tokens.max())}, where this model knows 0 to "
+                f"{self.settings.codes - 1}; measure the recording again with this model"
             )
 
     def loss(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from osum_echat.errors import CheckpointError
 from osum_echat.token2wav.layers import Conv, ConvUp
 from osum_echat.token2wav.voice import MELS, SAMPLE_RATE_HZ
 
@@ -125,8 +126,9 @@ class Hift(nn.Module):
             for size, dilations in zip(settings.kernels, settings.dilations, strict=True):
                 self.resblocks.append(ResBlock(width, size, dilations))
         self.conv_post = Conv(channels // 2 ** len(settings.upsample), bins, 7, padding=3)
-        window = torch.hann_window(settings.window_samples, dtype=torch.float64).float()
-        self.register_buffer("window", window, persistent=False)
+        # On the CPU also where the weights are yet to come: no file holds it.
+        window = torch.hann_window(settings.window_samples, dtype=torch.float64, device="cpu")
+        self.register_buffer("window", window.float(), persistent=False)
 
     @property
     def samples_per_frame(self) -> int:
@@ -197,8 +199,8 @@ class Hift(nn.Module):
         return wave.clamp(-settings.limit, settings.limit)
 
 
-def fold(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Bring any naming of a vocoder file to plain weights.
+def fold(tensors: dict[str, Tensor], where: str = "vocoder") -> dict[str, Tensor]:
+    """Bring any naming of a vocoder file, `where`, to plain weights.
 
     Weight norm comes as `weight_g`/`weight_v`, as `parametrizations.weight.original0`/`1`, or is
     gone; a training checkpoint has `generator.` in its names and the discriminator beside it.
@@ -211,9 +213,16 @@ def fold(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
     plain = {}
     for key, value in named.items():
-        if key.endswith(".weight_v") and f"{key[:-1]}g" in named:
-            size = value.flatten(1).norm(dim=1).view(-1, *[1] * (value.dim() - 1))
-            plain[key[: -len("_v")]] = named[f"{key[:-1]}g"] * (value / size)
-        elif not (key.endswith(".weight_g") and f"{key[:-1]}v" in named):
+        stem, part = key[:-1], key[-len("weight_v") :]
+        partner = named.get(stem + {"weight_v": "g", "weight_g": "v"}.get(part, ""))
+        if part not in ("weight_v", "weight_g") or partner is None:
             plain[key] = value
+        elif part == "weight_v":
+            size = value.flatten(1).norm(dim=1).view(-1, *[1] * (value.dim() - 1))
+            if partner.shape != size.shape:
+                raise CheckpointError(
+                    f"{where}: {stem}g {tuple(partner.shape)}, need {tuple(size.shape)}; "
+                    "copy the file again"
+                )
+            plain[stem.removesuffix("_")] = partner * (value / size)
     return plain

@@ -50,13 +50,19 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return mapping(path.read_bytes(), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give the path of a YAML file") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
+
+
+def mapping(data: bytes, where: str) -> dict[str, Any]:
+    """The mapping in the bytes of a YAML file called `where`."""
+    try:
+        raw = yaml.safe_load(data.decode("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: not YAML: {error}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: holds no settings; a mapping of names to values is needed")
+        raise ConfigError(f"{where}: holds no settings; a mapping of names to values is needed")
     return raw
 
 

@@ -1,18 +1,22 @@
-"""Speech tokens to sound: a directory with a flow, a vocoder and a voice, behind one call."""
+"""Speech tokens to sound: a directory or tar of flow, vocoder and voice, behind one call."""
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from osum_echat import device as devices
+from osum_echat import logs
 from osum_echat.errors import CheckpointError, ConfigError, InputError
-from osum_echat.token2wav import weights
+from osum_echat.token2wav import cosyvoice, weights
+from osum_echat.token2wav.files import Shelf, find, shelf
 from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.hift import Hift, HiftSettings, fold
 from osum_echat.token2wav.layers import stretch
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
-from osum_echat.token2wav.settings import parse, read_yaml
+from osum_echat.token2wav.settings import mapping, parse
 from osum_echat.token2wav.voice import (
     SAMPLE_RATE_HZ,
     SpeakerEncoder,
@@ -27,7 +31,13 @@ VOCODER_FILES = ("vocoder.safetensors", "hift.safetensors", "hift.pt")
 TOKENIZER_FILES = ("speech_tokenizer.onnx", "speech_tokenizer_v1.onnx")
 SPEAKER_FILES = ("speaker.onnx", "campplus.onnx")
 VOICE_FILE = "voice.safetensors"
+FILES = (
+    SETTINGS_FILE, cosyvoice.YAML_FILE, VOICE_FILE,
+    *FLOW_FILES, *VOCODER_FILES, *TOKENIZER_FILES, *SPEAKER_FILES,
+)  # fmt: skip
 VOCODERS = ("hift", "nsf_vocos")
+
+LOG = logs.logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,30 +66,35 @@ class Token2Wav(nn.Module):
             Hift(settings.hift) if settings.vocoder == "hift" else NsfVocos(settings.nsf_vocos)
         )
         self.voice = voice
-        self.directory: Path | None = None
+        self.has_voice = False          # of its own: without, a call should bring one
+        self.dtype = torch.float32
+        self.source: Path | None = None
 
     @classmethod
-    def load(cls, directory: str | Path, device: torch.device | None = None) -> "Token2Wav":
-        """Read a directory: settings, weights of either format, and the voice if it holds one.
+    def load(
+        cls,
+        source: str | Path,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "Token2Wav":
+        """Read a directory, or an uncompressed tar of one, in place: ours or CosyVoice-300M-25Hz.
 
+        The weights stay mapped from disk where their type allows. dtype: what the flow computes in
+        (the vocoder keeps to float32: its phases are sums of thousands of cycles).
         Raises CheckpointError for a missing or damaged file and for keys that differ.
         """
-        directory = Path(directory)
-        path = directory / SETTINGS_FILE
-        if not path.is_file():
-            raise CheckpointError(f"{path}: no such file; give a directory made for token to wav")
-        settings = parse(Token2WavSettings, read_yaml(path), SETTINGS_FILE)
-        voice_path = directory / VOICE_FILE
-        voice = VoicePrompt.load(voice_path) if voice_path.is_file() else VoicePrompt.absent()
-        made = cls(settings, voice)
-        made.directory = directory
-        flow_path = find(directory, FLOW_FILES)
-        weights.fill(made.flow, weights.read(flow_path), str(flow_path))
-        vocoder_path = find(directory, VOCODER_FILES)
-        tensors = weights.read(vocoder_path)
-        if isinstance(made.vocoder, Hift):
-            tensors = fold(tensors)
-        weights.fill(made.vocoder, tensors, str(vocoder_path))
+        source = Path(source)
+        files = shelf(source, FILES)
+        flow_file = find(files, FLOW_FILES, source)
+        vocoder_file = find(files, VOCODER_FILES, source)
+        flow = weights.read(flow_file)
+        vocoder = fold(weights.read(vocoder_file), str(vocoder_file))
+        settings = _settings(files, source, flow, vocoder)
+        voice = files.get(VOICE_FILE)
+        made = _empty(settings, VoicePrompt.absent() if voice is None else VoicePrompt.read(voice))
+        weights.fill(made.flow, flow, str(flow_file))
+        weights.fill(made.vocoder, vocoder, str(vocoder_file))
+        made.source, made.dtype, made.has_voice = source, dtype, voice is not None
         return made.to(device).eval() if device is not None else made.eval()
 
     def __call__(
@@ -100,31 +115,80 @@ class Token2Wav(nn.Module):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         device = self.flow.input_embedding.weight.device
         ids = torch.tensor([tokens], dtype=torch.long, device=device)
-        mel = self.flow.mel(ids, voice or self.voice, generator=generator)
+        with devices.autocast(device, self.dtype):
+            mel = self.flow.mel(ids, voice or self.voice, generator=generator).float()
         if speed != 1.0:
             mel = at_speed(mel, speed)
         return self.vocoder.wave(mel, generator)[0].float().cpu()
 
+    def in_voice(self, voice: VoicePrompt) -> "Token2Wav":
+        """The same networks, in memory once, with another voice of their own."""
+        other = copy.copy(self)
+        other.voice, other.has_voice = voice, True
+        return other
+
     def listen(self, wav: str | Path) -> VoicePrompt:
-        """Measure a recording as a voice to speak in, with the directory's two ONNX models."""
-        if self.directory is None:
-            raise CheckpointError("a voice can only be measured with a token2wav directory loaded")
-        return make_prompt(
-            wav,
-            SpeechTokenizer(find(self.directory, TOKENIZER_FILES)),
-            SpeakerEncoder(find(self.directory, SPEAKER_FILES)),
+        """Measure a recording as a voice to speak in, with the model's own two ONNX files."""
+        if self.source is None:
+            raise CheckpointError("a voice can only be measured with a token2wav model loaded")
+        return listen(self.source, wav)
+
+    def voice_of(self, path: str | Path) -> VoicePrompt:
+        """The voice of a file: one that was saved (.safetensors), or a recording to measure.
+
+        Raises InputError for a voice that another model's tokens speak of.
+        """
+        saved = Path(path).suffix == ".safetensors"
+        voice = VoicePrompt.load(path) if saved else self.listen(path)
+        self.flow.check_voice(voice, str(path))
+        return voice
+
+
+def listen(source: Path, wav: str | Path) -> VoicePrompt:
+    """Measure a recording with the two ONNX models of a token2wav directory or tar."""
+    files = shelf(source, FILES)
+    tokenizer = SpeechTokenizer(find(files, TOKENIZER_FILES, source))
+    return make_prompt(wav, tokenizer, SpeakerEncoder(find(files, SPEAKER_FILES, source)))
+
+
+def _settings(
+    files: Shelf, source: Path, flow: dict[str, Tensor], vocoder: dict[str, Tensor]
+) -> Token2WavSettings:
+    """Ours by our yaml; the published model's by its own, if it is there, and by the shapes."""
+    if SETTINGS_FILE in files:
+        own = files[SETTINGS_FILE]
+        return parse(Token2WavSettings, mapping(own.read(), str(own)), SETTINGS_FILE)
+    if cosyvoice.FLOW_FILE not in files or cosyvoice.VOCODER_FILE not in files:
+        raise CheckpointError(
+            f"{source / SETTINGS_FILE}: no such file; give a directory made for token to wav, "
+            f"or the published one with {cosyvoice.FLOW_FILE} and {cosyvoice.VOCODER_FILE}"
         )
+    flow_where, vocoder_where = str(files[cosyvoice.FLOW_FILE]), str(files[cosyvoice.VOCODER_FILE])
+    cosyvoice.check_kind(flow, cosyvoice.FLOW, flow_where)
+    cosyvoice.check_kind(vocoder, cosyvoice.VOCODER, vocoder_where)
+    text = files.get(cosyvoice.YAML_FILE)
+    if text is None:
+        LOG.warning("%s: no %s; sizes are read from the weights", source, cosyvoice.YAML_FILE)
+    sheet = cosyvoice.sheet_of(text.read() if text else None, str(text or cosyvoice.YAML_FILE))
+    return Token2WavSettings(
+        "hift",
+        cosyvoice.flow_settings(sheet, flow, flow_where),
+        cosyvoice.hift_settings(sheet, vocoder, vocoder_where),
+    )
+
+
+def _empty(settings: Token2WavSettings, voice: VoicePrompt) -> Token2Wav:
+    """The networks without any values yet."""
+    try:
+        with weights.empty():
+            return Token2Wav(settings, voice)
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{SETTINGS_FILE}: sizes that no network can have ({error}); copy the model again"
+        ) from error
 
 
 def at_speed(mel: Tensor, speed: float) -> Tensor:
     """Squeeze or stretch (1, mel, frames) in time."""
     frames = max(1, int(mel.shape[2] / speed))
     return stretch(mel.transpose(1, 2), frames).transpose(1, 2)
-
-
-def find(directory: Path, names: tuple[str, ...]) -> Path:
-    """The first of `names` that the directory holds."""
-    for name in names:
-        if (directory / name).is_file():
-            return directory / name
-    raise CheckpointError(f"{directory}: holds no {' or '.join(names)}; copy the whole model")

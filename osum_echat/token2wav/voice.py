@@ -8,12 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from osum_echat import audio
 from osum_echat.errors import CheckpointError, InputError
+from osum_echat.token2wav.files import StoredFile
 
 SAMPLE_RATE_HZ = 22_050
 HOP_SAMPLES = 256                       # 11.6 ms
@@ -22,7 +23,15 @@ MELS = 80
 HIGHEST_HZ = 8000.0                     # of the mel that the flow and the vocoder read
 SPEAKER_WIDTH = 192
 LONGEST_PROMPT_S = 30
+MOST_TOKENS_PER_S = 50                  # the published sibling's; this model's are 25
 LEAST_LEVEL = 1e-5
+LARGEST_VOICE_BYTES = 16 << 20          # 30 s of mel are 0.8 MB
+TOKENIZER_MELS = 128                    # of the published tokenizer, should its file not tell
+TOKENIZER, SPEAKER = "a speech tokenizer", "a speaker encoder"
+SIGNATURES = {                          # types of the inputs, and how many axes each has
+    TOKENIZER: (("tensor(float)", 3), ("tensor(int32)", 1)),
+    SPEAKER: (("tensor(float)", 3),),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,10 @@ class VoicePrompt:
                 f"voice prompt: tokens, mel, speaker of shapes {shapes}; "
                 f"need (1, tokens), (1, frames, {MELS}), (1, {SPEAKER_WIDTH})"
             )
+        if not (self.mel.isfinite().all() and self.speaker.isfinite().all()):
+            raise InputError("voice prompt: holds numbers that are not finite; measure it again")
+        if self.tokens.is_floating_point() or (self.tokens < 0).any():
+            raise InputError("voice prompt: its tokens are no ids; measure it again")
 
     @classmethod
     def absent(cls, speaker: Tensor | None = None) -> "VoicePrompt":
@@ -55,21 +68,39 @@ class VoicePrompt:
         return cls(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 0, MELS), vector)
 
     def save(self, path: str | Path) -> None:
+        """Write a small safetensors file, whole or not at all. Raises InputError if it cannot."""
         tensors = {"tokens": self.tokens, "mel": self.mel, "speaker": self.speaker}
-        save_file({name: part.contiguous() for name, part in tensors.items()}, path)
+        path = Path(path)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, part)
+            part.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: not written ({error}); choose another path") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "VoicePrompt":
+        """A saved voice. Raises CheckpointError for what is none."""
+        return cls.read(StoredFile.whole(Path(path)))
+
+    @classmethod
+    def read(cls, file: StoredFile) -> "VoicePrompt":
+        """As `load`, also from a tar."""
+        if file.size > LARGEST_VOICE_BYTES:
+            raise CheckpointError(f"{file}: {file.size} bytes; a voice has far fewer")
         try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path}: not a readable voice file ({error})") from error
+            tensors = load(file.read())
+        except SafetensorError as error:
+            raise CheckpointError(f"{file}: not a readable voice file ({error})") from error
         missing = {"tokens", "mel", "speaker"} - set(tensors)
         if missing:
             raise CheckpointError(
-                f"{path}: no {', '.join(sorted(missing))}; make the voice anew with make_prompt"
+                f"{file}: no {', '.join(sorted(missing))}; make the voice anew from a recording"
             )
-        return cls(tensors["tokens"].long(), tensors["mel"].float(), tensors["speaker"].float())
+        try:
+            return cls(tensors["tokens"], tensors["mel"].float(), tensors["speaker"].float())
+        except InputError as error:
+            raise CheckpointError(f"{file}: {error}") from error
 
 
 @cache
@@ -116,45 +147,70 @@ class Session(Protocol):
     def run(self, names: list[str] | None, feeds: dict[str, Any]) -> Any: """One pass."""
 
 
-def open_onnx(path: str | Path) -> Session:
+def open_onnx(file: StoredFile) -> Session:
     """A session on one thread, on a GPU where onnxruntime finds one."""
     import onnxruntime
 
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file; the voice part of a model needs it")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    graph = str(file.path) if file.is_whole else file.read()
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        return onnxruntime.InferenceSession(graph, options, providers=providers)
     except Exception as error:      # onnxruntime's own errors have no common base
         first = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: not a readable ONNX model ({first})") from error
+        raise CheckpointError(f"{file}: not a readable ONNX model ({first})") from error
 
 
-class SpeechTokenizer:
+class Listener:
+    """An ONNX model that hears a recording; told from others by the inputs that it asks for."""
+
+    def __init__(self, source: str | Path | StoredFile, kind: str) -> None:
+        self.file = source if isinstance(source, StoredFile) else StoredFile.whole(Path(source))
+        self.session = open_onnx(self.file)
+        self.inputs = self.session.get_inputs()
+        asked = tuple((one.type, len(one.shape)) for one in self.inputs)
+        if asked != SIGNATURES[kind]:
+            other = [name for name, signature in SIGNATURES.items() if signature == asked]
+            raise CheckpointError(
+                f"{self.file}: {other[0] if other else 'another model'} where {kind} is needed "
+                f"(its inputs: {asked}); are files swapped? Copy the published directory again"
+            )
+
+    def run(self, *arrays: np.ndarray) -> np.ndarray:
+        """The first output. Raises CheckpointError where the model fails on its inputs."""
+        names = [one.name for one in self.inputs]
+        try:
+            return np.asarray(
+                self.session.run(None, dict(zip(names, arrays, strict=True)))[0]
+            )
+        except Exception as error:      # onnxruntime's own errors have no common base
+            first = str(error).splitlines()[0]
+            raise CheckpointError(f"{self.file}: fails on a recording ({first})") from error
+
+
+class SpeechTokenizer(Listener):
     """The published `speech_tokenizer_v1.onnx`, or one like it with other mel bins."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.session = open_onnx(path)
-        inputs = self.session.get_inputs()
-        if len(inputs) != 2 or not isinstance(inputs[0].shape[1], int):
-            raise CheckpointError(
-                f"{path}: not a speech tokenizer; its inputs must be features (1, mel, frames) "
-                "with a fixed number of mel bins, and their length"
-            )
-        self.names = [one.name for one in inputs]
-        self.mels = int(inputs[0].shape[1])
+    def __init__(self, source: str | Path | StoredFile) -> None:
+        super().__init__(source, TOKENIZER)
+        bins = self.inputs[0].shape[1]
+        self.mels = bins if isinstance(bins, int) else TOKENIZER_MELS
 
     def __call__(self, samples: Tensor) -> list[int]:
         """16 kHz samples (samples,) -> token ids, 25 a second."""
         features = audio.log_mel(samples, self.mels).T.unsqueeze(0).contiguous().numpy()
-        length = np.array([features.shape[2]], dtype=np.int32)
-        found = self.session.run(None, {self.names[0]: features, self.names[1]: length})
-        return [int(token) for token in np.asarray(found[0]).reshape(-1)]
+        found = self.run(features, np.array([features.shape[2]], dtype=np.int32))
+        most = features.shape[2] / audio.FRAMES_PER_S * MOST_TOKENS_PER_S + 1
+        if not np.issubdtype(found.dtype, np.integer) or not 0 < found.size <= most:
+            raise CheckpointError(
+                f"{self.file}: gives {found.size} numbers of {found.dtype} for "
+                f"{features.shape[2]} frames, where token ids are needed; copy the file again"
+            )
+        return [int(token) for token in found.reshape(-1)]
 
 
 def speaker_features(samples: Tensor) -> Tensor:
@@ -179,29 +235,44 @@ def speaker_features(samples: Tensor) -> Tensor:
     return (features - features.mean(0, keepdim=True)).unsqueeze(0)
 
 
-class SpeakerEncoder:
+class SpeakerEncoder(Listener):
     """The published `campplus.onnx`, or one like it: who speaks, as 192 numbers."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.session = open_onnx(path)
-        self.name = self.session.get_inputs()[0].name
+    def __init__(self, source: str | Path | StoredFile) -> None:
+        super().__init__(source, SPEAKER)
+        bins = self.inputs[0].shape[2]
+        if isinstance(bins, int) and bins != MELS:
+            raise CheckpointError(f"{self.file}: hears {bins} bins, need {MELS}: another model")
 
     def __call__(self, samples: Tensor) -> Tensor:
         """16 kHz samples (samples,) -> (1, 192)."""
-        found = self.session.run(None, {self.name: speaker_features(samples).numpy()})
-        return torch.from_numpy(np.asarray(found[0], dtype=np.float32).reshape(1, -1))
+        vector = self.run(speaker_features(samples).numpy())
+        if vector.size != SPEAKER_WIDTH:
+            raise CheckpointError(
+                f"{self.file}: gives {vector.size} numbers for a voice, need {SPEAKER_WIDTH}; "
+                "copy the file again"
+            )
+        return torch.from_numpy(vector.astype(np.float32).reshape(1, -1))
 
 
 def make_prompt(
     wav: str | Path, tokenizer: SpeechTokenizer, speaker: SpeakerEncoder
 ) -> VoicePrompt:
-    """Measure a recording of up to 30 s, at any sample rate."""
-    samples = audio.load(Path(wav), SAMPLE_RATE_HZ)
-    if len(samples) > LONGEST_PROMPT_S * SAMPLE_RATE_HZ:
+    """Measure a recording of up to 30 s, at any sample rate.
+
+    The tokens and the speaker are heard at 16 kHz: by way of 22.05 kHz, as published, from a
+    recording of a higher rate, and directly from one of 16 kHz or less.
+    """
+    recorded, rate = audio.decode(Path(wav))
+    if len(recorded) > LONGEST_PROMPT_S * rate:
         raise InputError(
-            f"{wav}: {len(samples) / SAMPLE_RATE_HZ:.1f} s; a voice prompt is at most "
+            f"{wav}: {len(recorded) / rate:.1f} s; a voice prompt is at most "
             f"{LONGEST_PROMPT_S} s, so cut it"
         )
-    low = audio.resample(samples, SAMPLE_RATE_HZ, audio.SAMPLE_RATE_HZ)
+    samples = audio.resample(recorded, rate, SAMPLE_RATE_HZ)
+    low = (
+        audio.resample(recorded, rate, audio.SAMPLE_RATE_HZ) if rate <= audio.SAMPLE_RATE_HZ
+        else audio.resample(samples, SAMPLE_RATE_HZ, audio.SAMPLE_RATE_HZ)
+    )  # fmt: skip
     tokens = torch.tensor([tokenizer(low)], dtype=torch.long)
     return VoicePrompt(tokens, prompt_mel(samples), speaker(low))

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError
 from osum_echat.logs import logger
 from osum_echat.models.echat import EChat, LossReport, TaskLoss
 from osum_echat.sequence import Batch
+from osum_echat.training.ranks import ALONE, Ranks
 from osum_echat.training.stages import StageSettings, freeze, optimizer_groups
 
 LOG = logger(__name__)
@@ -87,6 +88,7 @@ class Engine(Protocol):
 
     model: EChat
     device: torch.device
+    ranks: Ranks
 
     def step(self, batches: Sequence[Batch], rate: float) -> StepReport:
         """One optimizer step on the mean loss of all trained tokens of the batches."""
@@ -109,13 +111,19 @@ class Engine(Protocol):
         ...
 
 
-class SingleEngine:
-    """One process, one device."""
+class LocalEngine:
+    """A whole model and optimizer in each process, on one device each: one process or several."""
 
     def __init__(
-        self, model: EChat, stage: StageSettings, settings: EngineSettings, device: torch.device
+        self,
+        model: EChat,
+        stage: StageSettings,
+        settings: EngineSettings,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.settings = settings
+        self.ranks = ranks
         self.device = device
         self.model = model.to(device)
         self.dtype = compute_dtype(settings.precision, device)
@@ -136,7 +144,10 @@ class SingleEngine:
         )
 
     def step(self, batches: Sequence[Batch], rate: float) -> StepReport:
-        """Gradients of the summed loss are divided by the tokens of all batches together."""
+        """Gradients of the summed loss are divided by the tokens of all batches together.
+
+        Those of every process count; the loss reported is this process's own.
+        """
         self.model.train()
         scores: dict[str, Score] = {}
         for batch in batches:
@@ -146,10 +157,10 @@ class SingleEngine:
                 report.total.backward()
             _add(scores, report.by_task)
         whole = _whole(scores)
-        gradients = [part.grad for part in self._parameters() if part.grad is not None]
+        tokens, gradients = self._summed(whole.tokens)
         applied, norm = False, 0.0
-        if whole.tokens and gradients:
-            torch._foreach_mul_(gradients, 1.0 / whole.tokens)
+        if tokens and gradients:
+            torch._foreach_mul_(gradients, 1.0 / tokens)
             norm = float(nn.utils.get_total_norm(gradients))
             applied = norm == norm and norm not in (float("inf"), -float("inf"))
         if applied:
@@ -181,13 +192,25 @@ class SingleEngine:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 
+    def _summed(self, tokens: int) -> tuple[int, list[Tensor]]:
+        """Trained tokens and gradients over all processes."""
+        parameters = self._parameters()
+        if self.ranks.world > 1:
+            for part in parameters:
+                if part.grad is None:  # it may have one elsewhere
+                    part.grad = torch.zeros_like(part)
+        gradients = [part.grad for part in parameters if part.grad is not None]
+        count = torch.tensor([float(tokens)], device=self.device)  # exact up to 16 million
+        self.ranks.add([*gradients, count])
+        return int(count), gradients
+
     def _loss(self, batch: Batch) -> LossReport:
         settings = self.settings
         return self.model.loss(batch.to(self.device), settings.hearing, settings.hearing_alone)
 
     def finish(self) -> None:
         """Keep what the encoder heard."""
-        if self.model.memory is not None and self.settings.remember_file:
+        if self.model.memory is not None and self.settings.remember_file and self.ranks.is_first:
             self.model.memory.save(Path(self.settings.remember_file))
 
     def _parameters(self) -> list[nn.Parameter]:

@@ -1,6 +1,5 @@
 """The training loop: steps, log, held-out scores, checkpoints, and going on after any stop."""
 
-import json
 import signal
 import threading
 import time
@@ -9,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -19,6 +18,7 @@ from osum_echat.sequence import Batch
 from osum_echat.training import state as states
 from osum_echat.training.average import WeightAverage
 from osum_echat.training.engine import Engine, Score, StepReport
+from osum_echat.training.metrics import Metrics
 from osum_echat.training.schedule import ScheduleSettings, learning_rate
 
 LOG = logger(__name__)
@@ -58,11 +58,11 @@ class BatchStream(Protocol):
         """The next batch."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         """The place after the last batch given."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from a place."""
         ...
 
@@ -110,16 +110,32 @@ def train(training: Training, run: RunSettings, schedule: ScheduleSettings) -> O
         LOG.info("already finished at step %d: see %s", loop.progress.step, training.output)
         return Outcome(loop.progress.step, None)
     with _signals() as caught:
-        while not caught and not loop.limit_reached():
+        while (word := loop.agree(caught)).goes_on:
+            if word.saves:
+                loop.save()
             loop.one_step()
-    if caught:
+    if word.signal:
         loop.save()
         LOG.warning(
-            "stopped by signal %d at step %d; run again to go on", caught[0], loop.progress.step
+            "stopped by signal %d at step %d; run again to go on", word.signal, loop.progress.step
         )
-        return Outcome(loop.progress.step, caught[0])
+        return Outcome(loop.progress.step, word.signal)
     loop.finish()
     return Outcome(loop.progress.step, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What all processes do next."""
+
+    signal: int  # 0: none was caught
+    ended: bool
+    saves: bool
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another step follows."""
+        return not (self.signal or self.ended)
 
 
 class _Loop:
@@ -131,7 +147,8 @@ class _Loop:
         self.schedule = schedule
         self.progress = Progress()
         self.average = WeightAverage(training.engine.model, run.average) if run.average else None
-        self.metrics = Metrics(training.output / METRICS_FILE)
+        self.ranks = training.engine.ranks
+        self.metrics = Metrics(training.output / METRICS_FILE if self.ranks.is_first else None)
         self._clock = time.monotonic()
         self._saved_at = self._clock
         self._held_out: Sequence[Batch] | None = None
@@ -141,6 +158,19 @@ class _Loop:
         now = time.monotonic()
         self.progress.minutes += (now - self._clock) / 60.0
         self._clock = now
+
+    def agree(self, caught: Sequence[int]) -> Word:
+        """The first process's clock and limits, and any process's signal, told to all."""
+        saves = 0 < self.run.save_minutes * 60.0 <= time.monotonic() - self._saved_at
+        first = self.ranks.is_first
+        minutes, ended, saved, signal_number = self.ranks.largest((
+            self.progress.minutes if first else 0.0,
+            float(first and self.limit_reached()),
+            float(first and saves),
+            float(caught[0]) if caught else 0.0,
+        ))  # fmt: skip
+        self.progress.minutes = minutes
+        return Word(int(signal_number), bool(ended), bool(saved))
 
     def limit_reached(self) -> bool:
         """True where steps, minutes or epochs are used up."""
@@ -163,11 +193,11 @@ class _Loop:
         self.tick()
         self.metrics.add(report, batches)
         if self.progress.step % self.run.log_steps == 0:
-            self.metrics.write(self.progress, rate, self.training.batches.epoch)
+            self.metrics.write(
+                self.progress.step, self.progress.minutes, rate, self.training.batches.epoch
+            )
         if self.run.check_steps and self.progress.step % self.run.check_steps == 0:
             self.check()
-        if 0 < self.run.save_minutes * 60.0 <= time.monotonic() - self._saved_at:
-            self.save()
 
     def _guard(self, report: StepReport, batches: Sequence[Batch]) -> None:
         """Count gradients that are not finite; give up after `bad_steps` in a row."""
@@ -188,7 +218,9 @@ class _Loop:
             )
 
     def check(self) -> dict[str, Score]:
-        """Scores on the held-out batches, logged and written to the metrics."""
+        """Scores on the held-out batches, by the first process, logged and kept in the metrics."""
+        if not self.ranks.is_first:
+            return {}
         if self._held_out is None:
             self._held_out = self.training.held_out()
         if not self._held_out:
@@ -196,17 +228,23 @@ class _Loop:
         with self.average.in_place() if self.average is not None else nullcontext():
             scores = self.training.engine.score(self._held_out)
         self.tick()
-        self.metrics.write_check(self.progress, scores)
+        self.metrics.write_check(self.progress.step, scores)
         return scores
 
     def save(self) -> None:
         """A checkpoint that holds everything the next step depends on."""
         self.tick()
         progress = self.progress
+        places = self.training.batches.state_dict()
+        every_place = self.ranks.gather(torch.tensor([places[key] for key in sorted(places)]))
+        every_random = self.ranks.gather(torch.get_rng_state())
+        self._saved_at = time.monotonic()
+        if not self.ranks.is_first:
+            return
         state = {
             "engine": self.training.engine.state_dict(),
-            "batches": self.training.batches.state_dict(),
-            "random": torch.get_rng_state(),
+            "batches": every_place,
+            "random": every_random,
             "average": None if self.average is None else self.average.state_dict(),
             "progress": {
                 "step": progress.step,
@@ -232,10 +270,12 @@ class _Loop:
             return
         state = states.load(checkpoint, self.training.engine.device)
         self.training.engine.load_state_dict(state["engine"])
-        self.training.batches.load_state_dict(state["batches"])
+        names = sorted(self.training.batches.state_dict())
+        place = self.ranks.own(state["batches"]).tolist()
+        self.training.batches.load_state_dict(dict(zip(names, place, strict=True)))
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
-        torch.set_rng_state(state["random"].cpu())
+        torch.set_rng_state(self.ranks.own(state["random"]).cpu())
         self.progress = Progress(**state["progress"])
         self.metrics.cut(state["metrics_bytes"])
         self._clock = self._saved_at = time.monotonic()
@@ -245,102 +285,13 @@ class _Loop:
         """Last scores, the exported model, and a checkpoint that says that all is done."""
         self.check()
         final = self.training.output / FINAL_FOLDER
-        with self.average.in_place() if self.average is not None else nullcontext():
-            self.training.export(final)
+        if self.ranks.is_first:
+            with self.average.in_place() if self.average is not None else nullcontext():
+                self.training.export(final)
         self.training.engine.finish()
         self.progress.finished = True
         self.save()
         LOG.info("finished at step %d: %s", self.progress.step, final)
-
-
-class Metrics:
-    """Sums between two log lines; one JSON object a line in `metrics.jsonl`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._clear()
-
-    def _clear(self) -> None:
-        self._scores: dict[str, Score] = {}
-        self._norms: list[float] = []
-        self._places = self._padding = self._clips = self._utterances = 0
-        self._since = time.monotonic()
-
-    def add(self, report: StepReport, batches: Sequence[Batch]) -> None:
-        """Count a step."""
-        for task, score in report.by_task.items():
-            whole = self._scores.setdefault(task, Score())
-            whole.add(score.loss_sum, score.tokens, score.correct)
-        self._norms.append(report.norm)
-        for batch in batches:
-            self._places += batch.valid.numel()
-            self._padding += int(batch.valid.numel() - batch.valid.sum())
-            self._clips += 0 if batch.mels is None else len(batch.mels)
-            self._utterances += sum(len(row) for row in batch.keys)
-
-    def write(self, progress: Progress, rate: float, epoch: int) -> None:
-        """One log line and one metrics line for the steps since the last."""
-        seconds = max(1e-9, time.monotonic() - self._since)
-        whole = Score()
-        for score in self._scores.values():
-            whole.add(score.loss_sum, score.tokens, score.correct)
-        line = {
-            "step": progress.step,
-            "minutes": round(progress.minutes, 3),
-            "epoch": epoch,
-            "rate": rate,
-            "loss": whole.loss,
-            "accuracy": whole.accuracy,
-            "norm": sum(self._norms) / max(1, len(self._norms)),
-            "tokens_per_s": (self._places - self._padding) / seconds,
-            "utterances_per_s": self._utterances / seconds,
-            "clips_per_s": self._clips / seconds,
-            "padding": self._padding / max(1, self._places),
-            "tasks": _by_task(self._scores),
-        }
-        self._append(line)
-        LOG.info(
-            "step %d  %.1f min  epoch %d  loss %.4f  %s  norm %.2f  rate %.2e  "
-            "%.0f tokens/s  %.1f utterances/s  padding %.0f %%",
-            progress.step, progress.minutes, epoch, whole.loss, _words(self._scores),
-            line["norm"], rate, line["tokens_per_s"], line["utterances_per_s"],
-            100.0 * self._padding / max(1, self._places),
-        )  # fmt: skip
-        self._clear()
-
-    def write_check(self, progress: Progress, scores: dict[str, Score]) -> None:
-        """One line of held-out scores."""
-        self._append({"step": progress.step, "held_out": _by_task(scores)})
-        LOG.info("step %d  held out: %s", progress.step, _words(scores))
-        self._since = time.monotonic() if not self._norms else self._since
-
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    def cut(self, size: int) -> None:
-        """Forget lines written after the checkpoint that training goes on from."""
-        if self.path.exists():
-            with self.path.open("r+b") as file:
-                file.truncate(size)
-
-    def _append(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def _by_task(scores: dict[str, Score]) -> dict[str, dict[str, float]]:
-    return {
-        task: {"loss": score.loss, "accuracy": score.accuracy, "tokens": score.tokens}
-        for task, score in sorted(scores.items())
-    }
-
-
-def _words(scores: dict[str, Score]) -> str:
-    return "  ".join(
-        f"{task} {score.loss:.3f} ({100 * score.accuracy:.0f} %)"
-        for task, score in sorted(scores.items())
-    )
 
 
 @contextmanager

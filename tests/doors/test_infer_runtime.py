@@ -147,7 +147,7 @@ def test_a_wav_that_cannot_be_heard_is_one_line(run, tmp_path, name, message):
         (("--task", "tts", "--text", "Hi.", "--out", "no/such/place.wav"), "directory that exists"),
         (("--thinking", "loud"), "invalid choice: 'loud'"),
         (("--out", "reply.wav"), "say with --task"),
-        (("--task", "t2t", "--text", "Hi.", "--model", "no/model"), "no such directory"),
+        (("--task", "t2t", "--text", "Hi.", "--model", "no/model"), "no such model directory"),
     ],
 )
 def test_an_option_that_cannot_be_used_is_one_line(run, options, message):

@@ -7,8 +7,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from osum_echat.errors import CheckpointError, ConfigError
-from osum_echat.models import checkpoint
+from osum_echat.errors import CheckpointError
+from osum_echat.models import checkpoint, names
 from osum_echat.sequence import collate
 from tests.tiny_network import SETTINGS, VOCAB, network, row
 
@@ -42,7 +42,7 @@ def test_save_then_load_is_the_same_model(saved: Path):
 
 def test_the_text_table_is_stored_once(saved: Path):
     stored = load_file(saved / checkpoint.WEIGHTS_FILE)
-    assert checkpoint.TEXT_TABLE in stored and "llm.lm_head.weight" not in stored
+    assert names.TEXT_TABLE in stored and "llm.lm_head.weight" not in stored
 
 
 def test_further_keys_of_the_settings_are_kept(saved: Path):
@@ -90,14 +90,6 @@ def test_a_prefix_of_a_wrapper_is_taken_off(tmp_path: Path):
     assert same(checkpoint.load(path, SETTINGS), network())
 
 
-def test_names_go_there_and_back():
-    names = list(network().state_dict())
-    assert [checkpoint.our_name(checkpoint.published_name(name)) for name in names] == names
-    assert checkpoint.published_name("adapter.convs.4.bias") == "down_sample_2.conv.4.bias"
-    assert checkpoint.published_name("llm.model.norm.weight") == "llama_model.model.norm.weight"
-    assert checkpoint.published_name("speech_embedding.weight") == "speech_token_emded.weight"
-
-
 def test_one_error_lists_all_keys_that_do_not_fit(saved: Path):
     change(saved, **{
         "encoder.after_norm.bias": None, "encoder.extra": torch.zeros(2),
@@ -127,35 +119,5 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path):
 @pytest.mark.parametrize("name", ["broken.pt", "broken.safetensors"])
 def test_a_broken_file_is_one_clear_line(tmp_path: Path, name: str):
     (tmp_path / name).write_bytes(b"these are no weights")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"copy .* again"):
         checkpoint.load(tmp_path / name, SETTINGS)
-
-
-def test_a_misspelt_setting_is_refused(saved: Path):
-    path = saved / checkpoint.SETTINGS_FILE
-    path.write_text(path.read_text().replace("heads: 2", "headz: 2", 1))
-    with pytest.raises(ConfigError, match=r"encoder\.headz: no such setting; did you mean 'heads'"):
-        checkpoint.load(saved)
-
-
-def test_a_float_that_yaml_reads_as_text_is_a_float(saved: Path):
-    path = saved / checkpoint.SETTINGS_FILE
-    raw = yaml.safe_load(path.read_text())
-    raw["llm"]["rms_norm_eps"] = "1e-06"
-    path.write_text(yaml.safe_dump(raw))
-    assert checkpoint.read_settings(saved).llm["rms_norm_eps"] == 1e-6
-
-
-def test_published_settings_are_read(tmp_path: Path):
-    (tmp_path / "model.yaml").write_text(yaml.safe_dump({
-        "input_dim": 6, "speech_token_num": 65,
-        "encoder_conf": {"output_size": 8, "attention_heads": 2, "linear_units": 16,
-                         "num_blocks": 1, "dropout_rate": 0.1},
-    }))  # fmt: skip
-    (tmp_path / "llm_config.json").write_text('{"vocab_size": 10, "rms_norm_eps": 1e-06}')
-    settings = checkpoint.read_settings(tmp_path)
-    assert settings.encoder == SETTINGS.encoder and settings.speech_codes == 64
-    assert settings.llm["rms_norm_eps"] == 1e-6
-    (tmp_path / "llm_config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"llm_config\.json"):
-        checkpoint.read_settings(tmp_path)

@@ -151,7 +151,7 @@ def test_hiding_a_token_equals_leaving_it_out():
 
 
 def test_an_llm_of_another_kind_is_refused():
-    with pytest.raises(ConfigError, match="only 'qwen2'"):
+    with pytest.raises(ConfigError, match="only qwen2, qwen3"):
         EChatSettings(SETTINGS.encoder, SETTINGS.adapter, {**LLM, "model_type": "llama"})
     with pytest.raises(ConfigError, match="tie_word_embeddings"):
-        EChatSettings(SETTINGS.encoder, SETTINGS.adapter, {**LLM, "tie_word_embeddings": False})
+        EChatSettings(SETTINGS.encoder, SETTINGS.adapter, {**LLM, "tie_word_embeddings": "no"})

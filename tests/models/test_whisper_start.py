@@ -132,3 +132,58 @@ def test_a_file_cut_short_is_one_clear_line(tmp_path: Path):
         read_whisper(path)
     with pytest.raises(CheckpointError, match="holds neither"):
         read_whisper(tmp_path / "..")
+
+
+@pytest.fixture(scope="module")
+def stock() -> torch.nn.Module:
+    """A stock transformers Whisper of the same sizes with random weights."""
+    from transformers import WhisperConfig, WhisperModel
+
+    torch.manual_seed(5)
+    config = WhisperConfig(
+        vocab_size=50, num_mel_bins=6, d_model=64, encoder_layers=2, encoder_attention_heads=1,
+        encoder_ffn_dim=16, decoder_layers=1, decoder_attention_heads=1, decoder_ffn_dim=16,
+        max_source_positions=50, max_target_positions=8, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    return WhisperModel(config).eval()
+
+
+def openai_weights(stock: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The encoder of a stock Whisper under the names of OpenAI's own files, in half precision."""
+    renamed = {}
+    for name, value in stock.state_dict().items():
+        for theirs, openai in (
+            ("layers", "blocks"), ("self_attn.q_proj", "attn.query"), ("fc1", "mlp.0"),
+            ("self_attn.k_proj", "attn.key"), ("self_attn.v_proj", "attn.value"), ("fc2", "mlp.2"),
+            ("self_attn.out_proj", "attn.out"), ("self_attn_layer_norm", "attn_ln"),
+            ("final_layer_norm", "mlp_ln"), ("encoder.layer_norm", "encoder.ln_post"),
+            ("embed_positions.weight", "positional_embedding"),
+        ):  # fmt: skip
+            name = name.replace(theirs, openai)
+        renamed[name] = value
+    return renamed
+
+
+@torch.no_grad()
+def test_the_encoder_computes_what_the_stock_whisper_computes(stock, tmp_path: Path):
+    stock.save_pretrained(tmp_path / "transformers")
+    (tmp_path / "openai").mkdir()
+    dims = {"n_mels": 6, "n_audio_state": 64}
+    torch.save({"dims": dims, "model_state_dict": openai_weights(stock)},
+               tmp_path / "openai" / "medium.pt")  # fmt: skip
+    mels = torch.randn(2, 100, 6)
+    wanted = stock.encoder(mels.transpose(1, 2)).last_hidden_state
+    for place in ("transformers", "openai", "openai/medium.pt"):
+        started = encoder(2)
+        start_encoder(started, tmp_path / place)
+        steps, lengths = started(mels, torch.tensor([100, 100]))
+        assert torch.allclose(steps, wanted, atol=1e-5), place
+        assert lengths.tolist() == [50, 50]
+
+
+def test_a_folder_with_several_openai_files_asks_for_one(stock, tmp_path: Path):
+    for name in ("small.pt", "medium.pt"):
+        torch.save({"model_state_dict": openai_weights(stock)}, tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"2 \.pt \(OpenAI\); give the file"):
+        read_whisper(tmp_path)

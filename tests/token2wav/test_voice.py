@@ -1,31 +1,38 @@
 """Claims about voices: files, guards, and what is handed to the two ONNX models."""
 
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import soundfile
 import torch
+from onnx import TensorProto, helper
+from safetensors.torch import save_file
 
+from osum_echat import audio
 from osum_echat.errors import CheckpointError, InputError
 from osum_echat.token2wav import voice
+from osum_echat.token2wav.files import StoredFile, shelf
 from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, VoicePrompt, make_prompt
 
 
 class FakeSession:
     """Answers with a token every four frames, or with 192 numbers; keeps what it was fed."""
 
-    def __init__(self, path: Path) -> None:
-        self.is_tokenizer = "tokenizer" in str(path)
+    def __init__(self, file: StoredFile) -> None:
+        self.is_tokenizer = "tokenizer" in file.name
         self.fed: list[np.ndarray] = []
 
     def get_inputs(self):
         if self.is_tokenizer:
             shape = [1, 128, "frames"]
-            return [SimpleNamespace(name="feats", shape=shape),
-                    SimpleNamespace(name="feats_length", shape=[1])]  # fmt: skip
-        return [SimpleNamespace(name="input", shape=["batch", "frames", 80])]
+            return [SimpleNamespace(name="feats", type="tensor(float)", shape=shape),
+                    SimpleNamespace(name="feats_length", type="tensor(int32)", shape=[1])]
+        shape = ["batch", "frames", 80]
+        return [SimpleNamespace(name="input", type="tensor(float)", shape=shape)]
 
     def run(self, names, feeds):
         self.fed = list(feeds.values())
@@ -35,9 +42,14 @@ class FakeSession:
 
 
 @pytest.fixture
-def models(monkeypatch: pytest.MonkeyPatch) -> tuple[SpeechTokenizer, SpeakerEncoder]:
+def models(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> tuple[SpeechTokenizer, SpeakerEncoder]:
     monkeypatch.setattr(voice, "open_onnx", FakeSession)
-    return SpeechTokenizer("tokenizer.onnx"), SpeakerEncoder("speaker.onnx")
+    files = [tmp_path / "tokenizer.onnx", tmp_path / "speaker.onnx"]
+    for path in files:
+        path.write_bytes(b"a graph")
+    return SpeechTokenizer(files[0]), SpeakerEncoder(files[1])
 
 
 def write_wav(path: Path, seconds: float, rate: int = 24_000) -> Path:
@@ -97,7 +109,7 @@ def test_too_few_samples_for_a_mel_are_refused():
 
 
 def test_a_missing_onnx_file_is_named(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"speaker\.onnx: no such file"):
+    with pytest.raises(CheckpointError, match=r"speaker\.onnx: cannot be read \(No such file"):
         SpeakerEncoder(tmp_path / "speaker.onnx")
 
 
@@ -105,3 +117,100 @@ def test_a_damaged_onnx_file_is_refused(tmp_path: Path):
     (tmp_path / "speaker.onnx").write_bytes(b"no")
     with pytest.raises(CheckpointError, match="not a readable ONNX model"):
         SpeakerEncoder(tmp_path / "speaker.onnx")
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 24_000, 44_100, 48_000])
+def test_a_recording_of_any_rate_becomes_a_voice(models, tmp_path: Path, rate: int):
+    prompt = make_prompt(write_wav(tmp_path / "a.wav", 1.5, rate), *models)
+    assert prompt.tokens.shape[1] in (37, 38)
+    assert prompt.mel.shape[1] in (128, 129, 130)
+    assert prompt.mel.isfinite().all()
+
+
+def test_a_recording_at_16_khz_is_heard_as_it_is(models, tmp_path: Path):
+    path = write_wav(tmp_path / "a.wav", 1.0, 16_000)
+    make_prompt(path, *models)
+    features = models[0].session.fed[0]
+    heard = audio.log_mel(audio.decode(path)[0], 128).T[None]
+    assert np.array_equal(features, heard.numpy())
+
+
+def test_a_voice_of_numbers_that_are_none_is_refused(tmp_path: Path):
+    broken = torch.full((1, 192), float("nan"))
+    with pytest.raises(InputError, match="not finite"):
+        VoicePrompt.absent(broken)
+    with pytest.raises(InputError, match="are no ids"):
+        VoicePrompt(torch.tensor([[-3]]), torch.zeros(1, 2, 80), torch.zeros(1, 192))
+    save_file({"tokens": torch.zeros(1, 3).long(), "mel": torch.zeros(1, 2, 80),
+               "speaker": broken}, tmp_path / "voice.safetensors")  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"voice\.safetensors: .*not finite"):
+        VoicePrompt.load(tmp_path / "voice.safetensors")
+
+
+def test_a_voice_that_is_not_whole_is_refused(tmp_path: Path):
+    path = tmp_path / "voice.safetensors"
+    save_file({"mel": torch.zeros(1, 2, 80)}, path)
+    with pytest.raises(CheckpointError, match="no speaker, tokens; make the voice anew"):
+        VoicePrompt.load(path)
+    with pytest.raises(InputError, match="not written"):
+        VoicePrompt.absent().save(tmp_path / "gone" / "voice.safetensors")
+
+
+def write_onnx(path: Path, *inputs: tuple[int, list[int | str]]) -> Path:
+    """A graph that hands on its first input; the inputs are (type, axes)."""
+    named = [helper.make_tensor_value_info(f"in{number}", kind, axes)
+             for number, (kind, axes) in enumerate(inputs)]  # fmt: skip
+    out = helper.make_tensor_value_info("out", inputs[0][0], inputs[0][1])
+    node = helper.make_node("Identity", ["in0"], ["out"])
+    graph = helper.make_graph([node], "graph", named, [out])
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(path))
+    return path
+
+
+HEARS_TOKENS = (TensorProto.FLOAT, [1, 128, "frames"]), (TensorProto.INT32, [1])
+HEARS_SPEAKER = ((TensorProto.FLOAT, [1, "frames", 80]),)
+
+
+def test_swapped_onnx_files_are_told(tmp_path: Path):
+    tokenizer = write_onnx(tmp_path / "speech_tokenizer_v1.onnx", *HEARS_SPEAKER)
+    speaker = write_onnx(tmp_path / "campplus.onnx", *HEARS_TOKENS)
+    with pytest.raises(CheckpointError, match="a speaker encoder where a speech tokenizer is"):
+        SpeechTokenizer(tokenizer)
+    with pytest.raises(CheckpointError, match="a speech tokenizer where a speaker encoder is"):
+        SpeakerEncoder(speaker)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        ((TensorProto.INT64, [1, "length"]),),
+        ((TensorProto.FLOAT, [1, 128, "frames"]), (TensorProto.INT64, [1])),
+        ((TensorProto.FLOAT, [1, 3, 64, 64]),),
+        ((TensorProto.FLOAT, [1, "frames", 40]),),
+    ],
+)
+def test_the_onnx_file_of_another_model_is_refused(tmp_path: Path, inputs):
+    path = write_onnx(tmp_path / "other.onnx", *inputs)
+    for kind in (SpeechTokenizer, SpeakerEncoder):
+        with pytest.raises(CheckpointError, match=r"other\.onnx: "):
+            kind(path)
+
+
+def test_a_model_that_answers_wrongly_is_refused(tmp_path: Path):
+    """The right inputs, but what comes out is no vector of 192 numbers and no row of ids."""
+    speaker = SpeakerEncoder(write_onnx(tmp_path / "a.onnx", *HEARS_SPEAKER))
+    tokenizer = SpeechTokenizer(write_onnx(tmp_path / "b.onnx", *HEARS_TOKENS))
+    samples = torch.randn(16_000, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(CheckpointError, match=r"a\.onnx: gives \d+ numbers"):
+        speaker(samples)
+    with pytest.raises(CheckpointError, match=r"b\.onnx: gives \d+ numbers"):
+        tokenizer(samples)
+
+
+def test_a_member_of_a_tar_opens_as_a_file_does(tmp_path: Path):
+    path = write_onnx(tmp_path / "campplus.onnx", *HEARS_SPEAKER)
+    with tarfile.open(tmp_path / "model.tar", "w") as archive:
+        archive.add(path, "folder/campplus.onnx")
+    member = shelf(tmp_path / "model.tar", ["campplus.onnx"])["campplus.onnx"]
+    assert len(SpeakerEncoder(member).inputs) == 1

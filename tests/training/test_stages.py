@@ -1,6 +1,8 @@
 """Claims about what trains: gradients, weights after a step, and rates of groups."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 
 from osum_echat.errors import ConfigError
 from osum_echat.sequence import collate
-from osum_echat.training.engine import EngineSettings, SingleEngine
+from osum_echat.training.engine import EngineSettings, LocalEngine
 from osum_echat.training.stages import (
     FIRE_MODULES,
     GROUPS,
@@ -26,7 +28,7 @@ CPU = torch.device("cpu")
 def stepped(stage: StageSettings, rate: float = 0.01) -> tuple[nn.Module, nn.Module]:
     """A network before and after a step of the stage."""
     before, model = network(), network()
-    report = SingleEngine(model, stage, EngineSettings(precision="fp32"), CPU).step([BATCH], rate)
+    report = LocalEngine(model, stage, EngineSettings(precision="fp32"), CPU).step([BATCH], rate)
     assert report.applied
     return before, model
 
@@ -114,7 +116,7 @@ def test_gradients_are_those_of_the_mean_over_all_tokens_of_the_step() -> None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        SingleEngine(model, stage, settings, CPU).step(batches, 0.01)
+        LocalEngine(model, stage, settings, CPU).step(batches, 0.01)
         models.append(model)
     for name, one in models[0].named_parameters():
         other = dict(models[1].named_parameters())[name]
@@ -125,3 +127,15 @@ def test_gradients_are_those_of_the_mean_over_all_tokens_of_the_step() -> None:
 def test_precision_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'fp8' is not one of auto, fp32, bf16"):
         EngineSettings(precision="fp8")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"hearing_alone": True}, "engine.hearing_alone: needs the weight"),
+        ({"remember_file": "heard.safetensors"}, "engine.remember_file: needs engine.remember_mb"),
+    ],
+)
+def test_settings_that_need_another_name_it(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        EngineSettings(**settings)

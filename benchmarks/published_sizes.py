@@ -1,0 +1,257 @@
+"""What a model of the published size costs on this machine: prints a table of measured figures.
+
+    python -m benchmarks.published_sizes --tokenizer DIR [--small] [--dir PLACE]
+
+Random weights of exactly the published layout (888 keys, bfloat16, about 7 GB) are written to a
+fresh directory, loaded, asked one understanding turn and one spoken turn of 20 tokens, and removed.
+--tokenizer: of Qwen2.5. --small: two layers, to see whether it works.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from osum_echat import audio, logs
+from osum_echat.errors import OsumError
+from osum_echat.generation import decoder
+from osum_echat.generation.sampling import Sampling
+from osum_echat.models import checkpoint, convert, names, source, stored
+from osum_echat.models.echat import EChat, EChatSettings
+from osum_echat.models.settings_file import read_settings
+from osum_echat.sequence import compose
+from osum_echat.tasks import Task, task_for
+from osum_echat.vocab import Vocab
+
+TOKENS, TEXT_TOKENS = 20, 6     # of a turn; of a spoken turn's text, its end among them
+CLIP_S = 3.0
+DEVIATION = 0.02
+POOL = 2**24                    # random numbers that all weights are cut from
+GB = 1e9
+Figures = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class EndsAt:
+    """Random weights end no text: after `count` ids only `end` may follow."""
+
+    count: int
+    end: int
+    in_speech: ClassVar[bool] = False
+
+    def __call__(self, history: Sequence[int], logits: Tensor) -> Tensor:
+        if len(history) < self.count:
+            return logits
+        only = torch.full_like(logits, -torch.inf)
+        only[self.end] = 0.0
+        return only
+
+
+@dataclass(slots=True)
+class Memory:
+    """The most memory of this process, in bytes: of its own, and with mapped files."""
+
+    anonymous: int = 0
+    whole: int = 0
+    before: int = 0
+
+    def look(self) -> None:
+        """Take in the present state."""
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        pages = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines
+                 if line.startswith("Rss")}  # fmt: skip
+        self.before = self.before or pages["RssAnon"]
+        self.anonymous = max(self.anonymous, pages["RssAnon"] - self.before)
+        self.whole = max(self.whole, sum(pages.values()))
+
+
+@dataclass(slots=True)
+class Steps:
+    """Seconds of each step after the first."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, by the median step."""
+        return 1.0 / statistics.median(self.seconds)
+
+
+@contextmanager
+def watched() -> Iterator[Memory]:
+    """Look at the memory fifty times a second."""
+    memory, done = Memory(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            memory.look()
+
+    memory.look()
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield memory
+    finally:
+        done.set()
+        thread.join()
+
+
+def write(path: Path, settings: EChatSettings) -> None:
+    """A published file of these sizes with random weights."""
+    with torch.device("meta"):
+        weights = checkpoint.own_weights(EChat(replace(settings, lora=None)))
+    generator = torch.Generator().manual_seed(1)
+    pool = torch.randn(POOL, generator=generator).mul_(DEVIATION).bfloat16()
+
+    def made(name: str, shape: Sequence[int]) -> Tensor:
+        if "norm" in name and name.endswith("weight"):
+            return torch.ones(tuple(shape), dtype=torch.bfloat16)
+        value = torch.empty(tuple(shape), dtype=torch.bfloat16)
+        flat = value.flatten()
+        for start in range(0, len(flat), POOL):
+            part = flat[start : start + POOL]
+            part.copy_(pool.roll(crc32(f"{name} {start}".encode()) % POOL)[: len(part)])
+        return value
+
+    width = settings.encoder.width
+    extras = {
+        convert.ENCODER_TABLE: (1, convert.ENCODER_POSITIONS, width),
+        convert.ADAPTER_TABLE: (1, convert.ADAPTER_POSITIONS, width),
+        f"{convert.UNUSED_NORM}weight": (width,), f"{convert.UNUSED_NORM}bias": (width,),
+    }  # fmt: skip
+    shapes = {name: tuple(value.shape) for name, value in weights.items()} | extras
+    stored.write_torch_file(
+        path,
+        (
+            ([names.published_name(alias) for alias in names.aliases(name, settings.tied)],
+             stored.Stored.of(made(name, shape)))
+            for name, shape in shapes.items()
+        ),
+    )  # fmt: skip
+
+
+def loaded(path: Path, settings: EChatSettings, shown: Figures, **options: Any) -> EChat:
+    """Load and measure."""
+    start = time.perf_counter()
+    with watched() as memory:
+        model = checkpoint.load(path, settings, torch.bfloat16, **options)
+    weights = sum(value.nbytes for value in checkpoint.own_weights(model).values())
+    shown["weights"] = f"{weights / GB:.2f} GB"
+    shown["loading"] = f"{time.perf_counter() - start:.1f} s"
+    shown["peak of own memory"] = f"{memory.anonymous / GB:.2f} GB"
+    shown["peak with the mapped file"] = f"{memory.whole / GB:.2f} GB"
+    shown["peak / weights"] = f"{memory.whole / weights:.2f}"
+    return model
+
+
+def turn(model: EChat, vocab: Vocab, name: str, shown: Figures) -> Steps:
+    """One turn of TOKENS tokens."""
+    task = task_for(name)
+    generator = torch.Generator().manual_seed(2)
+    noise = torch.randn(int(CLIP_S * audio.SAMPLE_RATE_HZ), generator=generator) * 0.1
+    mel = audio.log_mel(noise, model.settings.encoder.mels)
+    row = compose(task, vocab, clips=[mel], user_text=None)
+    start = time.perf_counter()
+    embedded = decoder.embed(model, row, vocab)
+    heard = time.perf_counter()
+    steps, kinds = timed(_ids(model, embedded, vocab, task))
+    shown[f"{name}: encoder and adapter, {CLIP_S:.0f} s clip"] = f"{heard - start:.1f} s"
+    first_s = steps.seconds.pop(0)
+    shown[f"{name}: prompt of {embedded.shape[1]} tokens, first id"] = f"{first_s:.1f} s"
+    shown[f"{name}: {len(kinds) - sum(kinds)} text, {sum(kinds)} speech tokens"] = (
+        f"{steps.rate:.2f} tokens/s"
+    )
+    bare = Steps(bare_steps(model, embedded, kinds))
+    shown[f"{name}: bare cached forward"] = f"{bare.rate:.2f} tokens/s"
+    shown[f"{name}: our loop is slower by"] = f"{100 * (bare.rate / steps.rate - 1):.1f} %"
+    return steps
+
+
+def _ids(model: EChat, embedded: Tensor, vocab: Vocab, task: Task) -> Iterator[bool]:
+    rules = [EndsAt(TEXT_TOKENS - 1, vocab.text_end)] if task.speaks else []
+    limits = decoder.Limits(TOKENS, TOKENS)
+    for token in decoder.stream_embedded(model, embedded, vocab, task, Sampling(greedy=True),
+                                         rules, limits):  # fmt: skip
+        yield token.is_speech
+
+
+def timed(tokens: Iterator[bool]) -> tuple[Steps, list[bool]]:
+    """The seconds of each step, and whether it was speech."""
+    steps, kinds = Steps(), []
+    before = time.perf_counter()
+    for kind in tokens:
+        now = time.perf_counter()
+        steps.seconds.append(now - before)
+        kinds.append(kind)
+        before = now
+    return steps, kinds
+
+
+@torch.inference_mode()
+def bare_steps(model: EChat, embedded: Tensor, kinds: Sequence[bool]) -> list[float]:
+    """The stock LLM with its cache and one head, nothing chosen: seconds of each later step."""
+    cache, seconds = model.new_cache(), []
+    table = model.llm.get_input_embeddings().weight
+    model.llm.model(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
+    for place, is_speech in enumerate(kinds[1:]):
+        start = time.perf_counter()
+        state = model.llm.model(
+            inputs_embeds=table[place][None, None], past_key_values=cache, use_cache=True
+        ).last_hidden_state[0, -1]
+        head: Callable[[Tensor], Tensor] = model.speech_head if is_speech else model.llm.lm_head
+        head(state).float().argmax().item()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 2 for what the user can put right."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0])
+    parser.add_argument("--tokenizer", type=Path, required=True, help="of Qwen2.5")
+    parser.add_argument("--dir", type=Path, help="where 7 GB may go for a while")
+    parser.add_argument("--small", action="store_true", help="two layers of each kind")
+    arguments = parser.parse_args(argv)
+    logs.setup()
+    settings = read_settings(source.PUBLISHED_SETTINGS)
+    if arguments.small:
+        settings = replace(settings, encoder=replace(settings.encoder, blocks=2),
+                           llm={**settings.llm, "num_hidden_layers": 2})  # fmt: skip
+    shown: Figures = {}
+    try:
+        vocab = Vocab.from_directory(arguments.tokenizer, settings.llm["vocab_size"])
+        with tempfile.TemporaryDirectory(dir=arguments.dir) as place:
+            path = Path(place) / "random.pt"
+            spawn = multiprocessing.get_context("spawn")  # so that its memory is not counted
+            writer = spawn.Process(target=write, args=(path, settings))
+            writer.start()
+            writer.join()
+            shown["keys in the file"] = str(len(checkpoint.open_weights(path)))
+            model = loaded(path, settings, shown)
+            for name in ("asr", "s2s"):
+                turn(model, vocab, name, shown)
+            again: Figures = {}
+            loaded(path, settings, again, share=model)
+            shown["the same once more, sharing: own memory"] = again["peak of own memory"]
+    except OsumError as error:
+        sys.stderr.write(f"published_sizes: {error}\n")
+        return 2
+    width = max(map(len, shown))
+    for name, value in shown.items():
+        logs.out(f"{name:<{width}}  {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

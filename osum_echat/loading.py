@@ -1,0 +1,186 @@
+"""From a source to all that an assistant works with: network, tokenizer, manner, voice, prompts."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from osum_echat import device as devices
+from osum_echat import logs
+from osum_echat.data.prompts import Prompts
+from osum_echat.errors import CheckpointError, ConfigError, InputError
+from osum_echat.generation.sampling import Sampling
+from osum_echat.models import checkpoint, source
+from osum_echat.models.echat import EChat, EChatSettings
+from osum_echat.models.settings_file import read_settings
+from osum_echat.thinking import CHINESE, LabelTemplate, template_named
+from osum_echat.token2wav import vocoder
+from osum_echat.token2wav.vocoder import VOICE_FILE, Token2Wav
+from osum_echat.vocab import TEXT_END, Vocab
+
+KINDS = ("label", "natural", "both", "either")
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+ENDS = (TEXT_END, "<|endoftext|>")  # what an LLM's eos_token_id may be: chat models, base models
+PROMPTS_FILE = "prompts.yaml"
+PUBLISHED_PROMPTS = Path(__file__).resolve().parents[1] / "conf" / "prompt_config.yaml"
+PUBLISHED_LANGUAGE = "chinese"
+MOST_OF_MEMORY = 0.8
+LOG = logs.logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a model wants to be asked: the keys of its model.yaml that the network does not read.
+
+    thinking: label, natural, both (it is told which, by the opening of its thought) or either (it
+    was trained to one, and nothing is forced); template: chinese or english; text, speech: its own
+    sampling.
+    """
+
+    thinking: str = "label"
+    template: LabelTemplate = CHINESE
+    text: Sampling | None = None
+    speech: Sampling | None = None
+
+    @classmethod
+    def of(cls, found: source.Source) -> "Manner":
+        """That of a model's settings; upstream's say nothing of it."""
+        raw, path = found.settings_yaml(), found.settings
+        kind = raw.get("thinking", "either" if found.is_upstream else "label")
+        if kind not in KINDS:
+            raise CheckpointError(f"{path}: thinking {kind!r}; write one of {', '.join(KINDS)}")
+        own = raw.get("sampling") or {}
+        return cls(
+            kind,
+            template_named(raw.get("template", "chinese")),
+            _own_sampling(own, "text", path),
+            _own_sampling(own, "speech", path),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be loaded; None: what lies beside the weights."""
+
+    place: str | Path
+    config: str | Path | None = None
+    tokenizer: str | Path | None = None
+    token2wav: str | Path | None = None
+    voice: str | Path | None = None
+    dtype: str = "auto"
+    keep_lora: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """What another assistant shares."""
+
+    network: EChat
+    voice: Token2Wav | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """All that an assistant works with."""
+
+    directory: Path
+    network: EChat
+    vocab: Vocab
+    manner: Manner
+    voice: Token2Wav | None
+    prompts: Prompts
+
+
+def load(wanted: Wanted, place: torch.device, speaks: bool, lent: Lent | None = None) -> Parts:
+    """Load all parts onto a device. Raises CheckpointError naming what is missing or wrong."""
+    found = source.find(wanted.place, wanted.config)
+    manner, settings = Manner.of(found), read_settings(found.settings)
+    # The small parts first: what is wrong with them is told before gigabytes are read.
+    vocab = _vocab(Path(wanted.tokenizer) if wanted.tokenizer else found.tokenizer(), settings)
+    voice_place = token2wav_place(wanted.token2wav) if wanted.token2wav else found.token2wav()
+    voice = _voice(voice_place, wanted, place, lent) if speaks else None
+    dtype = pick_dtype(wanted.dtype, place, found.weights, settings.tied)
+    network = checkpoint.load(
+        found.weights, settings, dtype, device=place,
+        keep_lora=wanted.keep_lora, share=lent.network if lent else None,
+    )  # fmt: skip
+    return Parts(found.home, network, vocab, manner, voice, _prompts(found))
+
+
+def pick_dtype(name: str, place: torch.device, weights: Path, tied: bool = True) -> torch.dtype:
+    """The type to compute in. auto: float32 on a CPU that has the memory for it, bfloat16 else."""
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise InputError(f"dtype {name!r}: choose one of auto, {', '.join(DTYPES)}")
+    if place.type != "cpu":
+        return torch.bfloat16
+    stored = checkpoint.read_weights(weights, tied).values()
+    needed = torch.float32.itemsize * sum(math.prod(one.shape) for one in stored)
+    free = devices.free_memory_bytes()
+    if free is None or needed < MOST_OF_MEMORY * free:
+        return torch.float32
+    LOG.warning(
+        "%s: %.1f GB in float32, %.1f GB free: using bfloat16, which rounds and, on a CPU without "
+        "instructions for it, is slower", weights, needed / 1e9, free / 1e9,
+    )  # fmt: skip
+    return torch.bfloat16
+
+
+def _vocab(tokenizer: Path, settings: EChatSettings) -> Vocab:
+    """The model's vocabulary. Raises CheckpointError for a tokenizer of another LLM."""
+    vocab = Vocab.from_directory(tokenizer, settings.llm["vocab_size"], settings.speech_codes)
+    end = settings.llm.get("eos_token_id")
+    if isinstance(end, int) and (end,) not in [vocab.encode(mark) for mark in ENDS]:
+        raise CheckpointError(
+            f"{tokenizer}: not this model's tokenizer: {TEXT_END} is {vocab.text_end} there, and "
+            f"the LLM ends texts with {end}; use the tokenizer of the model's LLM"
+        )
+    return vocab
+
+
+def token2wav_place(place: str | Path) -> Path:
+    """The directory or tar of token to wav: itself, from the hub, or inside a model directory."""
+    if source.hub.is_hub(place):
+        return source.hub.fetch(str(place), names=vocoder.FILES)
+    inside = [Path(place) / name for name in source.TOKEN2WAV_PLACES]
+    return next((path for path in inside if path.exists()), Path(place))
+
+
+def _voice(place: Path, wanted: Wanted, device: torch.device, lent: Lent | None) -> Token2Wav:
+    """Token to wav with the voice that it shall speak in; the lent one where it is the same."""
+    loaded = lent.voice if lent else None
+    named = wanted.token2wav is not None or place.exists()
+    if loaded is None or (loaded.source != place and named):
+        halved = wanted.dtype == "bf16" and device.type != "cpu"
+        loaded = Token2Wav.load(place, device, torch.bfloat16 if halved else torch.float32)
+    if wanted.voice is not None:
+        return loaded.in_voice(loaded.voice_of(wanted.voice))
+    if not loaded.has_voice:
+        raise CheckpointError(
+            f"{place / VOICE_FILE}: no such file; copy it again, give --voice FILE (a recording or "
+            "a saved voice), or save one there by common_utils/make_voice.py"
+        )
+    return loaded
+
+
+def _prompts(found: source.Source) -> Prompts:
+    """The model's own prompts; those of the published tasks for a published file."""
+    own = found.home / PROMPTS_FILE
+    if own.exists():
+        return Prompts.from_file(own)
+    if found.weights.suffix == ".safetensors" or not PUBLISHED_PROMPTS.exists():
+        return Prompts({})
+    return Prompts.from_file(PUBLISHED_PROMPTS, PUBLISHED_LANGUAGE)
+
+
+def _own_sampling(own: dict[str, Any], phase: str, path: Path) -> Sampling | None:
+    """The sampling that model.yaml names for a phase, if it does."""
+    if phase not in own:
+        return None
+    try:
+        return Sampling(**own[phase])
+    except (TypeError, ConfigError) as error:
+        raise ConfigError(f"{path}: sampling.{phase}: {error}") from error

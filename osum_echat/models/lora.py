@@ -1,0 +1,83 @@
+"""LoRA layers in the LLM: in files trained with them, and in a model that goes on with them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from osum_echat.errors import CheckpointError, ConfigError
+from osum_echat.models.stored import Stored
+
+BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
+# As published: not up_proj.
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """A weight changes by alpha / rank times up @ down. The defaults are the published ones."""
+
+    rank: int = 64
+    alpha: float = 32
+    dropout: float = 0.1
+    targets: tuple[str, ...] = TARGETS
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ConfigError(f"lora: rank {self.rank}, alpha {self.alpha}: both must be above 0")
+
+
+def add_layers(llm: nn.Module, settings: LoraSettings) -> None:
+    """Give the target layers of an LLM their LoRA layers, in place; the change starts as zero."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config: Any = LoraConfig(
+        r=settings.rank,
+        lora_alpha=int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        bias="none",
+    )
+    inject_adapter_in_model(config, llm)
+
+
+def is_trained_with(names: Mapping[str, object]) -> bool:
+    """True for the weights of a model with LoRA layers."""
+    return any(name.endswith(DOWN) for name in names)
+
+
+def merged(weights: Mapping[str, Stored], settings: LoraSettings) -> dict[str, Stored]:
+    """The weights of the plain model that computes the same; each is merged when it is read.
+
+    A merged weight is added up in float32 and rounded once, to the type of its base.
+    """
+    found = {}
+    for name, value in weights.items():
+        if name.endswith((DOWN, UP)):
+            continue
+        target = name.removesuffix(f"{BASE}weight")
+        if target == name or f"{target}{DOWN}" not in weights:
+            found[name.replace(BASE, ".")] = value
+            continue
+        if f"{target}{UP}" not in weights:
+            raise CheckpointError(f"{target}: lora_A without lora_B; copy the model again")
+        down, up = weights[f"{target}{DOWN}"], weights[f"{target}{UP}"]
+        found[f"{target}.weight"] = _merged(target, value, down, up, settings)
+    return found
+
+
+def _merged(target: str, base: Stored, down: Stored, up: Stored, settings: LoraSettings) -> Stored:
+    rank, fits = settings.rank, (up.shape[:1], down.shape[1:]) == (base.shape[:1], base.shape[1:])
+    if not fits or down.shape[0] != rank or up.shape[1] != rank:
+        raise CheckpointError(
+            f"{target}: lora_A {list(down.shape)} and lora_B {list(up.shape)} do not fit the base "
+            f"{list(base.shape)} and rank {rank}; see lora_rank or lora.rank in the settings"
+        )
+
+    def read() -> Tensor:
+        change = up.read().float() @ down.read().float()
+        return base.read().float().add_(change, alpha=settings.alpha / rank).to(base.dtype)
+
+    return Stored(base.shape, base.dtype, read)
+

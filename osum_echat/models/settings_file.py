@@ -1,0 +1,172 @@
+"""The sizes of a model from its YAML: ours, or upstream's with the config.json of its LLM."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from osum_echat.errors import CheckpointError, ConfigError
+from osum_echat.models.adapter import AdapterSettings
+from osum_echat.models.echat import EChatSettings
+from osum_echat.models.encoder import EncoderSettings
+from osum_echat.models.lora import LoraSettings
+
+SETTINGS_FILE = "model.yaml"
+LLM_FILES = ("llm_config.json", "llm/config.json")  # beside upstream's YAML
+UPSTREAM_KEY = "encoder_conf"  # only upstream's YAML has it
+EXPONENT = re.compile(r"[-+]?\d+e[-+]?\d+", re.IGNORECASE)
+# What our network does as the published one; any other value in upstream's YAML is refused.
+UPSTREAM_CHOICES: dict[str, tuple[object, ...]] = {
+    "adapter_type": ("osum_echat",),
+    "downsample_rate": (4,),
+    "encoder_conf.input_layer": ("conv1d2",),
+    "encoder_conf.pos_enc_layer_type": ("abs_pos_whisper",),
+    "encoder_conf.activation_type": ("gelu",),
+    "encoder_conf.key_bias": (False,),
+    "encoder_conf.normalize_before": (True,),
+}
+
+Settings = TypeVar("Settings", EncoderSettings, AdapterSettings, LoraSettings)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping; plain values only. Raises CheckpointError."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; copy the model again") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: holds no settings")
+    return raw
+
+
+def read_settings(source: Path) -> EChatSettings:
+    """The sizes in a model.yaml (or the directory that holds it), ours or upstream's.
+
+    Upstream's has no LLM settings: the config.json of the LLM beside it gives them. Further keys of
+    ours are left to who reads them. Raises CheckpointError for what is missing or wrong.
+    """
+    path = source / SETTINGS_FILE if source.is_dir() else source
+    raw = read_yaml(path)
+    try:
+        if UPSTREAM_KEY in raw:
+            return upstream_settings(raw, read_llm_config(llm_config_file(path, raw)))
+        return our_settings(raw)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not the settings of a model ({type(error).__name__}: {error}); "
+            "see conf/osum_echat/model.yaml"
+        ) from error
+
+
+def our_settings(raw: Mapping[str, Any]) -> EChatSettings:
+    """Settings from our own YAML."""
+    for key in ("encoder", "adapter", "llm"):
+        if not isinstance(raw.get(key), dict):
+            raise ConfigError(f"{key}: missing; it holds the sizes of the {key}")
+    lora = raw.get("lora")
+    return EChatSettings(
+        sizes(EncoderSettings, raw["encoder"], "encoder"),
+        sizes(AdapterSettings, raw["adapter"], "adapter"),
+        {key: number(value) for key, value in raw["llm"].items()},
+        int(raw.get("speech_codes", EChatSettings().speech_codes)),
+        sizes(LoraSettings, _with_tuples(lora), "lora") if lora is not None else None,
+    )
+
+
+def upstream_settings(raw: Mapping[str, Any], llm: Mapping[str, Any]) -> EChatSettings:
+    """Settings from upstream's YAML; its adapter has fixed sizes."""
+    encoder = raw[UPSTREAM_KEY]
+    for where, known in UPSTREAM_CHOICES.items():
+        part, _, key = where.rpartition(".")
+        value = (raw[part] if part else raw).get(key, known[0])
+        if value not in known:
+            raise ConfigError(f"{where} {value!r}: only {known[0]!r} can be used")
+    found = {
+        "mels": raw["input_dim"], "width": encoder["output_size"],
+        "heads": encoder["attention_heads"], "units": encoder["linear_units"],
+        "blocks": encoder["num_blocks"], "dropout": encoder["dropout_rate"],
+    }  # fmt: skip
+    lora = LoraSettings(
+        int(raw.get("lora_rank", LoraSettings().rank)),
+        float(raw.get("lora_alpha", LoraSettings().alpha)),
+        float(raw.get("lora_dropout", LoraSettings().dropout)),
+    )
+    return EChatSettings(
+        sizes(EncoderSettings, found, UPSTREAM_KEY),
+        AdapterSettings(),
+        llm,
+        int(raw["speech_token_num"]) - 1,
+        lora,
+    )
+
+
+def sizes(kind: type[Settings], raw: Mapping[str, Any], where: str) -> Settings:
+    """A settings dataclass from its part of the YAML; unknown keys and wrong types are refused."""
+    known = {field.name: field for field in fields(kind)}
+    for key, value in raw.items():
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"{where}.{key}: no such setting; {hint}")
+        wanted = known[key].type
+        if wanted in (int, float) and (
+            isinstance(value, bool) or not isinstance(value, wanted | int)
+        ):
+            raise ConfigError(f"{where}.{key}: {value!r} where a number is needed")
+        if wanted is int and value < 1:
+            raise ConfigError(f"{where}.{key}: {value}, need 1 or more")
+    return kind(**raw)
+
+
+def as_plain(settings: EChatSettings) -> dict[str, Any]:
+    """Settings as `our_settings` reads them: plain values for YAML."""
+    raw = asdict(settings)
+    if raw["lora"] is None:
+        del raw["lora"]
+    else:
+        raw["lora"]["targets"] = list(raw["lora"]["targets"])
+    raw["llm"] = dict(settings.llm)
+    return raw
+
+
+def number(value: Any) -> Any:
+    """A float that YAML took for a string, because it has no point: 1e-6."""
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
+
+
+def _with_tuples(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+
+
+def llm_config_file(path: Path, raw: Mapping[str, Any]) -> Path:
+    """Where the config.json of the LLM lies: beside upstream's YAML, or where its llm_path says."""
+    places = [path.parent / name for name in LLM_FILES]
+    named = raw.get("llm_path")
+    if isinstance(named, str):
+        places += [path.parent / named / "config.json", Path(named) / "config.json"]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def read_llm_config(path: Path) -> dict[str, Any]:
+    """The config.json of a Qwen2 or Qwen3. Raises CheckpointError."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: {error.strerror}; put the config.json of the LLM there"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: holds no settings of an LLM")
+    return raw

@@ -1,0 +1,105 @@
+"""What a training tells of itself: log lines, and one JSON object a line in `metrics.jsonl`."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from osum_echat.logs import logger
+from osum_echat.sequence import Batch
+from osum_echat.training.engine import Score, StepReport
+
+LOG = logger(__name__)
+
+
+class Metrics:
+    """Sums between two log lines; one JSON object a line in `metrics.jsonl`."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path  # None: another process writes them
+        self._clear()
+
+    def _clear(self) -> None:
+        self._scores: dict[str, Score] = {}
+        self._norms: list[float] = []
+        self._places = self._padding = self._clips = self._utterances = 0
+        self._since = time.monotonic()
+
+    def add(self, report: StepReport, batches: Sequence[Batch]) -> None:
+        """Count a step."""
+        for task, score in report.by_task.items():
+            whole = self._scores.setdefault(task, Score())
+            whole.add(score.loss_sum, score.tokens, score.correct)
+        self._norms.append(report.norm)
+        for batch in batches:
+            self._places += batch.valid.numel()
+            self._padding += int(batch.valid.numel() - batch.valid.sum())
+            self._clips += 0 if batch.mels is None else len(batch.mels)
+            self._utterances += sum(len(row) for row in batch.keys)
+
+    def write(self, step: int, minutes: float, rate: float, epoch: int) -> None:
+        """One log line and one metrics line for the steps since the last."""
+        seconds = max(1e-9, time.monotonic() - self._since)
+        whole = Score()
+        for score in self._scores.values():
+            whole.add(score.loss_sum, score.tokens, score.correct)
+        line = {
+            "step": step,
+            "minutes": round(minutes, 3),
+            "epoch": epoch,
+            "rate": rate,
+            "loss": whole.loss,
+            "accuracy": whole.accuracy,
+            "norm": sum(self._norms) / max(1, len(self._norms)),
+            "tokens_per_s": (self._places - self._padding) / seconds,
+            "utterances_per_s": self._utterances / seconds,
+            "clips_per_s": self._clips / seconds,
+            "padding": self._padding / max(1, self._places),
+            "tasks": _by_task(self._scores),
+        }
+        self._append(line)
+        LOG.info(
+            "step %d  %.1f min  epoch %d  loss %.4f  %s  norm %.2f  rate %.2e  "
+            "%.0f tokens/s  %.1f utterances/s  padding %.0f %%",
+            step, minutes, epoch, whole.loss, _words(self._scores),
+            line["norm"], rate, line["tokens_per_s"], line["utterances_per_s"],
+            100.0 * self._padding / max(1, self._places),
+        )  # fmt: skip
+        self._clear()
+
+    def write_check(self, step: int, scores: dict[str, Score]) -> None:
+        """One line of held-out scores."""
+        self._append({"step": step, "held_out": _by_task(scores)})
+        LOG.info("step %d  held out: %s", step, _words(scores))
+        self._since = time.monotonic() if not self._norms else self._since
+
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size if self.path is not None and self.path.exists() else 0
+
+    def cut(self, size: int) -> None:
+        """Forget lines written after the checkpoint that training goes on from."""
+        if self.path is not None and self.path.exists():
+            with self.path.open("r+b") as file:
+                file.truncate(size)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _by_task(scores: dict[str, Score]) -> dict[str, dict[str, float]]:
+    return {
+        task: {"loss": score.loss, "accuracy": score.accuracy, "tokens": score.tokens}
+        for task, score in sorted(scores.items())
+    }
+
+
+def _words(scores: dict[str, Score]) -> str:
+    return "  ".join(
+        f"{task} {score.loss:.3f} ({100 * score.accuracy:.0f} %)"
+        for task, score in sorted(scores.items())
+    )

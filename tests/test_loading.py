@@ -1,0 +1,92 @@
+"""Claims about loading: any source answers alike, types and places are chosen, models share."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from osum_echat import EChat, loading
+from osum_echat import device as devices
+from osum_echat.errors import CheckpointError, InputError
+from osum_echat.models import checkpoint
+from osum_echat.models.settings_file import read_settings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def published(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a published file, its tokenizer, voice and settings each elsewhere."""
+    home = tmp_path_factory.mktemp("published")
+    checkpoint.save_published(home / "weights" / "final.pt", checkpoint.load(model_directory))
+    (home / "conf").mkdir()
+    shutil.copyfile(model_directory / "model.yaml", home / "conf" / "tiny.yaml")
+    (home / "text").mkdir()
+    for path in model_directory.glob("*.json"):
+        shutil.copyfile(path, home / "text" / path.name)
+    return home
+
+
+def options(home: Path, model_directory: Path) -> dict[str, Path]:
+    return {"config": home / "conf" / "tiny.yaml", "tokenizer": home / "text",
+            "token2wav": model_directory / "token2wav"}  # fmt: skip
+
+
+def test_a_published_file_answers_as_the_directory_does(published, model_directory, question_wav):
+    ours = EChat.load(model_directory, device="cpu")
+    theirs = EChat.load(published / "weights" / "final.pt", device="cpu",
+                        **options(published, model_directory))  # fmt: skip
+    one, other = (model.reply(question_wav, task="s2s", seed=3) for model in (ours, theirs))
+    assert one.speech_tokens == other.speech_tokens and one.text == other.text
+    assert theirs.prompts.first("<TRANSCRIBE>")     # of the published tasks
+
+
+def test_bf16_can_be_asked_for_and_auto_is_float32_where_there_is_room(model_directory):
+    assert EChat.load(model_directory, device="cpu", speaks=False).network.dtype == torch.float32
+    small = EChat.load(model_directory, device="cpu", speaks=False, dtype="bf16")
+    assert {part.dtype for part in small.network.parameters()} == {torch.bfloat16}
+    assert small.network.llm.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_auto_is_bf16_where_float32_would_not_fit(model_directory, monkeypatch, caplog):
+    weights = model_directory / "model.safetensors"
+    monkeypatch.setattr(devices, "free_memory_bytes", lambda: 20_000)
+    assert loading.pick_dtype("auto", CPU, weights) == torch.bfloat16
+    assert "using bfloat16" in caplog.text
+    monkeypatch.setattr(devices, "free_memory_bytes", lambda: None)
+    assert loading.pick_dtype("auto", CPU, weights) == torch.float32
+    with pytest.raises(InputError, match="dtype 'fp8': choose one of auto, bf16, fp32"):
+        loading.pick_dtype("fp8", CPU, weights)
+
+
+def test_two_models_share_the_voice_and_what_is_equal(model_directory: Path, tmp_path: Path):
+    other = checkpoint.load(model_directory)
+    with torch.no_grad():
+        other.speech_head.bias.add_(1.0)
+    copy = tmp_path / "model"
+    shutil.copytree(model_directory, copy, ignore=shutil.ignore_patterns("token2wav", "*.safeten*"))
+    checkpoint.save(copy, other)
+    settings = yaml.safe_load((model_directory / "model.yaml").read_text())
+    (copy / "model.yaml").write_text(yaml.safe_dump(settings))
+    first = EChat.load(model_directory, device="cpu")
+    second = EChat.load(copy, device="cpu", share=first)
+    assert second.voice is first.voice
+    mine, theirs = first.network.state_dict(), second.network.state_dict()
+    apart = {name for name in mine if mine[name].data_ptr() != theirs[name].data_ptr()}
+    assert apart == {"speech_head.bias"}
+    assert torch.equal(theirs["speech_head.bias"], mine["speech_head.bias"] + 1)
+
+
+def test_a_model_without_a_tokenizer_names_the_places(published, model_directory):
+    with pytest.raises(CheckpointError, match=r"no tokenizer .* give --tokenizer DIR"):
+        EChat.load(published / "weights" / "final.pt", config=published / "conf" / "tiny.yaml")
+
+
+def test_upstreams_settings_force_no_kind_of_thought(tmp_path: Path):
+    golden = Path(__file__).parent / "goldens" / "model"
+    found = loading.source.find(golden)
+    manner = loading.Manner.of(found)
+    assert manner.thinking == "either" and found.is_upstream
+    assert read_settings(found.settings).speech_codes > 0

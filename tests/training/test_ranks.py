@@ -1,0 +1,85 @@
+"""Claims about several processes: they train as one would, and go on after a stop."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from osum_echat import build, config
+from osum_echat.data.loader import Loader
+from osum_echat.errors import ConfigError, DataError
+from osum_echat.models import checkpoint
+from osum_echat.training import loop
+from osum_echat.training.ranks import Ranks
+from tests.training.experiment import write_experiment
+
+ROOT = Path(__file__).parents[2]
+
+def test_alone_nothing_is_exchanged() -> None:
+    alone, tensor = Ranks(), torch.tensor([2.0])
+    alone.add([tensor])
+    assert tensor.item() == 2.0
+    assert alone.largest((1.0, 0.0)) == (1.0, 0.0)
+    assert alone.own(alone.gather(tensor)) is tensor
+
+
+def test_another_number_of_processes_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"saved by 2 processes.*not 1"):
+        Ranks().own([torch.zeros(3), torch.zeros(3)])
+
+
+def test_without_torchrun_the_missing_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="torchrun"):
+        Ranks.join(torch.device("cpu"))
+
+
+def share(path: Path, rank: int, world: int) -> list[str]:
+    """What one of several processes reads in the first epoch."""
+    whole = build.training(config.load(path, [])).batches
+    assert isinstance(whole, Loader)
+    weighted = [
+        (source, weight) for source, (_, weight) in zip(whole.sources, whole.sizes, strict=True)
+    ]
+    part = Loader(weighted, whole.preparer, whole.settings, whole.seed, rank, world)
+    return [str(visit) for visit in part._visits(0)]
+
+
+def test_each_process_reads_another_share_and_none_is_left_out(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path)
+    shares = [share(path, rank, 3) for rank in range(3)]
+    assert sorted(visit for one in shares for visit in one) == sorted(share(path, 0, 1))
+    with pytest.raises(DataError, match="each of 1000 processes"):
+        share(path, 999, 1000)
+
+
+def launch(path: Path, *overrides: str) -> None:
+    """Two processes on this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(ROOT / "train.py"), "--config", str(path), *overrides]  # fmt: skip
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(command, check=True, cwd=ROOT, timeout=240, capture_output=True, env=settings)
+
+
+def final_weights(path: Path) -> dict[str, torch.Tensor]:
+    return dict(checkpoint.load(path.parent / "out" / loop.FINAL_FOLDER).state_dict())
+
+
+@pytest.mark.slow
+def test_two_processes_learn_and_go_on_as_if_never_stopped(tmp_path: Path) -> None:
+    whole = write_experiment(tmp_path / "whole")
+    launch(whole)
+    parted = write_experiment(tmp_path / "parted")
+    launch(parted, "run.steps=3")
+    launch(parted)
+    first, second = final_weights(whole), final_weights(parted)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    lines = (tmp_path / "whole" / "out" / loop.METRICS_FILE).read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines if '"loss"' in line and '"rate"' in line]
+    assert len(losses) == 6 and losses[-1] < losses[0]
