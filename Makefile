@@ -7,7 +7,7 @@ TOKEN2WAV := build/token2wav
 REPLIES := build/reply_world
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint parity tiny clean
+.PHONY: help demo test test-all lint parity tiny tiny-data clean
 
 help:
 	@echo "make demo            ask the small model a bundled question and hear its reply"
@@ -36,8 +36,8 @@ parity: .venv/run.stamp
 	@test -n "$(DIR)" || { echo "name a directory of reference tensors: make parity DIR=..." >&2; exit 2; }
 	@$(RUN) -m osum_echat.parity $(DIR)
 
-# The whole recipe of pretrained/tiny: corpus, speech parts, dialogue model. Every step goes on where it stopped.
-tiny: .venv/dev.stamp
+# What the small model learns from: speech parts, corpus, lists, tokenizer. Every step goes on where it stopped.
+tiny-data: .venv/dev.stamp
 	$(RUN) -m common_utils.tiny_world.assets
 	$(RUN) -m common_utils.tiny_world.reply_set --out $(REPLIES) --minutes 100
 	$(RUN) -m osum_echat.training.train_tokenizer conf/tiny/token2wav_tokenizer.yaml \
@@ -51,8 +51,10 @@ tiny: .venv/dev.stamp
 	$(RUN) -m common_utils.tiny_world.lists --corpus build/world --pretrain-size 20000 \
 		--speech-tokenizer $(TOKEN2WAV)/speech_tokenizer.onnx --sentences $(REPLIES)/reply.list
 	$(RUN) -m common_utils.tiny_world.text_tokenizer --out build/world/tokenizer
-	for stage in stage0_text stage1_understanding stage1b_encoder stage2a_tts stage2b_dialogue stage3_empathy; do \
-		$(RUN) train.py --config conf/tiny/$$stage.yaml || exit; done
+
+# The whole recipe of pretrained/tiny.
+tiny: tiny-data
+	PYTHON=$(RUN) bash train.sh all conf/tiny
 	$(RUN) -m common_utils.tiny_world.assemble --model exp/tiny/stage3/final --flow exp/token2wav/flow \
 		--vocoder $(TOKEN2WAV)/vocoder_training --speaker $(TOKEN2WAV)/speaker.onnx \
 		--speech-tokenizer $(TOKEN2WAV)/speech_tokenizer.onnx \

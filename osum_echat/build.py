@@ -11,14 +11,17 @@ import yaml
 from osum_echat import config
 from osum_echat import device as devices
 from osum_echat.config import Experiment
-from osum_echat.data.loader import Loader, held_out_batches, open_sources
+from osum_echat.data.augment import AugmentSettings
+from osum_echat.data.loader import Loader, held_out_batches, open_lists, open_sources
 from osum_echat.data.prepare import Preparer
+from osum_echat.errors import ConfigError
 from osum_echat.logs import logger
 from osum_echat.models import checkpoint, source
 from osum_echat.models.echat import EChat, EChatSettings
 from osum_echat.models.starts import llm_settings, local, start_hearing, start_llm
 from osum_echat.models.whisper_start import start_encoder
 from osum_echat.sequence import Batch
+from osum_echat.training.deepspeed_engine import DeepSpeedEngine
 from osum_echat.training.engine import LocalEngine
 from osum_echat.training.loop import Training
 from osum_echat.training.ranks import Ranks
@@ -42,14 +45,17 @@ def training(experiment: Experiment) -> Training:
     device = devices.pick(experiment.device)
     ranks = Ranks.join(device)
     loader = Loader(
-        open_sources(experiment.data.lists), preparer, experiment.data, experiment.seed,
-        ranks.rank, ranks.world,
+        open_sources(experiment.data), preparer, experiment.data, experiment.seed,
+        ranks.rank, ranks.world, drops_report(Path(experiment.output), ranks.rank),
     )  # fmt: skip
     model = network(experiment, settings)
-    engine = LocalEngine(model, experiment.stage, experiment.engine, device, ranks)
+    if experiment.engine.deepspeed is not None and experiment.run.average:
+        raise ConfigError("run.average: not with engine.deepspeed, whose weights are in pieces")
+    kind = LocalEngine if experiment.engine.deepspeed is None else DeepSpeedEngine
+    engine = kind(model, experiment.stage, experiment.engine, device, ranks)
     held_out = experiment.data.held_out
     if held_out:
-        open_sources(held_out)  # a missing list is told now, not at the first check
+        open_lists(held_out, experiment.data.schemes)  # a missing list is told at the start
     return Training(
         engine=engine,
         batches=loader,
@@ -59,6 +65,11 @@ def training(experiment: Experiment) -> Training:
         config_text=config.dump(experiment),
         accumulate=experiment.engine.accumulate,
     )
+
+
+def drops_report(output: Path, rank: int) -> Path:
+    """Where a process writes which utterances it left out, and why."""
+    return output / ("drops.json" if rank == 0 else f"drops_{rank}.json")
 
 
 def model_settings(experiment: Experiment) -> EChatSettings:
@@ -90,12 +101,14 @@ def network(experiment: Experiment, settings: EChatSettings) -> EChat:
     starts = (
         (experiment.init_llm, lambda place: start_llm(model, place)),
         (experiment.init_hearing, lambda place: start_hearing(model, place)),
-        (experiment.init_encoder, lambda place: start_encoder(model.encoder, place)),
+        (experiment.init_encoder, lambda place: start_encoder(model.encoder, local(place))),
     )
     for place, start in starts:
         if place is not None:
             start(Path(place))
             LOG.info("%s starts a part of the model", place)
+    if experiment.stage.lora is not None:
+        model.add_lora(experiment.stage.lora)
     sizes = {name: sum(part.numel() for part in child.parameters())
              for name, child in model.named_children()}  # fmt: skip
     LOG.info("model: %s", ", ".join(f"{name} {size / 1e6:.1f} M" for name, size in sizes.items()))
@@ -108,9 +121,7 @@ def export(directory: Path, experiment: Experiment, model: EChat, preparer: Prep
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     prepare = experiment.prepare
-    checkpoint.save(
-        part, model, notes={"thinking": prepare.thinking, "template": prepare.template}
-    )
+    checkpoint.save(part, model, notes={"thinking": prepare.thinking, "template": prepare.template})
     pools = {tag: list(pool) for tag, pool in preparer.prompts.pools.items()}
     if pools:
         text = yaml.safe_dump(pools, sort_keys=False, allow_unicode=True)
@@ -125,7 +136,7 @@ def export(directory: Path, experiment: Experiment, model: EChat, preparer: Prep
 
 def _held_out(experiment: Experiment, vocab: Vocab, mels: int) -> Callable[[], Sequence[Batch]]:
     """Makes the held-out batches when first asked: without masks, from a seed of its own."""
-    settings = replace(experiment.prepare, time_masks=0, band_masks=0)
+    settings = replace(experiment.prepare, time_masks=0, band_masks=0, augment=AugmentSettings())
     return lambda: held_out_batches(
         experiment.data.held_out,
         Preparer(settings, vocab, mels),

@@ -1,11 +1,13 @@
 """Which processor runs the model. The only file that knows about Ascend (npu)."""
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
+from osum_echat import logs
 from osum_echat.errors import InputError
 
 NAMES = ("auto", "cuda", "npu", "cpu")
@@ -32,13 +34,74 @@ def pick(name: str = "auto") -> torch.device:
     if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()):
         if not torch.cuda.is_available():
             raise InputError("device 'cuda': no CUDA device is visible here; use --device cpu")
-        return torch.device("cuda", index)
+        return _numbered("cuda", index, torch.cuda.device_count())
     if kind == "npu" or (kind == "auto" and _has_npu()):
         if not _has_npu():
             raise InputError("device 'npu': torch_npu is not installed or sees no card; "
                              "see requirements-npu.txt, or use --device cpu")
-        return torch.device("npu", index)
+        return _numbered("npu", index, count("npu"))
     return torch.device("cpu")
+
+
+def _numbered(kind: str, index: int, there: int) -> torch.device:
+    """That card, made the current one of this process."""
+    if index >= there:
+        raise InputError(f"device '{kind}:{index}': {there} visible here, numbered from 0; "
+                         "start as many processes as there are cards, or fewer")
+    device = torch.device(kind, index)
+    getattr(torch, kind).set_device(device)
+    return device
+
+
+def count(name: str = "auto") -> int:
+    """Processes that a training on this machine may start: one for each card, 1 on a CPU.
+
+    A numbered device such as cuda:1 counts as one.
+    """
+    kind, _, number = name.partition(":")
+    if number:
+        return 1
+    if kind in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.cuda.device_count()
+    if kind in ("auto", "npu") and _has_npu():
+        import torch_npu
+
+        return int(torch_npu.npu.device_count())
+    return 1
+
+
+def random_state(device: torch.device) -> torch.Tensor:
+    """The state of all random numbers of this process, (bytes,), the device's behind the CPU's."""
+    own = torch.get_rng_state()
+    if device.type == "cpu":
+        return own
+    return torch.cat((own, getattr(torch, device.type).get_rng_state(device).cpu()))
+
+
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    """Take back what `random_state` gave."""
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(state[:size].cpu())
+    if device.type != "cpu":
+        getattr(torch, device.type).set_rng_state(state[size:].cpu(), device)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory that this process has held: of its card, or of the machine on a CPU."""
+    if device.type != "cpu":
+        return int(getattr(torch, device.type).max_memory_allocated(device))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in kilobytes
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error tells that the device's memory, or the machine's, was not enough."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("out of memory" in words or "can't allocate memory" in words)
+    )
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
@@ -67,3 +130,7 @@ def free_memory_bytes() -> int | None:
         return None
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
     return kilobytes[0] * 1024 if kilobytes else None
+
+
+if __name__ == "__main__":  # for train.sh
+    logs.out(str(count(*sys.argv[1:2])))

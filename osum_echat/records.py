@@ -24,6 +24,11 @@ def canonical_label(raw: str | None) -> str | None:
     return None if name in _NO_LABEL else _SPELLINGS.get(name, name)
 
 
+def written_label(raw: str | None) -> str | None:
+    """A label as its list spells it, without brackets; None for none-like ones."""
+    return raw.strip().strip("<>").strip() if raw and canonical_label(raw) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Labels:
     """What is known about a voice, and the style of the reply; None is unknown or not asked."""
@@ -63,6 +68,7 @@ class Utterance:
         """Read one object of a raw list.
 
         where: what to call the line in errors; root: the folder that relative wav paths start at.
+        A wav may also be the bytes of a sound file, as tars hold it.
         Raises DataError naming the field that cannot be used.
         """
         reader = _Reader(raw, where, root)
@@ -72,7 +78,7 @@ class Utterance:
             key=reader.required("key"),
             task=reader.text("task") or DEFAULT_TASK,
             user=Turn(
-                audio=reader.path("wav"),
+                audio=reader.audio("wav"),
                 text=reader.text("q_txt", extra) or question,
                 reply_text=reader.required("txt"),
                 reply_speech=(reader.codes("speech_token", extra)
@@ -83,7 +89,7 @@ class Utterance:
                 age=canonical_label(reader.text("age", extra)),
                 gender=canonical_label(reader.text("gender", extra)),
                 emotion=canonical_label(reader.text("q_emotion", extra)),
-                event=canonical_label(reader.text("caption", extra)),
+                event=written_label(reader.text("caption", extra)),
                 style=canonical_label(reader.text("reply_emotion", extra)),
             ),
             thought=reader.text("think_str", extra),
@@ -132,8 +138,11 @@ class _Reader:
             raise DataError(f"{self.where}: {name} is {found}, need a string")
         return value
 
-    def path(self, name: str) -> Path | None:
-        """The file of that name; a relative path starts at the list's folder."""
+    def audio(self, name: str) -> bytes | Path | None:
+        """The sound of that name: bytes, or a file; a relative path starts at the list's folder."""
+        value = self.raw.get(name)
+        if isinstance(value, bytes):
+            return value
         value = self.text(name)
         return None if value is None else self.root / value
 
@@ -164,12 +173,14 @@ class _Reader:
         turns = []
         for number in sorted(numbers):
             reply = self.required(f"txt_{number}")
-            audio = self.required(f"wav_{number}")
             codes = self.extra.get(f"speech_token_{number}")
-            if MISSING_TURN in (reply, audio) or codes == MISSING_TURN:
+            if MISSING_TURN in (reply, self.raw.get(f"wav_{number}"), codes):
                 return ()
+            audio = self.audio(f"wav_{number}")
+            if audio is None:
+                raise DataError(f"{self.where}: wav_{number} is missing, need a string")
             turns.append(Turn(
-                audio=self.root / audio,
+                audio=audio,
                 text=self.text(f"q_txt_{number}", self.extra),
                 reply_text=reply,
                 reply_speech=self.codes(f"speech_token_{number}", self.extra),

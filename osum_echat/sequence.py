@@ -3,10 +3,10 @@
 Training composes with the answer, inference without it, so that the two cannot differ: the row
 without the answer is always the beginning of the row with it.
 """
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -223,12 +223,15 @@ def _lay(task: Task, vocab: Vocab, segments: Iterable[Segment], key: str) -> Seq
     return row
 
 
-def pack(sequences: Items[Sequence], limit_tokens: int) -> list[list[Sequence]]:
+Row = TypeVar("Row", bound=Sized)
+
+
+def pack(sequences: Items[Row], limit_tokens: int) -> list[list[Row]]:
     """Share rows of `limit_tokens` among sequences, longest first, each where it first fits.
 
     A sequence longer than the limit gets a row of its own.
     """
-    rows: list[list[Sequence]] = []
+    rows: list[list[Row]] = []
     free: list[int] = []
     for sequence in sorted(sequences, key=len, reverse=True):
         for number, room in enumerate(free):

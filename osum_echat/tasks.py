@@ -34,6 +34,11 @@ class Task:
     tag: str = ""                       # the name in data lists
 
     @property
+    def kind(self) -> str:
+        """What goes in and what comes out, speech or text: s2t, t2s, s2s or t2t."""
+        return f"{'s' if self.hears else 't'}2{'s' if self.speaks else 't'}"
+
+    @property
     def opening(self) -> str:
         """The row's first string: the system prompt and the start of the user's turn."""
         return f"<|im_start|>system\nYou are OSUM-chat, {self.system}{TURN_END}{USER_START}"

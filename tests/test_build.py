@@ -7,12 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from osum_echat import build
+from osum_echat import build, config
+from osum_echat.errors import ConfigError
 from osum_echat.models import checkpoint
 from osum_echat.models.lora import LoraSettings
+from osum_echat.training.stages import StageSettings
 from tests.models.test_lora import lora_network
 from tests.models.test_starts import stock_llm
 from tests.tiny_network import SETTINGS, network
+from tests.training.experiment import write_experiment
 
 STARTS = ("init", "model", "tokenizer", "init_encoder", "init_llm", "init_hearing")
 
@@ -20,8 +23,10 @@ STARTS = ("init", "model", "tokenizer", "init_encoder", "init_llm", "init_hearin
 def experiment(**starts: object) -> SimpleNamespace:
     """The part of an experiment that says what training starts from."""
     given = {name: str(place) for name, place in starts.items() if name in STARTS}
-    return SimpleNamespace(**(dict.fromkeys(STARTS) | given),
-                           keep_lora=starts.get("keep_lora", False))  # fmt: skip
+    return SimpleNamespace(
+        **(dict.fromkeys(STARTS) | given), keep_lora=starts.get("keep_lora", False),
+        stage=StageSettings(train=("llm",)),
+    )  # fmt: skip
 
 
 def test_a_published_file_is_a_start_with_its_settings_named_or_beside(tmp_path: Path):
@@ -57,3 +62,9 @@ def test_lora_layers_are_merged_unless_they_shall_be_kept(tmp_path: Path, keep: 
     model = build.network(asked, build.model_settings(asked))
     assert isinstance(model.settings.lora, LoraSettings) == keep
     assert any("lora_A" in name for name, _ in model.named_parameters()) == keep
+
+
+def test_a_mean_of_weights_in_pieces_is_refused(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, run={"average": 0.9}, engine={"deepspeed": "conf/none.json"})
+    with pytest.raises(ConfigError, match=r"run\.average: not with engine\.deepspeed"):
+        build.training(config.load(path))

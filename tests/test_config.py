@@ -48,7 +48,7 @@ def test_what_is_written_beside_a_checkpoint_reads_the_same(path: Path, tmp_path
         ("run.steps=1.5", "1.5 where a whole number is needed"),
         ("run.steps=true", "True where a whole number is needed"),
         ("schedule.rate=high", "'high' where a number is needed"),
-        ("prepare.audio_as_text=1", "1 where true or false is needed"),
+        ("prepare.speech_answers=1", "1 where true or false is needed"),
         ("stage.train=llm", "'llm' where a list is needed"),
         ("data.lists=[a]", "where a mapping is needed"),
         ("data=5", "5 where a mapping of settings is needed"),

@@ -1,5 +1,10 @@
 """Claims about devices: the cpu always works, what is not there is refused."""
 
+import importlib.machinery
+import sys
+import types
+from typing import NamedTuple
+
 import pytest
 import torch
 
@@ -37,3 +42,107 @@ def test_autocast_lowers_precision_only_if_asked():
     for dtype in (None, torch.float32):
         with device.autocast(CPU, dtype):
             assert (ones @ ones).dtype == torch.float32
+
+class StandInCards:
+    """What torch_npu adds to torch, on the CPU."""
+
+    def __init__(self, cards: int) -> None:
+        self.cards, self.current, self.waited = cards, -1, 0
+        self.state = torch.arange(16, dtype=torch.uint8)
+
+    def is_available(self) -> bool:
+        return self.cards > 0
+
+    def device_count(self) -> int:
+        return self.cards
+
+    def set_device(self, card: torch.device) -> None:
+        self.current = card.index
+
+    def synchronize(self, card: torch.device) -> None:
+        self.waited += 1
+
+    def max_memory_allocated(self, card: torch.device) -> int:
+        return 5 * 2**20
+
+    def get_rng_state(self, card: torch.device) -> torch.Tensor:
+        return self.state
+
+    def set_rng_state(self, state: torch.Tensor, card: torch.device) -> None:
+        self.state = state
+
+
+class Card(NamedTuple):
+    """A device of a kind that this build of torch does not know."""
+
+    type: str
+    index: int
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> StandInCards:
+    """Two Ascend cards, as far as torch_npu tells."""
+    found = StandInCards(2)
+    module = types.ModuleType("torch_npu")
+    module.npu = found  # type: ignore[attr-defined]
+    module.__spec__ = importlib.machinery.ModuleSpec("torch_npu", None)
+    monkeypatch.setitem(sys.modules, "torch_npu", module)
+    monkeypatch.setattr(torch, "npu", found, raising=False)
+    monkeypatch.setattr(torch, "device", lambda kind, index=0: Card(kind, index))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    return found
+
+
+def test_ascend_cards_are_picked_counted_and_made_current(
+    cards: StandInCards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert device.pick("auto") == ("npu", 0) and device.count() == 2
+    assert device.pick("npu:1") == ("npu", 1) and cards.current == 1
+    assert device.count("npu:1") == 1
+    assert device.pick("cpu") == ("cpu", 0) and device.count("cpu") == 1
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert device.pick("npu") == ("npu", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="2 visible here"):
+        device.pick("auto")
+
+
+def test_what_a_training_asks_of_a_card_reaches_it(cards: StandInCards) -> None:
+    card = device.pick("npu")
+    assert device.dist_backend(card) == "hccl"
+    assert device.peak_memory_bytes(card) == 5 * 2**20
+    device.synchronize(card)
+    assert cards.waited == 1
+    before = device.random_state(card)
+    drawn = torch.rand(3)
+    cards.state = torch.zeros(16, dtype=torch.uint8)
+    device.set_random_state(before, card)
+    assert torch.equal(torch.rand(3), drawn)
+    assert torch.equal(cards.state, torch.arange(16, dtype=torch.uint8))
+
+
+def test_without_a_visible_card_the_cpu_is_taken(cards: StandInCards) -> None:
+    cards.cards = 0
+    assert device.pick("auto").type == "cpu" and device.count() == 1
+
+
+def test_on_a_cpu_one_process_trains_and_memory_is_told() -> None:
+    assert device.count("cpu") == 1
+    assert device.peak_memory_bytes(CPU) > 2**20
+    state = device.random_state(CPU)
+    drawn = torch.rand(2)
+    device.set_random_state(state, CPU)
+    assert torch.equal(torch.rand(2), drawn)
+
+
+@pytest.mark.parametrize(("error", "told"), [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True),
+    (RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB"), True),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
+    (MemoryError(), True),
+    (RuntimeError("shapes do not fit"), False),
+    (ValueError("out of memory"), False),
+])  # fmt: skip
+def test_a_lack_of_memory_is_known_from_other_errors(error: Exception, told: bool) -> None:
+    assert device.is_out_of_memory(error) == told

@@ -20,7 +20,7 @@ FLOORS = (
     ("generation",),
     ("training",),
     ("config",),
-    ("build", "loading", "assistant"),
+    ("build", "chain", "loading", "assistant", "corpus"),
     ("evaluation", "serving", "parity", "runtime"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -29,7 +29,7 @@ LOW = {"token2wav": 1}      # rooms that may only use the floors up to this one
 HOMES = {                   # library -> the only places inside the package that may import it
     "transformers": ("models/", "vocab.py"),
     "peft": ("models/", "vocab.py"),
-    "deepspeed": ("training/engine.py",),
+    "deepspeed": ("training/deepspeed_engine.py",),
     "onnxruntime": ("token2wav/voice.py",),
     "gradio": ("serving/",),
     "fastapi": ("serving/",),

@@ -37,7 +37,8 @@ from osum_echat.token2wav.voice import (
 
 MB = 1_000_000
 LARGEST_MB, LARGEST_FILE_MB = 64, 48
-SAMPLING = {"text": {"greedy": True}, "speech": {"temperature": 0.8, "top_k": 20}}
+SAMPLING = {"text": {"greedy": True, "repetition_penalty": 1.15},
+            "speech": {"temperature": 0.8, "top_k": 20}}
 LEAST_S, MOST_S = 2.0, 4.0                # of a sample question
 SAMPLES_FILE = "samples.jsonl"
 SHOWN = ("user_text", "labels", "reply_text", "reply_style")

@@ -1,19 +1,19 @@
 """Endless batches from weighted lists: seeded order, counted drops, packing, exact resume."""
 
-import queue
 import random
-import threading
-from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from osum_echat.data.batching import LAYOUTS, Rows
+from osum_echat.data.ahead import InProcesses, InThread, in_line
+from osum_echat.data.batching import LAYOUTS
+from osum_echat.data.drops import Drops
+from osum_echat.data.files import Files
+from osum_echat.data.manifest import OfKind, open_source, read_manifest
 from osum_echat.data.prepare import Preparer
-from osum_echat.data.sources import Dropped, RawSource, Source
+from osum_echat.data.sources import Dropped, Source
+from osum_echat.data.windows import LayoutSettings, Made, Place, Windows
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.logs import logger
 from osum_echat.sequence import Batch, Sequence, collate
@@ -23,86 +23,72 @@ LOG = logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ListSettings:
-    """One list: its file, how often an epoch goes through it, and a task that overrides its own."""
+    """One list: its file, how often an epoch goes through it, and a task that overrides its own.
+
+    path: a raw jsonl, a list of tars or combine pairs, a tar, or a folder of these.
+    """
 
     path: str
     weight: float = 1.0  # 2.5: twice, and another random half each epoch; 0: not at all
     task: str | None = None
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ConfigError(f"data.lists: weight {self.weight} of {self.path} is negative")
+        if not 0.0 <= self.weight < float("inf"):
+            raise ConfigError(f"data.lists: weight {self.weight} of {self.path}, need 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
-class DataSettings:
-    """Which lists are read, and the size of a batch."""
+class DataSettings(LayoutSettings):
+    """Which lists are read, how rows share batches, and who makes them."""
 
-    lists: dict[str, ListSettings]
+    lists: dict[str, ListSettings] = field(default_factory=dict)
+    manifests: dict[str, str] = field(default_factory=dict)  # YAML by kind: s2t, t2s, s2s, t2t
     held_out: dict[str, ListSettings] | None = None  # scored now and then, never trained
     held_out_utterances: int = 200  # of each held-out list
-    layout: str = "packed"  # packed: rows shared; bucketed: one a row, like lengths together
-    row_tokens: int = 2048  # packed: of a row; bucketed: rows times this is what a batch holds
-    rows: int = 8
-    window: int = 256  # utterances that are laid out together
-    prefetch: int = 2  # batches prepared ahead in a thread; 0 = none
+    schemes: tuple[str, ...] = ()  # of URLs that may be read: s3, hf, https ...; none: local only
+    prefetch: int = 2  # batches made ahead, by each worker or in a thread; 0 = none
+    workers: int = 0  # processes that make batches; 0: a thread of this one
+    bad_in_a_row: int = 100  # broken records on end that stop the reading; 0: never
 
     def __post_init__(self) -> None:
-        if not self.lists:
-            raise ConfigError("data.lists: name at least one list")
-        if self.layout not in LAYOUTS:
-            known = ", ".join(LAYOUTS)
-            raise ConfigError(f"data.layout: {self.layout!r} is not one of {known}")
-        for name in ("row_tokens", "rows", "window"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name}: {getattr(self, name)}, need 1 or more")
+        LayoutSettings.__post_init__(self)
+        if not self.lists and not self.manifests:
+            raise ConfigError("data.lists: name at least one list, or give data.manifests")
+        for name in ("held_out_utterances", "prefetch", "workers", "bad_in_a_row"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"data.{name}: {getattr(self, name)}, need 0 or more")
 
 
-def open_sources(lists: dict[str, ListSettings]) -> list[tuple[Source, float]]:
+def open_lists(
+    lists: dict[str, ListSettings] | None, schemes: tuple[str, ...] = ()
+) -> list[tuple[Source, float]]:
     """The sources of the lists with their weights; DataError names a list that cannot be read."""
+    files = Files(schemes)
     return [
-        (RawSource(name, Path(entry.path), entry.task), entry.weight)
-        for name, entry in lists.items()
+        (open_source(name, entry.path, entry.task, files), entry.weight)
+        for name, entry in (lists or {}).items()
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """One unit of one source in an epoch; `turn` counts the visits of a list with weight over 1."""
-
-    source: int
-    turn: int
-    unit: int
-
-
-def epoch_order(sizes: Items[tuple[int, float]], seed: int, epoch: int) -> list[Visit]:
-    """The visits of an epoch in their order, from (units, weight) of each source."""
-    rng = np.random.default_rng([seed, epoch])
-    visits = []
-    for source, (units, weight) in enumerate(sizes):
-        whole = int(weight)
-        visits += [Visit(source, turn, unit) for turn in range(whole) for unit in range(units)]
-        part = round((weight - whole) * units)
-        chosen = sorted(rng.permutation(units)[:part].tolist())
-        visits += [Visit(source, whole, unit) for unit in chosen]
-    return [visits[place] for place in rng.permutation(len(visits))]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a loader is: batches already given of the window that starts at `visit` of `epoch`."""
-
-    epoch: int = 0
-    visit: int = 0
-    batches: int = 0
+def open_sources(settings: DataSettings) -> list[tuple[Source, float]]:
+    """All sources of an experiment with their weights: its lists, then those of its manifests."""
+    files = Files(settings.schemes)
+    sources = open_lists(settings.lists, settings.schemes)
+    for kind, place in settings.manifests.items():
+        for entry in read_manifest(place, files):
+            if entry.weight:
+                source = open_source(f"{kind} {entry.name}", entry.path, files=files)
+                sources.append((OfKind(source, kind), entry.weight))
+    return sources
 
 
 class Loader:
     """Batches without end. The place after the last batch given is all that a resume needs.
 
     Any chance is drawn from the seed and the place of the utterance in the epoch, so a window that
-    was left in the middle is made again and the batches already given are skipped. Of several
-    processes (rank of world) each reads its own share of every epoch's visits.
+    was left in the middle is laid out again and the batches already given are skipped, without
+    decoding them; the number of workers changes nothing. Of several processes (rank of world) each
+    reads its own share of every epoch's visits. report: where what was left out is written.
     """
 
     def __init__(
@@ -113,115 +99,82 @@ class Loader:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        report: Path | None = None,
     ) -> None:
-        self.rank, self.world = rank, world
-        self.sources = [source for source, _ in sources]
-        self.sizes = [(len(source), weight) for source, weight in sources]
-        self.preparer = preparer
-        self.settings = settings
-        self.seed = seed
-        self.drops: Counter[tuple[str, str]] = Counter()
+        self.preparer, self.settings, self.seed = preparer, settings, seed
+        self.windows = Windows(sources, preparer, settings, seed, rank, world)
+        self.drops = Drops(report, settings.bad_in_a_row)
         self.epoch = 0
         self._place = Place()
-        self._batches: Iterator[tuple[Batch, Place]] | None = None
-        if not self._visits(0):
+        self._given: int | None = 0  # batches of this epoch; None: it did not begin here
+        self._made: Iterator[Made] | None = None
+        if not self.windows.visits(0):
             raise DataError(
                 f"data.lists: no utterance in an epoch for each of {world} processes; raise a "
                 "weight or start fewer"
             )
 
+    def __iter__(self) -> "Loader":
+        return self
+
     def __next__(self) -> Batch:
-        if self._batches is None:
-            made = self._from(self._place)
-            ahead = self.settings.prefetch
-            self._batches = _Ahead(made, ahead) if ahead else made
-        batch, self._place = next(self._batches)
-        self.epoch = self._place.epoch
-        return batch
+        if self._made is None:
+            self._made = self._making()
+        while True:
+            made = next(self._made)
+            self.drops.add(made.drafted)
+            self.drops.add(made.decoded, first_look=False)
+            if made.batch is not None and self._given is not None:
+                self._given += 1
+            if made.place.epoch > self._place.epoch:
+                self._end_epoch()
+            self._place, self.epoch = made.place, made.place.epoch
+            if made.batch is not None:
+                return made.batch
 
     def state_dict(self) -> dict[str, int]:
-        """The place after the last batch given."""
-        place = self._place
-        return {"epoch": place.epoch, "visit": place.visit, "batches": place.batches}
+        """The place after the last batch given; the report is brought up to it."""
+        state = asdict(self._place)
+        self.drops.write(state)
+        return state
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on with the batch after that place."""
         self.close()
         self._place = Place(**state)
         self.epoch = self._place.epoch
+        self._given = 0 if self._place == Place(self.epoch) else None
+        self.drops.go_on(state)
 
     def close(self) -> None:
-        """End the thread that prepares ahead."""
-        if isinstance(self._batches, _Ahead):
-            self._batches.close()
-        self._batches = None
+        """End the thread or the processes that make batches ahead."""
+        if isinstance(self._made, InThread | InProcesses):
+            self._made.close()
+        self._made = None
 
-    def _from(self, place: Place) -> Iterator[tuple[Batch, Place]]:
-        """Batches from a place on, each with the place after it."""
-        while True:
-            visits = self._visits(place.epoch)
-            given, is_whole = 0, place.visit == 0
-            while place.visit < len(visits):
-                end = min(place.visit + self.settings.window, len(visits))
-                rows = self._window(visits, place.epoch, place.visit, end)
-                given += len(rows)
-                for number in range(place.batches, len(rows)):
-                    after = Place(place.epoch, place.visit, number + 1)
-                    if number + 1 == len(rows):
-                        after = Place(place.epoch, end)
-                    if after.visit == len(visits):
-                        after = Place(place.epoch + 1)
-                    yield collate(rows[number], self.preparer.vocab), after
-                place = Place(place.epoch, end)
-            self._log_drops(place.epoch, len(visits))
-            if not given and is_whole:
-                raise DataError(
-                    f"epoch {place.epoch}: none of {len(visits)} utterances can be used; "
-                    f"{self._drop_words() or 'see the lists'}"
-                )
-            place = Place(place.epoch + 1)
+    def _making(self) -> Iterator[Made]:
+        settings = self.settings
+        if settings.workers:
+            return InProcesses(self.windows, self._place, settings.workers, settings.prefetch)
+        if settings.prefetch:
+            return InThread(in_line(self.windows, self._place), settings.prefetch)
+        return in_line(self.windows, self._place)
 
-    def _visits(self, epoch: int) -> list[Visit]:
-        """This process's share of an epoch, in its order."""
-        return epoch_order(self.sizes, self.seed, epoch)[self.rank :: self.world]
-
-    def _window(
-        self, visits: list[Visit], epoch: int, start: int, end: int
-    ) -> list[Rows]:
-        """The batches, still as rows of sequences, of the visits `start` to `end`."""
-        window = []
-        for visit in visits[start:end]:
-            found = self.sources[visit.source].read(visit.unit)
-            for number, utterance in enumerate(found):
-                name = f"{self.seed} {epoch} {visit.source} {visit.turn} {visit.unit} {number}"
-                row: Sequence | Dropped = (
-                    utterance
-                    if isinstance(utterance, Dropped)
-                    else self.preparer(utterance, random.Random(name))
-                )
-                if isinstance(row, Dropped):
-                    self._count(self.sources[visit.source].name, row)
-                else:
-                    window.append(row)
-        rng = random.Random(f"{self.seed} {epoch} window {start} {self.rank}")
-        lay_out = LAYOUTS[self.settings.layout]
-        return lay_out(window, self.settings.row_tokens, self.settings.rows, rng)
-
-    def _count(self, source: str, dropped: Dropped) -> None:
-        """Count a drop; the first of each reason in a list is shown."""
-        self.drops[source, dropped.reason] += 1
-        if self.drops[source, dropped.reason] == 1:
-            LOG.warning("%s: first drop, %s: %s", source, dropped.reason, dropped.detail)
-
-    def _log_drops(self, epoch: int, visits: int) -> None:
-        if self.drops:
-            LOG.info("up to the end of epoch %d (%d visits each) dropped: %s",
-                     epoch, visits, self._drop_words())  # fmt: skip
-
-    def _drop_words(self) -> str:
-        return "; ".join(
-            f"{source}: {reason} {count}" for (source, reason), count in self.drops.most_common()
-        )
+    def _end_epoch(self) -> None:
+        """Tell what was left out; an epoch that gave nothing is an error."""
+        epoch = self._place.epoch
+        words = self.drops.words()
+        if words:
+            LOG.info("up to the end of epoch %d (%d records read) dropped: %s",
+                     epoch, self.drops.read, words)  # fmt: skip
+        self.drops.write(asdict(Place(epoch + 1)))
+        if self._given == 0:
+            self.close()
+            raise DataError(
+                f"epoch {epoch}: none of {self.windows.visits(epoch)} utterances can be used; "
+                f"{words or 'see the lists'}"
+            )
+        self._given = 0
 
 
 def held_out_batches(
@@ -229,7 +182,7 @@ def held_out_batches(
 ) -> list[Batch]:
     """The first utterances of each held-out list as batches, always the same ones."""
     rows: list[Sequence] = []
-    for source, _ in open_sources(lists or {}):
+    for source, _ in open_lists(lists, settings.schemes):
         for unit in range(min(len(source), settings.held_out_utterances)):
             for utterance in source.read(unit):
                 if isinstance(utterance, Dropped):
@@ -241,44 +194,3 @@ def held_out_batches(
     lay_out = LAYOUTS[settings.layout]
     batches = lay_out(rows, settings.row_tokens, settings.rows, random.Random(seed))
     return [collate(batch, preparer.vocab) for batch in batches]
-
-
-class _Ahead:
-    """An iterator whose next items are made in a thread. Errors come out where the item would."""
-
-    def __init__(self, items: Iterator[tuple[Batch, Place]], count: int) -> None:
-        self._ready: queue.Queue[tuple[Batch, Place] | Exception] = queue.Queue(count)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._make, args=(items,), daemon=True)
-        self._thread.start()
-
-    def __iter__(self) -> "_Ahead":
-        return self
-
-    def __next__(self) -> tuple[Batch, Place]:
-        item = self._ready.get()
-        if isinstance(item, Exception):
-            raise item
-        return item
-
-    def close(self) -> None:
-        """Stop making items; what is ready is lost."""
-        self._closed.set()
-        self._thread.join()
-
-    def _make(self, items: Iterator[tuple[Batch, Place]]) -> None:
-        try:
-            for item in items:
-                if not self._put(item):
-                    return
-        except Exception as error:
-            self._put(error)
-
-    def _put(self, item: tuple[Batch, Place] | Exception) -> bool:
-        while not self._closed.is_set():
-            try:
-                self._ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False

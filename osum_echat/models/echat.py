@@ -1,7 +1,7 @@
 """The dialogue model: a batch of rows to embeddings, hidden states, two heads and the loss."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.models.adapter import Adapter, AdapterSettings
+from osum_echat.models.chunked_loss import cross_entropy
 from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.models.encoder_memory import EncoderMemory
 from osum_echat.models.lora import LoraSettings, add_layers
@@ -21,6 +22,7 @@ HEARING = "hearing"  # the task name of the hearing loss in reports
 HEARING_SHARPNESS = 12.0  # score of a step that equals the embedding of its piece
 MARKS = 3  # rows of the speech table beyond the codes: edge, audio begin, audio end
 LLM_KINDS = {"qwen2": "Qwen2", "qwen3": "Qwen3"}  # model_type -> the stock classes
+SILENCE_FRAMES = 16  # of the clip that a batch without clips may have to hear
 CLIPS_TOGETHER = 4  # on a CPU; of like length, so that little of the work goes into padding
 
 
@@ -105,6 +107,18 @@ class EChat(nn.Module):
         """Keep what the encoder makes of clips; only for an encoder that no longer changes."""
         self.memory = EncoderMemory(self.encoder, limit_mb * 2**20) if limit_mb else None
 
+    def add_lora(self, lora: LoraSettings) -> None:
+        """Give the LLM new LoRA layers; ConfigError where it has some."""
+        if self.settings.lora is not None:
+            raise ConfigError("lora: the model has LoRA layers; leave out stage.lora or keep_lora")
+        add_layers(self.llm, lora)
+        self.settings = replace(self.settings, lora=lora)
+
+    def recompute_activations(self) -> None:
+        """In training, make activations again in backward instead of keeping them."""
+        self.llm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.encoder.recompute = True
+
     @property
     def text_rows(self) -> int:
         """Rows of the text table; joint ids from here on are speech ids."""
@@ -132,9 +146,7 @@ class EChat(nn.Module):
             longest = int(lengths[group].max())
             parts.append(self._hear_together(mels[group, :longest], lengths[group]))
         longest = max(steps.shape[1] for steps, _ in parts)
-        padded = [
-            functional.pad(steps, (0, 0, 0, longest - steps.shape[1])) for steps, _ in parts
-        ]
+        padded = [functional.pad(steps, (0, 0, 0, longest - steps.shape[1])) for steps, _ in parts]
         back = order.argsort()
         return torch.cat(padded)[back], torch.cat([counts for _, counts in parts])[back]
 
@@ -160,7 +172,7 @@ class EChat(nn.Module):
         """
         embedded = self.embed_ids(batch.ids)
         if batch.mels is None:
-            return embedded
+            return embedded if heard is None else embedded + 0.0 * heard[0].sum()
         clips, lengths = heard or self.hear(batch.mels, batch.mel_lengths)
         assert lengths.tolist() == [span.length for span in batch.spans], "clips do not fit spans"
         rows = torch.tensor([span.row for span in batch.spans], device=embedded.device)
@@ -262,48 +274,52 @@ class EChat(nn.Module):
             pieces = [piece for piece in pieces if piece != self.text_rows]
             blocks = SequenceMatcher(None, pieces, list(ids), autojunk=False).get_matching_blocks()
             right += sum(block.size for block in blocks)
-        by_task = {HEARING: TaskLoss(float(total.detach()), len(targets), right)}
-        return LossReport(total, len(targets), by_task)
+        score = TaskLoss(float(total.detach()), len(targets), right)
+        return LossReport(total, len(targets), {HEARING: score})
 
-    def loss(self, batch: Batch, hearing: float = 0.0, alone: bool = False) -> LossReport:
+    def loss(
+        self, batch: Batch, hearing: float = 0.0, alone: bool = False, whole: bool = False
+    ) -> LossReport:
         """Next-token cross-entropy at the trained tokens, each in its own space (batch.joint).
 
-        hearing: weight of the hearing loss beside it; alone: nothing but that, the LLM not run.
+        hearing: weight of the hearing loss beside it; alone: nothing but that, the LLM not run;
+        whole: every part gets a gradient, be it zero, whatever the batch holds, in the same order:
+        for processes that share gradients as they appear.
         """
         heard = None if batch.mels is None else self.hear(batch.mels, batch.mel_lengths)
         extra = self.hearing_loss(batch, heard) if heard is not None and hearing else None
+        if heard is None and whole:
+            silence = torch.zeros(1, SILENCE_FRAMES, self.settings.encoder.mels, device=self.device)
+            heard = self.hear(silence, torch.tensor([SILENCE_FRAMES], device=self.device))
         if alone:
             if extra is None:
                 raise DataError("hearing alone: a batch without clips; take text tasks out of data")
             return extra._replace(total=hearing * extra.total)
-        own = self._token_loss(batch, heard)
+        own = self._token_loss(batch, heard, whole)
         if extra is None:
             return own
-        return LossReport(own.total + hearing * extra.total, own.tokens + extra.tokens,
-                          {**own.by_task, **extra.by_task})
+        return LossReport(
+            own.total + hearing * extra.total,
+            own.tokens + extra.tokens,
+            {**own.by_task, **extra.by_task},
+        )
 
-    def _token_loss(self, batch: Batch, heard: tuple[Tensor, Tensor] | None) -> LossReport:
+    def _token_loss(
+        self, batch: Batch, heard: tuple[Tensor, Tensor] | None, whole: bool
+    ) -> LossReport:
         hidden = self.forward(batch, embedded=self.embed(batch, heard))
         rows, columns = torch.nonzero(batch.targets[:, 1:] != IGNORED, as_tuple=True)
         columns = columns + 1
         task_names, task_of = tasks_at(batch, rows, columns)
         targets, joint = batch.targets[rows, columns], batch.joint[rows, columns]
         states = hidden[rows, columns - 1]
-        losses, correct = [], []
-        order = []
-        for is_joint in (False, True):
-            at = torch.nonzero(joint == is_joint)[:, 0]
-            if not len(at):
-                continue
-            logits = self.logits_text(states[at])
-            if is_joint:
-                logits = torch.cat((logits, self.logits_speech(states[at])), dim=-1)
-            losses.append(functional.cross_entropy(logits.float(), targets[at], reduction="none"))
-            correct.append(logits.detach().argmax(-1) == targets[at])
-            order.append(at)
-        if not losses:
+        if not len(rows) and not whole:
             return LossReport(hidden.sum() * 0.0, 0, {})
-        return report(torch.cat(losses), torch.cat(correct), task_of[torch.cat(order)], task_names)
+        speech = self.speech_head
+        total, losses, right = cross_entropy(
+            states, targets, joint, self.llm.lm_head.weight, speech.weight, speech.bias, whole
+        )
+        return LossReport(total, len(losses), by_task(losses, right, task_of, task_names))
 
 
 def tasks_at(batch: Batch, rows: Tensor, columns: Tensor) -> tuple[list[str], Tensor]:
@@ -320,17 +336,14 @@ def tasks_at(batch: Batch, rows: Tensor, columns: Tensor) -> tuple[list[str], Te
     return names, table.to(rows.device)[rows, batch.segments[rows, columns]]
 
 
-def report(losses: Tensor, correct: Tensor, task_of: Tensor, names: list[str]) -> LossReport:
-    """losses, correct, task_of: (tokens,): loss, whether it was guessed, number of its task."""
+def by_task(
+    losses: Tensor, right: Tensor, task_of: Tensor, names: list[str]
+) -> dict[str, TaskLoss]:
+    """losses, right, task_of: (tokens,): loss, whether it was guessed, number of its task."""
     count = len(names)
-    sums = (
-        torch.zeros(count, device=losses.device)
-        .index_add_(0, task_of, losses.detach().float())
-        .tolist()
-    )
+    sums = torch.zeros(count, device=losses.device).index_add_(0, task_of, losses).tolist()
     tokens = torch.bincount(task_of, minlength=count).tolist()
-    hits = torch.bincount(task_of[correct], minlength=count).tolist()
-    by_task = {
+    hits = torch.bincount(task_of[right], minlength=count).tolist()
+    return {
         name: TaskLoss(*row) for name, *row in zip(names, sums, tokens, hits, strict=True) if row[1]
     }
-    return LossReport(losses.sum(), len(losses), by_task)

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from osum_echat.errors import ConfigError
 from osum_echat.models.layers import Block, split_sinusoid, valid_mask
@@ -54,6 +56,7 @@ class Encoder(nn.Module):
     def __init__(self, settings: EncoderSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.recompute = False  # activations of blocks are made again in backward, not kept
         self.embed = Subsampling(settings.mels, settings.width, settings.dropout)
         self.encoders = nn.ModuleList(
             Block(
@@ -80,5 +83,8 @@ class Encoder(nn.Module):
         steps = self.embed(mels)
         valid = valid_mask(lengths, steps.shape[1])
         for block in self.encoders:
-            steps = block(steps, valid)
+            if self.recompute and self.training and torch.is_grad_enabled():
+                steps = checkpoint(block, steps, valid, use_reentrant=False)
+            else:
+                steps = block(steps, valid)
         return self.after_norm(steps), lengths

@@ -26,6 +26,10 @@ class LoraSettings:
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
             raise ConfigError(f"lora: rank {self.rank}, alpha {self.alpha}: both must be above 0")
+        if not self.targets or "lm_head" in self.targets:
+            raise ConfigError(
+                f"lora.targets: {list(self.targets)}: name layers of the blocks, such as q_proj"
+            )
 
 
 def add_layers(llm: nn.Module, settings: LoraSettings) -> None:

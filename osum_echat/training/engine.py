@@ -1,6 +1,7 @@
 """One optimizer step over one batch or several: precision, accumulation, clipping, AdamW."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +36,8 @@ class EngineSettings:
     hearing_alone: bool = False  # train by it alone: the LLM is not run
     remember_mb: int = 0  # memory for what a frozen encoder made of clips; 0 = hear them anew
     remember_file: str | None = None  # keeps it for the next stage
+    deepspeed: str | None = None  # a DeepSpeed file, see conf/ds_*.json; None: without DeepSpeed
+    recompute: bool = False  # forget activations and make them again in backward: less memory
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", *PRECISIONS):
@@ -89,6 +92,7 @@ class Engine(Protocol):
     model: EChat
     device: torch.device
     ranks: Ranks
+    every_process_scores: bool  # whether `score` needs all processes at once
 
     def step(self, batches: Sequence[Batch], rate: float) -> StepReport:
         """One optimizer step on the mean loss of all trained tokens of the batches."""
@@ -106,6 +110,18 @@ class Engine(Protocol):
         """Take back what `state_dict` gave."""
         ...
 
+    def save_pieces(self, directory: Path) -> None:
+        """Write what one process alone cannot save; every process calls it."""
+        ...
+
+    def load_pieces(self, directory: Path) -> None:
+        """Take back what `save_pieces` wrote."""
+        ...
+
+    def whole_model(self) -> AbstractContextManager[EChat]:
+        """Inside, this process holds all weights; every process enters it."""
+        ...
+
     def finish(self) -> None:
         """Called once when the training has ended."""
         ...
@@ -113,6 +129,8 @@ class Engine(Protocol):
 
 class LocalEngine:
     """A whole model and optimizer in each process, on one device each: one process or several."""
+
+    every_process_scores = False
 
     def __init__(
         self,
@@ -125,9 +143,8 @@ class LocalEngine:
         self.settings = settings
         self.ranks = ranks
         self.device = device
-        self.model = model.to(device)
         self.dtype = compute_dtype(settings.precision, device)
-        freeze(model, stage)
+        self.model = prepared(model, stage, settings, device)
         if settings.remember_mb and "encoder" in stage.groups:
             raise ConfigError(
                 "engine.remember_mb: only for a frozen encoder; take encoder out of stage.train"
@@ -136,12 +153,7 @@ class LocalEngine:
         if model.memory is not None and settings.remember_file:
             known = model.memory.load(Path(settings.remember_file))
             LOG.info("heard before: %s", settings.remember_file if known else "nothing")
-        self.optimizer = torch.optim.AdamW(
-            optimizer_groups(model, stage, settings.weight_decay),
-            betas=(settings.beta_1, settings.beta_2),
-            eps=settings.epsilon,
-            fused=True,  # one pass over the weights: 3.6 times faster than foreach on a CPU
-        )
+        self.optimizer = adamw(model, stage, settings)
 
     def step(self, batches: Sequence[Batch], rate: float) -> StepReport:
         """Gradients of the summed loss are divided by the tokens of all batches together.
@@ -155,14 +167,14 @@ class LocalEngine:
                 report = self._loss(batch)
             if report.tokens:
                 report.total.backward()
-            _add(scores, report.by_task)
-        whole = _whole(scores)
+            add_scores(scores, report.by_task)
+        whole = whole_score(scores)
         tokens, gradients = self._summed(whole.tokens)
         applied, norm = False, 0.0
         if tokens and gradients:
             torch._foreach_mul_(gradients, 1.0 / tokens)
             norm = float(nn.utils.get_total_norm(gradients))
-            applied = norm == norm and norm not in (float("inf"), -float("inf"))
+            applied = is_finite(norm)
         if applied:
             if 0 < self.settings.clip < norm:
                 torch._foreach_mul_(gradients, self.settings.clip / norm)
@@ -180,7 +192,7 @@ class LocalEngine:
         for batch in batches:
             with devices.autocast(self.device, self.dtype):
                 report = self._loss(batch)
-            _add(scores, report.by_task)
+            add_scores(scores, report.by_task)
         return scores
 
     def state_dict(self) -> dict[str, Any]:
@@ -191,6 +203,16 @@ class LocalEngine:
         """Take back what `state_dict` gave."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+    def save_pieces(self, directory: Path) -> None:
+        """Nothing: `state_dict` holds everything."""
+
+    def load_pieces(self, directory: Path) -> None:
+        """Nothing: `load_state_dict` takes everything."""
+
+    def whole_model(self) -> AbstractContextManager[EChat]:
+        """The model, which is whole at any time."""
+        return nullcontext(self.model)
 
     def _summed(self, tokens: int) -> tuple[int, list[Tensor]]:
         """Trained tokens and gradients over all processes."""
@@ -217,6 +239,31 @@ class LocalEngine:
         return [part for group in self.optimizer.param_groups for part in group["params"]]
 
 
+def prepared(
+    model: EChat, stage: StageSettings, settings: EngineSettings, device: torch.device
+) -> EChat:
+    """The model on its device, with gradients for what trains in this stage."""
+    freeze(model, stage)
+    if settings.recompute:
+        model.recompute_activations()
+    return model.to(device)
+
+
+def adamw(model: EChat, stage: StageSettings, settings: EngineSettings) -> torch.optim.AdamW:
+    """The optimizer of what trains; each group's `scale` is the factor of its rate."""
+    return torch.optim.AdamW(
+        optimizer_groups(model, stage, settings.weight_decay),
+        betas=(settings.beta_1, settings.beta_2),
+        eps=settings.epsilon,
+        fused=True,  # one pass over the weights: 3.6 times faster than foreach on a CPU
+    )
+
+
+def is_finite(norm: float) -> bool:
+    """Whether a gradient of that norm can be used; DeepSpeed tells -1 for one that cannot."""
+    return 0.0 <= norm < float("inf")
+
+
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The autocast type, or None for float32.
 
@@ -230,12 +277,14 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else None
 
 
-def _add(scores: dict[str, Score], by_task: Mapping[str, TaskLoss]) -> None:
+def add_scores(scores: dict[str, Score], by_task: Mapping[str, TaskLoss]) -> None:
+    """Count what one loss tells of each task."""
     for task, (loss_sum, tokens, correct) in by_task.items():
         scores.setdefault(task, Score()).add(float(loss_sum), int(tokens), int(correct))
 
 
-def _whole(scores: dict[str, Score]) -> Score:
+def whole_score(scores: Mapping[str, Score]) -> Score:
+    """All tasks together."""
     whole = Score()
     for score in scores.values():
         whole.add(score.loss_sum, score.tokens, score.correct)

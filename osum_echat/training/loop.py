@@ -12,18 +12,20 @@ from typing import Protocol
 
 import torch
 
+from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.logs import logger
 from osum_echat.sequence import Batch
 from osum_echat.training import state as states
 from osum_echat.training.average import WeightAverage
-from osum_echat.training.engine import Engine, Score, StepReport
+from osum_echat.training.engine import Engine, Score, StepReport, is_finite, whole_score
 from osum_echat.training.metrics import Metrics
 from osum_echat.training.schedule import ScheduleSettings, learning_rate
+from osum_echat.training.watch import Watch
 
 LOG = logger(__name__)
 METRICS_FILE = "metrics.jsonl"
-FINAL_FOLDER = "final"
+FINAL_FOLDER, BEST_FOLDER = "final", "best"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class RunSettings:
     log_steps: int = 20
     check_steps: int = 0  # held-out scores this often; 0 = only at the end
     bad_steps: int = 10  # gradients in a row that are not finite before giving up
+    best: bool = False  # export the model to `best` whenever the held-out loss was never as low
+    tensorboard: bool = False  # curves in `tensorboard` too; see requirements-train.txt
     average: float = 0.0  # decay of the running mean of weights that is exported; 0 = off
 
     def __post_init__(self) -> None:
@@ -88,6 +92,7 @@ class Progress:
     minutes: float = 0.0
     bad_in_a_row: int = 0
     finished: bool = False
+    best: float = float("inf")  # lowest held-out loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +153,10 @@ class _Loop:
         self.progress = Progress()
         self.average = WeightAverage(training.engine.model, run.average) if run.average else None
         self.ranks = training.engine.ranks
-        self.metrics = Metrics(training.output / METRICS_FILE if self.ranks.is_first else None)
+        self.metrics = Metrics(
+            training.output / METRICS_FILE if self.ranks.is_first else None, run.tensorboard
+        )
+        self.watch = Watch()
         self._clock = time.monotonic()
         self._saved_at = self._clock
         self._held_out: Sequence[Batch] | None = None
@@ -185,24 +193,50 @@ class _Loop:
         """Batches, optimizer step, and whatever is due after it."""
         batches = [next(self.training.batches) for _ in range(self.training.accumulate)]
         rate = learning_rate(self.schedule, self.progress.step, self.progress.minutes)
-        report = self.training.engine.step(batches, rate)
+        report = self._engine_step(batches, rate)
         self._guard(report, batches)
         self.progress.step += 1
+        self.watch.step(self.progress.step, report.norm if report.applied else 0.0, report.by_task)
         if self.average is not None and report.applied:
             self.average.update()
         self.tick()
         self.metrics.add(report, batches)
         if self.progress.step % self.run.log_steps == 0:
             self.metrics.write(
-                self.progress.step, self.progress.minutes, rate, self.training.batches.epoch
-            )
+                self.progress.step, self.progress.minutes, rate, self.training.batches.epoch,
+                self.minutes_left(), devices.peak_memory_bytes(self.training.engine.device),
+            )  # fmt: skip
         if self.run.check_steps and self.progress.step % self.run.check_steps == 0:
-            self.check()
+            self.check_and_keep_best()
+
+    def minutes_left(self) -> float | None:
+        """Until the nearest limit of steps or minutes, at the speed so far; None: no such limit."""
+        run, progress = self.run, self.progress
+        left = []
+        if run.steps:
+            left.append(progress.minutes * (run.steps - progress.step) / max(1, progress.step))
+        if run.minutes:
+            left.append(run.minutes - progress.minutes)
+        return max(0.0, min(left)) if left else None
+
+    def _engine_step(self, batches: Sequence[Batch], rate: float) -> StepReport:
+        """A step; ConfigError names the settings to lower where memory was not enough."""
+        try:
+            return self.training.engine.step(batches, rate)
+        except (MemoryError, RuntimeError) as error:
+            if not devices.is_out_of_memory(error):
+                raise
+            rows, tokens = max((batch.ids.shape for batch in batches), key=lambda one: one.numel())
+            raise ConfigError(
+                f"step {self.progress.step + 1}: out of memory on {self.training.engine.device} "
+                f"with {rows} rows of {tokens} tokens: lower data.rows or data.row_tokens (and "
+                "raise engine.accumulate), or set engine.recompute=true, or "
+                "engine.deepspeed=conf/ds_zero2_offload.json"
+            ) from error
 
     def _guard(self, report: StepReport, batches: Sequence[Batch]) -> None:
         """Count gradients that are not finite; give up after `bad_steps` in a row."""
-        finite = report.norm - report.norm == 0.0
-        if finite:
+        if is_finite(report.norm):
             self.progress.bad_in_a_row = 0
             return
         self.progress.bad_in_a_row += 1
@@ -219,7 +253,7 @@ class _Loop:
 
     def check(self) -> dict[str, Score]:
         """Scores on the held-out batches, by the first process, logged and kept in the metrics."""
-        if not self.ranks.is_first:
+        if not (self.ranks.is_first or self.training.engine.every_process_scores):
             return {}
         if self._held_out is None:
             self._held_out = self.training.held_out()
@@ -229,7 +263,30 @@ class _Loop:
             scores = self.training.engine.score(self._held_out)
         self.tick()
         self.metrics.write_check(self.progress.step, scores)
+        self.watch.check(scores)
         return scores
+
+    def check_and_keep_best(self) -> None:
+        """Held-out scores; where they are the best so far, the model too (run.best)."""
+        scores = self.check()
+        if not self.run.best:
+            return
+        whole = whole_score(scores)
+        loss = whole.loss if whole.tokens else float("inf")
+        is_better, *_ = self.ranks.largest(
+            (float(self.ranks.is_first and loss < self.progress.best),)
+        )
+        if is_better:
+            self.progress.best = loss
+            self.export(self.training.output / BEST_FOLDER)
+            LOG.info("step %d  best held-out loss so far: %.4f", self.progress.step, loss)
+
+    def export(self, directory: Path) -> None:
+        """The model as a directory to load from: the running mean of its weights, if any."""
+        averaged = self.average.in_place() if self.average is not None else nullcontext()
+        with self.training.engine.whole_model(), averaged:
+            if self.ranks.is_first:
+                self.training.export(directory)
 
     def save(self) -> None:
         """A checkpoint that holds everything the next step depends on."""
@@ -237,7 +294,13 @@ class _Loop:
         progress = self.progress
         places = self.training.batches.state_dict()
         every_place = self.ranks.gather(torch.tensor([places[key] for key in sorted(places)]))
-        every_random = self.ranks.gather(torch.get_rng_state())
+        every_random = self.ranks.gather(devices.random_state(self.training.engine.device))
+        half_done = states.half_done(self.training.output, progress.step)
+        if self.ranks.is_first:
+            states.begin(half_done)
+        self.ranks.wait()
+        self.training.engine.save_pieces(half_done)
+        self.ranks.wait()
         self._saved_at = time.monotonic()
         if not self.ranks.is_first:
             return
@@ -251,6 +314,7 @@ class _Loop:
                 "minutes": progress.minutes,
                 "bad_in_a_row": progress.bad_in_a_row,
                 "finished": progress.finished,
+                "best": progress.best,
             },
             "metrics_bytes": self.metrics.size(),
         }
@@ -270,12 +334,13 @@ class _Loop:
             return
         state = states.load(checkpoint, self.training.engine.device)
         self.training.engine.load_state_dict(state["engine"])
+        self.training.engine.load_pieces(checkpoint)
         names = sorted(self.training.batches.state_dict())
         place = self.ranks.own(state["batches"]).tolist()
         self.training.batches.load_state_dict(dict(zip(names, place, strict=True)))
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
-        torch.set_rng_state(self.ranks.own(state["random"]).cpu())
+        devices.set_random_state(self.ranks.own(state["random"]), self.training.engine.device)
         self.progress = Progress(**state["progress"])
         self.metrics.cut(state["metrics_bytes"])
         self._clock = self._saved_at = time.monotonic()
@@ -283,11 +348,9 @@ class _Loop:
 
     def finish(self) -> None:
         """Last scores, the exported model, and a checkpoint that says that all is done."""
-        self.check()
+        self.check_and_keep_best()
         final = self.training.output / FINAL_FOLDER
-        if self.ranks.is_first:
-            with self.average.in_place() if self.average is not None else nullcontext():
-                self.training.export(final)
+        self.export(final)
         self.training.engine.finish()
         self.progress.finished = True
         self.save()

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ LOG = logger(__name__)
 class Metrics:
     """Sums between two log lines; one JSON object a line in `metrics.jsonl`."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, tensorboard: bool = False) -> None:
         self.path = path  # None: another process writes them
+        self._curves = _curves(path) if path is not None and tensorboard else None
         self._clear()
 
     def _clear(self) -> None:
@@ -38,7 +39,10 @@ class Metrics:
             self._clips += 0 if batch.mels is None else len(batch.mels)
             self._utterances += sum(len(row) for row in batch.keys)
 
-    def write(self, step: int, minutes: float, rate: float, epoch: int) -> None:
+    def write(
+        self, step: int, minutes: float, rate: float, epoch: int,
+        minutes_left: float | None = None, memory_bytes: int = 0,
+    ) -> None:  # fmt: skip
         """One log line and one metrics line for the steps since the last."""
         seconds = max(1e-9, time.monotonic() - self._since)
         whole = Score()
@@ -56,15 +60,17 @@ class Metrics:
             "utterances_per_s": self._utterances / seconds,
             "clips_per_s": self._clips / seconds,
             "padding": self._padding / max(1, self._places),
+            "memory_mb": memory_bytes // 2**20,
             "tasks": _by_task(self._scores),
         }
         self._append(line)
         LOG.info(
             "step %d  %.1f min  epoch %d  loss %.4f  %s  norm %.2f  rate %.2e  "
-            "%.0f tokens/s  %.1f utterances/s  padding %.0f %%",
+            "%.0f tokens/s  %.1f utterances/s  padding %.0f %%  %d MB  %s left",
             step, minutes, epoch, whole.loss, _words(self._scores),
             line["norm"], rate, line["tokens_per_s"], line["utterances_per_s"],
-            100.0 * self._padding / max(1, self._places),
+            100.0 * self._padding / max(1, self._places), memory_bytes // 2**20,
+            "?" if minutes_left is None else _clock(minutes_left),
         )  # fmt: skip
         self._clear()
 
@@ -89,6 +95,36 @@ class Metrics:
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        if self._curves is not None:
+            for name, value in flat(line).items():
+                self._curves.add_scalar(name, value, line["step"])
+            self._curves.flush()
+
+
+def flat(line: Mapping[str, Any], place: str = "") -> dict[str, float]:
+    """The numbers of a metrics line by their path: tasks/s2s/loss. The step itself is left out."""
+    found: dict[str, float] = {}
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{place}{name}/")
+        elif f"{place}{name}" != "step":
+            found[f"{place}{name}"] = float(value)
+    return found
+
+
+def _curves(path: Path) -> Any:
+    """A TensorBoard writer beside the metrics, or None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        LOG.warning("run.tensorboard: not installed (requirements-train.txt); %s goes on", path)
+        return None
+    return SummaryWriter(str(path.with_name("tensorboard")))
+
+
+def _clock(minutes: float) -> str:
+    """Hours and minutes."""
+    return f"{int(minutes) // 60}:{int(minutes) % 60:02d} h"
 
 
 def _by_task(scores: dict[str, Score]) -> dict[str, dict[str, float]]:

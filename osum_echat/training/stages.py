@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from osum_echat.errors import ConfigError
+from osum_echat.models.lora import LoraSettings
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "encoder": ("encoder.",),
@@ -31,12 +32,14 @@ LORA_MARK = "lora_"
 class StageSettings:
     """`train` names groups, or `fire_module` one of upstream's names: one of the two.
 
-    `rates` scales the learning rate of single groups, e.g. {encoder: 0.3}.
+    `rates` scales the learning rate of single groups, e.g. {encoder: 0.3}. `lora` gives the LLM
+    LoRA layers, which train in place of its own weights; what is exported is merged when read.
     """
 
     train: tuple[str, ...] = ()
     fire_module: str | None = None
     rates: dict[str, float] = field(default_factory=dict)
+    lora: LoraSettings | None = None
 
     def __post_init__(self) -> None:
         if self.fire_module is not None and self.fire_module not in FIRE_MODULES:
@@ -51,6 +54,9 @@ class StageSettings:
                 if name not in GROUPS:
                     known = ", ".join(GROUPS)
                     raise ConfigError(f"stage.{where}: {name!r} is not one of {known}")
+
+        if self.lora is not None and "llm" not in self.groups:
+            raise ConfigError("stage.lora: trains within the group llm; add it to stage.train")
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -16,26 +16,43 @@ STATE_FILE = "state.pt"
 LATEST_FILE = "latest"
 
 
+def half_done(output: Path, step: int) -> Path:
+    """Where the checkpoint of a step is written before it gets its name."""
+    return output / FOLDER / f".step_{step:08d}.part"
+
+
+def begin(part: Path) -> None:
+    """Make the directory of a checkpoint that is being written, empty."""
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+
+
 def save(output: Path, step: int, state: dict[str, Any], config_text: str, keep: int) -> Path:
     """Write `checkpoints/step_N` whole or not at all, name it in `latest`, drop the oldest.
 
-    A kill at any moment leaves the earlier checkpoints and `latest` as they were.
+    What lies in its `half_done` directory already becomes part of it. A kill or a full disk at any
+    moment leaves the earlier checkpoints and `latest` as they were; CheckpointError says so.
     """
-    folder = output / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step_{step:08d}"
-    half_done = folder / f".{target.name}.part"
-    shutil.rmtree(half_done, ignore_errors=True)
-    half_done.mkdir()
-    (half_done / "config.yaml").write_text(config_text, encoding="utf-8")
-    with (half_done / STATE_FILE).open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    shutil.rmtree(target, ignore_errors=True)
-    half_done.rename(target)
-    _replace_text(folder / LATEST_FILE, target.name)
-    for old in _complete(folder)[:-keep]:
+    part = half_done(output, step)
+    target = part.with_name(f"step_{step:08d}")
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        (part / "config.yaml").write_text(config_text, encoding="utf-8")
+        with (part / STATE_FILE).open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+        _replace_text(part.with_name(LATEST_FILE), target.name)
+    except (OSError, RuntimeError) as error:  # torch.save tells a full disk as a RuntimeError
+        shutil.rmtree(part, ignore_errors=True)
+        earlier = newest(output)
+        kept = f"{earlier} is as it was" if earlier else "there is none before it"
+        raise CheckpointError(
+            f"{target}: cannot be written ({error}); {kept}: make room, then run again"
+        ) from error
+    for old in _complete(part.parent)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 

@@ -3,8 +3,10 @@
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from osum_echat.data.batching import LAYOUTS, Rows
+from osum_echat.data.batching import LAYOUTS, Rows, within_frames
 from osum_echat.sequence import Sequence
 
 
@@ -17,7 +19,7 @@ def sequences(count: int = 50) -> list[Sequence]:
     ]
 
 
-def tokens(rows: Rows) -> int:
+def tokens(rows: Rows[Sequence]) -> int:
     return len(rows) * max(sum(map(len, row)) for row in rows)
 
 
@@ -28,7 +30,7 @@ def test_every_sequence_is_in_exactly_one_batch(layout: str) -> None:
     assert sorted(keys, key=int) == [str(number) for number in range(50)]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["packed", "bucketed"])
 def test_no_batch_holds_more_than_the_limit(layout: str) -> None:
     assert max(map(tokens, LAYOUTS[layout](sequences(), 100, 3, random.Random(0)))) <= 300
 
@@ -54,3 +56,39 @@ def test_buckets_hold_one_sequence_a_row_of_like_length() -> None:
     assert all(len(row) == 1 for rows in batches for row in rows)
     padding = sum(tokens(rows) - sum(len(row[0]) for row in rows) for rows in batches)
     assert padding < 0.15 * sum(map(tokens, batches))
+
+
+def test_packed_rows_waste_little() -> None:
+    batches = LAYOUTS["packed"](sequences(250), 400, 4, random.Random(0))
+    used = sum(len(one) for rows in batches for row in rows for one in row)
+    assert used > 0.97 * sum(map(tokens, batches))
+
+
+def test_static_batches_keep_the_order() -> None:
+    batches = LAYOUTS["static"](sequences(5), 1, 2, random.Random(0))
+    keys = [[one.key for row in rows for one in row] for rows in batches]
+    assert keys == [["0", "1"], ["2", "3"], ["4"]]
+
+
+@given(sizes=st.lists(st.integers(1, 90), max_size=60), limit=st.integers(1, 120),
+       rows=st.integers(1, 5), layout=st.sampled_from(sorted(LAYOUTS)))  # fmt: skip
+def test_layouts_lose_nothing_and_keep_their_limit(
+    sizes: list[int], limit: int, rows: int, layout: str
+) -> None:
+    window = [Sequence(str(n), "t2t", [0] * size, [True] * size, [], [], False)
+              for n, size in enumerate(sizes)]  # fmt: skip
+    batches = LAYOUTS[layout](window, limit, rows, random.Random(0))
+    kept = [one.key for batch in batches for row in batch for one in row]
+    assert sorted(kept, key=int) == [one.key for one in window]
+    for batch in batches:
+        longest = max(len(one) for row in batch for one in row)
+        assert tokens(batch) <= limit * rows or layout == "static" or longest > limit
+
+
+@given(sizes=st.lists(st.integers(1, 50), max_size=40), limit=st.integers(1, 300))
+def test_no_batch_has_more_frames_than_allowed(sizes: list[int], limit: int) -> None:
+    batches = [[[size] for size in sizes]] if sizes else []
+    parted = within_frames(batches, limit, lambda size: [size])  # type: ignore[type-var]
+    assert [row[0] for rows in parted for row in rows] == sizes
+    for rows in parted:
+        assert len(rows) == 1 or len(rows) * max(row[0] for row in rows) <= limit

@@ -1,20 +1,24 @@
 """Claims about the endless batches."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from osum_echat.data.loader import (
     DataSettings,
     ListSettings,
     Loader,
-    epoch_order,
     held_out_batches,
     open_sources,
 )
+from osum_echat.data.order import EpochOrder
 from osum_echat.data.prepare import Preparer, PrepareSettings
 from osum_echat.data.prompts import Prompts
 from osum_echat.errors import ConfigError, DataError
@@ -38,7 +42,7 @@ def loader(paths: dict[str, Path], **changes: Any) -> Loader:
     entries = {name: ListSettings(str(paths[name])) for name in names}
     chosen = {"lists": entries, "row_tokens": 600, "rows": 2, "window": 7, "prefetch": 0, **changes}
     settings = DataSettings(**chosen)
-    return Loader(open_sources(settings.lists), PREPARER, settings, seed=5)
+    return Loader(open_sources(settings), PREPARER, settings, seed=5)
 
 
 def keys(batch: Batch) -> list[tuple[str, str]]:
@@ -97,14 +101,16 @@ def test_preparing_ahead_changes_nothing(lists: dict[str, Path]) -> None:
 
 
 def test_a_list_of_weight_two_and_a_half_comes_two_or_three_times() -> None:
-    visits = epoch_order([(10, 2.5), (4, 0.0)], seed=1, epoch=0)
+    order = EpochOrder([(np.arange(11), 2.5), (np.arange(5), 0.0)], seed=1, epoch=0)
+    visits = order.visits(0, len(order))
     counts = [sum(visit.unit == unit for visit in visits) for unit in range(10)]
     assert {visit.source for visit in visits} == {0}
     assert sorted(counts) == [2] * 5 + [3] * 5
 
 
 def test_another_half_is_drawn_each_epoch() -> None:
-    halves = [frozenset(epoch_order([(20, 0.5)], 1, epoch)) for epoch in range(3)]
+    orders = [EpochOrder([(np.arange(21), 0.5)], 1, epoch) for epoch in range(3)]
+    halves = [frozenset(order.visits(0, len(order))) for order in orders]
     assert [len(half) for half in halves] == [10] * 3
     assert len(set(halves)) == 3
 
@@ -126,6 +132,82 @@ def test_drops_are_counted_by_list_and_reason(
     assert caplog.text.count("first drop") == 1
 
 
+def test_drops_are_written_to_a_report_that_a_resume_goes_on_with(
+    lists: dict[str, Path], tmp_path: Path
+) -> None:
+    good = [json.loads(line) for line in lists["t2t"].read_text().splitlines()]
+    bad = [{"key": f"b{one}", "txt": "x", "task": "<TEXT2TOKEN>"} for one in range(4)]
+    path = write_list(tmp_path / "mixed.list", good + bad)
+    settings = DataSettings(lists={"mixed": ListSettings(str(path))}, window=3, prefetch=0)
+    report = tmp_path / "out" / "drops.json"
+    whole = Loader(open_sources(settings), PREPARER, settings, 1, report=report)
+    for _ in range(2):
+        next(whole)
+    state = whole.state_dict()
+    other = Loader(open_sources(settings), PREPARER, settings, 1, report=report)
+    other.load_state_dict(state)
+    while other.epoch == 0:
+        next(other)
+    found = json.loads(report.read_text())
+    assert (found["read"], found["dropped"]) == (12, 4)
+    assert found["drops"][0]["reason"] == "no speech tokens"
+    assert sorted(found["drops"][0]["first"]) == ["b0", "b1", "b2", "b3"]
+
+
+def test_many_broken_records_in_a_row_end_the_reading(tmp_path: Path) -> None:
+    path = tmp_path / "broken.list"
+    path.write_text('{"key": "a"}\n' * 30)
+    source = loader({}, lists={"broken": ListSettings(str(path))}, bad_in_a_row=20)
+    with pytest.raises(DataError, match=r"20 records in a row are broken.*broken\.list"):
+        next(source)
+
+
+def test_audio_that_fails_late_costs_its_own_row(lists: dict[str, Path], tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in lists["s2t"].read_text().splitlines()]
+    wav = (lists["s2t"].parent / rows[7]["wav"]).read_bytes()
+    (tmp_path / "cut.wav").write_bytes(wav[: len(wav) // 2])
+    for row in rows:
+        row["wav"] = str(lists["s2t"].parent / row["wav"])
+    rows[7]["wav"] = str(tmp_path / "cut.wav")
+    path = write_list(tmp_path / "late.list", rows)
+    source = loader({}, lists={"late": ListSettings(str(path))})
+    seen = [key for batch in one_epoch(source) for key, _ in keys(batch)]
+    assert sorted(seen) == [f"u{one}" for one in range(7)]
+    assert source.drops.counts == {("late", "audio cannot be used"): 1}
+
+
+def test_manifests_are_read_by_kind(lists: dict[str, Path], tmp_path: Path) -> None:
+    manifest = tmp_path / "data_s2s.yaml"
+    manifest.write_text(
+        f"own: {{path: {lists['s2s_think']}, weight: 2}}\nother: {{path: {lists['t2t']}}}\n"
+    )
+    source = loader({}, lists={}, manifests={"s2s": str(manifest)})
+    seen = [key for batch in one_epoch(source) for key, _ in keys(batch)]
+    assert sorted(seen) == sorted(2 * [f"u{one}" for one in range(8)])
+    assert source.drops.counts == {("s2s other", "task of another kind"): 8}
+
+
+@given(
+    lists=st.lists(st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=6),
+                             st.floats(0, 3)), min_size=1, max_size=3),
+    seed=st.integers(0, 5), shuffle=st.booleans(),
+)  # fmt: skip
+def test_an_epoch_visits_what_the_weights_say(
+    lists: list[tuple[list[int], float]], seed: int, shuffle: bool
+) -> None:
+    edges = [(np.concatenate([[0], np.cumsum(sizes)]), weight) for sizes, weight in lists]
+    order = EpochOrder(edges, seed, 0, shuffle)
+    visits = order.visits(0, len(order))
+    assert len(set(visits)) == len(visits)
+    for number, (sizes, weight) in enumerate(lists):
+        own = [visit.unit for visit in visits if visit.source == number]
+        units, whole = sum(sizes), int(weight)
+        assert len(own) == whole * units + int((weight - whole) * units)
+        assert all(whole <= own.count(unit) <= whole + 1 for unit in range(units))
+    halves = [order.visits(start, len(order), 2) for start in (0, 1)]
+    assert sorted(map(str, halves[0] + halves[1])) == sorted(map(str, visits))
+
+
 def test_lists_without_a_usable_record_are_an_error(tmp_path: Path) -> None:
     bad = write_list(tmp_path / "bad.list", [{"key": "b", "txt": "x", "task": "<TEXT2TOKEN>"}])
     for prefetch in (0, 1):
@@ -141,7 +223,7 @@ def test_no_weight_at_all_is_an_error(lists: dict[str, Path]) -> None:
 
 def test_held_out_batches_are_always_the_same(lists: dict[str, Path]) -> None:
     entries = {"s2s_think": ListSettings(str(lists["s2s_think"]))}
-    settings = DataSettings(entries, held_out_utterances=3, row_tokens=600, rows=2)
+    settings = DataSettings(lists=entries, held_out_utterances=3, row_tokens=600, rows=2)
     first, again = (held_out_batches(entries, PREPARER, settings, seed=1) for _ in range(2))
     assert sum(len(keys(batch)) for batch in first) == 3
     assert all(torch.equal(one.ids, two.ids) for one, two in zip(first, again, strict=True))

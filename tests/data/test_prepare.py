@@ -150,7 +150,7 @@ def test_words_of_a_tag_keep_their_space() -> None:
 
 
 def test_text_stands_in_for_sound(lists: dict[str, Path]) -> None:
-    row = row_of(first(lists, "history"), audio_as_text=True, audio_as_text_noise=0.0)
+    row = row_of(first(lists, "history"), audio_as_text=1.0, audio_as_text_noise=0.0)
     assert row.clips == []
     words = user_words(row)
     squeezed = "".join(one for place, one in enumerate(words) if words[place - 1 : place] != one)
@@ -204,8 +204,8 @@ def test_what_cannot_be_used_is_dropped_with_a_reason(
     [
         (Utterance("k", "<S2TCHAT>", Turn(reply_text="a")), "no audio"),
         (Utterance("k", "<S2TCHAT>", Turn(Path("/gone.wav"), reply_text="a")),
-         "audio or task cannot be used"),
-        (Utterance("k", "<WHAT>", Turn(reply_text="a")), "audio or task cannot be used"),
+         "audio cannot be used"),
+        (Utterance("k", "<WHAT>", Turn(reply_text="a")), "task cannot be used"),
         (Utterance("k", "<TEXT2TOKEN>", Turn(reply_text="a")), "no speech tokens"),
         (Utterance("k", "<TEXT2TOKEN>", Turn(reply_text="a", reply_speech=(99,))),
          "parts do not fit the task"),

@@ -18,6 +18,11 @@ def test_every_shipped_pool_has_ten_prompts_in_each_language() -> None:
         assert all(len(set(pool)) >= 10 for pool in pools.values())
 
 
+def test_every_shipped_pool_has_thirty_different_prompts() -> None:
+    for tag, pool in Prompts.from_file(SHIPPED).pools.items():
+        assert len(set(pool)) == len(pool) >= 30, tag
+
+
 def test_every_shipped_tag_is_an_understanding_task_named_as_the_task_names_itself() -> None:
     for tag in Prompts.from_file(SHIPPED).pools:
         assert task_for(tag).name in ("understand", "s2t")

@@ -44,7 +44,7 @@ def test_a_bad_line_is_dropped_with_its_reason(tmp_path: Path, line: str, reason
 
 
 def test_a_missing_list_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.list: No such file"):
+    with pytest.raises(DataError, match=r"gone\.list: no such file"):
         RawSource("gone", tmp_path / "gone.list")
 
 

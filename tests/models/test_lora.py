@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from osum_echat.errors import CheckpointError
+from osum_echat.errors import CheckpointError, ConfigError
 from osum_echat.models import checkpoint, names
 from osum_echat.models.echat import EChat
 from osum_echat.models.lora import DOWN, LoraSettings
@@ -103,3 +103,17 @@ def test_a_target_that_is_not_there_is_an_unexpected_key(published: Path):
     torch.save({**raw, extra: torch.zeros(3, 16)}, published)
     with pytest.raises(CheckpointError, match=r"unexpected: .*layers\.9"):
         checkpoint.load(published, WITH_LORA, keep_lora=True)
+
+
+@pytest.mark.parametrize("targets", [(), ("q_proj", "lm_head")])
+def test_layers_outside_the_blocks_are_no_targets(targets: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="name layers of the blocks"):
+        LoraSettings(targets=targets)
+
+
+def test_a_model_gets_lora_layers_once() -> None:
+    model = network()
+    model.add_lora(LoraSettings(rank=2))
+    assert model.settings.lora == LoraSettings(rank=2)
+    with pytest.raises(ConfigError, match="has LoRA layers"):
+        model.add_lora(LoraSettings(rank=2))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from osum_echat import build, config
-from osum_echat.errors import ConfigError, DataError
+from osum_echat.errors import CheckpointError, ConfigError, DataError
 from osum_echat.models import checkpoint
 from osum_echat.sequence import Batch
 from osum_echat.training import loop, state
@@ -188,3 +188,89 @@ def test_a_step_without_trained_tokens_moves_nothing(tmp_path: Path) -> None:
     report: StepReport = training.engine.step([empty], 0.1)
     assert not report.applied
     assert report.norm == 0.0
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_experiment(tmp_path)
+    run(path, "run.steps=1")
+    save = torch.save
+
+    def full(value: Any, file: Any) -> None:
+        save({"a": 1}, file)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match=r"No space left.*step_00000001 is as it was"):
+        run(path, "run.steps=2")
+    monkeypatch.undo()
+    folder = tmp_path / "out" / state.FOLDER
+    assert [one.name for one in folder.iterdir() if one.is_dir()] == ["step_00000001"]
+    assert run(path, "run.steps=2") == loop.Outcome(2, None)
+
+
+def test_a_lack_of_memory_names_the_settings_to_lower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_experiment(tmp_path)
+    experiment = config.load(path)
+    training = build.training(experiment)
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training.engine, "step", full)
+    with pytest.raises(ConfigError, match=r"step 1: out of memory.*lower data\.rows"):
+        loop.train(training, experiment.run, experiment.schedule)
+
+
+def test_the_best_model_so_far_is_kept_and_later_worse_ones_do_not_replace_it(
+    tmp_path: Path,
+) -> None:
+    path = write_experiment(tmp_path, schedule={"kind": "constant", "warmup_steps": 0})
+    run(path, "run.steps=2", "run.check_steps=2", "run.best=true")
+    best = tmp_path / "out" / loop.BEST_FOLDER
+    first = checkpoint.load(best).state_dict()
+    run(path, "run.steps=4", "run.check_steps=2", "run.best=true", "schedule.rate=30")
+    held_out = [line["held_out"]["s2s_think"]["loss"] for line in metrics(path)
+                if "held_out" in line]  # fmt: skip
+    assert held_out[-1] > held_out[0]
+    second = checkpoint.load(best).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_time_left_follows_the_nearest_limit(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path)
+    training = build.training(config.load(path))
+    settings = config.load(path, ["run.steps=10", "run.minutes=30"])
+    moving = loop._Loop(training, settings.run, settings.schedule)
+    moving.progress = loop.Progress(step=5, minutes=6.0)
+    assert moving.minutes_left() == 6.0
+    moving.progress = loop.Progress(step=5, minutes=28.0)
+    assert moving.minutes_left() == 2.0
+    moving.run = loop.RunSettings(epochs=1)
+    assert moving.minutes_left() is None
+
+
+def test_curves_go_to_tensorboard_where_it_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    path = write_experiment(tmp_path)
+    run(path, "run.steps=1", "run.tensorboard=true")
+    assert list((tmp_path / "out" / "tensorboard").glob("events*"))
+
+
+def test_a_stage_with_lora_trains_it_and_its_result_is_merged_when_read(tmp_path: Path) -> None:
+    lora = {"rank": 2, "alpha": 4, "targets": ["q_proj", "down_proj"]}
+    path = write_experiment(tmp_path, stage={"train": ["llm"], "lora": lora})
+    run(path, "run.steps=2")
+    final = tmp_path / "out" / loop.FINAL_FOLDER
+    plain, with_layers = checkpoint.load(final), checkpoint.load(final, keep_lora=True)
+    assert plain.settings.lora is None and with_layers.settings.lora is not None
+    names = [name for name, _ in with_layers.named_parameters() if "lora_" in name]
+    assert len(names) == 4 and not any("lora_" in name for name, _ in plain.named_parameters())
+    ones, segments = torch.ones(1, 3, 16), torch.zeros(1, 3, dtype=torch.long)
+    hidden = [
+        model.eval().run(ones, segments, torch.arange(3)[None]) for model in (plain, with_layers)
+    ]
+    torch.testing.assert_close(*hidden, atol=1e-5, rtol=1e-5)

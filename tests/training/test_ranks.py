@@ -1,23 +1,20 @@
 """Claims about several processes: they train as one would, and go on after a stop."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from osum_echat import build, config
-from osum_echat.data.loader import Loader
+from osum_echat.data.loader import Loader, open_sources
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.models import checkpoint
 from osum_echat.training import loop
 from osum_echat.training.ranks import Ranks
 from tests.training.experiment import write_experiment
+from tests.training.launch import launch
 
-ROOT = Path(__file__).parents[2]
 
 def test_alone_nothing_is_exchanged() -> None:
     alone, tensor = Ranks(), torch.tensor([2.0])
@@ -44,11 +41,9 @@ def share(path: Path, rank: int, world: int) -> list[str]:
     """What one of several processes reads in the first epoch."""
     whole = build.training(config.load(path, [])).batches
     assert isinstance(whole, Loader)
-    weighted = [
-        (source, weight) for source, (_, weight) in zip(whole.sources, whole.sizes, strict=True)
-    ]
+    weighted = open_sources(whole.settings)
     part = Loader(weighted, whole.preparer, whole.settings, whole.seed, rank, world)
-    return [str(visit) for visit in part._visits(0)]
+    return [str(visit) for visit in part.windows.share(0)]
 
 
 def test_each_process_reads_another_share_and_none_is_left_out(tmp_path: Path) -> None:
@@ -57,14 +52,6 @@ def test_each_process_reads_another_share_and_none_is_left_out(tmp_path: Path) -
     assert sorted(visit for one in shares for visit in one) == sorted(share(path, 0, 1))
     with pytest.raises(DataError, match="each of 1000 processes"):
         share(path, 999, 1000)
-
-
-def launch(path: Path, *overrides: str) -> None:
-    """Two processes on this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               str(ROOT / "train.py"), "--config", str(path), *overrides]  # fmt: skip
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run(command, check=True, cwd=ROOT, timeout=240, capture_output=True, env=settings)
 
 
 def final_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from osum_echat.errors import ConfigError
+from osum_echat.models.lora import LoraSettings
 from osum_echat.sequence import collate
 from osum_echat.training.engine import EngineSettings, LocalEngine
 from osum_echat.training.stages import (
@@ -90,6 +91,7 @@ def test_of_a_model_with_lora_only_its_matrices_train_in_the_llm() -> None:
         ({"fire_module": "everything"}, "'everything' is not one of link, encoder"),
         ({"train": ("ears",)}, "'ears' is not one of encoder, adapter"),
         ({"train": ("llm",), "rates": {"ears": 1.0}}, r"stage\.rates: 'ears'"),
+        ({"train": ("adapter",), "lora": LoraSettings()}, r"stage\.lora: trains within"),
     ],
 )
 def test_wrong_settings_are_told(changes: dict, message: str) -> None:

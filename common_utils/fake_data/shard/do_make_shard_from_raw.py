@@ -1,0 +1,19 @@
+"""Make the shards of the fake data again: ten utterances in two tars, from the raw list."""
+
+import sys
+from pathlib import Path
+
+from osum_echat.corpus import command, options, shards
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> int:
+    """Returns 0, or 2 for what the user can put right, told in one line."""
+    words = [str(HERE.parent / "raw" / "data.list"), str(HERE), "--per-tar=5", "--overwrite"]
+    arguments = options.make_shard_from_raw().parse_args([*words, *sys.argv[1:]])
+    return command.run(Path(__file__).name, shards.run_arguments, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""Kaldi data folders to raw lists: wav.scp, text, segments and any utt2* files."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from osum_echat.corpus.jobs import Job, Made, Report, plan_of, run
+from osum_echat.data.sources import Dropped
+from osum_echat.errors import InputError
+
+PORTION = 200  # utterances that a process looks at in one go
+NAMES = {"spk": "speaker", "lang": "lang", "gender": "gender", "emotion": "emotion", "task": "task"}
+LABELS = {"gender": "gender", "emotion": "q_emotion"}  # also wanted as labels of the voice
+NUMBERS = {"dur": "duration"}
+NOT_TOLD = {"num_frames", "uniq", "num_samples"}  # utt2* files of features and recipes
+SPEAKER_FILES = {"spk2gender": "gender"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One utterance as the folder's files tell it."""
+
+    key: str
+    text: str
+    audio: str
+    segment_s: tuple[float, float] | None
+    told: dict[str, str]  # from utt2*: the part after `utt2` -> its value
+
+
+def run_arguments(chosen: argparse.Namespace) -> Report:
+    """Make the list that parsed arguments ask for."""
+    entries, lost = read_folder(chosen.folder)
+    portions = [entries[at : at + PORTION] for at in range(0, len(entries), PORTION)]
+    root = chosen.root.resolve()
+    files = {path.name: path for path in _files(chosen.folder)}
+    plan = plan_of(task=chosen.task, root=str(root), out=str(chosen.out.parent.resolve()), **files)
+    described = partial(describe, root, chosen.out.parent.resolve(), chosen.task)
+    return run(
+        Job.of(chosen, chosen.out, plan),
+        partial(_with_lost, described),
+        [*portions, lost] if lost else portions,
+        "utterances",
+    )
+
+
+def read_folder(folder: Path) -> tuple[list[Entry], list[Dropped]]:
+    """The utterances of `text` in order, and those without audio or with a broken segment.
+
+    Raises InputError for a folder without wav.scp or text, or a file that is not Kaldi's.
+    """
+    recordings, texts = _table(folder / "wav.scp"), _table(folder / "text")
+    segments = _table(folder / "segments") if (folder / "segments").exists() else None
+    told = _told(folder)
+    entries: list[Entry] = []
+    lost: list[Dropped] = []
+    for key, text in texts.items():
+        recording, segment = key, None
+        if segments is not None:
+            if key not in segments:
+                lost.append(Dropped("not in segments", f"{folder / 'segments'}: {key}"))
+                continue
+            try:
+                recording, first, last = segments[key].split()
+                segment = float(first), float(last)
+            except ValueError:
+                lost.append(Dropped("bad segment", f"{folder / 'segments'}: {key}"))
+                continue
+        if recording not in recordings:
+            lost.append(Dropped("not in wav.scp", f"{folder / 'wav.scp'}: {recording}"))
+            continue
+        own = {name: table[key] for name, table in told.items() if key in table}
+        entries.append(Entry(key, text, recordings[recording], segment, own))
+    if not entries:
+        raise InputError(f"{folder}: no utterance of `text` has audio in wav.scp; same ids needed")
+    return entries, lost
+
+
+def describe(root: Path, beside: Path, task: str, portion: list[Entry]) -> Made:
+    """The lines of some utterances; those whose audio cannot be opened are left out."""
+    lines, left_out = [], []
+    for entry in portion:
+        path = root / entry.audio
+        try:
+            length_s = _length_s(path)
+        except InputError as error:
+            left_out.append(Dropped("audio cannot be used", f"{entry.key}: {error}"))
+            continue
+        row = _row(entry, task, _relative(path, beside), length_s)
+        if entry.segment_s is not None and not 0 <= row["start"] < row["end"] <= length_s + 0.1:
+            left_out.append(Dropped("bad segment", f"{entry.key}: {entry.segment_s}, {length_s} s"))
+            continue
+        lines.append(json.dumps(row, ensure_ascii=False))
+    return Made(lines, left_out)
+
+
+def _with_lost(described: Any, portion: list[Entry] | list[Dropped]) -> Made:
+    """The last portion may be what was lost before any audio was looked at."""
+    lost = [one for one in portion if isinstance(one, Dropped)]
+    return Made([], lost) if lost else described(portion)
+
+
+def _row(entry: Entry, task: str, wav: str, length_s: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"key": entry.key, "wav": wav, "txt": entry.text, "task": task}
+    extra: dict[str, Any] = {}
+    for name, value in entry.told.items():
+        if name in NAMES:
+            row[NAMES[name]] = value
+        if name in LABELS:
+            extra[LABELS[name]] = {"m": "MALE", "f": "FEMALE"}.get(value.lower(), value)
+        elif name not in NAMES and name not in NUMBERS:
+            extra[name] = value
+    if entry.segment_s is not None:
+        start, end = entry.segment_s
+        row["start"], row["end"] = start, end if end >= 0 else length_s  # Kaldi: -1 is the end
+        length_s = row["end"] - start
+    extra["duration"] = round(length_s, 3)
+    return row | {"extra": extra}
+
+
+def _length_s(path: Path) -> float:
+    import soundfile
+
+    try:
+        return float(soundfile.info(str(path)).duration)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise InputError(f"{path}: not audio that can be read ({error})") from error
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """As seen from the folder of the list where it lies below, or else absolute."""
+    path = path.resolve()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+def _told(folder: Path) -> dict[str, dict[str, str]]:
+    """The tables of utt2* by what they tell, and of spk2gender for each utterance."""
+    told = {}
+    for path in _files(folder):
+        name = path.name.removeprefix("utt2")
+        if path.name.startswith("utt2") and name not in NOT_TOLD:
+            told[name] = _table(path)
+    for file, name in SPEAKER_FILES.items():
+        if (folder / file).exists() and "spk" in told and name not in told:
+            table = _table(folder / file)
+            told[name] = {key: table[who] for key, who in told["spk"].items() if who in table}
+    return told
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        is_ours = path.name in {"wav.scp", "text", "segments", *SPEAKER_FILES}
+        if path.is_file() and (is_ours or path.name.startswith("utt2")):
+            yield path
+
+
+def _table(path: Path) -> dict[str, str]:
+    """A file of `id rest of the line`."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; wav.scp and text are needed") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error}); convert it") from error
+    table: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        key, _, rest = line.strip().partition(" ") if " " in line else line.strip().partition("\t")
+        rest = rest.strip()
+        if key in table:
+            raise InputError(f"{path} line {number}: {key} for the second time; sort out the ids")
+        if path.name == "wav.scp":
+            _check_audio(rest, f"{path} line {number}")
+        table[key] = rest
+    return table
+
+
+def _check_audio(audio: str, where: str) -> None:
+    """Commands are never run, and archives of Kaldi's own are not read."""
+    if audio.endswith("|"):
+        raise InputError(
+            f"{where}: a command ({audio[:60]!r}); commands are not run: write the audio to files "
+            "(Kaldi: wav-copy scp:wav.scp ...) and name those"
+        )
+    head, _, offset = audio.rpartition(":")
+    if not audio or (head.endswith(".ark") and offset.isdigit()):
+        raise InputError(f"{where}: {audio!r}; need the path of an audio file")

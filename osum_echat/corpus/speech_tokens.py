@@ -1,0 +1,113 @@
+"""Speech tokens of the recordings in a raw list, by the ONNX tokenizer, into the list's `extra`."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from osum_echat import audio
+from osum_echat.corpus.jobs import Job, Made, Report, plan_of, run
+from osum_echat.corpus.raw_lines import Piece, pieces, records
+from osum_echat.data.sources import Dropped
+from osum_echat.errors import InputError
+from osum_echat.records import Utterance
+from osum_echat.tasks import task_for
+from osum_echat.token2wav.voice import SpeechTokenizer
+
+PORTION = 16  # recordings that a process listens to in one go
+TOKENS, REPLY_AUDIO, USER_AUDIO = "speech_token", "a_wav_path", "wav"
+TOKENIZERS = ("speech_tokenizer.onnx", "speech_tokenizer_v1.onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """Which recording of a record is listened to. field: wav, or one of `extra`; None: by task."""
+
+    tokenizer: Path
+    beside: Path  # the folder of the new list
+    field: str | None = None
+    keep: bool = False  # tokens that a record has already
+
+    def __call__(self, piece: Piece) -> Made:
+        """The records of a piece with their tokens, and those whose audio cannot be used."""
+        lines, left_out = [], []
+        for where, raw in records(piece):
+            made = raw if isinstance(raw, Dropped) else self._with_tokens(raw, where, piece.path)
+            if isinstance(made, Dropped):
+                left_out.append(made)
+            else:
+                lines.append(json.dumps(made, ensure_ascii=False))
+        return Made(lines, left_out)
+
+    def _with_tokens(self, raw: dict[str, Any], where: str, path: Path) -> dict[str, Any] | Dropped:
+        root = path.parent.resolve()
+        try:
+            utterance = Utterance.from_json(raw, where, root)
+            if self.keep and utterance.user.reply_speech:
+                return _moved(raw, root, self.beside)
+            given = raw.get("extra") or {}
+            extra = dict(json.loads(given) if isinstance(given, str) else given)
+            field = self.field or _field(utterance)
+            name = raw.get(USER_AUDIO) if field == USER_AUDIO else extra.get(field)
+            if not isinstance(name, str) or not name:
+                return Dropped("no recording of the reply", f"{where}: no {field}; see --field")
+            segment_s = utterance.user.segment_s if field == USER_AUDIO else None
+            samples = audio.load(root / name, segment_s=segment_s)
+            codes = _tokenizer(self.tokenizer)(samples)
+        except InputError as error:
+            return Dropped("audio or task cannot be used", f"{where}: {error}")
+        except ValueError as error:
+            return Dropped("bad record", str(error))
+        return _moved(raw | {"extra": extra | {TOKENS: codes}}, root, self.beside)
+
+
+def run_arguments(chosen: argparse.Namespace) -> Report:
+    """Make the list that parsed arguments ask for."""
+    tokenizer = find_tokenizer(chosen.tokenizer)
+    if chosen.out.resolve() == chosen.list.resolve():
+        raise InputError(f"{chosen.out}: the list itself; give the new one another name")
+    beside = chosen.out.parent.resolve()
+    plan = plan_of(
+        list=chosen.list, tokenizer=tokenizer, field=chosen.field, keep=chosen.keep,
+        beside=str(beside),
+    )  # fmt: skip
+    extraction = Extraction(tokenizer, beside, chosen.field, chosen.keep)
+    _tokenizer(tokenizer)  # what is wrong with it is told before the work begins
+    items = pieces(chosen.list, PORTION)
+    return run(Job.of(chosen, chosen.out, plan), extraction, items, f"{PORTION} recordings")
+
+
+def find_tokenizer(place: Path) -> Path:
+    """The ONNX file itself, or the one in a model's folder."""
+    folders = (place, place / "token2wav")
+    candidates = [place, *(folder / name for folder in folders for name in TOKENIZERS)]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        raise InputError(f"{place}: no {' or '.join(TOKENIZERS)} there; give --tokenizer")
+    return found
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(path: Path) -> SpeechTokenizer:
+    return SpeechTokenizer(path)
+
+
+def _field(utterance: Utterance) -> str:
+    """A task that hears has the user in `wav`; of one that only speaks it is the reply."""
+    return REPLY_AUDIO if task_for(utterance.task).hears else USER_AUDIO
+
+
+def _moved(raw: dict[str, Any], root: Path, beside: Path) -> dict[str, Any]:
+    """The record for a list in another folder: relative audio paths would start there."""
+    if root == beside:
+        return raw
+    return {
+        name: str(root / value) if _is_audio(name, value) and (root / value).exists() else value
+        for name, value in raw.items()
+    }
+
+
+def _is_audio(name: str, value: object) -> bool:
+    return name.partition("_")[0] == USER_AUDIO and isinstance(value, str) and value != ""

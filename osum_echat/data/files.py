@@ -1,0 +1,129 @@
+"""Where bytes come from: local paths, and URLs of those schemes that the settings allow."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from osum_echat.errors import ConfigError, DataError
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells one version of a file from another."""
+
+    size: int  # bytes
+    version: str  # time of the last change, or what the server calls the version
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Opens places: paths, or URLs whose scheme (s3, hf, https ...) is in `schemes`.
+
+    Nothing is ever handed to a shell. Every method raises DataError for a place that is not there,
+    ConfigError for a scheme that is not allowed.
+    """
+
+    schemes: tuple[str, ...] = ()
+
+    def open(self, place: str) -> BinaryIO:
+        """The bytes of a file, to read and to seek in."""
+        with _told(place):
+            if not self._is_url(place):
+                return Path(place).open("rb")
+            return cast(BinaryIO, self._remote(place).open(place, "rb"))
+
+    def read(self, place: str) -> bytes:
+        """All bytes of a file."""
+        with _told(place), self.open(place) as file:
+            return file.read()
+
+    def stamp(self, place: str) -> Stamp:
+        """Size and version of a file."""
+        with _told(place):
+            if not self._is_url(place):
+                status = Path(place).stat()
+                return Stamp(status.st_size, str(status.st_mtime_ns))
+            info = self._remote(place).info(place)
+            marks = ("ETag", "etag", "LastModified", "mtime", "last_modified")
+            version = next((str(info[mark]) for mark in marks if info.get(mark)), "")
+            return Stamp(int(info.get("size") or 0), version)
+
+    def names(self, folder: str) -> list[str] | None:
+        """The names of the files in a folder in order; None where it is no folder."""
+        with _told(folder):
+            if not self._is_url(folder):
+                inside = Path(folder)
+                return sorted(one.name for one in inside.iterdir()) if inside.is_dir() else None
+            system = self._remote(folder)
+            if not system.isdir(folder):
+                return None
+            entries = system.ls(folder, detail=False)
+            return sorted(str(one).rstrip("/").rpartition("/")[2] for one in entries)
+
+    def exists(self, place: str) -> bool:
+        """Whether there is anything."""
+        with _told(place):
+            return bool(self._remote(place).exists(place)) if self._is_url(place) else (
+                Path(place).exists())  # fmt: skip
+
+    def beside(self, place: str, name: str) -> str:
+        """What `name` means in a list at `place`: an absolute path or URL as it stands.
+
+        A relative one is looked for from the list's folder first, then from the working directory.
+        """
+        if self._is_url(name) or Path(name).is_absolute():
+            return name
+        near = self.within(self.folder(place), name)
+        far_only = not self._is_url(place) and not Path(near).exists() and Path(name).exists()
+        return name if far_only else near
+
+    def folder(self, place: str) -> str:
+        """The folder that holds a file."""
+        if not self._is_url(place):
+            return str(Path(place).parent)
+        scheme, _, path = place.partition("://")
+        return f"{scheme}://{path.rpartition('/')[0]}"
+
+    def within(self, folder: str, name: str) -> str:
+        """The place of a name in a folder."""
+        if not self._is_url(folder):
+            return str(Path(folder) / name)
+        return folder + name if folder.endswith("/") else f"{folder}/{name}"
+
+    def is_url(self, place: str) -> bool:
+        """Whether a place is a URL; ConfigError for one that is not allowed."""
+        return self._is_url(place)
+
+    def _is_url(self, place: str) -> bool:
+        found = _URL.match(place)
+        if found is None:
+            return False
+        if found[1] not in self.schemes or "::" in place:
+            allowed = ", ".join(self.schemes) or "none"
+            raise ConfigError(
+                f"{place}: data.schemes allows {allowed}; add {found[1]} there to read it"
+            )
+        return True
+
+    def _remote(self, place: str) -> Any:
+        import fsspec
+
+        return fsspec.filesystem(place.partition("://")[0])
+
+
+@contextmanager
+def _told(place: str) -> Iterator[None]:
+    """Errors of a file system, of a server or of a missing client, as one line."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{place}: no such file; check the path") from error
+    except ImportError as error:
+        raise ConfigError(f"{place}: {error}; install what it names to read such URLs") from error
+    except OSError as error:
+        raise DataError(f"{place}: cannot be read ({error.strerror or error})") from error

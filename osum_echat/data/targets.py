@@ -1,0 +1,145 @@
+"""What the model shall answer: the target text of an utterance, its task as drawn at a visit.
+
+Source of the rules: OSUM-EChat's data pipeline (label spelling, spaces, label-only variants, reply
+tags, unknown labels). Chance comes from the `rng` handed in, so that a visit can be repeated.
+"""
+
+import random
+import re
+from dataclasses import dataclass, replace
+
+from osum_echat.data.settings import PrepareSettings
+from osum_echat.data.sources import Dropped
+from osum_echat.records import Labels, Utterance
+from osum_echat.tasks import Task, fix_labels, task_for
+from osum_echat.thinking import (
+    CHINESE,
+    LabelTemplate,
+    label_thought,
+    natural_thought,
+    opening,
+)
+
+ALL_UNKNOWN_CHANCE = 0.85  # missing labels are all unknown, or else all defaults
+DEFAULT_LABELS = {"age": "ADULT", "gender": "MALE", "emotion": "NEUTRAL", "event": "OTHER"}
+ANSWER_START = "<开始回答>"  # parts transcript and reply in `<TRANSCRIBE> <S2TCHAT>`
+TRANSCRIPT_AND_REPLY = "<TRANSCRIBE> <S2TCHAT>"
+STYLED_TASKS = frozenset("s2t s2t_think s2s s2s_think s2s_history".split())
+NEUTRAL_STYLE = "中立"
+REPLY_STYLES = frozenset("愉悦 抱歉 开心 愤怒 惊讶 厌恶 悲伤 害怕 哭腔 安慰鼓励 中立".split())
+_TAG = re.compile(r"<[^<>]+>")
+_LEADING_TAG = re.compile(r"^\s*<([^<>]+)>\s*")
+_CJK_SPACES = re.compile(r"\s*([\u4e00-\u9fff])\s*")
+_BRACKET_SPACES = re.compile(r"\s*([<>])\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the model shall answer: the task as drawn, the whole text, its forced first words."""
+
+    task: Task
+    text: str
+    opening: str | None = None
+
+
+def make_target(
+    utterance: Utterance, settings: PrepareSettings, template: LabelTemplate, rng: random.Random
+) -> Target | Dropped:
+    """The task and answer text of an utterance, as drawn at this visit. Raises InputError."""
+    text = utterance.user.reply_text or ""
+    named = next((name for name in settings.other_names if name in text), None)
+    if named is not None:
+        return Dropped("names another assistant", f"{utterance.key}: {named!r}")
+    task, text = task_for(utterance.task), fix_labels(text.replace("\n", " "))
+    if task.name == "s2s" and utterance.history:
+        task = task_for("s2s_history")
+    if task.tag == TRANSCRIPT_AND_REPLY and rng.random() < settings.labels_only:
+        parts = text.split(ANSWER_START)
+        if len(parts) != 2:
+            return Dropped("no single reply mark", utterance.key)
+        task, text = task_for("s2t"), parts[1]
+    if task.name == "understand":
+        return _understanding(utterance, task, text, settings, rng)
+    kind = settings.thinking
+    if kind == "both":
+        both = utterance.thought is not None and utterance.user.text is not None
+        kind = rng.choice(("label", "natural")) if both else _only_kind(utterance)
+    if task.answers_text:
+        text = _reply(text, kind, template, task)
+    if not task.thinks:
+        return Target(task, clean(text))
+    return _with_thought(utterance, task, clean(text), kind, template, settings, rng)
+
+
+def _only_kind(utterance: Utterance) -> str:
+    return "label" if utterance.thought is None else "natural"
+
+
+def _understanding(
+    utterance: Utterance, task: Task, text: str, settings: PrepareSettings, rng: random.Random
+) -> Target | Dropped:
+    """Transcript and labels as listed, or at random the labels alone."""
+    if task.transcript and task.labels and rng.random() < settings.labels_only:
+        tags = _TAG.findall(text)
+        if len(tags) < len(task.labels):
+            return Dropped("fewer labels than asked for", utterance.key)
+        task = task_for(task.tag.removeprefix("<TRANSCRIBE>"))
+        text = "".join(tags[: len(task.labels)])
+    text = clean(text)
+    if task.transcript and not task.labels and task.tag == "<TRANSCRIBE>":
+        text = text.lower()
+    return Target(task, text) if text else Dropped("empty text", utterance.key)
+
+
+def _reply(text: str, kind: str, template: LabelTemplate, task: Task) -> str:
+    """A reply with the leading style tag that the published thinking models learnt, or without.
+
+    Chinese label thinking: always one of the known tags in dialogue; natural: none. English and
+    all other tasks: as it is.
+    """
+    if template is not CHINESE:
+        return text
+    tag = _LEADING_TAG.match(text)
+    words = text[tag.end() :] if tag else text
+    if kind == "natural":
+        return words
+    if task.name not in STYLED_TASKS:
+        return text
+    style = tag[1] if tag and tag[1] in REPLY_STYLES else NEUTRAL_STYLE
+    return f"<{style}>{words}"
+
+
+def _with_thought(
+    utterance: Utterance, task: Task, text: str, kind: str, template: LabelTemplate,
+    settings: PrepareSettings, rng: random.Random,
+) -> Target | Dropped:  # fmt: skip
+    """The answer behind its thought. A model of both kinds is taught to go on from an opening."""
+    forced = opening(kind, template) if settings.thinking == "both" else None
+    if kind == "natural":
+        if utterance.thought is None:
+            return Dropped("no thought", utterance.key)
+        return Target(task, natural_thought(clean(utterance.thought)) + text, forced)
+    if not utterance.user.text:
+        return Dropped("no words of the user for the label thought", utterance.key)
+    labels = _filled(utterance.labels, rng)
+    tag = _LEADING_TAG.match(text)
+    if tag:
+        labels = replace(labels, style=tag[1])
+    return Target(task, label_thought(template, clean(utterance.user.text), labels) + text, forced)
+
+
+def _filled(labels: Labels, rng: random.Random) -> Labels:
+    """Missing labels: mostly all left unknown (no loss on them), else all at their defaults."""
+    missing = {name: value for name, value in DEFAULT_LABELS.items() if not getattr(labels, name)}
+    if not missing or rng.random() < ALL_UNKNOWN_CHANCE:
+        return labels
+    return replace(labels, **missing)
+
+
+def clean(text: str) -> str:
+    """One line, no spaces around Chinese characters or angle brackets.
+
+    A bracket that opens a tag keeps no space before it; `<think end>` keeps the one inside.
+    """
+    text = _CJK_SPACES.sub(r"\1", text.replace("\n", " "))
+    return _BRACKET_SPACES.sub(r"\1", text).strip()

@@ -1,0 +1,248 @@
+"""The engine on DeepSpeed: ZeRO 0 to 3, whose pieces of weights and optimizer lie in every process.
+
+The only file that knows DeepSpeed. It is asked to compile nothing: the optimizer is torch's AdamW,
+and its own shared-memory exchange between processes of a CPU is switched off.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from osum_echat import device as devices
+from osum_echat.errors import CheckpointError, ConfigError
+from osum_echat.models.echat import EChat, LossReport
+from osum_echat.sequence import IGNORED, Batch
+from osum_echat.training.engine import (
+    EngineSettings,
+    Score,
+    StepReport,
+    adamw,
+    add_scores,
+    compute_dtype,
+    is_finite,
+    prepared,
+    whole_score,
+)
+from osum_echat.training.ranks import ALONE, Ranks
+from osum_echat.training.stages import StageSettings
+
+PIECES_FOLDER = "deepspeed"  # in a checkpoint; readable as any DeepSpeed directory is
+PIECES_TAG = "pieces"
+OURS = {  # keys of a DeepSpeed file that would contradict a setting of ours
+    "train_batch_size": "data.row_tokens and data.rows",
+    "train_micro_batch_size_per_gpu": "data.row_tokens and data.rows",
+    "gradient_accumulation_steps": "engine.accumulate",
+    "gradient_clipping": "engine.clip",
+    "bf16": "engine.precision",
+    "fp16": "engine.precision",
+    "optimizer": "engine.beta_1, beta_2, epsilon and weight_decay",
+    "scheduler": "schedule",
+}
+
+
+class DeepSpeedEngine:
+    """A model and optimizer parted among processes as the DeepSpeed file says."""
+
+    every_process_scores = True  # ZeRO 3 gathers each layer's weights from all
+
+    def __init__(
+        self,
+        model: EChat,
+        stage: StageSettings,
+        settings: EngineSettings,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        if settings.remember_mb or settings.hearing_alone:
+            raise ConfigError("engine.deepspeed: not with remember_mb or hearing_alone; leave out")
+        self.settings, self.ranks, self.device = settings, ranks, device
+        self.dtype = compute_dtype(settings.precision, device)
+        self.model = prepared(model, stage, settings, device)
+        self._loss = _Loss(self.model, settings.hearing)
+        self._engine = _start(
+            self._loss, adamw(model, stage, settings), settings, self.dtype, device
+        )
+
+    def step(self, batches: Sequence[Batch], rate: float) -> StepReport:
+        """Each batch's summed loss is scaled by the trained tokens of all batches and processes.
+
+        DeepSpeed means gradients over processes, so the scale is processes / tokens.
+        """
+        self.model.train()
+        count = sum(_trained(batch, self.settings.hearing) for batch in batches)
+        tokens = torch.tensor([float(count)], device=self.device)
+        self.ranks.add([tokens])
+        scores: dict[str, Score] = {}
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        for batch in batches:
+            total = self._forward(batch)
+            self._engine.backward(
+                total * (self.ranks.world / max(1.0, float(tokens))), scale_wrt_gas=False
+            )
+            plain_norm = self._plain_norm()
+            self._engine.step()
+            add_scores(scores, self._loss.report.by_task)
+        norm = self._engine.get_global_grad_norm() if plain_norm is None else plain_norm
+        norm = float(norm or 0.0)
+        applied = bool(self._engine.was_step_applied()) and is_finite(norm)
+        return StepReport(whole_score(scores).loss, norm, applied, scores)
+
+    @torch.no_grad()
+    def score(self, batches: Sequence[Batch]) -> dict[str, Score]:
+        """Loss and accuracy by task, without training; every process scores the same batches."""
+        self.model.eval()
+        scores: dict[str, Score] = {}
+        for batch in batches:
+            self._forward(batch)
+            add_scores(scores, self._loss.report.by_task)
+        return scores
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing that one process could hold; see `save_pieces`."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another engine."""
+        if state:
+            raise ConfigError(
+                "engine.deepspeed: the checkpoint was written without DeepSpeed; go on without it, "
+                "or begin in another output directory"
+            )
+
+    def save_pieces(self, directory: Path) -> None:
+        """Write every process's weights and optimizer into the checkpoint."""
+        self._engine.save_checkpoint(str(directory / PIECES_FOLDER), tag=PIECES_TAG)
+
+    def load_pieces(self, directory: Path) -> None:
+        """Take back what `save_pieces` wrote, in as many processes. Raises CheckpointError."""
+        place = directory / PIECES_FOLDER
+        try:
+            found, _ = self._engine.load_checkpoint(str(place), tag=PIECES_TAG)
+        except (OSError, RuntimeError, AssertionError) as error:
+            raise CheckpointError(f"{place}: DeepSpeed cannot read it: {error}") from error
+        if found is None:
+            raise CheckpointError(
+                f"{place}: holds no pieces of DeepSpeed; the run was begun without engine.deepspeed"
+            )
+
+    @contextmanager
+    def whole_model(self) -> Iterator[EChat]:
+        """Inside, every process holds all weights (ZeRO 3 keeps a piece of each otherwise)."""
+        import deepspeed
+
+        parted = [part for part in self.model.parameters() if hasattr(part, "ds_id")]
+        with deepspeed.zero.GatheredParameters(parted, enabled=bool(parted)):
+            yield self.model
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+    def _plain_norm(self) -> float | None:
+        """Of ZeRO 0 in float32, which looks at no norm; one that is not finite stops the step.
+
+        None: DeepSpeed does that itself, or the step's last batch is still to come.
+        """
+        optimizer = self._engine.optimizer
+        is_plain = isinstance(optimizer, torch.optim.Optimizer)
+        if not is_plain or not self._engine.is_gradient_accumulation_boundary():
+            return None
+        parts = [part for group in optimizer.param_groups for part in group["params"]]
+        gradients = [part.grad for part in parts if part.grad is not None]
+        norm = float(nn.utils.get_total_norm(gradients))
+        if not is_finite(norm):
+            torch._foreach_zero_(gradients)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0  # nothing moves; only the moments fade by a step
+        return norm
+
+    def _forward(self, batch: Batch) -> Tensor:
+        with devices.autocast(self.device, self.dtype):
+            total: Tensor = self._engine(batch.to(self.device))
+        return total
+
+
+class _Loss(nn.Module):
+    """The model's loss as a module's forward, the shape in which DeepSpeed hooks into it."""
+
+    report: LossReport
+
+    def __init__(self, model: EChat, hearing: float) -> None:
+        super().__init__()
+        self.model = model
+        self.hearing = hearing
+
+    def forward(self, batch: Batch) -> Tensor:
+        self.report = self.model.loss(batch, self.hearing, whole=True)
+        return self.report.total
+
+
+def _start(
+    loss: _Loss, optimizer: torch.optim.Optimizer, settings: EngineSettings,
+    dtype: torch.dtype | None, device: torch.device,
+) -> Any:  # fmt: skip
+    """DeepSpeed's own engine around the loss."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    os.environ.setdefault("LOCAL_RANK", "0")  # torchrun sets it
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled, with a compiler
+    if not distributed.is_initialized():
+        store = distributed.HashStore()
+        backend = devices.dist_backend(device)
+        distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    exact = {name: one.clone() for name, one in loss.named_buffers() if one.is_floating_point()}
+    engine, *_ = deepspeed.initialize(
+        model=loss, optimizer=optimizer, config=_config(settings, dtype), dist_init_required=False
+    )
+    for name, one in exact.items():  # positions must not be rounded to bf16
+        place, _, last = name.rpartition(".")
+        loss.get_submodule(place)._buffers[last] = one
+    model = loss.model
+    for part in (model.llm.lm_head.weight, model.speech_embedding.weight,
+                 model.speech_head.weight, model.speech_head.bias):  # fmt: skip
+        if hasattr(part, "ds_id"):  # read outside their own modules: ZeRO 3 must be told
+            deepspeed.zero.register_external_parameter(loss, part)
+    return engine
+
+
+def _config(settings: EngineSettings, dtype: torch.dtype | None) -> dict[str, Any]:
+    """The DeepSpeed file with what our own settings decide."""
+    path = Path(str(settings.deepspeed))
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"engine.deepspeed: {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"engine.deepspeed: {path}: not JSON: {error}") from error
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"engine.deepspeed: {path}: holds no mapping")
+    for key, own in OURS.items():
+        if key in raw:
+            raise ConfigError(f"engine.deepspeed: {path}: {key} is decided by {own}; take it out")
+    return {
+        **raw,
+        "train_micro_batch_size_per_gpu": 1,  # a name only: the loader decides
+        "gradient_accumulation_steps": settings.accumulate,
+        "gradient_clipping": settings.clip,
+        "bf16": {"enabled": dtype is torch.bfloat16, "check_grad_overflow": True},
+        "steps_per_print": 2**31,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def _trained(batch: Batch, hearing: float) -> int:
+    """Tokens that the loss of a batch sums over, known before it is computed."""
+    tokens = int((batch.targets[:, 1:] != IGNORED).sum())
+    heard = sum(map(len, batch.heard)) if hearing and batch.mels is not None else 0
+    return tokens + heard

@@ -1,0 +1,83 @@
+"""Corpora for the tests of this room, and what is in them whatever form they have."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from osum_echat import audio
+from osum_echat.corpus import options
+from osum_echat.corpus.jobs import Report
+from osum_echat.data.manifest import open_source
+from osum_echat.data.sources import Dropped
+from osum_echat.records import Turn, Utterance
+
+ROUNDING = 0.5001 / 32_768  # of 16-bit samples
+
+
+def shards(list_file: Path, out: Path, *words: str) -> Report:
+    """What make_shard_from_raw.py does."""
+    from osum_echat.corpus.shards import run_arguments
+
+    arguments = options.make_shard_from_raw().parse_args([str(list_file), str(out), *words])
+    return run_arguments(arguments)
+
+
+def combine(list_file: Path, out: Path, *words: str) -> Report:
+    """What make_combine_from_shard.py does."""
+    from osum_echat.corpus.combine import run_arguments
+
+    arguments = options.make_combine_from_shard().parse_args([str(list_file), str(out), *words])
+    return run_arguments(arguments)
+
+
+def read_all(path: Path) -> list[Utterance | Dropped]:
+    source = open_source("any", str(path))
+    return [found for unit in range(len(source)) for found in source.read(unit)]
+
+
+def assert_equal(one: list[Any], two: list[Any], rounding: float = 0.0) -> None:
+    """Equal utterances; their sounds, decoded, equal but for the rounding of samples."""
+    assert [item.key for item in one] == [item.key for item in two]
+    for first, second in zip(one, two, strict=True):
+        assert _words(first) == _words(second)
+        turns = zip(_turns(first), _turns(second), strict=True)
+        for mine, theirs in turns:
+            assert (mine.audio is None) == (theirs.audio is None), first.key
+            if mine.audio is not None:
+                torch.testing.assert_close(_heard(mine), _heard(theirs), atol=rounding, rtol=0)
+
+
+def _turns(utterance: Utterance) -> tuple[Turn, ...]:
+    return (*utterance.history, utterance.user)
+
+
+def _words(utterance: Utterance) -> Utterance:
+    silent = [replace(turn, audio=None, segment_s=None) for turn in _turns(utterance)]
+    return replace(utterance, user=silent[-1], history=tuple(silent[:-1]))
+
+
+def _heard(turn: Turn) -> torch.Tensor:
+    assert turn.audio is not None
+    return audio.load(turn.audio, segment_s=turn.segment_s)
+
+
+def write_raw(folder: Path, rows: Sequence[dict[str, Any] | str]) -> Path:
+    """A raw list; strings are lines as they stand."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path = folder / "data.list"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def write_noise(path: Path, rate: int = 16_000, seconds: float = 0.3, channels: int = 1) -> Path:
+    noise = np.random.default_rng(len(path.name)).normal(0, 0.2, (int(rate * seconds), channels))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, noise.astype(np.float32), rate)
+    return path

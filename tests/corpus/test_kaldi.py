@@ -1,0 +1,113 @@
+"""Claims about Kaldi folders: all that their files tell goes into the list, and nothing is run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from osum_echat.corpus import options
+from osum_echat.corpus.jobs import Report
+from osum_echat.corpus.kaldi import run_arguments
+from osum_echat.errors import InputError
+from osum_echat.records import Utterance
+from tests.corpus.reading import read_all, write_noise
+
+
+def convert(folder: Path, out: Path, *words: str) -> Report:
+    arguments = options.make_raw_from_kaldi().parse_args([str(folder), str(out), *words])
+    return run_arguments(arguments)
+
+
+def write_folder(folder: Path, **files: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("a", "b", "c"):
+        write_noise(folder / "audio" / f"{name}.wav", seconds=0.5)
+    scp = "".join(f"{name} {folder}/audio/{name}.wav\n" for name in "abc")
+    given = {"wav.scp": scp, "text": "a hello there\nb 你好\nc\n"}
+    for name, text in (given | files).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_list_holds_what_the_files_tell(tmp_path: Path):
+    folder = write_folder(
+        tmp_path / "data", utt2spk="a anna\nb bob\nc anna\n", utt2lang="a en\nb cn\nc en\n",
+        spk2gender="anna f\nbob m\n", utt2emotion="a HAPPY\n", utt2task="a <EMOTION>\n",
+        utt2age="b OLD\n", utt2dur="a 9.9\n", utt2num_frames="a 50\n",
+    )  # fmt: skip
+    report = convert(folder, tmp_path / "data.list", "--task", "<TRANSCRIBE> <EMOTION>")
+    assert (report.written, report.dropped) == (3, {})
+    first, second, third = rows_of(tmp_path / "data.list")
+    assert first == {
+        "key": "a", "wav": "data/audio/a.wav", "txt": "hello there", "task": "<EMOTION>",
+        "emotion": "HAPPY", "lang": "en", "speaker": "anna", "gender": "f",
+        "extra": {"q_emotion": "HAPPY", "gender": "FEMALE", "duration": 0.5},
+    }  # fmt: skip
+    assert (second["txt"], second["extra"]["age"], second["extra"]["gender"]) == (
+        "你好", "OLD", "MALE"
+    )  # fmt: skip
+    assert (third["txt"], third["task"]) == ("", "<TRANSCRIBE> <EMOTION>")
+    read = read_all(tmp_path / "data.list")
+    assert [one.labels.gender for one in read if isinstance(one, Utterance)] == [
+        "FEMALE", "MALE", "FEMALE"
+    ]  # fmt: skip
+
+
+def test_segments_are_parts_of_recordings(tmp_path: Path):
+    folder = write_folder(
+        tmp_path / "data", segments="x1 a 0.0 0.2\nx2 a 0.25 -1\nx3 b 0.4 9\nx4 gone 0 1\nx5 b 0\n",
+        text="".join(f"x{number} t{number}\n" for number in range(1, 7)),
+    )  # fmt: skip
+    report = convert(folder, tmp_path / "data.list")
+    assert report.dropped == {"bad segment": 2, "not in wav.scp": 1, "not in segments": 1}
+    rows = rows_of(tmp_path / "data.list")
+    assert [(row["key"], row["start"], row["end"]) for row in rows] == [
+        ("x1", 0.0, 0.2), ("x2", 0.25, 0.5)
+    ]  # fmt: skip
+    assert [row["extra"]["duration"] for row in rows] == [0.2, 0.25]
+
+
+def test_relative_audio_starts_at_the_root(tmp_path: Path, monkeypatch):
+    folder = write_folder(tmp_path / "data", **{"wav.scp": "a audio/a.wav\n", "text": "a x\n"})
+    convert(folder, tmp_path / "one.list", "--root", str(folder))
+    monkeypatch.chdir(folder)
+    convert(folder, tmp_path / "two.list")
+    assert rows_of(tmp_path / "one.list") == rows_of(tmp_path / "two.list")
+    (found,) = read_all(tmp_path / "one.list")
+    assert isinstance(found, Utterance) and found.user.audio == folder / "audio/a.wav"
+
+
+def test_audio_that_cannot_be_opened_is_left_out_and_counted(tmp_path: Path):
+    folder = write_folder(tmp_path / "data")
+    (folder / "audio/a.wav").unlink()
+    (folder / "audio/b.wav").write_text("no sound")
+    report = convert(folder, tmp_path / "data.list")
+    assert (report.written, report.dropped) == (1, {"audio cannot be used": 2})
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"wav.scp": "a touch ran | \n"}, "commands are not run"),
+        ({"wav.scp": "a raw.ark:17\n"}, "path of an audio file"),
+        ({"wav.scp": "a\n"}, "path of an audio file"),
+        ({"text": "a x\na y\n"}, "second time"),
+        ({"text": "z x\n"}, "no utterance of `text`"),
+    ],
+)
+def test_what_is_no_kaldi_folder_is_told(tmp_path: Path, monkeypatch, files, message: str):
+    folder = write_folder(tmp_path / "data", **files)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        convert(folder, tmp_path / "data.list")
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "data.list").exists()
+
+
+def test_a_folder_without_its_files_is_told(tmp_path: Path):
+    with pytest.raises(InputError, match=r"wav\.scp"):
+        convert(tmp_path / "gone", tmp_path / "data.list")

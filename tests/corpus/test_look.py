@@ -1,0 +1,132 @@
+"""Claims about looking at a corpus: what is shown is what a training would get, in every form."""
+
+from pathlib import Path
+
+import pytest
+
+import do_test_dataloader
+from osum_echat.corpus import look, options, statistics
+from osum_echat.data.loader import ListSettings
+from osum_echat.errors import InputError
+from tests.corpus.reading import shards, write_noise, write_raw
+from tests.data.world import write_world
+from tests.training.experiment import write_experiment
+
+PNG = b"\x89PNG"
+
+
+def tables(text: str) -> list[str]:
+    """What is printed for each list, without the times."""
+    parts = [part.partition("\n")[2] for part in text.split("== ")[1:]]
+    return ["\n".join(part.rstrip().splitlines()[1:]) for part in parts]
+
+
+def test_the_fake_data_looks_the_same_in_its_three_forms(capsys):
+    assert do_test_dataloader.main([]) == 0
+    raw, shard, combined = tables(capsys.readouterr().out)
+    assert raw == shard == combined
+    assert raw.splitlines()[-1] == "   dropped: none"
+    for number in range(1, 11):
+        assert f"fake_{number:02d}_" in raw
+    assert "I see, my friend. Many voices become one." in raw
+
+
+def test_an_experiment_shows_each_of_its_lists(tmp_path: Path, capsys):
+    path = write_experiment(tmp_path)
+    names = list(look.corpus_of(path, str(options.TINY)).lists)
+    assert do_test_dataloader.main(["--config", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[1].rstrip(":") for line in out.splitlines() if line.startswith("==")] == (
+        names
+    )
+    assert out.count("first batch after") == len(names)
+
+
+def test_a_data_yaml_tells_what_cannot_be_used(tmp_path: Path, capsys):
+    lists = write_world(tmp_path / "world")
+    write_raw(tmp_path / "bad", [{"key": "a", "wav": "gone.wav", "txt": "x"}])
+    config = tmp_path / "data.yaml"
+    config.write_text(
+        f"good: {{path: {lists['t2t']}, weight: 2}}\nbad: {{path: bad/data.list}}\n"
+        "gone: {path: nowhere.list}\noff: {path: nowhere.list, weight: 0}\n"
+    )
+    assert do_test_dataloader.main(["--config", str(config)]) == 0
+    good, bad, gone = capsys.readouterr().out.split("== ")[1:]
+    assert "8 utterances" in good and "dropped: none" in good
+    assert "cannot be used" in bad and "1" in bad
+    assert "nowhere.list" in gone and "cannot be used" in gone
+
+
+def test_the_statistics_count_hours_labels_and_bad_members(tmp_path: Path):
+    for name in ("a", "b", "c"):
+        write_noise(tmp_path / f"{name}.wav", seconds=0.5)
+    (tmp_path / "c.wav").write_bytes((tmp_path / "c.wav").read_bytes()[:500])
+    rows = [
+        {"key": "a", "wav": "a.wav", "txt": "x", "extra": {"age": "OLD"}},
+        {"key": "b", "wav": "b.wav", "txt": "x", "start": 0.0, "end": 0.2,
+         "task": "<S2TCHAT> <TEXT2TOKEN>", "extra": {"age": "<OLD>", "speech_token": [1] * 50}},
+        {"key": "c", "wav": "c.wav", "txt": "x"},
+        {"key": "d", "txt": "x"},
+        {"key": "e", "txt": "x", "task": "<NO> <SUCH>"},
+        {"key": "f", "txt": "x", "task": "<TEXT2TEXT>"},
+    ]  # fmt: skip
+    raw = write_raw(tmp_path, [*rows, "{oops"])
+    tally = statistics.scan("mine", ListSettings(str(raw)))
+    assert (tally.utterances, tally.reply_tokens, len(tally.bad)) == (3, 50, 4)
+    assert tally.heard_s == pytest.approx(0.7)
+    assert tally.lengths == {5: 1, 2: 1}
+    assert tally.labels["age", "OLD"] == 2 and tally.labels["age", "-"] == 1
+    assert tally.tasks["<TEXT2TEXT>"] == 1
+    lines = list(statistics.report({"mine": ListSettings(str(raw))}, tmp_path / "out"))
+    assert any("3 utterances, 0.7 s heard, 2.0 s of reply tokens, 4 bad" in one for one in lines)
+    told = (tmp_path / "out/bad_members.txt").read_text().splitlines()
+    assert len(told) == 4 and all(line.startswith("mine\t") for line in told)
+    assert (tmp_path / "out/lengths.png").read_bytes().startswith(PNG)
+
+
+def test_statistics_of_shards_are_those_of_their_raw_list(tmp_path: Path):
+    raw = write_world(tmp_path / "raw")["history"]
+    shards(raw, tmp_path / "shard", "--per-tar", "3")
+    one, two = (statistics.scan("x", ListSettings(str(path)))
+                for path in (raw, tmp_path / "shard/shards_list.txt"))  # fmt: skip
+    assert one == two
+
+
+def test_pictures_are_drawn_for_each_list(tmp_path: Path, capsys):
+    assert do_test_dataloader.main(["--plot", "2", "--out", str(tmp_path)]) == 0
+    assert {one.name for one in tmp_path.iterdir()} == {
+        "raw_items.png", "shard_items.png", "combine_items.png"
+    }  # fmt: skip
+    assert all(one.read_bytes().startswith(PNG) for one in tmp_path.iterdir())
+
+
+def test_without_matplotlib_pictures_say_what_to_install(tmp_path: Path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    raw = write_raw(tmp_path, [{"key": "a", "txt": "x", "task": "<TEXT2TEXT>"}])
+    with pytest.raises(InputError, match="pip install matplotlib"):
+        list(statistics.report({"a": ListSettings(str(raw))}, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--config", "gone.yaml"], "gone.yaml"), (["--plot", "-1"], "give 1 or more"),
+     (["--model", "gone"], "gone"), (["--stats", "--workers", "0"], "workers 0")],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line_and_exit_code_2(capsys, words: list[str], message: str):
+    assert do_test_dataloader.main(words) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert (
+        len(lines) == 1 and lines[0].startswith("do_test_dataloader.py: ") and message in lines[0]
+    )
+
+
+@pytest.mark.slow
+def test_several_processes_count_the_same(tmp_path: Path, monkeypatch):
+    rows = [{"key": str(number), "txt": "x", "task": "<TEXT2TEXT>", "extra": {"age": "OLD"}}
+            for number in range(350)]  # fmt: skip
+    entry = ListSettings(str(write_raw(tmp_path, rows)))
+    assert statistics.scan("x", entry, 2) == statistics.scan("x", entry)
+    assert statistics.scan("x", entry, 2).utterances == 350

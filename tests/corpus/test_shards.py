@@ -1,0 +1,222 @@
+"""Claims about shards: what is written is what was listed, and nothing flows into anything else."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from osum_echat import audio
+from osum_echat.corpus.shards import wav_bytes
+from osum_echat.errors import InputError
+from osum_echat.records import Utterance
+from tests.corpus.reading import (
+    ROUNDING,
+    assert_equal,
+    combine,
+    read_all,
+    shards,
+    write_noise,
+    write_raw,
+)
+from tests.data.world import write_world
+
+
+@pytest.mark.parametrize("per_tar", [1, 3, 100])
+@pytest.mark.parametrize("kind", ["understand", "tts", "s2s_think", "t2t", "history"])
+def test_raw_shard_and_combine_give_equal_utterances(tmp_path: Path, kind: str, per_tar: int):
+    raw = write_world(tmp_path / "raw")[kind]
+    report = shards(raw, tmp_path / "shard", "--per-tar", str(per_tar))
+    assert (report.written, report.dropped) == (8, {})
+    combine(tmp_path / "shard/shards_list.txt", tmp_path / "combine")
+    for form in ("shard/shards_list.txt", "combine/combines_list.txt"):
+        assert_equal(read_all(raw), read_all(tmp_path / form))
+    assert len(list((tmp_path / "shard").glob("*.tar"))) == -(-8 // per_tar)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels"),
+    [("a.flac", 16_000, 1), ("a.ogg", 16_000, 1), ("a.wav", 44_100, 2), ("a.mp3", 22_050, 1)],
+)
+def test_any_sound_becomes_what_the_raw_reader_hears(
+    tmp_path: Path, name: str, rate: int, channels: int
+):
+    write_noise(tmp_path / name, rate, channels=channels)
+    raw = write_raw(tmp_path, [{"key": "a", "wav": name, "txt": "x"}])
+    shards(raw, tmp_path / "out")
+    assert_equal(read_all(raw), read_all(tmp_path / "out/shards_list.txt"), ROUNDING)
+
+
+def test_a_segment_is_cut_out_and_kept_alone(tmp_path: Path):
+    write_noise(tmp_path / "a.wav")
+    raw = write_raw(tmp_path, [{"key": "a", "wav": "a.wav", "txt": "x", "start": 0.1, "end": 0.25}])
+    shards(raw, tmp_path / "out")
+    (found,) = read_all(tmp_path / "out/shards_list.txt")
+    assert isinstance(found, Utterance) and isinstance(found.user.audio, bytes)
+    assert found.user.segment_s is None
+    assert len(audio.load(found.user.audio)) == 2_400
+    assert_equal(read_all(raw), [found])
+
+
+def test_samples_beyond_full_scale_are_clipped_not_wrapped():
+    samples = torch.tensor([1.0, 1.5, -1.0, -1.5, 0.5, 2e-5])
+    read, rate = soundfile.read(io.BytesIO(wav_bytes(samples)), dtype="int16")
+    assert rate == 16_000
+    assert read.tolist() == [32_767, 32_767, -32_768, -32_768, 16_384, 1]
+
+
+@given(st.lists(st.integers(-32_768, 32_767), min_size=1, max_size=50))
+@settings(max_examples=30, deadline=None)
+def test_sixteen_bit_samples_stay_as_they_are(levels: list[int]):
+    samples = torch.tensor(levels, dtype=torch.float32) / 32_768
+    read, _ = soundfile.read(io.BytesIO(wav_bytes(samples)), dtype="int16")
+    assert read.tolist() == levels
+
+
+def test_members_have_the_original_names_order_and_contents(tmp_path: Path):
+    for name in ("a.wav", "b.wav"):
+        write_noise(tmp_path / name)
+    row = {"key": "鍵.1", "wav": "a.wav", "txt": "你好", "wav_1": "b.wav", "txt_1": "嗨",
+           "task": "<S2TCHAT> <TEXT2TOKEN> <HISTORY>", "speaker": "王", "gender": "female",
+           "extra": '{"duration": 0.3, "speech_token": [1, 2], "age": "OLD"}'}  # fmt: skip
+    shards(write_raw(tmp_path, [row]), tmp_path / "out", "--prefix", "mine")
+    with tarfile.open(tmp_path / "out/mine_000000000.tar", "r:") as archive:
+        members = {one.name: archive.extractfile(one).read() for one in archive}
+        plain = [(one.mode, one.uid, one.mtime) for one in archive]
+    assert plain == [(0o644, 0, 0)] * 11
+    assert [name.removeprefix("鍵.1.") for name in members] == [
+        "txt", "wav", "wav_1", "txt_1", "task", "lang", "speaker", "emotion", "gender",
+        "duration", "extra",
+    ]  # fmt: skip
+    texts = {name.removeprefix("鍵.1."): data.decode() for name, data in members.items()
+             if ".wav" not in name}  # fmt: skip
+    assert texts == {
+        "txt": "你好", "txt_1": "嗨", "task": row["task"], "lang": "none", "speaker": "王",
+        "emotion": "none", "gender": "female", "duration": "0.3",
+        "extra": '{"speech_token": [1, 2], "age": "OLD"}',
+    }  # fmt: skip
+    assert (tmp_path / "out/mine_000000000.tar.finished").read_bytes() == b""
+    assert (tmp_path / "out/shards_list.txt").read_text() == "mine_000000000.tar\n"
+
+
+def test_what_cannot_be_used_is_left_out_whole_and_counted(tmp_path: Path):
+    good = write_noise(tmp_path / "good.wav").name
+    write_noise(tmp_path / "cut.wav").write_bytes((tmp_path / "good.wav").read_bytes()[:900])
+    (tmp_path / "empty.wav").touch()
+    rows = [
+        {"key": "a", "wav": good, "txt": "x"},
+        "{oops",
+        "[1]",
+        {"key": "b", "wav": "gone.wav", "txt": "x"},
+        {"key": "c", "wav": "cut.wav", "txt": "x"},
+        {"key": "d", "wav": "empty.wav", "txt": "x"},
+        {"key": "e", "wav": good},
+        {"key": "f", "wav": good, "txt": "x", "wav_1": "gone.wav", "txt_1": "y"},
+        {"key": "g", "wav": good, "txt": "half \ud800"},
+        {"key": "h", "wav": good, "txt": "x", "extra": "{"},
+        {"key": "z", "wav": good, "txt": "x"},
+    ]
+    raw = tmp_path / "data.list"
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    raw.write_text("\n".join(lines), encoding="utf-8")
+    report = shards(raw, tmp_path / "out")
+    assert report.written == 2
+    assert report.dropped == {
+        "not JSON": 1, "not an object": 1, "audio cannot be used": 4, "bad record": 3
+    }  # fmt: skip
+    assert [one.key for one in read_all(tmp_path / "out/shards_list.txt")] == ["a", "z"]
+    told = json.loads((tmp_path / "out/shards_list.txt.report.json").read_text())
+    assert len(told["left_out"]) == 9
+    assert "record 4" in told["left_out"][2][1] and "gone.wav" in told["left_out"][2][1]
+
+
+@pytest.mark.parametrize(
+    "key", ["/etc/x", "../x", "a/../b", "a\\b", "", "a\nb", "a\0b", "x" * 2000]
+)
+def test_a_key_that_leads_elsewhere_is_refused(tmp_path: Path, key: str):
+    raw = write_raw(tmp_path, [{"key": key, "txt": "x", "task": "<TEXT2TEXT>"},
+                               {"key": "a/b.c", "txt": "y", "task": "<TEXT2TEXT>"}])  # fmt: skip
+    report = shards(raw, tmp_path / "out")
+    assert report.dropped == {"bad record": 1}
+    assert [one.key for one in read_all(tmp_path / "out/shards_list.txt")] == ["a/b.c"]
+
+
+def test_utterances_of_one_key_do_not_flow_together(tmp_path: Path):
+    rows = [{"key": key, "txt": text, "task": "<TEXT2TEXT>", "extra": {"question": text}}
+            for key, text in (("a", "1"), ("a", "2"), ("a_2", "3"), ("a", "4"))]  # fmt: skip
+    shards(write_raw(tmp_path, rows), tmp_path / "out")
+    combine(tmp_path / "out/shards_list.txt", tmp_path / "combine")
+    for form in ("out/shards_list.txt", "combine/combines_list.txt"):
+        found = [(one.key, one.user.reply_text) for one in read_all(tmp_path / form)]
+        assert found == [("a", "1"), ("a_2", "2"), ("a_2_2", "3"), ("a_3", "4")]
+
+
+def test_a_task_that_hears_nothing_needs_no_audio_file(tmp_path: Path):
+    rows = [{"key": task, "wav": "dummy.wav", "txt": "x", "task": f"<{task}>"}
+            for task in ("TEXT2TEXT", "TEXT2TOKEN", "TRANSCRIBE")]  # fmt: skip
+    report = shards(write_raw(tmp_path, rows), tmp_path / "out")
+    assert (report.written, report.dropped) == (2, {"audio cannot be used": 1})
+
+
+def test_a_lost_earlier_turn_leaves_no_history(tmp_path: Path):
+    wav = write_noise(tmp_path / "a.wav").name
+    row = {"key": "a", "wav": wav, "txt": "x", "wav_1": "-1", "txt_1": "y"}
+    raw = write_raw(tmp_path, [row])
+    shards(raw, tmp_path / "out")
+    assert_equal(read_all(raw), read_all(tmp_path / "out/shards_list.txt"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--per-tar", "0"], "give 1 or more"), (["--prefix", "a/b"], "beginning of a file name"),
+     (["--workers", "0"], "workers 0")],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(tmp_path: Path, words: list[str], message: str):
+    raw = write_raw(tmp_path, [{"key": "a", "txt": "x", "task": "<TEXT2TEXT>"}])
+    with pytest.raises(InputError, match=message):
+        shards(raw, tmp_path / "out", *words)
+
+
+_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+
+
+@given(
+    st.lists(
+        st.tuples(_TEXT, _TEXT, st.dictionaries(_TEXT, st.integers() | _TEXT, max_size=3)),
+        min_size=1, max_size=6,
+    ),
+    st.integers(1, 4),
+)  # fmt: skip
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_words_come_back_from_any_form(tmp_path_factory, items, per_tar: int):
+    folder = tmp_path_factory.mktemp("words")
+    known = ("duration", "speech_token", "age", "gender", "q_emotion", "caption", "reply_emotion")
+    rows = [
+        {"key": f"k{number}.{number}", "txt": text, "task": "<TEXT2TEXT>",
+         "extra": {name: value for name, value in more.items() if name not in known}
+         | {"question": question}}
+        for number, (text, question, more) in enumerate(items)
+    ]  # fmt: skip
+    raw = write_raw(folder, rows)
+    assert shards(raw, folder / "shard", "--per-tar", str(per_tar)).written == len(rows)
+    combine(folder / "shard/shards_list.txt", folder / "combine")
+    for form in ("shard/shards_list.txt", "combine/combines_list.txt"):
+        assert_equal(read_all(raw), read_all(folder / form))
+
+
+def test_a_float_sound_is_rounded_to_the_nearest_level(tmp_path: Path):
+    samples = np.random.default_rng(0).uniform(-0.99, 0.99, 1_000).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    raw = write_raw(tmp_path, [{"key": "a", "wav": "a.wav", "txt": "x"}])
+    shards(raw, tmp_path / "out")
+    (found,) = read_all(tmp_path / "out/shards_list.txt")
+    stored = audio.load(found.user.audio).numpy()
+    assert np.abs(stored - samples).max() <= ROUNDING

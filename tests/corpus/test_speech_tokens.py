@@ -1,0 +1,114 @@
+"""Claims about speech tokens of a list: those of the reply, the same however often one starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from osum_echat import audio
+from osum_echat.corpus import options, speech_tokens
+from osum_echat.corpus.jobs import Report
+from osum_echat.corpus.speech_tokens import run_arguments
+from osum_echat.errors import CheckpointError, InputError
+from osum_echat.records import Utterance
+from osum_echat.token2wav.voice import SpeechTokenizer
+from tests.corpus.reading import read_all, write_noise, write_raw
+
+TOKENIZER = options.TINY / "token2wav" / "speech_tokenizer.onnx"
+
+
+def extract(raw: Path, out: Path, *words: str) -> Report:
+    arguments = options.extract_speech_tokens().parse_args([str(raw), str(out), *words])
+    return run_arguments(arguments)
+
+
+def tokens_of(path: Path) -> list[Any]:
+    return [json.loads(line)["extra"].get("speech_token")
+            for line in path.read_text(encoding="utf-8").splitlines()]  # fmt: skip
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """A text to speak, a dialogue with its reply recorded, and one without."""
+    for name in ("user", "reply"):
+        write_noise(tmp_path / f"{name}.wav", seconds=1.0)
+    return write_raw(tmp_path, [
+        {"key": "tts", "wav": "reply.wav", "txt": "x", "task": "<TEXT2TOKEN>"},
+        {"key": "chat", "wav": "user.wav", "txt": "x", "task": "<S2TCHAT> <TEXT2TOKEN>",
+         "extra": {"a_wav_path": "reply.wav", "age": "OLD"}},
+        {"key": "lost", "wav": "user.wav", "txt": "x", "task": "<S2TCHAT> <TEXT2TOKEN>"},
+        {"key": "gone", "wav": "gone.wav", "txt": "x", "task": "<TEXT2TOKEN>"},
+        {"key": "part", "wav": "reply.wav", "txt": "x", "task": "<TEXT2TOKEN>",
+         "start": 0.0, "end": 0.4},
+        {"key": "had", "wav": "reply.wav", "txt": "x", "task": "<TEXT2TOKEN>",
+         "extra": {"speech_token": [1, 2, 3]}},
+    ])  # fmt: skip
+
+
+def test_the_reply_is_listened_to_and_never_the_user(raw: Path, tmp_path: Path):
+    report = extract(raw, tmp_path / "new.list")
+    assert report.dropped == {"no recording of the reply": 1, "audio or task cannot be used": 1}
+    expected = SpeechTokenizer(TOKENIZER)(audio.load(tmp_path / "reply.wav"))
+    first, second, part, again = tokens_of(tmp_path / "new.list")
+    assert first == second == again == expected and len(expected) == 25
+    assert len(part) == 10
+    (chat,) = [one for one in read_all(tmp_path / "new.list")
+               if isinstance(one, Utterance) and one.key == "chat"]  # fmt: skip
+    assert chat.labels.age == "OLD" and chat.user.reply_speech == tuple(expected)
+
+
+def test_tokens_that_are_there_can_be_kept(raw: Path, tmp_path: Path):
+    extract(raw, tmp_path / "new.list", "--keep")
+    assert tokens_of(tmp_path / "new.list")[-1] == [1, 2, 3]
+
+
+def test_a_field_can_be_named(raw: Path, tmp_path: Path):
+    report = extract(raw, tmp_path / "new.list", "--field", "wav")
+    assert report.written == 5
+
+
+def test_a_list_in_another_folder_finds_its_audio(raw: Path, tmp_path: Path):
+    extract(raw, tmp_path / "far/away/new.list")
+    for one in read_all(tmp_path / "far/away/new.list"):
+        assert isinstance(one, Utterance) and isinstance(one.user.audio, Path)
+        assert one.user.audio.is_file()
+
+
+def test_a_restart_listens_only_to_the_rest(raw: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(speech_tokens, "PORTION", 1)
+    heard: list[str] = []
+    whole = speech_tokens.Extraction.__call__
+
+    def until_third(self, piece):
+        heard.append(piece.first)
+        if heard == [1, 2, 3]:
+            raise KeyboardInterrupt
+        return whole(self, piece)
+
+    monkeypatch.setattr(speech_tokens.Extraction, "__call__", until_third)
+    with pytest.raises(KeyboardInterrupt):
+        extract(raw, tmp_path / "new.list")
+    assert not (tmp_path / "new.list").exists()
+    extract(raw, tmp_path / "new.list")
+    assert heard == [1, 2, 3, 3, 4, 5, 6]
+    monkeypatch.undo()
+    extract(raw, tmp_path / "at_once.list")
+    assert tokens_of(tmp_path / "new.list") == tokens_of(tmp_path / "at_once.list")
+
+
+def test_what_is_wrong_is_told_before_the_work(raw: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="the list itself"):
+        extract(raw, raw)
+    with pytest.raises(InputError, match="give --tokenizer"):
+        extract(raw, tmp_path / "new.list", "--tokenizer", str(tmp_path))
+    with pytest.raises(CheckpointError, match="speech tokenizer is needed"):
+        extract(raw, tmp_path / "new.list", "--tokenizer", str(TOKENIZER.with_name("speaker.onnx")))
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same_list(raw: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(speech_tokens, "PORTION", 1)
+    extract(raw, tmp_path / "one.list")
+    extract(raw, tmp_path / "two.list", "--workers", "2")
+    assert (tmp_path / "one.list").read_bytes() == (tmp_path / "two.list").read_bytes()

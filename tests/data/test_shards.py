@@ -1,0 +1,264 @@
+"""Claims about tars: every form gives the same utterances, and damage costs only what it hits."""
+
+import gzip
+import io
+import os
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from osum_echat.data import tar_index
+from osum_echat.data.manifest import open_source
+from osum_echat.data.shards import Shard, TarSource
+from osum_echat.data.sources import RawSource
+from tests.data.forms import members, plain, raw_rows, read_all, tar_bytes, write_lines, write_shard
+
+LISTS = ("understand", "tts", "s2s", "s2s_think", "s2t", "t2t", "history")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_index, "CACHE", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_all_forms_give_equal_utterances(tmp_path: Path, name: str) -> None:
+    rows = raw_rows(tmp_path, name)
+    shard = Shard(str(write_shard(tmp_path / "a.tar", rows, tmp_path)))
+    packed = Shard(str(write_shard(tmp_path / "b.tar.gz", rows, tmp_path)))
+    pair = Shard(shard.tar, str(write_lines(tmp_path / "a.list", rows)))
+    sources = [RawSource(name, tmp_path / f"{name}.list")]
+    sources += [TarSource(name, [each]) for each in (shard, packed, pair)]
+    found = [read_all(source) for source in sources]
+    assert all(len(kept) == 8 and not dropped for kept, dropped in found)
+    wanted = [plain(one) for one in found[0][0]]
+    assert all([plain(one) for one in kept] == wanted for kept, _ in found)
+
+
+def test_any_unit_can_be_read_again(tmp_path: Path) -> None:
+    rows = raw_rows(tmp_path, "s2s")
+    tars = [write_shard(tmp_path / f"{n}.tar", rows[4 * n : 4 * n + 4], tmp_path) for n in (0, 1)]
+    source = TarSource("s2s", [Shard(str(tar)) for tar in tars])
+    keys = [next(iter(source.read(unit))).key for unit in (5, 0, 7, 5)]
+    assert keys == ["u5", "u0", "u7", "u5"]
+    assert source.stretches(3).tolist() == [0, 3, 4, 7, 8]
+
+
+def test_a_packed_tar_is_one_stretch(tmp_path: Path) -> None:
+    tar = write_shard(tmp_path / "a.tar.gz", raw_rows(tmp_path, "t2t"), tmp_path)
+    assert TarSource("t2t", [Shard(str(tar))]).stretches(3).tolist() == [0, 8]
+
+
+def test_a_source_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    source = TarSource(
+        "a", [Shard(str(write_shard(tmp_path / "a.tar", raw_rows(tmp_path, "t2t"), tmp_path)))]
+    )
+    next(source.read(0))
+    again = pickle.loads(pickle.dumps(source))  # noqa: S301
+    assert read_all(again) == read_all(source)
+
+
+def test_a_line_removed_from_a_combine_list_removes_its_utterance(tmp_path: Path) -> None:
+    rows = raw_rows(tmp_path, "s2t")
+    tar = write_shard(tmp_path / "a.tar", rows, tmp_path)
+    lines = write_lines(tmp_path / "a.list", [row for row in rows if row["key"] != "u3"])
+    kept, dropped = read_all(TarSource("a", [Shard(str(tar), str(lines))]))
+    assert [one.key for one in kept] == [f"u{n}" for n in range(8) if n != 3]
+    assert [(one.reason, one.file) for one in dropped] == [("no line in the list", None)]
+
+
+def test_the_faults_of_a_combine_list_are_counted(tmp_path: Path) -> None:
+    rows = raw_rows(tmp_path, "s2t", 3)
+    tar = write_shard(tmp_path / "a.tar", rows, tmp_path)
+    lines = write_lines(tmp_path / "a.list", [*rows, {**rows[0], "txt": "new"}])
+    with lines.open("a") as file:
+        file.write('{oops\n[1]\n{"key": "elsewhere", "txt": "x"}\n')
+    kept, dropped = read_all(TarSource("a", [Shard(str(tar), str(lines))]))
+    assert kept[0].user.reply_text == "new"  # the last line of a key counts
+    reasons = sorted(one.reason for one in dropped)
+    assert reasons == ["key twice in the list", "not JSON", "not JSON", "not in the tar"]
+
+
+def test_an_index_is_kept_and_made_again_when_the_tar_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = raw_rows(tmp_path, "t2t")
+    tar = write_shard(tmp_path / "a.tar", rows[:3], tmp_path)
+    assert len(TarSource("a", [Shard(str(tar))])) == 3
+    assert (tmp_path / "a.tar.index").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(tar_index, "make_index", None)  # must not be called
+        assert len(TarSource("a", [Shard(str(tar))])) == 3
+    write_shard(tar, rows, tmp_path)
+    os.utime(tar, ns=(1, 1))
+    assert len(TarSource("a", [Shard(str(tar))])) == 8
+
+
+@pytest.mark.parametrize("harm", ["", "{}\n", "nonsense", "cut"])
+def test_a_damaged_index_is_made_again(tmp_path: Path, harm: str) -> None:
+    tar = write_shard(tmp_path / "a.tar", raw_rows(tmp_path, "t2t"), tmp_path)
+    TarSource("a", [Shard(str(tar))])
+    index = tmp_path / "a.tar.index"
+    index.write_bytes(index.read_bytes()[:-5] if harm == "cut" else harm.encode())
+    assert len(read_all(TarSource("a", [Shard(str(tar))]))[0]) == 8
+
+
+def test_a_missing_tar_is_counted_and_the_others_are_read(tmp_path: Path) -> None:
+    tar = write_shard(tmp_path / "a.tar", raw_rows(tmp_path, "t2t"), tmp_path)
+    gone = str(tmp_path / "gone.tar")
+    kept, dropped = read_all(TarSource("a", [Shard(gone), Shard(str(tar))]))
+    assert len(kept) == 8
+    assert [(one.reason, one.file) for one in dropped] == [("missing tar", gone)]
+
+
+def parts_of(tmp_path: Path, count: int = 6) -> list[list[tuple[str, bytes]]]:
+    return [members(row, tmp_path) for row in raw_rows(tmp_path, "s2s", count)]
+
+
+def read_tar(tmp_path: Path, data: bytes) -> tuple[list[str], list[str]]:
+    """Keys delivered and reasons of drops."""
+    path = tmp_path / "x.tar"
+    path.write_bytes(data)
+    kept, dropped = read_all(TarSource("x", [Shard(str(path))]))
+    return [one.key for one in kept], [one.reason for one in dropped]
+
+
+def header_place(data: bytes, name: str) -> int:
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return tar.getmember(name).offset
+
+
+@pytest.mark.parametrize("part", ["txt", "wav", "task", "extra"])
+@pytest.mark.parametrize("byte", [2, 3, 130, 150, 257])
+def test_a_broken_header_costs_its_utterance_only(tmp_path: Path, part: str, byte: int) -> None:
+    data = bytearray(tar_bytes(one for row in parts_of(tmp_path) for one in row))
+    data[header_place(data, f"u2.{part}") + byte] ^= 0x15
+    kept, reasons = read_tar(tmp_path, bytes(data))
+    assert kept == ["u0", "u1", "u3", "u4", "u5"]
+    assert reasons == ["damaged tar"]
+
+
+def test_a_broken_stretch_costs_what_it_covers(tmp_path: Path) -> None:
+    data = bytearray(tar_bytes(one for row in parts_of(tmp_path) for one in row))
+    start, end = (header_place(data, name) for name in ("u2.task", "u4.wav"))
+    data[start:end] = bytes(range(256)) * ((end - start) // 256)
+    kept, reasons = read_tar(tmp_path, bytes(data))
+    assert kept == ["u0", "u1", "u5"]
+    assert set(reasons) == {"damaged tar"}
+
+
+def test_a_cut_tar_gives_everything_before_the_break(tmp_path: Path) -> None:
+    data = tar_bytes(one for row in parts_of(tmp_path) for one in row)
+    for name in ("u4.txt", "u4.wav", "u4.task", "u4.extra"):
+        place = header_place(data, name)
+        for cut in (place, place + 100, place + 512 + 1):
+            kept, _ = read_tar(tmp_path, data[:cut])
+            assert kept == ["u0", "u1", "u2", "u3"], (name, cut - place)
+
+
+def test_a_packed_tar_that_is_cut_gives_everything_before_the_break(tmp_path: Path) -> None:
+    packed = gzip.compress(tar_bytes(one for row in parts_of(tmp_path) for one in row))
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(packed[: len(packed) // 2])
+    kept, dropped = read_all(TarSource("x", [Shard(str(path))]))
+    assert 1 <= len(kept) < 6
+    assert len(dropped) == 1
+
+
+@pytest.mark.parametrize("size", [2**32, 2**62, 5_000_000])
+def test_a_lying_size_costs_its_utterance_only(tmp_path: Path, size: int) -> None:
+    every = parts_of(tmp_path)
+    data = tar_bytes(one for row in every for one in row)
+    place = header_place(data, "u2.wav")
+    info = tarfile.TarInfo("u2.wav")
+    info.size = size
+    lie = info.tobuf(format=tarfile.GNU_FORMAT)
+    kept, reasons = read_tar(tmp_path, data[:place] + lie + data[place + 512 :])
+    assert kept == ["u0", "u1", "u3", "u4", "u5"]
+    assert reasons == ["damaged tar"]
+
+
+@pytest.mark.parametrize("key", ["/etc/passwd", "../../up", "a/../../b"])
+def test_a_name_that_leads_out_is_refused(tmp_path: Path, key: str) -> None:
+    every = parts_of(tmp_path, 2)
+    every.insert(1, [(f"{key}.{name.split('.')[1]}", data) for name, data in every[0]])
+    kept, reasons = read_tar(tmp_path, tar_bytes(one for row in every for one in row))
+    assert (kept, reasons) == (["u0", "u1"], ["unsafe name"])
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_a_link_is_not_followed(tmp_path: Path, kind: bytes) -> None:
+    every = parts_of(tmp_path, 3)
+    link = tarfile.TarInfo("u1.wav")
+    link.type, link.linkname = kind, "/etc/passwd"
+    data = tar_bytes(one for row in every for one in row)
+    place, after = header_place(data, "u1.wav"), header_place(data, "u1.task")
+    kept, reasons = read_tar(tmp_path, data[:place] + link.tobuf() + data[after:])
+    assert (kept, reasons) == (["u0", "u2"], ["a link in place of a file"])
+
+
+def test_long_names_folders_and_dots_are_read(tmp_path: Path) -> None:
+    row = raw_rows(tmp_path, "t2t", 1)[0]
+    for file_format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        key = "deep/" + "很长的名字" * 40 + "v1.5"
+        made = io.BytesIO()
+        with tarfile.open(fileobj=made, mode="w", format=file_format) as tar:
+            folder = tarfile.TarInfo("./deep")
+            folder.type = tarfile.DIRTYPE
+            tar.addfile(folder)
+            for name, contents in members({**row, "key": key}, tmp_path):
+                info = tarfile.TarInfo(f"./{name}")
+                info.size = len(contents)
+                tar.addfile(info, io.BytesIO(contents))
+        assert read_tar(tmp_path, made.getvalue()) == ([key], [])
+
+
+def changed(parts: list[tuple[str, bytes]], postfix: str, data: bytes | None) -> Any:
+    ending = f".{postfix}"
+    if data is None:
+        return [one for one in parts if not one[0].endswith(ending)]
+    return [(name, data if name.endswith(ending) else old) for name, old in parts]
+
+
+@pytest.mark.parametrize(
+    ("postfix", "contents", "reason"),
+    [("txt", None, "bad record"), ("txt", b"\xff\xfe", "text is not UTF-8"),
+     ("extra", b"{oops", "not JSON"), ("extra", b"[1]", "not an object"),
+     ("extra", b'{"speech_token": "x"}', "bad record")],
+)  # fmt: skip
+def test_a_bad_member_costs_its_utterance_only(
+    tmp_path: Path, postfix: str, contents: bytes | None, reason: str
+) -> None:
+    every = parts_of(tmp_path, 3)
+    every[1] = changed(every[1], postfix, contents)
+    kept, reasons = read_tar(tmp_path, tar_bytes(one for row in every for one in row))
+    assert (kept, reasons) == (["u0", "u2"], [reason])
+
+
+def test_missing_audio_stays_missing(tmp_path: Path) -> None:
+    every = [changed(row, "wav", None) for row in parts_of(tmp_path, 2)]
+    path = tmp_path / "x.tar"
+    path.write_bytes(tar_bytes(one for row in every for one in row))
+    kept, _ = read_all(TarSource("x", [Shard(str(path))]))
+    assert [one.user.audio for one in kept] == [None, None]
+
+
+def test_twice_the_same_key_is_two_utterances(tmp_path: Path) -> None:
+    row = parts_of(tmp_path, 1)[0]
+    assert read_tar(tmp_path, tar_bytes(row + row)) == (["u0", "u0"], [])
+
+
+@pytest.mark.parametrize("data", [b"", bytes(10_240), b"not a tar at all" * 100])
+def test_a_file_that_holds_no_tar_is_one_drop(tmp_path: Path, data: bytes) -> None:
+    kept, reasons = read_tar(tmp_path, data)
+    assert kept == []
+    assert len(reasons) == 1
+
+
+def test_a_task_of_the_settings_overrides_that_of_the_tar(tmp_path: Path) -> None:
+    tar = write_shard(tmp_path / "a.tar", raw_rows(tmp_path, "s2s", 2), tmp_path)
+    kept, _ = read_all(open_source("a", str(tar), task="<S2TCHAT>"))
+    assert {one.task for one in kept} == {"<S2TCHAT>"}

@@ -1,0 +1,88 @@
+"""Claims about train.sh: what it says, what it refuses, and whole chains of stages."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from osum_echat.errors import ConfigError
+from osum_echat.training.ranks import check_port
+from tests.training.experiment import write_experiment
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+        **settings,
+    }  # fmt: skip
+    return subprocess.run(
+        ["bash", str(ROOT / "train.sh"), *arguments],
+        capture_output=True, text=True, env=environment, timeout=500, check=False,
+    )  # fmt: skip
+
+
+def test_help_names_every_way_to_start_it() -> None:
+    told = run("--help")
+    assert told.returncode == 0
+    for word in ("all FOLDER", "NPROC", "NNODES", "HOSTFILE", "data_tmp.yaml", "ds_zero2"):
+        assert word in told.stdout
+
+
+def test_what_cannot_be_started_is_told_in_a_line(tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("# machines\nnowhere.invalid slots=2\n")
+    empty = tmp_path / "empty"
+    empty.write_text("\n")
+    for arguments, settings, said in (
+        (["absent.yaml"], {}, "absent.yaml: no such config"),
+        (["all"], {}, "name the folder of the stages"),
+        (["all", "conf/tiny"], {"HOSTFILE": "absent"}, "HOSTFILE absent cannot be read"),
+        (["all", "conf/tiny"], {"HOSTFILE": str(hosts)}, "is not in it; set NODE_RANK"),
+        (["all", "conf/tiny"], {"HOSTFILE": str(empty)}, "names no host"),
+        (["conf/tiny/stage0_text.yaml"], {"NPROC": "1", "NNODES": "2"}, "set MASTER_ADDR"),
+    ):
+        ended = run(*arguments, **settings)
+        assert (ended.returncode, said in ended.stderr) == (2, True), ended.stderr
+
+
+def test_every_file_that_it_names_is_there() -> None:
+    words = (ROOT / "train.sh").read_text().replace("(", " ").replace(",", " ").split()
+    named = {word for word in words if word.startswith("conf/") and "." in word}
+    assert named and all((ROOT / word.rstrip(".;)")).exists() for word in named), named
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port}: .*MASTER_PORT={port + 1}"):
+            check_port(port)
+    check_port(port)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_chain_goes_through_its_stages_and_skips_what_is_done(
+    tmp_path: Path, processes: str
+) -> None:
+    first = write_experiment(tmp_path)
+    raw = yaml.safe_load(first.read_text())
+    shutil.move(first, tmp_path / "stage2_first.yaml")
+    raw |= {"init": str(tmp_path / "out" / "final"), "output": str(tmp_path / "next")}
+    del raw["model"], raw["tokenizer"]
+    (tmp_path / "stage1_second.yaml").write_text(yaml.safe_dump(raw))
+    done = run("all", str(tmp_path), "run.steps=2", NPROC=processes)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "next" / "final" / "model.yaml").is_file()
+    before = (tmp_path / "out" / "metrics.jsonl").read_bytes()
+    again = run("all", str(tmp_path), "run.steps=2", NPROC=processes)
+    assert again.returncode == 0 and again.stderr.count("already finished at step 2") == 2
+    assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == before

@@ -1,0 +1,95 @@
+"""Claims about DeepSpeed: it trains as the plain engine does, and goes on after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from osum_echat.errors import ConfigError
+from osum_echat.models import checkpoint
+from osum_echat.training import loop, state
+from osum_echat.training.deepspeed_engine import OURS, _config
+from osum_echat.training.engine import EngineSettings
+from tests.training.experiment import write_experiment
+from tests.training.launch import command, environment, launch
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(one.name for one in (ROOT / "conf").glob("ds_*.json"))
+
+
+def losses(path: Path) -> list[float]:
+    lines = (path.parent / "out" / loop.METRICS_FILE).read_text().splitlines()
+    return [one["loss"] for one in map(json.loads, lines) if "loss" in one]
+
+
+def experiment(folder: Path, file: str, **engine: Any) -> Path:
+    settings = {"deepspeed": str(ROOT / "conf" / file), "precision": "fp32", **engine}
+    return write_experiment(folder, engine=settings)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_shipped_files_leave_our_settings_to_us(file: str) -> None:
+    settings = EngineSettings(deepspeed=str(ROOT / "conf" / file), accumulate=3, clip=2.0)
+    made = _config(settings, torch.bfloat16)
+    assert made["gradient_accumulation_steps"] == 3 and made["gradient_clipping"] == 2.0
+    assert made["bf16"]["enabled"] and made["zero_optimization"]["stage"] in (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("key", OURS)
+def test_a_file_that_contradicts_a_setting_is_refused(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({key: 1}))
+    with pytest.raises(ConfigError, match=f"{key} is decided by"):
+        _config(EngineSettings(deepspeed=str(path)), None)
+
+
+@pytest.mark.parametrize(("text", "said"), [(None, "No such file"), ("{", "not JSON"),
+                                            ("[]", "no mapping")])  # fmt: skip
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, text: str | None, said: str) -> None:
+    path = tmp_path / "ds.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        _config(EngineSettings(deepspeed=str(path)), None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["ds_zero0.json", "ds_zero1.json", "ds_zero2.json",
+                                  "ds_zero3.json"])  # fmt: skip
+def test_two_processes_move_the_weights_as_the_plain_engine_does(tmp_path: Path, file: str) -> None:
+    parted = experiment(tmp_path / "parted", file)
+    plain = write_experiment(tmp_path / "plain", engine={"precision": "fp32"})
+    for path in (parted, plain):
+        launch(path, "run.steps=2")
+    first, second = (checkpoint.load(one.parent / "out" / loop.FINAL_FOLDER).state_dict()
+                     for one in (parted, plain))  # fmt: skip
+    assert losses(parted) == pytest.approx(losses(plain), rel=1e-4)
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], atol=2e-3, rtol=0)
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_zero_2_goes_on_with_the_same_losses(tmp_path: Path) -> None:
+    whole, parted = (experiment(tmp_path / name, "ds_zero2.json") for name in ("whole", "parted"))
+    launch(whole)
+    folder = tmp_path / "parted" / "out" / state.FOLDER
+    running = subprocess.Popen(
+        command(parted, "run.save_minutes=1e-9"), cwd=ROOT, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    while not (folder / "step_00000002").exists() and running.poll() is None:
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert state.newest(tmp_path / "parted" / "out") is not None
+    launch(parted)
+    assert losses(parted) == losses(whole)
+    first, second = (checkpoint.load(one.parent / "out" / loop.FINAL_FOLDER).state_dict()
+                     for one in (whole, parted))  # fmt: skip
+    assert all(torch.equal(first[name], second[name]) for name in first)
