@@ -118,3 +118,29 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 def test_too_short_for_one_window_is_refused():
     with pytest.raises(InputError, match="of 399 samples at 16 kHz is too short"):
         audio.log_mel(torch.zeros(399))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["PCM_16", "PCM_24", "FLOAT", "PCM_U8"])
+def test_wavs_of_any_kind_are_read_as_the_library_reads_them(channels: int, kind: str) -> None:
+    rng = np.random.default_rng(channels)
+    file = io.BytesIO()
+    samples = rng.uniform(-1, 1, (1_001, channels))
+    soundfile.write(file, samples, 8_000, format="WAV", subtype=kind)
+    file.seek(0)
+    wanted, _ = soundfile.read(file, dtype="float32", always_2d=True)
+    found, rate = audio.decode(file.getvalue())
+    assert rate == 8_000
+    torch.testing.assert_close(found, torch.from_numpy(wanted).mean(1), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("segment_s", [None, (0.5, 1.0), (0.5, 9.0)])
+@pytest.mark.parametrize("kind", ["WAV", "FLAC"])
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_the_length_is_known_before_decoding(
+    rate: int, kind: str, segment_s: tuple[float, float] | None, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a.{kind.lower()}"
+    soundfile.write(path, np.zeros(rate + 77), rate, format=kind)
+    for source in (path, path.read_bytes()):
+        assert audio.length(source, 16_000, segment_s) == len(audio.load(source, 16_000, segment_s))
