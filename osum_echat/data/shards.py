@@ -1,7 +1,6 @@
 """Utterances in tars: shards, which hold everything, and combine pairs of a tar and a jsonl."""
 
 import io
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -189,13 +188,7 @@ def _record(key: str, members: dict[str, bytes], where: str, file: str) -> dict[
 def _extra(text: str, where: str, file: str) -> dict[str, Any] | Dropped | None:
     if not text.strip() or text == _NOTHING:
         return None
-    try:
-        extra = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return Dropped("not JSON", f"{where}: .extra: {error}", file)
-    if not isinstance(extra, dict):
-        return Dropped("not an object", f"{where}: .extra: a JSON {type(extra).__name__}", file)
-    return extra
+    return json_object(text, f"{where}: .extra", file)
 
 
 class _Recent(Generic[Key, Value]):

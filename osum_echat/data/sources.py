@@ -97,8 +97,8 @@ class RawSource:
                     raw[name] = self.files.read(place)
 
 
-def json_object(line: bytes, where: str, file: str) -> dict[str, Any] | Dropped:
-    """The object of a line of jsonl."""
+def json_object(line: bytes | str, where: str, file: str) -> dict[str, Any] | Dropped:
+    """The object of a line of jsonl or of a member of JSON."""
     try:
         raw = json.loads(line)
     except (ValueError, RecursionError) as error:
