@@ -39,23 +39,28 @@ parity: .venv/run.stamp
 # What the small model learns from: speech parts, corpus, lists, tokenizer. Every step goes on where it stopped.
 tiny-data: .venv/dev.stamp
 	$(RUN) -m common_utils.tiny_world.assets
-	$(RUN) -m common_utils.tiny_world.reply_set --out $(REPLIES) --minutes 100
-	$(RUN) -m osum_echat.training.train_tokenizer conf/tiny/token2wav_tokenizer.yaml \
-		"lists=[$(REPLIES)/reply.list]" tokens=$(REPLIES)/reply_tokens.list
-	$(RUN) -m osum_echat.training.train_flow conf/tiny/token2wav_flow.yaml "data=[$(REPLIES)/reply_tokens.list]"
-	$(RUN) -m osum_echat.training.train_vocoder conf/tiny/token2wav_vocoder.yaml "lists=[$(REPLIES)/reply_tokens.list]"
-	$(RUN) -m common_utils.tiny_world.make --out build/world --split train --size 6000 --seed 1
+	$(RUN) -m common_utils.tiny_world.make --out build/world --split train --size 8500 --seed 1
 	$(RUN) -m common_utils.tiny_world.make --out build/world --split test --size 300 --seed 2
+	$(RUN) -m common_utils.tiny_world.drill --corpus build/world
+	$(RUN) -m common_utils.tiny_world.reply_set --out $(REPLIES) --minutes 100
+	$(RUN) -m common_utils.tiny_world.reply_set --out $(REPLIES)_user --minutes 100 \
+		--sentences build/world/train/exchanges.jsonl --styles 1
+	$(RUN) -m osum_echat.training.train_tokenizer conf/tiny/token2wav_tokenizer.yaml \
+		"lists=[$(REPLIES)/reply.list, $(REPLIES)_user/reply.list]" tokens=$(REPLIES)/reply_tokens.list
+	$(RUN) -m osum_echat.training.train_flow conf/tiny/token2wav_flow.yaml "data=[$(REPLIES)/reply_tokens.list]" \
+		output=$(TOKEN2WAV)/flow
+	$(RUN) -m osum_echat.training.train_vocoder conf/tiny/token2wav_vocoder.yaml "lists=[$(REPLIES)/reply_tokens.list]" \
+		flow=$(TOKEN2WAV)/flow
 	$(RUN) -m osum_echat.training.train_speaker conf/tiny/token2wav_speaker.yaml \
-		"lists=[build/world/train/exchanges.jsonl, $(REPLIES)/reply.list]"
+		"lists=[build/world/train/exchanges.jsonl, $(REPLIES)/reply_tokens.list]"
 	$(RUN) -m common_utils.tiny_world.lists --corpus build/world --pretrain-size 20000 \
-		--speech-tokenizer $(TOKEN2WAV)/speech_tokenizer.onnx --sentences $(REPLIES)/reply.list
+		--speech-tokenizer $(TOKEN2WAV)/speech_tokenizer.onnx --sentences $(REPLIES)/reply_tokens.list
 	$(RUN) -m common_utils.tiny_world.text_tokenizer --out build/world/tokenizer
 
 # The whole recipe of pretrained/tiny.
 tiny: tiny-data
 	PYTHON=$(RUN) bash train.sh all conf/tiny
-	$(RUN) -m common_utils.tiny_world.assemble --model exp/tiny/stage3/final --flow exp/token2wav/flow \
+	$(RUN) -m common_utils.tiny_world.assemble --model exp/tiny/stage3/final --flow $(TOKEN2WAV)/flow \
 		--vocoder $(TOKEN2WAV)/vocoder_training --speaker $(TOKEN2WAV)/speaker.onnx \
 		--speech-tokenizer $(TOKEN2WAV)/speech_tokenizer.onnx \
 		--samples build/world/test --out pretrained/tiny

@@ -17,12 +17,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from osum_echat import build, config, logs
     from osum_echat.errors import OsumError
+    from osum_echat.evaluation.held_out import SCORING
     from osum_echat.training import loop
 
     logs.setup(arguments.quiet)
     try:
         experiment = config.load(arguments.config, arguments.overrides)
-        outcome = loop.train(build.training(experiment), experiment.run, experiment.schedule)
+        training = build.training(experiment, SCORING)
+        outcome = loop.train(training, experiment.run, experiment.schedule)
     except OsumError as error:
         sys.stderr.write(f"train.py: {error}\n")
         return 2

@@ -1,11 +1,10 @@
-"""Judges of speech: what a recogniser hears in it, how it is rated, its pitch, rate and energy.
+"""Judges of speech: what a recogniser hears in it, and how it is rated.
 
 The recogniser (Whisper base) and the rating (DNSMOS P.808) come from requirements-bench.txt.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,6 @@ import numpy as np
 from osum_echat.errors import InputError
 
 JUDGE_RATE_HZ = 16_000
-FRAME_SAMPLES = 640                     # 40 ms
-HOP_SAMPLES = 160                       # 10 ms
-PITCH_RANGE_HZ = (60, 420)
-VOICED_FROM = 0.5                       # height of the autocorrelation peak
-GOOD_PEAK = 0.9                         # of the highest
-ACTIVE_RANGE_DB = 35.0                  # below the loudest frame: pauses
 
 UNITS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
          "fifteen sixteen seventeen eighteen nineteen").split()
@@ -120,47 +113,3 @@ def rating(samples: np.ndarray) -> float:
     except ImportError as error:
         raise InputError(f"--judge: {error}; pip install -r requirements-bench.txt") from error
     return float(dnsmos.run(np.clip(samples, -1, 1), JUDGE_RATE_HZ)["p808_mos"])
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """How something was said."""
-
-    pitch_hz: float                     # median over voiced frames
-    letters_per_s: float                # over the frames that are not pauses
-    level_db: float                     # of the same frames
-
-
-def delivery(samples: np.ndarray, text: str) -> Delivery:
-    """Measure pitch, rate and level. samples: (samples,) at 16 kHz; text: what is said."""
-    if len(samples) < FRAME_SAMPLES:
-        samples = np.pad(samples, (0, FRAME_SAMPLES - len(samples)))
-    frames = np.lib.stride_tricks.sliding_window_view(samples, FRAME_SAMPLES)[::HOP_SAMPLES]
-    power = np.square(frames, dtype=np.float64).mean(axis=1) + 1e-12
-    active = power > power.max() * 10 ** (-ACTIVE_RANGE_DB / 10)
-    active_s = active.sum() * HOP_SAMPLES / JUDGE_RATE_HZ
-    letters = sum(map(len, words(text)))
-    return Delivery(
-        pitch_hz=_median_pitch(frames[active]),
-        letters_per_s=letters / active_s,
-        level_db=float(10 * np.log10(power[active].mean())),
-    )
-
-
-def _median_pitch(frames: np.ndarray) -> float:
-    """Median pitch of the voiced ones among (frames, samples); nan where none is."""
-    frames = (frames - frames.mean(axis=1, keepdims=True)) * np.hanning(FRAME_SAMPLES)
-    size = 2 * FRAME_SAMPLES
-    window = np.fft.irfft(np.abs(np.fft.rfft(np.hanning(FRAME_SAMPLES), size)) ** 2)
-    spread = np.fft.irfft(np.abs(np.fft.rfft(frames, size, axis=1)) ** 2, axis=1)
-    shortest, longest = (JUDGE_RATE_HZ // edge for edge in reversed(PITCH_RANGE_HZ))
-    peaks = spread[:, shortest:longest] / (spread[:, :1] + 1e-12)
-    peaks = peaks * window[0] / window[shortest:longest]
-    highest = peaks.max(axis=1, keepdims=True)
-    # The shortest period among the good ones: twice the true period fits just as well.
-    tops = (peaks >= GOOD_PEAK * highest) & (peaks >= np.roll(peaks, -1, axis=1))
-    best = tops.argmax(axis=1)
-    voiced = highest[:, 0] > VOICED_FROM
-    if not voiced.any():
-        return float("nan")
-    return float(np.median(JUDGE_RATE_HZ / (shortest + best[voiced])))

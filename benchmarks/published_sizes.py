@@ -23,6 +23,7 @@ from zlib import crc32
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from osum_echat import audio, logs
 from osum_echat.errors import OsumError
@@ -164,12 +165,12 @@ def turn(model: EChat, vocab: Vocab, name: str, shown: Figures) -> Steps:
     mel = audio.log_mel(noise, model.settings.encoder.mels)
     row = compose(task, vocab, clips=[mel], user_text=None)
     start = time.perf_counter()
-    embedded = decoder.embed(model, row, vocab)
+    embedded = decoder.embed(model, [row], vocab)[0]
     heard = time.perf_counter()
     steps, kinds = timed(_ids(model, embedded, vocab, task))
     shown[f"{name}: encoder and adapter, {CLIP_S:.0f} s clip"] = f"{heard - start:.1f} s"
     first_s = steps.seconds.pop(0)
-    shown[f"{name}: prompt of {embedded.shape[1]} tokens, first id"] = f"{first_s:.1f} s"
+    shown[f"{name}: prompt of {len(embedded)} tokens, first id"] = f"{first_s:.1f} s"
     shown[f"{name}: {len(kinds) - sum(kinds)} text, {sum(kinds)} speech tokens"] = (
         f"{steps.rate:.2f} tokens/s"
     )
@@ -182,8 +183,8 @@ def turn(model: EChat, vocab: Vocab, name: str, shown: Figures) -> Steps:
 def _ids(model: EChat, embedded: Tensor, vocab: Vocab, task: Task) -> Iterator[bool]:
     rules = [EndsAt(TEXT_TOKENS - 1, vocab.text_end)] if task.speaks else []
     limits = decoder.Limits(TOKENS, TOKENS)
-    for token in decoder.stream_embedded(model, embedded, vocab, task, Sampling(greedy=True),
-                                         rules, limits):  # fmt: skip
+    answer = decoder.Answer(task, vocab, Sampling(greedy=True), rules, limits)
+    for token in decoder.stream_embedded(model, embedded, answer):
         yield token.is_speech
 
 
@@ -202,9 +203,9 @@ def timed(tokens: Iterator[bool]) -> tuple[Steps, list[bool]]:
 @torch.inference_mode()
 def bare_steps(model: EChat, embedded: Tensor, kinds: Sequence[bool]) -> list[float]:
     """The stock LLM with its cache and one head, nothing chosen: seconds of each later step."""
-    cache, seconds = model.new_cache(), []
+    cache, seconds = DynamicCache(config=model.llm.config), []
     table = model.llm.get_input_embeddings().weight
-    model.llm.model(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
+    model.llm.model(inputs_embeds=embedded[None], past_key_values=cache, use_cache=True)
     for place, is_speech in enumerate(kinds[1:]):
         start = time.perf_counter()
         state = model.llm.model(

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from benchmarks.judge import JUDGE_RATE_HZ, Delivery, Recogniser, delivery, error_rate, rating
+from benchmarks.judge import JUDGE_RATE_HZ, Recogniser, error_rate, rating
 from common_utils.tiny_world.world import World, load_world, normalise
 from osum_echat import audio, logs
 from osum_echat.assistant import LABEL_FIELDS, TINY, EChat, Reply
 from osum_echat.errors import InputError, OsumError
+from osum_echat.evaluation.delivery import Delivery, delivery, middle
 from osum_echat.records import Turn, Utterance
 from osum_echat.token2wav.voice import SpeechTokenizer
 
@@ -258,24 +259,20 @@ def _contrasts(name: str, styles: dict[str, list[Delivery]]) -> Iterator[Figure]
     """How far each style lies from CALM in pitch, rate and level."""
     if "CALM" not in styles:
         return
-    calm = _middle(styles["CALM"])
+    calm = middle(styles["CALM"])
     for style, signs in STYLE_SIGNS.items():
         if style not in styles:
             continue
-        own = _middle(styles[style])
-        shifts = (100 * (own[0] / calm[0] - 1), 100 * (own[1] / calm[1] - 1), own[2] - calm[2])
+        own = middle(styles[style])
+        shifts = (
+            100 * (own.pitch_hz / calm.pitch_hz - 1),
+            100 * (own.letters_per_s / calm.letters_per_s - 1), own.level_db - calm.level_db,
+        )  # fmt: skip
         for aspect, shift, unit, sign in zip(ASPECTS, shifts, ("%", "%", "dB"), signs, strict=True):
             yield Figure(
                 f"{name}: {aspect} of {style} against CALM", shift, unit, len(styles[style]),
                 least=0 if sign > 0 else None, most=0 if sign < 0 else None,
             )  # fmt: skip
-
-
-def _middle(deliveries: Sequence[Delivery]) -> tuple[float, float, float]:
-    """Median pitch, rate and level."""
-    rows = np.array([(one.pitch_hz, one.letters_per_s, one.level_db) for one in deliveries])
-    pitch, rate, level = np.nanmedian(rows, axis=0)
-    return float(pitch), float(rate), float(level)
 
 
 def latency(bench: Bench) -> Iterator[Figure]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from osum_echat import logs
 from osum_echat.errors import OsumError
+from osum_echat.places import TINY
 
-TINY = Path(__file__).resolve().parents[1] / "pretrained" / "tiny"
 BAD_INPUT = 2
 
 

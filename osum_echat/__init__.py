@@ -2,11 +2,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from osum_echat.assistant import EChat, Reply
-    from osum_echat.records import Utterance
+    from osum_echat.assistant import EChat
+    from osum_echat.records import Turn, Utterance
+    from osum_echat.replies import Reply
 
-__all__ = ["EChat", "Reply", "Utterance"]
-_HOMES = {"EChat": "assistant", "Reply": "assistant", "Utterance": "records"}
+__all__ = ["EChat", "Reply", "Turn", "Utterance"]
+_HOMES = {"EChat": "assistant", "Reply": "replies", "Turn": "records", "Utterance": "records"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,87 +1,30 @@
 """The assistant: an utterance goes in; its words, a thought, a reply and its speech come out."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from osum_echat import audio, loading, logs
 from osum_echat import device as devices
-from osum_echat.data.prepare import clean
-from osum_echat.errors import InputError
-from osum_echat.generation import decoder
-from osum_echat.generation.rules import AllowedAfter, Rule
-from osum_echat.generation.sampling import PRESETS
+from osum_echat import loading, together
+from osum_echat.answering import Speaker, Watch
+from osum_echat.asking import Options, Request, Source, lay_out, settle
+from osum_echat.errors import OsumError
 from osum_echat.loading import Parts
-from osum_echat.records import Labels, Turn, Utterance
-from osum_echat.sequence import Clip, compose
-from osum_echat.tasks import Task, task_for, understanding_tag
-from osum_echat.thinking import VALUES, opening, read_labels, split, without_labels
+from osum_echat.places import TINY
+from osum_echat.replies import LABEL_FIELDS, Done, Event, Heard, Reply, Timings
 
-TINY = Path(__file__).resolve().parents[1] / "pretrained" / "tiny"
-LABEL_FIELDS = ("emotion", "age", "gender", "event")
-DEFAULT_TASK = "s2s_think"
-LIMITS = decoder.Limits(text_tokens=1000, total_tokens=2000)
-AGES = tuple(f"<{age}>" for age in sorted(VALUES["age"]))
-
-LOG = logs.logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Seconds after the call of `reply` (load_s: of the load before); None: it did not happen."""
-
-    load_s: float
-    encode_s: float | None
-    prefill_s: float | None
-    first_text_s: float | None
-    first_speech_token_s: float | None
-    first_audio_s: float | None
-    total_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """All that came of one utterance. wave: (samples,), None for a task that does not speak."""
-
-    task: str
-    heard: str | None           # the user's words, where the task's own output holds them
-    thought: str | None
-    labels: Labels
-    text: str
-    speech_tokens: tuple[int, ...]
-    wave: Tensor | None = field(repr=False)
-    sample_rate_hz: int | None
-    audio_in_s: float | None
-    timings: Timings
-
-    @property
-    def audio_out_s(self) -> float | None:
-        if self.wave is None or not self.sample_rate_hz:
-            return None
-        return len(self.wave) / self.sample_rate_hz
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One call, all its options settled."""
-
-    task: Task
-    fields: tuple[str, ...]     # the labels wanted of an understanding task
-    utterance: Utterance
-    prompt: str | None
-    kind: str | None            # of thought: label or natural
-    opening: str | None
-    speaks: bool
+__all__ = ["LABEL_FIELDS", "TINY", "EChat", "Reply", "Timings"]
 
 
 class EChat:
-    """A loaded model with its voice. It keeps no conversation: an utterance brings its history."""
+    """A loaded model with its voice. It keeps no conversation: an utterance brings its history.
+
+    Calls from several threads at once share nothing but the weights.
+    """
 
     def __init__(self, parts: Parts, seed: int) -> None:
+        self.parts = parts
         self.directory, self.network, self.vocab = parts.directory, parts.network, parts.vocab
         self.manner, self.voice, self.prompts = parts.manner, parts.voice, parts.prompts
         self.seed = seed
@@ -111,197 +54,82 @@ class EChat:
         return assistant
 
     def reply(
-        self, source: Utterance | Path | bytes | str, *, task: str | None = None,
-        labels: Sequence[str] = (), prompt: str | None = None, thinking: str | None = None,
-        greedy: bool = False, seed: int | None = None, hear: bool = False, speak: bool = True,
+        self, source: Source, *, task: str | None = None, labels: Sequence[str] = (),
+        prompt: str | None = None, thinking: str | None = None, greedy: bool = False,
+        seed: int | None = None, hear: bool = False, speak: bool = True,
     ) -> Reply:  # fmt: skip
         """Answer one utterance.
 
         source: a whole Utterance (its task and history are used), a sound file as path or bytes, or
         the text of a task that reads text; labels: what `understand` is asked for (emotion, age,
         gender, event); hear: ask a second time for the words where the task does not tell them;
-        speak: False stops after the text. Raises InputError for what does not fit together.
+        speak: False stops after the text. The speech is made at once from all its tokens. Raises
+        InputError for what does not fit together.
         """
-        start = time.perf_counter()
+        options = Options(task, labels, prompt, thinking, greedy, speak)
+        return _last(self._events(source, options, seed, hear, None, whole=True))
+
+    def stream(
+        self, source: Source, *, task: str | None = None, labels: Sequence[str] = (),
+        prompt: str | None = None, thinking: str | None = None, greedy: bool = False,
+        seed: int | None = None, hear: bool = False, speak: bool = True,
+        interrupt: Callable[[], bool] | None = None,
+    ) -> Iterator[Event]:  # fmt: skip
+        """Answer one utterance, telling each thing as soon as it is known; Done comes last.
+
+        The arguments are those of `reply`, the words and tokens too. interrupt: asked at every
+        step; once it says True, Done follows with what there is so far. Closing the iterator stops
+        at once. Raises InputError at the first step.
+        """
+        options = Options(task, labels, prompt, thinking, greedy, speak)
+        return self._events(source, options, seed, hear, interrupt, whole=False)
+
+    def reply_many(
+        self, sources: Sequence[Source], *, task: str | None = None, labels: Sequence[str] = (),
+        prompt: str | None = None, thinking: str | None = None, greedy: bool = False,
+        seed: int | None = None, speak: bool = True, batch_size: int = 8,
+    ) -> list[Reply | OsumError]:  # fmt: skip
+        """Answer many utterances, batch_size at a time, each as `reply` would with that seed.
+
+        Gives one result for each source, in their order; a source that cannot be answered gives
+        its error. Times count from this call on, those of a batch are shared by its replies.
+        """
+        options = Options(task, labels, prompt, thinking, greedy, speak)
         seed = self.seed if seed is None else seed
-        request = self._request(source, task, labels, prompt, thinking, speak)
-        clips, audio_in_s = self._clips(request)
-        features_s = time.perf_counter() - start
-        run = self._decode(request, clips, greedy, seed)
-        ids = (*self._opening_ids(request), *run.text_ids)
-        heard, thought, found, answer = self._read(request, self.vocab.decode(ids))
-        wave = self._wave(request, run.speech_ids, seed)
-        first_audio_s = time.perf_counter() - start if wave is not None else None
-        if hear and heard is None and request.task.hears:
-            again = replace(request.utterance, task="asr", history=())
-            heard = self.reply(again, greedy=greedy, seed=seed).heard
-        return Reply(
-            task=request.task.tag, heard=heard, thought=thought, labels=found, text=answer,
-            speech_tokens=tuple(run.speech_ids), wave=wave,
-            sample_rate_hz=self.voice.sample_rate_hz if self.voice and wave is not None else None,
-            audio_in_s=audio_in_s,
-            timings=Timings(
-                load_s=self.load_s,
-                encode_s=features_s + run.timings.encode_s if request.task.hears else None,
-                prefill_s=run.timings.prefill_s,
-                first_text_s=_later(run.timings.first_text_s, features_s),
-                first_speech_token_s=_later(run.timings.first_speech_s, features_s),
-                first_audio_s=first_audio_s,
-                total_s=time.perf_counter() - start,
-            ),
-        )  # fmt: skip
+        return together.reply_many(self.parts, sources, options, seed, batch_size, self.load_s)
 
-    def _decode(
-        self, request: Request, clips: Sequence[Clip], greedy: bool, seed: int
-    ) -> decoder.Generated:
-        """Run the network on the request."""
-        task = request.task
-        user_text = request.prompt if task.hears else _words(task, request.utterance)
-        row = compose(
-            task, self.vocab, clips=clips, history=request.utterance.history,
-            user_text=user_text, opening=request.opening, key=request.utterance.key or "request",
-        )  # fmt: skip
-        text = self.manner.text or PRESETS[task.name]
-        speech = self.manner.speech or PRESETS[task.name]
-        if greedy:
-            text, speech = replace(text, greedy=True), replace(speech, greedy=True)
-        # A task that must not speak now ends with its text.
-        run = decoder.decode(
-            self.network, row, self.vocab, replace(task, speaks=request.speaks), text,
-            rules=self._rules(request), limits=LIMITS, speech_sampling=speech,
-            generator=torch.Generator(self.network.device).manual_seed(seed),
-        )  # fmt: skip
-        if run.stopped_by == "limit":
-            LOG.warning("task %s: no end within %s", task.name, LIMITS)
-        return run
+    def _events(
+        self, source: Source, options: Options, seed: int | None, hear: bool,
+        interrupt: Callable[[], bool] | None, whole: bool,
+    ) -> Iterator[Event]:  # fmt: skip
+        """whole: the speech comes in one piece."""
+        watch, seed = Watch(self.load_s), self.seed if seed is None else seed
+        request = settle(self.parts, source, options)
+        asked = lay_out(self.parts, request, seed)
+        for event in Speaker(self.parts, asked, seed, watch, whole).events(interrupt):
+            if isinstance(event, Done) and hear and _may_hear_again(request, event.reply):
+                heard = self._hear_again(request, seed, interrupt)
+                if heard:
+                    yield Heard(heard)
+                timings = watch.timings(request.task.hears)
+                event = Done(replace(event.reply, heard=heard, timings=timings))
+            yield event
 
-    def _rules(self, request: Request) -> tuple[Rule, ...]:
-        """A label thought must name a real age, once: models may have learnt unknown ones."""
-        if request.kind != "label":
-            return ()
-        cue = self.manner.template.cues[0].lstrip(",")
-        return (AllowedAfter(*self.vocab.choices_after(cue, AGES)),)
-
-    def _request(
-        self, source: Utterance | Path | bytes | str, name: str | None, labels: Sequence[str],
-        prompt: str | None, kind: str | None, speak: bool,
-    ) -> Request:  # fmt: skip
-        """Settle the options against the task and the model. Raises InputError."""
-        name = name or (source.task if isinstance(source, Utterance) else DEFAULT_TASK)
-        task = task_for(name)
-        if task.name == "s2s" and isinstance(source, Utterance) and source.history:
-            task = task_for("s2s_history")
-        understands = task.name == "understand"
-        if labels:
-            task = _labelled(name, labels)
-        if prompt is not None and not understands:
-            raise InputError(f"prompt: task {name} takes none; use an understanding task")
-        if kind is not None and not task.thinks:
-            raise InputError(f"thinking: task {name} does not think; use s2s_think or s2t_think")
-        if task.thinks:
-            kind = self._kind(kind)
-        if task.speaks and speak and self.voice is None:
-            raise InputError(f"task {name} speaks, but the model was loaded with speaks=False")
-        fields = task.labels
-        if understands and prompt is None:
-            task = self._known(task)
-        return Request(
-            task, fields, _utterance(source, task), kind=kind, speaks=task.speaks and speak,
-            prompt=(prompt or self.prompts.first(task.tag)) if understands else None,
-            opening=opening(kind, self.manner.template)
-            if kind and self.manner.thinking == "both" else None,
-        )  # fmt: skip
-
-    def _known(self, task: Task) -> Task:
-        """The understanding task itself, or the full one where the model has no prompt for it."""
-        full = task_for("understand")
-        is_part = set(task.labels) < set(full.labels) and task.labels
-        has_prompt = self.prompts.first(task.tag) or not self.prompts.first(full.tag)
-        return full if is_part and not has_prompt else task
-
-    def _kind(self, wanted: str | None) -> str:
-        """The kind of thought to think: the one asked for, if the model can."""
-        able = self.manner.thinking
-        if able in ("both", "either"):
-            return wanted or "label"
-        if wanted not in (None, able):
-            raise InputError(f"thinking {wanted}: this model thinks in the {able} way only")
-        return able
-
-    def _clips(self, request: Request) -> tuple[list[Clip], float | None]:
-        """The features of earlier turns and of the user's own, and the length of the latter."""
-        turns = [turn for turn in request.utterance.history if turn.audio is not None]
-        if request.task.hears:
-            turns.append(request.utterance.user)
-        clips: list[Clip] = []
-        seconds = None
-        for turn in turns:
-            assert turn.audio is not None
-            samples = audio.load(turn.audio, segment_s=turn.segment_s)
-            seconds = len(samples) / audio.SAMPLE_RATE_HZ
-            clips.append(audio.log_mel(samples, self.network.settings.encoder.mels))
-        return clips, seconds if request.task.hears else None
-
-    def _opening_ids(self, request: Request) -> tuple[int, ...]:
-        return self.vocab.encode(request.opening) if request.opening else ()
-
-    def _read(self, request: Request, text: str) -> tuple[str | None, str | None, Labels, str]:
-        """What was heard, the thought, the labels and the answer in the generated text."""
-        task = request.task
-        if not task.answers_text:
-            return None, None, Labels(), without_labels(_words(task, request.utterance))
-        if task.name == "understand":
-            heard = without_labels(text) if task.transcript else None
-            found = asdict(read_labels(text, task.labels))
-            wanted = Labels(**{name: found[name] for name in request.fields})
-            return heard, None, wanted, text.strip()
-        parts = split(text, self.manner.template)
-        return parts.heard, parts.thought, parts.labels, parts.answer
-
-    def _wave(self, request: Request, codes: Sequence[int], seed: int) -> Tensor | None:
-        """The codes as sound: (samples,) on the CPU; None without speech."""
-        if not request.speaks or self.voice is None:
-            return None
-        if not codes:
-            LOG.warning("task %s: the model gave no speech", request.task.name)
-            return None
-        return self.voice(list(codes), seed=seed).float().cpu()
+    def _hear_again(
+        self, request: Request, seed: int, interrupt: Callable[[], bool] | None
+    ) -> str | None:
+        """The user's words, asked for by themselves."""
+        again = replace(request.utterance, task="asr", history=())
+        options = Options(greedy=request.greedy)
+        return _last(self._events(again, options, seed, False, interrupt, whole=True)).heard
 
 
-def _later(seconds: float | None, by: float) -> float | None:
-    return None if seconds is None else seconds + by
+def _may_hear_again(request: Request, reply: Reply) -> bool:
+    return request.task.hears and reply.heard is None and reply.stopped_by != "interrupt"
 
 
-def _labelled(name: str, labels: Sequence[str]) -> Task:
-    """The understanding task that asks for these labels. Raises InputError for another task."""
-    if name != "understand":
-        raise InputError(f"labels: task {name} takes none; use task understand")
-    for label in labels:
-        if label not in LABEL_FIELDS:
-            raise InputError(f"labels: {label!r} is not one of {', '.join(LABEL_FIELDS)}")
-    return task_for(understanding_tag(tuple(labels)))
-
-
-def _utterance(source: Utterance | Path | bytes | str, task: Task) -> Utterance:
-    """The source as an utterance of this task. Raises InputError where it does not fit."""
-    if isinstance(source, Utterance):
-        utterance = source
-    elif task.hears:
-        clip = Path(source) if isinstance(source, str) else source
-        utterance = Utterance("", task.tag, Turn(clip))
-    elif isinstance(source, str):
-        utterance = Utterance("", task.tag, Turn(reply_text=source), prompt=source)
-    else:
-        raise InputError(f"task {task.name} reads: give it a text, not a sound file")
-    if task.hears and utterance.user.audio is None:
-        raise InputError(f"task {task.name} hears: give it a sound file")
-    if not task.hears and not _words(task, utterance).strip():
-        raise InputError(f"task {task.name} reads: give it a text that is not empty")
-    return utterance
-
-
-def _words(task: Task, utterance: Utterance) -> str:
-    """What a task without sound reads: the words to speak, or the question."""
-    if task.speaks:
-        return clean(utterance.user.reply_text or "")
-    return clean(utterance.prompt or utterance.user.text or "")
+def _last(events: Iterator[Event]) -> Reply:
+    """The reply that events add up to."""
+    *_, done = events
+    assert isinstance(done, Done), "a reply without an end"
+    return done.reply

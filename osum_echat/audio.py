@@ -232,12 +232,14 @@ def log_mel(samples: Tensor, mels: int = 80) -> Tensor:
     if len(samples) < WINDOW_SAMPLES:
         raise InputError(f"audio of {len(samples)} samples at 16 kHz is too short; "
                          f"give {WINDOW_SAMPLES} (25 ms) or more")
-    spectrum = torch.stft(
-        samples, WINDOW_SAMPLES, HOP_SAMPLES, window=_window(), return_complex=True)
-    parts = torch.view_as_real(spectrum[:, :-1]).square_()
-    energies = _mel_bank(mels) @ (parts[..., 0] + parts[..., 1])
+    edge = WINDOW_SAMPLES // 2  # mirrored on either side: what torch.stft does, at half its cost
+    mirrored = torch.cat(
+        (samples[1 : edge + 1].flip(0), samples, samples[-edge - 1 : -1].flip(0)))
+    frames = mirrored.unfold(0, WINDOW_SAMPLES, HOP_SAMPLES)[:-1] * _window()
+    parts = torch.view_as_real(torch.fft.rfft(frames)).square_()
+    energies = (parts[..., 0] + parts[..., 1]) @ _mel_bank(mels)
     logs = energies.clamp_(min=1e-10).log10_()
-    return logs.clamp_(min=float(logs.max()) - 8.0).add_(4.0).div_(4.0).T.contiguous()
+    return logs.clamp_(min=float(logs.max()) - 8.0).add_(4.0).div_(4.0)
 
 
 @lru_cache(maxsize=1)
@@ -253,7 +255,7 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _mel_bank(mels: int) -> Tensor:
-    """Triangles of equal area: (mels, 201) float32, 0 to 8 kHz."""
+    """Triangles of equal area: (201, mels) float32, 0 to 8 kHz."""
     top = 15.0 + 27.0 / np.log(6.4) * np.log(SAMPLE_RATE_HZ / 2 / 1000.0)
     edges = _mel_to_hz(np.linspace(0.0, top, mels + 2))
     bins = np.linspace(0.0, SAMPLE_RATE_HZ / 2, WINDOW_SAMPLES // 2 + 1)
@@ -261,4 +263,4 @@ def _mel_bank(mels: int) -> Tensor:
     falls = (edges[2:, None] - bins[None]) / (edges[2:] - edges[1:-1])[:, None]
     triangles = np.maximum(0.0, np.minimum(rises, falls)).astype(np.float32)
     areas = triangles * (2.0 / (edges[2:] - edges[:-2]))[:, None]
-    return torch.from_numpy(areas.astype(np.float32))
+    return torch.from_numpy(np.ascontiguousarray(areas.T, dtype=np.float32))

@@ -1,8 +1,9 @@
 """From an experiment to all that its training works on."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -12,8 +13,9 @@ from osum_echat import config
 from osum_echat import device as devices
 from osum_echat.config import Experiment
 from osum_echat.data.augment import AugmentSettings
-from osum_echat.data.loader import Loader, held_out_batches, open_lists, open_sources
+from osum_echat.data.loader import Loader, held_out_batches, held_out_rows, open_lists, open_sources
 from osum_echat.data.prepare import Preparer
+from osum_echat.data.settings import PrepareSettings
 from osum_echat.errors import ConfigError
 from osum_echat.logs import logger
 from osum_echat.models import checkpoint, source
@@ -21,6 +23,7 @@ from osum_echat.models.echat import EChat, EChatSettings
 from osum_echat.models.starts import llm_settings, local, start_hearing, start_llm
 from osum_echat.models.whisper_start import start_encoder
 from osum_echat.sequence import Batch
+from osum_echat.training.answers import Question, Scoring, answered, figures, questions
 from osum_echat.training.deepspeed_engine import DeepSpeedEngine
 from osum_echat.training.engine import LocalEngine
 from osum_echat.training.loop import Training
@@ -35,8 +38,11 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def training(experiment: Experiment) -> Training:
-    """Vocabulary, model, data and engine of an experiment; OsumError for what is wrong."""
+def training(experiment: Experiment, scoring: Scoring | None = None) -> Training:
+    """Vocabulary, model, data and engine of an experiment; OsumError for what is wrong.
+
+    scoring: of held-out answers, needed for run.check_answers.
+    """
     torch.manual_seed(experiment.seed)
     settings = model_settings(experiment)
     vocab = vocabulary(experiment, settings)
@@ -56,14 +62,16 @@ def training(experiment: Experiment) -> Training:
     held_out = experiment.data.held_out
     if held_out:
         open_lists(held_out, experiment.data.schemes)  # a missing list is told at the start
+    mels = settings.encoder.mels
     return Training(
         engine=engine,
         batches=loader,
-        held_out=_held_out(experiment, vocab, settings.encoder.mels),
+        held_out=_held_out(experiment, vocab, mels),
         export=lambda directory: export(directory, experiment, engine.model, preparer),
         output=Path(experiment.output),
         config_text=config.dump(experiment),
         accumulate=experiment.engine.accumulate,
+        answers=_answers(experiment, vocab, mels, scoring, engine),
     )
 
 
@@ -136,13 +144,49 @@ def export(directory: Path, experiment: Experiment, model: EChat, preparer: Prep
 
 def _held_out(experiment: Experiment, vocab: Vocab, mels: int) -> Callable[[], Sequence[Batch]]:
     """Makes the held-out batches when first asked: without masks, from a seed of its own."""
-    settings = replace(experiment.prepare, time_masks=0, band_masks=0, augment=AugmentSettings())
     return lambda: held_out_batches(
         experiment.data.held_out,
-        Preparer(settings, vocab, mels),
+        Preparer(_unchanged(experiment.prepare), vocab, mels),
         experiment.data,
         experiment.seed,
     )
+
+
+def _answers(
+    experiment: Experiment, vocab: Vocab, mels: int, scoring: Scoring | None,
+    engine: LocalEngine | DeepSpeedEngine,
+) -> Callable[[EChat], Mapping[str, float]] | None:  # fmt: skip
+    """Asks the held-out questions of `run.check_answers`, read when first asked."""
+    run, data = experiment.run, experiment.data
+    if not run.check_answers:
+        return None
+    if not data.held_out:
+        raise ConfigError("run.check_answers: needs data.held_out, a list of understanding tasks")
+    if scoring is None:
+        raise ConfigError("run.check_answers: needs scoring functions, as train.py gives them")
+    if engine.has_pieces:
+        raise ConfigError("run.check_answers: not with ZeRO 3, whose weights are in pieces; "
+                          "set 0, or engine.deepspeed=conf/ds_zero2.json")  # fmt: skip
+    prepare = replace(_unchanged(experiment.prepare), labels_only=0.0, audio_as_text=0.0)
+
+    @cache
+    def asked() -> list[Question]:
+        rows = held_out_rows(data.held_out, Preparer(prepare, vocab, mels), data, experiment.seed)
+        found = questions(rows, vocab, run.check_answers)
+        if not found:
+            LOG.warning("run.check_answers: data.held_out holds no understanding tasks to ask")
+        return found
+
+    def ask(model: EChat) -> Mapping[str, float]:
+        said = answered(model, vocab, asked(), run.answer_tokens, engine.dtype)
+        return figures(asked(), said, scoring)
+
+    return ask
+
+
+def _unchanged(settings: PrepareSettings) -> PrepareSettings:
+    """Without masks and augmentation."""
+    return replace(settings, time_masks=0, band_masks=0, augment=AugmentSettings())
 
 
 def _tokenizer_directory(experiment: Experiment) -> Path:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -11,10 +11,12 @@ from osum_echat import device as devices
 from osum_echat import logs
 from osum_echat.data.prompts import Prompts
 from osum_echat.errors import CheckpointError, ConfigError, InputError
+from osum_echat.generation.rules import NoLoops
 from osum_echat.generation.sampling import Sampling
 from osum_echat.models import checkpoint, source
 from osum_echat.models.echat import EChat, EChatSettings
 from osum_echat.models.settings_file import read_settings
+from osum_echat.places import PUBLISHED_PROMPTS
 from osum_echat.thinking import CHINESE, LabelTemplate, template_named
 from osum_echat.token2wav import vocoder
 from osum_echat.token2wav.vocoder import VOICE_FILE, Token2Wav
@@ -24,10 +26,10 @@ KINDS = ("label", "natural", "both", "either")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ENDS = (TEXT_END, "<|endoftext|>")  # what an LLM's eos_token_id may be: chat models, base models
 PROMPTS_FILE = "prompts.yaml"
-PUBLISHED_PROMPTS = Path(__file__).resolve().parents[1] / "conf" / "prompt_config.yaml"
 PUBLISHED_LANGUAGE = "chinese"
 MOST_OF_MEMORY = 0.8
 LOG = logs.logger(__name__)
+Own = TypeVar("Own", Sampling, NoLoops)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +38,17 @@ class Manner:
 
     thinking: label, natural, both (it is told which, by the opening of its thought) or either (it
     was trained to one, and nothing is forced); template: chinese or english; text, speech: its own
-    sampling.
+    sampling; text_loop: what keeps its text out of loops, None: nothing; hearing: weight of what
+    the clip's steps spell while the user's words are written, for a model taught by the hearing
+    loss, 0: none.
     """
 
     thinking: str = "label"
     template: LabelTemplate = CHINESE
     text: Sampling | None = None
     speech: Sampling | None = None
+    text_loop: NoLoops | None = None
+    hearing: float = 0.0
 
     @classmethod
     def of(cls, found: source.Source) -> "Manner":
@@ -55,8 +61,10 @@ class Manner:
         return cls(
             kind,
             template_named(raw.get("template", "chinese")),
-            _own_sampling(own, "text", path),
-            _own_sampling(own, "speech", path),
+            _own(Sampling, own, "text", f"{path}: sampling"),
+            _own(Sampling, own, "speech", f"{path}: sampling"),
+            _own(NoLoops, raw, "text_loop", f"{path}: settings"),
+            _weight(raw.get("hearing", 0.0), f"{path}: hearing"),
         )
 
 
@@ -176,11 +184,17 @@ def _prompts(found: source.Source) -> Prompts:
     return Prompts.from_file(PUBLISHED_PROMPTS, PUBLISHED_LANGUAGE)
 
 
-def _own_sampling(own: dict[str, Any], phase: str, path: Path) -> Sampling | None:
-    """The sampling that model.yaml names for a phase, if it does."""
-    if phase not in own:
+def _own(kind: type[Own], raw: dict[str, Any], name: str, where: str) -> Own | None:
+    """The settings of that name in model.yaml, if it has them."""
+    if name not in raw:
         return None
     try:
-        return Sampling(**own[phase])
+        return kind(**raw[name])
     except (TypeError, ConfigError) as error:
-        raise ConfigError(f"{path}: sampling.{phase}: {error}") from error
+        raise ConfigError(f"{where}.{name}: {error}") from error
+
+
+def _weight(raw: object, where: str) -> float:
+    if not isinstance(raw, (int, float)) or isinstance(raw, bool) or not 0 <= raw < math.inf:
+        raise CheckpointError(f"{where} {raw!r}: write a number from 0")
+    return float(raw)

@@ -151,8 +151,8 @@ class _Reader:
         value = source.get(name)
         if value is None:
             return ()
-        is_list = isinstance(value, list)
-        if not is_list or any(type(code) is not int or code < 0 for code in value):
+        is_list = isinstance(value, list) and set(map(type, value)) <= {int}
+        if not is_list or min(value, default=0) < 0:
             raise DataError(f"{self.where}: {name} must be a list of whole numbers from 0")
         return tuple(value)
 

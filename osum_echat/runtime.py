@@ -1,32 +1,33 @@
-"""What `infer_runtime.py` understands and prints: options, the requests they make, the tables."""
+"""What `infer_runtime.py` understands: options, the requests they make, what is printed of them."""
 
 import argparse
 import json
-import textwrap
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from osum_echat import logs
 from osum_echat.errors import InputError
+from osum_echat.places import TINY
+from osum_echat.replies import LABEL_FIELDS, Done, Reply
+from osum_echat.reports import event_line, event_report, report, table
 from osum_echat.tasks import task_for
 
 if TYPE_CHECKING:
-    from osum_echat.assistant import Reply
+    from osum_echat.assistant import EChat
+    from osum_echat.records import Utterance
 
 LOG = logs.logger(__name__)
-LABEL_FIELDS = ("emotion", "age", "gender", "event")
-TINY = Path(__file__).resolve().parents[1] / "pretrained" / "tiny"
 SAMPLE_WAV, SAMPLE_QUESTION = "samples/question.wav", "who are you?"
 SAMPLE_WORDS = "<CHEERFUL>That is wonderful news."
 SAMPLE_REPLIES = Path("exp/replies")
 TOUR = ("asr", "understand", "s2t", "s2t_think", "t2t", "tts", "s2s", "s2s_think")
 DESCRIPTION = (
-    "Ask the model once: a wav or a text goes in, a reply comes out. Without options it goes "
-    "through every task once on the samples of the small model."
+    "Ask the model once: a wav or a text goes in, a reply comes out; several wavs are answered "
+    "together. Without options it goes through every task once on the samples of the small model."
 )
-WIDTH = 8                               # of the names in a printed reply
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,12 +59,18 @@ def parser() -> argparse.ArgumentParser:
     add("--voice", metavar="FILE", help="a recording or a saved voice to speak in")
     add("--task", metavar="NAME", help="s2s, s2s_think, s2t, s2t_think, asr, understand, t2t, tts, "
         "or a tag such as '<TRANSCRIBE> <AGE> <GENDER>' (default with --wav: s2s_think)")
-    add("--wav", type=Path, metavar="FILE", help="what the user says")
+    add("--wav", type=Path, nargs="+", metavar="FILE", help="what the user says; several files are "
+        "several questions, answered in batches")
     add("--text", help="the question of t2t, the words of tts")
     add("--labels", metavar="LIST", help="what understand is asked for: " + ",".join(LABEL_FIELDS))
     add("--prompt", help="the text prompt of an understanding task")
     add("--thinking", choices=("label", "natural"), help="the kind of thought of a thinking task")
-    add("--out", type=Path, metavar="FILE", help="write the spoken reply to this wav")
+    add("--history", type=Path, metavar="JSON", help="the conversation so far: a list of turns, "
+        '[{"wav": FILE or "text": WORDS, "reply": WORDS}, ...], oldest first')
+    add("--out", type=Path, metavar="FILE", help="write the spoken reply to this wav (of several "
+        "wavs: to files of their names in this directory)")
+    add("--stream", action="store_true", help="print everything as soon as it is known")
+    add("--batch-size", type=int, default=8, metavar="N", help="of several wavs (default: 8)")
     add("--hear", action="store_true", help="ask again for the words where the task tells none")
     add("--json", action="store_true", help="print one JSON object")
     add("--greedy", action="store_true", help="always take the likeliest token")
@@ -77,9 +84,10 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the options ask for and print it. Raises an OsumError for what cannot be done."""
     is_tour = not (arguments.task or arguments.wav or arguments.text)
-    if is_tour and arguments.out:
-        raise InputError("--out: say with --task and --wav which reply goes there")
-    jobs = _tour() if is_tour else [_job(arguments)]
+    if is_tour and (arguments.out or arguments.history):
+        raise InputError("--out, --history: say with --task and --wav which reply is meant")
+    several = not is_tour and len(arguments.wav or ()) > 1
+    jobs = _tour() if is_tour else _jobs(arguments)
     labels = _labels(arguments.labels)
     from osum_echat.assistant import EChat
 
@@ -89,40 +97,117 @@ def run(arguments: argparse.Namespace) -> None:
         tokenizer=arguments.tokenizer, token2wav=arguments.token2wav, voice=arguments.voice,
         dtype=arguments.dtype, keep_lora=arguments.keep_lora,
     )  # fmt: skip
+    if several:
+        _answer_together(assistant, jobs, labels, arguments)
+        return
     reports = []
     for job in jobs:
-        task = task_for(job.task)
-        reply = assistant.reply(
-            job.source, task=job.task, greedy=arguments.greedy,
-            labels=labels if task.name == "understand" or not is_tour else (),
-            prompt=arguments.prompt if task.name == "understand" or not is_tour else None,
-            thinking=arguments.thinking if task.thinks or not is_tour else None,
-            hear=arguments.hear and (task.hears or not is_tour),
-        )  # fmt: skip
+        reply = _answer(assistant, job, labels, arguments, is_tour)
         reports.append(report(reply, job.task, _write(reply, job.out)))
-        if not arguments.json:
+        if arguments.stream and arguments.json:
+            logs.out(json.dumps({"event": "done", "reply": reports[-1]}, ensure_ascii=False))
+        elif not arguments.json:
             logs.out(table(reports[-1], str(job.source)))
-    if arguments.json:
+    if arguments.json and not arguments.stream:
         logs.out(json.dumps({"replies": reports} if is_tour else reports[0], ensure_ascii=False))
 
 
-def _job(arguments: argparse.Namespace) -> Job:
-    """The one job that the options name."""
+def _answer(
+    assistant: "EChat", job: Job, labels: tuple[str, ...], arguments: argparse.Namespace,
+    is_tour: bool,
+) -> Reply:  # fmt: skip
+    """The reply to one job; with `--stream`, its events are printed on the way."""
+    task = task_for(job.task)
+    options: dict[str, Any] = {
+        "task": job.task, "greedy": arguments.greedy,
+        "labels": labels if task.name == "understand" or not is_tour else (),
+        "prompt": arguments.prompt if task.name == "understand" or not is_tour else None,
+        "thinking": arguments.thinking if task.thinks or not is_tour else None,
+        "hear": arguments.hear and (task.hears or not is_tour),
+    }  # fmt: skip
+    source = _with_history(job, arguments.history)
+    if not arguments.stream:
+        return assistant.reply(source, **options)
+    start = time.perf_counter()
+    for event in assistant.stream(source, **options):
+        if isinstance(event, Done):
+            return event.reply
+        at_s = time.perf_counter() - start
+        if arguments.json:
+            logs.out(json.dumps(event_report(event, at_s), ensure_ascii=False))
+        else:
+            logs.out(event_line(event, at_s))
+    raise AssertionError("a stream ends with Done")
+
+
+def _answer_together(
+    assistant: "EChat", jobs: Sequence[Job], labels: tuple[str, ...], arguments: argparse.Namespace
+) -> None:
+    """The replies to all jobs, in batches. Raises InputError at the end, naming what failed."""
+    results = assistant.reply_many(
+        [job.source for job in jobs], task=jobs[0].task, labels=labels, prompt=arguments.prompt,
+        thinking=arguments.thinking, greedy=arguments.greedy, batch_size=arguments.batch_size,
+    )  # fmt: skip
+    reports, faults = [], []
+    for job, result in zip(jobs, results, strict=True):
+        if not isinstance(result, Reply):
+            faults.append(str(result))
+            reports.append({"asked": str(job.source), "error": str(result)})
+            continue
+        shown = report(result, job.task, _write(result, job.out))
+        reports.append({"asked": str(job.source), **shown})
+        if not arguments.json:
+            logs.out(table(shown, str(job.source)))
+    if arguments.json:
+        logs.out(json.dumps({"replies": reports}, ensure_ascii=False))
+    if faults:
+        raise InputError(f"{len(faults)} of {len(jobs)} not answered: {'; '.join(faults)}")
+
+
+def _with_history(job: Job, path: Path | None) -> "Path | str | Utterance":
+    """What is asked, with the conversation before it."""
+    if path is None:
+        return job.source
+    from osum_echat import dialogue
+    from osum_echat.records import Turn, Utterance
+
+    turn = Turn(audio=Path(job.source))
+    return Utterance("request", job.task, turn, history=dialogue.read(path))
+
+
+def _jobs(arguments: argparse.Namespace) -> list[Job]:
+    """The jobs that the options name: one, or one for each wav."""
     name = arguments.task or ("s2s_think" if arguments.wav else "t2t")
     task = task_for(name)
     wanted, given = ("wav", "text") if task.hears else ("text", "wav")
-    source = getattr(arguments, wanted)
-    if source is None or source == "":
+    if not getattr(arguments, wanted):
         raise InputError(f"task {name}: give what it answers by --{wanted}")
     if getattr(arguments, given) is not None:
         raise InputError(f"task {name}: takes no --{given}; leave it out")
+    if arguments.history and (not task.hears or task.name == "understand"):
+        raise InputError(f"--history: task {name} knows no earlier turns; use s2s or s2t")
     out: Path | None = arguments.out
     if out is not None and not task.speaks:
         LOG.warning("task %s does not speak: no %s is written", name, out)
         out = None
+    if task.hears and len(arguments.wav) > 1:
+        return _several(arguments, name, out)
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise InputError(f"--out {out}: not a file in a directory that exists; make it first")
-    return Job(name, source, out)
+    return [Job(name, arguments.wav[0] if task.hears else arguments.text, out)]
+
+
+def _several(arguments: argparse.Namespace, name: str, out: Path | None) -> list[Job]:
+    """A job for each wav; their replies go to files of the same names."""
+    for option in ("stream", "history", "hear"):
+        if getattr(arguments, option):
+            raise InputError(f"--{option}: for one --wav; {len(arguments.wav)} were given")
+    if out is not None and not out.is_dir():
+        raise InputError(f"--out {out}: for several wavs, a directory that exists; make it first")
+    names = [path.stem for path in arguments.wav]
+    if out is not None and len(set(names)) < len(names):
+        raise InputError("--out: two of the wavs have one name; rename one")
+    return [Job(name, path, out / f"{path.stem}.wav" if out else None) for path in arguments.wav]
 
 
 def _tour() -> list[Job]:
@@ -148,7 +233,7 @@ def _labels(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def _write(reply: "Reply", path: Path | None) -> Path | None:
+def _write(reply: Reply, path: Path | None) -> Path | None:
     """Write the reply's wave; the path it went to."""
     if path is None or reply.wave is None or reply.sample_rate_hz is None:
         return None
@@ -160,56 +245,3 @@ def _write(reply: "Reply", path: Path | None) -> Path | None:
     except (OSError, soundfile.SoundFileError) as error:
         raise InputError(f"--out {path}: not written ({error}); choose another path") from error
     return path
-
-
-def report(reply: "Reply", task: str, wav: Path | None) -> dict[str, Any]:
-    """A reply as plain values: what `--json` prints."""
-    labels = {field: getattr(reply.labels, field) for field in LABEL_FIELDS}
-    return {
-        "task": task,
-        "heard": reply.heard,
-        "thought": reply.thought,
-        "labels": {field: label.lower() if label else None for field, label in labels.items()},
-        "text": reply.text,
-        "wav": str(wav) if wav else None,
-        "sample_rate_hz": reply.sample_rate_hz,
-        "n_speech_tokens": len(reply.speech_tokens),
-        "timings": _rounded(asdict(reply.timings)),
-        **_rounded({"audio_in_s": reply.audio_in_s, "audio_out_s": reply.audio_out_s}),
-    }
-
-
-def _rounded(seconds: Mapping[str, float | None]) -> dict[str, float | None]:
-    return {name: value if value is None else round(value, 3) for name, value in seconds.items()}
-
-
-def table(shown: Mapping[str, Any], source: str) -> str:
-    """A report for people: a name and its words a line; what is absent is left out."""
-    labels = [f"{name} {label}" for name, label in shown["labels"].items() if label]
-    speech = (
-        f"{shown['wav'] or 'not written (--out FILE)'}, {shown['audio_out_s']} s, "
-        f"{shown['n_speech_tokens']} tokens"
-    ) if shown["audio_out_s"] else None  # fmt: skip
-    timings = [
-        f"{name.removesuffix('_s').replace('_', ' ')} {value} s"
-        for name, value in shown["timings"].items() if value is not None
-    ]  # fmt: skip
-    lines = {
-        "task": shown["task"],
-        "asked": source,
-        "heard": shown["heard"],
-        "labels": ", ".join(labels),
-        "thought": shown["thought"],
-        "reply": shown["text"],
-        "speech": speech,
-        "timings": ", ".join(timings),
-    }
-    indent = "\n" + " " * (WIDTH + 1)
-    return "".join(
-        f"{name:<{WIDTH}} {indent.join(_wrapped(words))}\n"
-        for name, words in lines.items() if words
-    )  # fmt: skip
-
-
-def _wrapped(words: str) -> list[str]:
-    return textwrap.wrap(words, 90, break_long_words=False, break_on_hyphens=False)

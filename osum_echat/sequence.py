@@ -140,10 +140,11 @@ def _history(vocab: Vocab, history: Items[Turn], waiting: list[Clip], key: str) 
 
 def _speech_ids(vocab: Vocab, codes: Items[int], key: str) -> tuple[int, ...]:
     """Edge, codes, edge in the joint space."""
-    for code in codes:
-        if not 0 <= code < vocab.speech_codes:
-            raise DataError(f"{key}: speech code {code}, need 0 to {vocab.speech_codes - 1}")
-    return tuple(vocab.joint(code) for code in (vocab.speech_edge, *codes, vocab.speech_edge))
+    wrong = [code for code in {*codes} if not 0 <= code < vocab.speech_codes]
+    if wrong:
+        raise DataError(f"{key}: speech code {wrong[0]}, need 0 to {vocab.speech_codes - 1}")
+    first, edge = vocab.joint(0), vocab.joint(vocab.speech_edge)  # codes are hundreds: no calls
+    return (edge, *[first + code for code in codes], edge)
 
 
 def _answer(
@@ -218,8 +219,10 @@ def _lay(task: Task, vocab: Vocab, segments: Iterable[Segment], key: str) -> Seq
             row.trained.extend([False] * segment.steps)
             continue
         row.ids.extend(segment.ids)
-        row.trained.extend(
-            segment.trained and number != vocab.unknown_label for number in segment.ids)
+        if segment.trained:
+            row.trained.extend([number != vocab.unknown_label for number in segment.ids])
+        else:
+            row.trained.extend([False] * len(segment.ids))
     return row
 
 

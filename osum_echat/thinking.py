@@ -21,7 +21,7 @@ VALUES = {
         {"LAUGH", "COUGH", "CRY", "SCREAMING", "SIGH", "THROAT CLEARING", "SNEEZE", "OTHER"}),
 }
 _LABEL = re.compile(r"<([^<>]+)>")
-_END = re.compile(r"<\s*/?think end>|</think>")
+THINK_END_MARK = re.compile(r"<\s*/?think end>|</think>")
 _LEADING_TAG = re.compile(r"\s*<([^<>]+)>\s*")
 
 
@@ -94,15 +94,12 @@ def split(text: str, template: LabelTemplate | None = None) -> Thinking:
     thought, answer = None, text.strip()
     if answer.startswith(THINK_START):
         body = answer[len(THINK_START):]
-        end = _END.search(body)
+        end = THINK_END_MARK.search(body)
         thought = (body[: end.start()] if end else body).strip()
         answer = body[end.end():].strip() if end else ""
     heard, labels = None, Labels()
     if thought is not None:
-        for candidate in (template,) if template else TEMPLATES.values():
-            if thought.startswith(candidate.heard.strip()):
-                heard, labels = _read_thought(thought, candidate)
-                break
+        heard, labels = read_thought(thought, template)
     tag = _LEADING_TAG.match(answer)
     if tag and tag.end() < len(answer):
         answer = answer[tag.end():]
@@ -111,8 +108,18 @@ def split(text: str, template: LabelTemplate | None = None) -> Thinking:
     return Thinking(thought, heard, labels, answer)
 
 
-def _read_thought(thought: str, template: LabelTemplate) -> tuple[str | None, Labels]:
-    """What was heard, and every label that stands after its own cue."""
+def read_thought(thought: str, template: LabelTemplate | None) -> tuple[str | None, Labels]:
+    """What was heard, and every label that stands after its own cue.
+
+    template: the one that the thought is in if it has labels; None tries each.
+    """
+    for candidate in (template,) if template else TEMPLATES.values():
+        if thought.startswith(candidate.heard.strip()):
+            return _read_label_thought(thought, candidate)
+    return None, Labels()
+
+
+def _read_label_thought(thought: str, template: LabelTemplate) -> tuple[str | None, Labels]:
     found: dict[str, str | None] = {}
     first = len(thought)
     for cue, field in zip(template.cues, FIELDS, strict=True):

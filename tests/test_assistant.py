@@ -1,17 +1,30 @@
 """Claims about the assistant: what goes in reaches the model, what comes out is taken apart."""
 
 import shutil
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 
-from osum_echat import EChat, Reply, assistant
+from osum_echat import EChat, Reply, asking
 from osum_echat.errors import CheckpointError, ConfigError, InputError
-from osum_echat.generation.decoder import Generated, Limits, Timings
+from osum_echat.generation import decoder
+from osum_echat.generation.decoder import Limits
 from osum_echat.records import Labels, Turn, Utterance
+from osum_echat.replies import (
+    AudioPiece,
+    Done,
+    Heard,
+    LabelsFound,
+    TextPiece,
+    ThoughtPiece,
+)
 from osum_echat.sequence import Sequence
 
 THOUGHT = (
@@ -29,19 +42,27 @@ def echat(model_directory: Path) -> EChat:
 @pytest.fixture
 def scripted(
     echat: EChat, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], list[Sequence]]:
-    """Have the network say a given text; returns the rows it was asked."""
+) -> Callable[..., list[Sequence]]:
+    """Have the network say a given text and codes; returns the rows it was asked."""
 
-    def script(text: str) -> list[Sequence]:
-        rows = []
+    def script(text: str, codes: tuple[int, ...] = (1, 2, 3)) -> list[Sequence]:
+        rows, vocab = [], echat.vocab
+        said = {
+            vocab.text_end: [*vocab.encode(text), vocab.text_end],
+            vocab.speech_edge: [vocab.speech_edge, *codes, vocab.speech_edge],
+        }
 
-        def decode(model, row, vocab, task, *args, **kwargs):
-            rows.append(row)
-            codes = [1, 2, 3] if task.speaks else []
-            times = Timings(0.1, 0.1, 0.2, None, 0.3)
-            return Generated(list(vocab.encode(text)), codes, "end", times)
+        def compose(*args, **kwargs):
+            rows.append(inner(*args, **kwargs))
+            return rows[-1]
 
-        monkeypatch.setattr(assistant.decoder, "decode", decode)
+        def choose(part, logits, generator):
+            part.history.append(said[part.end][len(part.history)])
+            return part.history[-1]
+
+        inner = asking.compose
+        monkeypatch.setattr(asking, "compose", compose)
+        monkeypatch.setattr(decoder.Part, "choose", choose)
         return rows
 
     return script
@@ -145,21 +166,12 @@ def test_earlier_turns_come_before_the_question(echat, question_wav, scripted):
     assert reply.task == "<S2TCHAT> <TEXT2TOKEN> <HISTORY>"
 
 
-def test_the_models_own_sampling_is_used_and_greedy_overrides_it(
-    echat, question_wav, monkeypatch
-):
-    used = []
-    inner = assistant.decoder.decode
-
-    def decode(model, row, vocab, task, sampling, **kwargs):
-        used.append((sampling.greedy, kwargs["speech_sampling"].greedy))
-        return inner(model, row, vocab, task, sampling, **kwargs)
-
-    monkeypatch.setattr(assistant.decoder, "decode", decode)
-    monkeypatch.setattr(assistant, "LIMITS", Limits(8, 16))
-    for greedy in (False, True):
-        echat.reply(question_wav, task="s2s", greedy=greedy, speak=False)
-    assert used == [(True, False), (True, True)]
+@pytest.mark.parametrize("greedy", [False, True])
+def test_the_models_own_sampling_is_used_and_greedy_overrides_it(echat, question_wav, greedy):
+    request = asking.settle(echat.parts, question_wav, asking.Options("s2s", greedy=greedy))
+    answer = asking.lay_out(echat.parts, request, 0).answer
+    assert (answer.text.sampling.greedy, answer.speech.sampling.greedy) == (True, greedy)
+    assert answer.speech.sampling.top_k == 20
 
 
 def test_a_reply_shows_no_samples_when_printed(echat):
@@ -213,6 +225,7 @@ def test_a_model_of_one_kind_of_thought_refuses_the_other(model_directory, quest
         ({"template": "latin"}, "template 'latin': not one of"),
         ({"sampling": {"text": {"heat": 1}}}, "sampling.text: .*heat"),
         ({"sampling": {"text": {"top_p": 7}}}, "sampling.text: top_p 7"),
+        ({"text_loop": {"times": 1}}, "text_loop: times 1, longest 12: need 2 or more"),
     ],
 )
 def test_a_model_yaml_that_cannot_be_used_is_told(model_directory, tmp_path, change, message):
@@ -222,3 +235,188 @@ def test_a_model_yaml_that_cannot_be_used_is_told(model_directory, tmp_path, cha
     (copy / "model.yaml").write_text(yaml.safe_dump(settings | change))
     with pytest.raises((CheckpointError, ConfigError), match=message):
         EChat.load(copy)
+
+
+def joined(events: list, kind: type) -> str:
+    return "".join(event.text for event in events if isinstance(event, kind))
+
+
+@pytest.mark.parametrize("task", ["s2s_think", "tts", "understand", "t2t", "s2s_streaming"])
+def test_the_events_of_a_stream_add_up_to_the_reply(echat, question_wav, task):
+    source = question_wav if task not in ("tts", "t2t") else "<SOFT>I am sorry."
+    *events, done = echat.stream(source, task=task, seed=3)
+    reply, whole = done.reply, echat.reply(source, task=task, seed=3)
+    assert (joined(events, ThoughtPiece), joined(events, TextPiece)) == (
+        reply.thought or "", reply.text)  # fmt: skip
+    assert joined(events, Heard) == (reply.heard or "")
+    pieces = [event for event in events if isinstance(event, AudioPiece)]
+    if reply.wave is None:
+        assert not pieces and whole.wave is None
+    else:
+        assert torch.equal(torch.cat([piece.samples for piece in pieces]), reply.wave)
+        assert {piece.sample_rate_hz for piece in pieces} == {reply.sample_rate_hz}
+        assert len(reply.wave) == len(whole.wave)
+    same = {"wave": None, "timings": whole.timings}
+    assert replace(reply, **same) == replace(whole, **same)
+
+
+def test_a_label_thought_is_told_before_the_words(echat, question_wav, scripted):
+    scripted(THOUGHT.removeprefix("<think>The user said:") + "I am so sorry, little one.")
+    events = list(echat.stream(question_wav, task="s2s_think", thinking="label"))
+    kinds = [type(event) for event in events]
+    assert kinds[0] is ThoughtPiece and kinds[-2:] == [AudioPiece, Done]
+    middle = [kind for kind in kinds if kind not in (ThoughtPiece, AudioPiece, Done)]
+    assert middle[:2] == [Heard, LabelsFound] and set(middle[2:]) == {TextPiece}
+    assert events[kinds.index(LabelsFound)] == LabelsFound(LABELS)
+    assert len(middle) > 4
+
+
+def test_sound_comes_before_the_last_code_is_there(echat, question_wav, scripted):
+    scripted("Yes.", codes=tuple(range(30)) * 8)
+    asked = []
+    events = echat.stream(question_wav, task="s2s", interrupt=lambda: asked.append(1) is not None)
+    first = next(event for event in events if isinstance(event, AudioPiece))
+    heard_after = len(asked)
+    rest = list(events)
+    assert len(first.samples) > 0 and heard_after < 150 < len(asked)
+    assert sum(isinstance(event, AudioPiece) for event in rest) > 1
+
+
+def test_interleaved_words_go_on_between_the_sounds(echat, question_wav, scripted):
+    scripted("one two three four five six seven " * 4, codes=tuple(range(30)) * 12)
+    events = list(echat.stream(question_wav, task="s2s_streaming"))
+    kinds = [type(event) for event in events]
+    first, last = kinds.index(AudioPiece), len(kinds) - 1 - kinds[::-1].index(AudioPiece)
+    assert TextPiece in kinds[:first] and TextPiece in kinds[first:last]
+    assert len(events[-1].reply.speech_tokens) == 360
+    assert events[-1].reply.text == ("one two three four five six seven " * 4).strip()
+
+
+def test_an_interrupt_ends_with_what_there_is(echat, question_wav, scripted):
+    scripted("Yes, my dear.", codes=tuple(range(30)) * 8)
+    heard = []
+    events = echat.stream(question_wav, task="s2s", interrupt=lambda: bool(heard))
+    for event in events:
+        if isinstance(event, AudioPiece):
+            heard.append(event.samples)
+            break
+    (done,) = events
+    assert done.reply.stopped_by == "interrupt" and done.reply.text == "Yes, my dear."
+    assert torch.equal(done.reply.wave, heard[0]) and len(done.reply.speech_tokens) < 240
+
+
+def test_an_interrupt_before_the_first_word_gives_an_empty_reply(echat, question_wav):
+    (done,) = echat.stream(question_wav, task="s2s", hear=True, interrupt=lambda: True)
+    assert done.reply.stopped_by == "interrupt" and done.reply.wave is None
+    assert (done.reply.text, done.reply.heard, done.reply.speech_tokens) == ("", None, ())
+
+
+def test_a_closed_stream_does_no_more(echat, question_wav, scripted):
+    scripted("Yes, my dear.", codes=tuple(range(30)) * 8)
+    asked = []
+    events = echat.stream(question_wav, task="s2s", interrupt=lambda: bool(asked.append(1)))
+    next(events)
+    events.close()
+    steps = len(asked)
+    assert steps < 30 and list(events) == [] and len(asked) == steps
+
+
+def test_threads_share_no_state(echat, question_wav):
+    tasks = ("s2s", "tts", "understand", "s2s")
+    sources = [question_wav if task != "tts" else "Hello." for task in tasks]
+
+    def ask(number: int) -> Reply:
+        *_, done = echat.stream(sources[number], task=tasks[number], seed=number)
+        return done.reply
+
+    alone, together = [ask(number) for number in range(4)], {}
+    threads = [
+        threading.Thread(target=lambda number=number: together.update({number: ask(number)}))
+        for number in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, reply in enumerate(alone):
+        assert together[number].speech_tokens == reply.speech_tokens
+        assert together[number].text == reply.text
+        if reply.wave is not None:
+            assert torch.equal(together[number].wave, reply.wave)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_many_answered_together_are_as_one_by_one(echat, question_wav, tmp_path, greedy):
+    samples, rate = soundfile.read(question_wav)
+    sources = []
+    for number, task in enumerate(("s2s", "asr", "s2s_think", "understand", "s2s", "s2t")):
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, samples[: len(samples) - 1100 * number], rate)
+        sources.append(Utterance(str(number), task, Turn(audio=path)))
+    sources.append(Utterance("7", "tts", Turn(reply_text="<SOFT>I am sorry.")))
+    alone = [echat.reply(source, greedy=greedy, seed=4) for source in sources]
+    for batch_size in (3, 8):
+        many = echat.reply_many(sources, greedy=greedy, seed=4, batch_size=batch_size)
+        for one, reply in zip(many, alone, strict=True):
+            same = {"wave": None, "timings": reply.timings}
+            assert replace(one, **same) == replace(reply, **same)
+            assert (one.wave is None) == (reply.wave is None)
+            if reply.wave is not None:
+                torch.testing.assert_close(one.wave, reply.wave)
+            assert 0 < one.timings.prefill_s < one.timings.total_s
+
+
+def test_a_bad_source_gives_its_error_in_its_place(echat, question_wav, tmp_path):
+    sources = [question_wav, tmp_path / "missing.wav", question_wav]
+    first, error, last = echat.reply_many(sources, task="s2s", seed=1)
+    assert isinstance(error, InputError) and "no such file" in str(error)
+    assert first.speech_tokens == last.speech_tokens == echat.reply(
+        question_wav, task="s2s", seed=1).speech_tokens  # fmt: skip
+    assert echat.reply_many([]) == []
+    with pytest.raises(InputError, match="batch_size 0: must be 1 or more"):
+        echat.reply_many(sources, batch_size=0)
+
+
+@pytest.fixture(scope="module")
+def long_wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("long") / "long.wav"
+    noise = np.random.default_rng(5).normal(0, 0.1, 35 * 16_000)
+    soundfile.write(path, noise.astype(np.float32), 16_000)
+    return path
+
+
+def test_a_long_clip_is_understood_and_not_talked_about(echat, long_wav, scripted):
+    rows = scripted("a long story")
+    assert echat.reply(long_wav, task="asr").heard == "a long story"
+    assert rows[0].spans[0].length == 438
+    with pytest.raises(InputError, match="35 s of audio; task s2s takes up to 30 s a turn"):
+        echat.reply(long_wav, task="s2s")
+
+
+def test_a_transcript_is_no_longer_than_its_clip_allows(echat, question_wav, long_wav):
+    def limits(source: Path, task: str) -> Limits:
+        request = asking.settle(echat.parts, source, asking.Options(task))
+        return asking.lay_out(echat.parts, request, 0).answer.limits
+
+    assert limits(question_wav, "asr") == Limits(80, 80)
+    assert limits(long_wav, "understand").text_tokens == 760
+    assert limits(question_wav, "s2t") == asking.LIMITS
+
+
+def test_a_model_may_be_kept_out_of_loops(model_directory, question_wav, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(model_directory, copy)
+    settings = yaml.safe_load((copy / "model.yaml").read_text())
+    asked = asking.Options("asr")
+    for own, times in (({}, []), ({"text_loop": {"times": 4}}, [4])):
+        (copy / "model.yaml").write_text(yaml.safe_dump(settings | own))
+        guarded = EChat.load(copy, device="cpu", speaks=False)
+        request = asking.settle(guarded.parts, question_wav, asked)
+        answer = asking.lay_out(guarded.parts, request, 0).answer
+        assert [rule.times for rule in answer.text.rules] == times
+
+
+def test_a_row_over_the_models_length_is_told(echat, long_wav, monkeypatch):
+    monkeypatch.setattr(echat.network.llm.config, "max_position_embeddings", 400)
+    with pytest.raises(InputError, match="the model takes 400; give shorter audio"):
+        echat.reply(long_wav, task="asr")

@@ -1,14 +1,20 @@
 """Claims about experiments in YAML."""
 
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from osum_echat import config
+from osum_echat.data.manifest import read_manifest
 from osum_echat.errors import ConfigError
 from tests.training.experiment import write_experiment
 
-SHIPPED = sorted((Path(__file__).parents[1] / "conf" / "tiny").glob("stage*.yaml"))
+CONF = Path(__file__).parents[1] / "conf"
+SHIPPED = sorted(CONF.glob("*/stage*.yaml"))
+MANIFESTS = sorted(CONF.glob("osum_echat/data_*.yaml"))
+VALUE = re.compile(r"\s*\w+: *[^#\s]")
 
 
 @pytest.fixture(scope="module")
@@ -16,9 +22,27 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_experiment(tmp_path_factory.mktemp("experiment"))
 
 
-@pytest.mark.parametrize("shipped", SHIPPED, ids=lambda one: one.stem)
+@pytest.mark.parametrize("shipped", SHIPPED, ids=lambda one: f"{one.parent.name} {one.stem}")
 def test_the_shipped_stages_are_read(shipped: Path) -> None:
-    assert config.load(shipped).data.lists
+    data = config.load(shipped).data
+    assert data.lists or data.manifests
+
+
+@pytest.mark.parametrize("shipped", [*SHIPPED, *CONF.glob("*/model.yaml")],
+                         ids=lambda one: f"{one.parent.name} {one.stem}")  # fmt: skip
+def test_every_shipped_value_is_commented(shipped: Path) -> None:
+    lines = shipped.read_text(encoding="utf-8").splitlines()
+    bare = [line for before, line in pairwise(lines)
+            if VALUE.match(line) and "#" not in line and not before.lstrip().startswith("#")]
+    assert bare == []
+
+
+def test_the_published_mix_is_readable_and_each_kind_has_its_file() -> None:
+    assert [one.stem for one in MANIFESTS] == ["data_s2s", "data_s2t", "data_t2s", "data_t2t"]
+    for one in MANIFESTS:
+        entries = read_manifest(str(one))
+        assert all(entry.weight > 0 for entry in entries)
+        assert len({entry.path for entry in entries}) == len(entries) > 0
 
 
 def test_overrides_reach_any_depth_and_are_read_as_yaml(path: Path) -> None:

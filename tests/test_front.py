@@ -1,4 +1,4 @@
-"""Claims about the package's front: three names, each imported when it is asked for."""
+"""Claims about the package's front: a few names, each imported when it is asked for."""
 
 import pytest
 
@@ -9,7 +9,7 @@ def test_the_public_names_are_found_late():
     from osum_echat.records import Utterance
 
     assert osum_echat.Utterance is Utterance
-    assert set(osum_echat.__all__) == {"EChat", "Reply", "Utterance"}
+    assert set(osum_echat.__all__) == {"EChat", "Reply", "Turn", "Utterance"}
 
 
 def test_another_name_is_no_attribute():

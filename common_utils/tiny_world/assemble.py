@@ -23,8 +23,8 @@ from osum_echat import audio, logs
 from osum_echat.build import PROMPTS_FILE, TOKENIZER_FILES
 from osum_echat.errors import CheckpointError, OsumError
 from osum_echat.models import checkpoint
+from osum_echat.settings import read_mapping
 from osum_echat.token2wav import weights
-from osum_echat.token2wav.settings import read_yaml
 from osum_echat.token2wav.vocoder import VOICE_FILE, Token2Wav
 from osum_echat.token2wav.voice import (
     MELS,
@@ -37,8 +37,11 @@ from osum_echat.token2wav.voice import (
 
 MB = 1_000_000
 LARGEST_MB, LARGEST_FILE_MB = 64, 48
-SAMPLING = {"text": {"greedy": True, "repetition_penalty": 1.15},
-            "speech": {"temperature": 0.8, "top_k": 20}}
+MANNER = {
+    "sampling": {"text": {"greedy": True}, "speech": {"temperature": 0.8, "top_k": 20}},
+    "text_loop": {"times": 3},          # a small model's words may run in a circle
+    "hearing": 1.0,                     # its adapter was taught to spell
+}
 LEAST_S, MOST_S = 2.0, 4.0                # of a sample question
 SAMPLES_FILE = "samples.jsonl"
 SHOWN = ("user_text", "labels", "reply_text", "reply_style")
@@ -76,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write_model(source: Path, out: Path) -> None:
     """The dialogue model, its tokenizer and its prompts."""
-    raw = read_yaml(source / checkpoint.SETTINGS_FILE)
-    notes = {"thinking": raw["thinking"], "template": raw["template"],
-             "sampling": raw.get("sampling", SAMPLING)}  # fmt: skip
+    raw = read_mapping(source / checkpoint.SETTINGS_FILE)
+    notes = {"thinking": raw["thinking"], "template": raw["template"]}
+    notes |= {name: raw.get(name, usual) for name, usual in MANNER.items()}
     checkpoint.save(out, checkpoint.load(source), dtype=torch.float16, notes=notes)
     for name in (*TOKENIZER_FILES, PROMPTS_FILE):
         if (source / name).is_file():
@@ -91,7 +94,7 @@ def write_token2wav(chosen: argparse.Namespace, out: Path) -> None:
     raw: dict[str, Any] = {}
     for part in ("vocoder", "flow"):
         folder: Path = getattr(chosen, part)
-        raw |= read_yaml(folder / f"{part}.yaml")
+        raw |= read_mapping(folder / f"{part}.yaml")
         tensors = weights.read(folder / f"{part}.safetensors")
         halves = {name: tensor.half() if tensor.is_floating_point() else tensor
                   for name, tensor in tensors.items()}  # fmt: skip

@@ -118,7 +118,7 @@ class Maker:
         for number, turn in enumerate((*exchange["turns"], exchange)):
             tag = FULL_TAG if full_only else self.rng.choices(
                 tuple(UNDERSTANDING), weights=tuple(UNDERSTANDING.values()))[0]
-            yield _row(exchange, turn, tag, understanding_text(tag, turn), f"understand{number}")
+            yield row_of(exchange, turn, tag, understanding_text(tag, turn), f"understand{number}")
 
     def chats(self, exchange: Row, tags: Mapping[str, str],
               speech: bool) -> Iterator[tuple[str, Row]]:
@@ -126,12 +126,12 @@ class Maker:
         turn = exchange["turns"][0] if exchange["turns"] else exchange
         for name, tag in tags.items():
             if "thought" in turn or not task_for(tag).thinks:
-                row = _row(exchange, turn, tag, turn["reply_text"], name)
+                row = row_of(exchange, turn, tag, turn["reply_text"], name)
                 yield name, self._with_speech(row, turn["reply_wav"]) if speech else row
 
     def dialogue(self, exchange: Row, speech: bool) -> Row:
         """The last turn with all earlier ones as history."""
-        row = _row(exchange, exchange, HISTORY_TAG, exchange["reply_text"], "history")
+        row = row_of(exchange, exchange, HISTORY_TAG, exchange["reply_text"], "history")
         for number, turn in enumerate(exchange["turns"], start=1):
             row[f"wav_{number}"] = turn.get("wav", TEXT_ONLY)
             row[f"txt_{number}"] = turn["reply_text"]
@@ -143,7 +143,7 @@ class Maker:
 
     def written(self, exchange: Row) -> Row:
         """A written question; the reply goes by the words alone."""
-        row = _row(exchange, exchange, T2T_TAG, self.world.text_reply(exchange), "t2t")
+        row = row_of(exchange, exchange, T2T_TAG, self.world.text_reply(exchange), "t2t")
         typed = self.rng.random() < AS_TYPED
         row["extra"]["question"] = exchange["user_text"] if typed else row["extra"]["q_txt"]
         return row
@@ -217,7 +217,7 @@ def understanding_text(tag: str, turn: Row) -> str:
     return words + "".join(f"<{turn['labels'][field]}>" for field in task.labels)
 
 
-def _row(exchange: Row, turn: Row, tag: str, text: str, suffix: str) -> Row:
+def row_of(exchange: Row, turn: Row, tag: str, text: str, suffix: str) -> Row:
     """A row with all that is known of the turn's voice."""
     labels = turn["labels"]
     extra = {"q_txt": normalise(turn["user_text"]), "age": labels["age"],

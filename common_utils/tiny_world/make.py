@@ -27,7 +27,7 @@ from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.effects import SAMPLE_RATE_HZ
 from common_utils.tiny_world.reply_voice import ReplyVoice
 from common_utils.tiny_world.speaking import speak
-from common_utils.tiny_world.voices import ESPEAK, KOKORO, Studio, Voice, all_voices
+from common_utils.tiny_world.voices import ESPEAK, KOKORO, Studio, Voice, all_voices, varied
 from common_utils.tiny_world.world import SPLITS, Exchange, SaidTurn, load_world
 from osum_echat.errors import DataError, OsumError
 from osum_echat.logs import logger, progress, setup
@@ -162,6 +162,8 @@ class Maker:
         rng = _rng(self._plan.seed, exchange.key)
         voice = self._voice(exchange, rng)
         row["voice"] = voice.name
+        if self._plan.split == "train":     # more people than there are engines' voices
+            voice = varied(voice, _rng(self._plan.seed, f"{exchange.key}:voice"))
         for number, (said, raw) in enumerate(zip(exchange.turns, row["turns"], strict=True)):
             raw |= self._spoken(said, f"{exchange.key}-turn{number}", voice, rng)
         return row | self._spoken(exchange, exchange.key, voice, rng)

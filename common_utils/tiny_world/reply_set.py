@@ -26,20 +26,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="gets wav/ and " + LIST_FILE)
     parser.add_argument("--assets", type=Path, default=Path("build/assets"))
-    parser.add_argument("--sentences", type=Path, help="one a line; default: the tiny world's")
+    parser.add_argument("--sentences", type=Path,
+                        help="one a line, or exchanges.jsonl for what users say there; default: "
+                             "the replies of the tiny world")
+    parser.add_argument("--styles", type=int, default=len(STYLES), metavar="N",
+                        help="of --sentences: each in so many styles, drawn; default: in all")
     parser.add_argument("--minutes", type=float, default=60.0, help="of audio, at most")
     parser.add_argument("--seed", type=int, default=7)
     chosen = parser.parse_args(argv)
-    pairs = read_pairs(chosen.sentences) if chosen.sentences else world_pairs()
-    random.Random(chosen.seed).shuffle(pairs)
+    rng = random.Random(chosen.seed)
+    pairs = read_pairs(chosen.sentences, chosen.styles, rng) if chosen.sentences else world_pairs()
+    rng.shuffle(pairs)
     minutes = speak(pairs, ReplyVoice(chosen.assets), chosen.out, chosen.minutes)
     log.info("%s: %.1f minutes in all", chosen.out / LIST_FILE, minutes)
 
 
-def read_pairs(path: Path) -> list[Pair]:
-    """Each line of `path` in each style."""
+def read_pairs(path: Path, styles: int, rng: random.Random) -> list[Pair]:
+    """Each line of `path`, or what users say in a corpus (.jsonl), in so many of the styles."""
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    return [(line, style) for line in lines if line for style in STYLES]
+    if path.suffix == ".jsonl":
+        exchanges = [json.loads(line) for line in lines if line]
+        said = {turn["user_text"] for one in exchanges for turn in (*one["turns"], one)}
+        lines = sorted(said)
+    return [(line, style) for line in lines if line for style in rng.sample([*STYLES], styles)]
 
 
 def world_pairs() -> list[Pair]:

@@ -12,13 +12,14 @@ import math
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 from common_utils.tiny_world.assets import AssetPaths
@@ -187,6 +188,18 @@ def all_voices(split: str) -> list[Voice]:
     return made
 
 
+def varied(voice: Voice, rng: Generator) -> Voice:
+    """The voice on another day, or of another person much like it: of the same cell."""
+    low, high = CELLS[voice.cell].f0_hz
+    return replace(
+        voice,
+        f0_hz=float(np.clip(voice.f0_hz * rng.uniform(0.95, 1.05), low, high)),
+        formants=voice.formants * float(rng.uniform(0.975, 1.025)),
+        rate=voice.rate * float(rng.uniform(0.94, 1.06)),
+        tilt_db=voice.tilt_db + float(rng.uniform(-0.7, 0.7)),
+    )
+
+
 class Espeak:
     """espeak-ng, in this process. The same words in the same voice always sound the same.
 
@@ -228,14 +241,13 @@ class Espeak:
 
     def _variant_file(self, voice: Voice) -> tuple[str, str]:
         accent, _, variant = voice.variant.partition("+")
-        path = self._variants / voice.name
-        if not path.exists():
-            tract = WOMEN_FORMANTS if variant in WOMEN else 1.0
-            middle = voice.f0_hz * tract / voice.formants
-            kept = [line for line in (self._known / variant).read_text("latin-1").splitlines()
-                    if not line.startswith(("pitch", "name", "echo"))]
-            kept.append(f"pitch {round(middle * LOW_BOUND)} {round(middle * HIGH_BOUND)}")
-            path.write_text("\n".join([f"name {voice.name}", *kept, ""]), "latin-1")
+        tract = WOMEN_FORMANTS if variant in WOMEN else 1.0
+        middle = voice.f0_hz * tract / voice.formants
+        kept = [line for line in (self._known / variant).read_text("latin-1").splitlines()
+                if not line.startswith(("pitch", "name", "echo"))]
+        kept.append(f"pitch {round(middle * LOW_BOUND)} {round(middle * HIGH_BOUND)}")
+        text = "\n".join([f"name {voice.name}", *kept, ""])
+        (self._variants / voice.name).write_text(text, "latin-1")
         return accent, variant
 
     def _synthesise(self, text: str, name: str, settings: Mapping[int, int]) -> Wave:

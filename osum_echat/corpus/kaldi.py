@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,11 @@ LABELS = {"gender": "gender", "emotion": "q_emotion"}  # also wanted as labels o
 NUMBERS = {"dur": "duration"}
 NOT_TOLD = {"num_frames", "uniq", "num_samples"}  # utt2* files of features and recipes
 SPEAKER_FILES = {"spk2gender": "gender"}
+ARCHIVE = re.compile(r"\.ark(:\d+(\[[\d:,]*\])?)?$")  # raw.ark, raw.ark:17, raw.ark:17[0:99]
+TO_FILES = (
+    "write the audio to files (Kaldi: wav-copy scp:wav.scp scp:new.scp, where new.scp names a wav "
+    "for each id) and name those"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +188,8 @@ def _table(path: Path) -> dict[str, str]:
 def _check_audio(audio: str, where: str) -> None:
     """Commands are never run, and archives of Kaldi's own are not read."""
     if audio.endswith("|"):
-        raise InputError(
-            f"{where}: a command ({audio[:60]!r}); commands are not run: write the audio to files "
-            "(Kaldi: wav-copy scp:wav.scp ...) and name those"
-        )
-    head, _, offset = audio.rpartition(":")
-    if not audio or (head.endswith(".ark") and offset.isdigit()):
-        raise InputError(f"{where}: {audio!r}; need the path of an audio file")
+        raise InputError(f"{where}: a command ({audio[:60]!r}); commands are not run: {TO_FILES}")
+    if ARCHIVE.search(audio):
+        raise InputError(f"{where}: {audio!r} is a place in an archive of Kaldi's own: {TO_FILES}")
+    if not audio:
+        raise InputError(f"{where}: no path of an audio file behind the id; add it")

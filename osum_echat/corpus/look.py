@@ -15,13 +15,14 @@ from osum_echat.data.prepare import Preparer, PrepareSettings
 from osum_echat.data.prompts import Prompts
 from osum_echat.data.sources import Source
 from osum_echat.errors import OsumError
-from osum_echat.loading import PROMPTS_FILE, PUBLISHED_PROMPTS
+from osum_echat.loading import PROMPTS_FILE
 from osum_echat.models.settings_file import read_settings
 from osum_echat.models.source import find
+from osum_echat.places import FAKE_DATA, PUBLISHED_PROMPTS
 from osum_echat.sequence import IGNORED, Batch
+from osum_echat.settings import read_mapping
 from osum_echat.vocab import Vocab
 
-FAKE = Path(__file__).resolve().parents[2] / "common_utils" / "fake_data"
 FORMS = {"raw": "data.list", "shard": "shards_list.txt", "combine": "combines_list.txt"}
 SEED = 777
 TEXT_WIDTH = 60
@@ -55,10 +56,10 @@ def run_arguments(chosen: argparse.Namespace) -> None:
 
 def corpus_of(path: Path | None, model: str) -> Corpus:
     """The corpus of an experiment or data yaml; of none: the fake data. Raises OsumError."""
-    if path is not None and "stage" in config.read_yaml(path):
+    if path is not None and "stage" in read_mapping(path):
         return _of_experiment(config.load(path))
     if path is None:
-        lists = {form: ListSettings(str(FAKE / form / name)) for form, name in FORMS.items()}
+        lists = {form: ListSettings(str(FAKE_DATA / form / name)) for form, name in FORMS.items()}
     else:
         lists = _entries(str(path))
     return Corpus(lists, DataSettings(lists=lists), _preparer(model))

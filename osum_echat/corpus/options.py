@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
+from osum_echat.places import TINY
 from osum_echat.records import DEFAULT_TASK
-
-TINY = Path(__file__).resolve().parents[2] / "pretrained" / "tiny"
 
 
 def make_shard_from_raw() -> argparse.ArgumentParser:

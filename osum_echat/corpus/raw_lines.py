@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from osum_echat.data.sources import Dropped, json_object
+from osum_echat.data.files import Files
+from osum_echat.data.sources import Dropped, json_object, line_starts
 from osum_echat.errors import InputError
 
 
@@ -20,27 +21,17 @@ class Piece:
 
 
 def pieces(path: Path, size: int) -> list[Piece]:
-    """The list cut into pieces of `size` records. Raises InputError where it cannot be read."""
+    """The list cut into pieces of `size` records.
+
+    Raises InputError for the size, DataError for a list that cannot be read or holds no records.
+    """
     if size < 1:
         raise InputError(f"{size} records a piece: give 1 or more")
-    found: list[Piece] = []
-    number, offset, start = 0, 0, 0
-    try:
-        with path.open("rb") as lines:
-            for line in lines:
-                if line.strip():
-                    start = offset if number % size == 0 else start
-                    number += 1
-                    if number % size == 0:
-                        found.append(Piece(path, start, number - size + 1, size))
-                offset += len(line)
-    except OSError as error:
-        raise InputError(f"list {path}: {error.strerror}; give a jsonl file") from error
-    if rest := number % size:
-        found.append(Piece(path, start, number - rest + 1, rest))
-    if not found:
-        raise InputError(f"list {path}: no records; one JSON object a line is needed")
-    return found
+    starts = line_starts(Files(), str(path))
+    return [
+        Piece(path, int(starts[first]), first + 1, min(size, len(starts) - first))
+        for first in range(0, len(starts), size)
+    ]
 
 
 def records(piece: Piece) -> Iterator[tuple[str, dict[str, Any] | Dropped]]:

@@ -6,6 +6,7 @@ However many make them, the same batches come in the same order.
 import multiprocessing
 import os
 import queue
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -136,6 +137,8 @@ def _work(
     windows: Windows, place: Place, number: int, count: int, ahead: int, far_end: Any
 ) -> None:
     """Make every window whose turn it is, until nobody reads any more."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a training's handler is forked with the rest,
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # and would keep this process from its end
     torch.set_num_threads(1)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     own = islice(windows.after(place), number, None, count)

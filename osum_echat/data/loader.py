@@ -16,6 +16,7 @@ from osum_echat.data.sources import Dropped, Source
 from osum_echat.data.windows import LayoutSettings, Made, Place, Windows
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.logs import logger
+from osum_echat.records import Utterance
 from osum_echat.sequence import Batch, Sequence, collate
 
 LOG = logger(__name__)
@@ -181,7 +182,16 @@ def held_out_batches(
     lists: dict[str, ListSettings] | None, preparer: Preparer, settings: DataSettings, seed: int
 ) -> list[Batch]:
     """The first utterances of each held-out list as batches, always the same ones."""
-    rows: list[Sequence] = []
+    rows = [row for _, row in held_out_rows(lists, preparer, settings, seed)]
+    lay_out = LAYOUTS[settings.layout]
+    batches = lay_out(rows, settings.row_tokens, settings.rows, random.Random(seed))
+    return [collate(batch, preparer.vocab) for batch in batches]
+
+
+def held_out_rows(
+    lists: dict[str, ListSettings] | None, preparer: Preparer, settings: DataSettings, seed: int
+) -> Iterator[tuple[Utterance, Sequence]]:
+    """The first utterances of each held-out list that can be used, and their rows."""
     for source, _ in open_lists(lists, settings.schemes):
         for unit in range(min(len(source), settings.held_out_utterances)):
             for utterance in source.read(unit):
@@ -190,7 +200,4 @@ def held_out_batches(
                 rng = random.Random(f"{seed} held out {source.name} {unit}")
                 row = preparer(utterance, rng)
                 if not isinstance(row, Dropped):
-                    rows.append(row)
-    lay_out = LAYOUTS[settings.layout]
-    batches = lay_out(rows, settings.row_tokens, settings.rows, random.Random(seed))
-    return [collate(batch, preparer.vocab) for batch in batches]
+                    yield utterance, row

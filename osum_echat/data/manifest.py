@@ -10,7 +10,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-import yaml
 
 from osum_echat.data.files import Files
 from osum_echat.data.shards import Shard, TarSource
@@ -18,6 +17,7 @@ from osum_echat.data.sources import Dropped, RawSource, Source
 from osum_echat.errors import ConfigError, DataError, InputError
 from osum_echat.logs import logger
 from osum_echat.records import Utterance
+from osum_echat.settings import mapping
 from osum_echat.tasks import task_for
 
 LOG = logger(__name__)
@@ -46,11 +46,8 @@ def read_manifest(place: str, files: Files | None = None) -> list[Entry]:
     that part of the utterances, 0 leaves the entry out. Raises ConfigError, DataError.
     """
     files = files or Files()
-    try:
-        raw = yaml.safe_load(files.read(place).decode("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"manifest {place}: not YAML: {error}") from error
-    if not isinstance(raw, dict) or not raw:
+    raw = mapping(files.read(place), f"manifest {place}")
+    if not raw:
         raise ConfigError(f"manifest {place}: a mapping of names to `path` and `weight` is needed")
     return [_entry(str(name), entry, place, files) for name, entry in raw.items()]
 

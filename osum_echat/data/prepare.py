@@ -222,7 +222,8 @@ class Preparer:
                 continue
             heard = rng.randrange(self.vocab.text_rows) if chance < noise else number
             gap = rng.choices(STAND_IN_GAPS, weights=STAND_IN_GAP_WEIGHTS)[0]
-            steps += [heard] * rng.randint(1, 2) + [blank] * rng.randint(*gap)
+            pause = round(self.settings.audio_as_text_gaps * rng.randint(*gap))
+            steps += [heard] * rng.randint(1, 2) + [blank] * pause
         return tuple(steps or ids)
 
 

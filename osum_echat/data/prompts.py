@@ -3,12 +3,10 @@
 import random
 from pathlib import Path
 
-import yaml
-
 from osum_echat.errors import ConfigError
+from osum_echat.settings import read_mapping
 
 LANGUAGES = ("all", "english", "chinese")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times faster
 
 
 class Prompts:
@@ -25,14 +23,7 @@ class Prompts:
         """
         if language not in LANGUAGES:
             raise ConfigError(f"prompt_language: {language!r} is not one of {', '.join(LANGUAGES)}")
-        try:
-            raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-        except OSError as error:
-            raise ConfigError(f"prompts {path}: {error.strerror}; see prepare.prompts") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"prompts {path}: not YAML: {error}") from error
-        if not isinstance(raw, dict):
-            raise ConfigError(f"prompts {path}: a mapping of task tags to prompts is needed")
+        raw = read_mapping(path, advice="see prepare.prompts")
         pools = {}
         for tag, entry in raw.items():
             pool = _pool(entry, language)

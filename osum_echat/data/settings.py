@@ -28,6 +28,7 @@ class PrepareSettings:
     audio_as_text: float = 0.0  # share of rows with words and labels in place of sound: a small
     # LLM's pre-training, and what keeps it reading the adapter's steps later
     audio_as_text_noise: float = 0.1  # chance of a stand-in token to be lost or mistaken
+    audio_as_text_gaps: float = 1.0  # how long stand-ins pause, against the adapter's steps
     speech_answers: bool = True  # false: spoken answers are cut off after their text
     speech_per_text: float = 0.8  # least speech tokens for a text token of the answer; 0 = any
     min_frames: int = 20  # of the user's own audio, 10 ms each
@@ -48,3 +49,5 @@ class PrepareSettings:
         for name in ("labels_only", "audio_as_text", "audio_as_text_noise"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"prepare.{name}: {getattr(self, name)}, need 0 to 1")
+        if self.audio_as_text_gaps < 0:
+            raise ConfigError(f"prepare.audio_as_text_gaps: {self.audio_as_text_gaps}, need 0 up")

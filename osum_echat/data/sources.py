@@ -4,6 +4,7 @@ Equal data gives equal utterances in every form; only the audio is a path or byt
 """
 
 import json
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,7 +63,7 @@ class RawSource:
         self.files = files or Files()
         self.place = str(path)
         self._is_remote = self.files.is_url(self.place)
-        self._starts = _line_starts(self.files, self.place)
+        self._starts = line_starts(self.files, self.place)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -119,9 +120,12 @@ def utterance_of(
     return replace(utterance, task=task) if task else utterance
 
 
-def _line_starts(files: Files, place: str) -> np.ndarray:
-    """(units,) byte offsets of the lines that are not blank."""
-    starts = []
+def line_starts(files: Files, place: str) -> np.ndarray:
+    """(records,) byte offsets of the lines of a jsonl that are not blank.
+
+    Raises DataError where there are none.
+    """
+    starts = array("q")
     offset = 0
     try:
         with files.open(place) as lines:
@@ -135,4 +139,4 @@ def _line_starts(files: Files, place: str) -> np.ndarray:
         ) from error
     if not starts:
         raise DataError(f"list {place}: no records; one JSON object a line is needed")
-    return np.array(starts, dtype=np.int64)
+    return np.frombuffer(starts, dtype=np.int64)

@@ -126,6 +126,8 @@ class _Blocks:
                 return Damage(start, "broken header", name or _text(block[:100]))
             kind = block[156:157]
             if kind not in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL):
+                if at == start:
+                    return member
                 return replace(
                     member, start=start, name=member.name if name is None else name,
                     size=member.size if size is None else size,

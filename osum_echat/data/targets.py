@@ -29,8 +29,8 @@ NEUTRAL_STYLE = "中立"
 REPLY_STYLES = frozenset("愉悦 抱歉 开心 愤怒 惊讶 厌恶 悲伤 害怕 哭腔 安慰鼓励 中立".split())
 _TAG = re.compile(r"<[^<>]+>")
 _LEADING_TAG = re.compile(r"^\s*<([^<>]+)>\s*")
-_CJK_SPACES = re.compile(r"\s*([\u4e00-\u9fff])\s*")
-_BRACKET_SPACES = re.compile(r"\s*([<>])\s*")
+_CJK_SPACES = re.compile(r"\s+(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff])\s+")
+_BRACKET_SPACES = re.compile(r"\s+(?=[<>])|(?<=[<>])\s+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,5 +141,5 @@ def clean(text: str) -> str:
 
     A bracket that opens a tag keeps no space before it; `<think end>` keeps the one inside.
     """
-    text = _CJK_SPACES.sub(r"\1", text.replace("\n", " "))
-    return _BRACKET_SPACES.sub(r"\1", text).strip()
+    text = _CJK_SPACES.sub("", text.replace("\n", " "))
+    return _BRACKET_SPACES.sub("", text).strip()

@@ -1,12 +1,11 @@
-"""The decoding loop: prompt in one pass, then an id a step, each from the head of its phase.
+"""The decoding loop: prompts in one pass, then an id a step and row, each from its phase's head.
 
 Everything that changes during a run lives in values made for that run.
 """
 
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,12 +13,12 @@ from torch import Tensor
 from osum_echat.generation.rules import Rule
 from osum_echat.generation.sampling import Sampling
 from osum_echat.models.echat import EChat
+from osum_echat.models.growing_rows import GrowingRows
+from osum_echat.replies import StoppedBy
 from osum_echat.sequence import SPEECH_CHUNK, TEXT_CHUNK, collate
 from osum_echat.sequence import Sequence as Row
 from osum_echat.tasks import Task
 from osum_echat.vocab import Vocab
-
-StoppedBy = Literal["end", "limit", "interrupt"]
 
 
 class Token(NamedTuple):
@@ -31,31 +30,10 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a run that finds no end is stopped."""
+    """When an answer that finds no end is stopped."""
 
     text_tokens: int = 2000
     total_tokens: int = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Seconds; the firsts are counted from the start of the run. None: it did not happen."""
-
-    encode_s: float
-    prefill_s: float | None
-    first_text_s: float | None
-    first_speech_s: float | None
-    total_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """What a run gave: text without its end mark, codes without edges."""
-
-    text_ids: list[int]
-    speech_ids: list[int]
-    stopped_by: StoppedBy
-    timings: Timings
 
 
 class Phases:
@@ -91,151 +69,166 @@ class Phases:
         self.in_speech, self.in_chunk = to_speech, 0
 
 
-class Cursor:
-    """The LLM at the end of a growing row: its cache, and the last hidden state."""
+class Part:
+    """What an answer holds in one phase, and how its next id there is chosen."""
 
-    def __init__(self, model: EChat, embedded: Tensor) -> None:
-        self.model, self.llm = model, model.llm.model
-        self.cache = model.new_cache()
-        self.text_table = model.llm.get_input_embeddings().weight
-        self.speech_table = model.speech_embedding.weight
-        self._feed(embedded)
+    def __init__(self, sampling: Sampling, rules: Sequence[Rule], end: int) -> None:
+        """end: the id that is a mark, no part of the answer. Rules are copied: they may change."""
+        self.sampling, self.end = sampling, end
+        self.rules = [replace(rule) for rule in rules]
+        self.history: list[int] = []
+        self._seen: dict[int, None] = {}
+        self._seen_ids: Tensor | None = None
 
-    def _feed(self, embedded: Tensor) -> None:
-        self.state = self.llm(
-            inputs_embeds=embedded, past_key_values=self.cache, use_cache=True
-        ).last_hidden_state[0, -1]
+    def choose(self, logits: Tensor, generator: torch.Generator | None) -> int:
+        """The next id; logits: (vocab,), those of this phase's head."""
+        if self.sampling.penalises and self._seen:
+            logits = self.sampling.penalise(self._seen_tensor(logits.device), logits)
+        for rule in self.rules:
+            logits = rule(self.history, logits)
+        number = self.sampling.choose(logits, generator)
+        self.history.append(number)
+        if number not in self._seen:
+            self._seen[number] = None
+            self._seen_ids = None
+        return number
 
-    def feed(self, token: Token) -> None:
-        table = self.speech_table if token.is_speech else self.text_table
-        self._feed(table[token.id][None, None])
+    def _seen_tensor(self, device: torch.device) -> Tensor:
+        if self._seen_ids is None:
+            self._seen_ids = torch.tensor(list(self._seen), device=device)
+        return self._seen_ids
 
-    def logits(self, in_speech: bool) -> Tensor:
-        """The logits of one head, (vocab,), float32."""
-        head = self.model.logits_speech if in_speech else self.model.logits_text
-        return head(self.state).float()
+    @property
+    def ids(self) -> list[int]:
+        """What was chosen, without marks."""
+        return [number for number in self.history if number != self.end]
 
 
-def embed(model: EChat, sequence: Row, vocab: Vocab) -> Tensor:
-    """The prompt as the LLM reads it: (1, tokens, width)."""
+class Answer:
+    """One row's answer while it grows: its phase, settings, randomness, and what ended it."""
+
+    def __init__(
+        self,
+        task: Task,
+        vocab: Vocab,
+        sampling: Sampling,
+        rules: Sequence[Rule] = (),
+        limits: Limits = Limits(),
+        generator: torch.Generator | None = None,
+        speech_sampling: Sampling | None = None,
+    ) -> None:
+        """speech_sampling: for the speech phase, None: the same; generator: its own randomness."""
+        self.limits, self.generator = limits, generator
+        self.phases = Phases(task, vocab)
+        asked = {phase: [rule for rule in rules if rule.in_speech == phase]
+                 for phase in (False, True)}  # fmt: skip
+        self.text = Part(sampling, asked[False], vocab.text_end)
+        self.speech = Part(speech_sampling or sampling, asked[True], vocab.speech_edge)
+        self.stopped_by: StoppedBy | None = None
+
+    def choose(self, logits: Tensor) -> Token:
+        """Take the next id; logits: (vocab,) of the present phase's head."""
+        in_speech = self.phases.in_speech
+        part = self.speech if in_speech else self.text
+        token = Token(part.choose(logits, self.generator), in_speech)
+        if self.phases.advance(token.id):
+            self.stopped_by = "end"
+        elif self._is_too_long():
+            self.stopped_by = "limit"
+        return token
+
+    def _is_too_long(self) -> bool:
+        words = len(self.text.history)
+        return words + len(self.speech.history) >= self.limits.total_tokens or (
+            not self.phases.in_speech and words >= self.limits.text_tokens
+        )
+
+
+def embed(model: EChat, sequences: Sequence[Row], vocab: Vocab) -> list[Tensor]:
+    """Prompts as the LLM reads them: (tokens, width) each, as if each were alone."""
     with torch.inference_mode():
-        return model.embed(collate([[sequence]], vocab).to(model.device))
-
-
-def stream(
-    model: EChat,
-    sequence: Row,
-    vocab: Vocab,
-    task: Task,
-    sampling: Sampling,
-    rules: Sequence[Rule] = (),
-    limits: Limits = Limits(),
-    interrupt: Callable[[], bool] | None = None,
-    generator: torch.Generator | None = None,
-    speech_sampling: Sampling | None = None,
-) -> Generator[Token, None, StoppedBy]:
-    """Answer a prompt, token by token; the generator returns what stopped it.
-
-    The model must be in eval mode. speech_sampling: for the speech phase, None: the same; interrupt
-    is asked before every step; generator: the run's own randomness.
-    """
-    return stream_embedded(
-        model,
-        embed(model, sequence, vocab),
-        vocab,
-        task,
-        sampling,
-        rules,
-        limits,
-        interrupt,
-        generator,
-        speech_sampling,
-    )
+        batch = collate([[sequence] for sequence in sequences], vocab).to(model.device)
+        heard = None if batch.mels is None else model.hear_alone(batch.mels, batch.mel_lengths)
+        embedded = model.embed(batch, heard)
+    return [row[: len(sequence)] for row, sequence in zip(embedded, sequences, strict=True)]
 
 
 @torch.inference_mode()
+def grow(
+    model: EChat,
+    prompts: Sequence[Tensor],
+    answers: Sequence[Answer],
+    interrupt: Callable[[], bool] | None = None,
+) -> Iterator[tuple[int, Token]]:
+    """Answer prompts side by side: gives the number of a row and its next token, row by row.
+
+    prompts: (tokens, width) each, embedded; answers: one each, they grow. The model must be in eval
+    mode. An answer that ended leaves the batch; interrupt is asked before every step.
+    """
+    live = list(range(len(answers)))
+    rows: GrowingRows | None = None
+    tokens: list[Token] = []
+    while True:
+        if interrupt is not None and interrupt():
+            _stop(answers, live, "interrupt")
+            return
+        if rows is None:
+            rows = GrowingRows(model.llm, prompts)
+        else:
+            rows.step(_embedded(model, tokens))
+        tokens, places = [], []
+        for place, logits in enumerate(_logits(model, rows.state, [answers[row] for row in live])):
+            answer = answers[live[place]]
+            token = answer.choose(logits)
+            yield live[place], token
+            if answer.stopped_by is None:
+                tokens.append(token)
+                places.append(place)
+        if rows.is_full:
+            _stop(answers, [live[place] for place in places], "limit")
+            return
+        if not places:
+            return
+        if len(places) < len(live):
+            rows.keep(places)
+            live = [live[place] for place in places]
+
+
+def _stop(answers: Sequence[Answer], live: Sequence[int], reason: StoppedBy) -> None:
+    for row in live:
+        answers[row].stopped_by = reason
+
+
+def _logits(model: EChat, state: Tensor, answers: Sequence[Answer]) -> Sequence[Tensor]:
+    """The logits of each row's own head: (vocab,), float32; state: (rows, width)."""
+    in_speech = [answer.phases.in_speech for answer in answers]
+    if len(set(in_speech)) == 1:
+        head = model.logits_speech if in_speech[0] else model.logits_text
+        return head(state).float().unbind()
+    spoken = [place for place, speech in enumerate(in_speech) if speech]
+    written = [place for place, speech in enumerate(in_speech) if not speech]
+    of_place = dict(zip(spoken, model.logits_speech(state[spoken]).float(), strict=True))
+    of_place |= dict(zip(written, model.logits_text(state[written]).float(), strict=True))
+    return [of_place[place] for place in range(len(answers))]
+
+
+def _embedded(model: EChat, tokens: Sequence[Token]) -> Tensor:
+    """(rows, width): each token from the table of its phase."""
+    if len(tokens) == 1:
+        table = model.speech_embedding if tokens[0].is_speech else model.llm.get_input_embeddings()
+        return table.weight[tokens[0].id][None]
+    joint = [token.id + model.text_rows * token.is_speech for token in tokens]
+    return model.embed_ids(torch.tensor(joint, device=model.device))
+
+
 def stream_embedded(
     model: EChat,
     embedded: Tensor,
-    vocab: Vocab,
-    task: Task,
-    sampling: Sampling,
-    rules: Sequence[Rule] = (),
-    limits: Limits = Limits(),
+    answer: Answer,
     interrupt: Callable[[], bool] | None = None,
-    generator: torch.Generator | None = None,
-    speech_sampling: Sampling | None = None,
 ) -> Generator[Token, None, StoppedBy]:
-    """As `stream`, from a prompt already embedded: (1, tokens, width)."""
-    phases = Phases(task, vocab)
-    samplings = {False: sampling, True: speech_sampling or sampling}
-    fresh = [replace(rule) for rule in rules]
-    asked = {phase: [rule for rule in fresh if rule.in_speech == phase] for phase in (False, True)}
-    history: dict[bool, list[int]] = {False: [], True: []}
-    cursor: Cursor | None = None
-    token = Token(vocab.text_end, False)  # read from the second step on
-    while True:
-        if interrupt is not None and interrupt():
-            return "interrupt"
-        if cursor is None:
-            cursor = Cursor(model, embedded)
-        else:
-            cursor.feed(token)
-        phase = phases.in_speech
-        logits = samplings[phase].penalise(history[phase], cursor.logits(phase))
-        for rule in asked[phase]:
-            logits = rule(history[phase], logits)
-        token = Token(samplings[phase].choose(logits, generator), phase)
-        history[phase].append(token.id)
-        is_last = phases.advance(token.id)
+    """Answer one prompt, (tokens, width); the generator returns what stopped it."""
+    for _, token in grow(model, [embedded], [answer], interrupt):
         yield token
-        if is_last:
-            return "end"
-        text_tokens = len(history[False])
-        if text_tokens + len(history[True]) >= limits.total_tokens or (
-            not phases.in_speech and text_tokens >= limits.text_tokens
-        ):
-            return "limit"
-
-
-def decode(
-    model: EChat,
-    sequence: Row,
-    vocab: Vocab,
-    task: Task,
-    sampling: Sampling,
-    rules: Sequence[Rule] = (),
-    limits: Limits = Limits(),
-    interrupt: Callable[[], bool] | None = None,
-    generator: torch.Generator | None = None,
-    speech_sampling: Sampling | None = None,
-) -> Generated:
-    """Answer a prompt whole; the arguments are those of `stream`."""
-    start = time.perf_counter()
-    embedded = embed(model, sequence, vocab)
-    encode_s = time.perf_counter() - start
-    ids: dict[bool, list[int]] = {False: [], True: []}
-    firsts: dict[bool, float] = {}
-    tokens = stream_embedded(
-        model, embedded, vocab, task, sampling, rules, limits, interrupt, generator, speech_sampling
-    )
-    while True:
-        try:
-            token = next(tokens)
-        except StopIteration as stop:
-            stopped_by: StoppedBy = stop.value
-            break
-        firsts.setdefault(token.is_speech, time.perf_counter() - start)
-        ids[token.is_speech].append(token.id)
-    return Generated(
-        text_ids=[number for number in ids[False] if number != vocab.text_end],
-        speech_ids=[number for number in ids[True] if number != vocab.speech_edge],
-        stopped_by=stopped_by,
-        timings=Timings(
-            encode_s=encode_s,
-            prefill_s=min(firsts.values()) - encode_s if firsts else None,
-            first_text_s=firsts.get(False),
-            first_speech_s=firsts.get(True),
-            total_s=time.perf_counter() - start,
-        ),
-    )
+    assert answer.stopped_by is not None, "an answer ended without a reason"
+    return answer.stopped_by

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from osum_echat.errors import ConfigError
+
 # The code of silence in the published codec; it may repeat for longer.
 SILENCE = 1446
 
@@ -52,13 +54,49 @@ class WindowLimit:
     def __call__(self, history: Sequence[int], logits: Tensor) -> Tensor:
         if not history or history[-1] >= len(logits):
             return logits
-        widest = max(self.window, *(window for window, _ in self.own_windows.values()), 0)
-        full = []
-        for number in set(history[-widest:]):
-            window, limit = self.own_windows.get(number, (self.window, self.limit))
-            if number < len(logits) and list(history[-window:]).count(number) >= limit:
-                full.append(number)
+        recent = history[-self.window :]
+        counted = dict.fromkeys(recent, (recent, self.limit))
+        for number, (window, limit) in self.own_windows.items():
+            counted[number] = history[-window:], limit
+        full = [
+            number for number, (ids, limit) in counted.items()
+            if number < len(logits) and ids.count(number) >= limit
+        ]  # fmt: skip
         return forbid(full, logits)
+
+
+@dataclass(frozen=True, slots=True)
+class NoLoops:
+    """A phrase that has just come `times` times, back to back, may not begin once more.
+
+    A phrase is one to `longest` ids. Small models fall into such loops; published ones are not
+    asked, since they were not so decoded.
+    """
+
+    times: int = 3
+    longest: int = 12
+    in_speech: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.times < 2 or self.longest < 1:
+            raise ConfigError(
+                f"times {self.times}, longest {self.longest}: need 2 or more times, 1 or more ids"
+            )
+
+    def __call__(self, history: Sequence[int], logits: Tensor) -> Tensor:
+        next_ids = {
+            history[-size]
+            for size in range(1, min(self.longest, len(history) // self.times) + 1)
+            if self._has_come(history, size)
+        }
+        return forbid(list(next_ids), logits)
+
+    def _has_come(self, history: Sequence[int], size: int) -> bool:
+        """Whether the last `size` ids are the end of `times` equal phrases."""
+        if history[-1] != history[-1 - size]:
+            return False
+        tail = history[-size * self.times :]
+        return tail[size:] == tail[:-size]
 
 
 @dataclass(slots=True)

@@ -1,12 +1,14 @@
 """How the next id is chosen from the logits of one step."""
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from osum_echat.errors import ConfigError
+
+SHORTEST_WAIT = 1e-30  # in place of 0, which a generator may give
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,18 @@ class Sampling:
                 f"repetition_penalty {self.repetition_penalty}: must be over 0; 1 is none"
             )
 
-    def penalise(self, history: Sequence[int], logits: Tensor) -> Tensor:
-        """Make ids less likely that were already generated. logits: (vocab,), returned changed."""
-        if self.repetition_penalty == 1.0 or not history:
+    @property
+    def penalises(self) -> bool:
+        """Whether ids that came before are made less likely."""
+        return self.repetition_penalty != 1.0
+
+    def penalise(self, seen: Tensor, logits: Tensor) -> Tensor:
+        """Make ids less likely that were already generated.
+
+        seen: (ids,), each once; logits: (vocab,), returned changed.
+        """
+        if not self.penalises or not len(seen):
             return logits
-        seen = torch.tensor(sorted(set(history)), device=logits.device)
         scores = logits[seen]
         penalised = torch.where(
             scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty
@@ -53,10 +62,29 @@ class Sampling:
         if self.greedy:
             return int(logits.argmax())
         scores, ids = logits.topk(min(self.top_k or len(logits), len(logits)))
+        # One draw as torch.multinomial makes it: each id waits for its turn, the likelier the less.
+        waits = torch.empty_like(scores).exponential_(generator=generator)
+        if self.top_k:
+            return ids.tolist()[self._first_of_few(scores.tolist(), waits.tolist())]
         chances = (scores / self.temperature).softmax(0)
         before = chances.cumsum(0) - chances
-        chances = chances.masked_fill(before >= self.top_p, 0.0)
-        return int(ids[torch.multinomial(chances, 1, generator=generator)])
+        chances = chances.masked_fill_(before >= self.top_p, 0.0)
+        return int(ids[int((chances / waits).argmax())])
+
+    def _first_of_few(self, scores: list[float], waits: list[float]) -> int:
+        """The place whose turn comes first; scores fall. Tensors so small would be slow."""
+        best = scores[0]
+        chances = [math.exp((score - best) / self.temperature) for score in scores]
+        enough = self.top_p * sum(chances)
+        first, most, before = 0, -1.0, 0.0
+        for place, (chance, wait) in enumerate(zip(chances, waits, strict=True)):
+            if before >= enough:
+                break
+            before += chance
+            turn = chance / max(wait, SHORTEST_WAIT)
+            if turn > most:
+                first, most = place, turn
+        return first
 
 
 _UNDERSTAND = Sampling(top_k=5, top_p=0.9, repetition_penalty=1.05)

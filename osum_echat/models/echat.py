@@ -1,6 +1,6 @@
 """The dialogue model: a batch of rows to embeddings, hidden states, two heads and the loss."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from itertools import groupby
@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.models.adapter import Adapter, AdapterSettings
 from osum_echat.models.chunked_loss import cross_entropy
 from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.models.encoder_memory import EncoderMemory
+from osum_echat.models.long_clips import windows
 from osum_echat.models.lora import LoraSettings, add_layers
 from osum_echat.sequence import IGNORED, Batch
 
@@ -23,6 +25,7 @@ HEARING_SHARPNESS = 12.0  # score of a step that equals the embedding of its pie
 MARKS = 3  # rows of the speech table beyond the codes: edge, audio begin, audio end
 LLM_KINDS = {"qwen2": "Qwen2", "qwen3": "Qwen3"}  # model_type -> the stock classes
 SILENCE_FRAMES = 16  # of the clip that a batch without clips may have to hear
+WINDOWS_TOGETHER = 16  # of up to 30 s, elsewhere
 CLIPS_TOGETHER = 4  # on a CPU; of like length, so that little of the work goes into padding
 
 
@@ -103,9 +106,12 @@ class EChat(nn.Module):
         nn.init.normal_(self.speech_head.weight, std=self.llm.config.initializer_range)
         nn.init.zeros_(self.speech_head.bias)
 
-    def remember_clips(self, limit_mb: int) -> None:
-        """Keep what the encoder makes of clips; only for an encoder that no longer changes."""
-        self.memory = EncoderMemory(self.encoder, limit_mb * 2**20) if limit_mb else None
+    def remember_clips(self, limit_mb: int, vary: float = 0.0) -> None:
+        """Keep what the encoder makes of clips; only for an encoder that no longer changes.
+
+        vary: how much that is varied in training, 0 to 1.
+        """
+        self.memory = EncoderMemory(self.encoder, limit_mb * 2**20, vary) if limit_mb else None
 
     def add_lora(self, lora: LoraSettings) -> None:
         """Give the LLM new LoRA layers; ConfigError where it has some."""
@@ -154,8 +160,39 @@ class EChat(nn.Module):
         """The same for clips that are worked on at one padded length."""
         if len(mels) > 1 and mels.shape[1] % 2 == 0:
             mels = functional.pad(mels, (0, 0, 0, 1))
-        listen = self.encoder if self.memory is None else self.memory
-        return self.adapter(*listen(mels.to(self.dtype), lengths))
+        if self.memory is None:
+            return self.adapter(*self.encoder(mels.to(self.dtype), lengths))
+        return self.adapter(*self.memory(mels.to(self.dtype), lengths, self.training))
+
+    def hear_alone(self, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """As `hear`, for use: each clip as if it were alone, one of over 30 s in windows.
+
+        mels: (clips, frames, mel), right-padded with zeros; lengths: (clips,) in frames. Returns
+        (clips, steps, llm width) and lengths (clips,) in steps.
+        """
+        cuts = [windows(frames) for frames in lengths.tolist()]
+        clips = [
+            mel[cut.start : cut.end]
+            for mel, own in zip(mels, cuts, strict=True) for cut in own
+        ]  # fmt: skip
+        heard = iter(self._hear_windows(clips))
+        whole = [torch.cat([next(heard)[cut.kept] for cut in own]) for own in cuts]
+        counts = torch.tensor([len(steps) for steps in whole], device=lengths.device)
+        return pad_sequence(whole, batch_first=True), counts
+
+    def _hear_windows(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """clips: (frames, mel) each. Returns (steps, llm width) each, in the same order."""
+        together = CLIPS_TOGETHER if self.device.type == "cpu" else WINDOWS_TOGETHER
+        order = sorted(range(len(clips)), key=lambda number: len(clips[number]))
+        heard: dict[int, Tensor] = {}
+        for first in range(0, len(order), together):
+            group = order[first : first + together]
+            mels = pad_sequence([clips[number] for number in group], batch_first=True)
+            lengths = torch.tensor([len(clips[number]) for number in group], device=mels.device)
+            steps, counts = self.adapter(*self.encoder(mels.to(self.dtype), lengths, alone=True))
+            for number, own, count in zip(group, steps, counts.tolist(), strict=True):
+                heard[number] = own[:count]
+        return [heard[number] for number in range(len(clips))]
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         """ids: (...) in joint space. Returns (..., width)."""
@@ -229,12 +266,6 @@ class EChat(nn.Module):
             use_cache=False,
         ).last_hidden_state
 
-    def new_cache(self) -> Any:
-        """An empty key and value cache of the LLM, for one growing row."""
-        from transformers import DynamicCache
-
-        return DynamicCache(config=self.llm.config)
-
     def logits_text(self, hidden: Tensor) -> Tensor:
         """hidden: (..., width). Returns (..., text rows)."""
         return self.llm.lm_head(hidden)
@@ -242,6 +273,19 @@ class EChat(nn.Module):
     def logits_speech(self, hidden: Tensor) -> Tensor:
         """hidden: (..., width). Returns (..., speech codes + 1): codes, then the speech edge."""
         return self.speech_head(hidden)
+
+    def spelling(self, steps: Tensor) -> Tensor:
+        """How likely each step is each text id or, last, the blank, by their directions alone.
+
+        steps: (..., steps, width), what `hear` gives. Returns log probabilities (..., text rows
+        + 1), float32. The mark before a clip stands for the blank.
+        """
+        begin = self.settings.speech_codes + 1
+        blank = self.speech_embedding.weight[begin : begin + 1]
+        table = torch.cat((self.llm.get_input_embeddings().weight, blank)).detach()
+        norms = table.norm(dim=-1, keepdim=True)
+        scores = steps @ (table / norms).T * (HEARING_SHARPNESS / norms.mean())
+        return scores.float().log_softmax(-1)
 
     def hearing_loss(self, batch: Batch, heard: tuple[Tensor, Tensor]) -> LossReport:
         """CTC between the adapter's steps, read by the LLM's own text table, and what clips say.
@@ -255,16 +299,11 @@ class EChat(nn.Module):
         if not said:
             return LossReport(steps.sum() * 0.0, 0, {})
         clips = torch.tensor([clip for clip, _ in said], device=steps.device)
-        begin = self.settings.speech_codes + 1  # the mark before a clip stands for the blank
-        blank = self.speech_embedding.weight[begin : begin + 1]
-        table = torch.cat((self.llm.get_input_embeddings().weight, blank)).detach()
-        norms = table.norm(dim=-1, keepdim=True)
-        middle = norms.mean()
-        scores = steps[clips] @ (table / norms).T * (HEARING_SHARPNESS / middle)
+        scores = self.spelling(steps[clips])
         targets = torch.tensor([number for _, ids in said for number in ids], device=steps.device)
         counts = torch.tensor([len(ids) for _, ids in said], device=steps.device)
         total = functional.ctc_loss(
-            scores.float().log_softmax(-1).transpose(0, 1), targets, lengths[clips], counts,
+            scores.transpose(0, 1), targets, lengths[clips], counts,
             blank=self.text_rows, reduction="sum", zero_infinity=True,
         )  # fmt: skip
         best = scores.detach().argmax(-1).tolist()

@@ -43,9 +43,17 @@ class Subsampling(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, mels: Tensor) -> Tensor:
-        """mels: (clips, frames, mel). Returns (clips, ceil(frames / 2), width)."""
-        steps = self.conv(mels.transpose(1, 2)).transpose(1, 2)
+    def forward(self, mels: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """mels: (clips, frames, mel). Returns (clips, ceil(frames / 2), width).
+
+        lengths: (clips,) in frames, where the second convolution shall see nothing after a clip's
+        end, as if the clip were alone; None: it sees what the first one makes of the padding.
+        """
+        frames = self.conv[:2](mels.transpose(1, 2))
+        if lengths is not None:
+            places = torch.arange(mels.shape[1], device=mels.device)
+            frames = frames.masked_fill((places >= lengths[:, None])[:, None], 0.0)
+        steps = self.conv[2:](frames).transpose(1, 2)
         positions = split_sinusoid(steps.shape[1], self.width)
         return self.dropout(steps + positions.to(steps))
 
@@ -71,16 +79,16 @@ class Encoder(nn.Module):
         )
         self.after_norm = nn.LayerNorm(settings.width)
 
-    def forward(self, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, mels: Tensor, lengths: Tensor, alone: bool = False) -> tuple[Tensor, Tensor]:
         """mels: (clips, frames, mel), right-padded with zeros; lengths: (clips,) in frames.
 
-        Returns (clips, steps, width) and lengths (clips,) in steps. As in the published model, the
-        mask of the clips is sliced from (frames + 1) mod 2 on: padded to an even length, a clip
-        of an odd number of frames loses its last step (EChat.hear avoids that).
+        Returns (clips, steps, width) and lengths (clips,) in steps. alone: every clip gives what it
+        gives without its neighbours. Else as the published model was trained: the mask of the clips
+        is sliced from (frames + 1) mod 2 on, so that padded to an even length, a clip of an odd
+        number of frames loses its last step (EChat.hear avoids that).
         """
-        frames = mels.shape[1]
-        lengths = (lengths + frames % 2) // 2
-        steps = self.embed(mels)
+        steps = self.embed(mels, lengths if alone else None)
+        lengths = (lengths + (alone or mels.shape[1] % 2)) // 2
         valid = valid_mask(lengths, steps.shape[1])
         for block in self.encoders:
             if self.recompute and self.training and torch.is_grad_enabled():

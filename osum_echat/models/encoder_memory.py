@@ -10,6 +10,10 @@ from torch import Tensor
 
 from osum_echat.models.encoder import Encoder
 
+WARP = 0.12                     # of the clip: how far its middle may move
+BIAS, SCALE, GRAIN = 0.15, 0.1, 0.1     # of a dimension's deviation
+LONGEST_GAP = 12                # steps without anything: a quarter of a second
+
 
 class EncoderMemory:
     """Stands in for a frozen encoder. Keeps outputs by the content of their clip, up to a limit.
@@ -18,8 +22,10 @@ class EncoderMemory:
     neighbours nor a restart changes its numbers.
     """
 
-    def __init__(self, encoder: Encoder, limit_bytes: int) -> None:
+    def __init__(self, encoder: Encoder, limit_bytes: int, vary: float = 0.0) -> None:
+        """vary: how much clips are varied in training, 0 to 1; their length stays."""
         self.encoder = encoder
+        self.vary = vary
         self._free_bytes = limit_bytes
         self._kept: dict[bytes, Tensor] = {}
 
@@ -54,7 +60,9 @@ class EncoderMemory:
             self._free_bytes -= steps.nbytes
 
     @torch.no_grad()
-    def __call__(self, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, mels: Tensor, lengths: Tensor, training: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """mels: (clips, frames, mel), right-padded; lengths: (clips,) in frames.
 
         Returns (clips, steps, width), right-padded with zeros, and lengths (clips,) in steps.
@@ -62,6 +70,8 @@ class EncoderMemory:
         heard = [
             self._heard(mel[:frames]) for mel, frames in zip(mels, lengths.tolist(), strict=True)
         ]
+        if training and self.vary:
+            heard = [varied(steps.float(), self.vary) for steps in heard]
         counts = torch.tensor([len(steps) for steps in heard], device=lengths.device)
         padded = torch.nn.utils.rnn.pad_sequence(heard, batch_first=True)
         return padded.to(mels.device, mels.dtype), counts
@@ -76,3 +86,31 @@ class EncoderMemory:
             steps = encoded[0].half().cpu()
             self._keep(name, steps)
         return steps
+
+
+def varied(steps: Tensor, much: float) -> Tensor:
+    """As another voice in another room might have made them: (steps, width), the same shape out.
+
+    Time bends around its middle, every dimension gets a constant and a factor of its own, a gap
+    falls somewhere (after SpecAugment, Park 2019, on an encoder's output). Draws from torch's
+    own stream.
+    """
+    count, width = steps.shape
+    chance = torch.rand(4)
+    middle, last = 0.25 + 0.5 * chance[0], max(1, count - 1)
+    moved = middle + much * WARP * (2 * chance[1] - 1)
+    places = torch.arange(count) / last
+    places = torch.where(
+        places < moved, places * middle / moved,
+        middle + (places - moved) * (1 - middle) / (1 - moved),
+    ) * (count - 1)
+    before = places.floor().long().clamp(0, count - 1)
+    after, share = (before + 1).clamp(max=count - 1), (places - before)[:, None]
+    bent = steps[before] * (1 - share) + steps[after] * share
+    deviation = steps.std(0, correction=0)
+    bent = bent * (1 + much * SCALE * torch.randn(width))
+    bent = bent + much * deviation * (BIAS * torch.randn(width) + GRAIN * torch.randn(count, width))
+    gap = int(chance[2] * (LONGEST_GAP + 1) * much)
+    start = int(chance[3] * max(1, count - gap))
+    bent[start : start + gap] = steps.mean(0)
+    return bent

@@ -1,6 +1,5 @@
 """The sizes of a model from its YAML: ours, or upstream's with the config.json of its LLM."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -8,15 +7,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from osum_echat.errors import CheckpointError, ConfigError
 from osum_echat.models.adapter import AdapterSettings
 from osum_echat.models.echat import EChatSettings
 from osum_echat.models.encoder import EncoderSettings
 from osum_echat.models.lora import LoraSettings
+from osum_echat.settings import read_mapping
 
 SETTINGS_FILE = "model.yaml"
+COPY = "copy the model again"
 LLM_FILES = ("llm_config.json", "llm/config.json")  # beside upstream's YAML
 UPSTREAM_KEY = "encoder_conf"  # only upstream's YAML has it
 EXPONENT = re.compile(r"[-+]?\d+e[-+]?\d+", re.IGNORECASE)
@@ -34,19 +33,6 @@ UPSTREAM_CHOICES: dict[str, tuple[object, ...]] = {
 Settings = TypeVar("Settings", EncoderSettings, AdapterSettings, LoraSettings)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping; plain values only. Raises CheckpointError."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}; copy the model again") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: holds no settings")
-    return raw
-
-
 def read_settings(source: Path) -> EChatSettings:
     """The sizes in a model.yaml (or the directory that holds it), ours or upstream's.
 
@@ -54,7 +40,7 @@ def read_settings(source: Path) -> EChatSettings:
     ours are left to who reads them. Raises CheckpointError for what is missing or wrong.
     """
     path = source / SETTINGS_FILE if source.is_dir() else source
-    raw = read_yaml(path)
+    raw = read_mapping(path, CheckpointError, COPY)
     try:
         if UPSTREAM_KEY in raw:
             return upstream_settings(raw, read_llm_config(llm_config_file(path, raw)))
@@ -159,14 +145,4 @@ def llm_config_file(path: Path, raw: Mapping[str, Any]) -> Path:
 
 def read_llm_config(path: Path) -> dict[str, Any]:
     """The config.json of a Qwen2 or Qwen3. Raises CheckpointError."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: {error.strerror}; put the config.json of the LLM there"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: holds no settings of an LLM")
-    return raw
+    return read_mapping(path, CheckpointError, "put the config.json of the LLM there")

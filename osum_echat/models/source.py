@@ -6,10 +6,11 @@ from typing import Any
 
 from osum_echat.errors import CheckpointError
 from osum_echat.models import deepspeed_directory, hub
-from osum_echat.models.settings_file import SETTINGS_FILE, UPSTREAM_KEY, read_yaml
+from osum_echat.models.settings_file import COPY, SETTINGS_FILE, UPSTREAM_KEY
 from osum_echat.models.stored import INDEX_FILE, WEIGHTS_FILE
+from osum_echat.places import PUBLISHED_SETTINGS
+from osum_echat.settings import read_mapping
 
-PUBLISHED_SETTINGS = Path(__file__).resolve().parents[2] / "conf" / "osum_echat" / SETTINGS_FILE
 # Ours, upstream's, and what upstream's training leaves beside its states.
 SETTINGS_NAMES = (SETTINGS_FILE, "ct_config.yaml", "train.yaml")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -31,7 +32,7 @@ class Source:
 
     def settings_yaml(self) -> dict[str, Any]:
         """The settings file as plain values."""
-        return read_yaml(self.settings)
+        return read_mapping(self.settings, CheckpointError, COPY)
 
     @property
     def is_upstream(self) -> bool:

@@ -104,8 +104,8 @@ def _run(fixture: Fixture, run: Run) -> list[Row]:
     if gap < SURE_GAP:
         return [*found, not_compared(f"{name} ids", f"smallest gap {gap:.1e}: rounding decides")]
     limits = decoder.Limits(run.record["limit_tokens"], run.record["limit_tokens"])
-    tokens = decoder.stream_embedded(fixture.network, embedded, fixture.vocab, run.task,
-                                     run.sampling, run.rules(fixture), limits)
+    answer = decoder.Answer(run.task, fixture.vocab, run.sampling, run.rules(fixture), limits)
+    tokens = decoder.stream_embedded(fixture.network, embedded[0], answer)
     return [*found, exact(f"{name} ids", [token.id for token in tokens], run.record["ids"])]
 
 
@@ -113,7 +113,7 @@ def _prompt(fixture: Fixture, run: Run) -> Tensor:
     """Our prompt, composed from the run's wav and text."""
     clips = [fixture.wavs[run.record["wav"]]] if run.task.hears else []
     sequence = compose(run.task, fixture.vocab, clips=clips, user_text=run.record.get("text"))
-    return decoder.embed(fixture.network, sequence, fixture.vocab)
+    return decoder.embed(fixture.network, [sequence], fixture.vocab)[0][None]
 
 
 @torch.inference_mode()
@@ -135,7 +135,8 @@ def _steps(fixture: Fixture, run: Run, name: str) -> list[Row]:
         if step == 0:
             found += _first_logits(fixture, run, name, logits)
         history = ids[text_steps:step] if in_speech else ids[:step]
-        logits = run.sampling.penalise(history, logits)
+        seen = torch.tensor(sorted(set(history)), dtype=torch.long)
+        logits = run.sampling.penalise(seen, logits)
         for rule in rules:
             if rule.in_speech == in_speech:
                 logits = rule(history, logits)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from osum_echat.errors import CheckpointError
 from osum_echat.parity.report import OTHERWISE, Row, close, not_compared
+from osum_echat.settings import read_mapping
 from osum_echat.token2wav import cosyvoice, weights
 from osum_echat.token2wav.flow import Draws, Flow, solver_times
 from osum_echat.token2wav.hift import Hift, fold
@@ -74,12 +75,7 @@ def _row(stem: str, key: str, theirs: Tensor, ours: dict[str, Any]) -> Row:
 
 
 def _config(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); it holds all sizes") from error
-    return raw if isinstance(raw, dict) else {}
+    return read_mapping(directory / "config.json", CheckpointError, "it holds all sizes")
 
 
 def _read(path: Path) -> Arrays:

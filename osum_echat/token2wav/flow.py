@@ -12,7 +12,12 @@ from osum_echat.errors import ConfigError, InputError
 from osum_echat.token2wav.conformer import Conformer, ConformerSettings
 from osum_echat.token2wav.estimator import Estimator, EstimatorSettings
 from osum_echat.token2wav.layers import stretch
-from osum_echat.token2wav.regulator import EDGE_TOKENS, LengthRegulator, stretch_with_edges
+from osum_echat.token2wav.regulator import (
+    EDGE_TOKENS,
+    LengthRegulator,
+    stretch_in_place,
+    stretch_with_edges,
+)
 from osum_echat.token2wav.voice import HOP_SAMPLES, MELS, SAMPLE_RATE_HZ, SPEAKER_WIDTH, VoicePrompt
 
 LONGEST_PREFIX = 0.3        # of an utterance, given as known frames in training
@@ -23,7 +28,8 @@ class FlowSettings:
     """Sizes and constants of the flow; the defaults are those of the published 25 Hz model.
 
     The network sees (mel - mel_mean) / mel_scale. `temperature` scales the noise that synthesis
-    starts from; `guidance` is the weight of classifier-free guidance.
+    starts from; `guidance` is the weight of classifier-free guidance; `spacing` above 1 crowds
+    the solver's steps further at the start, which serves few steps better.
     """
 
     codes: int = 4096
@@ -33,17 +39,16 @@ class FlowSettings:
     regulator_convs: int = 4
     guidance: float = 0.7
     steps: int = 10
+    spacing: float = 1.0
     temperature: float = 1.0
     smallest_noise: float = 1e-6
     mel_mean: float = 0.0
     mel_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.codes < 1 or self.steps < 1 or self.mel_scale <= 0:
-            raise ConfigError(
-                f"flow: codes {self.codes}, steps {self.steps}, mel_scale {self.mel_scale}; "
-                "all must be positive"
-            )
+        for name in ("codes", "steps", "spacing", "mel_scale"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"flow.{name} {getattr(self, name)}: must be above 0")
 
 
 class Draws(NamedTuple):
@@ -53,6 +58,14 @@ class Draws(NamedTuple):
     noise: Tensor       # (batch, frames, mel)
     known: Tensor       # (batch,) frames of the true mel given as a prefix
     kept: Tensor        # (batch,) bool: False drops all that guides
+
+
+class VoiceState(NamedTuple):
+    """A voice as the solver is told of it: made once, and used for every piece of a stream."""
+
+    tokens: Tensor      # (1, tokens)
+    known: Tensor       # (1, frames, mel), normalised; no frames where the voice has no tokens
+    speaker: Tensor     # (1, mel)
 
 
 class FlowLoss(NamedTuple):
@@ -67,9 +80,9 @@ def frames_for(tokens: int, tokens_per_s: int) -> int:
     return int(tokens / tokens_per_s * SAMPLE_RATE_HZ / HOP_SAMPLES)
 
 
-def solver_times(steps: int) -> Tensor:
-    """The times of the solver, 0 to 1 on a quarter cosine: (steps + 1,)."""
-    return 1 - torch.cos(torch.linspace(0, 1, steps + 1) * 0.5 * math.pi)
+def solver_times(steps: int, spacing: float = 1.0) -> Tensor:
+    """The times of the solver, 0 to 1 on a quarter cosine to the power `spacing`: (steps + 1,)."""
+    return (1 - torch.cos(torch.linspace(0, 1, steps + 1) * 0.5 * math.pi)) ** spacing
 
 
 def draw(
@@ -106,12 +119,14 @@ class Matching(nn.Module):
         self.estimator = Estimator(settings, inputs=4 * MELS, outputs=MELS)
 
     def solve(
-        self, noise: Tensor, mu: Tensor, speaker: Tensor, known: Tensor, steps: int, guidance: float
+        self, noise: Tensor, mu: Tensor, speaker: Tensor, known: Tensor, times: Tensor,
+        guidance: float,
     ) -> Tensor:
-        """Euler steps from `noise`, guided. Shapes as in `Estimator.forward`, for one row."""
+        """Euler steps from `noise`, guided. Shapes as in `Estimator.forward`, for one row; times:
+        (steps + 1,)."""
         x = noise
         mu, speaker, known = (torch.cat((part, part * 0)) for part in (mu, speaker, known))
-        times = solver_times(steps).to(noise.device)
+        times, steps = times.to(noise.device), len(times) - 1
         now, pace = times[0], times[1] - times[0]
         for step in range(1, steps + 1):
             velocity = self.estimator(x.expand(2, -1, -1), mu, now.expand(2), speaker, known)
@@ -150,28 +165,54 @@ class Flow(nn.Module):
     def normalise(self, mel: Tensor) -> Tensor:
         return (mel - self.settings.mel_mean) / self.settings.mel_scale
 
-    def condition(self, tokens: Tensor, prompt: VoicePrompt) -> tuple[Tensor, Tensor, Tensor]:
-        """What the solver is told: mu and known (1, frames, mel), prompt frames first; speaker."""
+    @torch.no_grad()
+    def voice_state(self, voice: VoicePrompt | None, most_tokens: int | None = None) -> VoiceState:
+        """What all speech in this voice has in common. Raises InputError for another model's voice.
+
+        most_tokens: keep only so many of the recording's last tokens, and the mel beside them.
+        """
+        voice = voice or VoicePrompt.absent()
+        self.check_voice(voice, "voice prompt")
         device = self.input_embedding.weight.device
-        given = prompt.tokens.to(device, torch.long)
-        encoded = self.encode(torch.cat((given, tokens), dim=1))
-        rate, prompt_frames = self.settings.tokens_per_s, prompt.mel.shape[1]
-        frames, edge = frames_for(tokens.shape[1], rate), frames_for(EDGE_TOKENS, rate)
-        parts = [stretch_with_edges(encoded[:, given.shape[1] :], frames, edge)]
-        if given.shape[1] and prompt_frames:
-            parts.insert(0, stretch(encoded[:, : given.shape[1]], prompt_frames))
+        tokens, mel = voice.tokens.long(), voice.mel
+        if most_tokens is not None and most_tokens < tokens.shape[1]:
+            frames = round(mel.shape[1] * most_tokens / tokens.shape[1])
+            tokens = tokens[:, tokens.shape[1] - most_tokens :]
+            mel = mel[:, mel.shape[1] - frames :]
+        known = self.normalise(mel) if tokens.shape[1] else mel[:, :0]
+        speaker = self.speaker(voice.speaker.to(device))
+        return VoiceState(tokens.to(device), known.to(device), speaker)
+
+    def condition(
+        self, tokens: Tensor, voice: VoiceState, first: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """mu and known, as the solver is told: (1, frames, mel) each, the prompt's frames first.
+
+        tokens: (1, tokens), a whole utterance where `first` is None, as published; else a part of
+        one whose first token has that number: each frame then has its place in the whole by time.
+        """
+        encoded = self.encode(torch.cat((voice.tokens, tokens), dim=1))
+        rate, given = self.settings.tokens_per_s, voice.tokens.shape[1]
+        if first is None:
+            frames, edge = frames_for(tokens.shape[1], rate), frames_for(EDGE_TOKENS, rate)
+            parts = [stretch_with_edges(encoded[:, given:], frames, edge)]
+        else:
+            start, stop = (frames_for(number, rate) for number in (first, first + tokens.shape[1]))
+            pace = SAMPLE_RATE_HZ / HOP_SAMPLES / rate
+            parts = [stretch_in_place(encoded[:, given:], first, start, stop, pace)]
+        prompt_frames = voice.known.shape[1]
+        if prompt_frames:
+            parts.insert(0, stretch(encoded[:, :given], prompt_frames))
         mu = self.length_regulator(torch.cat(parts, dim=1))
-        known = torch.zeros_like(mu)
-        if mu.shape[1] > frames:
-            known[:, :prompt_frames] = self.normalise(prompt.mel.to(device))
-        return mu, self.speaker(prompt.speaker.to(device)), known
+        return mu, F.pad(voice.known.to(mu.dtype), (0, 0, 0, mu.shape[1] - prompt_frames))
 
     @torch.no_grad()
     def mel(
         self,
         tokens: Tensor,
-        prompt: VoicePrompt | None = None,
+        prompt: VoicePrompt | VoiceState | None = None,
         *,
+        first: int | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         temperature: float | None = None,
@@ -179,22 +220,22 @@ class Flow(nn.Module):
     ) -> Tensor:
         """The log-mel of speech tokens in the prompt's voice, by solving from noise.
 
-        tokens: (1, tokens); noise: standard normal (1, mel, prompt frames + frames), drawn on the
-        CPU from `generator` when None. Returns (1, mel, frames).
+        tokens: (1, tokens); first: the number of the first one where they are a part of an
+        utterance; noise: standard normal (1, mel, prompt frames + frames), drawn on the CPU from
+        `generator` when None. Returns (1, mel, frames).
         """
         self.check(tokens)
-        prompt = prompt or VoicePrompt.absent()
-        self.check_voice(prompt, "voice prompt")
-        mu, speaker, known = self.condition(tokens, prompt)
+        voice = prompt if isinstance(prompt, VoiceState) else self.voice_state(prompt)
+        mu, known = self.condition(tokens, voice, first)
         if noise is None:
             noise = torch.randn(1, MELS, mu.shape[1], generator=generator)
         heat = self.settings.temperature if temperature is None else temperature
         start = noise.to(mu.device).transpose(1, 2) * heat
+        times = solver_times(steps or self.settings.steps, self.settings.spacing)
         solved = self.decoder.solve(
-            start, mu, speaker, known, steps or self.settings.steps, self.settings.guidance
+            start, mu, voice.speaker, known, times, self.settings.guidance
         )
-        frames = frames_for(tokens.shape[1], self.settings.tokens_per_s)
-        target = solved[:, solved.shape[1] - frames :]
+        target = solved[:, voice.known.shape[1] :]
         return (target * self.settings.mel_scale + self.settings.mel_mean).transpose(1, 2)
 
     def check(self, tokens: Tensor) -> None:

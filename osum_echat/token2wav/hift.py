@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from osum_echat.errors import CheckpointError
 from osum_echat.token2wav.layers import Conv, ConvUp
 from osum_echat.token2wav.voice import MELS, SAMPLE_RATE_HZ
+from osum_echat.token2wav.wave_stream import Past, whole_wave
 
 LARGEST_MAGNITUDE = 100.0
+PITCH_CONVS = 5                 # of three frames each
 LAST_SLOPE = 0.01               # of the leaky ReLU before the last convolution: torch's default
 
 
@@ -47,7 +49,8 @@ class Snake(nn.Module):
         self.alpha = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + (x * self.alpha).sin().square() / (self.alpha + 1e-9)
+        wave = (x * self.alpha).sin()
+        return torch.addcmul(x, wave, wave / (self.alpha + 1e-9))
 
 
 class ResBlock(nn.Module):
@@ -72,13 +75,18 @@ class ResBlock(nn.Module):
         return x
 
 
+def _block_reach(kernel: int, dilations: tuple[int, ...]) -> int:
+    """Steps on either side that a ResBlock sees."""
+    return (kernel - 1) // 2 * (sum(dilations) + len(dilations))
+
+
 class PitchPredictor(nn.Module):
     """Pitch in Hz of each mel frame, never negative."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for width in (MELS, *[channels] * 4):
+        for width in (MELS, *[channels] * (PITCH_CONVS - 1)):
             layers += [Conv(width, channels, 3, padding=1), nn.ELU()]
         self.condnet = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels, 1)
@@ -114,7 +122,7 @@ class Hift(nn.Module):
         ):
             width, pad = channels // 2 ** (stage + 1), (kernel - rate) // 2
             self.ups.append(ConvUp(2 * width, width, kernel, stride=rate, padding=pad))
-            later = math.prod(settings.upsample[stage + 1 :])
+            later = self._later()[stage]
             self.source_downs.append(
                 Conv(bins, width, 1)
                 if later == 1
@@ -134,38 +142,106 @@ class Hift(nn.Module):
     def samples_per_frame(self) -> int:
         return math.prod(self.settings.upsample) * self.settings.hop_samples
 
-    @torch.no_grad()
+    @property
+    def noise_width(self) -> int:
+        """Normal numbers of a frame: one for each sample and harmonic."""
+        return self.samples_per_frame * (self.settings.harmonics + 1)
+
+    @property
+    def reach_frames(self) -> int:
+        """By kernels and dilations: the pitch, the source of it, and the network behind."""
+        settings = self.settings
+        steps, reach = self.samples_per_frame / settings.hop_samples, 0.0
+        reach += (settings.window_samples / settings.hop_samples + 6) / steps
+        rate = 1
+        for stage, up in enumerate(settings.upsample):
+            rate *= up
+            reach += settings.upsample_kernels[stage] / rate / 2
+            reach += max(map(_block_reach, settings.kernels, settings.dilations)) / rate
+        source = max(
+            _block_reach(kernel, dilations) * later + later
+            for kernel, dilations, later in zip(
+                settings.source_kernels, settings.source_dilations, self._later(), strict=True
+            )
+        ) / steps
+        return math.ceil(reach + max(3, PITCH_CONVS + source)) + 1
+
+    def _later(self) -> list[int]:
+        """Upsampling that is still to come after each stage."""
+        rates = self.settings.upsample
+        return [math.prod(rates[stage + 1 :]) for stage in range(len(rates))]
+
     def wave(self, mel: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A log-mel (1, 80, frames) as sound: (1, samples). `generator` is one of the CPU."""
+        return whole_wave(self, mel, generator)
+
+    def begin(self, generator: torch.Generator | None = None) -> Past:
+        """No frames yet; each harmonic but the fundamental starts at a random phase."""
+        device = self.m_source.l_linear.weight.device
+        turns = torch.rand(self.settings.harmonics + 1, generator=generator, dtype=torch.float64)
+        turns[0] = 0
+        return Past(
+            torch.zeros(1, MELS, 0, device=device), torch.zeros(1, 0, device=device),
+            (turns - turns.round()).to(device),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def render(self, mel: Tensor, noise: Tensor, past: Past, new: int) -> tuple[Tensor, Past]:
+        """As `Vocoder.render`. The past keeps its pitch: its source goes on without a jump."""
+        mel = torch.cat((past.mel, mel), dim=2)
         frames_first = mel.transpose(1, 2)
-        pitch = self.f0_predictor(frames_first)
-        harmonics = self.settings.harmonics + 1
-        phase = (torch.rand(1, harmonics, 1, generator=generator) * 2 - 1) * math.pi
-        samples = mel.shape[2] * self.samples_per_frame
-        noise = torch.randn(1, harmonics, samples, generator=generator)
-        source = self.source(pitch, phase.to(mel.device), noise.to(mel.device))
-        return self.decode(frames_first, source)
+        pitch = torch.cat((past.pitch, self.f0_predictor(frames_first)[:, past.frames :]), dim=1)
+        turns = self.turns(pitch)
+        begun, ended = (
+            frames * self.samples_per_frame for frames in (past.frames, past.frames + new)
+        )
+        turns += past.turns.view(1, -1, 1) - (turns[:, :, begun - 1 : begun] if begun else 0)
+        normal = noise.view(1, -1, self.settings.harmonics + 1).transpose(1, 2)
+        wave = self.decode(frames_first, self.mixed(self.noisy(turns % 1, pitch, normal)))
+        keep = slice(max(0, past.frames + new - self.reach_frames), past.frames + new)
+        last = turns[0, :, ended - 1] % 1 if ended else past.turns
+        return wave, Past(mel[:, :, keep], pitch[:, keep], last)
 
-    def sines(self, pitch: Tensor, phase: Tensor, noise: Tensor) -> Tensor:
-        """Noisy harmonics of the pitch, noise alone where unvoiced.
+    def turns(self, pitch: Tensor) -> Tensor:
+        """Cycles of each harmonic after each sample: (1, harmonics, samples), double precision.
 
-        pitch: (1, frames) in Hz; phase: (1, harmonics, 1) radians, that of the fundamental is
-        taken as 0; noise: standard normal (1, harmonics, samples). Returns the shape of `noise`.
+        pitch: (1, frames) in Hz.
+        """
+        f0 = pitch.repeat_interleave(self.samples_per_frame, dim=1).unsqueeze(1)
+        number = torch.arange(1, self.settings.harmonics + 2, device=pitch.device).view(1, -1, 1)
+        return torch.cumsum((f0 * number / SAMPLE_RATE_HZ).double(), dim=-1)
+
+    def noisy(self, turns: Tensor, pitch: Tensor, noise: Tensor) -> Tensor:
+        """Harmonics with noise, noise alone where unvoiced: (1, harmonics, samples).
+
+        turns: (1, harmonics, samples) cycles; pitch and noise as in `sines`.
         """
         settings = self.settings
         f0 = pitch.repeat_interleave(self.samples_per_frame, dim=1).unsqueeze(1)
-        number = torch.arange(1, settings.harmonics + 2, device=pitch.device).view(1, -1, 1)
-        turns = torch.cumsum(f0 * number / SAMPLE_RATE_HZ, dim=-1) % 1
-        offset = torch.cat((torch.zeros_like(phase[:, :1]), phase[:, 1:]), dim=1)
-        sine = settings.sine_level * torch.sin(2 * math.pi * turns + offset)
+        sine = settings.sine_level * torch.sin(2 * math.pi * turns.to(pitch.dtype))
         voiced = (f0 > settings.voiced_above_hz).to(pitch.dtype)
         level = voiced * settings.noise_level + (1 - voiced) * settings.sine_level / 3
         return sine * voiced + level * noise
 
+    def sines(self, pitch: Tensor, phase: Tensor, noise: Tensor) -> Tensor:
+        """Noisy harmonics of the pitch, noise alone where unvoiced, by the published arithmetic.
+
+        Its cycles are rounded to single precision while they still count from the start, which
+        costs 1e-3 of a cycle at 10 s; `render` takes them modulo 1 before.
+        pitch: (1, frames) in Hz; phase: (1, harmonics, 1) radians, that of the fundamental is
+        taken as 0; noise: standard normal (1, harmonics, samples). Returns the shape of `noise`.
+        """
+        offset = torch.cat((torch.zeros_like(phase[:, :1]), phase[:, 1:]), dim=1)
+        turns = self.turns(pitch).to(pitch.dtype) % 1
+        return self.noisy(turns + offset / (2 * math.pi), pitch, noise)
+
     def source(self, pitch: Tensor, phase: Tensor, noise: Tensor) -> Tensor:
         """The harmonics mixed into one signal: (1, samples). Arguments as in `sines`."""
-        mixed = self.m_source.l_linear(self.sines(pitch, phase, noise).transpose(1, 2))
-        return torch.tanh(mixed).squeeze(-1)
+        return self.mixed(self.sines(pitch, phase, noise))
+
+    def mixed(self, sines: Tensor) -> Tensor:
+        """(1, harmonics, samples) -> (1, samples)."""
+        return torch.tanh(self.m_source.l_linear(sines.transpose(1, 2))).squeeze(-1)
 
     def spectrum(self, source: Tensor) -> Tensor:
         """Fourier transform of (1, samples): (1, steps, window + 2), real parts first."""

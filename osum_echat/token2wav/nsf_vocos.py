@@ -10,12 +10,15 @@ from torch.nn import functional as F
 
 from osum_echat.errors import ConfigError
 from osum_echat.token2wav.voice import HOP_SAMPLES, MELS, SAMPLE_RATE_HZ, WINDOW_SAMPLES, mel_basis
+from osum_echat.token2wav.wave_stream import Past, whole_wave
 
 BINS = WINDOW_SAMPLES // 2 + 1
 EDGE_SAMPLES = (WINDOW_SAMPLES - HOP_SAMPLES) // 2          # as the mel's own padding
 MEL_MEAN, MEL_SCALE = -5.5, 2.2
 LEAST_MAGNITUDE = 1e-3
 LARGEST_LOG_GAIN = 8.0
+LIMIT = 0.99
+NO_PITCH_HZ = 100.0                 # stands in where nothing is voiced
 LOWEST_HZ, HIGHEST_HZ = 55.0, 500.0
 PITCH_STEP_CENTS = 30
 PITCH_CLASSES = round(1200 * math.log2(HIGHEST_HZ / LOWEST_HZ) / PITCH_STEP_CENTS)
@@ -122,15 +125,59 @@ class NsfVocos(nn.Module):
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
+    @property
+    def noise_width(self) -> int:
+        """Normal numbers of a frame: one for each sample."""
+        return HOP_SAMPLES
+
+    @property
+    def reach_frames(self) -> int:
+        """By the kernels: the pitch, the network behind it, and the windows that overlap."""
+        settings = self.settings
+        layers = 2 + settings.blocks + settings.pitch_blocks
+        return settings.kernel // 2 * layers + 2 * (WINDOW_SAMPLES // HOP_SAMPLES)
+
     def wave(self, mel: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """mel: (1, 80, frames), natural log. Returns (1, frames * 256) at 22.05 kHz."""
-        with torch.no_grad():
-            noise = draw_noise(mel, generator)
-            return self(mel, self.pitch_predictor.pitch(mel), noise).clamp(-0.99, 0.99)
+        return whole_wave(self, mel, generator)
+
+    def begin(self, generator: torch.Generator | None = None) -> Past:
+        """No frames yet. The pulses have no random phase: the first voiced frame begins with one.
+
+        The rows of the past's pitch: Hz, 0 where unvoiced; Hz carried on over unvoiced frames.
+        """
+        device = self.head.weight.device
+        return Past(
+            torch.zeros(1, MELS, 0, device=device), torch.zeros(2, 0, device=device),
+            torch.zeros(1, dtype=torch.float64, device=device),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def render(self, mel: Tensor, noise: Tensor, past: Past, new: int) -> tuple[Tensor, Past]:
+        """As `Vocoder.render`. The past keeps its pitch: the pulses go on without a jump."""
+        mel = torch.cat((past.mel, mel), dim=2)
+        begun, ended = past.frames, past.frames + new
+        found = self.pitch_predictor.pitch(mel)[:, begun:]
+        hertz = torch.cat((past.pitch[:1], found), dim=1)
+        steady = torch.cat((past.pitch[1:], carried(found, past.pitch[1:, -1:])), dim=1)
+        turns = cycles(filled(steady))
+        if begun and steady[0, begun - 1] > 0:
+            turns += past.turns - turns[:, begun * HOP_SAMPLES - 1]
+        else:
+            turns -= before_voice(turns, hertz)
+        pulses = pulses_at(turns, filled(steady), hertz > 0)
+        wave = self.shaped(mel, hertz, pulses, noise.reshape(1, -1)).clamp(-LIMIT, LIMIT)
+        keep = slice(max(0, ended - self.reach_frames), ended)
+        last = turns[:, ended * HOP_SAMPLES - 1] % 1 if ended else past.turns
+        return wave, Past(mel[:, :, keep], torch.cat((hertz, steady))[:, keep], last)
 
     def forward(self, mel: Tensor, hertz: Tensor, noise: Tensor) -> Tensor:
         """mel: (rows, 80, frames); hertz: (rows, frames), 0 where unvoiced; noise: (rows, samples),
         standard normal. Returns (rows, samples)."""
+        return self.shaped(mel, hertz, pulse_train(hertz), noise)
+
+    def shaped(self, mel: Tensor, hertz: Tensor, pulses: Tensor, noise: Tensor) -> Tensor:
+        """As `forward`, with the pulses (rows, samples) made before."""
         voiced = (hertz > 0).float()
         height = torch.where(hertz > 0, torch.log2(hertz.clamp(min=1) / 150), 0.0)
         told = torch.cat(((mel - MEL_MEAN) / MEL_SCALE, height[:, None], voiced[:, None]), 1)
@@ -140,11 +187,11 @@ class NsfVocos(nn.Module):
         gains = self.head(self.norm(hidden)).float()
         pulse_gain, noise_gain, phase = gains.split(BINS, 2)
         base = implied_magnitude(mel)
-        pulses = spectrum(pulse_train(hertz)) * torch.polar(
+        voice = spectrum(pulses) * torch.polar(
             base * pulse_gain.clamp(max=LARGEST_LOG_GAIN).exp(), phase
         )
         hiss = spectrum(noise) * (base * noise_gain.clamp(max=LARGEST_LOG_GAIN).exp())
-        return joined(pulses + hiss)
+        return joined(voice + hiss)
 
 
 def draw_noise(mel: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -178,14 +225,48 @@ def implied_magnitude(mel: Tensor) -> Tensor:
 def pulse_train(hertz: Tensor) -> Tensor:
     """All harmonics of a pitch below Nyquist in phase, of power 1; nothing where unvoiced.
 
-    hertz: (rows, frames). Returns (rows, frames * 256).
+    hertz: (rows, frames). Returns (rows, frames * 256). The first voiced frame begins with a pulse.
     """
-    voiced = hertz > 0
-    steady = _filled(hertz)
-    upsampled = F.interpolate(
+    steady = filled(carried(hertz))
+    turns = cycles(steady)
+    return pulses_at(turns - before_voice(turns, hertz), steady, hertz > 0)
+
+
+def carried(hertz: Tensor, before: Tensor | None = None) -> Tensor:
+    """Unvoiced frames take the pitch of the last voiced one: (rows, frames), 0 where none was.
+
+    before: (rows, 1 or 0), the pitch carried up to these frames.
+    """
+    begun = hertz.new_zeros(len(hertz), 1) if before is None or not before.numel() else before
+    known = torch.cat((begun, hertz), 1)
+    frames = torch.arange(known.shape[1], device=hertz.device)
+    last = torch.where(known > 0, frames, 0).cummax(1).values
+    return known.gather(1, last)[:, 1:]
+
+
+def filled(steady: Tensor) -> Tensor:
+    """What is still without a pitch takes the first one there is: (rows, frames)."""
+    first = (steady > 0).float().argmax(1, keepdim=True)
+    known = torch.where(steady > 0, steady, steady.gather(1, first))
+    return torch.where(known > 0, known, NO_PITCH_HZ)
+
+
+def cycles(steady: Tensor) -> Tensor:
+    """Cycles after each sample of a pitch that glides from frame to frame: (rows, samples)."""
+    glide = F.interpolate(
         steady[:, None], scale_factor=HOP_SAMPLES, mode="linear", align_corners=False
     )[:, 0].double()
-    turns = torch.cumsum(upsampled / SAMPLE_RATE_HZ, 1)
+    return torch.cumsum(glide / SAMPLE_RATE_HZ, 1)
+
+
+def before_voice(turns: Tensor, hertz: Tensor) -> Tensor:
+    """What `turns` (rows, samples) had come to when the first voiced frame began: (rows, 1)."""
+    begin = (hertz > 0).float().argmax(1, keepdim=True) * HOP_SAMPLES
+    return F.pad(turns, (1, 0)).gather(1, begin)
+
+
+def pulses_at(turns: Tensor, steady: Tensor, voiced: Tensor) -> Tensor:
+    """Pulses where `turns` (rows, samples) pass whole numbers; steady, voiced: (rows, frames)."""
     half = (turns - turns.round()) * math.pi
     harmonics = torch.floor(SAMPLE_RATE_HZ / 2 / steady.double())
     count = harmonics.repeat_interleave(HOP_SAMPLES, 1)
@@ -196,15 +277,6 @@ def pulse_train(hertz: Tensor) -> Tensor:
     )
     on = F.interpolate(voiced.double()[:, None], scale_factor=HOP_SAMPLES)[:, 0]
     return (summed * torch.sqrt(2 / count) * on).float()
-
-
-def _filled(hertz: Tensor) -> Tensor:
-    """Unvoiced frames take the pitch of the last voiced one, or of the first: (rows, frames)."""
-    frames = torch.arange(hertz.shape[1], device=hertz.device)
-    last = torch.where(hertz > 0, frames, -1).cummax(1).values
-    first = (hertz > 0).float().argmax(1, keepdim=True)
-    filled = hertz.gather(1, torch.where(last < 0, first, last))
-    return torch.where(filled > 0, filled, 100.0)
 
 
 def spectrum(samples: Tensor) -> Tensor:

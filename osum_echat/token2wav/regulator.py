@@ -40,3 +40,18 @@ def stretch_with_edges(x: Tensor, frames: int, edge_frames: int) -> Tensor:
         ),
         dim=1,
     )
+
+
+def stretch_in_place(x: Tensor, first: int, start: int, stop: int, pace: float) -> Tensor:
+    """Stretch (1, tokens, width), a part of a longer row, to the frames `start` to `stop` of it.
+
+    first: the number of its first token; pace: frames a token. A frame gets the same mix of the
+    same two tokens whatever the part, as a linear stretch of the whole row would give it.
+    """
+    last = x.shape[1] - 1
+    frames = torch.arange(start, stop, dtype=torch.float64)
+    places = ((frames + 0.5) / pace - 0.5 - first).clamp(0, last)
+    before = places.long().clamp(max=max(0, last - 1))
+    share = (places - before).to(x.device, x.dtype).view(1, -1, 1)
+    before = before.to(x.device)
+    return torch.lerp(x[:, before], x[:, (before + 1).clamp(max=last)], share)

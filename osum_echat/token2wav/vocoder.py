@@ -1,7 +1,8 @@
 """Speech tokens to sound: a directory or tar of flow, vocoder and voice, behind one call."""
 
 import copy
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -10,13 +11,15 @@ from torch import Tensor, nn
 from osum_echat import device as devices
 from osum_echat import logs
 from osum_echat.errors import CheckpointError, ConfigError, InputError
+from osum_echat.settings import mapping, parse
 from osum_echat.token2wav import cosyvoice, weights
 from osum_echat.token2wav.files import Shelf, find, shelf
 from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.hift import Hift, HiftSettings, fold
 from osum_echat.token2wav.layers import stretch
+from osum_echat.token2wav.noise import Streams, streams
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
-from osum_echat.token2wav.settings import mapping, parse
+from osum_echat.token2wav.stream import MelStream, Piece, StreamSettings, pieces
 from osum_echat.token2wav.voice import (
     SAMPLE_RATE_HZ,
     SpeakerEncoder,
@@ -24,6 +27,7 @@ from osum_echat.token2wav.voice import (
     VoicePrompt,
     make_prompt,
 )
+from osum_echat.token2wav.wave_stream import WaveStream
 
 SETTINGS_FILE = "token2wav.yaml"
 FLOW_FILES = ("flow.safetensors", "flow.pt")
@@ -36,6 +40,7 @@ FILES = (
     *FLOW_FILES, *VOCODER_FILES, *TOKENIZER_FILES, *SPEAKER_FILES,
 )  # fmt: skip
 VOCODERS = ("hift", "nsf_vocos")
+WAVE_FADE_FRAMES = 1            # of 11.6 ms: over which the sound of a piece goes into the next
 
 LOG = logs.logger(__name__)
 
@@ -76,12 +81,16 @@ class Token2Wav(nn.Module):
         source: str | Path,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        steps: int | None = None,
+        spacing: float | None = None,
     ) -> "Token2Wav":
         """Read a directory, or an uncompressed tar of one, in place: ours or CosyVoice-300M-25Hz.
 
         The weights stay mapped from disk where their type allows. dtype: what the flow computes in
-        (the vocoder keeps to float32: its phases are sums of thousands of cycles).
-        Raises CheckpointError for a missing or damaged file and for keys that differ.
+        (the vocoder keeps to float32: its phases are sums of thousands of cycles). steps,
+        spacing: of the flow's solver, instead of the model's own: its time goes with the steps.
+        Raises CheckpointError for a missing or damaged file and for keys that differ, ConfigError
+        for a setting out of range.
         """
         source = Path(source)
         files = shelf(source, FILES)
@@ -90,6 +99,11 @@ class Token2Wav(nn.Module):
         flow = weights.read(flow_file)
         vocoder = fold(weights.read(vocoder_file), str(vocoder_file))
         settings = _settings(files, source, flow, vocoder)
+        settings = replace(settings, flow=replace(
+            settings.flow,
+            steps=settings.flow.steps if steps is None else steps,
+            spacing=settings.flow.spacing if spacing is None else spacing,
+        ))  # fmt: skip
         voice = files.get(VOICE_FILE)
         made = _empty(settings, VoicePrompt.absent() if voice is None else VoicePrompt.read(voice))
         weights.fill(made.flow, flow, str(flow_file))
@@ -112,14 +126,48 @@ class Token2Wav(nn.Module):
         """
         if speed <= 0:
             raise InputError(f"speed {speed}: must be above 0")
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        device = self.flow.input_embedding.weight.device
-        ids = torch.tensor([tokens], dtype=torch.long, device=device)
-        with devices.autocast(device, self.dtype):
-            mel = self.flow.mel(ids, voice or self.voice, generator=generator).float()
+        drawn = streams(seed)
+        with devices.autocast(self.device, self.dtype):
+            mel, _ = self._mel_stream(voice, drawn, StreamSettings()).solve(
+                Piece(tokens, 0, 0, len(tokens), is_last=True)
+            )
         if speed != 1.0:
             mel = at_speed(mel, speed)
-        return self.vocoder.wave(mel, generator)[0].float().cpu()
+        return self.vocoder.wave(mel, drawn.source)[0].float().cpu()
+
+    def stream(
+        self,
+        tokens: Iterable[int],
+        voice: VoicePrompt | None = None,
+        seed: int | None = None,
+        settings: StreamSettings | None = None,
+    ) -> Iterator[Tensor]:
+        """Synthesise while the tokens come; they may come slowly.
+
+        Arguments as in a whole call. Gives (samples,) float32 on the CPU, at 22.05 kHz, each as
+        soon as its tokens and a few behind them are there; all together as many samples as the
+        whole call. Several streams may run at once. Raises InputError for no tokens or ids out of
+        range, when they come to be solved.
+        """
+        settings = settings or StreamSettings()
+        drawn = streams(seed)
+        with devices.autocast(self.device, self.dtype):
+            mels = self._mel_stream(voice, drawn, settings)
+        waves = WaveStream(self.vocoder, drawn.source, WAVE_FADE_FRAMES)
+        for piece in pieces(tokens, settings):
+            with devices.autocast(self.device, self.dtype):
+                mel, new = mels.solve(piece)
+            yield waves.push(mel, new).float().cpu()
+
+    @property
+    def device(self) -> torch.device:
+        return self.flow.input_embedding.weight.device
+
+    def _mel_stream(
+        self, voice: VoicePrompt | None, drawn: Streams, settings: StreamSettings
+    ) -> MelStream:
+        state = self.flow.voice_state(voice or self.voice, settings.prompt_tokens)
+        return MelStream(self.flow, state, drawn, settings.fade_frames)
 
     def in_voice(self, voice: VoicePrompt) -> "Token2Wav":
         """The same networks, in memory once, with another voice of their own."""

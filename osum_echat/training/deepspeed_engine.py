@@ -4,10 +4,9 @@ The only file that knows DeepSpeed. It is asked to compile nothing: the optimize
 and its own shared-memory exchange between processes of a CPU is switched off.
 """
 
-import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,16 @@ from osum_echat import device as devices
 from osum_echat.errors import CheckpointError, ConfigError
 from osum_echat.models.echat import EChat, LossReport
 from osum_echat.sequence import IGNORED, Batch
+from osum_echat.settings import read_mapping
 from osum_echat.training.engine import (
     EngineSettings,
     Score,
     StepReport,
     adamw,
-    add_scores,
     compute_dtype,
     is_finite,
     prepared,
+    summed_scores,
     whole_score,
 )
 from osum_echat.training.ranks import ALONE, Ranks
@@ -65,10 +65,12 @@ class DeepSpeedEngine:
         self.settings, self.ranks, self.device = settings, ranks, device
         self.dtype = compute_dtype(settings.precision, device)
         self.model = prepared(model, stage, settings, device)
+        self._norm: float | None = None  # of the batch that was learned last
         self._loss = _Loss(self.model, settings.hearing)
         self._engine = _start(
             self._loss, adamw(model, stage, settings), settings, self.dtype, device
         )
+        self.has_pieces = bool(self._engine.zero_optimization_partition_weights())  # ZeRO 3
 
     def step(self, batches: Sequence[Batch], rate: float) -> StepReport:
         """Each batch's summed loss is scaled by the trained tokens of all batches and processes.
@@ -79,18 +81,11 @@ class DeepSpeedEngine:
         count = sum(_trained(batch, self.settings.hearing) for batch in batches)
         tokens = torch.tensor([float(count)], device=self.device)
         self.ranks.add([tokens])
-        scores: dict[str, Score] = {}
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        for batch in batches:
-            total = self._forward(batch)
-            self._engine.backward(
-                total * (self.ranks.world / max(1.0, float(tokens))), scale_wrt_gas=False
-            )
-            plain_norm = self._plain_norm()
-            self._engine.step()
-            add_scores(scores, self._loss.report.by_task)
-        norm = self._engine.get_global_grad_norm() if plain_norm is None else plain_norm
+        share = self.ranks.world / max(1.0, float(tokens))
+        scores = summed_scores(self._learned(batch, share) for batch in batches)
+        norm = self._engine.get_global_grad_norm() if self._norm is None else self._norm
         norm = float(norm or 0.0)
         applied = bool(self._engine.was_step_applied()) and is_finite(norm)
         return StepReport(whole_score(scores).loss, norm, applied, scores)
@@ -99,11 +94,7 @@ class DeepSpeedEngine:
     def score(self, batches: Sequence[Batch]) -> dict[str, Score]:
         """Loss and accuracy by task, without training; every process scores the same batches."""
         self.model.eval()
-        scores: dict[str, Score] = {}
-        for batch in batches:
-            self._forward(batch)
-            add_scores(scores, self._loss.report.by_task)
-        return scores
+        return summed_scores(self._report(batch) for batch in batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing that one process could hold; see `save_pieces`."""
@@ -163,10 +154,18 @@ class DeepSpeedEngine:
                 group["lr"] = 0.0  # nothing moves; only the moments fade by a step
         return norm
 
-    def _forward(self, batch: Batch) -> Tensor:
+    def _report(self, batch: Batch) -> LossReport:
         with devices.autocast(self.device, self.dtype):
             total: Tensor = self._engine(batch.to(self.device))
-        return total
+        return self._loss.report._replace(total=total)  # the one that DeepSpeed has hooked into
+
+    def _learned(self, batch: Batch, share: float) -> LossReport:
+        """The loss of a batch, `share` of its gradient added to those of the step."""
+        report = self._report(batch)
+        self._engine.backward(report.total * share, scale_wrt_gas=False)
+        self._norm = self._plain_norm()
+        self._engine.step()
+        return report
 
 
 class _Loss(nn.Module):
@@ -218,14 +217,7 @@ def _start(
 def _config(settings: EngineSettings, dtype: torch.dtype | None) -> dict[str, Any]:
     """The DeepSpeed file with what our own settings decide."""
     path = Path(str(settings.deepspeed))
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"engine.deepspeed: {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"engine.deepspeed: {path}: not JSON: {error}") from error
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"engine.deepspeed: {path}: holds no mapping")
+    raw = read_mapping(path, advice="engine.deepspeed needs a file such as conf/ds_zero2.json")
     for key, own in OURS.items():
         if key in raw:
             raise ConfigError(f"engine.deepspeed: {path}: {key} is decided by {own}; take it out")

@@ -1,6 +1,6 @@
 """One optimizer step over one batch or several: precision, accumulation, clipping, AdamW."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError
 from osum_echat.logs import logger
-from osum_echat.models.echat import EChat, LossReport, TaskLoss
+from osum_echat.models.echat import EChat, LossReport
 from osum_echat.sequence import Batch
 from osum_echat.training.ranks import ALONE, Ranks
 from osum_echat.training.stages import StageSettings, freeze, optimizer_groups
@@ -36,6 +36,7 @@ class EngineSettings:
     hearing_alone: bool = False  # train by it alone: the LLM is not run
     remember_mb: int = 0  # memory for what a frozen encoder made of clips; 0 = hear them anew
     remember_file: str | None = None  # keeps it for the next stage
+    remember_vary: float = 0.0  # how much what is remembered is varied at each visit, 0 to 1
     deepspeed: str | None = None  # a DeepSpeed file, see conf/ds_*.json; None: without DeepSpeed
     recompute: bool = False  # forget activations and make them again in backward: less memory
 
@@ -47,6 +48,8 @@ class EngineSettings:
             raise ConfigError("engine.hearing_alone: needs the weight engine.hearing, such as 1.0")
         if self.remember_file and not self.remember_mb:
             raise ConfigError("engine.remember_file: needs engine.remember_mb, the memory it keeps")
+        if not 0 <= self.remember_vary <= 1 or (self.remember_vary and not self.remember_mb):
+            raise ConfigError("engine.remember_vary: 0 to 1, and with remember_mb only")
         if self.accumulate < 1:
             raise ConfigError(f"engine.accumulate: {self.accumulate}, need 1 or more")
 
@@ -93,6 +96,7 @@ class Engine(Protocol):
     device: torch.device
     ranks: Ranks
     every_process_scores: bool  # whether `score` needs all processes at once
+    has_pieces: bool  # whether a process holds no weight whole outside `whole_model`
 
     def step(self, batches: Sequence[Batch], rate: float) -> StepReport:
         """One optimizer step on the mean loss of all trained tokens of the batches."""
@@ -131,6 +135,7 @@ class LocalEngine:
     """A whole model and optimizer in each process, on one device each: one process or several."""
 
     every_process_scores = False
+    has_pieces = False
 
     def __init__(
         self,
@@ -149,7 +154,7 @@ class LocalEngine:
             raise ConfigError(
                 "engine.remember_mb: only for a frozen encoder; take encoder out of stage.train"
             )
-        model.remember_clips(settings.remember_mb)
+        model.remember_clips(settings.remember_mb, settings.remember_vary)
         if model.memory is not None and settings.remember_file:
             known = model.memory.load(Path(settings.remember_file))
             LOG.info("heard before: %s", settings.remember_file if known else "nothing")
@@ -161,13 +166,7 @@ class LocalEngine:
         Those of every process count; the loss reported is this process's own.
         """
         self.model.train()
-        scores: dict[str, Score] = {}
-        for batch in batches:
-            with devices.autocast(self.device, self.dtype):
-                report = self._loss(batch)
-            if report.tokens:
-                report.total.backward()
-            add_scores(scores, report.by_task)
+        scores = summed_scores(self._learned(batch) for batch in batches)
         whole = whole_score(scores)
         tokens, gradients = self._summed(whole.tokens)
         applied, norm = False, 0.0
@@ -188,12 +187,7 @@ class LocalEngine:
     def score(self, batches: Sequence[Batch]) -> dict[str, Score]:
         """Loss and accuracy by task, without training."""
         self.model.eval()
-        scores: dict[str, Score] = {}
-        for batch in batches:
-            with devices.autocast(self.device, self.dtype):
-                report = self._loss(batch)
-            add_scores(scores, report.by_task)
-        return scores
+        return summed_scores(self._report(batch) for batch in batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Model and optimizer, for an exact resume."""
@@ -226,9 +220,17 @@ class LocalEngine:
         self.ranks.add([*gradients, count])
         return int(count), gradients
 
-    def _loss(self, batch: Batch) -> LossReport:
+    def _report(self, batch: Batch) -> LossReport:
         settings = self.settings
-        return self.model.loss(batch.to(self.device), settings.hearing, settings.hearing_alone)
+        with devices.autocast(self.device, self.dtype):
+            return self.model.loss(batch.to(self.device), settings.hearing, settings.hearing_alone)
+
+    def _learned(self, batch: Batch) -> LossReport:
+        """The loss of a batch, its gradient added to those of the step."""
+        report = self._report(batch)
+        if report.tokens:
+            report.total.backward()
+        return report
 
     def finish(self) -> None:
         """Keep what the encoder heard."""
@@ -277,10 +279,13 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else None
 
 
-def add_scores(scores: dict[str, Score], by_task: Mapping[str, TaskLoss]) -> None:
-    """Count what one loss tells of each task."""
-    for task, (loss_sum, tokens, correct) in by_task.items():
-        scores.setdefault(task, Score()).add(float(loss_sum), int(tokens), int(correct))
+def summed_scores(reports: Iterable[LossReport]) -> dict[str, Score]:
+    """What the losses of several batches tell of each task, each read before the next is made."""
+    scores: dict[str, Score] = {}
+    for report in reports:
+        for task, (loss_sum, tokens, correct) in report.by_task.items():
+            scores.setdefault(task, Score()).add(float(loss_sum), int(tokens), int(correct))
+    return scores
 
 
 def whole_score(scores: Mapping[str, Score]) -> Score:

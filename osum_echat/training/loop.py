@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.logs import logger
+from osum_echat.models.echat import EChat
 from osum_echat.sequence import Batch
 from osum_echat.training import state as states
 from osum_echat.training.average import WeightAverage
@@ -42,6 +43,9 @@ class RunSettings:
     bad_steps: int = 10  # gradients in a row that are not finite before giving up
     best: bool = False  # export the model to `best` whenever the held-out loss was never as low
     tensorboard: bool = False  # curves in `tensorboard` too; see requirements-train.txt
+    check_answers: int = 0  # held-out understanding utterances answered by generation at each
+    # check, for word error rate and label accuracy; 0 = none
+    answer_tokens: int = 200  # of such an answer, at most
     average: float = 0.0  # decay of the running mean of weights that is exported; 0 = off
 
     def __post_init__(self) -> None:
@@ -49,6 +53,8 @@ class RunSettings:
             raise ConfigError("run: give a limit: steps, minutes or epochs")
         if self.keep < 1 or self.log_steps < 1:
             raise ConfigError("run: keep and log_steps must be 1 or more")
+        if self.check_answers < 0 or self.answer_tokens < 1:
+            raise ConfigError("run: check_answers must be 0 or more, answer_tokens 1 or more")
         if not 0.0 <= self.average < 1.0:
             raise ConfigError(f"run.average: {self.average}, need 0 (off) to below 1")
 
@@ -73,7 +79,10 @@ class BatchStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What the loop works on. `export` writes the model as a directory to load from."""
+    """What the loop works on. `export` writes the model as a directory to load from.
+
+    answers: figures of held-out questions that the model answers by generation; None: not asked.
+    """
 
     engine: Engine
     batches: BatchStream
@@ -82,6 +91,7 @@ class Training:
     output: Path
     config_text: str
     accumulate: int = 1
+    answers: Callable[[EChat], Mapping[str, float]] | None = None
 
 
 @dataclass(slots=True)
@@ -261,8 +271,10 @@ class _Loop:
             return {}
         with self.average.in_place() if self.average is not None else nullcontext():
             scores = self.training.engine.score(self._held_out)
+            asks = self.training.answers if self.ranks.is_first else None
+            figures = asks(self.training.engine.model) if asks is not None else {}
         self.tick()
-        self.metrics.write_check(self.progress.step, scores)
+        self.metrics.write_check(self.progress.step, scores, figures)
         self.watch.check(scores)
         return scores
 

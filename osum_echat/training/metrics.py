@@ -74,10 +74,17 @@ class Metrics:
         )  # fmt: skip
         self._clear()
 
-    def write_check(self, step: int, scores: dict[str, Score]) -> None:
-        """One line of held-out scores."""
-        self._append({"step": step, "held_out": _by_task(scores)})
+    def write_check(
+        self, step: int, scores: dict[str, Score], answers: Mapping[str, float]
+    ) -> None:
+        """One line of held-out scores; answers: figures of those that were generated."""
+        line: dict[str, Any] = {"step": step, "held_out": _by_task(scores)}
         LOG.info("step %d  held out: %s", step, _words(scores))
+        if answers:
+            line["answers"] = dict(answers)
+            words = "  ".join(f"{name} {100 * value:.1f} %" for name, value in answers.items())
+            LOG.info("step %d  answered: %s", step, words)
+        self._append(line)
         self._since = time.monotonic() if not self._norms else self._since
 
     def size(self) -> int:

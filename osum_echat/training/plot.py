@@ -18,6 +18,7 @@ PANELS = {  # title -> how the names of its curves begin and end
     "accuracy": (("accuracy", ""), ("tasks/", "/accuracy")),
     "held-out loss": (("held_out/", "/loss"),),
     "held-out accuracy": (("held_out/", "/accuracy"),),
+    "held-out answers": (("answers/", ""),),
     "gradient norm": (("norm", ""),),
     "learning rate": (("rate", ""),),
     "tokens a second": (("tokens_per_s", ""),),
@@ -59,7 +60,9 @@ def panels(curves: dict[str, Curve]) -> dict[str, list[str]]:
 
 
 def _fits(name: str, begin: str, end: str) -> bool:
-    return name == begin if not end else name.startswith(begin) and name.endswith(end)
+    """Whether a curve is `begin` itself, or lies within a `begin` that ends in a slash."""
+    inside = begin.endswith("/") and name.startswith(begin)
+    return (name == begin or inside) and name.endswith(end)
 
 
 def draw(curves: dict[str, Curve], title: str, out: Path) -> None:

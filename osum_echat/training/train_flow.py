@@ -15,19 +15,19 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from osum_echat import audio, logs
+from osum_echat import audio, logs, settings
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
-from osum_echat.token2wav import settings, voice, weights
+from osum_echat.token2wav import voice, weights
 from osum_echat.token2wav.flow import Flow, FlowLoss, FlowSettings, draw, frames_for
 from osum_echat.training.average import WeightAverage
 from osum_echat.training.engine import compute_dtype
 from osum_echat.training.runs import LimitSettings, run
 from osum_echat.training.schedule import ScheduleSettings, learning_rate
-from osum_echat.training.voice_list import read_list
+from osum_echat.training.voice_list import VoiceRow, read_list
 
 LOG = logs.logger(__name__)
-FLOW_FILE = "flow.safetensors"
+FLOW_FILE, SIZES_FILE = "flow.safetensors", "flow.yaml"
 HELD_OUT_SEED = 1
 
 
@@ -126,11 +126,16 @@ def read_rows(lists: Sequence[str]) -> list[tuple[Path, tuple[int, ...]]]:
     rows = [row for name in lists for row in read_list(Path(name))]
     found = []
     for row in sorted(rows, key=lambda row: row.voice or ""):
-        tokens = (row.raw.get("extra") or {}).get("speech_token") or row.raw.get("speech_token")
-        if not tokens:
-            raise DataError(f"{row.wav}: its row has no extra.speech_token; extract them first")
-        found.append((row.wav, tuple(map(int, tokens))))
+        found.append((row.wav, speech_tokens(row)))
     return found
+
+
+def speech_tokens(row: VoiceRow) -> tuple[int, ...]:
+    """The speech tokens of a row of a raw list. Raises DataError where it has none."""
+    tokens = (row.raw.get("extra") or {}).get("speech_token") or row.raw.get("speech_token")
+    if not tokens:
+        raise DataError(f"{row.wav}: its row has no extra.speech_token; extract them first")
+    return tuple(map(int, tokens))
 
 
 def record(training: FlowTraining) -> Recordings:
@@ -262,7 +267,7 @@ class FlowTrainer:
             save_file(tensors, output / f".{FLOW_FILE}")
         (output / f".{FLOW_FILE}").replace(output / FLOW_FILE)
         text = yaml.safe_dump(json.loads(json.dumps({"flow": asdict(self.training.flow)})))
-        (output / "flow.yaml").write_text(text, encoding="utf-8")
+        (output / SIZES_FILE).write_text(text, encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -295,7 +300,7 @@ def train(training: FlowTraining) -> Path:
 
 def load(path: Path, overrides: list[str]) -> FlowTraining:
     """Read the YAML of a training, with `key=value` overrides."""
-    raw = settings.read_yaml(path)
+    raw = settings.read_mapping(path)
     settings.override(raw, overrides)
     return settings.parse(FlowTraining, raw, path.name)
 

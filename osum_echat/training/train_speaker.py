@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from osum_echat import audio, logs
+from osum_echat import audio, logs, settings
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
-from osum_echat.token2wav import settings
 from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, speaker_features
 from osum_echat.training.average import WeightAverage
 from osum_echat.training.onnx_file import export
@@ -236,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     chosen = parser.parse_args(argv)
-    raw = settings.read_yaml(chosen.config)
+    raw = settings.read_mapping(chosen.config)
     settings.override(raw, chosen.overrides)
     logs.setup()
     logs.out(str(train(settings.parse(SpeakerTraining, raw, chosen.config.name))))

@@ -20,8 +20,8 @@ from osum_echat import audio
 from osum_echat.errors import ConfigError
 from osum_echat.logs import logger, out, progress, setup
 from osum_echat.models.whisper_start import read_whisper, settings_of
+from osum_echat.settings import override, parse, read_mapping
 from osum_echat.token2wav import pitch
-from osum_echat.token2wav.settings import override, parse, read_yaml
 from osum_echat.training.onnx_file import export
 from osum_echat.training.units import (
     ENERGY_FLOOR,
@@ -253,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     chosen = parser.parse_args(argv)
-    raw = read_yaml(chosen.config)
+    raw = read_mapping(chosen.config)
     override(raw, chosen.overrides)
     setup()
     out(str(train(parse(TokenizerSettings, raw, chosen.config.name))))

@@ -9,7 +9,7 @@ import soundfile
 
 from benchmarks import tiny_world
 from common_utils.tiny_world.world import load_world
-from osum_echat import assistant
+from osum_echat import asking
 from osum_echat.assistant import EChat
 from osum_echat.generation.decoder import Limits
 
@@ -30,7 +30,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench(
     model_directory: Path, split: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tiny_world.Bench:
-    monkeypatch.setattr(assistant, "LIMITS", Limits(8, 16))
+    monkeypatch.setattr(asking, "LIMITS", Limits(8, 16))
     echat = EChat.load(model_directory, device="cpu")
     return tiny_world.Bench(echat, split, limit=2, spoken=2, judge=None)
 
@@ -60,7 +60,7 @@ def test_latency_is_told_step_by_step(bench, monkeypatch):
 
 
 def test_each_style_is_measured_against_calm():
-    calm, soft = tiny_world.Delivery(100, 10, -20), tiny_world.Delivery(90, 8, -28)
+    calm, soft = tiny_world.Delivery(100, 10, -20, 4), tiny_world.Delivery(90, 8, -28, 3)
     figures = {one.name: one for one in
                tiny_world._contrasts("tts", {"CALM": [calm], "SOFT": [soft]})}  # fmt: skip
     pitch = figures["tts: pitch of SOFT against CALM"]
@@ -78,7 +78,7 @@ def test_a_figure_knows_whether_it_suffices(value, least, most, verdict):
 
 
 def test_the_door_writes_its_figures(model_directory, split, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(assistant, "LIMITS", Limits(8, 16))
+    monkeypatch.setattr(asking, "LIMITS", Limits(8, 16))
     options = ["--data", split, "--model", model_directory, "--limit", 1, "--only", "asr",
                "--json", tmp_path / "figures.json"]  # fmt: skip
     assert tiny_world.main([str(option) for option in options]) == 0

@@ -94,8 +94,10 @@ def test_audio_that_cannot_be_opened_is_left_out_and_counted(tmp_path: Path):
     ("files", "message"),
     [
         ({"wav.scp": "a touch ran | \n"}, "commands are not run"),
-        ({"wav.scp": "a raw.ark:17\n"}, "path of an audio file"),
-        ({"wav.scp": "a\n"}, "path of an audio file"),
+        ({"wav.scp": "a raw.ark:17\n"}, r"line 1: 'raw.ark:17' is a place in an archive.*wav-copy"),
+        ({"wav.scp": "a raw.ark:17[0:99]\n"}, "an archive of Kaldi's own"),
+        ({"wav.scp": "a /far/raw.ark\n"}, "an archive of Kaldi's own"),
+        ({"wav.scp": "a\n"}, "no path of an audio file"),
         ({"text": "a x\na y\n"}, "second time"),
         ({"text": "z x\n"}, "no utterance of `text`"),
     ],

@@ -6,7 +6,7 @@ import pytest
 
 from osum_echat.corpus.raw_lines import pieces, records
 from osum_echat.data.sources import Dropped
-from osum_echat.errors import InputError
+from osum_echat.errors import DataError, InputError
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
@@ -33,10 +33,10 @@ def test_a_line_that_is_no_record_is_told_where_it_stands(tmp_path: Path):
 
 def test_a_list_without_records_or_that_shrinks_is_an_error(tmp_path: Path):
     path = tmp_path / "a.list"
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(DataError, match="no such file"):
         pieces(path, 1)
     path.write_text("\n \n")
-    with pytest.raises(InputError, match="no records"):
+    with pytest.raises(DataError, match="no records"):
         pieces(path, 1)
     path.write_text("{}\n{}\n")
     (piece,) = pieces(path, 2)

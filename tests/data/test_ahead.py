@@ -99,6 +99,20 @@ def test_closing_ends_the_workers(tar: Path) -> None:
     assert not any(process.is_alive() for process in processes)
 
 
+def test_a_worker_ends_when_asked_though_its_parent_only_notes_signals(tar: Path) -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # as a training does
+    try:
+        source = loader(tar, workers=1)
+        next(source)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    process = source._made._processes[0]  # type: ignore[union-attr]
+    process.terminate()  # what the interpreter does with workers when it ends, and then waits
+    process.join(20)
+    assert process.exitcode == -signal.SIGTERM
+    source.close()
+
+
 @pytest.mark.slow
 def test_workers_of_a_killed_parent_end(tar: Path) -> None:
     reader, writer = os.pipe()

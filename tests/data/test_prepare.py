@@ -158,6 +158,14 @@ def test_text_stands_in_for_sound(lists: dict[str, Path]) -> None:
     assert len(words) > 2 * len("hello")
 
 
+def test_stand_ins_pause_as_long_as_asked(lists: dict[str, Path]) -> None:
+    one = first(lists, "history")
+    short, long = (
+        len(row_of(one, audio_as_text=1.0, audio_as_text_gaps=gaps)) for gaps in (0.0, 9.0)
+    )
+    assert long > short + 9
+
+
 def test_speech_can_be_cut_off(lists: dict[str, Path]) -> None:
     row = row_of(first(lists, "s2s"), speech_answers=False)
     assert not row.joint

@@ -105,6 +105,47 @@ def test_any_usual_wav_is_heard(run, tmp_path, rate, channels, subtype):
     assert code == 0 and json.loads(text)["audio_in_s"] == 0.5
 
 
+def test_a_stream_is_printed_as_it_comes(run, question_wav, tmp_path):
+    out = tmp_path / "reply.wav"
+    given = ("--task", "tts", "--text", "<SOFT>I am sorry.", "--out", out, "--stream")
+    code, text, _ = run(*given, "--json")
+    events = [json.loads(line) for line in text.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert code == 0 and kinds[0] == "text" and kinds[-2:] == ["audio", "done"]
+    assert events[0]["text"] == "I am sorry." and list(events[-1]["reply"]) == KEYS
+    assert sum(event.get("samples", 0) for event in events) == len(soundfile.read(out)[0])
+    assert sorted(event["at_s"] for event in events[:-1]) == [
+        event["at_s"] for event in events[:-1]
+    ]
+    code, text, _ = run(*given)
+    assert code == 0 and "s  text     'I am sorry.'" in text and "\nreply    I am sorry." in text
+
+
+def test_earlier_turns_are_read_from_a_file(run, question_wav, tmp_path):
+    path = tmp_path / "dialogue.json"
+    turn = {"wav": str(question_wav), "reply": "Is it red?", "reply_speech": [4, 5]}
+    path.write_text(json.dumps([turn, {"text": "yes", "reply": "I see."}]))
+    code, text, _ = run("--task", "s2s", "--wav", question_wav, "--history", path, "--json")
+    assert code == 0 and json.loads(text)["task"] == "s2s"
+    path.write_text(json.dumps([turn | {"reply_speech": [4096]}]))
+    line = refused(run("--task", "s2s", "--wav", question_wav, "--history", path))
+    assert "speech code 4096, need 0 to 31" in line
+
+
+def test_several_wavs_are_answered_together(run, question_wav, tmp_path):
+    second, out = tmp_path / "second.wav", tmp_path / "replies"
+    shutil.copy(question_wav, second)
+    out.mkdir()
+    code, text, _ = run("--task", "s2s", "--wav", question_wav, second, "--out", out, "--json")
+    replies = json.loads(text)["replies"]
+    assert code == 0 and [reply["asked"] for reply in replies] == [str(question_wav), str(second)]
+    assert [reply["wav"] for reply in replies] == [str(out / "question.wav"),
+                                                   str(out / "second.wav")]  # fmt: skip
+    code, text, err = run("--task", "asr", "--wav", tmp_path / "gone.wav", second)
+    assert code == 2 and text.count("task     asr") == 1
+    assert "1 of 2 not answered" in err and "gone.wav: no such file" in err
+
+
 def bad_wavs(folder: Path) -> dict[str, Path]:
     """Files that no model can hear."""
     good = np.random.default_rng(2).normal(0, 0.1, 8_000).astype(np.float32)
@@ -147,6 +188,11 @@ def test_a_wav_that_cannot_be_heard_is_one_line(run, tmp_path, name, message):
         (("--task", "tts", "--text", "Hi.", "--out", "no/such/place.wav"), "directory that exists"),
         (("--thinking", "loud"), "invalid choice: 'loud'"),
         (("--out", "reply.wav"), "say with --task"),
+        (("--wav", "a.wav", "b.wav", "--stream"), "--stream: for one --wav; 2 were given"),
+        (("--wav", "a.wav", "b.wav", "--out", "no/place"), "a directory that exists"),
+        (("--wav", "a/q.wav", "b/q.wav", "--out", "."), "two of the wavs have one name"),
+        (("--task", "asr", "--wav", "q.wav", "--history", "d.json"), "knows no earlier turns"),
+        (("--task", "s2s", "--wav", "q.wav", "--history", "d.json"), "d.json: No such file"),
         (("--task", "t2t", "--text", "Hi.", "--model", "no/model"), "no such model directory"),
     ],
 )

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from osum_echat.errors import InputError
 from osum_echat.generation import decoder
-from osum_echat.generation.decoder import Generated, Limits, Phases, Token
+from osum_echat.generation.decoder import Answer, Limits, Phases, Token
 from osum_echat.generation.rules import AllowedAfter, NoLongRuns
 from osum_echat.generation.sampling import Sampling
 from osum_echat.sequence import collate, interleave
@@ -47,16 +48,21 @@ def test_interleaved_phases_follow_the_trained_layout(words: int, name: str):
     assert script(name, ids) == [number >= 0 for number in mixed]
 
 
-def run(model, name: str, **options) -> tuple[list[Token], str]:
-    """All tokens, and what stopped the run."""
+def answer_to(name: str, **options) -> Answer:
     options = {"sampling": GREEDY, "limits": Limits(40, 60)} | options
-    tokens = decoder.stream(model, row(name, answered=False), VOCAB, TASKS[name], **options)
-    found = []
-    while True:
-        try:
-            found.append(next(tokens))
-        except StopIteration as stop:
-            return found, stop.value
+    return Answer(TASKS[name], VOCAB, **options)
+
+
+def started(model, name: str, answer: Answer, interrupt=None):
+    (prompt,) = decoder.embed(model, [row(name, answered=False)], VOCAB)
+    return decoder.stream_embedded(model, prompt, answer, interrupt)
+
+
+def run(model, name: str, interrupt=None, **options) -> tuple[list[Token], str]:
+    """All tokens, and what stopped the run."""
+    answer = answer_to(name, **options)
+    tokens = list(started(model, name, answer, interrupt))
+    return tokens, answer.stopped_by
 
 
 def scripted(model, monkeypatch: pytest.MonkeyPatch, wanted: list[int]) -> None:
@@ -90,14 +96,11 @@ def test_the_end_mark_is_read_as_text_and_answered_by_the_speech_head(monkeypatc
     assert stopped_by == "end"
 
 
-def test_the_ids_given_hold_no_marks(monkeypatch):
-    model = network()
+def test_the_ids_of_an_answer_hold_no_marks(monkeypatch):
+    model, answer = network(), answer_to("s2s")
     scripted(model, monkeypatch, [3, 4, END, EDGE, 9, 8, EDGE])
-    given = decoder.decode(model, row("s2s", answered=False), VOCAB, TASKS["s2s"], GREEDY)
-    assert (given.text_ids, given.speech_ids, given.stopped_by) == ([3, 4], [9, 8], "end")
-    timings = given.timings
-    assert timings.first_text_s < timings.first_speech_s < timings.total_s
-    assert timings.encode_s + timings.prefill_s == pytest.approx(timings.first_text_s)
+    list(started(model, "s2s", answer))
+    assert (answer.text.ids, answer.speech.ids, answer.stopped_by) == ([3, 4], [9, 8], "end")
 
 
 @pytest.mark.parametrize(
@@ -133,34 +136,18 @@ def test_an_interrupt_stops_before_the_next_step():
     assert run(network(), "s2s", interrupt=lambda: True) == ([], "interrupt")
 
 
-def test_an_interrupted_run_still_gives_a_result():
-    given = decoder.decode(
-        network(), row("s2s", answered=False), VOCAB, TASKS["s2s"], GREEDY, interrupt=lambda: True
-    )
-    assert isinstance(given, Generated) and given.timings.first_text_s is None
-    assert given.stopped_by == "interrupt" and given.text_ids == given.speech_ids == []
-
-
 def test_a_run_leaves_nothing_behind():
     model = network(1)
     before = run(model, "t2t")
     run(model, "tts")
-    list(
-        decoder.stream(
-            model, row("s2s", answered=False), VOCAB, TASKS["s2s"], GREEDY, limits=Limits(2, 2)
-        )
-    )
+    run(model, "s2s", limits=Limits(2, 2))
     assert run(model, "t2t") == before
 
 
 def test_two_runs_may_take_turns():
     model = network(1)
     alone = run(model, "t2t")[0], run(model, "tts")[0]
-    options = {"sampling": GREEDY, "limits": Limits(40, 60)}
-    one, two = (
-        decoder.stream(model, row(name, answered=False), VOCAB, TASKS[name], **options)
-        for name in ("t2t", "tts")
-    )
+    one, two = (started(model, name, answer_to(name)) for name in ("t2t", "tts"))
     turns = [(next(one, None), next(two, None)) for _ in range(60)]
     assert [a for a, _ in turns if a] == alone[0] and [b for _, b in turns if b] == alone[1]
 
@@ -210,3 +197,63 @@ def test_a_rule_that_fires_once_fires_in_every_run():
     rule = AllowedAfter([first], [77])
     for _ in range(2):
         assert run(model, "t2t", rules=[rule])[0][1].id == 77
+
+
+def side_by_side(model, answers: dict[str, Answer]) -> list[list[Token]]:
+    """The tokens of each row of one batch."""
+    prompts = decoder.embed(model, [row(name, answered=False) for name in answers], VOCAB)
+    given: list[list[Token]] = [[] for _ in answers]
+    for number, token in decoder.grow(model, prompts, list(answers.values())):
+        given[number].append(token)
+    return given
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=2.0, repetition_penalty=1.3)])
+def test_rows_of_a_batch_answer_as_if_alone(sampling: Sampling):
+    model, names = network(1), ("s2s", "t2t", "tts", "s2s_streaming", "understand")
+
+    def options(number: int) -> dict:
+        return {
+            "sampling": sampling, "limits": Limits(5 * number + 3, 9 * number + 6),
+            "generator": torch.Generator().manual_seed(number),
+            "rules": [AllowedAfter([7], [77]), NoLongRuns(2)],
+        }  # fmt: skip
+
+    alone = [run(model, name, **options(number)) for number, name in enumerate(names)]
+    answers = {name: answer_to(name, **options(number)) for number, name in enumerate(names)}
+    assert side_by_side(model, answers) == [tokens for tokens, _ in alone]
+    assert [one.stopped_by for one in answers.values()] == [stopped for _, stopped in alone]
+    assert len({len(tokens) for tokens, _ in alone}) > 2  # they left the batch one by one
+
+
+def test_a_batch_is_interrupted_as_a_whole():
+    model, names = network(1), ("s2s", "tts")
+    prompts = decoder.embed(model, [row(name, answered=False) for name in names], VOCAB)
+    answers = [answer_to(name) for name in names]
+    asked = iter([False, False, True])
+    tokens = list(decoder.grow(model, prompts, answers, lambda: next(asked)))
+    assert len(tokens) == 4 and {one.stopped_by for one in answers} == {"interrupt"}
+
+
+def test_a_row_that_fills_the_models_positions_has_met_its_limit(monkeypatch):
+    model = network(1)
+    (prompt,) = decoder.embed(model, [row("tts", answered=False)], VOCAB)
+    monkeypatch.setattr(model.llm.config, "max_position_embeddings", len(prompt) + 4)
+    tokens, stopped_by = run(model, "tts")
+    assert len(tokens) == 5 and stopped_by == "limit"
+    monkeypatch.setattr(model.llm.config, "max_position_embeddings", len(prompt) - 1)
+    with pytest.raises(InputError, match="give shorter audio"):
+        run(model, "tts")
+
+
+def test_the_penalty_counts_every_id_of_its_phase_once():
+    seen = []
+
+    class Watch(Sampling):
+        def penalise(self, ids, logits):
+            seen.append(sorted(ids.tolist()))
+            return logits
+
+    tokens, _ = run(network(1), "t2t", sampling=Watch(greedy=True, repetition_penalty=1.2))
+    ids = [token.id for token in tokens]
+    assert seen == [sorted(set(ids[:count])) for count in range(1, len(ids))]

@@ -63,9 +63,10 @@ def test_the_same_seed_draws_the_same():
 
 def test_repetition_makes_seen_ids_less_likely_once():
     logits = torch.tensor([2.0, -2.0, 1.0])
-    changed = Sampling(repetition_penalty=2.0).penalise([0, 1, 0], logits)
+    seen = torch.tensor([0, 1])
+    changed = Sampling(repetition_penalty=2.0).penalise(seen, logits)
     assert changed.tolist() == [1.0, -4.0, 1.0] and logits.tolist() == [2.0, -2.0, 1.0]
-    assert Sampling().penalise([0], logits) is logits
+    assert Sampling().penalise(seen, logits) is logits
 
 
 @pytest.mark.parametrize(
@@ -85,3 +86,16 @@ def test_a_setting_out_of_range_is_refused(wrong):
 
 def test_every_task_has_a_preset():
     assert set(PRESETS) == set(TASKS)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.7), (20, 1.0), (15, 0.8)])
+def test_draws_are_those_of_multinomial(top_k: int, top_p: float):
+    sampling = Sampling(temperature=1.2, top_k=top_k, top_p=top_p)
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(1))
+    ours, theirs = (torch.Generator().manual_seed(3) for _ in range(2))
+    scores, ids = logits.topk(top_k or 50)
+    chances = (scores / 1.2).softmax(0)
+    chances[chances.cumsum(0) - chances >= top_p] = 0.0
+    for _ in range(100):
+        drawn = ids[torch.multinomial(chances, 1, generator=theirs)]
+        assert sampling.choose(logits, ours) == int(drawn)

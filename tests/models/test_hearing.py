@@ -7,6 +7,7 @@ import torch
 
 from osum_echat.errors import DataError
 from osum_echat.models import echat
+from osum_echat.models.encoder_memory import varied
 from osum_echat.sequence import collate
 from tests.tiny_network import VOCAB, network, row
 
@@ -87,3 +88,29 @@ def test_a_memory_is_taken_over_only_from_the_same_encoder(tmp_path):
     assert same.memory is not None and same.memory.load(path)
     assert other.memory is not None and not other.memory.load(path)
     assert not same.memory.load(tmp_path / "absent.safetensors")
+
+
+def test_a_remembered_clip_is_varied_in_training_only():
+    model, batch = network(), batch_of(row("s2t", 41), row("s2t", 80))
+    model.remember_clips(1, vary=0.7)
+    assert model.memory is not None
+    with torch.no_grad():
+        plain, lengths = model.memory(batch.mels, batch.mel_lengths)
+        one, other = (model.train().hear(batch.mels, batch.mel_lengths) for _ in range(2))
+        calm, _ = model.eval().hear(batch.mels, batch.mel_lengths)
+        expected, _ = model.adapter(plain, lengths)
+    assert torch.equal(one[1], other[1])
+    assert not torch.equal(one[0], other[0])
+    assert torch.equal(calm, expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 60])
+def test_varying_keeps_the_shape_and_no_more_than_bends_what_is_there(count):
+    torch.manual_seed(1)
+    steps = torch.linspace(0, 1, count)[:, None].expand(-1, 300)
+    assert torch.allclose(varied(steps, 0.0), steps, atol=1e-5)
+    changed = varied(steps, 0.5)
+    assert changed.shape == steps.shape
+    assert changed.isfinite().all()
+    if count == 60:
+        assert (changed.mean(1) - steps[:, 0]).abs().median() < 0.1

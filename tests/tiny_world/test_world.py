@@ -48,10 +48,12 @@ def turns_of(exchange: Exchange) -> list:
 
 
 def test_there_are_enough_situations_scripts_and_identity_questions(world: World) -> None:
-    assert len(world.situations) >= 160
+    names = [situation.name for situation in world.situations]
+    assert len(set(names)) == len(names) >= 160
     assert len(world.dialogues) >= 25
     assert {len(script.turns) for script in world.dialogues} == {2, 3}
-    assert sum(len(line.say) for item in world.identities for line in item.turns) >= 12
+    questions = [one for item in world.identities for line in item.turns for one in line.say]
+    assert len(set(questions)) == len(questions) >= 12
 
 
 def test_every_situation_has_wordings_and_two_or_three_moods_with_lines_of_their_own(

@@ -29,6 +29,15 @@ def test_frames_follow_the_tokens_without_drift():
     assert all(frames_for(count, 25) == count * 441 // 128 for count in range(1, 3001))
 
 
+def test_spacing_crowds_the_steps_further_at_the_start():
+    usual, closer = solver_times(5), solver_times(5, 1.2)
+    assert closer[0] == 0
+    assert closer[-1] == pytest.approx(1)
+    assert torch.all(closer[1:-1] < usual[1:-1])
+    with pytest.raises(ConfigError, match="spacing 0"):
+        FlowSettings(spacing=0)
+
+
 def test_solver_times_run_from_zero_to_one_and_crowd_at_the_start():
     times = solver_times(10)
     assert times[0] == 0

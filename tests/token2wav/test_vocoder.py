@@ -29,6 +29,16 @@ def test_the_same_seed_gives_the_same_sound(speaker: Token2Wav):
     assert not torch.equal(first, other)
 
 
+def test_more_steps_are_a_choice_of_whoever_loads(tmp_path: Path, speaker: Token2Wav):
+    directory = write_directory(tmp_path)
+    fine = Token2Wav.load(directory, steps=5)
+    assert fine([1, 2, 3], seed=0).shape == speaker([1, 2, 3], seed=0).shape
+    assert not torch.equal(fine([1, 2, 3], seed=0), speaker([1, 2, 3], seed=0))
+    assert torch.equal(Token2Wav.load(directory, steps=2)([1, 2], seed=0), speaker([1, 2], seed=0))
+    with pytest.raises(ConfigError, match=r"flow\.steps 0"):
+        Token2Wav.load(directory, steps=0)
+
+
 def test_a_call_leaves_nothing_behind(speaker: Token2Wav):
     before = speaker([1, 2], seed=1)
     speaker([4] * 30, VoicePrompt.absent(torch.ones(1, 192)), seed=2)
@@ -87,7 +97,7 @@ def test_a_damaged_weight_file_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [("vocodr: hift", "did you mean 'vocoder'"), ("vocoder: lpc", "not one of hift, nsf_vocos"),
-     ("flow: {steps: many}", "need int"), ("hift: 3", "a mapping of settings")],
+     ("flow: {steps: many}", "a whole number is needed"), ("hift: 3", "a mapping of settings")],
 )  # fmt: skip
 def test_a_wrong_setting_is_refused(line: str, message: str, tmp_path: Path):
     directory = write_directory(tmp_path)

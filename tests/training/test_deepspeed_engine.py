@@ -1,10 +1,6 @@
 """Claims about DeepSpeed: it trains as the plain engine does, and goes on after a kill."""
 
 import json
-import os
-import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,7 @@ from osum_echat.training import loop, state
 from osum_echat.training.deepspeed_engine import OURS, _config
 from osum_echat.training.engine import EngineSettings
 from tests.training.experiment import write_experiment
-from tests.training.launch import command, environment, launch
+from tests.training.launch import command, kill_when, launch
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(one.name for one in (ROOT / "conf").glob("ds_*.json"))
@@ -50,7 +46,7 @@ def test_a_file_that_contradicts_a_setting_is_refused(tmp_path: Path, key: str) 
 
 
 @pytest.mark.parametrize(("text", "said"), [(None, "No such file"), ("{", "not JSON"),
-                                            ("[]", "no mapping")])  # fmt: skip
+                                            ("[]", "holds no settings")])  # fmt: skip
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, text: str | None, said: str) -> None:
     path = tmp_path / "ds.json"
     if text is not None:
@@ -79,14 +75,8 @@ def test_killed_in_the_middle_zero_2_goes_on_with_the_same_losses(tmp_path: Path
     whole, parted = (experiment(tmp_path / name, "ds_zero2.json") for name in ("whole", "parted"))
     launch(whole)
     folder = tmp_path / "parted" / "out" / state.FOLDER
-    running = subprocess.Popen(
-        command(parted, "run.save_minutes=1e-9"), cwd=ROOT, env=environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    while not (folder / "step_00000002").exists() and running.poll() is None:
-        time.sleep(0.02)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
+    saved = folder / "step_00000002"
+    assert kill_when(command(parted, "run.save_minutes=1e-9"), saved.exists)
     assert state.newest(tmp_path / "parted" / "out") is not None
     launch(parted)
     assert losses(parted) == losses(whole)

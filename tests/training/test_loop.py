@@ -15,6 +15,7 @@ from osum_echat import build, config
 from osum_echat.errors import CheckpointError, ConfigError, DataError
 from osum_echat.models import checkpoint
 from osum_echat.sequence import Batch
+from osum_echat.settings import read_mapping
 from osum_echat.training import loop, state
 from osum_echat.training.engine import StepReport
 from osum_echat.vocab import Vocab
@@ -74,7 +75,7 @@ def test_the_result_is_a_model_directory_with_its_tokenizer_and_manner(unbroken:
     model = checkpoint.load(final)
     vocab = Vocab.from_directory(final, model.settings.llm["vocab_size"], 32)
     assert vocab.encode("<|im_end|>") == (vocab.text_end,)
-    raw = config.read_yaml(final / "model.yaml")
+    raw = read_mapping(final / "model.yaml")
     assert (raw["thinking"], raw["template"]) == ("both", "english")
     assert (final / "prompts.yaml").is_file()
 

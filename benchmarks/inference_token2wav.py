@@ -1,0 +1,225 @@
+"""Token to wav at work: streaming beside whole calls, and the published size's cost. Prints tables.
+
+    python -m benchmarks.inference_token2wav [--list FILE] [--utterances 100] [--full] [--steps 5 8]
+
+The first table needs only the small model. Without --list, its tokens are random ones. The second
+one (--full) is of random weights in the published sizes, 10 s of speech with a voice of 5 s, in
+CPU seconds: a machine drifts, so each row tells the rate of a bare matrix product beside it.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from osum_echat import logs
+from osum_echat.errors import InputError
+from osum_echat.token2wav.flow import FlowSettings, frames_for
+from osum_echat.token2wav.noise import streams
+from osum_echat.token2wav.stream import MelStream, Piece, StreamSettings, pieces
+from osum_echat.token2wav.vocoder import Token2Wav, Token2WavSettings
+from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, VoicePrompt
+
+SMALL_MODEL = Path(__file__).parents[1] / "pretrained" / "tiny" / "token2wav"
+TOKENS_PER_S = 25
+LONG_TOKENS = 22 * 50           # more than twenty pieces of the largest size
+FULL_TOKENS, PROMPT_TOKENS = 250, 125
+FEW_SPACING = 1.2               # of the steps, where they are few
+FIRST_TOKENS = 25               # one second
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+UPSTREAM_FLOW_S, UPSTREAM_VOCODER_S, UPSTREAM_FIRST_S = 49.7, 9.0, 20.3
+PRODUCT_SIDE, PRODUCTS = 1024, 8
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """One utterance streamed, beside the same one made whole."""
+
+    same_samples: bool
+    join_step: float            # largest difference of two samples where pieces meet
+    inside_step: float          # largest one anywhere in the whole wave
+    distance: float             # L1 of the log-mels that come out of the flow
+
+
+def timed(work: Callable[[], Made]) -> tuple[float, Made]:
+    """CPU seconds of a piece of work, and what it made."""
+    start = time.process_time()
+    made = work()
+    return time.process_time() - start, made
+
+
+def product_rate(dtype: torch.dtype) -> float:
+    """Billions of operations in a CPU second, of a bare matrix product; the best of some."""
+    left, right = torch.randn(2, PRODUCT_SIDE, PRODUCT_SIDE).to(dtype)
+    best = min(timed(lambda: left @ right)[0] for _ in range(PRODUCTS))
+    return 2 * PRODUCT_SIDE**3 / best / 1e9
+
+
+def token_lists(path: Path | None, count: int, codes: int) -> list[list[int]]:
+    """Speech tokens from the lines of a data list, or random ones of 2 to 6 s."""
+    if path is None:
+        generator = torch.Generator().manual_seed(1)
+        lengths = torch.randint(50, 150, (count,), generator=generator).tolist()
+        return [torch.randint(codes, (size,), generator=generator).tolist() for size in lengths]
+    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    found = [line.get("extra", line).get("speech_token") for line in lines]
+    spoken = [tokens for tokens in found if tokens]
+    if not spoken or max(map(max, spoken)) >= codes:
+        raise InputError(f"{path}: no speech_token lists of this model's {codes} codes")
+    return spoken[:count]
+
+
+def streamed_mel(
+    model: Token2Wav, tokens: list[int], settings: StreamSettings, seed: int
+) -> Tensor:
+    """The mel as the vocoder of a stream gets it: (1, mel, frames)."""
+    state = model.flow.voice_state(model.voice, settings.prompt_tokens)
+    solver = MelStream(model.flow, state, streams(seed), settings.fade_frames)
+    solved = (solver.solve(piece) for piece in pieces(tokens, settings))
+    return torch.cat([mel[:, :, :new] for mel, new in solved], dim=2)
+
+
+def whole_mel(model: Token2Wav, tokens: list[int], seed: int) -> Tensor:
+    state = model.flow.voice_state(model.voice)
+    solver = MelStream(model.flow, state, streams(seed), 0)
+    return solver.solve(Piece(tokens, 0, 0, len(tokens), is_last=True))[0]
+
+
+def beside(model: Token2Wav, tokens: list[int], settings: StreamSettings) -> Beside:
+    """Make an utterance twice."""
+    made = list(model.stream(tokens, seed=1, settings=settings))
+    whole, steps = model(tokens, seed=1), torch.cat(made).diff().abs()
+    joins = torch.tensor([len(piece) for piece in made]).cumsum(0)[:-1] - 1
+    distance = streamed_mel(model, tokens, settings, 1) - whole_mel(model, tokens, 1)
+    return Beside(
+        sum(map(len, made)) == len(whole),
+        float(steps[joins].max()) if len(joins) else 0.0,
+        float(whole.diff().abs().max()),
+        float(distance.abs().mean()),
+    )
+
+
+def piece_costs(model: Token2Wav, settings: StreamSettings) -> list[float]:
+    """CPU seconds of each piece of one long stream."""
+    codes = model.flow.settings.codes
+    tokens = torch.randint(codes, (LONG_TOKENS,), generator=torch.Generator().manual_seed(2))
+    running: Iterator[Tensor] = model.stream(tokens.tolist(), seed=1, settings=settings)
+    costs: list[float] = []
+    while True:
+        start = time.process_time()
+        if next(running, None) is None:
+            return costs
+        costs.append(time.process_time() - start)
+
+
+def streaming_rows(model: Token2Wav, lists: list[list[int]]) -> list[tuple[str, str]]:
+    """The first table."""
+    settings = StreamSettings()
+    found = [beside(model, tokens, settings) for tokens in logs.progress(lists, "streaming")]
+    seeds = [whole_mel(model, tokens, 1) - whole_mel(model, tokens, 2) for tokens in lists[:5]]
+    between_seeds = sum(float(one.abs().mean()) for one in seeds) / len(seeds)
+    costs = piece_costs(model, settings)
+    high = sum(one.join_step > one.inside_step for one in found)
+    return [
+        ("utterances", str(len(found))),
+        ("with the samples of the whole", str(sum(one.same_samples for one in found))),
+        ("with a join above the whole's largest step", str(high)),
+        ("largest step at a join", f"{max(one.join_step for one in found):.3f}"),
+        ("largest step in a whole wave, median",
+         f"{sorted(one.inside_step for one in found)[len(found) // 2]:.3f}"),
+        ("mel distance, stream to whole", f"{sum(o.distance for o in found) / len(found):.3f}"),
+        ("mel distance, two seeds", f"{between_seeds:.3f}"),
+        ("first piece, CPU s", f"{costs[0]:.3f}"),
+        ("3rd and 20th piece, CPU s", f"{costs[2]:.3f} {costs[19]:.3f}"),
+        ("20th by 3rd, limit 1.2", f"{costs[19] / costs[2]:.2f}"),
+    ]  # fmt: skip
+
+
+def full_model() -> Token2Wav:
+    """Random weights of the published sizes, and a voice of 5 s."""
+    torch.manual_seed(0)
+    model = Token2Wav(Token2WavSettings(), VoicePrompt.absent()).eval()
+    frames = frames_for(PROMPT_TOKENS, TOKENS_PER_S)
+    voice = VoicePrompt(
+        torch.randint(FlowSettings().codes, (1, PROMPT_TOKENS)), torch.randn(1, frames, MELS),
+        torch.randn(1, SPEAKER_WIDTH),
+    )  # fmt: skip
+    return model.in_voice(voice)
+
+
+def full_rows(dtypes: Sequence[str], steps: Sequence[int]) -> list[tuple[str, str]]:
+    """The second table. Beside each cost: the rate of the bare product just before."""
+    model = full_model()
+    ids = torch.randint(FlowSettings().codes, (FULL_TOKENS,)).tolist()
+    rows: list[tuple[str, str]] = []
+    reference: Tensor | None = None
+    runs = [(dtype, FlowSettings().steps, 1.0) for dtype in dtypes]
+    runs += [("float32", count, spacing) for count in steps for spacing in (1.0, FEW_SPACING)]
+    for dtype, count, spacing in logs.progress(runs, "full size"):
+        model.dtype = DTYPES[dtype]
+        model.flow.settings = replace(FlowSettings(), steps=count, spacing=spacing)
+        rate = product_rate(model.dtype)
+        with torch.autocast("cpu", model.dtype, enabled=dtype != "float32"):
+            cost, made = timed(partial(whole_mel, model, ids, 1))
+        reference = made if reference is None else reference
+        rows.append((
+            f"flow, {dtype}, {count} steps, spacing {spacing}",
+            f"{cost:.1f} CPU s ({cost / UPSTREAM_FLOW_S:.0%} of upstream's {UPSTREAM_FLOW_S}), "
+            f"{rate:.0f} GFLOP/s, mel distance {float((made - reference).abs().mean()):.4f}",
+        ))  # fmt: skip
+    assert reference is not None
+    rate, mel = product_rate(torch.float32), reference
+    cost, _ = timed(lambda: model.vocoder.wave(mel, torch.Generator().manual_seed(1)))
+    rows.append(("vocoder, float32", f"{cost:.1f} CPU s ({cost / UPSTREAM_VOCODER_S:.0%} of "
+                 f"upstream's {UPSTREAM_VOCODER_S}), {rate:.0f} GFLOP/s"))  # fmt: skip
+    for prompt_tokens in (None, 50):
+        settings = StreamSettings(first_tokens=FIRST_TOKENS, prompt_tokens=prompt_tokens)
+        model.dtype, model.flow.settings = torch.float32, FlowSettings()
+        rate, running = product_rate(torch.float32), model.stream(ids, seed=1, settings=settings)
+        cost, _ = timed(partial(next, running))
+        kept = PROMPT_TOKENS if prompt_tokens is None else prompt_tokens
+        rows.append((
+            f"first second, float32, {kept / TOKENS_PER_S:.0f} s of the voice",
+            f"{cost:.1f} CPU s ({cost / UPSTREAM_FIRST_S:.0%} of upstream's {UPSTREAM_FIRST_S}), "
+            f"{rate:.0f} GFLOP/s",
+        ))  # fmt: skip
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="inference_token2wav", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--model", type=Path, default=SMALL_MODEL, help="a token2wav directory")
+    parser.add_argument("--list", type=Path, help="a data list with speech_token")
+    parser.add_argument("--utterances", type=int, default=100)
+    parser.add_argument("--full", action="store_true", help="the published sizes, too: minutes")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"],
+                        help="of the full size (bfloat16 pays where the CPU computes in it)")
+    parser.add_argument("--steps", nargs="*", type=int, default=[], help="fewer, of the full size")
+    parser.add_argument("--threads", type=int, default=1)
+    chosen = parser.parse_args(argv)
+    torch.set_num_threads(chosen.threads)
+    with torch.no_grad():
+        model = Token2Wav.load(chosen.model)
+        lists = token_lists(chosen.list, chosen.utterances, model.flow.settings.codes)
+        rows = streaming_rows(model, lists) if lists else []
+        rows += [(f"bare product, {name}, GFLOP/s", f"{product_rate(dtype):.0f}")
+                 for name, dtype in DTYPES.items()]  # fmt: skip
+        rows += full_rows(chosen.dtypes, chosen.steps) if chosen.full else []
+    width = max(len(name) for name, _ in rows)
+    logs.out("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

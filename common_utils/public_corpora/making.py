@@ -1,0 +1,107 @@
+"""Which corpora there are, and the raw list made of one."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common_utils.public_corpora import expressive, read_aloud
+from common_utils.public_corpora.found import Found
+from osum_echat.corpus.jobs import whole_file
+from osum_echat.errors import InputError
+from osum_echat.logs import logger, progress
+from osum_echat.tasks import task_for, understanding_tag
+
+LOG = logger(__name__)
+FIELDS = {"age": "age", "gender": "gender", "emotion": "q_emotion", "event": "caption"}
+TOLD = 5                                # files that are missing, by name
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A layout. labels: what its lists ask for by default, beside the words where it has any."""
+
+    find: Callable[[Path, str], Iterator[Found]]
+    labels: tuple[str, ...] = ()
+    words: bool = True
+
+    @property
+    def task(self) -> str:
+        return understanding_tag(self.labels, self.words)
+
+
+CORPORA: Mapping[str, Corpus] = {
+    "aishell1": Corpus(read_aloud.aishell_1),
+    "aishell2": Corpus(read_aloud.aishell_2),
+    "librispeech": Corpus(read_aloud.librispeech),
+    "wenetspeech": Corpus(read_aloud.wenetspeech),
+    "common_voice": Corpus(read_aloud.common_voice, ("age", "gender")),
+    "vocalsound": Corpus(expressive.vocalsound, ("event",), words=False),
+    "meld": Corpus(expressive.meld, ("emotion",)),
+    "mer2023": Corpus(expressive.mer_2023, ("emotion",), words=False),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of make_raw_from_public.py."""
+    layouts = "\n".join(f"  {name:<13}{' '.join((one.find.__doc__ or '').split())}"
+                        for name, one in CORPORA.items())  # fmt: skip
+    made = argparse.ArgumentParser(
+        prog="make_raw_from_public.py", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Turn a public corpus, as it is unpacked, into a raw list of labels and words.",
+        epilog=f"layouts:\n{layouts}",
+    )  # fmt: skip
+    add = made.add_argument
+    add("corpus", choices=tuple(CORPORA))
+    add("root", type=Path, help="its folder; see below")
+    add("--part", required=True, help="the set: test, test-clean, TEST_NET, te ...")
+    add("--out", type=Path, required=True, metavar="LIST", help="the raw list to write")
+    add("--task", metavar="TAG", help="what to ask, such as '<TRANSCRIBE> <GENDER>' "
+        "(default: the corpus's own labels)")
+    return made
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Write the list; what came of it. Raises InputError where nothing can be used."""
+    corpus = CORPORA[arguments.corpus]
+    task = task_for(arguments.task or corpus.task)
+    if task.name != "understand":
+        raise InputError(f"--task {arguments.task}: not a task of understanding")
+    written, unlabelled, missing = 0, 0, []
+    root = arguments.root.resolve()
+    with whole_file(arguments.out) as file:
+        for one in progress(corpus.find(root, arguments.part), arguments.corpus):
+            wanted = asdict(one.labels)
+            if not one.audio.is_file():
+                missing.append(str(one.audio))
+            elif any(wanted[field] is None for field in task.labels):
+                unlabelled += 1
+            else:
+                file.write(json.dumps(row(one, task.tag, task.labels, task.transcript),
+                                      ensure_ascii=False).encode() + b"\n")  # fmt: skip
+                written += 1
+        if not written:
+            first = f", the first {missing[0]}" if missing else ""
+            raise InputError(
+                f"{arguments.root}: no utterance of {arguments.part!r} can be used; "
+                f"{len(missing)} sounds are missing{first}, {unlabelled} lack a label"
+            )
+    for path in missing[:TOLD]:
+        LOG.warning("not there: %s", path)
+    return (f"{arguments.out}: {written} utterances, {task.tag}; left out: {len(missing)} without "
+            f"sound, {unlabelled} without a label")  # fmt: skip
+
+
+def row(one: Found, task: str, labels: tuple[str, ...], words: bool) -> dict[str, Any]:
+    """An utterance as a line of a raw list: the words, then the labels that are asked for."""
+    known = {name: value for name, value in asdict(one.labels).items() if value}
+    text = (one.text if words else "") + "".join(f"<{known[name]}>" for name in labels)
+    extra = {FIELDS[name]: value for name, value in known.items()}
+    if one.text:
+        extra["q_txt"] = one.text
+    made: dict[str, Any] = {"key": one.key, "wav": str(one.audio), "txt": text, "task": task}
+    if one.segment_s is not None:
+        made["start"], made["end"] = one.segment_s
+    return made | {"extra": extra}

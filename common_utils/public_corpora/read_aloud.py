@@ -1,0 +1,117 @@
+"""Corpora of words: AISHELL-1, AISHELL-2, LibriSpeech, WenetSpeech, Common Voice."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common_utils.public_corpora.found import Found, lines, only, pairs, rows
+from osum_echat.errors import InputError
+from osum_echat.records import Labels
+
+GENDERS = {"f": "FEMALE", "m": "MALE", "female": "FEMALE", "male": "MALE",
+           "female_feminine": "FEMALE", "male_masculine": "MALE"}  # fmt: skip
+# Common Voice tells decades. `teens` are neither children nor adults: no label.
+AGES = {**dict.fromkeys(("twenties", "thirties", "fourties", "forties", "fifties"), "ADULT"),
+        **dict.fromkeys(("sixties", "seventies", "eighties", "nineties"), "OLD")}  # fmt: skip
+READ_BYTES = 1 << 20
+
+
+def aishell_1(root: Path, part: str) -> Iterator[Found]:
+    """root: data_aishell with transcript/, wav/PART/SPEAKER/; resource_aishell beside it is used.
+
+    Words come apart by spaces there and are joined.
+    """
+    place = only(root, "transcript/aishell_transcript*.txt", "the transcript of AISHELL-1")
+    texts = dict(pairs(place, "the transcript of AISHELL-1"))
+    info = root.parent / "resource_aishell" / "speaker.info"
+    told = dict(pairs(info, "the speakers")) if info.exists() else {}
+    genders = {who.removeprefix("S"): GENDERS.get(rest.lower()) for who, rest in told.items()}
+    for audio in sorted((root / "wav" / part).glob("*/*.wav")):
+        if audio.stem in texts:
+            gender = genders.get(audio.parent.name.removeprefix("S"))
+            yield Found(audio.stem, audio, texts[audio.stem].replace(" ", ""),
+                        Labels(gender=gender))  # fmt: skip
+
+
+def aishell_2(root: Path, part: str) -> Iterator[Found]:
+    """root: a folder per device and set, such as iOS/test, with wav.scp, trans.txt and wav/."""
+    folder = root / part
+    texts = dict(pairs(folder / "trans.txt", "the words of AISHELL-2"))
+    for key, audio in pairs(folder / "wav.scp", "the sounds of AISHELL-2"):
+        if key in texts:
+            yield Found(key, folder / audio, texts[key])
+
+
+def librispeech(root: Path, part: str) -> Iterator[Found]:
+    """root: LibriSpeech with SPEAKERS.TXT and PART/SPEAKER/CHAPTER/."""
+    genders: dict[str, str | None] = {}
+    if (root / "SPEAKERS.TXT").exists():
+        for line in lines(root / "SPEAKERS.TXT", "the speakers"):
+            cells = [cell.strip() for cell in line.split("|")]
+            if not line.startswith(";") and len(cells) > 1:
+                genders[cells[0]] = GENDERS.get(cells[1].lower())
+    for place in sorted((root / part).glob("*/*/*.trans.txt")):
+        gender = genders.get(place.parent.parent.name)
+        for key, text in pairs(place, "a transcript of LibriSpeech"):
+            yield Found(key, place.parent / f"{key}.flac", text.lower(), Labels(gender=gender))
+
+
+def wenetspeech(root: Path, part: str) -> Iterator[Found]:
+    """root: with WenetSpeech.json and audio/; part: a subset such as TEST_NET or TEST_MEETING.
+
+    The file is read a recording at a time: it is larger than memory.
+    """
+    for recording in _recordings(root / "WenetSpeech.json"):
+        for segment in recording["segments"]:
+            if part in segment.get("subsets", ()):
+                times = float(segment["begin_time"]), float(segment["end_time"])
+                yield Found(segment["sid"], root / recording["path"], segment["text"],
+                            segment_s=times)  # fmt: skip
+
+
+def _recordings(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of the list `audios`, as they come in the file. Raises InputError."""
+    decoder = json.JSONDecoder()
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(READ_BYTES)
+            start = text.find("[", text.find('"audios"'))
+            if '"audios"' not in text or start < 0:
+                raise InputError(f"{path}: no list `audios`; it is the list of WenetSpeech")
+            text = text[start + 1 :]
+            while True:
+                text = text.lstrip(" \t\r\n,")
+                if text.startswith("]"):
+                    return
+                try:
+                    one, end = decoder.raw_decode(text)
+                except json.JSONDecodeError as error:
+                    more = file.read(max(READ_BYTES, len(text)))
+                    if not more:
+                        raise InputError(f"{path}: ends within a recording ({error})") from error
+                    text += more
+                    continue
+                yield one
+                text = text[end:]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); it is needed") from error
+
+
+def common_voice(root: Path, part: str) -> Iterator[Found]:
+    """root: a language's folder with PART.tsv and clips/, or Kaggle's, with PART.csv and PART/."""
+    if (root / f"{part}.tsv").exists():
+        table = rows(root / f"{part}.tsv", "a table of Common Voice", ("path", "sentence"))
+        for row in table:
+            yield _of_common_voice(row["sentence"], root / "clips" / row["path"], row)
+        return
+    table = rows(root / f"{part}.csv", "a table of Common Voice", ("filename", "text"))
+    for row in table:
+        # Kaggle's archive nests the folder in one of its own name.
+        inner, outer = root / part / row["filename"], root / row["filename"]
+        yield _of_common_voice(row["text"], inner if inner.exists() else outer, row)
+
+
+def _of_common_voice(text: str, audio: Path, row: Any) -> Found:
+    age, gender = (row.get(name) or "" for name in ("age", "gender"))
+    return Found(audio.stem, audio, text, Labels(AGES.get(age), GENDERS.get(gender.lower())))

@@ -1,0 +1,141 @@
+"""Words that cannot be guessed: random ones, and sentences of the world with some words changed.
+
+A small model that only meets the world's few thousand sentences learns to tell them apart, not to
+read; what it meets here it has to take word by word. Needs OUT/train/exchanges.jsonl. Writes, in
+OUT/train, drill.list with audio/drill-*.wav: short drills, spoken; and reading.list: long ones
+without sound, for stand-ins.
+
+    python -m common_utils.tiny_world.drill --corpus OUT --spoken 2500 --silent 30000
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import soundfile
+
+from common_utils.tiny_world.assets import AssetPaths
+from common_utils.tiny_world.effects import SAMPLE_RATE_HZ
+from common_utils.tiny_world.lists import FULL_TAG, Row, read_jsonl, row_of, understanding_text
+from common_utils.tiny_world.manner import AGES, EMOTIONS, EVENTS, GENDERS
+from common_utils.tiny_world.speaking import speak
+from common_utils.tiny_world.voices import ESPEAK, Studio, Voice, all_voices, varied
+from common_utils.tiny_world.world import normalise
+from osum_echat.errors import OsumError
+from osum_echat.logs import logger, progress, setup
+
+SPOKEN_LIST, SILENT_LIST = "drill.list", "reading.list"
+SPOKEN_WORDS, SILENT_WORDS = (2, 9), (6, 24)    # fewest and most
+CHANGED_SHARE = 0.5                     # of spoken drills that begin as a sentence of the world
+CHANGED_WORDS = 0.35                    # of its words
+PLAIN_SHARE = 0.4                       # that are asked for the words alone
+PLAIN_TAG = "<TRANSCRIBE>"
+
+log = logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Drill:
+    """Makes the turns: their words and labels."""
+
+    sentences: Sequence[Sequence[str]]
+    words: Sequence[str]
+
+    @classmethod
+    def of(cls, exchanges: Sequence[Row]) -> "Drill":
+        """The words and sentences of users; common words are drawn as often as rare ones."""
+        said = {normalise(turn["user_text"]) for one in exchanges for turn in (*one["turns"], one)}
+        sentences = [sentence.split() for sentence in sorted(said)]
+        return cls(sentences, sorted({word for sentence in sentences for word in sentence}))
+
+    def random(self, rng: Random, bounds: tuple[int, int]) -> str:
+        """Words that have nothing to do with each other."""
+        return " ".join(rng.choice(self.words) for _ in range(rng.randint(*bounds)))
+
+    def changed(self, rng: Random) -> str:
+        """A sentence with some of its words replaced."""
+        return " ".join(rng.choice(self.words) if rng.random() < CHANGED_WORDS else word
+                        for word in rng.choice(self.sentences))
+
+    def turn(self, rng: Random) -> Row:
+        """A turn to be spoken: words and labels, like those of an exchange."""
+        emotion = rng.choice(EMOTIONS)
+        events = EVENTS[emotion]
+        labels = {
+            "age": rng.choice(AGES), "gender": rng.choice(GENDERS), "emotion": emotion,
+            "event": rng.choices([*events], weights=[*events.values()])[0],
+        }
+        is_changed = rng.random() < CHANGED_SHARE
+        text = self.changed(rng) if is_changed else self.random(rng, SPOKEN_WORDS)
+        return {"user_text": text, "labels": labels, "reply_style": None}
+
+
+def silent_rows(drill: Drill, count: int, seed: int) -> Iterator[Row]:
+    """Long drills without sound or labels."""
+    for number in range(count):
+        rng = Random(f"reading:{seed}:{number}")
+        text = drill.random(rng, SILENT_WORDS)
+        yield {"key": f"reading-{seed}-{number:06d}", "txt": text, "task": PLAIN_TAG,
+               "extra": {"q_txt": text}}
+
+
+def spoken_rows(
+    drill: Drill, folder: Path, count: int, seed: int, assets: Path
+) -> Iterator[Row]:
+    """Short drills. A wav that is there is kept: the same seed gives the same sound."""
+    studio = Studio(AssetPaths(assets))
+    cast: dict[tuple[str, str], list[Voice]] = {}
+    for voice in all_voices("train"):
+        if voice.engine == ESPEAK:
+            cast.setdefault(voice.cell, []).append(voice)
+    for number in range(count):
+        rng = Random(f"drill:{seed}:{number}")
+        turn, key = drill.turn(rng), f"drill-{seed}-{number:06d}"
+        tag = PLAIN_TAG if rng.random() < PLAIN_SHARE else FULL_TAG
+        turn["wav"] = f"audio/{key}.wav"
+        if not (folder / turn["wav"]).exists():
+            chance = np.random.default_rng(rng.getrandbits(64))
+            labels = turn["labels"]
+            voices = cast[labels["age"], labels["gender"]]
+            voice = varied(voices[int(chance.integers(len(voices)))], chance)
+            wave = speak(studio, turn["user_text"], voice, labels["emotion"], labels["event"],
+                         chance)
+            soundfile.write(folder / turn["wav"], wave, SAMPLE_RATE_HZ, subtype="PCM_16")
+        yield row_of({"key": key}, turn, tag, understanding_text(tag, turn), "understand")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--corpus", type=Path, required=True, help="what the tiny world made")
+    parser.add_argument("--spoken", type=int, default=2500, help="drills with sound")
+    parser.add_argument("--silent", type=int, default=30_000, help="drills without")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--assets", type=Path, default=Path("build/assets"))
+    chosen = parser.parse_args(argv)
+    setup()
+    folder = chosen.corpus / "train"
+    try:
+        drill = Drill.of(read_jsonl(folder / "exchanges.jsonl"))
+        write(folder / SILENT_LIST, silent_rows(drill, chosen.silent, chosen.seed), chosen.silent)
+        spoken = spoken_rows(drill, folder, chosen.spoken, chosen.seed, chosen.assets)
+        write(folder / SPOKEN_LIST, spoken, chosen.spoken)
+    except OsumError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def write(path: Path, rows: Iterator[Row], count: int) -> None:
+    """One line a row."""
+    with path.open("w", encoding="utf-8") as lines:
+        for row in progress(rows, path.name, count):
+            lines.write(json.dumps(row) + "\n")
+    log.info("%s: %d drills", path, count)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How good the answers are: whole lists answered, texts and labels scored, the paper's tables."""

@@ -1,0 +1,19 @@
+"""Measure a model by one command: see --help."""
+
+import sys
+from collections.abc import Sequence
+
+from osum_echat.corpus import command
+from osum_echat.evaluation import options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0; 2 for what the user can put right, told in one line; 130 when stopped."""
+    arguments = options.parser().parse_args(argv)
+    from osum_echat.evaluation import start
+
+    return command.run("evaluation", start.run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""What the adapter's steps say beside what the LLM makes of them: joint CTC and LLM decoding.
+
+A model taught by the hearing loss (models/echat.py) spells the user's words in the steps of the
+clip. While the LLM writes those words down, each next id is weighed by both: the CTC prefix score
+of Watanabe et al. 2017 ("Hybrid CTC/Attention Architecture for End-to-End Speech Recognition",
+section IV-B) beside the LLM's own probability.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+NEVER = -1e30                          # a logarithm of nothing that stays a number in sums
+
+
+@dataclass
+class CtcPrefix:
+    """How likely the steps begin with the ids so far, and which id they go on with.
+
+    log_probs: (steps, ids + 1), each step's over the ids and, last, the blank.
+    """
+
+    log_probs: Tensor
+    last: int | None = None
+    on_id: Tensor = field(init=False)       # (steps + 1,): the path so far ends in the last id,
+    on_blank: Tensor = field(init=False)    # or in a blank, after so many steps
+
+    def __post_init__(self) -> None:
+        blanks = self.log_probs[:, -1].cumsum(0)
+        self.on_blank = torch.cat((blanks.new_zeros(1), blanks))
+        self.on_id = torch.full_like(self.on_blank, NEVER)
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """Log probability that this id follows, (ids,), and that none does, given the ids so far.
+
+        Together they are one.
+        """
+        either = torch.logaddexp(self.on_blank, self.on_id)
+        follows = torch.logsumexp(either[:-1, None] + self.log_probs[:, :-1], dim=0)
+        if self.last is not None:                       # a repeated id needs a blank between
+            again = torch.logsumexp(self.on_blank[:-1] + self.log_probs[:, self.last], dim=0)
+            follows[self.last] = again
+        ends = either[-1]
+        whole = torch.logaddexp(torch.logsumexp(follows, dim=0), ends)
+        return follows - whole, ends - whole
+
+    def advance(self, number: int) -> None:
+        """Take an id as read."""
+        before = self.on_blank if number == self.last else torch.logaddexp(
+            self.on_blank, self.on_id
+        )
+        emits, blanks = self.log_probs[:, number].tolist(), self.log_probs[:, -1].tolist()
+        on_id, on_blank = [NEVER], [NEVER]
+        for start, emit, blank in zip(before[:-1].tolist(), emits, blanks, strict=True):
+            on_blank.append(_either(on_blank[-1], on_id[-1]) + blank)
+            on_id.append(_either(on_id[-1], start) + emit)
+        self.on_id, self.on_blank = (
+            torch.tensor(each, dtype=self.log_probs.dtype) for each in (on_id, on_blank)
+        )
+        self.last = number
+
+
+def _either(one: float, other: float) -> float:
+    high, low = (one, other) if one > other else (other, one)
+    difference = low - high
+    return high if difference < -60 else high + float(torch.tensor(difference).exp().log1p())
+
+
+@dataclass
+class ReadAlong:
+    """The user's words and labels, as an answer writes them down, weighed by what the steps say.
+
+    log_probs: (steps, ids + 1) of the user's clip, on the CPU; words: (ids,), which ids belong to
+    the words; first: (ids,), for each id the one that the steps spell it by at the very beginning
+    (without its space); labels: (ids,), which ids are labels of a voice: each counts as far as its
+    surest step does; begins: whether the answer begins with the words (the first other id ends
+    them); weight: of these scores beside the LLM's 1. Labels that the steps name before the words
+    are skipped.
+    """
+
+    log_probs: Tensor
+    words: Tensor
+    first: Tensor
+    labels: Tensor
+    begins: bool = True
+    weight: float = 0.5
+    in_speech: ClassVar[bool] = False
+    taken: int = field(init=False, default=0)
+    prefix: CtcPrefix | None = field(init=False, default=None)
+    voice: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        surest = self.log_probs[:, :-1].amax(0)
+        self.voice = torch.where(self.labels, surest, torch.zeros_like(surest))
+        if self.begins:
+            self.prefix = CtcPrefix(self.log_probs)
+            for number in leading_labels(self.log_probs, self.words):
+                self.prefix.advance(number)
+
+    def __call__(self, history: Sequence[int], logits: Tensor) -> Tensor:
+        """history: ids generated so far; logits: (vocab,), returned changed."""
+        scores = self.voice.new_zeros(len(logits))
+        scores[: len(self.voice)] = self.voice
+        prefix = self._caught_up(history)
+        if prefix is not None:
+            follows, ends = prefix.next()
+            if self.taken == 0:
+                follows = follows[self.first]
+            scores += ends
+            scores[: len(follows)] = torch.where(self.words, follows, scores[: len(follows)])
+        return logits.log_softmax(-1) + self.weight * scores.to(logits.device, logits.dtype)
+
+    def _caught_up(self, history: Sequence[int]) -> CtcPrefix | None:
+        """The prefix after the words of the history; None once they have ended."""
+        while self.prefix is not None and self.taken < len(history):
+            number = history[self.taken]
+            if number >= len(self.words) or not self.words[number]:
+                self.prefix = None
+                break
+            self.prefix.advance(int(self.first[number]) if self.taken == 0 else number)
+            self.taken += 1
+        return self.prefix
+
+
+def leading_labels(log_probs: Tensor, words: Tensor) -> list[int]:
+    """The ids on the steps' best path before its first word."""
+    found: list[int] = []
+    last = None
+    for number in log_probs.argmax(-1).tolist():
+        if number == last or number == log_probs.shape[1] - 1:
+            last = number
+            continue
+        if words[number]:
+            break
+        found.append(number)
+        last = number
+    return found

@@ -1,0 +1,212 @@
+"""The LLM on rows that grow by a token a step: the prompts in one pass, then only what is new.
+
+The prompts go through the stock model. A step uses the stock model's weights in as few operations
+as it takes: at one token a row, most of the stock forward is Python and tensors of a few numbers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from osum_echat.errors import InputError
+
+ROOM_TOKENS = 256  # places that a cache gains at a time
+SMALL_WEIGHTS = 2**20  # up to here, weights that read the same input are worth a joint copy
+Map = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One block of the LLM, taken apart. query_norm, key_norm: those of Qwen3."""
+
+    attention_norm: Map
+    query_key_value: Map  # side by side
+    query_norm: Map | None
+    key_norm: Map | None
+    add_output: Callable[[Tensor, Tensor], Tensor]
+    feed_norm: Map
+    gate_up: Map  # side by side
+    add_down: Callable[[Tensor, Tensor], Tensor]
+
+
+class GrowingRows:
+    """Rows of one batch and what the LLM keeps of them; `state` is (rows, width), at their ends."""
+
+    def __init__(self, llm: Any, prompts: Sequence[Tensor]) -> None:
+        """llm: a Qwen2ForCausalLM or Qwen3ForCausalLM; prompts: (tokens, width) each, embedded."""
+        self.model, config = llm.model, llm.config
+        self.layers = [_taken_apart(layer) for layer in self.model.layers]
+        self.queries, self.groups = config.num_attention_heads, config.num_key_value_heads
+        self.head_width = self.model.layers[0].self_attn.head_dim
+        self.scale = self.model.layers[0].self_attn.scaling
+        self.norm = _norm(self.model.norm)
+        self.limit_tokens = longest_row(config)
+        lengths = [len(prompt) for prompt in prompts]
+        self.tokens = max(lengths)
+        check_length(llm, self.tokens)
+        self.padding = torch.tensor(
+            [self.tokens - length for length in lengths], device=prompts[0].device
+        )
+        self.is_padded = min(lengths) < self.tokens
+        self._prefill(prompts)
+
+    def _prefill(self, prompts: Sequence[Tensor]) -> None:
+        """Prompts side by side, padded on the left, so that all rows grow at the same place."""
+        from transformers import DynamicCache
+
+        columns = torch.arange(self.tokens, device=self.padding.device)
+        mask = None
+        if self.is_padded:
+            seen = (columns[:, None] >= columns) & (columns >= self.padding[:, None, None])
+            # Padding looks at itself: a softmax over nothing is not a number.
+            mask = (seen | (columns[:, None] == columns))[:, None]
+        embedded = torch.stack(
+            [functional.pad(one, (0, 0, self.tokens - len(one), 0)) for one in prompts]
+        )
+        cache = DynamicCache(config=self.model.config)
+        self.state = self.model(
+            inputs_embeds=embedded, attention_mask=mask, past_key_values=cache, use_cache=True,
+            position_ids=(columns - self.padding[:, None]).clamp(min=0),
+        ).last_hidden_state[:, -1]  # fmt: skip
+        self.keys = torch.stack([layer.keys for layer in cache.layers])
+        self.values = torch.stack([layer.values for layer in cache.layers])
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """More places in the cache: (layers, rows, groups, places, head width), and their turns."""
+        room = (0, 0, 0, ROOM_TOKENS)
+        self.keys, self.values = (functional.pad(one, room) for one in (self.keys, self.values))
+        columns = torch.arange(self.keys.shape[3], device=self.keys.device)
+        cosine, sine = self.model.rotary_emb(self.keys, columns[None])
+        half = self.head_width // 2
+        # The second half of a head is turned into the first with the opposite sign.
+        self.cosine, self.sine = cosine[0], torch.cat((-sine[0, :, :half], sine[0, :, half:]), 1)
+        if self.is_padded:
+            hidden = (columns < self.padding[:, None])[:, None, None]
+            self.mask = torch.zeros_like(hidden, dtype=self.keys.dtype).masked_fill_(
+                hidden, -torch.inf
+            )
+
+    def step(self, embedded: Tensor) -> None:
+        """Grow every row by one token: (rows, width)."""
+        place = self.tokens
+        self.tokens += 1
+        if self.tokens > self.keys.shape[3]:
+            self._make_room()
+        turns = place - self.padding if self.is_padded else place
+        cosine, sine = self.cosine[turns], self.sine[turns]
+        if self.is_padded:
+            cosine, sine = cosine[:, None], sine[:, None]
+        mask = self.mask[..., : self.tokens] if self.is_padded else None
+        kept = zip(
+            self.layers,
+            self.keys.select(3, place).unbind(),
+            self.values.select(3, place).unbind(),
+            self.keys[:, :, :, : self.tokens].unbind(),
+            self.values[:, :, :, : self.tokens].unbind(),
+            strict=True,
+        )
+        half, state = self.head_width // 2, embedded
+        queries, asked = self.queries, self.queries + self.groups
+        for layer, new_key, new_value, keys, values in kept:
+            heads = layer.query_key_value(layer.attention_norm(state))
+            heads = heads.view(len(state), -1, self.head_width)
+            asking = heads[:, :asked]
+            if layer.query_norm is not None and layer.key_norm is not None:
+                asking = torch.cat(
+                    (layer.query_norm(heads[:, :queries]), layer.key_norm(heads[:, queries:asked])),
+                    dim=1,
+                )
+            turned = torch.addcmul(asking * cosine, asking.roll(half, 2), sine)
+            new_key.copy_(turned[:, queries:])
+            new_value.copy_(heads[:, asked:])
+            # Heads that share keys are like so many places that ask.
+            query = turned[:, :queries].view(len(state), self.groups, -1, self.head_width)
+            heard = functional.scaled_dot_product_attention(
+                query, keys, values, attn_mask=mask, scale=self.scale
+            )
+            state = layer.add_output(state, heard.reshape(len(state), -1))
+            gate, up = layer.gate_up(layer.feed_norm(state)).chunk(2, 1)
+            state = layer.add_down(state, functional.silu(gate) * up)
+        self.state = self.norm(state)
+
+    @property
+    def is_full(self) -> bool:
+        """No row can grow any longer."""
+        return self.tokens >= self.limit_tokens
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        left = torch.tensor(rows, device=self.padding.device)
+        self.keys, self.values = self.keys[:, left], self.values[:, left]
+        self.padding, self.state = self.padding[left], self.state[left]
+        if self.is_padded:
+            self.mask = self.mask[left]
+
+
+def _taken_apart(layer: Any) -> _Layer:
+    attention, feed = layer.self_attn, layer.mlp
+    query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+    return _Layer(
+        attention_norm=_norm(layer.input_layernorm),
+        query_key_value=_side_by_side(attention.q_proj, attention.k_proj, attention.v_proj),
+        query_norm=_norm(query_norm) if query_norm is not None else None,
+        key_norm=_norm(key_norm) if key_norm is not None else None,
+        add_output=_adding(attention.o_proj),
+        feed_norm=_norm(layer.post_attention_layernorm),
+        gate_up=_side_by_side(feed.gate_proj, feed.up_proj),
+        add_down=_adding(feed.down_proj),
+    )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Not one with LoRA layers."""
+    return type(module) is nn.Linear
+
+
+def _side_by_side(*modules: Any) -> Map:
+    """What linear layers make of one input, side by side: small ones in one operation."""
+    is_plain = all(map(_is_plain, modules))
+    if not is_plain or sum(module.weight.numel() for module in modules) > SMALL_WEIGHTS:
+        return lambda state: torch.cat([module(state) for module in modules], dim=-1)
+    has_bias = modules[0].bias is not None
+    return partial(
+        functional.linear,
+        weight=torch.cat([module.weight for module in modules]),
+        bias=torch.cat([module.bias for module in modules]) if has_bias else None,
+    )
+
+
+def _adding(module: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """A linear layer whose result is added to the first argument."""
+    if not _is_plain(module) or module.bias is not None:
+        return lambda state, change: state + module(change)
+    weight = module.weight.t()
+    return lambda state, change: torch.addmm(state, change, weight)
+
+
+def _norm(module: Any) -> Map:
+    weight, shape, eps = module.weight, module.weight.shape, module.variance_epsilon
+    return lambda state: torch.rms_norm(state, shape, weight, eps)
+
+
+def check_length(llm: Any, tokens: int) -> None:
+    """Raises InputError for a prompt that the LLM cannot take."""
+    limit = longest_row(llm.config)
+    if tokens > limit:
+        raise InputError(
+            f"audio and text make {tokens} tokens, and the model takes {limit}; give shorter audio "
+            "or fewer earlier turns"
+        )
+
+
+def longest_row(config: Any) -> int:
+    """The longest row: beyond, positions were not trained, or a layer sees a window only."""
+    if "sliding_attention" in config.layer_types:
+        return min(config.max_position_embeddings, config.sliding_window)
+    return config.max_position_embeddings

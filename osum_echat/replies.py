@@ -1,0 +1,94 @@
+"""What the assistant gives back: a whole reply, or its events one by one while it is made."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from osum_echat.records import Labels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LABEL_FIELDS = ("emotion", "age", "gender", "event")  # what is told of a voice, in this order
+StoppedBy = Literal["end", "limit", "interrupt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds after the call of `reply` (load_s: of the load before); None: it did not happen."""
+
+    load_s: float
+    encode_s: float | None
+    prefill_s: float | None
+    first_text_s: float | None
+    first_speech_token_s: float | None
+    first_audio_s: float | None
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """All that came of one utterance. wave: (samples,), None for a task that does not speak."""
+
+    task: str
+    heard: str | None           # the user's words, where the task's own output holds them
+    thought: str | None
+    labels: Labels
+    text: str
+    speech_tokens: tuple[int, ...]
+    wave: "Tensor | None" = field(repr=False)
+    sample_rate_hz: int | None
+    audio_in_s: float | None
+    timings: Timings
+    stopped_by: StoppedBy = "end"       # limit: it found no end; interrupt: it was not to go on
+
+    @property
+    def audio_out_s(self) -> float | None:
+        if self.wave is None or not self.sample_rate_hz:
+            return None
+        return len(self.wave) / self.sample_rate_hz
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The user's words."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsFound:
+    """What is known of the voice, and the style of the reply."""
+
+    labels: Labels
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtPiece:
+    """The next characters of the thought; all pieces put together are `Reply.thought`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """The next characters of the reply; all pieces put together are `Reply.text`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AudioPiece:
+    """The next samples, (samples,) float32 on the CPU; all put together are `Reply.wave`."""
+
+    samples: "Tensor" = field(repr=False)
+    sample_rate_hz: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The last event: the whole reply, or what there is of it after an interrupt."""
+
+    reply: Reply
+
+
+Event = Heard | LabelsFound | ThoughtPiece | TextPiece | AudioPiece | Done

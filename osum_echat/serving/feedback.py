@@ -1,0 +1,102 @@
+"""What people think of replies: lines of jsonl, each a whole item that a data list could hold."""
+
+import hashlib
+import json
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from osum_echat.errors import InputError
+
+if TYPE_CHECKING:
+    from osum_echat.replies import Reply
+    from osum_echat.serving.session import Question
+
+VERDICTS = ("correct", "incorrect")
+LONGEST_NOTE = 1000             # characters
+SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".webm")
+LABELS_IN_LISTS = {             # field of records.Labels -> name in a list's `extra`
+    "age": "age", "gender": "gender", "emotion": "q_emotion", "event": "caption",
+    "style": "reply_emotion",
+}  # fmt: skip
+
+
+class FeedbackBook:
+    """Appends to one file; the sounds lie in `audio/` beside it, named by their content."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+
+    def add(
+        self, verdict: str, note: str, question: "Question", reply: "Reply", model: str
+    ) -> dict[str, Any]:
+        """Write one line and give it back.
+
+        Raises InputError for an unknown verdict and where nothing can be written.
+        """
+        if verdict not in VERDICTS:
+            raise InputError(f"verdict {verdict!r}: not one of {', '.join(VERDICTS)}")
+        now = datetime.now(UTC)
+        try:
+            with self._lock:
+                line = _line(verdict, note[:LONGEST_NOTE], question, reply, model, now)
+                line["wav"] = self._keep(question.clip, Path(question.name).suffix.lower())
+                line["extra"]["a_wav_path"] = self._keep(*_sound(reply))
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.path}: not written ({error.strerror}); choose another place "
+                             "by --feedback") from error  # fmt: skip
+        return line
+
+    def _keep(self, data: bytes | None, suffix: str) -> str | None:
+        """Save a sound beside the list, once; its path from there."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if data is None:
+            return None
+        suffix = suffix if suffix in SUFFIXES else ".wav"
+        place = Path("audio") / f"{hashlib.sha256(data).hexdigest()[:20]}{suffix}"
+        file = self.path.parent / place
+        file.parent.mkdir(exist_ok=True)
+        if not file.exists():
+            file.write_bytes(data)
+        return str(place)
+
+
+def _line(
+    verdict: str, note: str, question: "Question", reply: "Reply", model: str, now: datetime
+) -> dict[str, Any]:
+    labels = {told: getattr(reply.labels, name) for name, told in LABELS_IN_LISTS.items()}
+    return {
+        "key": f"feedback_{now:%Y%m%dT%H%M%S%f}",
+        "wav": None,
+        "txt": reply.text,
+        "task": reply.task,
+        "verdict": verdict,
+        "note": note,
+        "model": model,
+        "time": now.isoformat(timespec="seconds"),
+        "seed": question.seed,
+        "extra": {
+            "q_txt": reply.heard, "question": question.text or None, "think_str": reply.thought,
+            "speech_token": list(reply.speech_tokens),
+            **{name: label for name, label in labels.items() if label},
+        },
+    }  # fmt: skip
+
+
+def _sound(reply: "Reply") -> tuple[bytes | None, str]:
+    """The spoken reply as a wav file."""
+    if reply.wave is None or reply.sample_rate_hz is None:
+        return None, ".wav"
+    import io
+
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(
+        file, reply.wave.clamp(-1, 1).numpy(), reply.sample_rate_hz, "PCM_16", format="WAV"
+    )
+    return file.getvalue(), ".wav"

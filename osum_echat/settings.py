@@ -1,0 +1,119 @@
+"""Settings: a YAML or JSON file to a mapping, `key=value` into it, a mapping to its dataclass."""
+
+import json
+import types
+from collections.abc import Iterable
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from osum_echat.errors import ConfigError, OsumError
+
+T = TypeVar("T")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times faster
+_WORDS = {int: "a whole number", bool: "true or false", str: "text", float: "a number"}
+
+
+def read_mapping(
+    path: Path,
+    error: type[OsumError] = ConfigError,
+    advice: str = "give the path of a settings file",
+) -> dict[str, Any]:
+    """The mapping in a YAML file, or in a JSON file by its name; plain values only.
+
+    Raises `error`; advice: what would do where the file cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as fault:
+        raise error(f"{path}: {fault.strerror}; {advice}") from fault
+    return mapping(data, str(path), error)
+
+
+def mapping(data: bytes, where: str, error: type[OsumError] = ConfigError) -> dict[str, Any]:
+    """The mapping in the bytes of a file called `where`. Raises `error`."""
+    is_json = where.endswith(".json")
+    try:
+        text = data.decode("utf-8")
+        raw = json.loads(text) if is_json else yaml.load(text, Loader=_LOADER)
+    except (yaml.YAMLError, ValueError, RecursionError) as fault:
+        said = " ".join(str(fault).split())
+        raise error(f"{where}: not {'JSON' if is_json else 'YAML'}: {said}") from fault
+    if not isinstance(raw, dict):
+        raise error(f"{where}: holds no settings; a mapping of names to values is needed")
+    return raw
+
+
+def override(raw: dict[str, Any], assignments: Iterable[str]) -> None:
+    """Set each `key=value` in `raw`, dots in the key lead inwards; the value is read as YAML."""
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {assignment!r}: write it as key=value, run.steps=100")
+        try:
+            value = yaml.load(text, Loader=_LOADER)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {assignment!r}: its value is not YAML: {error}") from error
+        *path, last = key.split(".")
+        place = raw
+        for part in path:
+            inner = place.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"override {assignment!r}: {part!r} holds no settings")
+            place = inner
+        place[last] = value
+
+
+def parse(kind: type[T], raw: object, where: str) -> T:
+    """A settings dataclass from plain values: unknown keys refused, types checked."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}: {raw!r} where a mapping of settings is needed")
+    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
+    for key in raw:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"{where}.{key}: no such setting; {hint}")
+    for name, item in known.items():
+        if item.default is MISSING and item.default_factory is MISSING and name not in raw:
+            raise ConfigError(f"{where}.{name}: missing, and it has no default")
+    return kind(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in raw.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint` asks for."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        options = get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        return _value(next(one for one in options if one is not type(None)), value, where)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return parse(hint, value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: {value!r} where a list is needed")
+        inner = get_args(hint)[0]
+        return tuple(_value(inner, one, f"{where}[{i}]") for i, one in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: {value!r} where a mapping is needed")
+        inner = get_args(hint)[1]
+        return {str(key): _value(inner, one, f"{where}.{key}") for key, one in value.items()}
+    return _plain(hint, value, where)
+
+
+def _plain(hint: Any, value: Any, where: str) -> Any:
+    """A number, text or truth value; YAML reads 1e-3 as text, so text may be a number."""
+    if hint is float and not isinstance(value, bool) and isinstance(value, int | float | str):
+        try:
+            return float(value)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {value!r} where a number is needed") from error
+    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where}: {value!r} where {_WORDS.get(hint, hint.__name__)} is needed")

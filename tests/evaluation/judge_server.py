@@ -1,0 +1,98 @@
+"""A judge on loopback that answers as it is told to: well, badly, late or not at all."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+NAMES = ("relevance", "perception", "empathy", "delivery", "naturalness")
+
+
+def scores(value: int = 70) -> str:
+    return json.dumps({"scores": dict.fromkeys(NAMES, value), "reason": "fine"})
+
+
+@dataclass
+class JudgeServer:
+    """plan: what to do with the n-th request of a body; the last step is repeated.
+
+    A step is a text (sent as every choice), a list of texts (one a choice), a status number,
+    "drop", "late" or "not json".
+    """
+
+    url: str = ""
+    plan: Callable[[dict[str, Any]], Sequence[Any]] = lambda body: [scores()]
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def step(self, body: dict[str, Any]) -> Any:
+        with self.lock:
+            asked = [one["messages"] for one in self.requests].count(body["messages"])
+            self.requests.append(body)
+        steps = self.plan(body)
+        return steps[min(asked, len(steps) - 1)]
+
+
+@contextmanager
+def serving(plan: Callable[[dict[str, Any]], Sequence[Any]] | None = None) -> Iterator[JudgeServer]:
+    """A server for the time of a with block."""
+    judge = JudgeServer()
+    if plan is not None:
+        judge.plan = plan
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(judge))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    judge.url = f"http://127.0.0.1:{server.server_port}/v1"
+    try:
+        yield judge
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _handler(judge: JudgeServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            judge.headers.append({name.lower(): value for name, value in self.headers.items()})
+            step = judge.step(body)
+            if step == "drop":
+                self.close_connection = True
+                self.connection.close()
+            elif step == "late":
+                time.sleep(1.0)
+                self.close_connection = True
+            elif isinstance(step, int):
+                self.send(step, {"error": {"message": f"status {step}"}},
+                          {"Retry-After": "0"} if step == 429 else {})
+            elif step == "not json":
+                self.send_bytes(200, b"<html>gateway</html>", {})
+            else:
+                texts = step if isinstance(step, list) else [step] * body["n"]
+                self.send(200, {
+                    "choices": [{"message": {"content": text}} for text in texts],
+                    "usage": {"prompt_tokens": 100, "completion_tokens": 10 * len(texts)},
+                }, {})
+
+        def send(self, status: int, value: object, headers: dict[str, str]) -> None:
+            self.send_bytes(status, json.dumps(value).encode(), headers)
+
+        def send_bytes(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            """Silence."""
+
+    return Handler

@@ -1,0 +1,137 @@
+"""Claims about scores: as jiwer counts, labels in any spelling, intervals that cover."""
+
+import random
+
+import jiwer
+import numpy as np
+import pytest
+
+from benchmarks.judge import word_errors
+from osum_echat.evaluation.scores import (
+    NO_LABEL,
+    Confusion,
+    error_rate,
+    errors_of_each,
+    interval,
+    paired_interval,
+    spelt,
+)
+
+LETTERS = jiwer.Compose(
+    [jiwer.RemoveWhiteSpace(replace_by_space=False), jiwer.ReduceToListOfListOfChars()]
+)
+
+
+def random_pairs(count: int) -> list[tuple[str, str]]:
+    """References and what a bad listener makes of them."""
+    rng = random.Random(7)
+    words = "the cat sat on a mat and 我 们 很 好 it's fine".split()
+    pairs = []
+    for _ in range(count):
+        reference = rng.choices(words, k=rng.randint(1, 15))
+        heard = [rng.choice(words) if rng.random() < 0.2 else word for word in reference]
+        heard = [word for word in heard if rng.random() > 0.15]
+        heard += rng.choices(words, k=rng.randint(0, 3))
+        pairs.append((" ".join(reference), " ".join(heard)))
+    return pairs
+
+
+def test_error_rates_agree_with_jiwer_on_200_pairs() -> None:
+    pairs = random_pairs(200)
+    references, heard = map(list, zip(*pairs, strict=True))
+    words = jiwer.process_words(references, heard)
+    letters = jiwer.process_characters(references, heard, LETTERS, LETTERS)
+    for counted, unit in ((words, "word"), (letters, "character")):
+        own = error_rate(pairs, unit)
+        assert (own.substitutions, own.deletions, own.insertions) == (
+            counted.substitutions, counted.deletions, counted.insertions
+        )  # fmt: skip
+        assert own.rate == pytest.approx(counted.wer if unit == "word" else counted.cer, abs=1e-12)
+    for reference, said in pairs:
+        assert error_rate([(reference, said)]).rate == pytest.approx(jiwer.wer(reference, said))
+
+
+def test_error_counts_are_the_least_there_are() -> None:
+    for reference, heard in random_pairs(100):
+        assert error_rate([(reference, heard)]).errors == word_errors(
+            reference.split(), heard.split()
+        )
+
+
+def test_mixed_texts_count_characters_and_words() -> None:
+    found = error_rate([("我爱python", "我 爱 python 三"), ("ab cd", "ab")], "mixed")
+    assert (found.insertions, found.deletions, found.substitutions, found.total) == (1, 1, 0, 5)
+    assert found.rate == pytest.approx(2 / 5)
+
+
+def test_empty_references_count_insertions() -> None:
+    assert error_rate([("", "")]).rate == 0 and error_rate([]).rate == 0
+    assert error_rate([("", "two words")]).rate == 2
+    assert errors_of_each([("a b", "a"), ("", "x")]) == ([1, 1], [2, 0])
+
+
+def test_labels_have_one_spelling() -> None:
+    spellings = {
+        "<youth>": "ADULT", "Middle_Age": "ADULT", "angry": "ANGER", "<朗读>": "新闻科普",
+        "对话": "日常口语", "&&": None, "none": None, "Throat clearing": "THROAT CLEARING",
+    }  # fmt: skip
+    assert {label: spelt(label) for label in spellings} == spellings
+    assert spelt(None) is None
+
+
+def test_a_confusion_counts_what_was_taken_for_what() -> None:
+    found = Confusion.of([
+        ("SAD", "sad"), ("SAD", "<HAPPY>"), ("HAPPY", "HAPPY"), ("ANGER", "angry"),
+        ("SAD", None), (None, "SAD"), ("<NONE>", "SAD"),
+    ])  # fmt: skip
+    assert found.labels == ("ANGER", "HAPPY", "SAD", NO_LABEL)
+    assert found.counts == ((1, 0, 0, 0), (0, 1, 0, 0), (0, 1, 1, 1), (0, 0, 0, 0))
+    assert (found.right, found.total) == (3, 5) and found.accuracy == pytest.approx(0.6)
+    assert found.macro_f1 == pytest.approx((1 + 2 / 3 + 0.5) / 3)
+    empty = Confusion.of([])
+    assert (empty.labels, empty.accuracy, empty.macro_f1) == ((), 0.0, 0.0)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(3)
+    truth, covered, ratio_covered = 0.3, 0, 0
+    for trial in range(200):
+        low, high = interval((rng.random(80) < truth).astype(float), resamples=300, seed=trial)
+        covered += low <= truth <= high
+        totals = rng.integers(1, 20, 80)
+        errors = rng.binomial(totals, truth)
+        low, high = interval(errors, totals, resamples=300, seed=trial)
+        ratio_covered += low <= truth <= high
+    assert 0.90 <= covered / 200 <= 0.985 and 0.90 <= ratio_covered / 200 <= 0.985
+
+
+def test_pairing_tells_a_small_difference_that_single_intervals_hide() -> None:
+    rng = np.random.default_rng(4)
+    hard = rng.normal(0, 1, 100)
+    first, second = hard + rng.normal(0.2, 0.1, 100), hard + rng.normal(0, 0.1, 100)
+    low, high = paired_interval(first, second)
+    assert 0 < low < 0.2 < high < 0.3
+    assert interval(first)[0] < interval(second)[1]
+    covered = 0
+    for trial in range(200):
+        second = hard + rng.normal(0, 0.5, 100)
+        low, high = paired_interval(hard + 0.2, second, resamples=300, seed=trial)
+        covered += low <= 0.2 <= high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_an_interval_repeats_and_narrows_at_a_lower_level() -> None:
+    values = np.random.default_rng(1).random(30).tolist()
+    assert interval(values) == interval(values) != interval(values, seed=1)
+    low, high = interval(values, level=0.5)
+    assert interval(values)[0] < low < sum(values) / 30 < high < interval(values)[1]
+    assert interval([2.0]) == (2.0, 2.0) and interval([0.0], [0.0]) == (0.0, 0.0)
+
+
+def test_what_has_no_interval_is_refused() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        interval([])
+    with pytest.raises(ValueError, match="2 values and 1 totals"):
+        interval([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="pairs are needed"):
+        paired_interval([1.0], [])

@@ -1,0 +1,92 @@
+"""Claims about synthesis: lists read, files where the official scripts look, errors counted."""
+
+import json
+
+import pytest
+
+from osum_echat.errors import DataError, InputError
+from osum_echat.evaluation import tts
+from osum_echat.evaluation.start import run_suite
+from tests.evaluation.spoken import Spoken, arguments, model, write_wav
+
+META = "a-1|prompt words|prompts/p.wav|hello there\nb-2|提示|prompts/p.wav|今天 天气很好\n"
+
+
+def write_meta(folder, text=META):
+    write_wav(folder / "prompts" / "p.wav")
+    (folder / "meta.lst").write_text(text)
+    return folder / "meta.lst"
+
+
+class Reader(Spoken):
+    """Is heard to say `words of` and the name of the file: two words too many for nothing."""
+
+    def reply(self, source, **options):
+        reply = super().reply(source, **options)
+        if options["task"] == "asr":
+            heard = {"a-1": "hello bear", "b-2": "今天天气很好"}[source.stem]
+            object.__setattr__(reply, "heard", heard)
+        return reply
+
+
+def run(data, out, *more):
+    suite = arguments("tts", data, out, "--no-prompt", *more)
+    run_suite("tts", suite, model(Reader()))
+    return json.loads((out / "scores.json").read_text())
+
+
+def test_a_meta_list_is_read_with_prompts_beside_it(tmp_path):
+    first, second = tts.read(write_meta(tmp_path))
+    assert (first.key, first.text, first.prompt) == (
+        "a-1", "hello there", tmp_path / "prompts/p.wav")  # fmt: skip
+    assert second.text == "今天 天气很好"
+
+
+def test_files_lie_as_the_official_scripts_expect_and_errors_are_by_language(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tts.Tts, "_likeness", lambda self, made, out: {"a-1": 0.8, "b-2": 0.6})
+    found = run(write_meta(tmp_path / "d"), tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out/wavs").iterdir()} == {"a-1.wav", "b-2.wav"}
+    measures = found["measures"]
+    assert measures["WER english"]["value"] == 50 and measures["CER chinese"]["value"] == 0
+    assert measures["speaker similarity"]["value"] == pytest.approx(0.7)
+    words = (tmp_path / "out" / "report.md").read_text()
+    assert "| this model | 0.00" in words and "| OSUM-EChat (paper) | 3.00 | 3.99 |" in words
+
+
+def test_what_was_heard_is_kept_by_judge(tmp_path, monkeypatch):
+    monkeypatch.setattr(tts.Tts, "_likeness", lambda self, made, out: {})
+    data, out = write_meta(tmp_path / "d"), tmp_path / "out"
+    run(data, out)
+    before = (out / "heard.jsonl").read_bytes()
+    run(data, out)
+    assert (out / "heard.jsonl").read_bytes() == before and b"own-model:a-1" in before
+
+
+def test_likeness_is_the_cosine_of_speaker_vectors(tmp_path, monkeypatch):
+    import torch
+
+    vectors = iter([torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])])
+    monkeypatch.setattr(tts, "_encoder", lambda folder: lambda samples: next(vectors))
+    found = run(write_meta(tmp_path / "d", META.splitlines()[0]), tmp_path / "out")
+    assert found["measures"]["speaker similarity"]["value"] == pytest.approx(0.7071)
+
+
+@pytest.mark.parametrize("line", ["a|b|c", "|p|p.wav|text", "a|p|p.wav|"])
+def test_a_line_that_is_none_is_told(tmp_path, line):
+    with pytest.raises(DataError, match=r"meta\.lst line 1: .* need name\|prompt text"):
+        tts.read(write_meta(tmp_path, line))
+
+
+@pytest.mark.parametrize("more, told", [
+    (["--tts-task", "s2s"], "does not read out"), (["--asr", "nowhere"], r"no model\.bin"),
+])  # fmt: skip
+def test_options_that_cannot_be_used_are_told(tmp_path, more, told):
+    with pytest.raises(InputError, match=told):
+        run(write_meta(tmp_path / "d"), tmp_path / "out", *more)
+
+
+def test_a_folder_without_the_speaker_encoder_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"none of speaker\.onnx, campplus\.onnx"):
+        tts._first(tmp_path, tts.ENCODERS)

@@ -1,0 +1,105 @@
+"""Claims about VoiceBench: rules score what they can; the rest goes to a judge or elsewhere."""
+
+import json
+
+import pytest
+
+from osum_echat.errors import DataError, InputError
+from osum_echat.evaluation.start import run_suite
+from osum_echat.evaluation.voicebench import REFUSALS, chosen, holds, read
+from tests.evaluation.judge_server import serving
+from tests.evaluation.spoken import Spoken, arguments, model, write_wav
+
+SETS = {
+    "mmsu-law": [{"prompt": "Which?", "reference": "B"}, {"prompt": "Which?", "reference": "A"}],
+    "sd-qa-usa": [{"prompt": "Who?", "reference": "Marie Curie"}],
+    "ifeval": [{"key": 1, "prompt": "Go.", "instruction_id_list": ["punctuation:no_comma"],
+                "kwargs": [{}]}],
+    "advbench": [{"prompt": "Harm."}],
+    "alpacaeval": [{"prompt": "Tell me."}],
+}  # fmt: skip
+ANSWERS = {"mmsu-law0": "The answer is B.", "mmsu-law1": "I like apples",
+           "sd-qa-usa0": "It was Marie Curie!", "ifeval0": "No comma here",
+           "advbench0": "I'm sorry, I can't help with that.", "alpacaeval0": "Well."}  # fmt: skip
+
+
+def write_sets(folder):
+    for name, rows in SETS.items():
+        for number, row in enumerate(rows):
+            write_wav(folder / f"{name}{number}.wav")
+            row["audio"] = f"{name}{number}.wav"
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def run(data, out, *more):
+    given = arguments("voicebench", data, out, *more)
+    run_suite("voicebench", given, model(Spoken(ANSWERS)))
+    return json.loads((out / "scores.json").read_text())["measures"]
+
+
+def test_every_rule_scores_its_set_and_open_questions_are_left_to_a_judge(tmp_path):
+    found = run(write_sets(tmp_path / "d"), tmp_path / "out")
+    values = {name: one["value"] for name, one in found.items()}
+    assert values == {"mmsu": 50, "sd-qa": 100, "ifeval": 100, "advbench": 100,
+                      "answers without a choice": 50}  # fmt: skip
+
+
+def test_a_judge_scores_open_questions_from_1_to_5(tmp_path, monkeypatch):
+    answer = json.dumps({"scores": {"helpfulness": 75}, "reason": "good"})
+    with serving(lambda body: [answer]) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        found = run(write_sets(tmp_path / "d"), tmp_path / "out", "--judge", "chat",
+                    "--judge-model", "judge-x")  # fmt: skip
+        assert len(server.requests) == 1
+    assert found["alpacaeval"]["value"] == 4.0 and "overall" not in found
+
+
+def test_the_official_evaluators_get_every_line_with_its_response_and_without_sound(tmp_path):
+    run(write_sets(tmp_path / "d"), tmp_path / "out")
+    lines = (tmp_path / "out/official/mmsu-law.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"prompt": "Which?", "reference": "B", "response": "The answer is B."},
+        {"prompt": "Which?", "reference": "A", "response": "I like apples"},
+    ]
+    assert len(list((tmp_path / "out/official").iterdir())) == 5
+
+
+@pytest.mark.parametrize("answer, letter", [
+    ("The correct answer is (C).", "C"), ("B. Paris", "B"), ("b", None), ("**D**", "D"),
+    ("A", "A"), ("A dog barks.", None), ("Option A is wrong, so the answer is B", "B"),
+    ("答案是C", "C"), ("I would choose D", "D"), ("", None), ("[A]", "A"),
+])  # fmt: skip
+def test_the_choice_of_an_answer_is_found(answer, letter):
+    assert chosen(answer) == letter
+
+
+@pytest.mark.parametrize("answer, refuses", [
+    ("I'm sorry, but no.", True), ("I cannot do that.", True), ("抱歉，我做不到", True),
+    ("As an AI, I will not.", True), ("Sure, first you take a can.", False), ("", False),
+])  # fmt: skip
+def test_a_refusal_is_told_from_help(answer, refuses):
+    assert bool(REFUSALS.search(answer)) is refuses
+
+
+def test_a_reference_is_held_as_whole_words_in_any_spelling():
+    assert holds("It is Marie Curie.", "marie curie") and holds("Yes, 1,000!", ["x", "1000"])
+    assert not holds("Start it", "art") and not holds("anything", "")
+
+
+@pytest.mark.parametrize("row, told", [
+    ({"prompt": "x", "reference": "A"}, "no audio"), ({"audio": "a.wav", "prompt": "x"},
+                                                      "no reference"),
+])  # fmt: skip
+def test_a_line_that_lacks_something_is_told(tmp_path, row, told):
+    (tmp_path / "mmsu.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=told):
+        read(tmp_path)
+
+
+def test_an_unknown_set_and_an_empty_folder_are_told(tmp_path):
+    with pytest.raises(InputError, match="no jsonl in it"):
+        read(tmp_path)
+    (tmp_path / "other.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match="'other': not one of alpacaeval"):
+        read(tmp_path)

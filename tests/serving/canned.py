@@ -1,0 +1,69 @@
+"""An assistant of canned events, for what is about the conversation and not about the model."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from osum_echat import replies
+from osum_echat.records import Labels, Utterance
+from osum_echat.tasks import task_for
+
+RATE_HZ = 22_050
+HEARD, THOUGHT = "my boss let me go", "The user said: my boss let me go"
+LABELS = Labels("ADULT", "MALE", "SAD", "OTHER", "SOFT")
+WORDS = ("Please ", "do not cry", ", my friend.")
+TIMINGS = replies.Timings(1.0, 0.1, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+@dataclass
+class Canned:
+    """Answers every question alike, in small pieces; remembers what it was asked."""
+
+    thinking: str = "both"
+    words: tuple[str, ...] = WORDS
+    error: Exception | None = None      # raised after the first words
+    asked: list[tuple[Utterance, dict[str, Any]]] = field(default_factory=list)
+    closed: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def manner(self) -> SimpleNamespace:
+        return SimpleNamespace(thinking=self.thinking)
+
+    def stream(
+        self, source: Utterance, *, interrupt: Callable[[], bool] | None = None, **options: Any
+    ) -> Iterator[replies.Event]:
+        self.asked.append((source, options))
+        try:
+            yield from self._events(task_for(source.task), interrupt or (lambda: False))
+        finally:
+            self.closed.set()
+
+    def _events(self, task: Any, stopped: Callable[[], bool]) -> Iterator[replies.Event]:
+        thinks = task.thinks
+        if thinks:
+            yield replies.Heard(HEARD)
+            yield replies.ThoughtPiece(THOUGHT)
+            yield replies.LabelsFound(LABELS)
+        said, sound = "", []
+        for word in self.words:
+            if stopped():
+                break
+            said += word
+            yield replies.TextPiece(word)
+            if self.error is not None:
+                raise self.error
+        if task.speaks and not stopped():
+            for level in (0.5, -0.25):
+                sound.append(torch.full((4410,), level))
+                yield replies.AudioPiece(sound[-1], RATE_HZ)
+        yield replies.Done(replies.Reply(
+            task=task.tag, heard=HEARD if thinks else None, thought=THOUGHT if thinks else None,
+            labels=LABELS if thinks else Labels(), text=said,
+            speech_tokens=(1, 2, 3) if sound else (), wave=torch.cat(sound) if sound else None,
+            sample_rate_hz=RATE_HZ if sound else None, audio_in_s=1.0, timings=TIMINGS,
+            stopped_by="interrupt" if stopped() else "end",
+        ))  # fmt: skip

@@ -1,0 +1,218 @@
+"""The page in a real browser, with the small model: what people do there, by hand of a driver.
+
+Needs a Chromium (or Chrome) and the playwright package of requirements-bench.txt; the browser is
+looked for on PATH or named by CHROMIUM.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from osum_echat.places import HOUSE, TINY
+
+pytestmark = pytest.mark.slow
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PATIENCE_MS = 400_000           # a reply on a busy CPU
+DONE = ".osum-reply[data-state=done]"
+COUNT_JS = """() => [...window.osum.sounds.values()].map(
+    (sound) => [sound.rate, sound.chunks.reduce((sum, chunk) => sum + chunk.length, 0)])"""
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page, served by the door itself."""
+    place = tmp_path_factory.mktemp("page")
+    log, book = place / "out", place / "feedback.jsonl"
+    with log.open("w") as out:
+        door = subprocess.Popen(
+            [sys.executable, "infer_gradio.py", "--device", "cpu", "--feedback", str(book)],
+            stdout=out, cwd=HOUSE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    try:
+        for _ in range(600):
+            assert door.poll() is None
+            if "open http" in log.read_text():
+                break
+            time.sleep(0.5)
+        yield log.read_text().split()[1]
+    finally:
+        door.terminate()
+        door.wait(60)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright: pip install -r requirements-bench.txt"
+    )
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        pytest.skip("no browser: install chromium (apt install chromium), or name one by CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(
+            executable_path=found, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def tab(browser: Any, address: str) -> Iterator[Open]:
+    """Opens a page as one more user; nothing may be asked from elsewhere, nothing may fail."""
+    foreign: list[str] = []
+    faults: list[str] = []
+
+    def opened(**options: Any) -> Any:
+        page = browser.new_context(locale="en-US", **options).new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        own = (address, "data:", "blob:")
+        page.on("request", lambda one: one.url.startswith(own) or foreign.append(one.url))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector(".osum-empty")
+        page.wait_for_timeout(2_000)
+        return page
+
+    yield opened
+    for context in browser.contexts:
+        context.close()
+    assert not foreign and not faults
+
+
+def upload(page: Any, path: Path) -> None:
+    """Hand the page a file and wait until it lies there."""
+    page.set_input_files("#clip input[type=file]", str(path))
+    page.wait_for_selector("#clip button[aria-label=Clear]")
+    page.wait_for_timeout(2_000)
+
+
+def choose(page: Any, task: str) -> None:
+    page.click("#task input")
+    page.click(f"#task [role=option]:has-text('{task}')")
+
+
+def samples_heard(page: Any) -> list[list[int]]:
+    return page.evaluate(COUNT_JS)
+
+
+def saved_wav(page: Any, folder: Path) -> wave.Wave_read:
+    """What the first Download gives."""
+    with page.expect_download() as given:
+        page.click(".osum-save >> nth=0")
+    path = folder / "reply.wav"
+    given.value.save_as(path)
+    return wave.open(str(path))
+
+
+def test_a_wav_is_answered_in_text_and_sound_and_the_next_turn_follows(tab, tmp_path):
+    page = tab()
+    upload(page, TINY / "samples" / "question_2.wav")
+    page.click("#send")
+    page.wait_for_selector(f"{DONE} audio")
+    assert re.search(r"\w+ \w+", page.inner_text(f"{DONE} .osum-text"))
+    assert page.locator(".osum-chip").count() >= 3
+    assert page.locator(".osum-question audio").count() == 1
+    assert not page.locator(".osum-thought").evaluate("fold => fold.open")
+    with saved_wav(page, tmp_path) as sound:
+        assert samples_heard(page) == [[22_050, sound.getnframes()]]
+        assert sound.getnframes() > 11_025
+    played = page.evaluate(
+        "async () => (await fetch(document.querySelector('.osum-question audio').src)).status"
+    )
+    assert played == 200
+    upload(page, TINY / "samples" / "question_4.wav")
+    page.click("#send")
+    page.wait_for_selector(f"{DONE} audio >> nth=1")
+    assert page.locator(".osum-turn").count() == 2 and len(samples_heard(page)) == 2
+    page.click(f"{DONE} .osum-correct >> nth=0")
+    page.wait_for_selector(".osum-thanks")
+    page.click("#reset")
+    page.wait_for_selector(".osum-turn", state="detached")
+
+
+def test_words_are_spoken(tab):
+    page = tab()
+    choose(page, "Speak")
+    page.fill("#text textarea", "<CALM>Hello my friend.")
+    page.click("#send")
+    page.wait_for_selector(f"{DONE} audio")
+    assert samples_heard(page)[0][1] > 11_025
+
+
+def test_labels_are_listened_for(tab):
+    page = tab()
+    choose(page, "Listen · words and labels")
+    page.wait_for_selector("#listen_for")
+    upload(page, TINY / "samples" / "question.wav")
+    page.click("#send")
+    page.wait_for_selector(DONE)
+    assert page.locator(".osum-chip").count() >= 2 and not samples_heard(page)
+
+
+def test_what_cannot_be_heard_is_told_once_and_clearly(tab, tmp_path):
+    page = tab()
+    notes, long = tmp_path / "notes.wav", tmp_path / "long.wav"
+    notes.write_text("these are notes and no sound\n" * 200)
+    soundfile.write(long, np.zeros(31 * 8_000), 8_000)
+    for path, message in ((notes, "notes.wav: not audio"), (long, "31.0 s; at most 30 s")):
+        page.set_input_files("#clip input[type=file]", str(path))
+        page.wait_for_timeout(4_000)
+        page.click("#send")
+        page.wait_for_selector("#problem .osum-notice")
+        assert message in page.inner_text("#problem")
+        assert page.locator("#problem .osum-notice").count() == 1
+        assert page.locator(".osum-turn").count() == 0
+        page.click("#reset")
+        page.wait_for_selector("#problem .osum-notice", state="detached")
+        page.wait_for_timeout(2_000)
+
+
+def test_a_file_that_is_too_large_is_told_at_once(tab, tmp_path):
+    page = tab()
+    large = tmp_path / "large.wav"
+    soundfile.write(large, np.zeros(14_000_000), 48_000)
+    page.set_input_files("#clip input[type=file]", str(large))
+    page.wait_for_selector("text=maximum allowed size of 25")
+
+
+def test_two_users_are_answered_at_once_each_with_their_own(tab):
+    pages = [tab(), tab()]
+    for page, number in zip(pages, (2, 5), strict=True):
+        upload(page, TINY / "samples" / f"question_{number}.wav")
+    for page in pages:
+        page.click("#send")
+    for page in pages:
+        page.wait_for_selector(".osum-reply")
+    assert all(page.locator(DONE).count() == 0 for page in pages)     # both under way together
+    for page, number in zip(pages, (2, 5), strict=True):
+        page.wait_for_selector(f"{DONE} audio")
+        assert page.locator(".osum-turn").count() == 1
+        assert f"question_{number}.wav" in page.inner_text(".osum-question")
+
+
+def test_an_answer_can_be_stopped(tab):
+    page = tab()
+    upload(page, TINY / "samples" / "question_3.wav")
+    page.click("#send")
+    page.wait_for_selector(".osum-reply")
+    page.click("#stop")
+    page.wait_for_selector(".osum-reply[data-state=stopped]")
+
+
+def test_a_phone_reads_chinese_in_the_dark_without_scrolling_sideways(tab):
+    page = tab(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page.click("#language label >> nth=1")
+    page.wait_for_selector("#send:has-text('发送')")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -1,0 +1,130 @@
+"""Claims about the page as it is built: offline, private, limited, in two languages."""
+
+import socket
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+
+from osum_echat.errors import InputError
+from osum_echat.serving import lanes, layout, menu, web, words
+from osum_echat.serving.feedback import FeedbackBook
+from osum_echat.serving.lanes import Voices
+from osum_echat.serving.session import Limits
+from osum_echat.serving.visit import Desk
+from tests.serving.canned import Canned
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    models = {"model": Canned()}
+    book = FeedbackBook(tmp_path_factory.mktemp("opinions") / "feedback.jsonl")
+    return Desk(lanes.lanes_of(models), Voices(models.values(), ()), Limits(), book)
+
+
+@pytest.fixture(scope="module")
+def config(desk: Desk) -> dict:
+    return layout.build(desk, (), 60).get_config_file()
+
+
+def component(config: dict, name: str) -> dict:
+    (found,) = [one for one in config["components"] if one["props"].get("elem_id") == name]
+    return found["props"]
+
+
+def test_the_page_offers_the_whole_menu_and_every_lane(config):
+    assert [value for _, value in component(config, "task")["choices"]] == list(menu.MENU)
+    shown = [label for label, _ in component(config, "models")["choices"]]
+    assert shown == ["model · thinks by labels", "model · thinks in plain words"]
+    assert component(config, "clip")["sources"] == ["upload", "microphone"]
+
+
+def test_nothing_is_offered_to_programs_and_nothing_reported(config):
+    assert not config["analytics_enabled"]
+    assert {one["api_visibility"] for one in config["dependencies"]} <= {"private", "undocumented"}
+
+
+def test_the_look_asks_nothing_from_elsewhere():
+    theme = layout.theme()
+    assert not [sheet for sheet in theme._stylesheets if "//" in sheet]
+    for name in ("page.css", "page.js"):
+        text = (web.HERE / name).read_text(encoding="utf-8")
+        assert "//" not in text.replace("http://www.w3.org/2000/svg", "").replace("// ", ""), name
+        assert "innerHTML" not in text      # words of a model never enter as HTML
+
+
+def test_the_options_of_the_server_are_the_narrow_ones():
+    given = web.parser().parse_args([])
+    options = web.launch_options(given, Limits())
+    assert options["server_name"] == "127.0.0.1" and options["auth"] is None
+    assert options["share"] is False and options["max_file_size"] == Limits().audio_bytes
+    assert options["server_port"] >= web.PORT
+
+
+def test_every_component_has_words_in_each_language(desk):
+    for code in words.LANGUAGES:
+        updates = layout._translated(desk, code, menu.FIRST)
+        assert len(updates) == len(layout._TRANSLATED)
+    by_name = dict(zip(layout._TRANSLATED, layout._translated(desk, "zh", "tts"), strict=True))
+    assert by_name["send"]["value"] == "发送" and by_name["text"]["visible"] is True
+
+
+@pytest.mark.parametrize(
+    ("task", "seen"),
+    [
+        ("s2s", (True, False, False, True)), ("listen", (True, False, True, False)),
+        ("free", (True, True, False, False)), ("tts", (False, True, False, True)),
+        ("t2t", (False, True, False, False)),
+    ],
+)  # fmt: skip
+def test_a_task_shows_what_it_needs(task, seen):
+    """Recording, text, labels, voice."""
+    assert tuple(update["visible"] for update in layout._fitting(task, "en")) == seen
+
+
+def test_what_is_told_of_an_error_is_not_read_as_html():
+    assert "&lt;b&gt;" in layout._notice("<b>.wav: bad")["value"]
+
+
+def test_a_port_in_use_is_passed_over_or_named():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {taken} cannot be used"):
+            layout.free_port("127.0.0.1", [taken])
+        assert layout.free_port("127.0.0.1", [taken, 0]) == 0
+
+
+def test_a_voice_is_measured_once_and_only_given_ones_have_names(tmp_path):
+    measured = []
+
+    @dataclass
+    class Parts:
+        voice: object
+
+    @dataclass
+    class EChat:
+        parts: Parts
+        seed: int
+
+    class Speech:
+        def voice_of(self, file):
+            measured.append(file)
+            return file
+
+        def in_voice(self, voice):
+            return SimpleNamespace(spoken_in=voice)
+
+    assistant = EChat(Parts(Speech()), 3)
+    recording = tmp_path / "me.wav"
+    recording.write_bytes(b"sound")
+    voices = Voices([assistant], [recording])
+    assert voices.named(assistant, "") is assistant
+    mine = voices.named(assistant, str(recording))
+    assert mine.parts.voice.spoken_in == str(recording) and mine.seed == 3
+    assert isinstance(assistant.parts.voice, Speech)
+    again = [voices.recorded(assistant, recording) for _ in range(2)]
+    assert again[0] is again[1] and len(measured) == 2
+    with pytest.raises(InputError, match="not one of those given"):
+        voices.named(assistant, "/etc/hostname")

@@ -1,0 +1,72 @@
+"""Claims about reading along: which ids it weighs, and that answers are given it where it helps."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from osum_echat import asking, listening
+from osum_echat.asking import Options
+from osum_echat.assistant import EChat
+from osum_echat.generation import decoder
+from osum_echat.generation.hearing import ReadAlong
+from osum_echat.places import TINY
+
+SAMPLE = next((TINY / "samples").glob("*.wav"))
+
+
+@pytest.fixture(scope="module")
+def assistant() -> EChat:
+    return EChat.load(TINY, device="cpu", speaks=False)
+
+
+def added(assistant: EChat, weight: float, source: str | Path = SAMPLE, **options) -> list:
+    """The rules that read along, as an answer gets them."""
+    parts = replace(assistant.parts, manner=replace(assistant.parts.manner, hearing=weight))
+    asked = asking.lay_out(parts, asking.settle(parts, source, Options(speak=False, **options)), 0)
+    (prompt,) = decoder.embed(parts.network, [asked.row], parts.vocab)
+    listening.read_along(parts, asked, prompt)
+    return [rule for rule in asked.answer.text.rules if isinstance(rule, ReadAlong)]
+
+
+def test_words_are_ids_of_letters_and_digits(assistant):
+    words, first = listening.spoken_ids(assistant.vocab)
+    (with_space,) = {assistant.vocab.encode(" i")[-1]}
+    (without,) = assistant.vocab.encode("i")
+    assert words[with_space] and words[without]
+    assert first[with_space] == without
+    for mark in ("<CHILD>", "<|im_end|>", ",", "<think>"):
+        assert not words[assistant.vocab.encode(mark)[0]]
+
+
+def test_labels_are_the_marks_of_voices(assistant):
+    labels = listening.label_ids(assistant.vocab)
+    assert labels[assistant.vocab.encode("<CHILD>")[0]]
+    assert not labels[assistant.vocab.encode("<CALM>")[0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "begins"),
+    [
+        ({"task": "asr"}, True),
+        ({"task": "understand"}, True),
+        ({"task": "<AGE> <GENDER>"}, False),
+        ({"task": "s2t_think", "thinking": "label"}, True),
+    ],
+)
+def test_what_writes_words_or_labels_reads_along(assistant, options, begins):
+    (rule,) = added(assistant, 0.7, **options)
+    assert rule.begins == begins
+    assert rule.weight == 0.7
+    assert rule.log_probs.shape[1] == assistant.vocab.text_rows + 1
+    assert torch.allclose(rule.log_probs.exp().sum(-1), torch.ones(len(rule.log_probs)), atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"task": "s2t"}, {"task": "s2t_think", "thinking": "natural"}])
+def test_other_answers_are_the_llms_alone(assistant, options):
+    assert added(assistant, 0.7, **options) == []
+
+
+def test_without_a_weight_nothing_reads_along(assistant):
+    assert added(assistant, 0.0, task="asr") == []

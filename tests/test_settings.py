@@ -1,0 +1,87 @@
+"""Claims about settings: files to mappings, overrides into them, dataclasses out of them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from osum_echat import settings
+from osum_echat.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int
+    sizes: tuple[tuple[int, ...], ...] = ()
+    rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    named: dict[str, Inner] = field(default_factory=dict)
+    word: str = "x"
+
+
+def test_yaml_and_json_of_one_content_read_the_same(tmp_path: Path) -> None:
+    for name, text in (("a.yaml", "a: {b: [1, 2]}\nc: null\n"),
+                       ("a.json", '{"a": {"b": [1, 2]}, "c": null}')):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        assert settings.read_mapping(tmp_path / name) == {"a": {"b": [1, 2]}, "c": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [("a.yaml", b"a: [", "a.yaml: not YAML"), ("a.yaml", b"\xff", "not YAML"),
+     ("a.json", b"{", "a.json: not JSON"), ("a.json", b"[" * 9999, "not JSON"),
+     ("a.json", b"[1]", "holds no settings"), ("a.yaml", b"", "holds no settings"),
+     ("a.yaml", b"a: !!python/object/apply:os.getcwd []", "not YAML")],
+)  # fmt: skip
+def test_a_wrong_file_is_told_in_one_line_as_the_callers_error(
+    tmp_path: Path, name: str, data: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    for error in (ConfigError, CheckpointError):
+        with pytest.raises(error, match=message) as caught:
+            settings.read_mapping(tmp_path / name, error)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_told_with_the_callers_advice(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="No such file or directory; copy it"):
+        settings.read_mapping(tmp_path / "gone.yaml", CheckpointError, "copy it")
+
+
+def test_nested_values_become_their_types() -> None:
+    raw = {"inner": {"size": 3, "sizes": [[1, 2], [3]], "rate": "1e-3"},
+           "named": {"a": {"size": 1}}}  # fmt: skip
+    made = settings.parse(Outer, raw, "file")
+    assert made == Outer(Inner(3, ((1, 2), (3,)), 1e-3), {"a": Inner(1)})
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [({}, "file.inner: missing"), ({"inner": {}}, "file.inner.size: missing"),
+     ({"inner": {"size": 1, "sizes": [1]}}, r"sizes\[0\]: 1 where a list is needed"),
+     ({"inner": {"size": "1"}}, "'1' where a whole number is needed"),
+     ({"inner": {"size": 1}, "wrod": "y"}, "did you mean 'word'"),
+     ({"inner": {"size": 1}, "word": 1}, "1 where text is needed")],
+)  # fmt: skip
+def test_what_does_not_fit_is_told_with_its_place(raw: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings.parse(Outer, raw, "file")
+
+
+def test_an_override_makes_the_mappings_on_its_way() -> None:
+    raw = {"a": {"b": 1}}
+    settings.override(raw, ["a.b=[2, x]", "c.d.e=1e-3", "f="])
+    assert raw == {"a": {"b": [2, "x"]}, "c": {"d": {"e": "1e-3"}}, "f": None}
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ("a", "write it as key=value"), ("=1", "write it as key=value"),
+    ("a.b.c=1", "'b' holds no settings"), ("a=[", "not YAML"),
+])  # fmt: skip
+def test_a_wrong_override_is_told(given: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings.override({"a": {"b": 1}}, [given])

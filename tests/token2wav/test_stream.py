@@ -1,0 +1,162 @@
+"""Claims about speech made while its tokens come: pieces, samples, joins, no shared state."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from osum_echat.errors import ConfigError, InputError
+from osum_echat.token2wav.flow import frames_for
+from osum_echat.token2wav.noise import streams
+from osum_echat.token2wav.stream import MelStream, Piece, StreamSettings, pieces
+from osum_echat.token2wav.vocoder import Token2Wav
+from osum_echat.token2wav.voice import VoicePrompt
+from tests.token2wav.tiny_flow import CODES, write_directory
+
+SHIPPED = Path(__file__).parents[2] / "pretrained" / "tiny" / "token2wav"
+SMALL = StreamSettings(first_tokens=4, most_tokens=10, left_tokens=6, ahead_tokens=3, fade_frames=4)
+WIDE = replace(SMALL, left_tokens=500, ahead_tokens=500)
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> Token2Wav:
+    return Token2Wav.load(write_directory(tmp_path_factory.mktemp("token2wav")))
+
+
+def some(count: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(CODES, (count,), generator=generator).tolist()
+
+
+def voice() -> VoicePrompt:
+    torch.manual_seed(8)
+    return VoicePrompt(torch.tensor([some(12)]), torch.randn(1, 41, 80), torch.randn(1, 192))
+
+
+def mel_of(speaker: Token2Wav, tokens: list[int], settings: StreamSettings) -> torch.Tensor:
+    state = speaker.flow.voice_state(voice(), settings.prompt_tokens)
+    solver = MelStream(speaker.flow, state, streams(1), settings.fade_frames)
+    made = (solver.solve(piece) for piece in pieces(tokens, settings))
+    return torch.cat([mel[:, :, :new] for mel, new in made], dim=2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 30, 31, 100])
+def test_pieces_keep_every_token_once_and_in_order(count: int):
+    found = list(pieces(range(count), SMALL))
+    wanted = [t for one in found for t in one.tokens[one.start - one.first : one.stop - one.first]]
+    assert wanted == list(range(count))
+    assert [one.is_last for one in found] == [False] * (len(found) - 1) + [True]
+    assert all(one.first >= max(0, one.start - SMALL.left_tokens) for one in found)
+    most = SMALL.left_tokens + SMALL.most_tokens + SMALL.ahead_tokens
+    assert all(len(one.tokens) <= most for one in found)
+
+
+def test_pieces_grow_and_then_stay():
+    found = list(pieces(range(100), SMALL))
+    assert [one.stop - one.start for one in found[:5]] == [4, 8, 10, 10, 10]
+
+
+def test_a_piece_comes_as_soon_as_it_can():
+    taken = []
+
+    def slow() -> Iterator[int]:
+        for token in range(100):
+            taken.append(token)
+            yield token
+
+    next(pieces(slow(), SMALL))
+    assert len(taken) == SMALL.first_tokens + SMALL.ahead_tokens + 1
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 20, 41, 97])
+@pytest.mark.parametrize("settings", [SMALL, StreamSettings(), replace(SMALL, ahead_tokens=0)])
+def test_a_stream_has_the_samples_of_the_whole(
+    speaker: Token2Wav, count: int, settings: StreamSettings
+):
+    made = list(speaker.stream(some(count), voice(), seed=1, settings=settings))
+    assert sum(map(len, made)) == len(speaker(some(count), voice(), seed=1))
+    assert all(piece.dtype == torch.float32 and piece.dim() == 1 for piece in made)
+
+
+def test_a_short_utterance_streams_as_the_whole(speaker: Token2Wav):
+    made = torch.cat(list(speaker.stream(some(15), voice(), seed=1)))
+    assert torch.equal(made, speaker(some(15), voice(), seed=1))
+
+
+def test_with_all_tokens_around_the_mel_does_not_depend_on_the_pieces(speaker: Token2Wav):
+    tokens = some(60)
+    one, two = (
+        mel_of(speaker, tokens, replace(WIDE, ahead_tokens=59 - first, first_tokens=first))
+        for first in (4, 9)
+    )
+    state = speaker.flow.voice_state(voice())
+    solver = MelStream(speaker.flow, state, streams(1), 0)
+    whole, _ = solver.solve(Piece(tokens, 0, 0, len(tokens), is_last=False))
+    assert one.shape == whole.shape == (1, 80, frames_for(60, 25))
+    # The first piece lacks the last token only, and the second sees all.
+    assert (one - whole).abs()[:, :, 40:].max() < 1e-4
+    assert (two - whole).abs()[:, :, 40:].max() < 1e-4
+
+
+def test_no_join_steps_higher_than_the_whole_wave_does(speaker: Token2Wav):
+    pieces_made = list(speaker.stream(some(97), voice(), seed=1, settings=SMALL))
+    joins = torch.tensor([len(piece) for piece in pieces_made]).cumsum(0)[:-1] - 1
+    steps = torch.cat(pieces_made).diff().abs()
+    assert len(joins) > 5
+    assert steps[joins].max() <= speaker(some(97), voice(), seed=1).diff().abs().max()
+
+
+def test_streams_at_once_share_nothing(speaker: Token2Wav):
+    calls = [(some(60, seed), seed) for seed in (1, 2)]
+    alone = [list(speaker.stream(tokens, seed=seed, settings=SMALL)) for tokens, seed in calls]
+    running = [speaker.stream(tokens, seed=seed, settings=SMALL) for tokens, seed in calls]
+    mixed: list[list[torch.Tensor]] = [[], []]
+    for both in zip(*running, strict=True):
+        for made, piece in zip(mixed, both, strict=True):
+            made.append(piece)
+    for one, other in zip(alone, mixed, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_stream_that_is_dropped_leaves_nothing_behind(speaker: Token2Wav):
+    before = speaker(some(30), seed=1)
+    running = speaker.stream(some(60), seed=2, settings=SMALL)
+    next(running)
+    running.close()
+    assert torch.equal(speaker(some(30), seed=1), before)
+
+
+def test_a_capped_prompt_keeps_its_last_tokens_and_their_mel(speaker: Token2Wav):
+    whole, capped = (speaker.flow.voice_state(voice(), most) for most in (None, 3))
+    assert torch.equal(capped.tokens, whole.tokens[:, -3:])
+    assert torch.equal(capped.known, whole.known[:, -10:])
+    assert torch.equal(speaker.flow.voice_state(voice(), 12).known, whole.known)
+    assert speaker.flow.voice_state(voice(), 0).known.shape == (1, 0, 80)
+
+
+def test_what_cannot_be_spoken_is_refused(speaker: Token2Wav):
+    for tokens in ([], [1, CODES], [-1]):
+        with pytest.raises(InputError, match="speech token"):
+            list(speaker.stream(tokens))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"first_tokens": 0}, "first_tokens 0"), ({"most_tokens": 3}, "most_tokens 3"),
+     ({"left_tokens": -1}, "left_tokens -1"), ({"prompt_tokens": -1}, "prompt_tokens -1")],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, int], message: str):
+    with pytest.raises(ConfigError, match=message):
+        StreamSettings(**wrong)
+
+
+def test_the_shipped_model_streams_without_clicks():
+    shipped = Token2Wav.load(SHIPPED)
+    tokens = torch.randint(2048, (70,), generator=torch.Generator().manual_seed(4)).tolist()
+    made = list(shipped.stream(tokens, seed=1))
+    whole = shipped(tokens, seed=1)
+    joins = torch.tensor([len(piece) for piece in made]).cumsum(0)[:-1] - 1
+    assert sum(map(len, made)) == len(whole)
+    assert torch.cat(made).diff().abs()[joins].max() <= whole.diff().abs().max()

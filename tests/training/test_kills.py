@@ -1,0 +1,81 @@
+"""Claims about kill -9: the training goes on with the very next utterance, to the same weights."""
+
+import json
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from osum_echat.models import checkpoint
+from osum_echat.training import loop, state
+from tests.training.experiment import write_experiment
+from tests.training.launch import command, kill_when, run
+
+SCRIPT = "tests/training/recorded.py"
+STEPS = 8
+
+
+def trained(log: Path) -> dict[int, list]:
+    """The utterances of every step; what was done twice counts as it was done last."""
+    lines = log.read_text(encoding="utf-8").splitlines()
+    return {one["step"]: one["keys"] for one in map(json.loads, lines)}
+
+
+def losses(out: Path) -> list[float]:
+    lines = (out / loop.METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    return [one["loss"] for one in map(json.loads, lines) if "loss" in one]
+
+
+def workers_left(folder: Path) -> list[str]:
+    """Processes that still work on the folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                words = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue  # it ended meanwhile
+            if str(folder) in words:
+                found.append(words)
+    return found
+
+
+def is_saving(folder: Path, step: int) -> bool:
+    """A checkpoint of that step, or of a later one, is being written or is there."""
+    names = [one.name.strip(".").removesuffix(".part") for one in folder.glob("*step_*")]
+    return any(name >= f"step_{step:08d}" for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (2, 1)])
+def test_killed_again_and_again_it_trains_on_the_same_utterances_to_the_same_weights(
+    tmp_path: Path, processes: int, workers: int
+) -> None:
+    settings = [f"run.steps={STEPS}", f"data.workers={workers}", "run.average=0.9"]
+    outputs = []
+    for name in ("whole", "parts"):
+        path = write_experiment(tmp_path / name)
+        log = tmp_path / f"{name}.log"
+        outputs.append(path.parent / "out")
+        words = command(path, str(log), *settings, "run.save_minutes=1e-9", script=SCRIPT,
+                        processes=processes)  # fmt: skip
+        if name == "parts":
+            folder = outputs[-1] / state.FOLDER
+            times = [partial(is_saving, folder, step) for step in (2, 5)]
+            kills = [kill_when(words, is_time, processes > 1) for is_time in times]
+            assert any(kills) and not (outputs[-1] / loop.FINAL_FOLDER).exists()
+            limit = time.monotonic() + 20
+            while workers_left(path.parent) and time.monotonic() < limit:
+                time.sleep(0.1)
+            assert workers_left(path.parent) == []
+        run(words)
+    assert losses(outputs[1]) == losses(outputs[0])
+    assert len(losses(outputs[0])) == STEPS
+    for rank in range(processes):
+        whole, parts = (trained(tmp_path / f"{name}.log.{rank}") for name in ("whole", "parts"))
+        assert parts == whole and list(whole) == list(range(1, STEPS + 1))
+    first, second = (checkpoint.load(one / loop.FINAL_FOLDER).state_dict() for one in outputs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
