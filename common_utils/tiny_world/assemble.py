@@ -38,7 +38,7 @@ from osum_echat.token2wav.voice import (
 MB = 1_000_000
 LARGEST_MB, LARGEST_FILE_MB = 64, 48
 MANNER = {
-    "sampling": {"text": {"greedy": True}, "speech": {"temperature": 0.8, "top_k": 20}},
+    "sampling": {"text": {"greedy": True}, "speech": {"greedy": True}},
     "text_loop": {"times": 3},          # a small model's words may run in a circle
     "hearing": 1.0,                     # its adapter was taught to spell
 }

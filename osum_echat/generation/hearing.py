@@ -6,6 +6,7 @@ of Watanabe et al. 2017 ("Hybrid CTC/Attention Architecture for End-to-End Speec
 section IV-B) beside the LLM's own probability.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -65,8 +66,7 @@ class CtcPrefix:
 
 def _either(one: float, other: float) -> float:
     high, low = (one, other) if one > other else (other, one)
-    difference = low - high
-    return high if difference < -60 else high + float(torch.tensor(difference).exp().log1p())
+    return high + math.log1p(math.exp(low - high))
 
 
 @dataclass
