@@ -153,6 +153,8 @@ def _table(batch: Batch, vocab: Vocab) -> Iterator[str]:
                 "+".join(frames) or "-", str(sum(map(vocab.is_speech, answer))),
                 _short(vocab.decode(answer)),
             ))  # fmt: skip
+    # Longest first, as rows are packed; those of one length by key, whatever form they came in.
+    rows[1:] = sorted(rows[1:], key=lambda cells: (int(cells[0]), -int(cells[3]), cells[1]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
