@@ -49,8 +49,7 @@ tiny-data: .venv/dev.stamp
 		"lists=[$(REPLIES)/reply.list, $(REPLIES)_user/reply.list]" tokens=$(REPLIES)/reply_tokens.list
 	$(RUN) -m osum_echat.training.train_flow conf/tiny/token2wav_flow.yaml "data=[$(REPLIES)/reply_tokens.list]" \
 		output=$(TOKEN2WAV)/flow
-	$(RUN) -m osum_echat.training.train_vocoder conf/tiny/token2wav_vocoder.yaml "lists=[$(REPLIES)/reply_tokens.list]" \
-		flow=$(TOKEN2WAV)/flow
+	$(RUN) -m osum_echat.training.train_vocoder conf/tiny/token2wav_vocoder.yaml "lists=[$(REPLIES)/reply_tokens.list]"
 	$(RUN) -m osum_echat.training.train_speaker conf/tiny/token2wav_speaker.yaml \
 		"lists=[build/world/train/exchanges.jsonl, $(REPLIES)/reply_tokens.list]"
 	$(RUN) -m common_utils.tiny_world.lists --corpus build/world --pretrain-size 20000 \

@@ -20,7 +20,14 @@ import soundfile
 
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.effects import SAMPLE_RATE_HZ
-from common_utils.tiny_world.lists import FULL_TAG, Row, read_jsonl, row_of, understanding_text
+from common_utils.tiny_world.lists import (
+    FULL_TAG,
+    Row,
+    read_jsonl,
+    row_of,
+    said_by_users,
+    understanding_text,
+)
 from common_utils.tiny_world.manner import AGES, EMOTIONS, EVENTS, GENDERS
 from common_utils.tiny_world.speaking import speak
 from common_utils.tiny_world.voices import ESPEAK, Studio, Voice, all_voices, varied
@@ -48,7 +55,7 @@ class Drill:
     @classmethod
     def of(cls, exchanges: Sequence[Row]) -> "Drill":
         """The words and sentences of users; common words are drawn as often as rare ones."""
-        said = {normalise(turn["user_text"]) for one in exchanges for turn in (*one["turns"], one)}
+        said = {normalise(text) for text in said_by_users(exchanges)}
         sentences = [sentence.split() for sentence in sorted(said)]
         return cls(sentences, sorted({word for sentence in sentences for word in sentence}))
 

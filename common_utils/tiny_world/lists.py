@@ -237,6 +237,11 @@ def read_jsonl(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
+def said_by_users(exchanges: Iterable[Row]) -> set[str]:
+    """What users say in any turn of a corpus."""
+    return {turn["user_text"] for one in exchanges for turn in (*one["turns"], one)}
+
+
 def _beside(rows: Iterable[Row], path: Path | None) -> Iterator[Row]:
     """Rows with their wavs found from anywhere: names in a list start at its folder."""
     for row in rows:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import soundfile
 
+from common_utils.tiny_world.lists import read_jsonl, said_by_users
 from common_utils.tiny_world.reply_voice import SAMPLE_RATE_HZ, STYLES, ReplyVoice
 from osum_echat.logs import logger, progress
 
@@ -43,11 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def read_pairs(path: Path, styles: int, rng: random.Random) -> list[Pair]:
     """Each line of `path`, or what users say in a corpus (.jsonl), in so many of the styles."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     if path.suffix == ".jsonl":
-        exchanges = [json.loads(line) for line in lines if line]
-        said = {turn["user_text"] for one in exchanges for turn in (*one["turns"], one)}
-        lines = sorted(said)
+        lines = sorted(said_by_users(read_jsonl(path)))
+    else:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     return [(line, style) for line in lines if line for style in rng.sample([*STYLES], styles)]
 
 

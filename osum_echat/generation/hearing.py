@@ -9,6 +9,7 @@ section IV-B) beside the LLM's own probability.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, takewhile
 from typing import ClassVar
 
 import torch
@@ -127,14 +128,6 @@ class ReadAlong:
 
 def leading_labels(log_probs: Tensor, words: Tensor) -> list[int]:
     """The ids on the steps' best path before its first word."""
-    found: list[int] = []
-    last = None
-    for number in log_probs.argmax(-1).tolist():
-        if number == last or number == log_probs.shape[1] - 1:
-            last = number
-            continue
-        if words[number]:
-            break
-        found.append(number)
-        last = number
-    return found
+    blank = log_probs.shape[1] - 1
+    path = (number for number, _ in groupby(log_probs.argmax(-1).tolist()) if number != blank)
+    return list(takewhile(lambda number: not words[number], path))

@@ -59,7 +59,7 @@ def test_every_picture_is_well_formed(tmp_path):
     for block in page(tmp_path, EVIL).blocks:
         if isinstance(block, Bars | Stack | Matrix):
             draw = {Bars: pictures.bars, Stack: pictures.stack, Matrix: pictures.matrix}
-            ElementTree.fromstring(draw[type(block)](block))
+            assert ElementTree.fromstring(draw[type(block)](block)).tag.endswith("svg")
 
 
 def test_a_bar_is_as_high_as_its_value():
