@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -14,6 +18,7 @@ from osum_echat.errors import CheckpointError
 from osum_echat.models import checkpoint, hub, source
 from tests.tiny_network import network
 
+Found = TypeVar("Found")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/echat"
 
@@ -26,6 +31,8 @@ class Hub:
         self.asked: list[str] = []
         self.ranges: list[str] = []
         self.break_after = 0  # bytes of the first file, once
+        self.stalls = False  # instead of breaking off
+        self.stalled, self.go_on = threading.Event(), threading.Event()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -83,6 +90,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "GET" and is_file and self.served.break_after:
             self.wfile.write(data[: self.served.break_after])
             self.served.break_after, self.close_connection = 0, True
+            if self.served.stalls:
+                self.served.stalled.set()
+                self.served.go_on.wait(60)
         elif self.command == "GET":
             self.wfile.write(data)
 
@@ -144,6 +154,45 @@ def test_a_connection_that_breaks_off_is_taken_up_where_it_broke(serve, tmp_path
     assert hub.fetch(f"hub:{REPO}/a.pt", tmp_path / "cache").read_bytes() == data
     (taken_up,) = served.ranges
     assert 0 < int(taken_up.removeprefix("bytes=").partition("-")[0]) <= 15_000_000
+
+
+def test_a_killed_process_is_taken_up_where_it_stopped(serve, tmp_path: Path, monkeypatch):
+    data = bytes(range(256)) * 400_000
+    served = serve({"a.pt": data})
+    served.break_after, served.stalls = 50_000_000, True
+    words = "import pathlib, osum_echat.models.hub as h; h.fetch({!r}, pathlib.Path({!r}))"
+    command = [sys.executable, "-c", words.format(f"hub:{REPO}/a.pt", str(tmp_path / "cache"))]
+    with subprocess.Popen(command) as child:
+        assert served.stalled.wait(60)
+        part = eventually(lambda: next(tmp_path.rglob("*.part"), None))
+        eventually(lambda: part.stat().st_size >= 30_000_000)
+        child.kill()
+    served.go_on.set()
+    assert hub.fetch(f"hub:{REPO}/a.pt", tmp_path / "cache").read_bytes() == data
+    (taken_up,) = served.ranges
+    assert 30_000_000 <= int(taken_up.removeprefix("bytes=").partition("-")[0]) <= 50_000_000
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def eventually(look: Callable[[], Found], seconds: float = 30.0) -> Found:
+    """What `look` finds once it finds something true."""
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def test_what_came_broken_is_refused_and_fetched_anew(serve, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(hub, "LARGE", 1000)
+    data = bytes(range(256)) * 100
+    serve({"a.pt": data})
+    blobs = tmp_path / "cache" / "models--someone--echat" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{hashlib.sha256(data).hexdigest()}.part").write_bytes(b"wrong" * 100)
+    with pytest.raises(CheckpointError, match="came broken; fetch it again"):
+        hub.fetch(f"hub:{REPO}/a.pt", tmp_path / "cache")
+    assert hub.fetch(f"hub:{REPO}/a.pt", tmp_path / "cache").read_bytes() == data
 
 
 def test_without_network_and_cache_the_error_says_what_to_do(tmp_path: Path, monkeypatch):
