@@ -1,10 +1,11 @@
 """What a model of the published size costs on this machine: prints a table of measured figures.
 
-    python -m benchmarks.published_sizes --tokenizer DIR [--small] [--dir PLACE]
+    python -m benchmarks.published_sizes --tokenizer DIR [--pair] [--small] [--dir PLACE]
 
 Random weights of exactly the published layout (888 keys, bfloat16, about 7 GB) are written to a
-fresh directory, loaded, asked one understanding turn and one spoken turn of 20 tokens, and removed.
---tokenizer: of Qwen2.5. --small: two layers, to see whether it works.
+fresh directory, loaded, asked one understanding turn and one spoken turn of 20 tokens, the same
+again with int8 weights, and removed. --pair: instead, the memory of two such models and token2wav
+together. --tokenizer: of Qwen2.5. --small: two layers, to see whether it works.
 """
 
 import argparse
@@ -25,18 +26,21 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from benchmarks.token2wav_sizes import write_weights
 from osum_echat import audio, logs
 from osum_echat.errors import OsumError
 from osum_echat.generation import decoder
 from osum_echat.generation.sampling import Sampling
-from osum_echat.models import checkpoint, convert, names, source, stored
+from osum_echat.models import checkpoint, convert, int8, names, source, stored
 from osum_echat.models.echat import EChat, EChatSettings
 from osum_echat.models.settings_file import read_settings
 from osum_echat.sequence import compose
 from osum_echat.tasks import Task, task_for
+from osum_echat.token2wav.vocoder import Token2Wav
 from osum_echat.vocab import Vocab
 
 TOKENS, TEXT_TOKENS = 20, 6     # of a turn; of a spoken turn's text, its end among them
+TURNS = ("asr", "s2s")
 CLIP_S = 3.0
 DEVIATION = 0.02
 POOL = 2**24                    # random numbers that all weights are cut from
@@ -109,11 +113,11 @@ def watched() -> Iterator[Memory]:
         thread.join()
 
 
-def write(path: Path, settings: EChatSettings) -> None:
+def write(path: Path, settings: EChatSettings, seed: int = 1) -> None:
     """A published file of these sizes with random weights."""
     with torch.device("meta"):
         weights = checkpoint.own_weights(EChat(replace(settings, lora=None)))
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     pool = torch.randn(POOL, generator=generator).mul_(DEVIATION).bfloat16()
 
     def made(name: str, shape: Sequence[int]) -> Tensor:
@@ -217,11 +221,56 @@ def bare_steps(model: EChat, embedded: Tensor, kinds: Sequence[bool]) -> list[fl
     return seconds
 
 
+def written(path: Path, settings: EChatSettings, seed: int = 1) -> Path:
+    """Written by another process, so that its memory is not counted here."""
+    writer = multiprocessing.get_context("spawn").Process(target=write, args=(path, settings, seed))
+    writer.start()
+    writer.join()
+    return path
+
+
+def alone(place: Path, settings: EChatSettings, vocab: Vocab, shown: Figures) -> None:
+    """One model: loading, two turns, the same with int8 weights."""
+    path = written(place / "random.pt", settings)
+    shown["keys in the file"] = str(len(checkpoint.open_weights(path)))
+    model = loaded(path, settings, shown)
+    for name in TURNS:
+        turn(model, vocab, name, shown)
+    again: Figures = {}
+    loaded(path, settings, again, share=model)
+    shown["the same once more, sharing: own memory"] = again["peak of own memory"]
+    start = time.perf_counter()
+    int8.shrink(model)
+    shown["int8: shrinking"] = f"{time.perf_counter() - start:.1f} s"
+    kept = sum(one.nbytes for one in (*model.parameters(), *model.buffers()))
+    shown["int8: weights"] = f"{kept / GB:.2f} GB"
+    small: Figures = {}
+    for name in TURNS:
+        turn(model, vocab, name, small)
+    shown |= {f"int8: {name}": value for name, value in small.items()}
+
+
+def pair(place: Path, settings: EChatSettings, shown: Figures) -> None:
+    """Two models without a weight in common, and token2wav: the memory of all."""
+    first, second = (written(place / f"{seed}.pt", settings, seed) for seed in (1, 2))
+    voice = write_weights(place / "CosyVoice-300M-25Hz")
+    with watched() as memory:
+        one = checkpoint.load(first, settings, torch.bfloat16)
+        both = one, checkpoint.load(second, settings, torch.bfloat16, share=one)
+        speaker = Token2Wav.load(voice, torch.device("cpu"), torch.float32)
+    count = sum(part.nbytes for model in both for part in checkpoint.own_weights(model).values())
+    shown["two models: weights"] = f"{count / GB:.2f} GB"
+    shown["two models and token2wav: own memory"] = f"{memory.anonymous / GB:.2f} GB"
+    shown["the same with mapped files"] = f"{memory.whole / GB:.2f} GB"
+    shown["sample rate of the voice"] = f"{speaker.sample_rate_hz} Hz"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0])
     parser.add_argument("--tokenizer", type=Path, required=True, help="of Qwen2.5")
     parser.add_argument("--dir", type=Path, help="where 7 GB may go for a while")
+    parser.add_argument("--pair", action="store_true", help="the memory of two and token2wav")
     parser.add_argument("--small", action="store_true", help="two layers of each kind")
     arguments = parser.parse_args(argv)
     logs.setup()
@@ -233,18 +282,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         vocab = Vocab.from_directory(arguments.tokenizer, settings.llm["vocab_size"])
         with tempfile.TemporaryDirectory(dir=arguments.dir) as place:
-            path = Path(place) / "random.pt"
-            spawn = multiprocessing.get_context("spawn")  # so that its memory is not counted
-            writer = spawn.Process(target=write, args=(path, settings))
-            writer.start()
-            writer.join()
-            shown["keys in the file"] = str(len(checkpoint.open_weights(path)))
-            model = loaded(path, settings, shown)
-            for name in ("asr", "s2s"):
-                turn(model, vocab, name, shown)
-            again: Figures = {}
-            loaded(path, settings, again, share=model)
-            shown["the same once more, sharing: own memory"] = again["peak of own memory"]
+            if arguments.pair:
+                pair(Path(place), settings, shown)
+            else:
+                alone(Path(place), settings, vocab, shown)
     except OsumError as error:
         sys.stderr.write(f"published_sizes: {error}\n")
         return 2

@@ -13,7 +13,7 @@ from osum_echat.data.prompts import Prompts
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.generation.rules import NoLoops
 from osum_echat.generation.sampling import Sampling
-from osum_echat.models import checkpoint, source
+from osum_echat.models import checkpoint, int8, source
 from osum_echat.models.echat import EChat, EChatSettings
 from osum_echat.models.settings_file import read_settings
 from osum_echat.places import PUBLISHED_PROMPTS
@@ -23,7 +23,7 @@ from osum_echat.token2wav.vocoder import VOICE_FILE, Token2Wav
 from osum_echat.vocab import TEXT_END, Vocab
 
 KINDS = ("label", "natural", "both", "either")
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.bfloat16}
 ENDS = (TEXT_END, "<|endoftext|>")  # what an LLM's eos_token_id may be: chat models, base models
 PROMPTS_FILE = "prompts.yaml"
 PUBLISHED_LANGUAGE = "chinese"
@@ -103,6 +103,8 @@ class Parts:
 
 def load(wanted: Wanted, place: torch.device, speaks: bool, lent: Lent | None = None) -> Parts:
     """Load all parts onto a device. Raises CheckpointError naming what is missing or wrong."""
+    if wanted.dtype == "int8" and (place.type != "cpu" or wanted.keep_lora):
+        raise InputError("dtype int8: only on a CPU, and with LoRA merged; choose bf16")
     found = source.find(wanted.place, wanted.config)
     manner, settings = Manner.of(found), read_settings(found.settings)
     # The small parts first: what is wrong with them is told before gigabytes are read.
@@ -114,6 +116,8 @@ def load(wanted: Wanted, place: torch.device, speaks: bool, lent: Lent | None = 
         found.weights, settings, dtype, device=place,
         keep_lora=wanted.keep_lora, share=lent.network if lent else None,
     )  # fmt: skip
+    if wanted.dtype == "int8":
+        int8.shrink(network)
     return Parts(found.home, network, vocab, manner, voice, _prompts(found))
 
 
