@@ -50,6 +50,18 @@ read_hosts() {
 [[ -n "${HOSTFILE:-}" ]] && read_hosts "$HOSTFILE"
 NNODES="${NNODES:-1}" NODE_RANK="${NODE_RANK:-0}" MASTER_PORT="${MASTER_PORT:-29500}"
 
+# Runs a command; SIGTERM and Ctrl-C go on to it as SIGTERM, upon which a training saves and stops.
+run() {
+    local child ended=0
+    "$@" &
+    child=$!
+    trap 'kill -TERM "$child" 2>/dev/null || true' TERM INT
+    wait "$child" || ended=$?
+    while kill -0 "$child" 2>/dev/null; do ended=0; wait "$child" || ended=$?; done
+    trap - TERM INT
+    return "$ended"
+}
+
 # Runs train.py with a config and overrides: alone, or under torchrun with a process for each device.
 train() {
     local device=auto word processes
@@ -57,7 +69,7 @@ train() {
     processes="${NPROC:-$("$PYTHON" -m osum_echat.device "$device")}" || exit 2
     echo "train.sh: $1: $processes process(es) on each of $NNODES machine(s)" >&2
     if [[ "$NNODES" -eq 1 && "$processes" -eq 1 ]]; then
-        "$PYTHON" train.py --config "$@"
+        run "$PYTHON" train.py --config "$@"
         return
     fi
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
@@ -70,7 +82,7 @@ train() {
         meet=(--nnodes "$NNODES" --node_rank "$NODE_RANK"
               --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
     fi
-    "$PYTHON" -m torch.distributed.run "${meet[@]}" --nproc_per_node "$processes" \
+    run "$PYTHON" -m osum_echat.training.launch "${meet[@]}" --nproc_per_node "$processes" \
         train.py --config "$@"
 }
 

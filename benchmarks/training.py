@@ -243,6 +243,7 @@ def step(tokens: int) -> Iterator[Figure]:
     """Our step against forward, backward and AdamW by hand, in turns on one batch."""
     batch = by_layout(stream(min(tokens, 6000), random.Random(6)), "packed")[0]
     trainer, model = engine(), network()
+    model.attend_by(trainer.model.attends_by)
     trained = [part for name, part in model.named_parameters()
                if name.startswith(("llm.", "speech"))]  # fmt: skip
     for part in model.parameters():

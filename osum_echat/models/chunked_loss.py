@@ -4,6 +4,11 @@ The joint vocabulary of the published model has 156,033 columns: the logits of 4
 take 2.56 GB in float32, and their gradient as much again. Here a chunk of tokens at a time gets its
 logits, loss and gradient while they are at hand; what is kept is the gradient of the hidden states
 and of the heads, which backward only has to scale.
+
+Liger's fused kernel does the same, but for one head: one weight, (columns, width), and one bias.
+Ours are two tables, of which the text one is tied to the embedding; joined at each step they would
+be copied (1.1 GB of the published model in bf16, and the gradient as much again), so that it is not
+used. Its other kernels patch the LLM, which stays stock here.
 """
 
 from typing import Any, NamedTuple

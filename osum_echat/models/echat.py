@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from osum_echat.errors import ConfigError, DataError
+from osum_echat.models import attention
 from osum_echat.models.adapter import Adapter, AdapterSettings
 from osum_echat.models.chunked_loss import cross_entropy
 from osum_echat.models.encoder import Encoder, EncoderSettings
@@ -94,6 +95,7 @@ class EChat(nn.Module):
         super().__init__()
         self.settings = settings
         self.memory: EncoderMemory | None = None
+        self.attends_by = "mask"
         self.llm = build_llm(settings.llm)
         if settings.lora is not None:
             add_layers(self.llm, settings.lora)
@@ -119,6 +121,11 @@ class EChat(nn.Module):
             raise ConfigError("lora: the model has LoRA layers; leave out stage.lora or keep_lora")
         add_layers(self.llm, lora)
         self.settings = replace(self.settings, lora=lora)
+
+    def attend_by(self, way: str) -> None:
+        """How sequences that share a row are kept apart: one of attention.WAYS."""
+        attention.use(self.llm, way)
+        self.attends_by = way
 
     def recompute_activations(self) -> None:
         """In training, make activations again in backward instead of keeping them."""
@@ -256,14 +263,9 @@ class EChat(nn.Module):
             return self.llm.model(
                 inputs_embeds=embedded, position_ids=columns, use_cache=False
             ).last_hidden_state
-        allowed = (segments[:, :, None] == segments[:, None]).tril()
-        if visible is not None:
-            allowed &= visible[:, None]
+        apart = attention.arguments(self.attends_by, segments, visible, embedded.dtype)
         return self.llm.model(
-            inputs_embeds=embedded,
-            position_ids=positions,
-            attention_mask=allowed[:, None],
-            use_cache=False,
+            inputs_embeds=embedded, position_ids=positions, use_cache=False, **apart
         ).last_hidden_state
 
     def logits_text(self, hidden: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError
 from osum_echat.logs import logger
+from osum_echat.models.attention import chosen
 from osum_echat.models.echat import EChat, LossReport
 from osum_echat.sequence import Batch
 from osum_echat.training.ranks import ALONE, Ranks
@@ -38,6 +39,7 @@ class EngineSettings:
     remember_file: str | None = None  # keeps it for the next stage
     remember_vary: float = 0.0  # how much what is remembered is varied at each visit, 0 to 1
     deepspeed: str | None = None  # a DeepSpeed file, see conf/ds_*.json; None: without DeepSpeed
+    attention: str = "auto"  # auto | mask | eager | segments | varlen: see models/attention.py
     recompute: bool = False  # forget activations and make them again in backward: less memory
 
     def __post_init__(self) -> None:
@@ -246,6 +248,7 @@ def prepared(
 ) -> EChat:
     """The model on its device, with gradients for what trains in this stage."""
     freeze(model, stage)
+    model.attend_by(chosen(settings.attention, device))
     if settings.recompute:
         model.recompute_activations()
     return model.to(device)

@@ -115,6 +115,11 @@ class Outcome:
 
 def train(training: Training, run: RunSettings, schedule: ScheduleSettings) -> Outcome:
     """Train until a limit or a signal, going on from the newest checkpoint in the output."""
+    with states.full_disk_told(training.output):
+        return _train(training, run, schedule)
+
+
+def _train(training: Training, run: RunSettings, schedule: ScheduleSettings) -> Outcome:
     torch.set_flush_denormal(True)  # tiny optimizer moments cost a CPU up to half its speed
     loop = _Loop(training, run, schedule)
     loop.resume()

@@ -1,7 +1,10 @@
 """The state of a training on disk: whole directories, the newest few, safe against kills."""
 
+import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +52,32 @@ def save(output: Path, step: int, state: dict[str, Any], config_text: str, keep:
         shutil.rmtree(part, ignore_errors=True)
         earlier = newest(output)
         kept = f"{earlier} is as it was" if earlier else "there is none before it"
+        free_mb = shutil.disk_usage(output).free / 1e6
         raise CheckpointError(
-            f"{target}: cannot be written ({error}); {kept}: make room, then run again"
+            f"{target}: cannot be written ({error}); {free_mb:.1f} MB are free there; {kept}: make "
+            "room, then run again"
         ) from error
     for old in _complete(part.parent)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+@contextmanager
+def full_disk_told(output: Path) -> Iterator[None]:
+    """Raises CheckpointError in place of the system's error where the disk is full.
+
+    For what is written beside checkpoints: metrics, the exported model.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        earlier = newest(output)
+        kept = f"{earlier} is as it was" if earlier else "there is no checkpoint yet"
+        raise CheckpointError(
+            f"{error.filename or output}: {error.strerror}; {kept}: make room, then run again"
+        ) from error
 
 
 def newest(output: Path) -> Path | None:

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,19 +14,21 @@ import yaml
 
 from osum_echat.errors import ConfigError
 from osum_echat.training.ranks import check_port
+from osum_echat.training.state import newest
 from tests.training.experiment import write_experiment
 
 ROOT = Path(__file__).parents[2]
 
 
+ENVIRONMENT = {
+    **os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+}  # fmt: skip
+
+
 def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-        **settings,
-    }  # fmt: skip
     return subprocess.run(
         ["bash", str(ROOT / "train.sh"), *arguments],
-        capture_output=True, text=True, env=environment, timeout=500, check=False,
+        capture_output=True, text=True, env=ENVIRONMENT | settings, timeout=500, check=False,
     )  # fmt: skip
 
 
@@ -86,3 +90,21 @@ def test_a_chain_goes_through_its_stages_and_skips_what_is_done(
     again = run("all", str(tmp_path), "run.steps=2", NPROC=processes)
     assert again.returncode == 0 and again.stderr.count("already finished at step 2") == 2
     assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_signal_to_it_reaches_the_training_which_saves_and_ends(
+    tmp_path: Path, processes: str
+) -> None:
+    path = write_experiment(tmp_path, run={"steps": 100_000})
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    running = subprocess.Popen(
+        ["bash", str(ROOT / "train.sh"), str(path)], env=ENVIRONMENT | {"NPROC": processes}
+    )
+    limit = time.monotonic() + 400
+    while not metrics.exists() and time.monotonic() < limit:
+        time.sleep(0.1)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(200) == 128 + signal.SIGTERM
+    assert newest(tmp_path / "out") is not None

@@ -211,6 +211,21 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert run(path, "run.steps=2") == loop.Outcome(2, None)
 
 
+def test_a_disk_that_is_full_for_the_metrics_is_told_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_experiment(tmp_path)
+    run(path, "run.steps=1")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr(loop.Metrics, "write", full)
+    said = r"metrics.jsonl: No space left.*step_00000001 is as it was: make room"
+    with pytest.raises(CheckpointError, match=said):
+        run(path, "run.steps=2")
+
+
 def test_a_lack_of_memory_names_the_settings_to_lower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

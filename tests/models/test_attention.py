@@ -1,0 +1,158 @@
+"""Claims about attention of packed rows: every way gives what each sequence gives alone."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from osum_echat.errors import ConfigError
+from osum_echat.models import attention
+from osum_echat.models.lora import LoraSettings
+from osum_echat.sequence import collate
+from osum_echat.training.engine import EngineSettings, LocalEngine
+from osum_echat.training.stages import StageSettings
+from tests.tiny_network import VOCAB, network, row
+
+CPU, CARD = torch.device("cpu"), torch.device("meta")
+SEQUENCES = [row("t2t"), row("tts"), row("t2t", text="you and me"), row("tts"), row("t2t")]
+ROWS = [SEQUENCES[:3], SEQUENCES[3:]]
+HERE = ("mask", "eager", "segments")
+
+
+def model_of(way: str):
+    model = network()
+    model.attend_by(way)
+    return model
+
+
+def stand_in(query, key, value, borders, borders_of_keys, longest, longest_key, *, scale, **how):
+    """varlen_attn as documented, for a CPU: (tokens, heads, width), sequences end to end."""
+    assert borders.dtype == torch.int32 and torch.equal(borders, borders_of_keys)
+    assert longest == longest_key == int(borders.diff().max()) and how["window_size"] == (-1, 0)
+    assert {one.dtype for one in (query, key, value)} <= set(attention.KERNEL_TYPES)
+    found = []
+    for start, end in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
+        own = [part[start:end].transpose(0, 1).float() for part in (query, key, value)]
+        found.append(functional.scaled_dot_product_attention(
+            *own, is_causal=True, scale=scale, enable_gqa=how["enable_gqa"]
+        ).transpose(0, 1))  # fmt: skip
+    return torch.cat(found).to(query.dtype)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("way", HERE)
+def test_packed_equals_unpacked_in_values_and_gradients(way, recompute):
+    model = model_of(way).train()
+    if recompute:
+        model.recompute_activations()
+    packed, alone = collate(ROWS, VOCAB), network().train()
+    assert not packed.valid.all()
+    embedded = model.embed(packed).detach().requires_grad_()
+    hidden = model.run(embedded, packed.segments, packed.positions)
+    weight = torch.linspace(-1, 1, hidden.shape[-1]) / 100  # gradients of about 1
+    (hidden[packed.valid] * weight).sum().backward()
+    for number, one in enumerate(ROWS):
+        start = 0
+        for sequence in one:
+            batch = collate([[sequence]], VOCAB)
+            own = alone.embed(batch).detach().requires_grad_()
+            expected = alone.run(own, batch.segments, batch.positions)
+            (expected * weight).sum().backward()
+            at = slice(start, start + len(sequence))
+            assert torch.allclose(hidden[number, at], expected[0], atol=1e-5)
+            assert torch.allclose(embedded.grad[number, at], own.grad[0], atol=1e-5)
+            start += len(sequence)
+    theirs = dict(alone.llm.named_parameters())
+    for name, ours in model.llm.named_parameters():
+        if ours.grad is not None:
+            scale = max(1.0, float(theirs[name].grad.abs().max()))
+            assert torch.allclose(ours.grad / scale, theirs[name].grad / scale, atol=1e-5), name
+
+
+def test_the_kernel_is_given_what_its_page_says(monkeypatch):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
+    batch, found = collate(ROWS, VOCAB), []
+    for way in ("varlen", "segments"):
+        model = model_of(way).bfloat16()
+        embedded = model.embed(batch).detach().requires_grad_()
+        hidden = model.run(embedded, batch.segments, batch.positions)[batch.valid]
+        hidden.float().sum().backward()
+        found.append((hidden.float(), embedded.grad.float()))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).abs().max() <= 0.05 * theirs.abs().max()
+
+
+def test_a_kernel_of_half_precision_refuses_the_rest():
+    model, batch = model_of("varlen"), collate([SEQUENCES[:2]], VOCAB)
+    with pytest.raises(ConfigError, match=r"engine\.precision=bf16"):
+        model(batch)
+
+
+@pytest.mark.parametrize("way", HERE)
+def test_a_sequence_with_holes_is_kept_whole(way):
+    segments = torch.tensor([[0, 0, -1, 0, 1, 1, -1, -1]])
+    positions = torch.tensor([[0, 1, 0, 2, 0, 1, 0, 0]])
+    embedded = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        found = model_of(way).run(embedded, segments, positions)
+        dense = network().run(embedded[:, [0, 1, 3]], torch.zeros(1, 3), positions[:, [0, 1, 3]])
+    assert torch.allclose(found[:, [0, 1, 3]], dense, atol=1e-5)
+
+
+def test_parts_are_counted_row_by_row():
+    segments = torch.tensor([[0, 0, 0, 1], [0, 1, -1, -1]])
+    parts = attention.parts_of(segments, on_device=True)
+    assert parts is not None and parts.lengths == ((3, 1), (1, 1)) and parts.padding == (0, 2)
+    assert parts.borders.tolist() == [0, 3, 4, 5, 6]
+    assert parts.kept.tolist() == [True] * 6 + [False] * 2
+    assert attention.parts_of(torch.tensor([[0, 1, 0]])) is None
+    assert attention.parts_of(torch.tensor([[-1, 0, 1]])) is None
+
+
+@pytest.mark.parametrize("way", [*HERE, "varlen"])
+def test_use_is_the_same_after_training_in_any_way(way):
+    model, sequence = model_of(way), row("t2t", answered=False)
+    batch = collate([[sequence]], VOCAB)
+    with torch.no_grad():
+        again = model.llm.model(inputs_embeds=model.embed(batch), use_cache=True)
+        plain = network()
+        expected = plain.llm.model(inputs_embeds=plain.embed(batch), use_cache=True)
+    assert torch.allclose(again.last_hidden_state, expected.last_hidden_state, atol=1e-5)
+
+
+def test_lora_layers_and_segments_agree_with_the_mask():
+    batch, found = collate([SEQUENCES], VOCAB), []
+    for way in ("mask", "segments"):
+        torch.manual_seed(4)
+        model = network()
+        model.add_lora(LoraSettings(rank=2, alpha=4, dropout=0.0, targets=("q_proj", "v_proj")))
+        model.attend_by(way)
+        found.append(model.loss(batch).total.item())
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["auto", *HERE])
+def test_a_step_is_the_same_in_every_way(name):
+    batch = collate(ROWS, VOCAB)
+    made = []
+    for own in (name, "mask"):
+        settings = EngineSettings(precision="fp32", attention=own)
+        engine = LocalEngine(network(), StageSettings(train=("llm", "speech")), settings, CPU)
+        made.append((engine.step([batch], 1e-3).loss, engine.step([batch], 1e-3).loss))
+    assert made[0] == pytest.approx(made[1], rel=1e-4)
+
+
+def test_what_fits_the_device_is_chosen():
+    assert attention.chosen("auto", CPU) == "segments"
+    assert attention.chosen("auto", CARD) == "mask"
+    assert attention.chosen("varlen", CARD) == "varlen"
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("flex_attention", "flex_attention.*must be compiled.*take segments"),
+    ("flash_attention_2", "package beside torch.*take segments"),
+    ("varlen", "this device is a CPU; take segments"),
+    ("spda", "'spda' is not one of auto, mask, eager, segments, varlen"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_by_name(name, words):
+    with pytest.raises(ConfigError, match=words):
+        attention.chosen(name, CPU)
