@@ -3,11 +3,33 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 RUN := .venv/bin/python
 QUESTION ?= pretrained/tiny/samples/question.wav
-TOKEN2WAV := build/token2wav
-REPLIES := build/reply_world
+
+# The recipe of the small model: where it works, and how large everything is.
+OUT ?= pretrained/tiny
+BUILD ?= build
+STAGES ?= exp/tiny
+ASSETS ?= build/assets
+EXCHANGES ?= 8500
+TEST_EXCHANGES ?= 300
+DRILLS ?= 2500
+SILENT_DRILLS ?= 30000
+MINUTES ?= 100
+PRETRAIN ?= 20000
+# key=value for the trainings, on top of their files
+STAGE_SETTINGS ?=
+TOKENIZER_SETTINGS ?=
+FLOW_SETTINGS ?=
+VOCODER_SETTINGS ?=
+SPEAKER_SETTINGS ?=
+WORLD := $(BUILD)/world
+TOKEN2WAV := $(BUILD)/token2wav
+REPLIES := $(BUILD)/reply_world
+BOOK := $(BUILD)/steps.json
+STEP := $(RUN) -m common_utils.tiny_world.step --book $(BOOK)
+CONF := $(if $(filter build+exp/tiny,$(BUILD)+$(STAGES)),conf/tiny,$(BUILD)/conf)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint parity tiny tiny-data clean
+.PHONY: help demo test test-all lint parity tiny tiny-data tiny-small clean
 
 help:
 	@echo "make demo            ask the small model a bundled question and hear its reply"
@@ -16,6 +38,7 @@ help:
 	@echo "make lint            style and types"
 	@echo "make parity DIR=...  compare with a directory of reference tensors"
 	@echo "make tiny            train the small model again from nothing (hours)"
+	@echo "make tiny-small      the same recipe in miniature, in build/small (15 minutes): it only shows the way"
 	@echo "make clean           remove .venv and caches"
 
 demo: .venv/run.stamp
@@ -36,33 +59,70 @@ parity: .venv/run.stamp
 	@test -n "$(DIR)" || { echo "name a directory of reference tensors: make parity DIR=..." >&2; exit 2; }
 	@$(RUN) -m osum_echat.parity $(DIR)
 
-# What the small model learns from: speech parts, corpus, lists, tokenizer. Every step goes on where it stopped.
+# What the small model learns from: speech parts, corpus, lists, tokenizer. What is done is not done
+# again, and what was stopped goes on; $(BOOK) keeps the time that each step has taken.
 tiny-data: .venv/dev.stamp
-	$(RUN) -m common_utils.tiny_world.assets
-	$(RUN) -m common_utils.tiny_world.make --out build/world --split train --size 8500 --seed 1
-	$(RUN) -m common_utils.tiny_world.make --out build/world --split test --size 300 --seed 2
-	$(RUN) -m common_utils.tiny_world.drill --corpus build/world
-	$(RUN) -m common_utils.tiny_world.reply_set --out $(REPLIES) --minutes 100
-	$(RUN) -m common_utils.tiny_world.reply_set --out $(REPLIES)_user --minutes 100 \
-		--sentences build/world/train/exchanges.jsonl --styles 1
-	$(RUN) -m osum_echat.training.train_tokenizer conf/tiny/token2wav_tokenizer.yaml \
-		"lists=[$(REPLIES)/reply.list, $(REPLIES)_user/reply.list]" tokens=$(REPLIES)/reply_tokens.list
-	$(RUN) -m osum_echat.training.train_flow conf/tiny/token2wav_flow.yaml "data=[$(REPLIES)/reply_tokens.list]" \
-		output=$(TOKEN2WAV)/flow
-	$(RUN) -m osum_echat.training.train_vocoder conf/tiny/token2wav_vocoder.yaml "lists=[$(REPLIES)/reply_tokens.list]"
-	$(RUN) -m osum_echat.training.train_speaker conf/tiny/token2wav_speaker.yaml \
-		"lists=[build/world/train/exchanges.jsonl, $(REPLIES)/reply_tokens.list]"
-	$(RUN) -m common_utils.tiny_world.lists --corpus build/world --pretrain-size 20000 \
-		--speech-tokenizer $(TOKEN2WAV)/speech_tokenizer.onnx --sentences $(REPLIES)/reply_tokens.list
-	$(RUN) -m common_utils.tiny_world.text_tokenizer --out build/world/tokenizer
+	$(STEP) "speech parts" -- $(RUN) -m common_utils.tiny_world.assets --assets $(ASSETS)
+	$(STEP) "training corpus" -- $(RUN) -m common_utils.tiny_world.make --out $(WORLD) --split train \
+		--size $(EXCHANGES) --seed 1 --assets $(ASSETS)
+	$(STEP) "test corpus" -- $(RUN) -m common_utils.tiny_world.make --out $(WORLD) --split test \
+		--size $(TEST_EXCHANGES) --seed 2 --assets $(ASSETS)
+	$(STEP) "drills" -- $(RUN) -m common_utils.tiny_world.drill --corpus $(WORLD) --spoken $(DRILLS) \
+		--silent $(SILENT_DRILLS) --assets $(ASSETS)
+	$(STEP) "replies, spoken" -- $(RUN) -m common_utils.tiny_world.reply_set --out $(REPLIES) \
+		--minutes $(MINUTES) --assets $(ASSETS)
+	$(STEP) "users' sentences, spoken" -- $(RUN) -m common_utils.tiny_world.reply_set \
+		--out $(REPLIES)_user --minutes $(MINUTES) --sentences $(WORLD)/train/exchanges.jsonl \
+		--styles 1 --assets $(ASSETS)
+	$(STEP) --makes $(TOKEN2WAV)/speech_tokenizer.onnx "speech tokenizer" -- \
+		$(RUN) -m osum_echat.training.train_tokenizer conf/tiny/token2wav_tokenizer.yaml \
+		"lists=[$(REPLIES)/reply.list, $(REPLIES)_user/reply.list]" \
+		out=$(TOKEN2WAV)/speech_tokenizer.onnx tokens=$(REPLIES)/reply_tokens.list \
+		whisper=$(ASSETS)/whisper_tiny_en $(TOKENIZER_SETTINGS)
+	$(STEP) --makes $(TOKEN2WAV)/flow/flow.safetensors "flow" -- \
+		$(RUN) -m osum_echat.training.train_flow conf/tiny/token2wav_flow.yaml \
+		"data=[$(REPLIES)/reply_tokens.list]" output=$(TOKEN2WAV)/flow $(FLOW_SETTINGS)
+	$(STEP) --makes $(TOKEN2WAV)/vocoder_training/vocoder.safetensors "vocoder" -- \
+		$(RUN) -m osum_echat.training.train_vocoder conf/tiny/token2wav_vocoder.yaml \
+		"lists=[$(REPLIES)/reply_tokens.list]" output=$(TOKEN2WAV)/vocoder_training $(VOCODER_SETTINGS)
+	$(STEP) --makes $(TOKEN2WAV)/speaker.onnx "speaker encoder" -- \
+		$(RUN) -m osum_echat.training.train_speaker conf/tiny/token2wav_speaker.yaml \
+		"lists=[$(WORLD)/train/exchanges.jsonl, $(REPLIES)/reply_tokens.list]" \
+		output=$(TOKEN2WAV)/speaker_training out=$(TOKEN2WAV)/speaker.onnx $(SPEAKER_SETTINGS)
+	$(STEP) "lists" -- $(RUN) -m common_utils.tiny_world.lists --corpus $(WORLD) \
+		--pretrain-size $(PRETRAIN) --speech-tokenizer $(TOKEN2WAV)/speech_tokenizer.onnx \
+		--sentences $(REPLIES)/reply_tokens.list
+	$(STEP) --makes $(WORLD)/tokenizer "text tokenizer" -- \
+		$(RUN) -m common_utils.tiny_world.text_tokenizer --out $(WORLD)/tokenizer
 
 # The whole recipe of pretrained/tiny.
-tiny: tiny-data
-	PYTHON=$(RUN) bash train.sh all conf/tiny
-	$(RUN) -m common_utils.tiny_world.assemble --model exp/tiny/stage3/final --flow $(TOKEN2WAV)/flow \
+tiny: tiny-data $(CONF)
+	$(STEP) "stages" -- env PYTHON=$(RUN) bash train.sh all $(CONF) $(STAGE_SETTINGS)
+	$(RUN) -m common_utils.tiny_world.assemble --model $(STAGES)/stage3/final --flow $(TOKEN2WAV)/flow \
 		--vocoder $(TOKEN2WAV)/vocoder_training --speaker $(TOKEN2WAV)/speaker.onnx \
 		--speech-tokenizer $(TOKEN2WAV)/speech_tokenizer.onnx \
-		--samples build/world/test --out pretrained/tiny
+		--samples $(WORLD)/test --book $(BOOK) --stages $(STAGES) --out $(OUT)
+
+# In miniature: every step with little of everything. What comes out has learnt next to nothing.
+SMALL := build/small
+SMALL_STEPS := 10
+tiny-small:
+	$(MAKE) tiny BUILD=$(SMALL) STAGES=$(SMALL)/stages OUT=$(SMALL)/model \
+		EXCHANGES=60 TEST_EXCHANGES=16 DRILLS=30 SILENT_DRILLS=400 MINUTES=2 PRETRAIN=100 \
+		STAGE_SETTINGS="run.minutes=0 run.steps=$(SMALL_STEPS) schedule.budget_minutes=0 \
+			schedule.total_steps=$(SMALL_STEPS) schedule.warmup_steps=5 run.check_steps=0 run.log_steps=5 \
+			data.held_out_utterances=4" \
+		TOKENIZER_SETTINGS="pitch_steps=100 iterations=5 minutes=2" \
+		FLOW_SETTINGS="limits.minutes=0 limits.steps=40 schedule.warmup_steps=5" \
+		VOCODER_SETTINGS="limits.steps=20 schedule.total_steps=20 schedule.warmup_steps=5" \
+		SPEAKER_SETTINGS="limits.steps=40 schedule.total_steps=40 schedule.warmup_steps=5"
+
+# conf/tiny with other folders, for a recipe that works elsewhere.
+$(BUILD)/conf: $(wildcard conf/tiny/stage*.yaml)
+	mkdir -p $@
+	for file in $^; do sed -e 's#build/world#$(WORLD)#g' -e 's#exp/tiny#$(STAGES)#g' \
+		-e 's#build/heard#$(BUILD)/heard#g' $$file > $@/$${file##*/}; done
+	touch $@
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache reply.wav

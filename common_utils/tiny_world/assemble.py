@@ -19,6 +19,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from common_utils.tiny_world import card
 from osum_echat import audio, logs
 from osum_echat.build import PROMPTS_FILE, TOKENIZER_FILES
 from osum_echat.errors import CheckpointError, OsumError
@@ -64,12 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--samples", type=Path, required=True, help="test split to take questions from")
     add("--count", type=int, default=6, help="sample questions (default 6)")
     add("--out", type=Path, required=True)
+    add("--book", type=Path, help="times of the recipe's steps, for the card")
+    add("--stages", type=Path, help="folder of the trainings' outputs, for the card")
     chosen = parser.parse_args(argv)
     logs.setup()
     try:
         write_model(chosen.model, chosen.out)
         write_token2wav(chosen, chosen.out / "token2wav")
         write_samples(chosen.samples, chosen.out / "samples", chosen.count)
+        card.write(chosen.out, chosen.book, chosen.stages)
         log.info("%s: %.1f MB", chosen.out, check_sizes(chosen.out))
     except OsumError as error:
         sys.stderr.write(f"assemble: {error}\n")

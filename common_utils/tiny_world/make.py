@@ -12,8 +12,8 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from hashlib import sha256
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from common_utils.tiny_world.reply_voice import ReplyVoice
 from common_utils.tiny_world.speaking import speak
 from common_utils.tiny_world.voices import ESPEAK, KOKORO, Studio, Voice, all_voices, varied
 from common_utils.tiny_world.world import SPLITS, Exchange, SaidTurn, load_world
-from osum_echat.errors import DataError, OsumError
+from osum_echat.corpus.jobs import in_order
+from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.logs import logger, progress, setup
 
 LIST_FILE = "exchanges.jsonl"
@@ -77,7 +78,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make(plan: Plan, size: int, processes: int = 1) -> None:
-    """Write the split's first `size` exchanges; those already there with their wavs are kept."""
+    """Write the split's first `size` exchanges; those already there with their wavs are kept.
+
+    Raises InputError when a worker process dies.
+    """
+    if processes < 1:
+        raise InputError(f"processes {processes}: give 1 or more")
     for folder in (plan.folder / "audio", plan.folder / "replies", plan.sentences):
         folder.mkdir(parents=True, exist_ok=True)
     wanted = list(load_world().exchanges(plan.split, plan.seed, size))
@@ -112,25 +118,18 @@ def _made_before(listed: Path) -> dict[str, dict[str, Any]]:
 
 def _made(plan: Plan, exchanges: Sequence[Exchange], processes: int) -> Iterator[dict[str, Any]]:
     """The rows in order, made here or in several processes (with the same result)."""
-    if processes <= 1:
-        maker = Maker(plan)
-        yield from (maker.row(exchange) for exchange in exchanges)
-        return
-    with get_context("spawn").Pool(processes, _start, (plan,)) as pool:
-        yield from pool.imap(_work, exchanges, chunksize=8)
+    row = Maker(plan).row if processes == 1 else partial(_row, plan)
+    return in_order(row, exchanges, processes)
 
 
-_maker: "Maker | None" = None           # one a worker process: engines open once
+def _row(plan: Plan, exchange: Exchange) -> dict[str, Any]:
+    """As a worker process makes it: its engines are opened once."""
+    return _maker(plan).row(exchange)
 
 
-def _start(plan: Plan) -> None:
-    global _maker
-    _maker = Maker(plan)
-
-
-def _work(exchange: Exchange) -> dict[str, Any]:
-    assert _maker is not None
-    return _maker.row(exchange)
+@lru_cache(maxsize=1)
+def _maker(plan: Plan) -> "Maker":
+    return Maker(plan)
 
 
 def _reported(rows: Iterable[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:

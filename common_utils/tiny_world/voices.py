@@ -35,6 +35,10 @@ ESPEAK, KOKORO = "espeak", "kokoro"
 
 AUDIO_OUTPUT_SYNCHRONOUS = 2
 CHARS_UTF8 = 1
+DONT_EXIT = 0x8000                                  # tell of missing data, do not end the process
+LONGEST_HOME = 140                                  # bytes; espeak keeps the path in 160
+VARIANT = "speaker"                                 # file of every voice: espeak keeps 40 bytes of
+                                                    # accent and variant, and dies of more
 RATE, VOLUME, PITCH, RANGE = 1, 2, 3, 4             # espeak_PARAMETER
 RATE_WPM = 160
 SLOWEST_WPM, FASTEST_WPM = 80, 400
@@ -204,8 +208,8 @@ class Espeak:
     """espeak-ng, in this process. The same words in the same voice always sound the same.
 
     The library carries a state from one utterance to the next, so each gets it freshly loaded
-    (1.5 ms), from a private copy that nobody else holds open. Each voice is a variant file of
-    its own beside links to the library's data: the named variant with this voice's pitch.
+    (1.5 ms), from a private copy that nobody else holds open. The voice that speaks is a variant
+    file beside links to the library's data: the named variant with this voice's pitch.
     """
 
     def __init__(self, paths: AssetPaths) -> None:
@@ -213,6 +217,8 @@ class Espeak:
             raise InputError(f"{paths.espeak_library}: missing; run tiny_world/assets.py")
         self._folder = tempfile.TemporaryDirectory(prefix="espeak")
         home = Path(self._folder.name)
+        if len(bytes(home)) > LONGEST_HOME:
+            raise InputError(f"{home}: too long a path for espeak; set TMPDIR to a shorter one")
         self._library = home / "espeak.so"
         shutil.copy(paths.espeak_library, self._library)
         self._known = (paths.espeak_data / "voices" / "!v").resolve()
@@ -236,7 +242,7 @@ class Espeak:
             PITCH: round(knob),
             RANGE: round(min(50 * manner.range, 99)),
         }
-        samples = self._synthesise(text, f"{accent}+{voice.name}", settings)
+        samples = self._synthesise(text, f"{accent}+{VARIANT}", settings)
         return Spoken(samples, ESPEAK_RATE_HZ, speed * manner.pitch / reached)
 
     def _variant_file(self, voice: Voice) -> tuple[str, str]:
@@ -246,8 +252,8 @@ class Espeak:
         kept = [line for line in (self._known / variant).read_text("latin-1").splitlines()
                 if not line.startswith(("pitch", "name", "echo"))]
         kept.append(f"pitch {round(middle * LOW_BOUND)} {round(middle * HIGH_BOUND)}")
-        text = "\n".join([f"name {voice.name}", *kept, ""])
-        (self._variants / voice.name).write_text(text, "latin-1")
+        text = "\n".join([f"name {VARIANT}", *kept, ""])
+        (self._variants / VARIANT).write_text(text, "latin-1")
         return accent, variant
 
     def _synthesise(self, text: str, name: str, settings: Mapping[int, int]) -> Wave:
@@ -261,7 +267,8 @@ class Espeak:
 
         callback = Callback(hear)
         home = str(self._variants.parents[2]).encode()
-        library.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, home, 0)
+        if library.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, home, DONT_EXIT) <= 0:
+            raise InputError(f"{home.decode()}: no espeak-ng data; unpack its package anew")
         library.espeak_SetSynthCallback(callback)
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         if library.espeak_SetVoiceByName(name.encode()):

@@ -1,6 +1,8 @@
 """The corpus maker, with a tone for a voice: what it writes, and that it can be stopped."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ from common_utils.tiny_world import make as maker
 from common_utils.tiny_world.make import LIST_FILE, Plan, make
 from common_utils.tiny_world.voices import Manner, Spoken, Voice, all_voices
 from common_utils.tiny_world.world import World, load_world
+from osum_echat.errors import InputError
 
 SIZE = 6
+ASSETS = Path(__file__).parents[2] / "build" / "assets"
 
 
 class Tone:
@@ -92,6 +96,36 @@ def test_another_seed_makes_other_exchanges(plan, tmp_path):
     assert not set(sounds_of(plan).values()) & {
         sound for name, sound in sounds_of(other).items() if name.startswith("test")
     }
+
+
+def test_no_process_at_all_is_refused(plan):
+    with pytest.raises(InputError, match="processes 0: give 1 or more"):
+        make(plan, 1, processes=0)
+
+
+def killed(plan: Plan, exchange: object) -> None:
+    """What a crash inside an engine does to a worker."""
+    os.kill(os.getpid(), signal.SIGABRT)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_an_error_not_a_wait(plan, monkeypatch):
+    monkeypatch.setattr(maker, "_row", killed)
+    with pytest.raises(InputError, match="a worker process was ended from outside"):
+        make(plan, SIZE, processes=2)
+    assert rows_of(plan) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ASSETS / "espeak").is_dir(), reason="build/assets is not unpacked")
+def test_two_processes_make_what_one_makes(tmp_path):
+    plans = [Plan(tmp_path / name, "test", 3, ASSETS, 0.2, tmp_path / name) for name in "ab"]
+    for processes, one in enumerate(plans, 1):
+        make(one, SIZE, processes)
+    assert rows_of(plans[0]) == rows_of(plans[1])
+    one, two = ([path.read_bytes() for path in sorted(each.folder.glob("audio/*.wav"))]
+                for each in plans)     # Piper's noise, in the replies, is drawn anew each time
+    assert one == two
 
 
 def test_missing_assets_end_in_one_line(world, tmp_path, capsys, monkeypatch):

@@ -1,6 +1,8 @@
 """The speakers: how many, how unlike, and that the test split hears new ones."""
 
+import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,32 @@ def test_the_same_words_sound_the_same_whatever_was_said_before():
     first = engine.say("Who made you?", one).samples
     engine.say("Something else.", other, Manner(rate=1.3))
     assert np.array_equal(engine.say("Who made you?", one).samples, first)
+
+
+@needs_espeak
+def test_a_voice_of_any_name_speaks_and_its_name_is_not_heard():
+    engine, voice = Espeak(ASSETS), all_voices("train")[-4]
+    assert voice.variant.startswith("en-gb-x-rp+")     # the longest accent
+    longer = replace(voice, name=voice.name + "-and-then-some" * 10)
+    said = [engine.say("Who made you?", one).samples for one in (voice, longer)]
+    assert np.array_equal(*said)
+
+
+@needs_espeak
+def test_a_place_that_espeak_cannot_keep_is_refused(tmp_path, monkeypatch):
+    deep = tmp_path / ("x" * 150)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with pytest.raises(InputError, match="set TMPDIR to a shorter one"):
+        Espeak(ASSETS)
+
+
+@needs_espeak
+def test_espeak_without_its_data_is_an_error_not_an_end(tmp_path):
+    engine = Espeak(ASSETS)
+    (engine._variants.parents[1] / "phontab").unlink()
+    with pytest.raises(InputError, match="no espeak-ng data"):
+        engine.say("Who made you?", all_voices("test")[0])
 
 
 @needs_espeak
