@@ -3,13 +3,12 @@
     python -m benchmarks.data_loading --folder build/data_loading [--size 2000]
 
 CPU seconds are those of all processes together; other work on the machine changes wall seconds
-only. webdataset and lhotse read the same tars where they are installed.
+most. webdataset and lhotse read the same sounds where they are installed.
 """
 
 import argparse
-import importlib.util
-import io
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -23,8 +22,8 @@ from typing import Any
 import torch
 
 from benchmarks.speech_corpus import make_corpus
+from benchmarks.tar_readers import READERS, reader
 from benchmarks.upstream_batches import Sample, upstream_batches
-from osum_echat.audio import decode
 from osum_echat.data.loader import DataSettings, ListSettings, Loader, open_sources
 from osum_echat.data.manifest import open_source
 from osum_echat.data.prepare import Draft, Preparer
@@ -40,6 +39,7 @@ TOKENIZER = Path("pretrained/tiny")
 OUTPUT_TYPES = {"understand": "text", "tts": "text2token", "s2s": "speech2text_token",
                 "s2s_think": "speech2text_token_think", "t2t": "text2text"}  # fmt: skip
 UPSTREAM_LIMITS = (28_000_000, 3700)  # frames and tokens of a batch
+STEADY_EPOCHS = 2
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         out(json.dumps(CASES[name](lists, *rest)))
         return
     loading = [f"load:{form}:{workers}" for form in lists for workers in (0, 1, 2)]
-    reading = [f"read:{reader}" for reader in ("ours", "webdataset", "lhotse")]
+    reading = [f"read:{name}" for name in READERS]
     for title, cases in (("Loading", loading), ("Decoding only", reading), ("Rows", ["waste"])):
         out(f"\n{title}")
         for case in cases:
@@ -87,32 +87,56 @@ def _settings(path: Path, workers: int = 0) -> DataSettings:
 
 
 def load(lists: dict[str, Path], form: str, workers: str) -> dict[str, Any]:
-    """One epoch to batches, after a warm-up that fills the page cache."""
+    """An epoch to batches, the start of the workers in it, and two more for the steady state.
+
+    A pass before them fills the page cache.
+    """
     for _ in _pass(open_source(form, str(lists[form]))):
         pass
     settings = _settings(lists[form], int(workers))
     loader = Loader(open_sources(settings), _preparer(), settings, seed=1)
     start, cpu = time.monotonic(), _cpu()
-    keys: set[tuple[str, str]] = set()
-    first = None
-    while not keys or loader.epoch == 0:
-        batch: Batch = next(loader)
-        first = first or time.monotonic() - start
-        keys |= {pair for row in zip(batch.keys, batch.tasks, strict=True)
-                 for pair in zip(*row, strict=True)}  # fmt: skip
-    wall = time.monotonic() - start
+    given, first_s = _epoch(loader)
+    wall, used = time.monotonic() - start, _cpu() - cpu
+    lost = loader.drops.read - len(given)
+    start, cpu, own = time.monotonic(), _cpu(), time.process_time()
+    for _ in range(STEADY_EPOCHS):
+        _epoch(loader)
+    steady = STEADY_EPOCHS * len(given)
+    steady_wall, steady_cpu = time.monotonic() - start, _cpu() - cpu
+    own = time.process_time() - own
     loader.close()
-    read = loader.drops.read
     return {
-        "utterances": len(keys), "lost": read - len(keys), "first batch s": round(first or 0, 2),
-        "CPU ms each": round(1000 * (_cpu() - cpu) / len(keys), 2), "wall s": round(wall, 2),
+        "utterances": len(given), "lost": lost, "first batch s": round(first_s, 2),
+        "CPU ms each": round(1000 * used / len(given), 2), "wall s": round(wall, 2),
+        "steady: CPU ms": round(1000 * steady_cpu / steady, 2),
+        "of it this process": round(1000 * own / steady, 2),
+        "a second": round(steady / steady_wall),
         "RSS MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }  # fmt: skip
 
 
+def _epoch(loader: Loader) -> tuple[set[tuple[str, str]], float]:
+    """Keys and tasks of the batches up to the end of an epoch, and the seconds to the first one."""
+    start, epoch, first_s = time.monotonic(), loader.epoch, None
+    given: set[tuple[str, str]] = set()
+    while loader.epoch == epoch:
+        batch: Batch = next(loader)
+        first_s = first_s or time.monotonic() - start
+        given |= {pair for row in zip(batch.keys, batch.tasks, strict=True)
+                  for pair in zip(*row, strict=True)}  # fmt: skip
+    return given, first_s or 0.0
+
+
 def _cpu() -> float:
+    """CPU seconds of this process and of its workers, those that live and those that ended."""
+    ticks = 0
+    for process in multiprocessing.active_children():
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # user and system
     used = os.times()
-    return used.user + used.system + used.children_user + used.children_system
+    ended = used.children_user + used.children_system
+    return used.user + used.system + ended + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _pass(source: Any) -> Iterator[Utterance | Dropped]:
@@ -120,11 +144,11 @@ def _pass(source: Any) -> Iterator[Utterance | Dropped]:
         yield from source.read(unit)
 
 
-def read(lists: dict[str, Path], reader: str) -> dict[str, Any]:
-    """Every utterance of the tars, its sound decoded; the better of three passes."""
-    if reader != "ours" and importlib.util.find_spec(reader) is None:
-        return {"not installed": reader}
-    read_all = READERS[reader](lists["shard"])
+def read(lists: dict[str, Path], name: str) -> dict[str, Any]:
+    """Every utterance of the tars, its sound decoded; the best of three passes after a warm-up."""
+    read_all = reader(name, lists["shard"])
+    if read_all is None:
+        return {"not installed": name}
     read_all()
     best = float("inf")
     for _ in range(3):
@@ -132,48 +156,6 @@ def read(lists: dict[str, Path], reader: str) -> dict[str, Any]:
         count = read_all()
         best = min(best, time.process_time() - cpu)
     return {"utterances": count, "per CPU s": round(count / best)}
-
-
-def _ours(tars: Path) -> Callable[[], int]:
-    source = open_source("shard", str(tars))
-
-    def read_all() -> int:
-        count = 0
-        for one in _pass(source):
-            if isinstance(one, Utterance) and isinstance(one.user.audio, bytes):
-                count += len(decode(one.user.audio)[0]) > 0
-        return count
-
-    return read_all
-
-
-def _webdataset(tars: Path) -> Callable[[], int]:
-    import webdataset
-
-    def read_all() -> int:
-        files = tars.read_text().split()
-        data = webdataset.WebDataset(files, shardshuffle=False)
-        return sum(len(decode(one["wav"])[0]) > 0 and bool(json.loads(one["extra"]) or 1)
-                   for one in data)  # fmt: skip
-
-    return read_all
-
-
-def _lhotse(tars: Path) -> Callable[[], int]:
-    """Its own tar reader; its cuts need a manifest of another kind than these tars hold."""
-    from lhotse.shar.readers.tar import TarIterator
-
-    def read_all() -> int:
-        count = 0
-        for tar in tars.read_text().split():
-            for data, path in TarIterator(tar):
-                if str(path).endswith(".wav"):
-                    count += len(decode(io.BytesIO(data).getvalue())[0]) > 0
-                elif str(path).endswith(".extra"):
-                    json.loads(data)
-        return count
-
-    return read_all
 
 
 def waste(lists: dict[str, Path]) -> dict[str, Any]:
@@ -217,7 +199,6 @@ def _samples(path: Path, preparer: Preparer) -> Iterator[Sample]:
             yield Sample(number, OUTPUT_TYPES[draft.row.task], frames, label, 0, 0)
 
 
-READERS = {"ours": _ours, "webdataset": _webdataset, "lhotse": _lhotse}
 CASES: dict[str, Callable[..., dict[str, Any]]] = {"load": load, "read": read, "waste": waste}
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""Speech tokens of the recordings in a raw list, by the ONNX tokenizer, into the list's `extra`."""
+"""Speech tokens of the recordings in a raw list, by the ONNX tokenizer, into the list's `extra`.
+
+A process listens to a portion of recordings in one go, but to one at a time: the input of the
+published file, and of those like it, is (1, mels, frames), so that a run holds one clip, and two
+clips in a row would hear each other. What makes it faster is more processes, a core each.
+"""
 
 import argparse
 import json

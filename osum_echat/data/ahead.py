@@ -10,16 +10,17 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from contextlib import suppress
 from itertools import cycle, islice
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from osum_echat.data.windows import Made, Place, Windows
+from osum_echat.data.passing import receive, send, send_error
+from osum_echat.data.windows import Made, Place, Window, Windows
 from osum_echat.errors import DataError
 
+_TAKEN = b"."  # told to a worker for each batch of its that was taken
 _LOOK_S = 0.2  # how often who waits looks whether the others are still there
 
 
@@ -73,8 +74,9 @@ class InThread:
 class InProcesses:
     """What follows a place, made by several processes: window k by the one numbered k % count.
 
-    ahead: how many batches each keeps ready. Batches come through pipes, so that nothing is left
-    in shared memory and a process that dies is noticed at once: DataError.
+    ahead: how many batches each keeps ready before it begins another window; of that one it makes
+    all, or else the others would wait while one window is read. A process that dies is noticed at
+    once: DataError.
     """
 
     def __init__(self, windows: Windows, place: Place, count: int, ahead: int) -> None:
@@ -82,7 +84,7 @@ class InProcesses:
         self._ends: list[Any] = []
         self._processes: list[Any] = []
         for number in range(count):
-            end, far_end = context.Pipe(duplex=False)
+            end, far_end = context.Pipe()
             process = context.Process(
                 target=_work,
                 args=(windows, place, number, count, ahead, far_end),
@@ -118,19 +120,19 @@ class InProcesses:
                     break
 
     def _next_of(self, number: int) -> Made:
+        end, process = self._ends[number], self._processes[number]
         try:
-            item = self._ends[number].recv()
+            item = receive(end)
+            if not isinstance(item, Exception):
+                end.send_bytes(_TAKEN)
+                return item
         except (EOFError, OSError) as error:
-            self._processes[number].join()
+            process.join()
             raise DataError(
-                f"data worker {number} ended with code {self._processes[number].exitcode}; it may "
-                "have run out of memory: lower data.workers or data.window"
+                f"data worker {number} ended with code {process.exitcode}; it may have run out of "
+                "memory: lower data.workers or data.window"
             ) from error
-        if isinstance(item, Exception):
-            raise item
-        made, arrays = item
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return replace(made, batch=replace(made.batch, **tensors)) if made.batch else made
+        raise item
 
 
 def _work(
@@ -141,13 +143,28 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # and would keep this process from its end
     torch.set_num_threads(1)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    own = islice(windows.after(place), number, None, count)
-    items = InThread((made for window in own for made in windows.make(window)), max(ahead, 1))
+    with suppress(EOFError, ConnectionError):  # the one who reads has gone
+        _hand_over(islice(windows.after(place), number, None, count), windows, ahead, far_end)
+
+
+def _hand_over(own: Iterator[Window], windows: Windows, ahead: int, far_end: Any) -> None:
+    """The batches of some windows, or the error that ends them."""
+    ready = 0  # batches given that nobody took yet
     try:
-        for made in items:
-            far_end.send(_as_arrays(made))
+        for window in own:
+            while ready > ahead:
+                far_end.recv_bytes()
+                ready -= 1
+            for made in windows.make(window):
+                send(far_end, made)
+                ready += 1
+    except (EOFError, ConnectionError):
+        raise
     except Exception as error:
-        far_end.send(error)
+        send_error(far_end, error)
+    while ready:  # what is not read when this end closes would be lost
+        far_end.recv_bytes()
+        ready -= 1
 
 
 def _leave_with_parent() -> None:
@@ -156,13 +173,3 @@ def _leave_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _as_arrays(made: Made) -> tuple[Made, dict[str, Any]]:
-    """Tensors as arrays: a tensor would be sent through shared memory."""
-    if made.batch is None:
-        return made, {}
-    values = {one.name: getattr(made.batch, one.name) for one in fields(made.batch)}
-    arrays = {name: one.numpy() for name, one in values.items() if isinstance(one, Tensor)}
-    empty = dict.fromkeys(arrays)
-    return replace(made, batch=replace(made.batch, **empty)), arrays  # type: ignore[arg-type]

@@ -1,14 +1,16 @@
 """Where bytes come from: local paths, and URLs of those schemes that the settings allow."""
 
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-from osum_echat.errors import ConfigError, DataError
+from osum_echat.errors import ConfigError, DataError, OsumError
 
+_REMOTE_BYTES = 1 << 16  # asked of a client at once; it reads ahead by itself
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
 
 
@@ -35,7 +37,8 @@ class Files:
         with _told(place):
             if not self._is_url(place):
                 return Path(place).open("rb")
-            return cast(BinaryIO, self._remote(place).open(place, "rb"))
+            remote = _Remote(self._remote(place).open(place, "rb"))
+            return io.BufferedReader(remote, _REMOTE_BYTES)
 
     def read(self, place: str) -> bytes:
         """All bytes of a file."""
@@ -113,14 +116,62 @@ class Files:
     def _remote(self, place: str) -> Any:
         import fsspec
 
-        return fsspec.filesystem(place.partition("://")[0])
+        scheme = place.partition("://")[0]
+        try:
+            return fsspec.filesystem(scheme)
+        except ValueError as error:
+            known = ", ".join(sorted(fsspec.available_protocols()))
+            raise ConfigError(f"{place}: {scheme} is no scheme known here: {known}") from error
+
+
+class _Remote(io.RawIOBase):
+    """A file on a server. Whatever its client raises, who reads gets an OSError."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _as_os_error():
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _as_os_error():
+            return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """The errors of a server's client, which may be of any class of its own."""
+    try:
+        yield
+    except (OSError, EOFError, OsumError, ImportError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 @contextmanager
 def _told(place: str) -> Iterator[None]:
     """Errors of a file system, of a server or of a missing client, as one line."""
     try:
-        yield
+        with _as_os_error():
+            yield
     except FileNotFoundError as error:
         raise DataError(f"{place}: no such file; check the path") from error
     except ImportError as error:

@@ -75,9 +75,13 @@ class RawSource:
     def read(self, unit: int) -> Iterator[Utterance | Dropped]:
         """The utterance of one line, or why there is none."""
         where = f"{self.place} (record {unit + 1})"
-        with self.files.open(self.place) as lines:
-            lines.seek(int(self._starts[unit]))
-            line = lines.readline()
+        try:
+            with self.files.open(self.place) as lines:
+                lines.seek(int(self._starts[unit]))
+                line = lines.readline()
+        except (OSError, DataError) as error:
+            yield Dropped("list cannot be read", f"{where}: {error}", self.place)
+            return
         raw = json_object(line, where, self.place)
         if isinstance(raw, Dropped):
             yield raw
@@ -137,6 +141,8 @@ def line_starts(files: Files, place: str) -> np.ndarray:
         raise DataError(
             f"list {error}; give the path of a jsonl file with one record a line"
         ) from error
+    except OSError as error:
+        raise DataError(f"list {place}: cannot be read ({error.strerror or error})") from error
     if not starts:
         raise DataError(f"list {place}: no records; one JSON object a line is needed")
     return np.frombuffer(starts, dtype=np.int64)

@@ -18,6 +18,7 @@ import numpy as np
 
 from osum_echat.data.files import Files
 from osum_echat.data.tar import NO_END, Damage, Member, walk
+from osum_echat.errors import DataError
 from osum_echat.logs import logger
 
 LOG = logger(__name__)
@@ -61,14 +62,14 @@ class Group:
     fault: Fault | None = None
 
 
-def load_index(files: Files, tar: str, lines: str | None = None, cache: Path = CACHE) -> Index:
+def load_index(files: Files, tar: str, lines: str | None = None) -> Index:
     """The index of a tar, with the places of its lines in the jsonl `lines` of a combine pair.
 
     Read from beside the tar or from the cache, else made and kept where writing is allowed. Raises
     DataError for a tar or jsonl that cannot be opened.
     """
     stamps = [str(files.stamp(place)) for place in (tar, lines) if place is not None]
-    kept = [cache.expanduser() / f"{sha256(f'{tar} {lines}'.encode()).hexdigest()[:32]}{SUFFIX}"]
+    kept = [CACHE.expanduser() / f"{sha256(f'{tar} {lines}'.encode()).hexdigest()[:32]}{SUFFIX}"]
     if not files.is_url(tar):
         kept.insert(0, Path(f"{tar if lines is None else lines}{SUFFIX}"))
     for place in kept:
@@ -77,14 +78,20 @@ def load_index(files: Files, tar: str, lines: str | None = None, cache: Path = C
             return found
     index = make_index(files, tar, lines)
     if not any(_write(place, index, stamps) for place in kept):
-        LOG.warning("%s: its index can be kept neither beside it nor in %s", tar, cache)
+        LOG.warning("%s: its index can be kept neither beside it nor in %s", tar, CACHE)
     return index
 
 
 def make_index(files: Files, tar: str, lines: str | None = None) -> Index:
-    """Walk through a tar, and through the jsonl that holds the words of its audio."""
-    with open_tar(files, tar) as file:
-        groups = _judged(_grouped(walk(file)))
+    """Walk through a tar, and through the jsonl that holds the words of its audio.
+
+    Raises DataError where the disk or the server fails: no index is kept of half a tar.
+    """
+    try:
+        with open_tar(files, tar) as file:
+            groups = _judged(_grouped(walk(file)))
+    except OSError as error:
+        raise DataError(f"{tar}: cannot be read ({error.strerror or error})") from error
     if not groups:
         groups = [Group("", 0, 0, fault=Fault("empty tar", "no members"))]
     ranges = [(group.start, group.end, -1, -1) for group in groups]

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 from osum_echat.data.loader import DataSettings, ListSettings, Loader, open_sources
+from osum_echat.data.passing import receive
 from osum_echat.data.prepare import Preparer
 from osum_echat.data.prompts import Prompts
 from osum_echat.data.settings import PrepareSettings
+from osum_echat.data.windows import Place
 from osum_echat.errors import DataError
 from osum_echat.sequence import Batch
 from tests.data.forms import raw_rows, write_shard
@@ -88,6 +91,34 @@ def test_a_killed_worker_is_an_error_not_a_wait(tar: Path) -> None:
     with pytest.raises(DataError, match="data worker 0 ended with code -9"):
         for _ in range(50):
             next(source)
+    source.close()
+
+
+def test_an_error_of_a_worker_comes_after_the_batches_before_it(tar: Path, tmp_path: Path) -> None:
+    path = tmp_path / "broken.list"
+    path.write_text('{"key": "a"}\n' * 60)
+    lists = {"a": ListSettings(str(tar)), "b": ListSettings(str(path))}
+    source = loader(tar, workers=2, lists=lists, shuffle=False, bad_in_a_row=30)
+    given = []
+    with pytest.raises(DataError, match=r"30 records in a row are broken"):
+        while True:
+            given.append(next(source))
+    source.close()
+    assert sum(len(row) for batch in given for row in batch.keys) == 20
+
+
+def test_a_worker_makes_the_whole_of_its_window_while_another_is_read(tar: Path) -> None:
+    source = loader(tar, workers=2, prefetch=1, window=10, rows=1)
+    second = list(islice(source.windows.after(Place()), 2))[1]
+    batches = len(source.windows.lay_out(second)[0])
+    assert batches > 3
+    next(source)
+    end = source._made._ends[1]  # type: ignore[union-attr]
+    made: list[Any] = []
+    while len(made) < batches:  # none of which it is told was taken
+        assert end.poll(20), f"it waits after {len(made)} of {batches} batches"
+        made.append(receive(end))
+    assert made[-1].ends_window
     source.close()
 
 

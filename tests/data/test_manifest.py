@@ -1,5 +1,6 @@
 """Claims about manifests, lists of tars and folders."""
 
+import io
 import json
 from pathlib import Path
 
@@ -143,3 +144,50 @@ def test_allowed_urls_are_read_like_files(folder: Path) -> None:
     for place in ("memory://tars/shards_list.txt", "memory://tars", "memory://data.list"):
         kept, dropped = read_all(open_source("a", place, files=Files(("memory",))))
         assert ([plain(one) for one in kept], dropped) == (wanted, [])
+
+
+def test_a_scheme_that_nobody_knows_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"zzz is no scheme known here: .*https"):
+        open_source("a", "zzz://host/a.list", files=Files(("zzz",)))
+
+
+class Failing:
+    """A file on a server that goes away after so many bytes; its client has errors of its own."""
+
+    def __init__(self, data: bytes, lasts: int) -> None:
+        self.held, self.lasts = io.BytesIO(data), lasts
+        self.seek, self.tell, self.close = self.held.seek, self.held.tell, self.held.close
+
+    def read(self, size: int) -> bytes:
+        if self.held.tell() + size > self.lasts:
+            raise RuntimeError("the line is dead")
+        return self.held.read(size)
+
+
+def test_a_server_that_fails_costs_units_and_leaves_no_wrong_index(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (folder / "tars" / "part_0.tar").read_bytes()
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/own/a.tar", data)
+    whole = memory.open
+    monkeypatch.setattr(memory, "open", lambda *_: Failing(data, len(data) // 2))
+    kept, dropped = read_all(open_source("a", "memory://own/a.tar", files=Files(("memory",))))
+    assert (kept, [one.reason for one in dropped]) == ([], ["missing tar"])
+    assert "RuntimeError: the line is dead" in dropped[0].detail
+    assert not tar_index.CACHE.exists()
+    monkeypatch.setattr(memory, "open", whole)
+    source = open_source("a", "memory://own/a.tar", files=Files(("memory",)))
+    monkeypatch.setattr(memory, "open", lambda *_: Failing(data, len(data) // 2))
+    _, dropped = read_all(source)
+    assert {one.reason for one in dropped} == {"tar cannot be read"}
+
+
+def test_a_list_that_goes_away_costs_its_records(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.list"
+    path.write_bytes((folder / "s2s.list").read_bytes())
+    source = open_source("a", str(path))
+    path.unlink()
+    kept, dropped = read_all(source)
+    assert kept == [] and {one.reason for one in dropped} == {"list cannot be read"}
+    assert len(dropped) == len(source)
