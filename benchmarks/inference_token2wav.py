@@ -1,10 +1,13 @@
 """Token to wav at work: streaming beside whole calls, and the published size's cost. Prints tables.
 
-    python -m benchmarks.inference_token2wav [--list FILE] [--utterances 100] [--full] [--steps 5 8]
+    python -m benchmarks.inference_token2wav [--list FILE [--judge DIR]] [--utterances 100]
+                                             [--voice FILE] [--full] [--steps 5 8]
 
-The first table needs only the small model. Without --list, its tokens are random ones. The second
-one (--full) is of random weights in the published sizes, 10 s of speech with a voice of 5 s, in
-CPU seconds: a machine drifts, so each row tells the rate of a bare matrix product beside it.
+The first table needs only the small model. Without --list, its tokens are random ones; with --judge
+(Whisper base, requirements-bench.txt) both sounds of each utterance are heard, too. --voice: what
+it changes in the mel that a recording is remembered, or cut, not solved each time. The second one
+(--full) is of random weights in the published sizes, 10 s of speech with a voice of 5 s, in CPU
+seconds: a machine drifts, so each row tells the rate of a bare matrix product beside it.
 """
 
 import argparse
@@ -20,9 +23,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from osum_echat import logs
+from benchmarks.judge import JUDGE_RATE_HZ, Recogniser, word_errors, words
+from benchmarks.plain_estimator import velocity
+from osum_echat import audio, logs
 from osum_echat.errors import InputError
-from osum_echat.token2wav.flow import FlowSettings, frames_for
+from osum_echat.evaluation.scores import paired_interval
+from osum_echat.token2wav.flow import FlowSettings, VoiceState, frames_for
 from osum_echat.token2wav.noise import streams
 from osum_echat.token2wav.stream import MelStream, Piece, StreamSettings, pieces
 from osum_echat.token2wav.vocoder import Token2Wav, Token2WavSettings
@@ -37,7 +43,16 @@ FIRST_TOKENS = 25               # one second
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 UPSTREAM_FLOW_S, UPSTREAM_VOCODER_S, UPSTREAM_FIRST_S = 49.7, 9.0, 20.3
 PRODUCT_SIDE, PRODUCTS = 1024, 8
+TURNS = 4                       # of the two estimators; the best of each counts
 Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """What to say: speech tokens, and the words that they say, None where they are random."""
+
+    tokens: list[int]
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +63,8 @@ class Beside:
     join_step: float            # largest difference of two samples where pieces meet
     inside_step: float          # largest one anywhere in the whole wave
     distance: float             # L1 of the log-mels that come out of the flow
+    streamed: Tensor            # (samples,)
+    whole: Tensor
 
 
 def timed(work: Callable[[], Made]) -> tuple[float, Made]:
@@ -64,18 +81,21 @@ def product_rate(dtype: torch.dtype) -> float:
     return 2 * PRODUCT_SIDE**3 / best / 1e9
 
 
-def token_lists(path: Path | None, count: int, codes: int) -> list[list[int]]:
-    """Speech tokens from the lines of a data list, or random ones of 2 to 6 s."""
+def to_speak(path: Path | None, count: int, codes: int) -> list[Spoken]:
+    """Tokens and words from the lines of a data list, or random tokens of 2 to 6 s."""
     if path is None:
         generator = torch.Generator().manual_seed(1)
         lengths = torch.randint(50, 150, (count,), generator=generator).tolist()
-        return [torch.randint(codes, (size,), generator=generator).tolist() for size in lengths]
-    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    found = [line.get("extra", line).get("speech_token") for line in lines]
-    spoken = [tokens for tokens in found if tokens]
-    if not spoken or max(map(max, spoken)) >= codes:
+        return [Spoken(torch.randint(codes, (size,), generator=generator).tolist())
+                for size in lengths]  # fmt: skip
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = [
+        Spoken(tokens, line.get("txt"))
+        for line in lines if (tokens := line.get("extra", line).get("speech_token"))
+    ]  # fmt: skip
+    if not found or max(max(one.tokens) for one in found) >= codes:
         raise InputError(f"{path}: no speech_token lists of this model's {codes} codes")
-    return spoken[:count]
+    return found[:count]
 
 
 def streamed_mel(
@@ -105,6 +125,8 @@ def beside(model: Token2Wav, tokens: list[int], settings: StreamSettings) -> Bes
         float(steps[joins].max()) if len(joins) else 0.0,
         float(whole.diff().abs().max()),
         float(distance.abs().mean()),
+        torch.cat(made),
+        whole,
     )
 
 
@@ -121,15 +143,44 @@ def piece_costs(model: Token2Wav, settings: StreamSettings) -> list[float]:
         costs.append(time.process_time() - start)
 
 
-def streaming_rows(model: Token2Wav, lists: list[list[int]]) -> list[tuple[str, str]]:
+def judged_rows(
+    judge: Recogniser, texts: Sequence[str | None], found: Sequence[Beside], rate_hz: int
+) -> list[tuple[str, str]]:
+    """What a recogniser makes of both sounds, and where the difference lies."""
+    if None in texts:
+        raise InputError("--judge: needs a --list whose lines have txt")
+    truths = [words(text or "") for text in texts]
+
+    def errors(wave: Tensor, truth: list[str]) -> int:
+        heard = judge(audio.resample(wave, rate_hz, JUDGE_RATE_HZ).numpy())
+        return word_errors(truth, words(heard))
+
+    pairs = list(zip(found, truths, strict=True))
+    each = [(errors(one.streamed, truth), errors(one.whole, truth))
+            for one, truth in logs.progress(pairs, "judge")]  # fmt: skip
+    streamed, whole = ([pair[place] for pair in each] for place in (0, 1))
+    lengths = [len(truth) for truth in truths]
+    total = sum(lengths)
+    low, high = (100 * end for end in paired_interval(streamed, whole, lengths))
+    less = 100 * (sum(streamed) - sum(whole)) / total
+    return [
+        ("judge's word errors, streamed", f"{100 * sum(streamed) / total:.2f} %"),
+        ("judge's word errors, whole", f"{100 * sum(whole) / total:.2f} %"),
+        ("difference in points, 95 % interval, limit 2", f"{less:+.2f} [{low:+.2f}, {high:+.2f}]"),
+    ]
+
+
+def streaming_rows(
+    model: Token2Wav, lists: Sequence[Spoken], judge: Recogniser | None
+) -> list[tuple[str, str]]:
     """The first table."""
     settings = StreamSettings()
-    found = [beside(model, tokens, settings) for tokens in logs.progress(lists, "streaming")]
-    seeds = [whole_mel(model, tokens, 1) - whole_mel(model, tokens, 2) for tokens in lists[:5]]
+    found = [beside(model, one.tokens, settings) for one in logs.progress(lists, "streaming")]
+    seeds = [whole_mel(model, one.tokens, 1) - whole_mel(model, one.tokens, 2) for one in lists]
     between_seeds = sum(float(one.abs().mean()) for one in seeds) / len(seeds)
     costs = piece_costs(model, settings)
     high = sum(one.join_step > one.inside_step for one in found)
-    return [
+    rows = [
         ("utterances", str(len(found))),
         ("with the samples of the whole", str(sum(one.same_samples for one in found))),
         ("with a join above the whole's largest step", str(high)),
@@ -142,6 +193,9 @@ def streaming_rows(model: Token2Wav, lists: list[list[int]]) -> list[tuple[str, 
         ("3rd and 20th piece, CPU s", f"{costs[2]:.3f} {costs[19]:.3f}"),
         ("20th by 3rd, limit 1.2", f"{costs[19] / costs[2]:.2f}"),
     ]  # fmt: skip
+    if judge is not None:
+        rows += judged_rows(judge, [one.text for one in lists], found, model.sample_rate_hz)
+    return rows
 
 
 def full_model() -> Token2Wav:
@@ -156,11 +210,60 @@ def full_model() -> Token2Wav:
     return model.in_voice(voice)
 
 
+def voice_rows(
+    model: Token2Wav, voice: VoicePrompt, lists: Sequence[Spoken]
+) -> list[tuple[str, str]]:
+    """How far mels in a recording's voice are from those of the whole recording, solved anew."""
+    whole, remembered = model.flow.voice_state(voice), model.remember(voice)
+    states = {
+        "another seed": whole,
+        "remembered": remembered,
+        "its last 2 s": model.flow.voice_state(voice, 2 * TOKENS_PER_S),
+        "its speaker vector alone": model.flow.voice_state(voice, 0),
+    }
+
+    def mel(state: VoiceState, tokens: list[int], seed: int) -> Tensor:
+        solver = MelStream(model.flow, state, streams(seed), 0)
+        return solver.solve(Piece(tokens, 0, 0, len(tokens), is_last=True))[0]
+
+    sums, costs = dict.fromkeys(states, 0.0), dict.fromkeys(("anew", *states), 0.0)
+    for one in logs.progress(lists, "voice"):
+        cost, exact = timed(partial(mel, whole, one.tokens, 1))
+        costs["anew"] += cost
+        for name, state in states.items():
+            cost, other = timed(partial(mel, state, one.tokens, 2 if state is whole else 1))
+            costs[name] += cost
+            sums[name] += float((other - exact).abs().mean())
+    return [
+        (f"voice, {name}: mel distance, CPU s to the whole's",
+         f"{total / len(lists):.3f}, {costs[name]:.1f} to {costs['anew']:.1f}")
+        for name, total in sums.items()
+    ]  # fmt: skip
+
+
+def estimator_row(model: Token2Wav) -> tuple[str, str]:
+    """One call of the estimator, ours and the same network written plainly, taking turns."""
+    frames = frames_for(PROMPT_TOKENS, TOKENS_PER_S) + frames_for(FULL_TOKENS, TOKENS_PER_S)
+    estimator = model.flow.decoder.estimator
+    x, mu, known = torch.randn(3, 2, frames, MELS)
+    told = x, mu, torch.rand(2), torch.randn(2, MELS), known
+    costs: dict[str, list[float]] = {"ours": [], "plain": []}
+    for _ in range(TURNS):
+        costs["ours"].append(timed(lambda: estimator(*told))[0])
+        costs["plain"].append(timed(lambda: velocity(estimator, *told))[0])
+    ours, plain = (min(cost) for cost in costs.values())
+    return (
+        "estimator, one call, beside the same written plainly",
+        f"{ours:.2f} and {plain:.2f} CPU s ({ours / plain:.0%}), "
+        f"{product_rate(torch.float32):.0f} GFLOP/s",
+    )
+
+
 def full_rows(dtypes: Sequence[str], steps: Sequence[int]) -> list[tuple[str, str]]:
     """The second table. Beside each cost: the rate of the bare product just before."""
     model = full_model()
     ids = torch.randint(FlowSettings().codes, (FULL_TOKENS,)).tolist()
-    rows: list[tuple[str, str]] = []
+    rows = [estimator_row(model)]
     reference: Tensor | None = None
     runs = [(dtype, FlowSettings().steps, 1.0) for dtype in dtypes]
     runs += [("float32", count, spacing) for count in steps for spacing in (1.0, FEW_SPACING)]
@@ -181,14 +284,27 @@ def full_rows(dtypes: Sequence[str], steps: Sequence[int]) -> list[tuple[str, st
     cost, _ = timed(lambda: model.vocoder.wave(mel, torch.Generator().manual_seed(1)))
     rows.append(("vocoder, float32", f"{cost:.1f} CPU s ({cost / UPSTREAM_VOCODER_S:.0%} of "
                  f"upstream's {UPSTREAM_VOCODER_S}), {rate:.0f} GFLOP/s"))  # fmt: skip
-    for prompt_tokens in (None, 50):
+    model.dtype, model.flow.settings = torch.float32, FlowSettings()
+    return rows + first_rows(model, ids)
+
+
+def first_rows(model: Token2Wav, ids: list[int]) -> list[tuple[str, str]]:
+    """What the first second of sound costs."""
+    made, remembered = timed(model.remember)
+    assert remembered.memory is not None
+    size_mb = remembered.memory.size_bytes / 1e6
+    cases: dict[str, tuple[VoiceState | None, int | None]] = {
+        "5 s of the voice": (None, None),
+        "2 s of the voice": (None, 2 * TOKENS_PER_S),
+        f"5 s remembered (once: {made:.1f} CPU s, {size_mb:.0f} MB)": (remembered, None),
+    }
+    rows = []
+    for name, (voice, prompt_tokens) in cases.items():
         settings = StreamSettings(first_tokens=FIRST_TOKENS, prompt_tokens=prompt_tokens)
-        model.dtype, model.flow.settings = torch.float32, FlowSettings()
-        rate, running = product_rate(torch.float32), model.stream(ids, seed=1, settings=settings)
-        cost, _ = timed(partial(next, running))
-        kept = PROMPT_TOKENS if prompt_tokens is None else prompt_tokens
+        rate = product_rate(torch.float32)
+        cost, _ = timed(partial(next, model.stream(ids, voice, seed=1, settings=settings)))
         rows.append((
-            f"first second, float32, {kept / TOKENS_PER_S:.0f} s of the voice",
+            f"first second, float32, {name}",
             f"{cost:.1f} CPU s ({cost / UPSTREAM_FIRST_S:.0%} of upstream's {UPSTREAM_FIRST_S}), "
             f"{rate:.0f} GFLOP/s",
         ))  # fmt: skip
@@ -201,6 +317,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", type=Path, default=SMALL_MODEL, help="a token2wav directory")
     parser.add_argument("--list", type=Path, help="a data list with speech_token")
+    parser.add_argument("--judge", type=Path, metavar="DIR",
+                        help="Whisper base as CTranslate2 files, to hear what the list has as txt")
+    parser.add_argument("--voice", type=Path, metavar="FILE", help="a recording to speak like")
     parser.add_argument("--utterances", type=int, default=100)
     parser.add_argument("--full", action="store_true", help="the published sizes, too: minutes")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"],
@@ -211,8 +330,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(chosen.threads)
     with torch.no_grad():
         model = Token2Wav.load(chosen.model)
-        lists = token_lists(chosen.list, chosen.utterances, model.flow.settings.codes)
-        rows = streaming_rows(model, lists) if lists else []
+        lists = to_speak(chosen.list, chosen.utterances, model.flow.settings.codes)
+        judge = Recogniser(chosen.judge, chosen.threads) if chosen.judge else None
+        rows = streaming_rows(model, lists, judge) if lists else []
+        if chosen.voice is not None:
+            rows += voice_rows(model, model.voice_of(chosen.voice), lists)
         rows += [(f"bare product, {name}, GFLOP/s", f"{product_rate(dtype):.0f}")
                  for name, dtype in DTYPES.items()]  # fmt: skip
         rows += full_rows(chosen.dtypes, chosen.steps) if chosen.full else []

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from osum_echat.token2wav.layers import Conv, ConvUp, GroupNorm, Mish
+from osum_echat.token2wav.layers import Conv, ConvUp, GroupNorm, Mish, masked
+from osum_echat.token2wav.memory import Passing
 
 GROUPS = 8
 TIME_SCALE = 1000.0
@@ -34,11 +35,6 @@ def time_waves(times: Tensor, width: int) -> Tensor:
     return torch.cat((angle.sin(), angle.cos()), dim=-1)
 
 
-def masked(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Zero the frames outside `valid` (batch, frames); None keeps all."""
-    return x if valid is None else x * valid.unsqueeze(-1).to(x.dtype)
-
-
 class TimeMlp(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -58,8 +54,10 @@ class ConvBlock(nn.Module):
             Conv(inputs, outputs, 3, padding=1), GroupNorm(GROUPS, outputs), Mish()
         )
 
-    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        return masked(self.block(masked(x, valid)), valid)
+    def forward(self, x: Tensor, valid: Tensor | None, alone: bool) -> Tensor:
+        conv, norm, activation = self.block
+        x = norm(conv(masked(x, valid)), valid if alone else None)
+        return masked(activation(x), valid)
 
 
 class Resnet(nn.Module):
@@ -72,9 +70,9 @@ class Resnet(nn.Module):
         self.block2 = ConvBlock(outputs, outputs)
         self.res_conv = Conv(inputs, outputs, 1)
 
-    def forward(self, x: Tensor, time: Tensor, valid: Tensor | None) -> Tensor:
-        hidden = self.block1(x, valid) + self.mlp(time).unsqueeze(1)
-        return self.block2(hidden, valid) + self.res_conv(masked(x, valid))
+    def forward(self, x: Tensor, time: Tensor, valid: Tensor | None, alone: bool) -> Tensor:
+        hidden = self.block1(x, valid, alone) + self.mlp(time).unsqueeze(1)
+        return self.block2(hidden, valid, alone) + self.res_conv(masked(x, valid))
 
 
 class Attention(nn.Module):
@@ -89,11 +87,15 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(width, inner, bias=False)
         self.to_out = nn.Sequential(nn.Linear(inner, width))
 
-    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, valid: Tensor | None, passing: Passing | None = None
+    ) -> Tensor:
         shape = (x.shape[0], x.shape[1], self.heads, -1)
         query, key, value = (
             part(x).view(shape).transpose(1, 2) for part in (self.to_q, self.to_k, self.to_v)
         )
+        if passing is not None:
+            key, value = passing.meet(key, value)
         bias = None
         if valid is not None:
             bias = (~valid[:, None, None, :]).to(query.dtype) * MASKED_SCORE
@@ -138,8 +140,10 @@ class Transformer(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        x = x + self.attn1(self.norm1(x), valid)
+    def forward(
+        self, x: Tensor, valid: Tensor | None, passing: Passing | None = None
+    ) -> Tensor:
+        x = x + self.attn1(self.norm1(x), valid, passing)
         return x + self.ff(self.norm3(x))
 
 
@@ -208,11 +212,15 @@ class Estimator(nn.Module):
         speaker: Tensor,
         known: Tensor,
         valid: Tensor | None = None,
+        alone: bool = False,
+        passing: Passing | None = None,
     ) -> Tensor:
         """The velocity at `x`.
 
         x, mu, known: (batch, frames, mel); times: (batch,); speaker: (batch, mel); valid: (batch,
-        frames), None for all. `known` holds the frames given in advance, zero elsewhere.
+        frames), None for all. `known` holds the frames given in advance, zero elsewhere. alone:
+        padding changes nothing in a row; else it weighs in the norms, as in published training.
+        passing: frames kept of an earlier pass that these follow, or where to keep these.
         Returns (batch, frames, mel).
         """
         frames = x.shape[1]
@@ -221,24 +229,28 @@ class Estimator(nn.Module):
         skips: list[Tensor] = []
         masks = [valid]
         for block in self.down_blocks:
-            x = self._stage(block, x, time, masks[-1])
+            x = self._stage(block, x, time, masks[-1], alone, passing)
             skips.append(x)
             x = cast(nn.ModuleList, block)[2](masked(x, masks[-1]))
             masks.append(None if masks[-1] is None else masks[-1][:, ::2])
         masks = masks[:-1]
         for block in self.mid_blocks:
-            x = self._stage(block, x, time, masks[-1])
+            x = self._stage(block, x, time, masks[-1], alone, passing)
         for block in self.up_blocks:
             mask, skip = masks.pop(), skips.pop()
-            x = self._stage(block, torch.cat((x[:, : skip.shape[1]], skip), dim=-1), time, mask)
+            x = torch.cat((x[:, : skip.shape[1]], skip), dim=-1)
+            x = self._stage(block, x, time, mask, alone, passing)
             x = cast(nn.ModuleList, block)[2](masked(x, mask))
-        x = self.final_block(x, valid)
+        x = self.final_block(x, valid, alone)
         return masked(self.final_proj(masked(x, valid)), valid)
 
     @staticmethod
-    def _stage(block: nn.Module, x: Tensor, time: Tensor, valid: Tensor | None) -> Tensor:
+    def _stage(
+        block: nn.Module, x: Tensor, time: Tensor, valid: Tensor | None, alone: bool,
+        passing: Passing | None,
+    ) -> Tensor:  # fmt: skip
         parts = cast(nn.ModuleList, block)
-        x = parts[0](x, time, valid)
+        x = parts[0](x, time, valid, alone)
         for transformer in cast(nn.ModuleList, parts[1]):
-            x = transformer(x, valid)
+            x = transformer(x, valid, passing)
         return x

@@ -1,17 +1,20 @@
 """Speech tokens to a mel: encoder, length regulator and conditional flow matching."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.token2wav.conformer import Conformer, ConformerSettings
 from osum_echat.token2wav.estimator import Estimator, EstimatorSettings
 from osum_echat.token2wav.layers import stretch
+from osum_echat.token2wav.memory import AGAIN_FRAMES, Kept, Memory, Passing
 from osum_echat.token2wav.regulator import (
     EDGE_TOKENS,
     LengthRegulator,
@@ -66,6 +69,7 @@ class VoiceState(NamedTuple):
     tokens: Tensor      # (1, tokens)
     known: Tensor       # (1, frames, mel), normalised; no frames where the voice has no tokens
     speaker: Tensor     # (1, mel)
+    memory: Memory | None = None        # of its frames, where they are not to be solved again
 
 
 class FlowLoss(NamedTuple):
@@ -120,16 +124,19 @@ class Matching(nn.Module):
 
     def solve(
         self, noise: Tensor, mu: Tensor, speaker: Tensor, known: Tensor, times: Tensor,
-        guidance: float,
+        guidance: float, valid: Tensor | None = None, passes: Sequence[Passing] | None = None,
     ) -> Tensor:
-        """Euler steps from `noise`, guided. Shapes as in `Estimator.forward`, for one row; times:
-        (steps + 1,)."""
-        x = noise
+        """Euler steps from `noise`, guided, each row as if it were alone. Shapes as in
+        `Estimator.forward`; times: (steps + 1,); passes: one a step."""
+        x, alone = noise, valid is not None
         mu, speaker, known = (torch.cat((part, part * 0)) for part in (mu, speaker, known))
+        valid = None if valid is None else torch.cat((valid, valid))
         times, steps = times.to(noise.device), len(times) - 1
         now, pace = times[0], times[1] - times[0]
         for step in range(1, steps + 1):
-            velocity = self.estimator(x.expand(2, -1, -1), mu, now.expand(2), speaker, known)
+            both, time = x.repeat(2, 1, 1), now.expand(len(mu))
+            passing = None if passes is None else passes[step - 1]
+            velocity = self.estimator(both, mu, time, speaker, known, valid, alone, passing)
             guided, free = velocity.float().chunk(2)
             x = x + pace * ((1 + guidance) * guided - guidance * free)
             now = now + pace
@@ -183,28 +190,46 @@ class Flow(nn.Module):
         speaker = self.speaker(voice.speaker.to(device))
         return VoiceState(tokens.to(device), known.to(device), speaker)
 
-    def condition(
-        self, tokens: Tensor, voice: VoiceState, first: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """mu and known, as the solver is told: (1, frames, mel) each, the prompt's frames first.
+    @torch.no_grad()
+    def remembered(self, voice: VoiceState, noise: Tensor) -> VoiceState:
+        """The voice with its frames solved once for all speech, by the model's own steps.
 
-        tokens: (1, tokens), a whole utterance where `first` is None, as published; else a part of
-        one whose first token has that number: each frame then has its place in the whole by time.
+        noise: what they are solved from, (mel, prompt frames), standard normal. A voice of a few
+        frames, or none, comes back as it is.
         """
-        encoded = self.encode(torch.cat((voice.tokens, tokens), dim=1))
-        rate, given = self.settings.tokens_per_s, voice.tokens.shape[1]
+        frames, settings = voice.known.shape[1], self.settings
+        keep = (frames - AGAIN_FRAMES) // 2 * 2
+        if keep <= 0:
+            return voice
+        kept = [Kept() for _ in range(settings.steps)]
+        mu = self.length_regulator(stretch(self.encode(voice.tokens), frames))
+        self.decoder.solve(
+            noise.T[None].to(mu.device) * settings.temperature, mu, voice.speaker,
+            voice.known.to(mu.dtype), solver_times(settings.steps, settings.spacing),
+            settings.guidance, passes=[Passing(one, frames, keep) for one in kept],
+        )  # fmt: skip
+        return voice._replace(memory=Memory(keep, tuple(kept)))
+
+    def stretched(self, encoded: Tensor, voice: VoiceState, first: int | None) -> Tensor:
+        """What `encode` gave of the prompt and a row's tokens, at the mel's pace.
+
+        encoded: (1, prompt tokens + tokens, mel); first: None for a whole utterance, as published;
+        else the number of a part's first token: each frame then has its place in the whole by time.
+        Returns (1, prompt frames + frames, mel).
+        """
+        given, rate = voice.tokens.shape[1], self.settings.tokens_per_s
+        own = encoded[:, given:]
         if first is None:
-            frames, edge = frames_for(tokens.shape[1], rate), frames_for(EDGE_TOKENS, rate)
-            parts = [stretch_with_edges(encoded[:, given:], frames, edge)]
+            frames, edge = frames_for(own.shape[1], rate), frames_for(EDGE_TOKENS, rate)
+            parts = [stretch_with_edges(own, frames, edge)]
         else:
-            start, stop = (frames_for(number, rate) for number in (first, first + tokens.shape[1]))
+            start, stop = (frames_for(number, rate) for number in (first, first + own.shape[1]))
             pace = SAMPLE_RATE_HZ / HOP_SAMPLES / rate
-            parts = [stretch_in_place(encoded[:, given:], first, start, stop, pace)]
+            parts = [stretch_in_place(own, first, start, stop, pace)]
         prompt_frames = voice.known.shape[1]
         if prompt_frames:
             parts.insert(0, stretch(encoded[:, :given], prompt_frames))
-        mu = self.length_regulator(torch.cat(parts, dim=1))
-        return mu, F.pad(voice.known.to(mu.dtype), (0, 0, 0, mu.shape[1] - prompt_frames))
+        return torch.cat(parts, dim=1)
 
     @torch.no_grad()
     def mel(
@@ -226,17 +251,62 @@ class Flow(nn.Module):
         """
         self.check(tokens)
         voice = prompt if isinstance(prompt, VoiceState) else self.voice_state(prompt)
-        mu, known = self.condition(tokens, voice, first)
+        encoded = self.encode(torch.cat((voice.tokens, tokens), dim=1))
+        mu = self.length_regulator(self.stretched(encoded, voice, first))
         if noise is None:
             noise = torch.randn(1, MELS, mu.shape[1], generator=generator)
-        heat = self.settings.temperature if temperature is None else temperature
-        start = noise.to(mu.device).transpose(1, 2) * heat
-        times = solver_times(steps or self.settings.steps, self.settings.spacing)
+        return self._solved(mu, noise, voice, None, temperature, steps)
+
+    @torch.no_grad()
+    def mels(
+        self, rows: Sequence[Tensor], voice: VoiceState, noises: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The log-mels of several whole utterances side by side, each as `mel` alone makes it.
+
+        rows: (tokens,) each; voice: without a memory; noises: (mel, prompt frames + frames) each,
+        standard normal. Returns (1, mel, frames) each. Padding changes nothing but the order in
+        which numbers are added.
+        """
+        for row in rows:
+            self.check(row.unsqueeze(0))
+        told = [torch.cat((voice.tokens[0], row)) for row in rows]
+        encoded = self.encode(pad_sequence(told, batch_first=True), padding_of(told))
+        paced = [
+            self.stretched(one[None, : len(row)], voice, None)[0]
+            for one, row in zip(encoded, told, strict=True)
+        ]
+        valid = padding_of(paced)
+        mu = self.length_regulator(pad_sequence(paced, batch_first=True), valid)
+        noise = pad_sequence([one.T for one in noises], batch_first=True).transpose(1, 2)
+        solved = self._solved(mu, noise, voice, valid)
+        ends = [len(row) - voice.known.shape[1] for row in paced]
+        return [row[None, :, :end] for row, end in zip(solved, ends, strict=True)]
+
+    def _solved(
+        self, mu: Tensor, noise: Tensor, voice: VoiceState, valid: Tensor | None = None,
+        temperature: float | None = None, steps: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        """mu: (rows, frames, mel), the prompt's first; noise: (rows, mel, frames); valid: (rows,
+        frames), None for all. Returns (rows, mel, frames without the prompt's)."""
+        settings, prompt_frames = self.settings, voice.known.shape[1]
+        heat = settings.temperature if temperature is None else temperature
+        known = F.pad(voice.known.to(mu.dtype), (0, 0, 0, mu.shape[1] - prompt_frames))
+        passes, skip = None, 0
+        if voice.memory is not None:
+            passes, skip = list(map(Passing, voice.memory.steps)), voice.memory.frames
+            if len(passes) != (steps or settings.steps):
+                raise InputError(
+                    f"a voice remembered for {len(passes)} steps, not {steps or settings.steps}; "
+                    "remember it again"
+                )
         solved = self.decoder.solve(
-            start, mu, voice.speaker, known, times, self.settings.guidance
-        )
-        target = solved[:, voice.known.shape[1] :]
-        return (target * self.settings.mel_scale + self.settings.mel_mean).transpose(1, 2)
+            noise.to(mu.device).transpose(1, 2)[:, skip:] * heat, mu[:, skip:],
+            voice.speaker.expand(len(mu), -1), known.expand(len(mu), -1, -1)[:, skip:],
+            solver_times(steps or settings.steps, settings.spacing), settings.guidance, valid,
+            passes,
+        )  # fmt: skip
+        target = solved[:, prompt_frames - skip :]
+        return (target * settings.mel_scale + settings.mel_mean).transpose(1, 2)
 
     def check(self, tokens: Tensor) -> None:
         """Refuse what has no mel: no tokens, or ids that the codebook does not hold."""
@@ -303,3 +373,12 @@ class Flow(nn.Module):
 def within(lengths: Tensor, limit: int) -> Tensor:
     """(batch,) lengths -> (batch, limit), True inside."""
     return torch.arange(limit, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def padding_of(rows: Sequence[Tensor]) -> Tensor | None:
+    """Which places of rows are no padding, once they have one length: (rows, longest) bool; None
+    where all are of one length anyway."""
+    lengths = [len(row) for row in rows]
+    if min(lengths) == max(lengths):
+        return None
+    return within(torch.tensor(lengths, device=rows[0].device), max(lengths))

@@ -60,10 +60,28 @@ class ConvUp(nn.ConvTranspose1d):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm of (batch, frames, width): statistics over all frames, padded ones too."""
+    """Group norm of (batch, frames, width).
 
-    def forward(self, x: Tensor) -> Tensor:
-        return row(F.group_norm(plane(x), self.num_groups, self.weight, self.bias, self.eps))
+    Statistics go over all frames, padded ones too, as published; over those of `alone` (batch,
+    frames) only where that is given: each row is then as if it were alone.
+    """
+
+    def forward(self, x: Tensor, alone: Tensor | None = None) -> Tensor:
+        if alone is None:
+            return row(F.group_norm(plane(x), self.num_groups, self.weight, self.bias, self.eps))
+        batch, frames, width = x.shape
+        groups = x.view(batch, frames, self.num_groups, -1)
+        counted = alone.view(batch, frames, 1, 1).to(x.dtype)
+        count = counted.sum((1, 3), keepdim=True) * groups.shape[3]
+        centred = groups - (groups * counted).sum((1, 3), keepdim=True) / count
+        variance = (centred * counted).square().sum((1, 3), keepdim=True) / count
+        normed = (centred * (variance + self.eps).rsqrt()).view(batch, frames, width)
+        return normed * self.weight + self.bias
+
+
+def masked(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Zero the frames outside `valid` (batch, frames); None keeps all."""
+    return x if valid is None else x * valid.unsqueeze(-1).to(x.dtype)
 
 
 def mish(x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from osum_echat.token2wav.voice import MELS
+
 BLOCK_ROWS = 64             # always drawn together, so that pieces cannot change the numbers
 LARGEST_SEED = 2**31
 
@@ -22,6 +24,12 @@ def streams(seed: int | None) -> Streams:
     first = None if seed is None else torch.Generator().manual_seed(seed)
     seeds = torch.randint(LARGEST_SEED, (len(Streams._fields),), generator=first).tolist()
     return Streams(*(torch.Generator().manual_seed(each) for each in seeds))
+
+
+def mel_noise(drawn: Streams, prompt_frames: int, frames: int) -> Tensor:
+    """What the mel of a whole utterance is solved from: (mel, prompt frames + frames)."""
+    prompt = NoiseRows(MELS, drawn.prompt).take(0, prompt_frames)
+    return torch.cat((prompt, NoiseRows(MELS, drawn.flow).take(0, frames))).T
 
 
 class NoiseRows:

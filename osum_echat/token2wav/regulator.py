@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from osum_echat.token2wav.layers import Conv, GroupNorm, Mish, stretch
+from osum_echat.token2wav.layers import Conv, GroupNorm, Mish, masked, stretch
 
 EDGE_TOKENS = 20        # at inference the first and the last 20 tokens are stretched on their own
 
@@ -18,9 +18,20 @@ class LengthRegulator(nn.Module):
             layers += [Conv(channels, channels, 3, padding=1), GroupNorm(1, channels), Mish()]
         self.model = nn.Sequential(*layers, Conv(channels, channels, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (batch, frames, channels), already stretched; the same shape comes back."""
-        return self.model(x)
+    def forward(self, x: Tensor, alone: Tensor | None = None) -> Tensor:
+        """x: (batch, frames, channels), already stretched; the same shape comes back.
+
+        alone: (batch, frames), the frames of each row, which are worked on as if it were alone;
+        None for all.
+        """
+        if alone is None:
+            return self.model(x)
+        for layer in self.model:
+            if isinstance(layer, GroupNorm):
+                x = layer(x, alone)
+            else:
+                x = layer(masked(x, alone) if isinstance(layer, Conv) else x)
+        return masked(x, alone)
 
 
 def stretch_with_edges(x: Tensor, frames: int, edge_frames: int) -> Tensor:

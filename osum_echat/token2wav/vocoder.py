@@ -1,7 +1,7 @@
 """Speech tokens to sound: a directory or tar of flow, vocoder and voice, behind one call."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.settings import mapping, parse
 from osum_echat.token2wav import cosyvoice, weights
 from osum_echat.token2wav.files import Shelf, find, shelf
-from osum_echat.token2wav.flow import Flow, FlowSettings
+from osum_echat.token2wav.flow import Flow, FlowSettings, VoiceState, frames_for
 from osum_echat.token2wav.hift import Hift, HiftSettings, fold
 from osum_echat.token2wav.layers import stretch
-from osum_echat.token2wav.noise import Streams, streams
+from osum_echat.token2wav.noise import Streams, mel_noise, streams
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
 from osum_echat.token2wav.stream import MelStream, Piece, StreamSettings, pieces
 from osum_echat.token2wav.voice import (
@@ -41,6 +41,8 @@ FILES = (
 )  # fmt: skip
 VOCODERS = ("hift", "nsf_vocos")
 WAVE_FADE_FRAMES = 1            # of 11.6 ms: over which the sound of a piece goes into the next
+CARD_FRAMES = 20_000            # solved side by side on a card; a CPU gains nothing by it
+MOST_PADDING = 0.2              # of a row, where several are solved side by side
 
 LOG = logs.logger(__name__)
 
@@ -114,15 +116,16 @@ class Token2Wav(nn.Module):
     def __call__(
         self,
         tokens: list[int],
-        voice: VoicePrompt | None = None,
+        voice: VoicePrompt | VoiceState | None = None,
         seed: int | None = None,
         speed: float = 1.0,
     ) -> Tensor:
         """Synthesise a whole utterance.
 
-        tokens: speech ids, without begin and end marks; voice: None for the directory's own; the
-        same seed gives the same sound; speed: 2 is twice as fast. Returns (samples,) float32 on
-        the CPU, at 22.05 kHz. Raises InputError for no tokens or ids out of range.
+        tokens: speech ids, without begin and end marks; voice: None for the directory's own, or
+        what `remember` made of one; the same seed gives the same sound; speed: 2 is twice as fast.
+        Returns (samples,) float32 on the CPU, at 22.05 kHz. Raises InputError for no tokens or ids
+        out of range.
         """
         if speed <= 0:
             raise InputError(f"speed {speed}: must be above 0")
@@ -135,10 +138,42 @@ class Token2Wav(nn.Module):
             mel = at_speed(mel, speed)
         return self.vocoder.wave(mel, drawn.source)[0].float().cpu()
 
+    def many(
+        self,
+        lists: Sequence[list[int]],
+        voice: VoicePrompt | None = None,
+        seeds: Sequence[int | None] | None = None,
+        most_frames: int | None = None,
+    ) -> list[Tensor]:
+        """Synthesise whole utterances, those of like length side by side.
+
+        seeds: one for each; None draws them; most_frames: of the mels that are solved together,
+        None: as many as the device gains by. Returns (samples,) each, in their order: what a call
+        by itself gives, but for the order in which numbers are added. Raises InputError as a call
+        does.
+        """
+        if most_frames is None:
+            most_frames = 0 if self.device.type == "cpu" else CARD_FRAMES
+        drawn = [streams(seed) for seed in seeds or [None] * len(lists)]
+        state = self.flow.voice_state(voice or self.voice)
+        prompt_frames, rate = state.known.shape[1], self.settings.flow.tokens_per_s
+        lengths = [prompt_frames + frames_for(len(tokens), rate) for tokens in lists]
+        made: dict[int, Tensor] = {}
+        for group in alike(lengths, most_frames):
+            rows = [torch.tensor(lists[one], dtype=torch.long, device=self.device) for one in group]
+            noises = [
+                mel_noise(drawn[one], prompt_frames, lengths[one] - prompt_frames) for one in group
+            ]
+            with devices.autocast(self.device, self.dtype):
+                mels = self.flow.mels(rows, state, noises)
+            for one, mel in zip(group, mels, strict=True):
+                made[one] = self.vocoder.wave(mel.float(), drawn[one].source)[0].float().cpu()
+        return [made[one] for one in range(len(lists))]
+
     def stream(
         self,
         tokens: Iterable[int],
-        voice: VoicePrompt | None = None,
+        voice: VoicePrompt | VoiceState | None = None,
         seed: int | None = None,
         settings: StreamSettings | None = None,
     ) -> Iterator[Tensor]:
@@ -159,14 +194,28 @@ class Token2Wav(nn.Module):
                 mel, new = mels.solve(piece)
             yield waves.push(mel, new).float().cpu()
 
+    def remember(self, voice: VoicePrompt | None = None, seed: int = 0) -> VoiceState:
+        """A voice to speak in whose recording is solved now, once, and not again for every piece.
+
+        Speech comes sooner by the recording's share of the work and is close to what it else would
+        be, not equal. Its memory: 1 MB a second of it and step of the solver in the shipped size,
+        25 MB in the published one. voice: None for the directory's own.
+        """
+        state = self.flow.voice_state(voice or self.voice)
+        noise = mel_noise(streams(seed), state.known.shape[1], 0)
+        with devices.autocast(self.device, self.dtype):
+            return self.flow.remembered(state, noise)
+
     @property
     def device(self) -> torch.device:
         return self.flow.input_embedding.weight.device
 
     def _mel_stream(
-        self, voice: VoicePrompt | None, drawn: Streams, settings: StreamSettings
+        self, voice: VoicePrompt | VoiceState | None, drawn: Streams, settings: StreamSettings
     ) -> MelStream:
-        state = self.flow.voice_state(voice or self.voice, settings.prompt_tokens)
+        state = voice
+        if not isinstance(state, VoiceState):
+            state = self.flow.voice_state(state or self.voice, settings.prompt_tokens)
         return MelStream(self.flow, state, drawn, settings.fade_frames)
 
     def in_voice(self, voice: VoicePrompt) -> "Token2Wav":
@@ -234,6 +283,20 @@ def _empty(settings: Token2WavSettings, voice: VoicePrompt) -> Token2Wav:
         raise CheckpointError(
             f"{SETTINGS_FILE}: sizes that no network can have ({error}); copy the model again"
         ) from error
+
+
+def alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """The numbers of rows that are worth padding to one length, `most` frames in all or one row."""
+    group: list[int] = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        longest = lengths[number]
+        spare = group and lengths[group[0]] >= (1 - MOST_PADDING) * longest
+        if group and not (spare and (len(group) + 1) * longest <= most):
+            yield group
+            group = []
+        group.append(number)
+    if group:
+        yield group
 
 
 def at_speed(mel: Tensor, speed: float) -> Tensor:

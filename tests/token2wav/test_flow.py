@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from osum_echat.errors import ConfigError, InputError
-from osum_echat.token2wav.flow import FlowSettings, draw, frames_for, solver_times
+from osum_echat.token2wav.flow import FlowSettings, draw, frames_for, padding_of, solver_times
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.token2wav.tiny_flow import CODES, FLOW, tiny_flow
 
@@ -116,6 +116,28 @@ def test_padding_does_not_change_the_encoder():
     padded = torch.cat((TOKENS, torch.full((1, 4), 7)), dim=1)
     valid = torch.arange(13).view(1, -1) < 9
     assert torch.allclose(flow.encode(padded, valid)[:, :9], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("prompt", [voice(5, 17), voice(0, 0)])
+def test_rows_solved_side_by_side_are_as_if_each_were_alone(prompt: VoicePrompt):
+    flow, drawn = tiny_flow(), torch.Generator().manual_seed(0)
+    state = flow.voice_state(prompt)
+    rows = [torch.randint(0, CODES, (size,), generator=drawn) for size in (1, 9, 20, 53)]
+    lengths = [state.known.shape[1] + frames_for(len(row), 25) for row in rows]
+    noises = [torch.randn(80, length, generator=drawn) for length in lengths]
+    alone = [
+        flow.mel(row[None], state, noise=noise[None])
+        for row, noise in zip(rows, noises, strict=True)
+    ]
+    for one, other in zip(flow.mels(rows, state, noises), alone, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_rows_of_one_length_need_no_mask():
+    assert padding_of([torch.zeros(3), torch.zeros(3)]) is None
+    padding = padding_of([torch.zeros(1), torch.zeros(3)])
+    assert padding is not None
+    assert padding.tolist() == [[True, False, False], [True, True, True]]
 
 
 def test_padding_does_not_weigh_in_the_loss():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from osum_echat.errors import CheckpointError, ConfigError, InputError
-from osum_echat.token2wav.vocoder import Token2Wav
+from osum_echat.token2wav.vocoder import Token2Wav, alike
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.token2wav.tiny_flow import CODES, tiny_flow, write_directory
 
@@ -37,6 +37,27 @@ def test_more_steps_are_a_choice_of_whoever_loads(tmp_path: Path, speaker: Token
     assert torch.equal(Token2Wav.load(directory, steps=2)([1, 2], seed=0), speaker([1, 2], seed=0))
     with pytest.raises(ConfigError, match=r"flow\.steps 0"):
         Token2Wav.load(directory, steps=0)
+
+
+@pytest.mark.parametrize("most_frames", [None, 100])
+def test_many_utterances_sound_as_each_by_itself(speaker: Token2Wav, most_frames: int | None):
+    lists, seeds = [[1] * 9, [2] * 30, [3, 4, 5] * 3, [6] * 8], [5, 6, None, 7]
+    made = speaker.many(lists, seeds=seeds, most_frames=most_frames)
+    for tokens, seed, wave in zip(lists, seeds, made, strict=True):
+        assert len(wave) == len(speaker(tokens, seed=0))
+        if seed is not None:
+            assert torch.allclose(wave, speaker(tokens, seed=seed), atol=1e-3)
+    assert speaker.many([]) == []
+    with pytest.raises(InputError, match=f"speech token {CODES}"):
+        speaker.many([[1], [CODES]], most_frames=most_frames)
+
+
+def test_rows_of_like_length_are_worked_on_together():
+    lengths = [100, 10, 90, 300, 95]
+    assert list(alike(lengths, 0)) == [[1], [2], [4], [0], [3]]
+    assert list(alike(lengths, 300)) == [[1], [2, 4, 0], [3]]
+    assert list(alike(lengths, 200)) == [[1], [2, 4], [0], [3]]
+    assert list(alike([], 100)) == []
 
 
 def test_a_call_leaves_nothing_behind(speaker: Token2Wav):
