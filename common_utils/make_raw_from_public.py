@@ -1,6 +1,6 @@
-"""Public corpora as they are unpacked to raw lists: python common_utils/make_raw_from_public.py -h.
+"""Public corpora as they are unpacked to raw lists: python -m common_utils.make_raw_from_public -h.
 
-    python common_utils/make_raw_from_public.py librispeech LibriSpeech --part test-clean \
+    python -m common_utils.make_raw_from_public librispeech LibriSpeech --part test-clean \
         --out data/librispeech_test_clean.list
 """
 

@@ -43,8 +43,9 @@ class EChat:
         speaks: False leaves the voice out, for tasks that answer in text; config, tokenizer,
         token2wav: where settings, tokenizer and the model of the voice lie, None: beside the
         weights; voice: a recording or saved voice to speak in, None: the model's own; dtype: auto,
-        bf16 or fp32; keep_lora: do not merge LoRA layers; share: a loaded assistant whose token2wav
-        and equal weights this one uses too. Raises CheckpointError naming what does not fit.
+        bf16, fp32, or int8 on a CPU; keep_lora: do not merge LoRA layers; share: a loaded assistant
+        whose token2wav and equal weights this one uses too. Raises CheckpointError naming what does
+        not fit.
         """
         start = time.perf_counter()
         asked = loading.Wanted(source, config, tokenizer, token2wav, voice, dtype, keep_lora)
@@ -87,16 +88,18 @@ class EChat:
     def reply_many(
         self, sources: Sequence[Source], *, task: str | None = None, labels: Sequence[str] = (),
         prompt: str | None = None, thinking: str | None = None, greedy: bool = False,
-        seed: int | None = None, speak: bool = True, batch_size: int = 8,
+        seed: int | Sequence[int] | None = None, speak: bool = True, batch_size: int = 8,
     ) -> list[Reply | OsumError]:  # fmt: skip
         """Answer many utterances, batch_size at a time, each as `reply` would with that seed.
 
-        Gives one result for each source, in their order; a source that cannot be answered gives
-        its error. Times count from this call on, those of a batch are shared by its replies.
+        seed: of all, or one for each source. Gives one result for each source, in their order; a
+        source that cannot be answered gives its error. Times count from this call on, those of a
+        batch are shared by its replies. Raises InputError for seeds that are not as many.
         """
         options = Options(task, labels, prompt, thinking, greedy, speak)
         seed = self.seed if seed is None else seed
-        return together.reply_many(self.parts, sources, options, seed, batch_size, self.load_s)
+        seeds = [seed] * len(sources) if isinstance(seed, int) else seed
+        return together.reply_many(self.parts, sources, options, seeds, batch_size, self.load_s)
 
     def _events(
         self, source: Source, options: Options, seed: int | None, hear: bool,

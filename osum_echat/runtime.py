@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from osum_echat import logs
 from osum_echat.errors import InputError
+from osum_echat.model_options import add_model
 from osum_echat.places import TINY
 from osum_echat.replies import LABEL_FIELDS, Done, Reply
 from osum_echat.reports import event_line, event_report, report, table
@@ -50,13 +51,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of the door."""
     made = _Parser(prog="infer_runtime.py", description=DESCRIPTION)
     add = made.add_argument
-    add("--model", default=str(TINY), metavar="SOURCE", help="a model directory, a published .pt, "
-        "a DeepSpeed directory or hub:OWNER/NAME[/FILE] (default: the small model)")
-    add("--config", metavar="YAML", help="the model's settings (default: beside the weights)")
-    add("--tokenizer", metavar="DIR", help="of the model's LLM (default: beside the weights)")
-    add("--token2wav", metavar="SOURCE", help="the model of speech: a directory or .tar of ours or "
-        "of CosyVoice-300M-25Hz, or hub: (default: beside the weights)")
-    add("--voice", metavar="FILE", help="a recording or a saved voice to speak in")
+    add_model(made)
     add("--task", metavar="NAME", help="s2s, s2s_think, s2t, s2t_think, asr, understand, t2t, tts, "
         "or a tag such as '<TRANSCRIBE> <AGE> <GENDER>' (default with --wav: s2s_think)")
     add("--wav", type=Path, nargs="+", metavar="FILE", help="what the user says; several files are "
@@ -75,9 +70,6 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print one JSON object")
     add("--greedy", action="store_true", help="always take the likeliest token")
     add("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
-    add("--device", default="auto", help="auto, cpu, cuda, npu (default: auto)")
-    add("--dtype", default="auto", help="auto, bf16, fp32 (default: auto)")
-    add("--keep-lora", action="store_true", help="leave LoRA layers as they are, do not merge them")
     return made
 
 

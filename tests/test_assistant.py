@@ -366,6 +366,15 @@ def test_many_answered_together_are_as_one_by_one(echat, question_wav, tmp_path,
             assert 0 < one.timings.prefill_s < one.timings.total_s
 
 
+def test_each_of_many_may_have_a_seed_of_its_own(echat, question_wav):
+    many = echat.reply_many([question_wav] * 3, task="s2s", seed=[4, 9, 4])
+    alone = [echat.reply(question_wav, task="s2s", seed=seed) for seed in (4, 9, 4)]
+    assert [one.speech_tokens for one in many] == [one.speech_tokens for one in alone]
+    assert alone[0].speech_tokens != alone[1].speech_tokens
+    with pytest.raises(InputError, match="1 seeds for 2 sources"):
+        echat.reply_many([question_wav] * 2, seed=[4])
+
+
 def test_a_bad_source_gives_its_error_in_its_place(echat, question_wav, tmp_path):
     sources = [question_wav, tmp_path / "missing.wav", question_wav]
     first, error, last = echat.reply_many(sources, task="s2s", seed=1)

@@ -12,7 +12,7 @@ import pytest
 HOUSE = Path(__file__).parents[1]
 PACKAGE = HOUSE / "osum_echat"
 FLOORS = (
-    ("errors", "logs", "device", "places", "settings", "torch_file"),
+    ("errors", "logs", "device", "places", "settings", "torch_file", "model_options"),
     ("records", "audio", "vocab"),
     ("tasks", "thinking", "replies", "dialogue"),
     ("sequence", "reading", "reports"),

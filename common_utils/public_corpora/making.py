@@ -38,6 +38,7 @@ CORPORA: Mapping[str, Corpus] = {
     "librispeech": Corpus(read_aloud.librispeech),
     "wenetspeech": Corpus(read_aloud.wenetspeech),
     "common_voice": Corpus(read_aloud.common_voice, ("age", "gender")),
+    "sphinx": Corpus(read_aloud.sphinx),
     "vocalsound": Corpus(expressive.vocalsound, ("event",), words=False),
     "meld": Corpus(expressive.meld, ("emotion",)),
     "mer2023": Corpus(expressive.mer_2023, ("emotion",), words=False),

@@ -1,6 +1,7 @@
-"""Corpora of words: AISHELL-1, AISHELL-2, LibriSpeech, WenetSpeech, Common Voice."""
+"""Corpora of words: AISHELL-1, AISHELL-2, LibriSpeech, WenetSpeech, Common Voice, CMU Sphinx."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ GENDERS = {"f": "FEMALE", "m": "MALE", "female": "FEMALE", "male": "MALE",
 AGES = {**dict.fromkeys(("twenties", "thirties", "fourties", "forties", "fifties"), "ADULT"),
         **dict.fromkeys(("sixties", "seventies", "eighties", "nineties"), "OLD")}  # fmt: skip
 READ_BYTES = 1 << 20
+_SPHINX_LINE = re.compile(r"(?:<s>)?(.*?)(?:</s>)?\s*\(([^()]+)\)\s*")
 
 
 def aishell_1(root: Path, part: str) -> Iterator[Found]:
@@ -55,6 +57,20 @@ def librispeech(root: Path, part: str) -> Iterator[Found]:
         gender = genders.get(place.parent.parent.name)
         for key, text in pairs(place, "a transcript of LibriSpeech"):
             yield Found(key, place.parent / f"{key}.flac", text.lower(), Labels(gender=gender))
+
+
+def sphinx(root: Path, part: str) -> Iterator[Found]:
+    """root: PART/KEY.wav, and PART/transcription or NAME.transcription of `<s> words </s> (key)`.
+
+    So lie CMU Sphinx's test data: recordings of people, such as those of LibriVox, which Debian's
+    package pocketsphinx-testdata holds.
+    """
+    place = only(root / part, "*transcription", "the words in the form of CMU Sphinx")
+    for line in lines(place, "the words in the form of CMU Sphinx"):
+        found = _SPHINX_LINE.fullmatch(line)
+        if found is None:
+            raise InputError(f"{place}: {line!r} is not `<s> words </s> (key)`")
+        yield Found(found[2], place.parent / f"{found[2]}.wav", " ".join(found[1].split()))
 
 
 def wenetspeech(root: Path, part: str) -> Iterator[Found]:

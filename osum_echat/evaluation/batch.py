@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from osum_echat import logs
 from osum_echat.errors import InputError, OsumError
-from osum_echat.evaluation.options import add_model
-from osum_echat.places import TINY
+from osum_echat.model_options import add_model
 
 if TYPE_CHECKING:
     from osum_echat.evaluation.grading import Grade
@@ -55,10 +54,7 @@ def parser() -> argparse.ArgumentParser:
         "english, chinese or auto (default: auto, after each reference)")
     add("--retry", action="store_true", help="answer those again that failed before")
     add("--overwrite", action="store_true", help="forget what is in --out")
-    model = made.add_argument_group("model")
-    add_model(model)
-    model.add_argument("--keep-lora", action="store_true",
-                       help="leave LoRA layers as they are")
+    add_model(made.add_argument_group("model"))
     return made
 
 
@@ -81,7 +77,6 @@ def run(arguments: argparse.Namespace) -> int:
     from osum_echat.evaluation.job import Job, Rank
 
     given = vars(arguments)
-    given["model"] = arguments.model or str(TINY)
     given["out"] = arguments.out or _default_out(arguments.data)
     job = Job(**{field.name: given[field.name] for field in fields(Job)})
     rank = Rank.from_environment()

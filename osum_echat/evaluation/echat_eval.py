@@ -13,7 +13,9 @@ from statistics import mode
 from typing import Any
 
 from osum_echat import audio
+from osum_echat.errors import OsumError
 from osum_echat.evaluation import echat_items, paper, predictions
+from osum_echat.evaluation.asking_together import ask
 from osum_echat.evaluation.echat_items import EChatItem
 from osum_echat.evaluation.frame import Model
 from osum_echat.evaluation.heard_emotions import HeardEmotions
@@ -36,10 +38,12 @@ from osum_echat.evaluation.results import (
 from osum_echat.evaluation.rubric import Exhibit
 from osum_echat.evaluation.start import judge_of, limited
 from osum_echat.records import Labels, Turn, Utterance
+from osum_echat.replies import Reply
 from osum_echat.token2wav.voice import SpeechTokenizer
 
 NONE = "none"
 TASKS = {"label": "s2s_think", "natural": "s2s_think", NONE: "s2s"}
+TIMED = 4                               # replies of each kind of thought
 CODEC = Path("token2wav") / "speech_tokenizer.onnx"
 
 
@@ -49,6 +53,7 @@ class Query:
 
     item: EChatItem
     thinking: str
+    is_timed: bool = False              # asked alone, so that its times are those of one user
 
     @property
     def key(self) -> str:
@@ -77,18 +82,24 @@ class EChatEval:
     def items(self) -> Sequence[Query]:
         return self.asked
 
-    def predict(self, item: Query, out: Path) -> Prediction:
-        """The spoken reply to one query."""
-        assistant = self.model.assistant
-        thinking = None if item.thinking == NONE else item.thinking
-        reply = assistant.reply(
-            self._utterance(item), task=TASKS[item.thinking], thinking=thinking,
-            greedy=self.greedy, seed=predictions.seed_of(self.seed, item.key),
-        )  # fmt: skip
-        return {
-            "item": item.item.key, "category": item.item.category, "thinking": item.thinking,
-            "malformed": malformed(reply.thought, reply.labels, reply.text, item.thinking),
-        } | predictions.of_reply(reply, out, item.key)  # fmt: skip
+    def kind(self, item: Query) -> str | None:
+        """Those of one kind of thought together; the first of each alone, for the clock."""
+        return None if item.is_timed else item.thinking
+
+    def predict(self, items: Sequence[Query], out: Path) -> list[Prediction | OsumError]:
+        """The spoken replies to queries of one kind of thought."""
+        thinking = items[0].thinking
+
+        def kept(query: Query, reply: Reply) -> Prediction:
+            return {
+                "item": query.item.key, "category": query.item.category, "thinking": thinking,
+                "timed": query.is_timed,
+                "malformed": malformed(reply.thought, reply.labels, reply.text, thinking),
+            } | predictions.of_reply(reply, out, query.key)  # fmt: skip
+
+        return ask(self.model.assistant, items, self.seed, self._utterance, kept,
+                   task=TASKS[thinking], thinking=None if thinking == NONE else thinking,
+                   greedy=self.greedy)  # fmt: skip
 
     def _utterance(self, query: Query) -> Utterance:
         """The query with its history; earlier replies get their speech tokens where they sound."""
@@ -173,14 +184,16 @@ class Summary:
         return [float(len(one["thought"])) for one in self._of(kind) if one["thought"]]
 
     def _times(self, kind: str, name: str) -> list[float]:
-        times = [one["timings"][name] for one in self._of(kind)]
+        times = [one["timings"][name] for one in self._of(kind) if one["timed"]]
         return [time for time in times if time is not None]
 
     def _blocks(self) -> list[Block]:
         judge, bill = self.suite.judge, self.judged.bill
         own = [(f"this model, {kind} thinking, by {judge.name}",
                 [self.overall.get((kind, name)) for name in paper.CATEGORIES])
-               for kind in self.kinds]  # fmt: skip
+               for kind in self.kinds
+               if any(self.overall[kind, name].count for name in paper.CATEGORIES
+                      if name in self.categories)]  # fmt: skip
         blocks: list[Block] = [
             Words(f"Judge: {judge.name}; rubric {judge.rubric.version}. Scores from 0 to 100, with "
                   "95 % bootstrap intervals over items. Scores of different judges or test sets "
@@ -229,7 +242,8 @@ class Summary:
                    "first audio p50, s", "whole reply p50, s")  # fmt: skip
         return Table("Kinds of thought", columns, rows,
                      "Malformed: no closed thought, no answer, or a label missing from a label "
-                     "thought. Turns with history are asked without thinking.")  # fmt: skip
+                     "thought. Turns with history are asked without thinking. Times are those of "
+                     f"the first {TIMED} of each kind, asked alone; the rest share batches.")
 
     def _emotions(self) -> Table:
         """Which emotion the sound of replies carries, by that of the user."""
@@ -298,9 +312,10 @@ def build(arguments: Namespace, model: Model) -> EChatEval:
     """The suite that the options ask for. Raises InputError or DataError for the data."""
     items = limited(echat_items.read(arguments.data), arguments.limit, lambda one: one.category)
     kinds = tuple(arguments.thinking or _kinds(model))
-    queries = tuple(
-        Query(item, kind) for item in items for kind in ((NONE,) if item.earlier else kinds)
-    )
+    asked = [(item, kind) for item in items for kind in ((NONE,) if item.earlier else kinds)]
+    timed = {id(one) for kind in (*kinds, NONE)
+             for one in [one for one in asked if one[1] == kind][:TIMED]}  # fmt: skip
+    queries = tuple(Query(*one, id(one) in timed) for one in asked)
     language = mode(_exhibited(item).language for item in items)
     return EChatEval(
         model, queries, judge_of(arguments),

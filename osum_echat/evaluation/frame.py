@@ -1,15 +1,15 @@
 """How every suite runs: items to predictions, predictions to scores, scores to a report.
 
     OUT/settings.json      what the predictions depend on; another model or seed is refused
-    OUT/predictions.jsonl  one raw line an item, flushed; a second run goes on behind the last
+    OUT/predictions.jsonl  one raw line an item, flushed; a second run goes on behind the last, and
+                           asks what failed again, up to MOST_TRIES times over all runs
     OUT/audio/             what the system said
     OUT/scores.json        measures with intervals, timings, settings, versions
     OUT/report.html .md    the same to look at
 """
 
-import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import metadata
@@ -18,15 +18,20 @@ from typing import Any, Protocol, TypeVar
 
 from osum_echat import logs
 from osum_echat.assistant import EChat
-from osum_echat.corpus.jobs import whole_file
 from osum_echat.errors import InputError, OsumError
-from osum_echat.evaluation import report
+from osum_echat.evaluation import kept_settings, report
+from osum_echat.evaluation.kept_settings import write_json
 from osum_echat.evaluation.predictions import Lines, Prediction, failed, in_order
 from osum_echat.evaluation.results import Outcome, Table
 
 LOG = logs.logger(__name__)
 PACKAGES = ("torch", "transformers", "numpy", "onnxruntime", "soundfile")
 DIGESTED_BYTES = 1 << 20                # of each file of a model, beside its size
+ASKED_AT_ONCE = 8                       # items that share a batch
+# What --overwrite removes: all that is kept of answers, of their sounds, and of what judges said.
+MADE = ("predictions.jsonl", "judgements.jsonl", "reply_emotions.jsonl", "neutral.json",
+        "heard.jsonl", "similarity.jsonl", kept_settings.FILE)  # fmt: skip
+MOST_TRIES = 3                          # of an item that fails, one a run
 
 
 class Keyed(Protocol):
@@ -47,7 +52,11 @@ class Suite(Protocol[Item]):
 
     def items(self) -> Sequence[Item]: """What is asked, always in the same order."""
 
-    def predict(self, item: Item, out: Path) -> Prediction: """One raw answer; files go to out."""
+    def kind(self, item: Item) -> Hashable | None:
+        """Items of one kind may be asked together; None: this one is asked alone."""
+
+    def predict(self, items: Sequence[Item], out: Path) -> Sequence[Prediction | OsumError]:
+        """A raw answer to each item, or why there is none; files go to out."""
 
     def score(self, predictions: Sequence[Prediction], out: Path) -> Outcome:
         """What the answers amount to; those that failed are among them, with an `error`."""
@@ -102,46 +111,78 @@ def run(suite: Suite[Item], asked: Run) -> Outcome:
     if doubles := len(keys) - len(set(keys)):
         raise InputError(f"{suite.name}: {doubles} keys of --data stand there twice; make each own")
     with Lines(asked.out / "predictions.jsonl") as lines:
-        left = [item for item in items if item.key not in lines.found]
+        left = {key for key in keys if _is_left(lines.found.get(key))}
         if len(left) < len(items):
             LOG.info("%s: %d of %d items are there", suite.name, len(items) - len(left), len(items))
-        for item in logs.progress(left, suite.name, len(left)):
-            lines.add(_predicted(suite, item, asked.out) | {"key": item.key})
+        for key, made in logs.progress(_asked(suite, left, asked.out), suite.name, len(left)):
+            if "error" in made:
+                LOG.warning("%s: %s: %s", suite.name, key, made["error"])
+                made["tries"] = lines.found.get(key, {}).get("tries", 0) + 1
+            lines.add(made | {"key": key})
         predictions = in_order(keys, lines.found)
     outcome = suite.score(predictions, asked.out)
     _write(suite, asked, outcome, predictions)
     return outcome
 
 
-def _predicted(suite: Suite[Item], item: Item, out: Path) -> Prediction:
-    """An answer, or why there is none: one item harms no other."""
+def _is_left(found: Prediction | None) -> bool:
+    """Whether an item is still to be asked, or once more."""
+    return found is None or ("error" in found and found.get("tries", 1) < MOST_TRIES)
+
+
+def _asked(suite: Suite[Item], left: set[str], out: Path) -> Iterator[tuple[str, Prediction]]:
+    """Keys that are left with their answers, or why there is none: one item harms no other.
+
+    What shares a batch depends on the items alone: where a kill left half of a batch, the whole is
+    asked again, so that a run with stops computes the same numbers as one without.
+    """
+    for batch in batches(suite):
+        if not left.isdisjoint(item.key for item in batch):
+            for item, answer in zip(batch, _answers(suite, batch, out), strict=True):
+                if item.key not in left:
+                    continue
+                if isinstance(answer, OsumError):
+                    yield item.key, {"error": str(answer)}
+                else:
+                    yield item.key, dict(answer)
+
+
+def _answers(
+    suite: Suite[Item], batch: Sequence[Item], out: Path
+) -> Sequence[Prediction | OsumError]:
     try:
-        return suite.predict(item, out)
+        return suite.predict(batch, out)
     except OsumError as error:
-        LOG.warning("%s: %s: %s", suite.name, item.key, error)
-        return {"error": str(error)}
+        if len(batch) > 1:
+            return [answer for item in batch for answer in _answers(suite, [item], out)]
+        return [error]
+
+
+def batches(suite: Suite[Item]) -> list[list[Item]]:
+    """The items of a suite, those of one kind up to ASKED_AT_ONCE together."""
+    made: list[list[Item]] = []
+    filling: dict[Hashable, list[Item]] = {}
+    for item in suite.items():
+        kind = suite.kind(item)
+        batch = filling.get(kind) if kind is not None else None
+        if batch is None or len(batch) >= ASKED_AT_ONCE:
+            batch = []
+            made.append(batch)
+            if kind is not None:
+                filling[kind] = batch
+        batch.append(item)
+    return made
 
 
 def _settle(asked: Run) -> None:
-    """Compare with the settings that OUT was made with, and write them down."""
-    place = asked.out / "settings.json"
-    fixed = json.loads(json.dumps(asked.fixed))
+    """Make sure that what OUT holds was made with the same settings."""
     try:
         if asked.overwrite:
-            for name in ("predictions.jsonl", "judgements.jsonl", "settings.json"):
+            for name in MADE:
                 (asked.out / name).unlink(missing_ok=True)
-        if place.exists():
-            earlier = json.loads(place.read_bytes())
-            other = [name for name in fixed if earlier.get(name) != fixed[name]]
-            if other:
-                raise InputError(
-                    f"--out {asked.out}: holds predictions made with another "
-                    f"{', '.join(sorted(other))}; choose another --out, or --overwrite"
-                )
-            return
-    except (OSError, json.JSONDecodeError, AttributeError) as error:
-        raise InputError(f"{place}: cannot be used ({error}); --overwrite starts anew") from error
-    _dump(place, fixed)
+    except OSError as error:
+        raise InputError(f"--out {asked.out}: cannot be cleared ({error}); remove it") from error
+    kept_settings.settle(asked.out, asked.fixed)
 
 
 def _write(
@@ -156,7 +197,7 @@ def _write(
         "settings": settings,
         "versions": used,
     }
-    _dump(asked.out / "scores.json", {
+    write_json(asked.out / "scores.json", {
         **notes,
         "measures": {name: one.to_json() for name, one in outcome.measures.items()},
         "timings": {name: one.to_json() for name, one in outcome.timings.items()},
@@ -164,16 +205,12 @@ def _write(
     })  # fmt: skip
     blocks = [*outcome.blocks]
     if lost:
-        rows = [(one["key"], one["error"]) for one in lost]
-        blocks.append(Table("Items that failed", ("item", "why"), rows))
+        rows = [(one["key"], one["error"], str(one.get("tries", 1))) for one in lost]
+        note = f"Started again, the same command asks them again, up to {MOST_TRIES} times in all."
+        blocks.append(Table("Items that failed", ("item", "why", "tries"), rows, note))
     page = report.Page(suite.title, blocks, settings, used)
     report.write(page, asked.out)
     LOG.info("%s: %s", suite.name, asked.out / "report.html")
-
-
-def _dump(path: Path, value: object) -> None:
-    with whole_file(path) as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from osum_echat.evaluation.answering import transcript
+from osum_echat.evaluation.clerk import transcript
 from osum_echat.evaluation.parts import Record
 from osum_echat.evaluation.scores import (
     Confusion,

@@ -114,9 +114,9 @@ def _asked(number: int, item: EChatItem, wavs: Sequence[Path]) -> str:
     rows = []
     for letter, wav in zip("ABCDEFGHIJ", wavs, strict=False):
         sliders = "".join(
-            f'<label>{escape(question)} <input type="range" name="{number}{letter}/{place}" '
-            f'min="{LOWEST}" max="{HIGHEST}" step="{STEP}" value="50">'
-            "<output>-</output></label><br>"
+            f'<label><span class="asked">{escape(question)}</span> <input type="range" '
+            f'name="{number}{letter}/{place}" min="{LOWEST}" max="{HIGHEST}" step="{STEP}" '
+            'value="50"><output>-</output></label><br>'
             for place, question in enumerate(QUESTIONS)
         )
         rows.append(f'<div><b>{letter}</b><audio controls preload="none" '

@@ -8,15 +8,13 @@
     OUT/scores.json      error rates, label accuracy
 """
 
-import json
 import os
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
-from osum_echat.corpus.jobs import whole_file
 from osum_echat.errors import InputError
+from osum_echat.evaluation import kept_settings
 from osum_echat.evaluation.lists import UtteranceList
 from osum_echat.evaluation.parts import part_files
 from osum_echat.evaluation.text import LANGUAGES
@@ -85,30 +83,14 @@ class Job:
 
         Raises InputError naming those that differ.
         """
-        place = self.out / "settings.json"
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         own = {name: value for name, value in own.items() if name not in _FREE}
-        own["lists"] = utterances.identity()
-        if not place.exists():
-            _write(place, own)
-            return
-        try:
-            earlier = json.loads(place.read_bytes())
-            other = [name for name in own if earlier.get(name) != own[name]]
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{place}: not read ({error}); --overwrite starts anew") from error
-        if other:
-            name = other[0]
-            raise InputError(
-                f"--out {self.out}: holds results of another {', '.join(other)} "
-                f"({_short(earlier.get(name))}, not {_short(own[name])}); choose another --out, or "
-                "--overwrite"
-            )
+        kept_settings.settle(self.out, own | {"lists": utterances.identity()})
 
     def clear(self) -> None:
         """Remove what an earlier job has left in OUT, and nothing else."""
         own = [*part_files(self.parts), self.results, *self.out.glob("text.scp"),
-               self.out / "scores.json", self.out / "settings.json"]  # fmt: skip
+               self.out / "scores.json", self.out / kept_settings.FILE]  # fmt: skip
         spoken = [path for path in self.out.glob("wav/*.wav") if _SPOKEN.fullmatch(path.name)]
         try:
             for path in (*own, *spoken):
@@ -147,12 +129,3 @@ class Rank:
                                strict=True):  # fmt: skip
             os.environ[name] = str(value)
 
-
-def _write(place: Path, value: Any) -> None:
-    with whole_file(place) as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:60]}..."

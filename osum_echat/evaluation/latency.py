@@ -67,8 +67,14 @@ class Latency:
     def items(self) -> Sequence[TimedTurn]:
         return self.asked
 
-    def predict(self, item: TimedTurn, out: Path) -> Prediction:
-        """One exchange, its sound thrown away."""
+    def kind(self, item: TimedTurn) -> None:
+        """Each alone, as one user would ask."""
+
+    def predict(self, items: Sequence[TimedTurn], out: Path) -> list[Prediction]:
+        """Exchanges, their sound thrown away."""
+        return [self._timed(item) for item in items]
+
+    def _timed(self, item: TimedTurn) -> Prediction:
         assistant = self.model.assistant
         if not item.is_cold and not self.model.is_warm:
             self._turn(item)            # a run that goes on begins cold again

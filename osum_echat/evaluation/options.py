@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from osum_echat.model_options import add_model
+
 SUITES = {                              # latency is first: its cold turn needs a fresh model
     "latency": "time and memory of each part of a spoken exchange, warm and cold",
     "echat_eval": "empathetic dialogue, scored by a judge (the paper's Table 1)",
@@ -49,19 +51,6 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def add_model(one: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Which model is asked, and where it runs; --model is None where it is not given."""
-    add = one.add_argument
-    add("--model", metavar="SOURCE", help="a model directory, a published .pt, a DeepSpeed "
-        "directory or hub:OWNER/NAME[/FILE] (default: the small model)")
-    add("--config", metavar="YAML", help="the model's settings (default: beside the weights)")
-    add("--tokenizer", metavar="DIR", help="of the model's LLM (default: beside the weights)")
-    add("--token2wav", metavar="SOURCE", help="the model of speech (default: beside the weights)")
-    add("--voice", metavar="FILE", help="a recording or a saved voice to speak in")
-    add("--device", default="auto", help="auto, cpu, cuda, npu (default: auto)")
-    add("--dtype", default="auto", help="auto, bf16, fp32 (default: auto)")
-
-
 def add_run(one: argparse.ArgumentParser, reads: str, many: bool = False) -> None:
     """What every suite takes."""
     add_model(one)
@@ -87,10 +76,10 @@ def _add_own(one: argparse.ArgumentParser, suite: str) -> None:
     if suite == "echat_eval":
         add("--thinking", nargs="+", choices=THINKING, metavar="KIND",
             help="kinds of thought to compare: label natural none (default: what the model can)")
-        add("--reply-emotion", choices=("acoustic-v1", "own-model"), default="acoustic-v1",
-            help="what hears the emotion of replies (default acoustic-v1)")
+        add("--reply-emotion", choices=("acoustic-v2", "own-model"), default="acoustic-v2",
+            help="what hears the emotion of replies (default acoustic-v2)")
         add("--neutral-style", metavar="TAG",
-            help="tag of a plain manner, where the voice has manners (acoustic-v1)")
+            help="tag of a plain manner, where the voice has manners (acoustic-v2)")
     if suite == "understanding":
         add("--task", metavar="TAG", help="ask this of every item (default: the list's own tags)")
         add("--noise", nargs="*", type=float, default=[], metavar="DB",

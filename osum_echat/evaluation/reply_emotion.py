@@ -1,12 +1,17 @@
 """Which emotion a reply's sound carries: by acoustic measures, or as a model hears it.
 
-`acoustic-v1` compares with the voice's own neutral reading and knows nothing of the model under
+`acoustic-v2` compares with the voice's own neutral reading and knows nothing of the model under
 test. It weighs four shifts in steps of a just clearly heard difference and takes the nearest of
-the prototypes below. Their signs are those on which studies of vocal emotion agree (Juslin and
-Laukka 2003, Psychological Bulletin 129, table 7; Scherer 2003, Speech Communication 40): joy is
-higher, wider, faster, louder; sadness lower, narrower, slower, softer; anger faster and louder
-with little change of pitch; fear high and fast but narrow; surprise high and very wide.
-It measures arousal well and pleasure badly: read its labels as a manner of speaking.
+the prototypes below. Four of them are measured: the medians of 150 recordings of each manner of the
+tiny world's reply voice, whose manner is known. The others, for which there are no recordings, have
+the signs on which studies of vocal emotion agree (Juslin and Laukka 2003, Psychological Bulletin
+129, table 7; Scherer 2003, Speech Communication 40): anger faster and louder with little change of
+pitch; fear high and fast but narrow; surprise high and very wide.
+On 480 recordings of the test split 88 % are told rightly: calm 94 %, soft 100 %, cheerful 76 %
+(else taken for brisk), brisk 51 % (else for calm or cheerful); chance is 25 %. Of 60 sentences by
+the small model itself 60 %: its cheerful is nearly always taken for brisk, so read HAPPY and
+SURPRISE there as one, a lively manner. benchmarks/reply_emotion.py measures all of this
+again. It tells arousal well and pleasure badly: read its labels as a manner of speaking.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,19 +25,22 @@ from osum_echat.assistant import EChat
 from osum_echat.errors import InputError
 from osum_echat.evaluation.delivery import Delivery, delivery, middle
 
-ACOUSTIC, MODEL = "acoustic-v1", "own-model"
+ACOUSTIC, MODEL = "acoustic-v2", "own-model"
 NAMES = (ACOUSTIC, MODEL)
 # One step: pitch 1 semitone, range 2 semitones, rate 10 %, level 2 dB.
 PITCH_STEP_SEMITONES, RANGE_STEP_SEMITONES, RATE_STEP, LEVEL_STEP_DB = 1.0, 2.0, 0.10, 2.0
 MOST_STEPS = 4.0
-PROTOTYPES = {                          # pitch, range, rate, level, in steps
-    "NEUTRAL": (0.0, 0.0, 0.0, 0.0),
-    "HAPPY": (2.0, 1.0, 1.0, 1.0),
-    "SAD": (-2.0, -1.0, -1.0, -1.5),
-    "ANGER": (0.5, 0.5, 2.0, 2.0),
-    "SURPRISE": (3.0, 3.0, 0.0, 1.0),
-    "FEAR": (2.5, -1.0, 2.0, -0.5),
-}
+PROTOTYPES = (                          # label; pitch, range, rate, level, in steps
+    ("NEUTRAL", (0.0, 0.0, 0.0, 0.0)),
+    ("HAPPY", (3.0, 0.5, 1.25, 2.0)),           # measured: cheerful
+    ("SAD", (-1.25, 0.0, -2.25, -4.0)),          # measured: soft
+    ("SURPRISE", (2.25, 0.25, 0.5, 1.5)),       # measured: brisk
+    ("SURPRISE", (3.0, 3.0, 0.0, 1.0)),         # from the studies, and those below
+    ("ANGER", (0.5, 0.5, 2.0, 2.0)),
+    ("FEAR", (2.5, -1.0, 2.0, -0.5)),
+)  # fmt: skip
+# What the manners of the tiny world's reply voice stand for.
+MANNERS = {"CALM": "NEUTRAL", "CHEERFUL": "HAPPY", "SOFT": "SAD", "BRISK": "SURPRISE"}
 NEUTRAL_SENTENCES = {
     "en": ("The meeting begins at ten in the morning.", "There are four chairs in the room.",
            "The bus stops at the corner of the street.", "He put the letter on the table.",
@@ -63,7 +71,7 @@ class Recogniser(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Acoustic:
-    """`acoustic-v1`, against a neutral reading of the same voice."""
+    """`acoustic-v2`, against a neutral reading of the same voice."""
 
     neutral: Delivery
     name: str = ACOUSTIC
@@ -77,10 +85,10 @@ class Acoustic:
         if np.isnan(steps).any():
             return None
         ranked = sorted(
-            (float(np.linalg.norm(steps - np.array(place))), label)
-            for label, place in PROTOTYPES.items()
+            (float(np.linalg.norm(steps - np.array(place))), label) for label, place in PROTOTYPES
         )
-        (best, label), (second, _) = ranked[:2]
+        best, label = ranked[0]
+        second = next(far for far, other in ranked if other != label)
         margin = (second - best) / (second + best) if second else 0.0
         return ReplyEmotion(label, round(margin, 3), tuple(round(float(one), 2) for one in steps))
 

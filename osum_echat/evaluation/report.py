@@ -31,7 +31,8 @@ table{border-collapse:collapse;margin:.5rem 0}.wide{overflow-x:auto}
 td,th{padding:.25rem .7rem;border-bottom:1px solid #8884;text-align:right;vertical-align:top}
 td:first-child,th:first-child{text-align:left}tr.own{font-weight:600;background:#3b6ea522}
 td{white-space:nowrap}td.word{text-align:left;white-space:normal}
-.note,.interval{color:#888;font-size:.85em;font-weight:400}
+.note,.interval{color:#888;font-size:.85em;font-weight:400}td .interval{display:block}
+.asked{display:inline-block;min-width:8em}
 svg{max-width:100%;height:auto}.clip{border:1px solid #8884;border-radius:6px;padding:.6rem .8rem;
 margin:.6rem 0}.clip audio{display:block;width:100%;height:34px;margin:.15rem 0 .4rem}
 .clip b{margin-right:.4em}dl{display:grid;grid-template-columns:max-content 1fr;gap:0 1rem}

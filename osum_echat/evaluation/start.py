@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from osum_echat.assistant import TINY, EChat
+from osum_echat.assistant import EChat
 from osum_echat.errors import DataError, InputError
 from osum_echat.evaluation import frame
 from osum_echat.evaluation.endpoint import Endpoint
@@ -84,13 +84,13 @@ def _places(given: Sequence[str]) -> dict[str, str]:
 
 def model_of(arguments: Namespace) -> Model:
     """The model that the options name, not loaded yet."""
-    source = str(arguments.model or TINY)
+    source = str(arguments.model)
 
     def load() -> EChat:
         return EChat.load(
             source, device=arguments.device, seed=arguments.seed, config=arguments.config,
             tokenizer=arguments.tokenizer, token2wav=arguments.token2wav, voice=arguments.voice,
-            dtype=arguments.dtype,
+            dtype=arguments.dtype, keep_lora=arguments.keep_lora,
         )  # fmt: skip
 
     return Model(source, load)

@@ -11,14 +11,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from osum_echat.errors import InputError
+from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation import predictions
+from osum_echat.evaluation.asking_together import ask
 from osum_echat.evaluation.echat_items import CUES, MULTI_TURN, WORLD_FILE, EChatItem, objects, read
 from osum_echat.evaluation.frame import Model
 from osum_echat.evaluation.predictions import Prediction
 from osum_echat.evaluation.results import Bars, Block, Cell, Measure, Outcome, Table, Words, share
 from osum_echat.evaluation.start import limited
 from osum_echat.records import Turn, Utterance
+from osum_echat.replies import Reply
 
 WAYS = {                                # name -> task, kind of thought
     "s2s_think, label": ("s2s_think", "label"),
@@ -59,19 +61,26 @@ class TinyWorld:
     def items(self) -> Sequence[Asked]:
         return self.asked
 
-    def predict(self, item: Asked, out: Path) -> Prediction:
-        """The text of one reply."""
-        task, thinking = WAYS[item.way]
-        one = item.item
-        source: Utterance | str = one.transcript if task == "t2t" else Utterance(
-            one.key, task, Turn(audio=one.wav), history=one.earlier)  # fmt: skip
-        reply = self.model.assistant.reply(
-            source, task=task, thinking=thinking, greedy=self.greedy, speak=False,
-            seed=predictions.seed_of(self.seed, item.key),
-        )  # fmt: skip
-        return {"item": one.key, "way": item.way, "category": one.category} | (
-            predictions.of_reply(reply, out, item.key)
-        )
+    def kind(self, item: Asked) -> str:
+        """Those asked in one way together."""
+        return item.way
+
+    def predict(self, items: Sequence[Asked], out: Path) -> list[Prediction | OsumError]:
+        """The texts of replies in one way."""
+        way = items[0].way
+        task, thinking = WAYS[way]
+
+        def source(asked: Asked) -> Utterance | str:
+            one = asked.item
+            return one.transcript if task == "t2t" else Utterance(
+                one.key, task, Turn(audio=one.wav), history=one.earlier)  # fmt: skip
+
+        def kept(asked: Asked, reply: Reply) -> Prediction:
+            told = {"item": asked.item.key, "way": way, "category": asked.item.category}
+            return told | predictions.of_reply(reply, out, asked.key)
+
+        return ask(self.model.assistant, items, self.seed, source, kept, task=task,
+                   thinking=thinking, greedy=self.greedy, speak=False)  # fmt: skip
 
     def score(self, found: Sequence[Prediction], out: Path) -> Outcome:
         """Right replies by way, and by what the exchange tests."""

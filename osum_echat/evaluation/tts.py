@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from osum_echat import audio
-from osum_echat.errors import DataError, InputError
+from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import echat_items, paper, predictions
+from osum_echat.evaluation.asking_together import ask
 from osum_echat.evaluation.asr_judge import listener
 from osum_echat.evaluation.frame import Model
 from osum_echat.evaluation.grading import RATES
@@ -34,6 +35,7 @@ from osum_echat.evaluation.results import (
 from osum_echat.evaluation.scores import error_rate, errors_of_each, interval
 from osum_echat.evaluation.start import limited
 from osum_echat.evaluation.text import language_of, normalised_pair
+from osum_echat.replies import Reply
 from osum_echat.tasks import task_for
 from osum_echat.token2wav.voice import (
     SpeakerEncoder,
@@ -107,14 +109,24 @@ class Tts:
     def items(self) -> Sequence[Sentence]:
         return self.sentences
 
-    def predict(self, item: Sentence, out: Path) -> Prediction:
+    def kind(self, item: Sentence) -> str:
+        """All together."""
+        return self.task
+
+    def predict(self, items: Sequence[Sentence], out: Path) -> list[Prediction | OsumError]:
         """The words spoken; OUT/wavs/NAME.wav is what the official scripts score."""
-        assistant = self.model.assistant
-        seed = predictions.seed_of(self.seed, item.key)
-        reply = assistant.reply(item.words, task=self.task, greedy=self.greedy, seed=seed)
+        return ask(
+            self.model.assistant, items, self.seed, lambda one: one.words,
+            lambda one, reply: self._kept(one, reply, out), task=self.task, greedy=self.greedy,
+        )  # fmt: skip
+
+    def _kept(self, item: Sentence, reply: Reply, out: Path) -> Prediction:
+        """The reply in the voice of its prompt. Raises InputError without speech."""
         if item.prompt is not None and not self.in_own_voice and reply.speech_tokens:
-            assert assistant.voice is not None
-            wave = assistant.voice(list(reply.speech_tokens), self._prompt(item.prompt), seed)
+            voice = self.model.assistant.voice
+            assert voice is not None
+            seed = predictions.seed_of(self.seed, item.key)
+            wave = voice(list(reply.speech_tokens), self._prompt(item.prompt), seed)
             reply = replace(reply, wave=wave.float().cpu())
         if reply.wave is None:
             raise InputError("the model gave no speech")

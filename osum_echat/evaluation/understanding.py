@@ -17,9 +17,10 @@ import numpy as np
 
 from osum_echat import audio
 from osum_echat.data.sources import Dropped
-from osum_echat.errors import DataError, InputError
+from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import echat_items, paper, predictions
-from osum_echat.evaluation.answering import Asked
+from osum_echat.evaluation.asking_together import ask
+from osum_echat.evaluation.clerk import Asked
 from osum_echat.evaluation.frame import Model
 from osum_echat.evaluation.grading import RATES, Grade, LabelScore, grade
 from osum_echat.evaluation.lists import UtteranceList
@@ -40,6 +41,7 @@ from osum_echat.evaluation.scores import error_rate, spelt
 from osum_echat.evaluation.start import limited
 from osum_echat.evaluation.text import language_of, normalised_pair
 from osum_echat.records import Turn, Utterance
+from osum_echat.replies import Reply
 from osum_echat.tasks import task_for
 
 CLEAN = "clean"
@@ -120,25 +122,37 @@ class Understanding:
     def items(self) -> Sequence[Sound]:
         return self.sounds
 
-    def predict(self, item: Sound, out: Path) -> Prediction:
-        """What is heard in one utterance, and what should be."""
-        utterance = self.corpus.read(item.number)
-        listed = task_for(utterance.task)
-        task = task_for(self.task) if self.task else listed
-        if not task.hears:
-            raise InputError(f"{utterance.key}: task {utterance.task} hears nothing; give --task")
-        facts = Asked(item.number, utterance, task, listed).facts()
-        wav = _kept_sound(utterance, out) if item.snr_db is None else None
-        if item.snr_db is not None:
-            utterance = with_noise(utterance, item.snr_db, predictions.seed_of(0, item.key))
-        reply = self.model.assistant.reply(
-            utterance, task=task.tag, greedy=self.greedy, speak=False,
-            seed=predictions.seed_of(self.seed, item.key),
-        )  # fmt: skip
-        made = predictions.of_reply(reply, out, item.key)
-        return {"utterance": facts.pop("key")} | made | facts | {
-            "set": item.part, "noise": item.noise, "source": wav,
-        }  # fmt: skip
+    def kind(self, item: Sound) -> str:
+        """All together: a batch may hold several tasks."""
+        return self.name
+
+    def predict(self, items: Sequence[Sound], out: Path) -> list[Prediction | OsumError]:
+        """What is heard in some utterances, and what should be."""
+        asked: dict[str, Asked] = {}
+
+        def source(item: Sound) -> Utterance:
+            utterance = self.corpus.read(item.number)
+            listed = task_for(utterance.task)
+            task = task_for(self.task) if self.task else listed
+            if not task.hears:
+                raise InputError(
+                    f"{utterance.key}: task {utterance.task} hears nothing; give --task"
+                )
+            utterance = replace(utterance, task=task.tag)
+            asked[item.key] = Asked(item.number, utterance, task, listed)
+            if item.snr_db is None:
+                return utterance
+            return with_noise(utterance, item.snr_db, predictions.seed_of(0, item.key))
+
+        def kept(item: Sound, reply: Reply) -> Prediction:
+            facts = asked[item.key].facts()
+            sound = asked[item.key].utterance.user.audio if item.snr_db is None else None
+            return {"utterance": facts.pop("key")} | predictions.of_reply(reply, out, item.key) | (
+                facts | {"set": item.part, "noise": item.noise, "source": _playable(sound)}
+            )
+
+        return ask(self.model.assistant, items, self.seed, source, kept, greedy=self.greedy,
+                   speak=False)  # fmt: skip
 
     def score(self, found: Sequence[Prediction], out: Path) -> Outcome:
         """Errors and right labels by set; the clean ones head the report."""
@@ -146,10 +160,9 @@ class Understanding:
         return Summary(made, self.players, out).outcome()
 
 
-def _kept_sound(utterance: Utterance, out: Path) -> str | None:
+def _playable(sound: Path | bytes | None) -> str | None:
     """Where the report can play an utterance from: its own file; None for one inside a tar."""
-    source = utterance.user.audio
-    return str(source.resolve()) if isinstance(source, Path) else None
+    return str(sound.resolve()) if isinstance(sound, Path) else None
 
 
 def with_noise(utterance: Utterance, snr_db: float, seed: int) -> Utterance:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from osum_echat.corpus.jobs import whole_file
-from osum_echat.errors import DataError, InputError
+from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import ifeval, paper, predictions
+from osum_echat.evaluation.asking_together import ask
 from osum_echat.evaluation.echat_items import SOUNDS, objects
 from osum_echat.evaluation.frame import Model
 from osum_echat.evaluation.judge import ChatJudge
@@ -136,13 +137,17 @@ class VoiceBench:
     def items(self) -> Sequence[Question]:
         return self.questions
 
-    def predict(self, item: Question, out: Path) -> Prediction:
-        """The text of one answer."""
-        reply = self.model.assistant.reply(
-            item.wav, task=TASK, greedy=self.greedy, speak=False,
-            seed=predictions.seed_of(self.seed, item.key),
+    def kind(self, item: Question) -> str:
+        """All together."""
+        return TASK
+
+    def predict(self, items: Sequence[Question], out: Path) -> list[Prediction | OsumError]:
+        """The texts of answers."""
+        return ask(
+            self.model.assistant, items, self.seed, lambda one: one.wav,
+            lambda one, reply: predictions.of_reply(reply, out, one.key),
+            task=TASK, greedy=self.greedy, speak=False,
         )  # fmt: skip
-        return predictions.of_reply(reply, out, item.key)
 
     def score(self, found: Sequence[Prediction], out: Path) -> Outcome:
         """Rule-based scores, and those of the judge where there is one."""

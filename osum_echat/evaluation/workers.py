@@ -16,7 +16,7 @@ import torch
 from osum_echat import device as devices
 from osum_echat import logs
 from osum_echat.errors import InputError, OsumError
-from osum_echat.evaluation.answering import Load, answer, load_assistant, shares
+from osum_echat.evaluation.clerk import Load, answer, load_assistant, shares
 from osum_echat.evaluation.job import Job, Rank
 from osum_echat.evaluation.parts import Tally, find_results
 

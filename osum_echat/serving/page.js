@@ -123,7 +123,7 @@
     const parts = [make("div", "osum-who", `${words.you} · ${words["task_" + turn.task]}`)];
     if (turn.clip) {
       const player = make("audio");
-      player.controls = true; player.preload = "none"; player.src = fileAt(turn.clip);
+      player.controls = true; player.preload = "metadata"; player.src = fileAt(turn.clip);
       const name = make("div", "osum-file", `${turn.name} · ${lasting(turn.seconds)}`);
       parts.push(waveform(turn.bars), name, player);
     }

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--voice", type=Path, action="append", default=[], metavar="FILE", help="a recording or a "
         "saved voice to offer beside the model's own; give it again for more")
     add("--device", default="auto", help="auto, cpu, cuda, npu (default: auto)")
-    add("--dtype", default="auto", help="auto, bf16, fp32 (default: auto)")
+    add("--dtype", default="auto", help="auto, bf16, fp32, on a CPU int8 (default: auto)")
     server = made.add_argument_group("server")
     add = server.add_argument
     add("--host", default=LOOPBACK, help="address to listen at; 0.0.0.0 is every one of this "

@@ -1,7 +1,7 @@
 """An assistant that speaks at once, always the same to the same query, and its little test sets."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 import torch
 
-from osum_echat.errors import InputError
+from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation.frame import Model
 from osum_echat.records import Labels, Utterance
 from osum_echat.replies import AudioPiece, Done, Reply, TextPiece, Timings
@@ -42,6 +42,7 @@ class Spoken:
     answers: dict[str, str] = field(default_factory=dict)
     stop_after: int | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
     manner: Any = field(default_factory=lambda: SimpleNamespace(thinking="both"))
     directory: Path = Path("nowhere")
     load_s: float = 0.5
@@ -68,6 +69,20 @@ class Spoken:
             speech_tokens=(1, 2) if speaks else (), wave=wave,
             sample_rate_hz=RATE_HZ if speaks else None, audio_in_s=0.5, timings=TIMINGS,
         )  # fmt: skip
+
+    def reply_many(
+        self, sources: Sequence[Any], *, seed: Sequence[int], task: str | None = None,
+        batch_size: int = 8, **options: Any,
+    ) -> list[Reply | OsumError]:  # fmt: skip
+        """One after the other; a source that cannot be answered gives its error."""
+        self.batches.append(len(sources))
+        found: list[Reply | OsumError] = []
+        for source, own in zip(sources, seed, strict=True):
+            try:
+                found.append(self.reply(source, task=task or source.task, seed=own, **options))
+            except OsumError as error:
+                found.append(error)
+        return found
 
     def stream(self, source: Any, **options: Any) -> Iterator[Any]:
         reply = self.reply(source, **options)

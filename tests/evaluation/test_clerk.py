@@ -11,7 +11,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osum_echat.evaluation.answering import FAULTS_IN_A_ROW, answer, shares
+from osum_echat.evaluation.clerk import FAULTS_IN_A_ROW, answer, shares
 from osum_echat.evaluation.job import Job, Rank
 from osum_echat.evaluation.parts import find_results, read_results
 from tests.evaluation.answers import Answers, job_of, write_mixed_list, write_texts

@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from common_utils.tiny_world.manner import STYLES
 from osum_echat.errors import InputError
 from osum_echat.evaluation.delivery import Delivery
-from osum_echat.evaluation.reply_emotion import Acoustic, read_neutral, shifts
+from osum_echat.evaluation.reply_emotion import (
+    MANNERS,
+    PROTOTYPES,
+    Acoustic,
+    read_neutral,
+    shifts,
+)  # fmt: skip
 from tests.evaluation.spoken import RATE_HZ, tone, write_wav
 
 NEUTRAL = Delivery(pitch_hz=150.0, letters_per_s=14.0, level_db=-25.0, range_semitones=5.0)
@@ -23,15 +30,27 @@ def changed(semitones: float, rate: float, level_db: float, wider: float = 0.0) 
 @pytest.mark.parametrize("found, label", [
     (NEUTRAL, "NEUTRAL"),
     (changed(0.3, 0.98, -0.5), "NEUTRAL"),
-    (changed(2.5, 1.15, 2.5, 2.0), "HAPPY"),
-    (changed(-2.5, 0.85, -4.0, -2.0), "SAD"),
+    (changed(2.8, 1.15, 4.0, 1.0), "HAPPY"),        # as the reply voice sounds when cheerful
+    (changed(-1.2, 0.80, -8.2), "SAD"),             # soft
+    (changed(1.9, 1.05, 2.8, 0.5), "SURPRISE"),     # brisk
+    (changed(3.5, 1.0, 1.0, 6.0), "SURPRISE"),      # high and very wide
     (changed(0.5, 1.25, 5.0), "ANGER"),
-    (changed(3.5, 1.0, 1.0, 6.0), "SURPRISE"),
     (changed(3.0, 1.25, -1.0, -3.0), "FEAR"),
 ])  # fmt: skip
 def test_each_manner_is_told_by_its_shifts(found, label):
     emotion = HEAR.of(found)
     assert emotion is not None and emotion.label == label
+
+
+def test_the_rival_of_a_label_is_another_label():
+    between = changed(2.375, 1.025, 2.5, 3.25)      # midway between both prototypes of surprise
+    emotion = HEAR.of(between)
+    assert emotion.label == "SURPRISE" and emotion.margin > 0.05
+
+
+def test_every_manner_of_the_reply_voice_stands_for_a_label_that_can_be_told():
+    assert set(MANNERS) == set(STYLES)
+    assert set(MANNERS.values()) <= {label for label, _ in PROTOTYPES}
 
 
 def test_shifts_are_counted_in_steps_and_bounded():

@@ -1,6 +1,8 @@
 """Claims about importers: each corpus's own layout becomes a raw list that is read back."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,9 @@ import pytest
 import soundfile
 
 from common_utils import make_raw_from_public
+from common_utils.public_corpora import making
 from osum_echat.data.manifest import open_source
+from osum_echat.places import HOUSE
 from osum_echat.records import Labels, Utterance
 
 
@@ -34,6 +38,12 @@ def made(name: str, root: Path, part: str, *more: str) -> list[Utterance]:
     return found
 
 
+def test_the_command_of_the_docstring_runs():
+    command = [sys.executable, "-m", "common_utils.make_raw_from_public", "--help"]
+    told = subprocess.run(command, cwd=HOUSE, capture_output=True, text=True, check=True).stdout
+    assert all(name in told for name in making.CORPORA)
+
+
 def test_aishell_1_joins_words_and_takes_gender_from_the_speakers(tmp_path):
     root = tmp_path / "data_aishell"
     write(root / "transcript/aishell_transcript_v0.8.txt",
@@ -55,6 +65,24 @@ def test_aishell_2_reads_its_scp(tmp_path):
     sound(root / "iOS/test/wav/T0011/IT0011W0001.wav")
     (one,) = made("aishell2", root, "iOS/test")
     assert (one.key, one.user.reply_text) == ("IT0011W0001", "换一首歌")
+
+
+def test_sphinx_reads_its_sentences_and_keys(tmp_path):
+    root = tmp_path / "data"
+    write(root / "cards/cards.transcription", "<s> ten of clubs  </s> (001)\nfive five (002)\n")
+    for name in ("001", "002"):
+        sound(root / f"cards/{name}.wav")
+    found = made("sphinx", root, "cards")
+    assert [(one.key, one.user.reply_text) for one in found] == [
+        ("001", "ten of clubs"), ("002", "five five"),
+    ]  # fmt: skip
+
+
+def test_a_line_that_is_not_of_sphinx_is_told(tmp_path, capsys):
+    write(tmp_path / "a/transcription", "no key\n")
+    argv = ["sphinx", str(tmp_path), "--part", "a", "--out", str(tmp_path / "o.list")]
+    assert make_raw_from_public.main(argv) == 2
+    assert "'no key' is not `<s> words </s> (key)`" in capsys.readouterr().err
 
 
 def test_librispeech_reads_transcripts_and_speakers(tmp_path):

@@ -1,12 +1,8 @@
 """The page in a real browser, with the small model: what people do there, by hand of a driver.
-
-Needs a Chromium (or Chrome) and the playwright package of requirements-bench.txt; the browser is
-looked for on PATH or named by CHROMIUM.
 """
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -20,10 +16,12 @@ import pytest
 import soundfile
 
 from osum_echat.places import HOUSE, TINY
+from tests.browsing import chromium
 
 pytestmark = pytest.mark.slow
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PATIENCE_MS = 400_000           # a reply on a busy CPU
+SPOKEN = TINY / "samples" / "question_2.wav"        # what the browser's microphone hears
+RECORDED_MS = 5_000             # a little longer than that
 DONE = ".osum-reply[data-state=done]"
 COUNT_JS = """() => [...window.osum.sounds.values()].map(
     (sound) => [sound.rate, sound.chunks.reduce((sum, chunk) => sum + chunk.length, 0)])"""
@@ -54,18 +52,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="no playwright: pip install -r requirements-bench.txt"
-    )
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        pytest.skip("no browser: install chromium (apt install chromium), or name one by CHROMIUM")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(
-            executable_path=found, args=["--no-sandbox", "--disable-gpu"]
-        )
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -140,6 +128,20 @@ def test_a_wav_is_answered_in_text_and_sound_and_the_next_turn_follows(tab, tmp_
     page.wait_for_selector(".osum-thanks")
     page.click("#reset")
     page.wait_for_selector(".osum-turn", state="detached")
+
+
+def test_the_microphone_is_recorded_and_answered(tab):
+    page = tab(permissions=["microphone"])
+    page.click("#clip button[aria-label='Record audio']")
+    page.wait_for_timeout(1_500)
+    page.click("#clip button:has-text('Record'):visible")
+    page.wait_for_timeout(RECORDED_MS)
+    page.click("#clip button:has-text('Stop'):visible")
+    page.wait_for_timeout(3_000)
+    page.click("#send")
+    page.wait_for_selector(f"{DONE} audio")
+    assert "boss" in page.inner_text(DONE)
+    assert samples_heard(page)[0][1] > 11_025
 
 
 def test_words_are_spoken(tab):

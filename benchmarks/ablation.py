@@ -1,0 +1,364 @@
+"""The paper's ablation at tiny scale: what understanding first and thinking are worth.
+
+    python -m benchmarks.ablation --out exp/ablation --start exp/tiny/stage0b/final
+
+Trains the four variants of the paper's Table 1 (all of it; without the understanding stage; without
+dual thinking; without both), and all of it with 30 and 10 % of the dialogues, on a part of the tiny
+world (--situations), and counts right replies to unseen voices. Replies are written: the speech
+part is left out at this scale, as it has no say in what is answered.
+
+Every variant starts from the same LLM, trained on text alone, and a stock Whisper encoder, and
+makes the same number of updates (--steps). What has no understanding stage makes more updates on
+dialogues instead: a variant must not lose for being trained less. Such an update costs more time
+than one of the understanding stage, so this favours the variants without it. The dialogue stage
+is the same for all, but for the thought; it learns from no transcript or label outside of it.
+A run that was stopped goes on when started again; what is finished is not done again.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ablation_world import PLAIN, THINKING, UNDERSTANDING, Part, Question
+from osum_echat import build, config, logs
+from osum_echat.assistant import EChat, Reply
+from osum_echat.corpus.jobs import whole_file
+from osum_echat.errors import InputError, OsumError
+from osum_echat.evaluation import paper, report
+from osum_echat.evaluation.frame import versions
+from osum_echat.evaluation.results import Block, Cell, Measure, Table, Words, mean, share
+from osum_echat.evaluation.scores import paired_interval
+from osum_echat.places import HOUSE
+from osum_echat.training import loop
+
+LOG = logs.logger(__name__)
+UNDERSTANDING_SHARE = 0.7  # of the updates of a variant that has the stage
+ASKED_AT_ONCE = 16
+CUES = ("emotion", "event", "age", "gender")
+CONFIGS = HOUSE / "conf" / "tiny"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One row. printed: the paper's row, None where it has none."""
+
+    name: str
+    title: str
+    printed: str | None
+    understands: bool = True
+    thinks: bool = True
+    dialogues: float = 1.0  # share of them that it learns from
+
+
+VARIANTS = (
+    Variant("full", "all of it", "OSUM-EChat (paper)"),
+    Variant("no_understanding", "without the understanding stage",
+            "without understanding-driven training", understands=False),
+    Variant("no_thinking", "without dual thinking", "without dual thinking", thinks=False),
+    Variant("neither", "without both", "without both", understands=False, thinks=False),
+    Variant("full_30", "all of it, 30 % of the dialogues", None, dialogues=0.3),
+    Variant("full_10", "all of it, 10 % of the dialogues", None, dialogues=0.1),
+)  # fmt: skip
+NAMES = tuple(one.name for one in VARIANTS)
+
+
+class Stopped(Exception):
+    """A signal ended a training; its checkpoint is written."""
+
+
+class Ablation:
+    """The trainings and the questions of one output directory."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.out: Path = arguments.out
+        self.start, self.whisper = arguments.start, arguments.whisper
+        self.steps: int = arguments.steps
+        self.seed: int = arguments.seed
+        self.part = Part(arguments.train, arguments.test, arguments.situations)
+        for place in (self.start, self.whisper):
+            if not place.exists():
+                raise InputError(f"{place}: not there; see --start and --whisper of --help")
+        self.settings = {
+            "start": str(self.start), "whisper": str(self.whisper), "train": str(arguments.train),
+            "test": [str(one) for one in arguments.test], "situations": arguments.situations,
+            "steps": self.steps, "seed": self.seed,
+        }  # fmt: skip
+        self._settle()
+
+    @property
+    def first_steps(self) -> int:
+        """Updates of the understanding stage."""
+        return round(UNDERSTANDING_SHARE * self.steps)
+
+    def _settle(self) -> None:
+        """Refuse a directory that other settings have filled."""
+        place = self.out / "settings.json"
+        if place.exists():
+            other = [name for name, value in json.loads(place.read_bytes()).items()
+                     if self.settings.get(name) != value]  # fmt: skip
+            if other:
+                raise InputError(f"--out {self.out}: made with another {', '.join(other)}; choose "
+                                 "another --out")  # fmt: skip
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        _dump(place, self.settings)
+
+    def answers(self, variant: Variant) -> list[dict[str, Any]]:
+        """Train a variant and ask it; both only where that is still to be done."""
+        place = self.out / variant.name / "answers.json"
+        if not place.exists():
+            model = self._train(variant)
+            _dump(place, self._ask(variant, model))
+        found: list[dict[str, Any]] = json.loads(place.read_bytes())
+        return found
+
+    def _train(self, variant: Variant) -> Path:
+        """The trained model's directory."""
+        steps, start = self.steps, [f"init={self.start}", f"init_encoder={self.whisper}"]
+        if variant.understands:
+            first = self.out / "understanding"
+            self._run(first, self.first_steps, "stage1_understanding.yaml",
+                      [*start, *self._lists(UNDERSTANDING, 1.0)])  # fmt: skip
+            steps, start = steps - self.first_steps, [f"init={first / 'final'}"]
+        kind = THINKING if variant.thinks else PLAIN
+        place = self.out / variant.name
+        self._run(place, steps, "stage3_empathy.yaml", [
+            *start, *self._lists(kind, variant.dialogues), "stage.rates={}", "engine.hearing=0",
+            "prepare.name_heard=false",
+        ])  # fmt: skip
+        return place / "final"
+
+    def _lists(self, name: str, dialogues: float) -> list[str]:
+        place = self.out / "lists" / f"{name}-{round(100 * dialogues)}.list"
+        count = self.part.write_list(name, dialogues, place)
+        LOG.info("%s: %d lines", place, count)
+        lists = json.dumps({name: {"path": str(place)}})
+        return [f"data.lists={lists}", "data.held_out=null"]
+
+    def _run(self, output: Path, steps: int, recipe: str, overrides: Sequence[str]) -> None:
+        """One training to its end. Raises Stopped."""
+        if (output / loop.FINAL_FOLDER / "model.safetensors").exists():
+            return
+        logs.out(f"{output.name}: {steps} updates")
+        started, cpu_s = time.monotonic(), time.process_time()
+        experiment = config.load(CONFIGS / recipe, [
+            f"output={output}", f"seed={self.seed}", f"run.steps={steps}", "run.minutes=0",
+            f"schedule.total_steps={steps}", "schedule.budget_minutes=0", "run.save_minutes=2",
+            "run.check_steps=0", "run.log_steps=50", "run.keep=1",
+            f"engine.remember_file={self.out / 'heard.safetensors'}", *overrides,
+        ])  # fmt: skip
+        outcome = loop.train(build.training(experiment), experiment.run, experiment.schedule)
+        if outcome.signal is not None:
+            raise Stopped
+        logs.out(f"{output.name}: done in {(time.monotonic() - started) / 60:.1f} minutes, "
+                 f"{(time.process_time() - cpu_s) / 60:.1f} of the processor")  # fmt: skip
+
+    def _ask(self, variant: Variant, model: Path) -> list[dict[str, Any]]:
+        """The replies to every question, in each kind of thought that the variant has."""
+        assistant = EChat.load(model, seed=self.seed, speaks=False)
+        found = []
+        for kind in ("label", "natural") if variant.thinks else (None,):
+            replies = assistant.reply_many(
+                [one.utterance for one in self.part.questions],
+                task=THINKING if variant.thinks else PLAIN, thinking=kind, greedy=True,
+                batch_size=ASKED_AT_ONCE,
+            )  # fmt: skip
+            for question, reply in zip(self.part.questions, replies, strict=True):
+                found.append({"key": question.key, "thinking": kind} | _kept(reply))
+        return found
+
+
+def _kept(reply: Reply | OsumError) -> dict[str, Any]:
+    if isinstance(reply, OsumError):
+        return {"text": "", "labels": {}, "error": str(reply)}
+    labels = {cue: getattr(reply.labels, cue) for cue in CUES}
+    return {"text": reply.text, "thought": reply.thought, "labels": labels}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How one variant did, in one kind of thought. right: in the order of the questions."""
+
+    variant: Variant
+    thinking: str | None
+    right: tuple[bool, ...]
+    cells: dict[str, Measure]
+
+    @property
+    def title(self) -> str:
+        more = ", natural-language thought" if self.thinking == "natural" else ""
+        return f"{self.variant.title}{more}"
+
+
+def rows_of(part: Part, variant: Variant, answers: Sequence[dict[str, Any]]) -> list[Row]:
+    """The variant's rows: label thoughts or none first."""
+    kinds = list(dict.fromkeys(one["thinking"] for one in answers))
+    return [_row(part.questions, part, variant, kind,
+                 {one["key"]: one for one in answers if one["thinking"] == kind})
+            for kind in kinds]  # fmt: skip
+
+
+def _row(
+    questions: Sequence[Question], part: Part, variant: Variant, kind: str | None,
+    found: dict[str, dict[str, Any]],
+) -> Row:  # fmt: skip
+    verdicts = [part.judge(one.exchange, found[one.key]["text"]) for one in questions]
+    cells = {name: share([verdict.whole for one, verdict in zip(questions, verdicts, strict=True)
+                          if one.category == name]) for name in paper.CATEGORIES}  # fmt: skip
+    cells["all"] = share([one.whole for one in verdicts])
+    cells["opener"] = share([one.voice for one in verdicts])
+    cells["rest"] = share([one.words for one in verdicts])
+    if kind == "label":
+        for cue in CUES:
+            cells[f"thought: {cue}"] = share([
+                found[one.key]["labels"].get(cue) == one.exchange["labels"][cue]
+                for one in questions
+            ])  # fmt: skip
+    return Row(variant, kind, tuple(one.whole for one in verdicts), cells)
+
+
+def blocks(part: Part, rows: Sequence[Row]) -> list[Block]:
+    """The tables of the report."""
+    deaf = mean([100 * one for one in part.deaf.values()], "%")
+    printed = {str(row[0]): row[1:] for row in paper.ECHAT_EVAL.rows}
+    main = [row for row in rows if row.thinking != "natural"]
+    beside: list[list[Cell]] = []
+    for row in main:
+        if row.variant.printed:
+            beside.append([row.variant.printed, *printed[row.variant.printed], None])
+            beside.append([f"here: {row.title}", *_cells(row, (*paper.CATEGORIES, "all"))])
+    others = [[f"here: {row.title}", *_cells(row, ("all", "opener", "rest"))] for row in rows]
+    full = next((row for row in main if row.variant.name == "full"), None)
+    less: list[list[Cell]] = [[row.title, _difference(full, row)] for row in main
+                              if full and row is not full]  # fmt: skip
+    cues = [[row.title, *_cells(row, [f"thought: {cue}" for cue in CUES])]
+            for row in rows if row.thinking == "label"]  # fmt: skip
+    return [
+        Words(f"{len(part.situations)} situations, {len(part.exchanges)} training exchanges, "
+              f"{len(part.questions)} test questions in unseen voices, with unseen names of "
+              "things. A reply is right when it is word for word one that fits the words and the "
+              "voice; in percent, with 95 % bootstrap intervals over questions (not over "
+              "trainings). The reply to another exchange, drawn blindly, is "
+              f"right in {deaf} of the cases. The paper's figures are GPT-4o's scores from 0 to "
+              "100 of another test set: compare the order and the gaps, not the figures."),
+        Table("The paper's Table 1 at tiny scale", ("system", *paper.CATEGORIES, "all"), beside,
+              own=frozenset(range(1, len(beside), 2))),
+        Table("Every variant", ("system", "right reply", "right opener (the voice)",
+                                "right rest (words, emotion)"), others),
+        Table("What the full variant has more", ("than", "right replies, points"), less,
+              "On the same questions; an interval without 0 tells a difference."),
+        Table("Labels of the thought that are right", ("system", *CUES), cues),
+    ]  # fmt: skip
+
+
+def _cells(row: Row, names: Sequence[str]) -> list[Cell]:
+    return [row.cells[name] for name in names]
+
+
+def _difference(full: Row, other: Row) -> Measure:
+    """Points by which the full variant is ahead, with the interval of paired questions."""
+    first, second = ([100.0 * one for one in row.right] for row in (full, other))
+    low, high = paired_interval(first, second)
+    points = (sum(first) - sum(second)) / len(first)
+    return Measure(points, "", len(first), low, high)
+
+
+def _dump(place: Path, value: object) -> None:
+    with whole_file(place) as file:
+        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Train, ask, write scores.json, report.md and report.html; the report as Markdown.
+
+    Raises InputError, Stopped.
+    """
+    ablation = Ablation(arguments)
+    rows: list[Row] = []
+    for variant in VARIANTS:
+        if variant.name in (arguments.only or NAMES):
+            rows += rows_of(ablation.part, variant, ablation.answers(variant))
+    _dump(ablation.out / "scores.json", {
+        "settings": ablation.settings, "versions": versions(),
+        "variants": {f"{row.variant.name}/{row.thinking or 'none'}": {
+            name: one.to_json() for name, one in row.cells.items()} for row in rows},
+    })  # fmt: skip
+    page = report.Page("The paper's ablation at tiny scale", blocks(ablation.part, rows),
+                       ablation.settings, versions())  # fmt: skip
+    report.write(page, ablation.out)
+    return report.markdown(page)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    add("--out", type=Path, required=True, help="trainings, scores.json, report.md, report.html")
+    add(
+        "--start",
+        type=Path,
+        default=Path("exp/tiny/stage0b/final"),
+        help="the model whose LLM knows text alone (default: %(default)s)",
+    )
+    add(
+        "--whisper",
+        type=Path,
+        default=Path("build/assets/whisper_tiny_en"),
+        help="the encoder that all start from (default: %(default)s)",
+    )
+    add(
+        "--train",
+        type=Path,
+        default=Path("build/world/train"),
+        help="exchanges.jsonl and lists (default: %(default)s)",
+    )
+    add(
+        "--test",
+        type=Path,
+        nargs="+",
+        default=[Path("build/world/test")],
+        help="folders of test splits (default: build/world/test)",
+    )
+    add(
+        "--situations",
+        type=int,
+        default=25,
+        metavar="N",
+        help="those with the most test questions (default: %(default)s)",
+    )
+    add(
+        "--steps",
+        type=int,
+        default=700,
+        metavar="N",
+        help="updates of every variant, over all its stages (default: %(default)s)",
+    )
+    add("--only", nargs="+", choices=NAMES, metavar="NAME", help=f"some of {', '.join(NAMES)}")
+    add("--seed", type=int, default=1, metavar="N")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0; 2 for what the user can put right; 130 when stopped."""
+    arguments = parser().parse_args(argv)
+    logs.setup()
+    try:
+        logs.out(run(arguments))
+    except OsumError as error:
+        sys.stderr.write(f"ablation: {error}\n")
+        return 2
+    except (Stopped, KeyboardInterrupt):
+        sys.stderr.write("ablation: stopped; the same command goes on\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""A small part of the tiny world: what an ablation learns from, is asked, and is scored by.
+
+The part holds the situations that have the most test questions, with every voice. Only single
+turns count: dialogues and identity questions test other things than what is left out.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from common_utils.tiny_world.manner import Traits, opener
+from common_utils.tiny_world.world import World, load_world, normalise
+from osum_echat.corpus.jobs import whole_file
+from osum_echat.errors import InputError
+from osum_echat.evaluation import echat_items
+from osum_echat.evaluation.echat_items import WORLD_FILE
+from osum_echat.records import Turn, Utterance
+
+Exchange = dict[str, Any]
+UNDERSTANDING, THINKING, PLAIN = "understand", "s2t_think", "s2t"
+LISTS = (UNDERSTANDING, THINKING, PLAIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One test exchange. category: what it tests, as EChat-eval's tasks do."""
+
+    exchange: Exchange
+    category: str
+    utterance: Utterance
+
+    @property
+    def key(self) -> str:
+        return str(self.exchange["key"])
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is right in a reply: all of it, its opener (the voice), the rest (words and emotion)."""
+
+    whole: bool
+    voice: bool
+    words: bool
+
+
+class Part:
+    """Some situations of the world: their training lists and test questions."""
+
+    def __init__(self, train: Path, tests: Sequence[Path], situations: int) -> None:
+        """train: folder with exchanges.jsonl and lists; tests: folders with exchanges.jsonl.
+
+        Raises InputError for a folder that lacks them, or where nothing is left.
+        """
+        self.train, self.world = train, load_world()
+        if situations < 1:
+            raise InputError(f"--situations {situations}: give 1 or more")
+        known = {one.name for one in self.world.situations}
+        asked = [one for folder in tests for one in _questions(folder)
+                 if one.exchange["situation"] in known]  # fmt: skip
+        counts = Counter(one.exchange["situation"] for one in asked)
+        ranked = sorted(counts, key=lambda name: (-counts[name], name))
+        self.situations = frozenset(ranked[:situations])
+        self.questions = [one for one in asked if one.exchange["situation"] in self.situations]
+        self.exchanges = {one["key"]: one for one in _exchanges(train) if self._is_in(one)}
+        if not self.questions or not self.exchanges:
+            raise InputError(f"{train}: no single turns of the situations that --test asks for; "
+                             "make both by python -m common_utils.tiny_world.make")  # fmt: skip
+
+    def _is_in(self, exchange: Exchange) -> bool:
+        return exchange["kind"] == "single" and exchange["situation"] in self.situations
+
+    def write_list(self, name: str, share: float, place: Path) -> int:
+        """Write that share of the exchanges of one training list; how many lines it has.
+
+        A smaller share is a part of a larger one. Raises InputError without the list.
+        """
+        chosen = kept(self.exchanges, share)
+        source = self.train / f"{name}.list"
+        count = 0
+        with whole_file(place) as file:
+            for raw in _lines(source):
+                if raw["key"].rpartition("-")[0] in chosen:
+                    raw["wav"] = str((self.train / raw["wav"]).resolve())
+                    file.write(json.dumps(raw, ensure_ascii=False).encode() + b"\n")
+                    count += 1
+        if not count:
+            raise InputError(f"{source}: no line of the chosen exchanges; make the lists by "
+                             "python -m common_utils.tiny_world.lists")  # fmt: skip
+        return count
+
+    def judge(self, exchange: Exchange, text: str) -> Verdict:
+        """What is right in a reply to an exchange."""
+        return judged(self.world, exchange, text)
+
+    @cached_property
+    def deaf(self) -> dict[str, float]:
+        """Key of a question -> chance that the reply to another exchange is right for it."""
+        replies = Counter(normalise(one["reply_text"]) for one in self.exchanges.values())
+        total = sum(replies.values())
+        return {one.key: sum(replies[text] for text in self.world.right_replies(one.exchange))
+                / total for one in self.questions}  # fmt: skip
+
+
+def judged(world: World, exchange: Exchange, text: str) -> Verdict:
+    """Compare a reply with every right one, word for word, letters and digits only."""
+    said = normalise(text)
+    right = world.right_replies(exchange)
+    first = normalise(opener(Traits(**exchange["labels"])))
+    rests = {one.removeprefix(first).strip() for one in right}
+    return Verdict(said in right, said.startswith(first), any(said.endswith(one) for one in rests))
+
+
+def kept(keys: Iterable[str], share: float) -> set[str]:
+    """That share of the keys, always the same ones; smaller shares are parts of larger ones."""
+    ranked = sorted(keys, key=lambda key: (crc32(key.encode()), key))
+    return set(ranked[: max(1, round(share * len(ranked)))])
+
+
+def _questions(folder: Path) -> list[Question]:
+    """The single turns of a test folder with what they test."""
+    raw = {one["key"]: one for one in _exchanges(folder)}
+    return [
+        Question(raw[item.key], item.category, Utterance(item.key, PLAIN, Turn(audio=item.wav)))
+        for item in echat_items.read(folder) if raw[item.key]["kind"] == "single"
+    ]  # fmt: skip
+
+
+def _exchanges(folder: Path) -> list[Exchange]:
+    place = folder / WORLD_FILE
+    if not place.is_file():
+        raise InputError(f"{place}: not there; make it by python -m common_utils.tiny_world.make")
+    return _lines(place)
+
+
+def _lines(place: Path) -> list[dict[str, Any]]:
+    if not place.is_file():
+        raise InputError(f"{place}: not there; make it by python -m common_utils.tiny_world.lists")
+    return [raw for _, raw in echat_items.objects(place)]
