@@ -15,7 +15,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @contextmanager
-def chromium() -> Iterator[Any]:
+def chromium(*flags: str) -> Iterator[Any]:
     """A browser for the time of a with block; the test is skipped where there is none."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="no playwright: pip install -r requirements-bench.txt"
@@ -25,7 +25,7 @@ def chromium() -> Iterator[Any]:
         pytest.skip("no browser: install chromium (apt install chromium), or name one by CHROMIUM")
     with playwright.sync_playwright() as driver:
         opened = driver.chromium.launch(
-            executable_path=found, args=["--no-sandbox", "--disable-gpu"]
+            executable_path=found, args=["--no-sandbox", "--disable-gpu", *flags]
         )
         yield opened
         opened.close()
