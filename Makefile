@@ -121,7 +121,7 @@ tiny-small:
 $(BUILD)/conf: $(wildcard conf/tiny/stage*.yaml)
 	mkdir -p $@
 	for file in $^; do sed -e 's#build/world#$(WORLD)#g' -e 's#exp/tiny#$(STAGES)#g' \
-		-e 's#build/heard#$(BUILD)/heard#g' $$file > $@/$${file##*/}; done
+		-e 's#build/heard#$(BUILD)/heard#g' -e 's#build/assets#$(ASSETS)#g' $$file > $@/$${file##*/}; done
 	touch $@
 
 clean:
