@@ -25,7 +25,8 @@ WORLD := $(BUILD)/world
 TOKEN2WAV := $(BUILD)/token2wav
 REPLIES := $(BUILD)/reply_world
 BOOK := $(BUILD)/steps.json
-STEP := $(RUN) -m common_utils.tiny_world.step --book $(BOOK)
+# exec: a signal to make reaches the step itself, not a shell around it.
+STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(BOOK)
 CONF := $(if $(filter build+exp/tiny,$(BUILD)+$(STAGES)),conf/tiny,$(BUILD)/conf)
 
 .DEFAULT_GOAL := help
@@ -107,7 +108,7 @@ tiny: tiny-data $(CONF)
 SMALL := build/small
 SMALL_STEPS := 10
 tiny-small:
-	$(MAKE) tiny BUILD=$(SMALL) STAGES=$(SMALL)/stages OUT=$(SMALL)/model \
+	exec $(MAKE) tiny BUILD=$(SMALL) STAGES=$(SMALL)/stages OUT=$(SMALL)/model \
 		EXCHANGES=60 TEST_EXCHANGES=16 DRILLS=30 SILENT_DRILLS=400 MINUTES=2 PRETRAIN=100 \
 		STAGE_SETTINGS="run.minutes=0 run.steps=$(SMALL_STEPS) schedule.budget_minutes=0 \
 			schedule.total_steps=$(SMALL_STEPS) schedule.warmup_steps=5 run.check_steps=0 run.log_steps=5 \
