@@ -16,7 +16,6 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-import soundfile
 
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.effects import SAMPLE_RATE_HZ
@@ -29,7 +28,7 @@ from common_utils.tiny_world.lists import (
     understanding_text,
 )
 from common_utils.tiny_world.manner import AGES, EMOTIONS, EVENTS, GENDERS
-from common_utils.tiny_world.speaking import speak
+from common_utils.tiny_world.speaking import speak, write_wav
 from common_utils.tiny_world.voices import ESPEAK, Studio, Voice, all_voices, varied
 from common_utils.tiny_world.world import normalise
 from osum_echat.errors import OsumError
@@ -111,7 +110,7 @@ def spoken_rows(
             voice = varied(voices[int(chance.integers(len(voices)))], chance)
             wave = speak(studio, turn["user_text"], voice, labels["emotion"], labels["event"],
                          chance)
-            soundfile.write(folder / turn["wav"], wave, SAMPLE_RATE_HZ, subtype="PCM_16")
+            write_wav(folder / turn["wav"], wave, SAMPLE_RATE_HZ)
         yield row_of({"key": key}, turn, tag, understanding_text(tag, turn), "understand")
 
 

@@ -8,7 +8,6 @@ in OUT/sentences. Stopped and started again, it goes on; the same seed always gi
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from common_utils.tiny_world import reply_voice
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.effects import SAMPLE_RATE_HZ
 from common_utils.tiny_world.reply_voice import ReplyVoice
-from common_utils.tiny_world.speaking import speak
+from common_utils.tiny_world.speaking import speak, write_wav
 from common_utils.tiny_world.voices import ESPEAK, KOKORO, Studio, Voice, all_voices, varied
 from common_utils.tiny_world.world import SPLITS, Exchange, SaidTurn, load_world
 from osum_echat.corpus.jobs import in_order
@@ -182,18 +181,19 @@ class Maker:
         labels = turn.labels
         wave = speak(self._studio, turn.user_text, voice, labels.emotion, labels.event, rng)
         user = f"audio/{name}.wav"
-        _write(self._plan.folder / user, wave, SAMPLE_RATE_HZ)
+        write_wav(self._plan.folder / user, wave, SAMPLE_RATE_HZ)
         style = turn.reply_style
         reply = f"replies/{_name(style, *turn.reply_sentences)}.wav"
         if not (self._plan.folder / reply).exists():
             parts = [self._sentence(sentence, style) for sentence in turn.reply_sentences]
-            _write(self._plan.folder / reply, reply_voice.join(parts), reply_voice.SAMPLE_RATE_HZ)
+            whole = reply_voice.join(parts)
+            write_wav(self._plan.folder / reply, whole, reply_voice.SAMPLE_RATE_HZ)
         return {"wav": user, "reply_wav": reply}
 
     def _sentence(self, sentence: str, style: str) -> NDArray[np.float32]:
         path = self._plan.sentences / f"{_name(style, sentence)}.wav"
         if not path.exists():
-            _write(path, self._replies.say(sentence, style), reply_voice.SAMPLE_RATE_HZ)
+            write_wav(path, self._replies.say(sentence, style), reply_voice.SAMPLE_RATE_HZ)
         return soundfile.read(path, dtype="float32")[0]
 
 
@@ -207,11 +207,6 @@ def _name(style: str, *sentences: str) -> str:
     return sha256(f"{style} {' '.join(sentences)}".encode()).hexdigest()[:12]
 
 
-def _write(path: Path, wave: NDArray[np.float32], rate_hz: int) -> None:
-    """Whole or not at all: several processes may write the same reply."""
-    draft = path.with_suffix(f".{os.getpid()}.draft")
-    soundfile.write(draft, wave, rate_hz, subtype="PCM_16", format="WAV")
-    draft.replace(path)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import soundfile
 
 from common_utils.tiny_world.lists import read_jsonl, said_by_users
 from common_utils.tiny_world.reply_voice import SAMPLE_RATE_HZ, STYLES, ReplyVoice
+from common_utils.tiny_world.speaking import write_wav
 from osum_echat.logs import logger, progress
 
 LIST_FILE = "reply.list"
@@ -78,7 +79,7 @@ def _rows(pairs: Iterable[Pair], voice: ReplyVoice, out: Path) -> Iterator[tuple
         key = hashlib.sha256(f"{style} {sentence}".encode()).hexdigest()[:12]
         path = out / "wav" / f"{key}.wav"
         if not path.exists():
-            soundfile.write(path, voice.say(sentence, style), SAMPLE_RATE_HZ, subtype="PCM_16")
+            write_wav(path, voice.say(sentence, style), SAMPLE_RATE_HZ)
         yield (
             {"key": key, "wav": f"wav/{key}.wav", "txt": sentence, "style": style},
             soundfile.info(path).duration,
