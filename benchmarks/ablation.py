@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.ablation_world import PLAIN, THINKING, UNDERSTANDING, Part, Question
 from osum_echat import build, config, logs
 from osum_echat.assistant import EChat, Reply
-from osum_echat.corpus.jobs import whole_file
+from osum_echat.corpus.jobs import write_json
 from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation import paper, report
 from osum_echat.evaluation.frame import versions
@@ -106,14 +106,14 @@ class Ablation:
                                  "another --out")  # fmt: skip
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        _dump(place, self.settings)
+        write_json(place, self.settings)
 
     def answers(self, variant: Variant) -> list[dict[str, Any]]:
         """Train a variant and ask it; both only where that is still to be done."""
         place = self.out / variant.name / "answers.json"
         if not place.exists():
             model = self._train(variant)
-            _dump(place, self._ask(variant, model))
+            write_json(place, self._ask(variant, model))
         found: list[dict[str, Any]] = json.loads(place.read_bytes())
         return found
 
@@ -268,11 +268,6 @@ def _difference(full: Row, other: Row) -> Measure:
     return Measure(points, "", len(first), low, high)
 
 
-def _dump(place: Path, value: object) -> None:
-    with whole_file(place) as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
-
-
 def run(arguments: argparse.Namespace) -> str:
     """Train, ask, write scores.json, report.md and report.html; the report as Markdown.
 
@@ -283,7 +278,7 @@ def run(arguments: argparse.Namespace) -> str:
     for variant in VARIANTS:
         if variant.name in (arguments.only or NAMES):
             rows += rows_of(ablation.part, variant, ablation.answers(variant))
-    _dump(ablation.out / "scores.json", {
+    write_json(ablation.out / "scores.json", {
         "settings": ablation.settings, "versions": versions(),
         "variants": {f"{row.variant.name}/{row.thinking or 'none'}": {
             name: one.to_json() for name, one in row.cells.items()} for row in rows},

@@ -7,7 +7,6 @@ those behind it in the book count as undone.
 """
 
 import argparse
-import json
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from osum_echat.corpus.jobs import write_json
 from osum_echat.errors import DataError, OsumError
 from osum_echat.logs import logger, setup
 from osum_echat.settings import parse, read_mapping
@@ -60,11 +60,7 @@ class Book:
 
     def save(self) -> None:
         """Write it, whole or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        raw = {name: asdict(entry) for name, entry in self.steps.items()}
-        part.write_text(json.dumps(raw, indent=1), encoding="utf-8")
-        part.replace(self.path)
+        write_json(self.path, {name: asdict(entry) for name, entry in self.steps.items()})
 
 
 def run(book: Book, name: str, command: Sequence[str], makes: Path | None) -> int:

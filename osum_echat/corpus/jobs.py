@@ -200,6 +200,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             part.unlink(missing_ok=True)
 
 
+def write_json(place: Path, value: object) -> None:
+    """Write a value as JSON to be read by people, whole or not at all."""
+    with whole_file(place) as file:
+        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
 def _line(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
@@ -245,7 +251,6 @@ def _finish(job: Job, journal: Path) -> Report:
             out.writelines(f"{line}\n".encode() for line in entry["lines"])
             written += entry["records"]
             left_out += entry["dropped"]
-    with whole_file(report_path(job.out)) as file:
-        whole = {"plan": job.plan, "written": written, "left_out": left_out}
-        file.write(json.dumps(whole, ensure_ascii=False, indent=1).encode() + b"\n")
+    whole = {"plan": job.plan, "written": written, "left_out": left_out}
+    write_json(report_path(job.out), whole)
     return Report(job.out, written, dict(Counter(reason for reason, _ in left_out)))

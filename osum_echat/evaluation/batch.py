@@ -114,7 +114,7 @@ def _unfinished(job: "Job", world: int, lost: int) -> int:
 
 def finish(job: "Job", length: int) -> "Grade | None":
     """Put the results in list order, score and print them; None while some are missing."""
-    from osum_echat.corpus.jobs import whole_file
+    from osum_echat.corpus.jobs import whole_file, write_json
     from osum_echat.evaluation.grading import grade, table
     from osum_echat.evaluation.parts import find_results, read_results
 
@@ -130,9 +130,8 @@ def finish(job: "Job", length: int) -> "Grade | None":
                 text = " ".join((record.get("text") or "").split())
                 file.write(f"{record['key']} {text}".rstrip().encode() + b"\n")
     graded = grade(read_results(found, length), job.language)
-    with whole_file(job.out / "scores.json") as file:
-        scores = {"data": job.data, "model": job.model, **graded.to_json()}
-        file.write(json.dumps(scores, ensure_ascii=False, indent=1).encode() + b"\n")
+    scores = {"data": job.data, "model": job.model, **graded.to_json()}
+    write_json(job.out / "scores.json", scores)
     logs.out(table(graded))
     logs.out(f"{graded.answered} answered, {graded.failed} failed: {job.results}")
     return graded

@@ -18,9 +18,9 @@ from typing import Any, Protocol, TypeVar
 
 from osum_echat import logs
 from osum_echat.assistant import EChat
+from osum_echat.corpus.jobs import write_json
 from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation import kept_settings, report
-from osum_echat.evaluation.kept_settings import write_json
 from osum_echat.evaluation.predictions import Lines, Prediction, failed, in_order
 from osum_echat.evaluation.results import Outcome, Table
 

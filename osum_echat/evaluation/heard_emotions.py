@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from osum_echat import logs
-from osum_echat.corpus.jobs import whole_file
+from osum_echat.corpus.jobs import write_json
 from osum_echat.errors import InputError
 from osum_echat.evaluation.delivery import Delivery
 from osum_echat.evaluation.frame import Model
@@ -67,6 +67,5 @@ class HeardEmotions:
             except (ValueError, TypeError) as error:
                 raise InputError(f"{place}: cannot be used ({error}); remove it") from error
         neutral = read_neutral(self.model.assistant, self.language, self.style)
-        with whole_file(place) as file:
-            file.write(json.dumps(asdict(neutral), indent=1).encode() + b"\n")
+        write_json(place, asdict(neutral))
         return neutral

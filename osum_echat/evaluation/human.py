@@ -17,7 +17,7 @@ from zlib import crc32
 
 import numpy as np
 
-from osum_echat.corpus.jobs import whole_file
+from osum_echat.corpus.jobs import whole_file, write_json
 from osum_echat.errors import InputError
 from osum_echat.evaluation import paper, report
 from osum_echat.evaluation.echat_items import EChatItem
@@ -83,8 +83,7 @@ def make(arguments: Namespace) -> str:
     test = f"listening-{arguments.seed}-{len(picked)}-{_digest(key)}"
     with whole_file(arguments.out / "test.html") as file:
         file.write(_page(test, parts).encode())
-    with whole_file(arguments.out / "key.json") as file:
-        file.write(json.dumps({"test": test, "slots": key}, indent=1).encode() + b"\n")
+    write_json(arguments.out / "key.json", {"test": test, "slots": key})
     return (f"{arguments.out / 'test.html'}: {len(picked)} items of {len(systems)} systems; keep "
             f"{arguments.out / 'key.json'} from the raters")  # fmt: skip
 
@@ -168,9 +167,8 @@ def score(arguments: Namespace) -> str:
     ]  # fmt: skip
     page = report.Page("Rated by people", blocks, {"test": key["test"]}, versions())
     report.write(page, arguments.out)
-    with whole_file(arguments.out / "scores.json") as file:
-        found = {name: one.to_json() for name, one in measures.items()}
-        file.write(json.dumps({"measures": found}, indent=1, ensure_ascii=False).encode() + b"\n")
+    found = {name: one.to_json() for name, one in measures.items()}
+    write_json(arguments.out / "scores.json", {"measures": found})
     return f"{arguments.out / 'report.html'}: {len(raters)} raters, agreement " + (
         "-" if agreement is None else f"{agreement:.2f}")
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from osum_echat.corpus.jobs import whole_file
+from osum_echat.corpus.jobs import write_json
 from osum_echat.errors import InputError
 
 FILE = "settings.json"
@@ -35,12 +35,6 @@ def settle(out: Path, own: Mapping[str, Any]) -> None:
             f"({_short(earlier.get(name))}, not {_short(wanted[name])}); choose another --out, or "
             "--overwrite"
         )
-
-
-def write_json(place: Path, value: Any) -> None:
-    """Write a value as JSON to be read by people, whole or not at all."""
-    with whole_file(place) as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def _short(value: Any) -> str:
