@@ -76,18 +76,18 @@ tiny-data: .venv/dev.stamp
 		--out $(REPLIES)_user --minutes $(MINUTES) --sentences $(WORLD)/train/exchanges.jsonl \
 		--styles 1 --assets $(ASSETS)
 	$(STEP) --makes $(TOKEN2WAV)/speech_tokenizer.onnx "speech tokenizer" -- \
-		$(RUN) -m osum_echat.training.train_tokenizer conf/tiny/token2wav_tokenizer.yaml \
+		$(RUN) -m common_utils.token2wav_recipe.train_tokenizer conf/tiny/token2wav_tokenizer.yaml \
 		"lists=[$(REPLIES)/reply.list, $(REPLIES)_user/reply.list]" \
 		out=$(TOKEN2WAV)/speech_tokenizer.onnx tokens=$(REPLIES)/reply_tokens.list \
 		whisper=$(ASSETS)/whisper_tiny_en $(TOKENIZER_SETTINGS)
 	$(STEP) --makes $(TOKEN2WAV)/flow/flow.safetensors "flow" -- \
-		$(RUN) -m osum_echat.training.train_flow conf/tiny/token2wav_flow.yaml \
+		$(RUN) -m common_utils.token2wav_recipe.train_flow conf/tiny/token2wav_flow.yaml \
 		"data=[$(REPLIES)/reply_tokens.list]" output=$(TOKEN2WAV)/flow $(FLOW_SETTINGS)
 	$(STEP) --makes $(TOKEN2WAV)/vocoder_training/vocoder.safetensors "vocoder" -- \
-		$(RUN) -m osum_echat.training.train_vocoder conf/tiny/token2wav_vocoder.yaml \
+		$(RUN) -m common_utils.token2wav_recipe.train_vocoder conf/tiny/token2wav_vocoder.yaml \
 		"lists=[$(REPLIES)/reply_tokens.list]" output=$(TOKEN2WAV)/vocoder_training $(VOCODER_SETTINGS)
 	$(STEP) --makes $(TOKEN2WAV)/speaker.onnx "speaker encoder" -- \
-		$(RUN) -m osum_echat.training.train_speaker conf/tiny/token2wav_speaker.yaml \
+		$(RUN) -m common_utils.token2wav_recipe.train_speaker conf/tiny/token2wav_speaker.yaml \
 		"lists=[$(WORLD)/train/exchanges.jsonl, $(REPLIES)/reply_tokens.list]" \
 		output=$(TOKEN2WAV)/speaker_training out=$(TOKEN2WAV)/speaker.onnx $(SPEAKER_SETTINGS)
 	$(STEP) "lists" -- $(RUN) -m common_utils.tiny_world.lists --corpus $(WORLD) \

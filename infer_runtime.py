@@ -3,21 +3,13 @@
 import sys
 from collections.abc import Sequence
 
-from osum_echat import logs, runtime
-from osum_echat.errors import OsumError
-
-BAD_INPUT = 2
+from osum_echat import cli
+from osum_echat.inference import command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 2 for input that cannot be used, with one line on standard error."""
-    logs.setup()
-    try:
-        runtime.run(runtime.parser().parse_args(argv))
-    except OsumError as error:
-        sys.stderr.write(f"infer_runtime.py: {' '.join(str(error).split())}\n")
-        return BAD_INPUT
-    return 0
+    return cli.run("infer_runtime.py", lambda: command.run(command.parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -15,20 +15,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="key=value, e.g. run.steps=100")
     arguments = parser.parse_args(argv)
 
-    from osum_echat import build, config, logs
-    from osum_echat.errors import OsumError
+    from osum_echat import cli
     from osum_echat.evaluation.held_out import SCORING
-    from osum_echat.training import loop
+    from osum_echat.training import build, experiment, trainer
 
-    logs.setup(arguments.quiet)
-    try:
-        experiment = config.load(arguments.config, arguments.overrides)
-        training = build.training(experiment, SCORING)
-        outcome = loop.train(training, experiment.run, experiment.schedule)
-    except OsumError as error:
-        sys.stderr.write(f"train.py: {error}\n")
-        return 2
-    return 0 if outcome.signal is None else 128 + outcome.signal
+    def train() -> int:
+        loaded = experiment.load(arguments.config, arguments.overrides)
+        training = build.training(loaded, SCORING)
+        outcome = trainer.train(training, loaded.run, loaded.schedule)
+        return 0 if outcome.signal is None else 128 + outcome.signal
+
+    return cli.run("train.py", train, arguments.quiet)
 
 
 if __name__ == "__main__":

@@ -25,16 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation_world import PLAIN, THINKING, UNDERSTANDING, Part, Question
-from osum_echat import build, config, logs
-from osum_echat.assistant import EChat, Reply
-from osum_echat.corpus.jobs import write_json
+from osum_echat import logs
 from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation import paper, report
-from osum_echat.evaluation.frame import versions
 from osum_echat.evaluation.results import Block, Cell, Measure, Table, Words, mean, share
-from osum_echat.evaluation.scores import paired_interval
-from osum_echat.places import HOUSE
-from osum_echat.training import loop
+from osum_echat.evaluation.runner import versions
+from osum_echat.files import write_json
+from osum_echat.inference.assistant import EChat, Reply
+from osum_echat.metrics import paired_interval
+from osum_echat.paths import HOUSE
+from osum_echat.training import build, experiment, trainer
 
 LOG = logs.logger(__name__)
 UNDERSTANDING_SHARE = 0.7  # of the updates of a variant that has the stage
@@ -142,17 +142,17 @@ class Ablation:
 
     def _run(self, output: Path, steps: int, recipe: str, overrides: Sequence[str]) -> None:
         """One training to its end. Raises Stopped."""
-        if (output / loop.FINAL_FOLDER / "model.safetensors").exists():
+        if (output / trainer.FINAL_FOLDER / "model.safetensors").exists():
             return
         logs.out(f"{output.name}: {steps} updates")
         started, cpu_s = time.monotonic(), time.process_time()
-        experiment = config.load(CONFIGS / recipe, [
+        loaded = experiment.load(CONFIGS / recipe, [
             f"output={output}", f"seed={self.seed}", f"run.steps={steps}", "run.minutes=0",
             f"schedule.total_steps={steps}", "schedule.budget_minutes=0", "run.save_minutes=2",
             "run.check_steps=0", "run.log_steps=50", "run.keep=1",
             f"engine.remember_file={self.out / 'heard.safetensors'}", *overrides,
         ])  # fmt: skip
-        outcome = loop.train(build.training(experiment), experiment.run, experiment.schedule)
+        outcome = trainer.train(build.training(loaded), loaded.run, loaded.schedule)
         if outcome.signal is not None:
             raise Stopped
         logs.out(f"{output.name}: done in {(time.monotonic() - started) / 60:.1f} minutes, "

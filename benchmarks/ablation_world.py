@@ -15,10 +15,10 @@ from zlib import crc32
 
 from common_utils.tiny_world.manner import Traits, opener
 from common_utils.tiny_world.world import World, load_world, normalise
-from osum_echat.corpus.jobs import whole_file
 from osum_echat.errors import InputError
 from osum_echat.evaluation import echat_items
 from osum_echat.evaluation.echat_items import WORLD_FILE
+from osum_echat.files import whole_file
 from osum_echat.records import Turn, Utterance
 
 Exchange = dict[str, Any]

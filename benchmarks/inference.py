@@ -28,20 +28,20 @@ from transformers import DynamicCache
 
 from benchmarks.judge import word_errors, words
 from osum_echat import audio
-from osum_echat.asking import Options, lay_out, settle
-from osum_echat.assistant import EChat as Assistant
 from osum_echat.generation import decoder
-from osum_echat.generation.rules import NoLongRuns, Rule, WindowLimit
+from osum_echat.generation.kv_cache import GrowingRows
+from osum_echat.generation.logits_rules import NoLongRuns, Rule, WindowLimit
 from osum_echat.generation.sampling import PRESETS, Sampling
+from osum_echat.inference.assistant import EChat
+from osum_echat.inference.reply import Reply
+from osum_echat.inference.request import Options, lay_out, settle
 from osum_echat.logs import out, setup
 from osum_echat.models.adapter import AdapterSettings
-from osum_echat.models.echat import EChat, EChatSettings
+from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.encoder import EncoderSettings
-from osum_echat.models.growing_rows import GrowingRows
 from osum_echat.models.long_clips import windows
-from osum_echat.places import TINY
+from osum_echat.paths import TINY
 from osum_echat.records import Turn, Utterance
-from osum_echat.replies import Reply
 from osum_echat.tasks import TASKS
 from osum_echat.vocab import Vocab
 
@@ -86,7 +86,7 @@ def loop(rounds: int) -> None:
     torch.manual_seed(1)
     vocab = Vocab(OneMark(), LLM["vocab_size"])
     sizes = EncoderSettings(width=64, heads=4, units=128, blocks=1), AdapterSettings(blocks=1)
-    model = EChat(EChatSettings(*sizes, LLM)).eval()
+    model = EChatModel(EChatSettings(*sizes, LLM)).eval()
     with torch.no_grad():
         model.speech_head.bias[vocab.speech_edge] = -1e4  # it never ends
     prompt = torch.randn(PROMPT_TOKENS, 64)
@@ -119,7 +119,7 @@ def loop(rounds: int) -> None:
 
 
 @torch.inference_mode()
-def bare(model: EChat, prompt: Tensor) -> None:
+def bare(model: EChatModel, prompt: Tensor) -> None:
     """Nothing but steps: the LLM on our cache, one head, the best id."""
     rows = GrowingRows(model.llm, [prompt])
     table = model.speech_embedding.weight
@@ -129,7 +129,7 @@ def bare(model: EChat, prompt: Tensor) -> None:
 
 
 @torch.inference_mode()
-def stock(model: EChat, prompt: Tensor) -> None:
+def stock(model: EChatModel, prompt: Tensor) -> None:
     """The same by the stock forward and cache of transformers."""
     cache, table = DynamicCache(config=model.llm.config), model.speech_embedding.weight
     embedded = prompt[None]
@@ -143,7 +143,7 @@ def stock(model: EChat, prompt: Tensor) -> None:
 def batch(directory: Path, rounds: int, threads: int) -> None:
     """Questions one by one and side by side."""
     torch.set_num_threads(threads)
-    assistant = Assistant.load(directory, device="cpu")
+    assistant = EChat.load(directory, device="cpu")
     found = sorted((directory / "samples").glob("*.wav"))
     wavs = [found[number % len(found)] for number in range(ROWS)]
     out(f"{ROWS} questions, {threads} threads: seconds one by one, side by side, and their ratio")
@@ -166,7 +166,7 @@ def batch(directory: Path, rounds: int, threads: int) -> None:
     out("")
 
 
-def answered(assistant: Assistant, sources: Sequence[Utterance], rows: int) -> list[Ids]:
+def answered(assistant: EChat, sources: Sequence[Utterance], rows: int) -> list[Ids]:
     """Greedy answers, so many rows at a time, encoder to last token: their text and speech ids."""
     parts, ids = assistant.parts, []
     laid = [lay_out(parts, settle(parts, one, Options(greedy=True)), 0) for one in sources]
@@ -183,7 +183,7 @@ def answered(assistant: Assistant, sources: Sequence[Utterance], rows: int) -> l
 def long(directory: Path, threads: int) -> None:
     """Sample questions one after another: steps of windows beside those of the whole."""
     torch.set_num_threads(threads)
-    assistant = Assistant.load(directory, device="cpu", speaks=False)
+    assistant = EChat.load(directory, device="cpu", speaks=False)
     network = assistant.network
     found = sorted((directory / "samples").glob("*.wav"))
     out("long clips: adapter steps heard in windows of 30 s, against the clip heard at once")
@@ -207,7 +207,7 @@ def long(directory: Path, threads: int) -> None:
 def joined(directory: Path, data: Path, threads: int) -> None:
     """Single clips of a split of the tiny world with silences between, transcribed as one."""
     torch.set_num_threads(threads)
-    assistant = Assistant.load(directory, device="cpu", speaks=False)
+    assistant = EChat.load(directory, device="cpu", speaks=False)
     lines = (data / "exchanges.jsonl").read_text(encoding="utf-8").splitlines()
     clips = [
         (words(one["user_text"]), audio.load(data / one["wav"]))
@@ -246,7 +246,7 @@ def rows_of(clips: Iterable[Clip], seconds: float) -> Iterator[list[Clip]]:
         left -= length_s
 
 
-def transcripts(assistant: Assistant, waves: Iterable[Tensor]) -> list[list[str]]:
+def transcripts(assistant: EChat, waves: Iterable[Tensor]) -> list[list[str]]:
     """The words that are heard in each, (samples,) at 16 kHz."""
     replies = assistant.reply_many(
         [wav_file(wave) for wave in waves], task="asr", greedy=True, batch_size=ROWS

@@ -27,11 +27,11 @@ from benchmarks.judge import JUDGE_RATE_HZ, Recogniser, word_errors, words
 from benchmarks.plain_estimator import velocity
 from osum_echat import audio, logs
 from osum_echat.errors import InputError
-from osum_echat.evaluation.scores import paired_interval
+from osum_echat.metrics import paired_interval
 from osum_echat.token2wav.flow import FlowSettings, VoiceState, frames_for
+from osum_echat.token2wav.model import Token2Wav, Token2WavSettings
 from osum_echat.token2wav.noise import streams
-from osum_echat.token2wav.stream import MelStream, Piece, StreamSettings, pieces
-from osum_echat.token2wav.vocoder import Token2Wav, Token2WavSettings
+from osum_echat.token2wav.streaming import MelStream, Piece, StreamSettings, pieces
 from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, VoicePrompt
 
 SMALL_MODEL = Path(__file__).parents[1] / "pretrained" / "tiny" / "token2wav"

@@ -31,12 +31,12 @@ from osum_echat import audio, logs
 from osum_echat.errors import OsumError
 from osum_echat.generation import decoder
 from osum_echat.generation.sampling import Sampling
-from osum_echat.models import checkpoint, convert, int8, names, source, stored
-from osum_echat.models.echat import EChat, EChatSettings
-from osum_echat.models.settings_file import read_settings
+from osum_echat.models import checkpoint, convert, int8, names, pretrained, stored
+from osum_echat.models.echat import EChatModel, EChatSettings
+from osum_echat.models.settings import read_settings
 from osum_echat.sequence import compose
 from osum_echat.tasks import Task, task_for
-from osum_echat.token2wav.vocoder import Token2Wav
+from osum_echat.token2wav.model import Token2Wav
 from osum_echat.vocab import Vocab
 
 TOKENS, TEXT_TOKENS = 20, 6     # of a turn; of a spoken turn's text, its end among them
@@ -116,7 +116,7 @@ def watched() -> Iterator[Memory]:
 def write(path: Path, settings: EChatSettings, seed: int = 1) -> None:
     """A published file of these sizes with random weights."""
     with torch.device("meta"):
-        weights = checkpoint.own_weights(EChat(replace(settings, lora=None)))
+        weights = checkpoint.own_weights(EChatModel(replace(settings, lora=None)))
     generator = torch.Generator().manual_seed(seed)
     pool = torch.randn(POOL, generator=generator).mul_(DEVIATION).bfloat16()
 
@@ -147,7 +147,7 @@ def write(path: Path, settings: EChatSettings, seed: int = 1) -> None:
     )  # fmt: skip
 
 
-def loaded(path: Path, settings: EChatSettings, shown: Figures, **options: Any) -> EChat:
+def loaded(path: Path, settings: EChatSettings, shown: Figures, **options: Any) -> EChatModel:
     """Load and measure."""
     start = time.perf_counter()
     with watched() as memory:
@@ -161,7 +161,7 @@ def loaded(path: Path, settings: EChatSettings, shown: Figures, **options: Any) 
     return model
 
 
-def turn(model: EChat, vocab: Vocab, name: str, shown: Figures) -> Steps:
+def turn(model: EChatModel, vocab: Vocab, name: str, shown: Figures) -> Steps:
     """One turn of TOKENS tokens."""
     task = task_for(name)
     generator = torch.Generator().manual_seed(2)
@@ -184,7 +184,7 @@ def turn(model: EChat, vocab: Vocab, name: str, shown: Figures) -> Steps:
     return steps
 
 
-def _ids(model: EChat, embedded: Tensor, vocab: Vocab, task: Task) -> Iterator[bool]:
+def _ids(model: EChatModel, embedded: Tensor, vocab: Vocab, task: Task) -> Iterator[bool]:
     rules = [EndsAt(TEXT_TOKENS - 1, vocab.text_end)] if task.speaks else []
     limits = decoder.Limits(TOKENS, TOKENS)
     answer = decoder.Answer(task, vocab, Sampling(greedy=True), rules, limits)
@@ -205,7 +205,7 @@ def timed(tokens: Iterator[bool]) -> tuple[Steps, list[bool]]:
 
 
 @torch.inference_mode()
-def bare_steps(model: EChat, embedded: Tensor, kinds: Sequence[bool]) -> list[float]:
+def bare_steps(model: EChatModel, embedded: Tensor, kinds: Sequence[bool]) -> list[float]:
     """The stock LLM with its cache and one head, nothing chosen: seconds of each later step."""
     cache, seconds = DynamicCache(config=model.llm.config), []
     table = model.llm.get_input_embeddings().weight
@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="two layers of each kind")
     arguments = parser.parse_args(argv)
     logs.setup()
-    settings = read_settings(source.PUBLISHED_SETTINGS)
+    settings = read_settings(pretrained.PUBLISHED_SETTINGS)
     if arguments.small:
         settings = replace(settings, encoder=replace(settings.encoder, blocks=2),
                            llm={**settings.llm, "num_hidden_layers": 2})  # fmt: skip

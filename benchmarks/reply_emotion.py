@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from osum_echat import audio, logs
-from osum_echat.assistant import EChat
 from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation.delivery import Delivery, delivery, middle
 from osum_echat.evaluation.echat_items import WORLD_FILE, objects
 from osum_echat.evaluation.reply_emotion import MANNERS, Acoustic, read_neutral, shifts
 from osum_echat.evaluation.results import share
-from osum_echat.evaluation.scores import Confusion
+from osum_echat.inference.assistant import EChat
+from osum_echat.metrics import Confusion
 
 EACH = 150                              # training recordings of a manner
 ASKED_AT_ONCE = 16

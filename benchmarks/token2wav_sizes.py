@@ -25,7 +25,7 @@ from osum_echat import logs
 from osum_echat.token2wav import cosyvoice
 from osum_echat.token2wav.flow import Flow, FlowSettings, frames_for
 from osum_echat.token2wav.hift import Hift, HiftSettings
-from osum_echat.token2wav.vocoder import Token2Wav
+from osum_echat.token2wav.model import Token2Wav
 from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, VoicePrompt
 
 TENSORS = {cosyvoice.FLOW_FILE: 1185, cosyvoice.VOCODER_FILE: 227}

@@ -31,16 +31,16 @@ from osum_echat.data.batching import LAYOUTS
 from osum_echat.data.loader import DataSettings, ListSettings, held_out_batches
 from osum_echat.data.prepare import Preparer
 from osum_echat.data.settings import PrepareSettings
-from osum_echat.models import checkpoint, source
+from osum_echat.models import checkpoint, pretrained
 from osum_echat.models.adapter import AdapterSettings
-from osum_echat.models.chunked_loss import cross_entropy
-from osum_echat.models.echat import EChat, EChatSettings
+from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.encoder import EncoderSettings
-from osum_echat.models.settings_file import read_settings
+from osum_echat.models.loss import cross_entropy
+from osum_echat.models.settings import read_settings
 from osum_echat.sequence import IGNORED, Batch
 from osum_echat.sequence import Sequence as Row
+from osum_echat.training.distributed import ALONE, Ranks
 from osum_echat.training.engine import EngineSettings, LocalEngine
-from osum_echat.training.ranks import ALONE, Ranks
 from osum_echat.training.stages import StageSettings
 from osum_echat.vocab import Vocab
 
@@ -60,11 +60,11 @@ TEXT_ROWS = 500  # of each list, at most
 Figure = tuple[str, str, str]  # what, measured, wanted
 
 
-def network() -> EChat:
+def network() -> EChatModel:
     """The tiny model's LLM, with random weights; its ears are not asked."""
     torch.manual_seed(1)
     ears = EncoderSettings(80, 16, 2, 32, 1, 0.0), AdapterSettings(2, 16, 1, 0.0)
-    return EChat(EChatSettings(*ears, LLM, 2048))
+    return EChatModel(EChatSettings(*ears, LLM, 2048))
 
 
 def engine(ranks: Ranks = ALONE) -> LocalEngine:
@@ -295,7 +295,7 @@ def text(models: Sequence[str], lists: Sequence[Path]) -> Iterator[Figure]:
     entries = {str(path): ListSettings(str(path)) for path in lists}
     settings = DataSettings(lists=entries, layout="bucketed", held_out_utterances=TEXT_ROWS)
     for name in models:
-        found = source.find(name)
+        found = pretrained.find(name)
         sizes = read_settings(found.settings)
         vocab = Vocab.from_directory(found.tokenizer(), sizes.llm["vocab_size"], sizes.speech_codes)
         preparer = Preparer(PrepareSettings(prompts=None), vocab, sizes.encoder.mels)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from osum_echat import logs
 from osum_echat.errors import OsumError
-from osum_echat.places import TINY
+from osum_echat.paths import TINY
 
 BAD_INPUT = 2
 
@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 2 for input that cannot be used, with one line on standard error."""
     chosen = _arguments(argv)
     logs.setup()
-    from osum_echat.loading import token2wav_place
-    from osum_echat.token2wav.vocoder import listen
+    from osum_echat.inference.load import token2wav_place
+    from osum_echat.token2wav.model import listen
 
     try:
         voice = listen(token2wav_place(chosen.model), chosen.wav)

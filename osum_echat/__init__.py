@@ -2,12 +2,13 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from osum_echat.assistant import EChat
+    from osum_echat.inference.assistant import EChat
+    from osum_echat.inference.reply import Reply
     from osum_echat.records import Turn, Utterance
-    from osum_echat.replies import Reply
 
 __all__ = ["EChat", "Reply", "Turn", "Utterance"]
-_HOMES = {"EChat": "assistant", "Reply": "replies", "Turn": "records", "Utterance": "records"}
+_HOMES = {"EChat": "inference.assistant", "Reply": "inference.reply", "Turn": "records",
+          "Utterance": "records"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from osum_echat import config, logs
-from osum_echat.config import Experiment
+from osum_echat import logs
 from osum_echat.errors import ConfigError, OsumError
+from osum_echat.training import experiment
+from osum_echat.training.experiment import Experiment
 
 
 def stages(folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
@@ -21,15 +22,15 @@ def stages(folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; give one such as conf/tiny")
     found = {
-        path: config.load(path, list(overrides)) for path in sorted(folder.glob("stage*.yaml"))
+        path: experiment.load(path, list(overrides)) for path in sorted(folder.glob("stage*.yaml"))
     }
     if not found:
         raise ConfigError(f"{folder}: holds no stage*.yaml")
     makers: dict[Path, Path] = {}
-    for path, experiment in found.items():
-        other = makers.setdefault(Path(experiment.output), path)
+    for path, loaded in found.items():
+        other = makers.setdefault(Path(loaded.output), path)
         if other != path:
-            raise ConfigError(f"{path} and {other} write to one output: {experiment.output}")
+            raise ConfigError(f"{path} and {other} write to one output: {loaded.output}")
     waiting, order = dict(found), list[Path]()
     while waiting:
         ready = [path for path, one in waiting.items() if not _needs(one, makers) - set(order)]
@@ -41,9 +42,9 @@ def stages(folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
     return order
 
 
-def _needs(experiment: Experiment, makers: dict[Path, Path]) -> set[Path]:
+def _needs(loaded: Experiment, makers: dict[Path, Path]) -> set[Path]:
     """The stages of the folder that this one starts from."""
-    starts = (experiment.init, experiment.init_hearing, experiment.init_llm)
+    starts = (loaded.init, loaded.init_hearing, loaded.init_llm)
     places = [Path(start) for start in starts if start is not None]
     return {maker for output, maker in makers.items()
             if any(output in (place, *place.parents) for place in places)}  # fmt: skip

@@ -12,12 +12,12 @@ import soundfile
 import torch
 import yaml
 
-from osum_echat import EChat, Reply, asking
+from osum_echat import EChat, Reply
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.generation import decoder
 from osum_echat.generation.decoder import Limits
-from osum_echat.records import Labels, Turn, Utterance
-from osum_echat.replies import (
+from osum_echat.inference import request
+from osum_echat.inference.reply import (
     AudioPiece,
     Done,
     Heard,
@@ -25,6 +25,7 @@ from osum_echat.replies import (
     TextPiece,
     ThoughtPiece,
 )
+from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Sequence
 
 THOUGHT = (
@@ -60,8 +61,8 @@ def scripted(
             part.history.append(said[part.end][len(part.history)])
             return part.history[-1]
 
-        inner = asking.compose
-        monkeypatch.setattr(asking, "compose", compose)
+        inner = request.compose
+        monkeypatch.setattr(request, "compose", compose)
         monkeypatch.setattr(decoder.Part, "choose", choose)
         return rows
 
@@ -168,8 +169,8 @@ def test_earlier_turns_come_before_the_question(echat, question_wav, scripted):
 
 @pytest.mark.parametrize("greedy", [False, True])
 def test_the_models_own_sampling_is_used_and_greedy_overrides_it(echat, question_wav, greedy):
-    request = asking.settle(echat.parts, question_wav, asking.Options("s2s", greedy=greedy))
-    answer = asking.lay_out(echat.parts, request, 0).answer
+    settled = request.settle(echat.parts, question_wav, request.Options("s2s", greedy=greedy))
+    answer = request.lay_out(echat.parts, settled, 0).answer
     assert (answer.text.sampling.greedy, answer.speech.sampling.greedy) == (True, greedy)
     assert answer.speech.sampling.top_k == 20
 
@@ -404,24 +405,24 @@ def test_a_long_clip_is_understood_and_not_talked_about(echat, long_wav, scripte
 
 def test_a_transcript_is_no_longer_than_its_clip_allows(echat, question_wav, long_wav):
     def limits(source: Path, task: str) -> Limits:
-        request = asking.settle(echat.parts, source, asking.Options(task))
-        return asking.lay_out(echat.parts, request, 0).answer.limits
+        settled = request.settle(echat.parts, source, request.Options(task))
+        return request.lay_out(echat.parts, settled, 0).answer.limits
 
     assert limits(question_wav, "asr") == Limits(80, 80)
     assert limits(long_wav, "understand").text_tokens == 760
-    assert limits(question_wav, "s2t") == asking.LIMITS
+    assert limits(question_wav, "s2t") == request.LIMITS
 
 
 def test_a_model_may_be_kept_out_of_loops(model_directory, question_wav, tmp_path):
     copy = tmp_path / "model"
     shutil.copytree(model_directory, copy)
     settings = yaml.safe_load((copy / "model.yaml").read_text())
-    asked = asking.Options("asr")
+    asked = request.Options("asr")
     for own, times in (({}, []), ({"text_loop": {"times": 4}}, [4])):
         (copy / "model.yaml").write_text(yaml.safe_dump(settings | own))
         guarded = EChat.load(copy, device="cpu", speaks=False)
-        request = asking.settle(guarded.parts, question_wav, asked)
-        answer = asking.lay_out(guarded.parts, request, 0).answer
+        settled = request.settle(guarded.parts, question_wav, asked)
+        answer = request.lay_out(guarded.parts, settled, 0).answer
         assert [rule.times for rule in answer.text.rules] == times
 
 

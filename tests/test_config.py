@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from osum_echat import config
 from osum_echat.data.manifest import read_manifest
 from osum_echat.errors import ConfigError
+from osum_echat.training import experiment
 from tests.training.experiment import write_experiment
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -24,7 +24,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda one: f"{one.parent.name} {one.stem}")
 def test_the_shipped_stages_are_read(shipped: Path) -> None:
-    data = config.load(shipped).data
+    data = experiment.load(shipped).data
     assert data.lists or data.manifests
 
 
@@ -48,18 +48,18 @@ def test_the_published_mix_is_readable_and_each_kind_has_its_file() -> None:
 def test_overrides_reach_any_depth_and_are_read_as_yaml(path: Path) -> None:
     overrides = ["run.steps=7", "data.lists.t2t.weight=0.5", "stage.train=[llm]", "init=null",
                  "schedule.rate=1e-4"]  # fmt: skip
-    experiment = config.load(path, overrides)
-    assert experiment.run.steps == 7
-    assert experiment.data.lists["t2t"].weight == 0.5
-    assert experiment.stage.train == ("llm",)
-    assert experiment.schedule.rate == 1e-4
+    loaded = experiment.load(path, overrides)
+    assert loaded.run.steps == 7
+    assert loaded.data.lists["t2t"].weight == 0.5
+    assert loaded.stage.train == ("llm",)
+    assert loaded.schedule.rate == 1e-4
 
 
 def test_what_is_written_beside_a_checkpoint_reads_the_same(path: Path, tmp_path: Path) -> None:
-    experiment = config.load(path)
+    loaded = experiment.load(path)
     copy = tmp_path / "copy.yaml"
-    copy.write_text(config.dump(experiment))
-    assert config.load(copy) == experiment
+    copy.write_text(experiment.dump(loaded))
+    assert experiment.load(copy) == loaded
 
 
 @pytest.mark.parametrize(
@@ -84,14 +84,14 @@ def test_what_is_written_beside_a_checkpoint_reads_the_same(path: Path, tmp_path
 )
 def test_a_wrong_setting_is_told(path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        config.load(path, [override])
+        experiment.load(path, [override])
 
 
 def test_a_missing_setting_without_a_default_is_told(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("output: x\n")
     with pytest.raises(ConfigError, match=r"a\.yaml\.data: missing"):
-        config.load(path)
+        experiment.load(path)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_a_file_that_is_no_mapping_is_told(tmp_path: Path, text: str, message: s
     path = tmp_path / "a.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        config.load(path)
+        experiment.load(path)
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
-        config.load(tmp_path / "gone.yaml")
+        experiment.load(tmp_path / "gone.yaml")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from osum_echat import dialogue
+from osum_echat import records
 from osum_echat.errors import InputError
 from osum_echat.records import Turn
 
@@ -21,7 +21,7 @@ def test_turns_keep_their_order_and_wavs_lie_beside_the_file(tmp_path):
         {"wav": "a.wav", "reply": "Hello."},
         {"text": "who are you?", "reply": "A model.", "reply_speech": [3, 4]},
     ])  # fmt: skip
-    assert dialogue.read(path) == (
+    assert records.read_turns(path) == (
         Turn(audio=tmp_path / "a.wav", reply_text="Hello."),
         Turn(text="who are you?", reply_text="A model.", reply_speech=(3, 4)),
     )
@@ -41,9 +41,9 @@ def test_turns_keep_their_order_and_wavs_lie_beside_the_file(tmp_path):
 )
 def test_a_file_that_cannot_be_used_is_told(tmp_path, turns, message):
     with pytest.raises(InputError, match=message):
-        dialogue.read(written(tmp_path, turns))
+        records.read_turns(written(tmp_path, turns))
 
 
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(InputError, match=r"no_such.json: No such file"):
-        dialogue.read(tmp_path / "no_such.json")
+        records.read_turns(tmp_path / "no_such.json")

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from osum_echat import asking, listening
-from osum_echat.asking import Options
-from osum_echat.assistant import EChat
 from osum_echat.generation import decoder
-from osum_echat.generation.hearing import ReadAlong
-from osum_echat.places import TINY
+from osum_echat.generation.ctc_prefix import ReadAlong
+from osum_echat.inference import listening, request
+from osum_echat.inference.assistant import EChat
+from osum_echat.inference.request import Options
+from osum_echat.paths import TINY
 
 SAMPLE = next((TINY / "samples").glob("*.wav"))
 
@@ -24,7 +24,8 @@ def assistant() -> EChat:
 def added(assistant: EChat, weight: float, source: str | Path = SAMPLE, **options) -> list:
     """The rules that read along, as an answer gets them."""
     parts = replace(assistant.parts, manner=replace(assistant.parts.manner, hearing=weight))
-    asked = asking.lay_out(parts, asking.settle(parts, source, Options(speak=False, **options)), 0)
+    settled = request.settle(parts, source, Options(speak=False, **options))
+    asked = request.lay_out(parts, settled, 0)
     (prompt,) = decoder.embed(parts.network, [asked.row], parts.vocab)
     listening.read_along(parts, asked, prompt)
     return [rule for rule in asked.answer.text.rules if isinstance(rule, ReadAlong)]

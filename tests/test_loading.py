@@ -7,11 +7,12 @@ import pytest
 import torch
 import yaml
 
-from osum_echat import EChat, loading
+from osum_echat import EChat
 from osum_echat import device as devices
 from osum_echat.errors import CheckpointError, InputError
+from osum_echat.inference import load
 from osum_echat.models import checkpoint
-from osum_echat.models.settings_file import read_settings
+from osum_echat.models.settings import read_settings
 
 CPU = torch.device("cpu")
 
@@ -53,12 +54,12 @@ def test_bf16_can_be_asked_for_and_auto_is_float32_where_there_is_room(model_dir
 def test_auto_is_bf16_where_float32_would_not_fit(model_directory, monkeypatch, caplog):
     weights = model_directory / "model.safetensors"
     monkeypatch.setattr(devices, "free_memory_bytes", lambda: 20_000)
-    assert loading.pick_dtype("auto", CPU, weights) == torch.bfloat16
+    assert load.pick_dtype("auto", CPU, weights) == torch.bfloat16
     assert "using bfloat16" in caplog.text
     monkeypatch.setattr(devices, "free_memory_bytes", lambda: None)
-    assert loading.pick_dtype("auto", CPU, weights) == torch.float32
+    assert load.pick_dtype("auto", CPU, weights) == torch.float32
     with pytest.raises(InputError, match="dtype 'fp8': choose one of auto, bf16, fp32"):
-        loading.pick_dtype("fp8", CPU, weights)
+        load.pick_dtype("fp8", CPU, weights)
 
 
 def test_two_models_share_the_voice_and_what_is_equal(model_directory: Path, tmp_path: Path):
@@ -86,7 +87,7 @@ def test_a_model_without_a_tokenizer_names_the_places(published, model_directory
 
 def test_upstreams_settings_force_no_kind_of_thought(tmp_path: Path):
     golden = Path(__file__).parent / "goldens" / "model"
-    found = loading.source.find(golden)
-    manner = loading.Manner.of(found)
+    found = load.pretrained.find(golden)
+    manner = load.Manner.of(found)
     assert manner.thinking == "either" and found.is_upstream
     assert read_settings(found.settings).speech_codes > 0

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from osum_echat.reading import Answering, Detokeniser, Reciting, Understanding
+from osum_echat.inference.reply import Heard, LabelsFound, TextPiece, ThoughtPiece
+from osum_echat.inference.reply_parser import Answering, Detokeniser, Reciting, Understanding
 from osum_echat.records import Labels
-from osum_echat.replies import Heard, LabelsFound, TextPiece, ThoughtPiece
 from osum_echat.tasks import task_for
 from osum_echat.thinking import CHINESE, ENGLISH, read_labels, split, without_labels
 from osum_echat.vocab import Vocab

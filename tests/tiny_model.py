@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from common_utils.tiny_world.text_tokenizer import train
 from osum_echat.models import checkpoint
 from osum_echat.models.adapter import AdapterSettings
-from osum_echat.models.echat import EChat, EChatSettings
+from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.encoder import EncoderSettings
 from osum_echat.records import Labels
 from osum_echat.tasks import TASKS
@@ -18,8 +18,8 @@ from osum_echat.thinking import ENGLISH, label_thought
 from osum_echat.token2wav.conformer import ConformerSettings
 from osum_echat.token2wav.estimator import EstimatorSettings
 from osum_echat.token2wav.flow import FlowSettings
+from osum_echat.token2wav.model import Token2Wav, Token2WavSettings
 from osum_echat.token2wav.nsf_vocos import NsfVocosSettings
-from osum_echat.token2wav.vocoder import Token2Wav, Token2WavSettings
 from osum_echat.token2wav.voice import VoicePrompt
 from osum_echat.vocab import Vocab
 
@@ -49,7 +49,7 @@ def write_model(directory: Path, seed: int = 3) -> Path:
     )  # fmt: skip
     notes = {"thinking": "both", "template": "english",
              "sampling": {"text": {"greedy": True}, "speech": {"temperature": 0.8, "top_k": 20}}}
-    model = EChat(settings)
+    model = EChatModel(settings)
     end_soon(model, Vocab.from_directory(directory).text_end)
     checkpoint.save(directory, model, notes=notes)
     (directory / "prompts.yaml").write_text(yaml.safe_dump(PROMPTS))
@@ -58,7 +58,7 @@ def write_model(directory: Path, seed: int = 3) -> Path:
 
 
 @torch.no_grad()
-def end_soon(model: EChat, text_end: int) -> None:
+def end_soon(model: EChatModel, text_end: int) -> None:
     """Random weights that answer with no words, and then a few codes."""
     attention = model.llm.model.layers[-1].self_attn
     attention.v_proj.bias.fill_(4.0)

@@ -3,7 +3,7 @@
 import torch
 
 from osum_echat.models.adapter import AdapterSettings
-from osum_echat.models.echat import EChat, EChatSettings
+from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.encoder import EncoderSettings
 from osum_echat.sequence import Sequence, compose
 from osum_echat.tasks import TASKS
@@ -22,10 +22,10 @@ SETTINGS = EChatSettings(
 )
 
 
-def network(seed: int = 0) -> EChat:
+def network(seed: int = 0) -> EChatModel:
     """In eval mode. Weights large enough that tokens matter to each other."""
     torch.manual_seed(seed)
-    model = EChat(SETTINGS).eval()
+    model = EChatModel(SETTINGS).eval()
     with torch.no_grad():
         for parameter in model.llm.parameters():
             if parameter.ndim > 1:

@@ -9,8 +9,8 @@ from typing import Any
 
 from common_utils.public_corpora import expressive, read_aloud
 from common_utils.public_corpora.found import Found
-from osum_echat.corpus.jobs import whole_file
 from osum_echat.errors import InputError
+from osum_echat.files import whole_file
 from osum_echat.logs import logger, progress
 from osum_echat.tasks import task_for, understanding_tag
 

@@ -20,13 +20,11 @@ import yaml
 from safetensors.torch import save_file
 
 from common_utils.tiny_world import card
-from osum_echat import audio, logs
-from osum_echat.build import PROMPTS_FILE, TOKENIZER_FILES
+from osum_echat import audio, logs, weights
 from osum_echat.errors import CheckpointError, OsumError
 from osum_echat.models import checkpoint
 from osum_echat.settings import read_mapping
-from osum_echat.token2wav import weights
-from osum_echat.token2wav.vocoder import VOICE_FILE, Token2Wav
+from osum_echat.token2wav.model import VOICE_FILE, Token2Wav
 from osum_echat.token2wav.voice import (
     MELS,
     SPEAKER_WIDTH,
@@ -35,6 +33,7 @@ from osum_echat.token2wav.voice import (
     VoicePrompt,
     make_prompt,
 )
+from osum_echat.training.build import PROMPTS_FILE, TOKENIZER_FILES
 
 MB = 1_000_000
 LARGEST_MB, LARGEST_FILE_MB = 64, 48

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from osum_echat.corpus.jobs import write_json
 from osum_echat.errors import DataError, OsumError
+from osum_echat.files import write_json
 from osum_echat.logs import logger, setup
 from osum_echat.settings import parse, read_mapping
 

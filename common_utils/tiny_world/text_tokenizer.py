@@ -14,11 +14,10 @@ from pathlib import Path
 
 from common_utils.tiny_world.manner import AGES, EMOTIONS, EVENTS, GENDERS, STYLES
 from common_utils.tiny_world.world import Exchange, SaidTurn, World, load_world, normalise
-from osum_echat.data.prompts import Prompts
 from osum_echat.errors import ConfigError, InputError, OsumError
 from osum_echat.logs import logger, setup
 from osum_echat.records import Labels
-from osum_echat.tasks import TASKS
+from osum_echat.tasks import TASKS, Prompts
 from osum_echat.thinking import ENGLISH, THINK_END, THINK_START, label_thought
 from osum_echat.vocab import UNKNOWN
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from osum_echat.corpus.jobs import Job, Made, Report, plan_of, run, whole_file
+from osum_echat.corpus.jobs import Job, Made, Report, plan_of, run
 from osum_echat.corpus.shards import UNSAID
 from osum_echat.data.files import Files
 from osum_echat.data.manifest import COMBINES_LIST, RAW_LIST, TAR_ROOT, list_shards
@@ -22,6 +22,7 @@ from osum_echat.data.sources import Dropped
 from osum_echat.data.tar import Member, walk
 from osum_echat.data.tar_index import make_index, open_tar, split_name
 from osum_echat.errors import DataError, InputError
+from osum_echat.files import whole_file
 from osum_echat.records import DEFAULT_TASK
 
 IN_TAR = "only-meta"  # what a line says in the place of audio

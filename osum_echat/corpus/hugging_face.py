@@ -11,9 +11,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from osum_echat.corpus.jobs import Job, Made, Report, plan_of, run, whole_file
+from osum_echat.corpus.jobs import Job, Made, Report, plan_of, run
 from osum_echat.data.sources import Dropped
 from osum_echat.errors import InputError
+from osum_echat.files import whole_file
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 PORTION = 200  # rows of metadata that a process turns into lines in one go

@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Items
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from osum_echat.data.sources import Dropped
 from osum_echat.errors import InputError
+from osum_echat.files import whole_file, write_json
 from osum_echat.logs import logger, progress
 
 Item = TypeVar("Item")
@@ -182,28 +182,6 @@ def _one_thread() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when it is complete, or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: not written ({error.strerror or error})") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def write_json(place: Path, value: object) -> None:
-    """Write a value as JSON to be read by people, whole or not at all."""
-    with whole_file(place) as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def _line(value: object) -> bytes:

@@ -6,21 +6,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from osum_echat import build, config, logs
+from osum_echat import logs
 from osum_echat.corpus import pictures, statistics
 from osum_echat.data.files import Files
 from osum_echat.data.loader import DataSettings, ListSettings, Loader
 from osum_echat.data.manifest import OfKind, open_source, read_manifest
 from osum_echat.data.prepare import Preparer, PrepareSettings
-from osum_echat.data.prompts import Prompts
 from osum_echat.data.sources import Source
 from osum_echat.errors import OsumError
-from osum_echat.loading import PROMPTS_FILE
-from osum_echat.models.settings_file import read_settings
-from osum_echat.models.source import find
-from osum_echat.places import FAKE_DATA, PUBLISHED_PROMPTS
+from osum_echat.inference.load import PROMPTS_FILE
+from osum_echat.models.pretrained import find
+from osum_echat.models.settings import read_settings
+from osum_echat.paths import FAKE_DATA, PUBLISHED_PROMPTS
 from osum_echat.sequence import IGNORED, Batch
 from osum_echat.settings import read_mapping
+from osum_echat.tasks import Prompts
+from osum_echat.training import build, experiment
 from osum_echat.vocab import Vocab
 
 FORMS = {"raw": "data.list", "shard": "shards_list.txt", "combine": "combines_list.txt"}
@@ -57,7 +58,7 @@ def run_arguments(chosen: argparse.Namespace) -> None:
 def corpus_of(path: Path | None, model: str) -> Corpus:
     """The corpus of an experiment or data yaml; of none: the fake data. Raises OsumError."""
     if path is not None and "stage" in read_mapping(path):
-        return _of_experiment(config.load(path))
+        return _of_experiment(experiment.load(path))
     if path is None:
         lists = {form: ListSettings(str(FAKE_DATA / form / name)) for form, name in FORMS.items()}
     else:
@@ -65,11 +66,11 @@ def corpus_of(path: Path | None, model: str) -> Corpus:
     return Corpus(lists, DataSettings(lists=lists), _preparer(model))
 
 
-def _of_experiment(experiment: config.Experiment) -> Corpus:
-    settings = build.model_settings(experiment)
-    vocab = build.vocabulary(experiment, settings)
-    preparer = Preparer(experiment.prepare, vocab, settings.encoder.mels)
-    data, kinds = experiment.data, {}
+def _of_experiment(loaded: experiment.Experiment) -> Corpus:
+    settings = build.model_settings(loaded)
+    vocab = build.vocabulary(loaded, settings)
+    preparer = Preparer(loaded.prepare, vocab, settings.encoder.mels)
+    data, kinds = loaded.data, {}
     lists = dict(data.lists)
     for kind, place in data.manifests.items():
         for name, entry in _entries(place, data.schemes).items():

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from osum_echat.places import TINY
+from osum_echat.paths import TINY
 from osum_echat.records import DEFAULT_TASK
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from osum_echat import audio
-from osum_echat.corpus.jobs import whole_file
 from osum_echat.data.files import Files
 from osum_echat.data.loader import ListSettings
 from osum_echat.data.manifest import open_source
 from osum_echat.errors import InputError, OsumError
+from osum_echat.files import whole_file
 from osum_echat.records import Utterance
 
 DOTS_PER_INCH = 100

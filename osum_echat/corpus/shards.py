@@ -19,11 +19,12 @@ import numpy as np
 from torch import Tensor
 
 from osum_echat import audio
-from osum_echat.corpus.jobs import Job, Made, Report, plan_of, run, whole_file
+from osum_echat.corpus.jobs import Job, Made, Report, plan_of, run
 from osum_echat.corpus.raw_lines import Piece, pieces, records
 from osum_echat.data.manifest import SHARDS_LIST
 from osum_echat.data.sources import Dropped
 from osum_echat.errors import DataError, InputError, OsumError
+from osum_echat.files import whole_file
 from osum_echat.records import Turn, Utterance
 from osum_echat.tasks import task_for
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from osum_echat import audio
 from osum_echat.corpus import pictures
-from osum_echat.corpus.jobs import in_order, whole_file
+from osum_echat.corpus.jobs import in_order
 from osum_echat.data.files import Files
 from osum_echat.data.loader import ListSettings
 from osum_echat.data.manifest import open_source
 from osum_echat.data.sources import Dropped, Source
 from osum_echat.errors import InputError
+from osum_echat.files import whole_file
 from osum_echat.logs import progress
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.tasks import task_for

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from osum_echat.data.clips import ClipReader, PendingClip
-from osum_echat.data.prompts import Prompts
 from osum_echat.data.settings import PrepareSettings
 from osum_echat.data.sources import Dropped
 from osum_echat.data.targets import Target, clean, make_target
 from osum_echat.errors import DataError, InputError
 from osum_echat.records import Turn, Utterance
 from osum_echat.sequence import Clip, Sequence, compose
-from osum_echat.tasks import Task
+from osum_echat.tasks import Prompts, Task
 from osum_echat.thinking import template_named, without_labels
 from osum_echat.vocab import Vocab
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from osum_echat.asking import Source
-from osum_echat.assistant import EChat
 from osum_echat.errors import OsumError
-from osum_echat.evaluation.frame import Item
 from osum_echat.evaluation.predictions import Prediction, seed_of
-from osum_echat.replies import Reply
+from osum_echat.evaluation.runner import Item
+from osum_echat.inference.assistant import EChat
+from osum_echat.inference.reply import Reply
+from osum_echat.inference.request import Source
 
 
 def ask(

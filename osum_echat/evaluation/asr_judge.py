@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from osum_echat import audio
 from osum_echat.errors import InputError
-from osum_echat.evaluation.frame import Model
+from osum_echat.evaluation.runner import Model
 
 OWN = "own-model"
 LANGUAGES = {"english": "en", "chinese": "zh"}

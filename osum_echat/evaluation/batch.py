@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from osum_echat import logs
+from osum_echat.cli import add_model
 from osum_echat.errors import InputError, OsumError
-from osum_echat.model_options import add_model
 
 if TYPE_CHECKING:
     from osum_echat.evaluation.grading import Grade
@@ -114,9 +114,9 @@ def _unfinished(job: "Job", world: int, lost: int) -> int:
 
 def finish(job: "Job", length: int) -> "Grade | None":
     """Put the results in list order, score and print them; None while some are missing."""
-    from osum_echat.corpus.jobs import whole_file, write_json
     from osum_echat.evaluation.grading import grade, table
     from osum_echat.evaluation.parts import find_results, read_results
+    from osum_echat.files import whole_file, write_json
 
     found = find_results(job.parts)
     if any(index not in found for index in range(length)):

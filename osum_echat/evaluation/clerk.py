@@ -14,8 +14,8 @@ from osum_echat.evaluation.job import Job, Rank
 from osum_echat.evaluation.lists import UtteranceList
 from osum_echat.evaluation.parts import Part, Record, find_results
 from osum_echat.evaluation.predictions import of_reply
+from osum_echat.inference.reply import Reply
 from osum_echat.records import Utterance
-from osum_echat.replies import Reply
 from osum_echat.tasks import Task, task_for
 from osum_echat.thinking import read_labels, without_labels
 
@@ -40,7 +40,7 @@ Load = Callable[[Job], Assistant]
 
 def load_assistant(job: Job) -> Assistant:
     """The model of a job. Raises CheckpointError."""
-    from osum_echat.assistant import EChat
+    from osum_echat.inference.assistant import EChat
 
     return EChat.load(
         job.model, job.device, job.seed, speaks=_may_speak(job), config=job.config,

@@ -17,7 +17,6 @@ from osum_echat.errors import OsumError
 from osum_echat.evaluation import echat_items, paper, predictions
 from osum_echat.evaluation.asking_together import ask
 from osum_echat.evaluation.echat_items import EChatItem
-from osum_echat.evaluation.frame import Model
 from osum_echat.evaluation.heard_emotions import HeardEmotions
 from osum_echat.evaluation.judge import Judge, Judged
 from osum_echat.evaluation.predictions import Prediction
@@ -36,9 +35,10 @@ from osum_echat.evaluation.results import (
     share,
 )  # fmt: skip
 from osum_echat.evaluation.rubric import Exhibit
+from osum_echat.evaluation.runner import Model
 from osum_echat.evaluation.start import judge_of, limited
+from osum_echat.inference.reply import Reply
 from osum_echat.records import Labels, Turn, Utterance
-from osum_echat.replies import Reply
 from osum_echat.token2wav.voice import SpeechTokenizer
 
 NONE = "none"

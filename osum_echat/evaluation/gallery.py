@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from osum_echat.corpus.jobs import whole_file
 from osum_echat.errors import InputError
 from osum_echat.evaluation import report
 from osum_echat.evaluation.echat_eval import clip_of
 from osum_echat.evaluation.echat_items import IDENTITY, MULTI, MULTI_TURN, EChatItem, read
 from osum_echat.evaluation.predictions import Lines, Prediction, made
+from osum_echat.files import whole_file
 
 SECTIONS: Mapping[str, Sequence[str]] = {
     "Emotion": ("emotion",), "Age and gender": ("age", "gender"), "Sound events": ("event",),

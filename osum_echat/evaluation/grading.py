@@ -6,14 +6,15 @@ from typing import Any
 
 from osum_echat.evaluation.clerk import transcript
 from osum_echat.evaluation.parts import Record
-from osum_echat.evaluation.scores import (
+from osum_echat.metrics import (
     Confusion,
     ErrorRate,
     error_rate,
     errors_of_each,
     interval,
+    language_of,
+    normalised_pair,
 )
-from osum_echat.evaluation.text import language_of, normalised_pair
 from osum_echat.tasks import task_for
 from osum_echat.thinking import FIELDS
 

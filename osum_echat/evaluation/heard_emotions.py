@@ -6,10 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from osum_echat import logs
-from osum_echat.corpus.jobs import write_json
 from osum_echat.errors import InputError
 from osum_echat.evaluation.delivery import Delivery
-from osum_echat.evaluation.frame import Model
 from osum_echat.evaluation.predictions import Lines, Prediction
 from osum_echat.evaluation.reply_emotion import (
     MODEL,
@@ -20,6 +18,8 @@ from osum_echat.evaluation.reply_emotion import (
     read_neutral,
     to_json,
 )  # fmt: skip
+from osum_echat.evaluation.runner import Model
+from osum_echat.files import write_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
 """How the answers of a training's held-out questions are scored: handed down to it by its door."""
 
-from osum_echat.evaluation.scores import Confusion, error_rate
-from osum_echat.evaluation.text import normalised_pair
-from osum_echat.training.answers import LabelPairs, Pairs, Scoring
+from osum_echat.metrics import Confusion, error_rate, normalised_pair
+from osum_echat.training.validation import LabelPairs, Pairs, Scoring
 
 
 def words(pairs: Pairs) -> float:

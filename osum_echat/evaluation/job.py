@@ -17,8 +17,8 @@ from osum_echat.errors import InputError
 from osum_echat.evaluation import kept_settings
 from osum_echat.evaluation.lists import UtteranceList
 from osum_echat.evaluation.parts import part_files
-from osum_echat.evaluation.text import LANGUAGES
-from osum_echat.places import TINY
+from osum_echat.metrics import LANGUAGES
+from osum_echat.paths import TINY
 from osum_echat.tasks import task_for
 
 WINDOW_BATCHES = 8

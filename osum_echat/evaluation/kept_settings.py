@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from osum_echat.corpus.jobs import write_json
 from osum_echat.errors import InputError
+from osum_echat.files import write_json
 
 FILE = "settings.json"
 SHOWN_LETTERS = 60

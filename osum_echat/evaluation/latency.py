@@ -16,7 +16,6 @@ from osum_echat import audio
 from osum_echat import device as devices
 from osum_echat.evaluation import echat_items, predictions
 from osum_echat.evaluation.echat_items import EChatItem
-from osum_echat.evaluation.frame import Model
 from osum_echat.evaluation.predictions import Prediction
 from osum_echat.evaluation.results import (
     Block,
@@ -28,8 +27,9 @@ from osum_echat.evaluation.results import (
     Words,
     percentile,
 )  # fmt: skip
+from osum_echat.evaluation.runner import Model
 from osum_echat.evaluation.start import limited
-from osum_echat.replies import AudioPiece, Done, TextPiece
+from osum_echat.inference.reply import AudioPiece, Done, TextPiece
 
 TASK = "s2s_think"
 COLD = "cold"

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from osum_echat.model_options import add_model
+from osum_echat.cli import add_model
 
 SUITES = {                              # latency is first: its cold turn needs a fresh model
     "latency": "time and memory of each part of a spoken exchange, warm and cold",

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from osum_echat.corpus.jobs import whole_file
 from osum_echat.errors import InputError
+from osum_echat.files import whole_file
 from osum_echat.logs import logger
 
 if TYPE_CHECKING:
-    from osum_echat.replies import Reply
+    from osum_echat.inference.reply import Reply
 
 LOG = logger(__name__)
 Prediction = dict[str, Any]

@@ -21,9 +21,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from osum_echat import audio
-from osum_echat.assistant import EChat
 from osum_echat.errors import InputError
 from osum_echat.evaluation.delivery import Delivery, delivery, middle
+from osum_echat.inference.assistant import EChat
 
 ACOUSTIC, MODEL = "acoustic-v2", "own-model"
 NAMES = (ACOUSTIC, MODEL)

@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from osum_echat.corpus.jobs import whole_file
 from osum_echat.errors import InputError
 from osum_echat.evaluation import pictures
 from osum_echat.evaluation.results import (
@@ -22,6 +21,7 @@ from osum_echat.evaluation.results import (
     Table,
     Words,
 )  # fmt: skip
+from osum_echat.files import whole_file
 
 STYLE = """
 :root{color-scheme:light dark}

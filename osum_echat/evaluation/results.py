@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from osum_echat.evaluation.scores import Confusion, interval
+from osum_echat.metrics import Confusion, interval
 
 
 @dataclass(frozen=True, slots=True)

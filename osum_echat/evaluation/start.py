@@ -6,17 +6,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from osum_echat.assistant import EChat
 from osum_echat.errors import DataError, InputError
-from osum_echat.evaluation import frame
+from osum_echat.evaluation import runner
 from osum_echat.evaluation.endpoint import Endpoint
-from osum_echat.evaluation.frame import Model, Run
 from osum_echat.evaluation.judge import ChatJudge, ChatSettings, Judge
 from osum_echat.evaluation.options import SUITES
 from osum_echat.evaluation.results import Outcome
 from osum_echat.evaluation.rubric import Rubric
 from osum_echat.evaluation.rules_judge import NAME as RULES
 from osum_echat.evaluation.rules_judge import RulesJudge
+from osum_echat.evaluation.runner import Model, Run
+from osum_echat.inference.assistant import EChat
 from osum_echat.logs import logger
 
 LOG = logger(__name__)
@@ -49,7 +49,7 @@ def run_suite(name: str, arguments: Namespace, model: Model) -> str:
     }  # fmt: skip
     shown = {"device": arguments.device, "dtype": arguments.dtype,
              "limit": arguments.limit, **suite.shown}  # fmt: skip
-    outcome = frame.run(suite, Run(arguments.out, fixed, shown, arguments.overwrite))
+    outcome = runner.run(suite, Run(arguments.out, fixed, shown, arguments.overwrite))
     return f"{summary(outcome)}\n{arguments.out / 'report.html'}"
 
 

@@ -15,12 +15,12 @@ from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation import predictions
 from osum_echat.evaluation.asking_together import ask
 from osum_echat.evaluation.echat_items import CUES, MULTI_TURN, WORLD_FILE, EChatItem, objects, read
-from osum_echat.evaluation.frame import Model
 from osum_echat.evaluation.predictions import Prediction
 from osum_echat.evaluation.results import Bars, Block, Cell, Measure, Outcome, Table, Words, share
+from osum_echat.evaluation.runner import Model
 from osum_echat.evaluation.start import limited
+from osum_echat.inference.reply import Reply
 from osum_echat.records import Turn, Utterance
-from osum_echat.replies import Reply
 
 WAYS = {                                # name -> task, kind of thought
     "s2s_think, label": ("s2s_think", "label"),

@@ -18,7 +18,6 @@ from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import echat_items, paper, predictions
 from osum_echat.evaluation.asking_together import ask
 from osum_echat.evaluation.asr_judge import listener
-from osum_echat.evaluation.frame import Model
 from osum_echat.evaluation.grading import RATES
 from osum_echat.evaluation.predictions import Lines, Prediction
 from osum_echat.evaluation.results import (
@@ -32,10 +31,10 @@ from osum_echat.evaluation.results import (
     Words,
     mean,
 )  # fmt: skip
-from osum_echat.evaluation.scores import error_rate, errors_of_each, interval
+from osum_echat.evaluation.runner import Model
 from osum_echat.evaluation.start import limited
-from osum_echat.evaluation.text import language_of, normalised_pair
-from osum_echat.replies import Reply
+from osum_echat.inference.reply import Reply
+from osum_echat.metrics import error_rate, errors_of_each, interval, language_of, normalised_pair
 from osum_echat.tasks import task_for
 from osum_echat.token2wav.voice import (
     SpeakerEncoder,

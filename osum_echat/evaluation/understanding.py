@@ -21,7 +21,6 @@ from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import echat_items, paper, predictions
 from osum_echat.evaluation.asking_together import ask
 from osum_echat.evaluation.clerk import Asked
-from osum_echat.evaluation.frame import Model
 from osum_echat.evaluation.grading import RATES, Grade, LabelScore, grade
 from osum_echat.evaluation.lists import UtteranceList
 from osum_echat.evaluation.predictions import Prediction
@@ -37,11 +36,11 @@ from osum_echat.evaluation.results import (
     Table,
     Words,
 )  # fmt: skip
-from osum_echat.evaluation.scores import error_rate, spelt
+from osum_echat.evaluation.runner import Model
 from osum_echat.evaluation.start import limited
-from osum_echat.evaluation.text import language_of, normalised_pair
+from osum_echat.inference.reply import Reply
+from osum_echat.metrics import error_rate, language_of, normalised_pair, spelt
 from osum_echat.records import Turn, Utterance
-from osum_echat.replies import Reply
 from osum_echat.tasks import task_for
 
 CLEAN = "clean"

@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from osum_echat.corpus.jobs import whole_file
 from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import ifeval, paper, predictions
 from osum_echat.evaluation.asking_together import ask
 from osum_echat.evaluation.echat_items import SOUNDS, objects
-from osum_echat.evaluation.frame import Model
 from osum_echat.evaluation.judge import ChatJudge
 from osum_echat.evaluation.predictions import Prediction
 from osum_echat.evaluation.results import (
@@ -36,8 +34,10 @@ from osum_echat.evaluation.results import (
 )  # fmt: skip
 from osum_echat.evaluation.rubric import RUBRICS, Exhibit, Rubric
 from osum_echat.evaluation.rules_judge import NAME as RULES
+from osum_echat.evaluation.runner import Model
 from osum_echat.evaluation.start import chat_of, endpoint_of, limited
-from osum_echat.evaluation.text import normalise
+from osum_echat.files import whole_file
+from osum_echat.metrics import normalise
 from osum_echat.records import Labels
 
 TASK = "s2t"

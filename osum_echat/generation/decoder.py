@@ -5,20 +5,21 @@ Everything that changes during a run lives in values made for that run.
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from osum_echat.generation.rules import Rule
+from osum_echat.generation.kv_cache import GrowingRows
+from osum_echat.generation.logits_rules import Rule
 from osum_echat.generation.sampling import Sampling
-from osum_echat.models.echat import EChat
-from osum_echat.models.growing_rows import GrowingRows
-from osum_echat.replies import StoppedBy
+from osum_echat.models.echat import EChatModel
 from osum_echat.sequence import SPEECH_CHUNK, TEXT_CHUNK, collate
 from osum_echat.sequence import Sequence as Row
 from osum_echat.tasks import Task
 from osum_echat.vocab import Vocab
+
+StoppedBy = Literal["end", "limit", "interrupt"]
 
 
 class Token(NamedTuple):
@@ -144,7 +145,7 @@ class Answer:
         )
 
 
-def embed(model: EChat, sequences: Sequence[Row], vocab: Vocab) -> list[Tensor]:
+def embed(model: EChatModel, sequences: Sequence[Row], vocab: Vocab) -> list[Tensor]:
     """Prompts as the LLM reads them: (tokens, width) each, as if each were alone."""
     with torch.inference_mode():
         batch = collate([[sequence] for sequence in sequences], vocab).to(model.device)
@@ -155,7 +156,7 @@ def embed(model: EChat, sequences: Sequence[Row], vocab: Vocab) -> list[Tensor]:
 
 @torch.inference_mode()
 def grow(
-    model: EChat,
+    model: EChatModel,
     prompts: Sequence[Tensor],
     answers: Sequence[Answer],
     interrupt: Callable[[], bool] | None = None,
@@ -199,7 +200,7 @@ def _stop(answers: Sequence[Answer], live: Sequence[int], reason: StoppedBy) -> 
         answers[row].stopped_by = reason
 
 
-def _logits(model: EChat, state: Tensor, answers: Sequence[Answer]) -> Sequence[Tensor]:
+def _logits(model: EChatModel, state: Tensor, answers: Sequence[Answer]) -> Sequence[Tensor]:
     """The logits of each row's own head: (vocab,), float32; state: (rows, width)."""
     in_speech = [answer.phases.in_speech for answer in answers]
     if len(set(in_speech)) == 1:
@@ -212,7 +213,7 @@ def _logits(model: EChat, state: Tensor, answers: Sequence[Answer]) -> Sequence[
     return [of_place[place] for place in range(len(answers))]
 
 
-def _embedded(model: EChat, tokens: Sequence[Token]) -> Tensor:
+def _embedded(model: EChatModel, tokens: Sequence[Token]) -> Tensor:
     """(rows, width): each token from the table of its phase."""
     if len(tokens) == 1:
         table = model.speech_embedding if tokens[0].is_speech else model.llm.get_input_embeddings()
@@ -222,7 +223,7 @@ def _embedded(model: EChat, tokens: Sequence[Token]) -> Tensor:
 
 
 def stream_embedded(
-    model: EChat,
+    model: EChatModel,
     embedded: Tensor,
     answer: Answer,
     interrupt: Callable[[], bool] | None = None,

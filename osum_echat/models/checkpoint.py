@@ -15,9 +15,9 @@ from torch import Tensor
 
 from osum_echat import logs
 from osum_echat.errors import CheckpointError
-from osum_echat.models import deepspeed_directory, lora, names, source, stored
-from osum_echat.models.echat import EChat, EChatSettings
-from osum_echat.models.settings_file import SETTINGS_FILE, as_plain, read_settings
+from osum_echat.models import deepspeed_directory, lora, names, pretrained, stored
+from osum_echat.models.echat import EChatModel, EChatSettings
+from osum_echat.models.settings import SETTINGS_FILE, as_plain, read_settings
 from osum_echat.models.stored import INDEX_FILE, SHARD_BYTES, WEIGHTS_FILE, Stored
 
 __all__ = [
@@ -29,7 +29,7 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 
 def save(
     directory: Path,
-    model: EChat,
+    model: EChatModel,
     settings: EChatSettings | None = None,
     *,
     dtype: torch.dtype | None = None,
@@ -59,7 +59,7 @@ def write_settings(
     (directory / SETTINGS_FILE).write_text(text, encoding="utf-8")
 
 
-def save_published(path: Path, model: EChat) -> None:
+def save_published(path: Path, model: EChatModel) -> None:
     """Write a .pt with the published key names, all aliases of the text table among them."""
     tied, has_lora = model.settings.tied, model.settings.lora is not None
     stored.write_torch_file(
@@ -74,7 +74,7 @@ def save_published(path: Path, model: EChat) -> None:
     )
 
 
-def own_weights(model: EChat) -> dict[str, Tensor]:
+def own_weights(model: EChatModel) -> dict[str, Tensor]:
     """All weights of a model by name, tied ones once."""
     state = model.state_dict()
     return {name: state[name] for name in names.without_aliases(state, model.settings.tied)}
@@ -87,8 +87,8 @@ def load(
     *,
     device: torch.device | str = "cpu",
     keep_lora: bool = False,
-    share: EChat | None = None,
-) -> EChat:
+    share: EChatModel | None = None,
+) -> EChatModel:
     """A model in eval mode from a directory of ours, a published file, or DeepSpeed's directory.
 
     settings: None reads the YAML beside the weights; dtype: None keeps the stored types; keep_lora:
@@ -99,8 +99,8 @@ def load(
     CheckpointError that lists every key that is missing, unexpected, mis-shaped or not finite, or
     names the file that is not there.
     """
-    path = source.weights_file(place)
-    settings = settings or read_settings(source.settings_file(path))
+    path = pretrained.weights_file(place)
+    settings = settings or read_settings(pretrained.settings_file(path))
     weights = read_weights(path, settings.tied)
     if not lora.is_trained_with(weights):
         settings = replace(settings, lora=None)
@@ -113,7 +113,7 @@ def load(
         weights = lora.merged(weights, settings.lora)
         settings = replace(settings, lora=None)
     with torch.device("meta"):
-        model = EChat(settings)
+        model = EChatModel(settings)
     _fill(path, model, weights, dtype, torch.device(device), share)
     return model.eval()
 
@@ -141,11 +141,11 @@ def read_weights(path: Path, tied: bool = True) -> dict[str, Stored]:
 
 def _fill(
     path: Path,
-    model: EChat,
+    model: EChatModel,
     weights: dict[str, Stored],
     dtype: torch.dtype | None,
     device: torch.device,
-    share: EChat | None,
+    share: EChatModel | None,
 ) -> None:
     """Give a model without memory its weights, one after the other."""
     expected = own_weights(model)

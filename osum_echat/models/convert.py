@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from osum_echat.errors import CheckpointError
-from osum_echat.models import checkpoint, deepspeed_directory, llm_export, lora, names, source
+from osum_echat.models import checkpoint, deepspeed_directory, llm_export, lora, names, pretrained
 from osum_echat.models import stored as storage
-from osum_echat.models.echat import EChat, EChatSettings
+from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.layers import interleaved_sinusoid, split_sinusoid
-from osum_echat.models.settings_file import UPSTREAM_KEY, read_settings
+from osum_echat.models.settings import UPSTREAM_KEY, read_settings
 from osum_echat.models.stored import Stored
 
 KINDS = ("ours", "upstream", "hf")
@@ -53,7 +53,7 @@ class Line:
 class Opened:
     """A model to convert: its weights under our names, and what else its files hold."""
 
-    found: source.Source
+    found: pretrained.Source
     settings: EChatSettings
     weights: dict[str, Stored]
     extras: dict[str, Stored]
@@ -65,7 +65,7 @@ def convert(
 ) -> list[Line]:
     """Convert a model; returns what became of every key.
 
-    place: anything that EChat.load takes; target: a .pt for upstream, a new directory otherwise;
+    place: anything that checkpoint.load takes; target: a .pt for upstream, else a new directory;
     kind: ours, upstream or hf; config: the settings, None: those beside the weights. No tokenizer
     is needed; one that lies beside the weights is copied. Raises CheckpointError.
     """
@@ -75,7 +75,7 @@ def convert(
         raise CheckpointError(f"{target}: is there already; give another place or remove it")
     if kind == "upstream" and target.suffix != ".pt":
         raise CheckpointError(f"{target}: a published model is one file; give a name in .pt")
-    opened = open_model(source.find(place, config))
+    opened = open_model(pretrained.find(place, config))
     if kind == "upstream":
         return [*opened.lines, *_to_upstream(opened, target)]
     part = target.with_name(f".{target.name}.part")
@@ -87,7 +87,7 @@ def convert(
     return [*opened.lines, *written]
 
 
-def open_model(found: source.Source) -> Opened:
+def open_model(found: pretrained.Source) -> Opened:
     """Open and check all weights of a model. Raises CheckpointError listing what does not fit."""
     settings = read_settings(found.settings)
     raw = checkpoint.open_weights(found.weights)
@@ -100,7 +100,7 @@ def open_model(found: source.Source) -> Opened:
         weights = lora.merged(weights, settings.lora or lora.LoraSettings())
     settings = replace(settings, lora=None)
     with torch.device("meta"):
-        expected = checkpoint.own_weights(EChat(settings))
+        expected = checkpoint.own_weights(EChatModel(settings))
     checkpoint.check(found.weights, expected, weights)
     return Opened(found, settings, {name: weights[name] for name in expected}, extras,
                   list(_read_lines(raw, weights)))  # fmt: skip
@@ -181,7 +181,7 @@ def _to_hf(opened: Opened, directory: Path) -> list[Line]:
     ]  # fmt: skip
 
 
-def _copy_small_files(found: source.Source, directory: Path) -> None:
+def _copy_small_files(found: pretrained.Source, directory: Path) -> None:
     """Tokenizer and prompts that lie beside the weights or settings."""
     for home in (found.settings.parent, found.home, found.settings.parent / "llm"):
         for name in COPIED:

@@ -14,11 +14,11 @@ from torch.nn.utils.rnn import pad_sequence
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.models import attention
 from osum_echat.models.adapter import Adapter, AdapterSettings
-from osum_echat.models.chunked_loss import cross_entropy
 from osum_echat.models.encoder import Encoder, EncoderSettings
-from osum_echat.models.encoder_memory import EncoderMemory
+from osum_echat.models.encoder_cache import EncoderMemory
 from osum_echat.models.long_clips import windows
 from osum_echat.models.lora import LoraSettings, add_layers
+from osum_echat.models.loss import cross_entropy
 from osum_echat.sequence import IGNORED, Batch
 
 HEARING = "hearing"  # the task name of the hearing loss in reports
@@ -86,7 +86,7 @@ def build_llm(config: Mapping[str, Any]) -> nn.Module:
     return getattr(transformers, f"{kind}ForCausalLM")(whole)
 
 
-class EChat(nn.Module):
+class EChatModel(nn.Module):
     """Encoder, adapter, LLM, and a table and head for speech codes beside those for text."""
 
     llm: Any  # a Qwen2ForCausalLM or Qwen3ForCausalLM

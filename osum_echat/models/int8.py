@@ -7,7 +7,7 @@ torch's own kernel, in bfloat16. Tables, heads, encoder and adapter stay as they
 import torch
 from torch import Tensor, nn
 
-from osum_echat.models.echat import EChat
+from osum_echat.models.echat import EChatModel
 
 LARGEST = 127
 
@@ -39,7 +39,7 @@ class Int8Linear(nn.Module):
         return made.unflatten(0, states.shape[:-1])
 
 
-def shrink(model: EChat) -> None:
+def shrink(model: EChatModel) -> None:
     """Put int8 layers in place of those of the LLM's blocks, one by one.
 
     model: in bfloat16, on a CPU; LoRA layers must have been merged.

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from osum_echat import logs
 from osum_echat.errors import CheckpointError
-from osum_echat.models import checkpoint, hub, names, source
-from osum_echat.models.echat import EChat
-from osum_echat.models.settings_file import read_llm_config
+from osum_echat.models import checkpoint, hub, names, pretrained
+from osum_echat.models.echat import EChatModel
+from osum_echat.models.settings import read_llm_config
 from osum_echat.models.stored import Stored
 
 LLM = "llm."
@@ -28,22 +28,22 @@ def llm_settings(directory: Path) -> dict[str, Any]:
     return {**raw, "tie_word_embeddings": raw.get("tie_word_embeddings", False)}
 
 
-def start_llm(model: EChat, directory: Path) -> None:
+def start_llm(model: EChatModel, directory: Path) -> None:
     """Give the LLM the weights of a stock Qwen2 or Qwen3 directory of its size.
 
     Raises one CheckpointError listing every key that is missing, unexpected or mis-shaped.
     """
-    path = source.weights_file(local(directory))
+    path = pretrained.weights_file(local(directory))
     raw = {f"{LLM}{name}": value for name, value in checkpoint.open_weights(path).items()}
     _copy(path, _part(checkpoint.own_weights(model), (LLM,)), raw, model.settings.tied)
 
 
-def start_hearing(model: EChat, place: Path) -> None:
+def start_hearing(model: EChatModel, place: Path) -> None:
     """Give encoder and adapter the weights of another model, ours or published.
 
     A projection to an LLM of another width is left as it is. Raises CheckpointError as `load`.
     """
-    path = source.weights_file(local(place))
+    path = pretrained.weights_file(local(place))
     found = _part(checkpoint.read_weights(path), HEARING)
     wanted = _part(checkpoint.own_weights(model), HEARING)
     weight = f"{PROJECTION}weight"

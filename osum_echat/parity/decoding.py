@@ -9,7 +9,7 @@ from torch import Tensor
 
 from osum_echat.errors import CheckpointError
 from osum_echat.generation import decoder
-from osum_echat.generation.rules import AllowedAfter, NoLongRuns, Rule, WindowLimit
+from osum_echat.generation.logits_rules import AllowedAfter, NoLongRuns, Rule, WindowLimit
 from osum_echat.generation.sampling import Sampling
 from osum_echat.parity.fixture import Fixture
 from osum_echat.parity.hearing import ACTIVATIONS, SURE_GAP

@@ -13,7 +13,7 @@ from torch import Tensor
 from osum_echat import audio
 from osum_echat.errors import CheckpointError
 from osum_echat.models import checkpoint
-from osum_echat.models.echat import EChat, EChatSettings
+from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.tasks import TURN_END
 from osum_echat.vocab import TEXT_END, UNKNOWN, Vocab
 
@@ -73,7 +73,7 @@ class Fixture:
         return checkpoint.read_settings(self.directory)
 
     @cached_property
-    def network(self) -> EChat:
+    def network(self) -> EChatModel:
         """The model in float32, without dropout."""
         path = self.directory / "model.pt"
         return checkpoint.load(path, settings=self.settings, dtype=torch.float32).eval()

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from osum_echat import weights
 from osum_echat.errors import CheckpointError
 from osum_echat.parity.report import OTHERWISE, Row, close, not_compared
 from osum_echat.settings import read_mapping
-from osum_echat.token2wav import cosyvoice, weights
+from osum_echat.token2wav import cosyvoice
 from osum_echat.token2wav.flow import Draws, Flow, solver_times
 from osum_echat.token2wav.hift import Hift, fold
+from osum_echat.token2wav.model import at_speed
 from osum_echat.token2wav.tagged_yaml import Sheet
-from osum_echat.token2wav.vocoder import at_speed
 from osum_echat.token2wav.voice import VoicePrompt
 
 STEP = 2e-5                     # intermediates; of their rms, where that is above 1

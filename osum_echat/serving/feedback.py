@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from osum_echat.errors import InputError
 
 if TYPE_CHECKING:
-    from osum_echat.replies import Reply
+    from osum_echat.inference.reply import Reply
     from osum_echat.serving.session import Question
 
 VERDICTS = ("correct", "incorrect")

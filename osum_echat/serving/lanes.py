@@ -12,7 +12,7 @@ from osum_echat.errors import CheckpointError, InputError
 from osum_echat.serving.session import Refused
 
 if TYPE_CHECKING:
-    from osum_echat.assistant import EChat
+    from osum_echat.inference.assistant import EChat
 
 KINDS = ("label", "natural")
 OWN_VOICE = ""                  # the name of the model's own
@@ -43,7 +43,7 @@ def load(
     sources: of one or two models; options: further ones of `EChat.load`. A model without a voice
     of its own speaks in the first of `voices`. Raises CheckpointError and InputError.
     """
-    from osum_echat.assistant import EChat
+    from osum_echat.inference.assistant import EChat
 
     loaded: dict[str, EChat] = {}
     for source in sources:

@@ -10,7 +10,7 @@ from osum_echat.records import Turn, Utterance
 from osum_echat.tasks import Task, task_for
 
 if TYPE_CHECKING:
-    from osum_echat.replies import Event, Reply
+    from osum_echat.inference.reply import Event, Reply
 
 WAV_NAME = "recording"
 MEGABYTE = 1 << 20             # as Gradio counts them
@@ -96,7 +96,7 @@ class Conversation:
     def _answer(
         self, assistant: Assistant, question: Question, task: Task, run: threading.Event
     ) -> "Generator[Event, None, None]":
-        from osum_echat.replies import Done
+        from osum_echat.inference.reply import Done
 
         prompted = task.name == "understand" and question.text.strip()
         utterance = Utterance(

@@ -12,8 +12,8 @@ from osum_echat.thinking import without_labels
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from osum_echat.inference.reply import Event, Reply
     from osum_echat.records import Labels
-    from osum_echat.replies import Event, Reply
 
 WORKING, DONE, STOPPED, FAILED = "working", "done", "stopped", "failed"
 LABEL_FIELDS = ("emotion", "age", "gender", "event", "style")
@@ -42,19 +42,19 @@ class ReplyView:
 
     def take(self, event: "Event") -> None:
         """Add what an event tells."""
-        from osum_echat import replies
+        from osum_echat.inference import reply
 
         match event:
-            case replies.Heard(text=text):
+            case reply.Heard(text=text):
                 self.heard = text
-            case replies.LabelsFound(labels=labels):
+            case reply.LabelsFound(labels=labels):
                 self.labels = chips(labels)
-            case replies.ThoughtPiece(text=text):
+            case reply.ThoughtPiece(text=text):
                 self.thought += text
-            case replies.TextPiece(text=text):
+            case reply.TextPiece(text=text):
                 self.text += text
-            case replies.Done(reply=reply):
-                self._finish(reply)
+            case reply.Done(reply=done):
+                self._finish(done)
 
     def _finish(self, reply: "Reply") -> None:
         self.heard, self.labels = reply.heard, chips(reply.labels)

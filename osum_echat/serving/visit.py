@@ -19,8 +19,8 @@ from osum_echat.serving.view import ReplyView, TurnView
 from osum_echat.tasks import task_for
 
 if TYPE_CHECKING:
-    from osum_echat.assistant import EChat
-    from osum_echat.replies import Event, Reply
+    from osum_echat.inference.assistant import EChat
+    from osum_echat.inference.reply import Event, Reply
 
 TICK_S = 0.1                    # text is shown this often at most; sound and ends at once
 MOST_VISITS = 500               # beyond it the visit that was quiet longest is forgotten
@@ -181,7 +181,7 @@ def _grow(
     question: Question,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Take an event of each stream by turns until all have ended, and say when to show it."""
-    from osum_echat.replies import AudioPiece, Done
+    from osum_echat.inference.reply import AudioPiece, Done
 
     pieces: list[dict[str, Any]] = []
     ended: list[str] = []

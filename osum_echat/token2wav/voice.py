@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from osum_echat import audio
 from osum_echat.errors import CheckpointError, InputError
-from osum_echat.token2wav.files import StoredFile
+from osum_echat.stored_file import StoredFile
 
 SAMPLE_RATE_HZ = 22_050
 HOP_SAMPLES = 256                       # 11.6 ms

@@ -16,9 +16,10 @@ from torch import Tensor, distributed, nn
 
 from osum_echat import device as devices
 from osum_echat.errors import CheckpointError, ConfigError
-from osum_echat.models.echat import EChat, LossReport
+from osum_echat.models.echat import EChatModel, LossReport
 from osum_echat.sequence import IGNORED, Batch
 from osum_echat.settings import read_mapping
+from osum_echat.training.distributed import ALONE, Ranks
 from osum_echat.training.engine import (
     EngineSettings,
     Score,
@@ -30,7 +31,6 @@ from osum_echat.training.engine import (
     summed_scores,
     whole_score,
 )
-from osum_echat.training.ranks import ALONE, Ranks
 from osum_echat.training.stages import StageSettings
 
 PIECES_FOLDER = "deepspeed"  # in a checkpoint; readable as any DeepSpeed directory is
@@ -54,7 +54,7 @@ class DeepSpeedEngine:
 
     def __init__(
         self,
-        model: EChat,
+        model: EChatModel,
         stage: StageSettings,
         settings: EngineSettings,
         device: torch.device,
@@ -125,7 +125,7 @@ class DeepSpeedEngine:
             )
 
     @contextmanager
-    def whole_model(self) -> Iterator[EChat]:
+    def whole_model(self) -> Iterator[EChatModel]:
         """Inside, every process holds all weights (ZeRO 3 keeps a piece of each otherwise)."""
         import deepspeed
 
@@ -173,7 +173,7 @@ class _Loss(nn.Module):
 
     report: LossReport
 
-    def __init__(self, model: EChat, hearing: float) -> None:
+    def __init__(self, model: EChatModel, hearing: float) -> None:
         super().__init__()
         self.model = model
         self.hearing = hearing

@@ -13,9 +13,9 @@ from osum_echat import device as devices
 from osum_echat.errors import ConfigError
 from osum_echat.logs import logger
 from osum_echat.models.attention import chosen
-from osum_echat.models.echat import EChat, LossReport
+from osum_echat.models.echat import EChatModel, LossReport
 from osum_echat.sequence import Batch
-from osum_echat.training.ranks import ALONE, Ranks
+from osum_echat.training.distributed import ALONE, Ranks
 from osum_echat.training.stages import StageSettings, freeze, optimizer_groups
 
 LOG = logger(__name__)
@@ -94,7 +94,7 @@ class StepReport:
 class Engine(Protocol):
     """Owns model and optimizer; the loop sees neither processes nor precision."""
 
-    model: EChat
+    model: EChatModel
     device: torch.device
     ranks: Ranks
     every_process_scores: bool  # whether `score` needs all processes at once
@@ -124,7 +124,7 @@ class Engine(Protocol):
         """Take back what `save_pieces` wrote."""
         ...
 
-    def whole_model(self) -> AbstractContextManager[EChat]:
+    def whole_model(self) -> AbstractContextManager[EChatModel]:
         """Inside, this process holds all weights; every process enters it."""
         ...
 
@@ -141,7 +141,7 @@ class LocalEngine:
 
     def __init__(
         self,
-        model: EChat,
+        model: EChatModel,
         stage: StageSettings,
         settings: EngineSettings,
         device: torch.device,
@@ -206,7 +206,7 @@ class LocalEngine:
     def load_pieces(self, directory: Path) -> None:
         """Nothing: `load_state_dict` takes everything."""
 
-    def whole_model(self) -> AbstractContextManager[EChat]:
+    def whole_model(self) -> AbstractContextManager[EChatModel]:
         """The model, which is whole at any time."""
         return nullcontext(self.model)
 
@@ -244,8 +244,8 @@ class LocalEngine:
 
 
 def prepared(
-    model: EChat, stage: StageSettings, settings: EngineSettings, device: torch.device
-) -> EChat:
+    model: EChatModel, stage: StageSettings, settings: EngineSettings, device: torch.device
+) -> EChatModel:
     """The model on its device, with gradients for what trains in this stage."""
     freeze(model, stage)
     model.attend_by(chosen(settings.attention, device))
@@ -254,7 +254,7 @@ def prepared(
     return model.to(device)
 
 
-def adamw(model: EChat, stage: StageSettings, settings: EngineSettings) -> torch.optim.AdamW:
+def adamw(model: EChatModel, stage: StageSettings, settings: EngineSettings) -> torch.optim.AdamW:
     """The optimizer of what trains; each group's `scale` is the factor of its rate."""
     return torch.optim.AdamW(
         optimizer_groups(model, stage, settings.weight_decay),

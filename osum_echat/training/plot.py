@@ -9,8 +9,8 @@ from typing import Any
 
 from osum_echat import logs
 from osum_echat.errors import DataError, OsumError
-from osum_echat.training.loop import METRICS_FILE
-from osum_echat.training.metrics import flat
+from osum_echat.training.metric_logger import flat
+from osum_echat.training.trainer import METRICS_FILE
 
 PICTURE = "curves.png"
 PANELS = {  # title -> how the names of its curves begin and end

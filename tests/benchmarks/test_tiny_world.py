@@ -9,9 +9,9 @@ import soundfile
 
 from benchmarks import tiny_world
 from common_utils.tiny_world.world import load_world
-from osum_echat import asking
-from osum_echat.assistant import EChat
 from osum_echat.generation.decoder import Limits
+from osum_echat.inference import request
+from osum_echat.inference.assistant import EChat
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench(
     model_directory: Path, split: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tiny_world.Bench:
-    monkeypatch.setattr(asking, "LIMITS", Limits(8, 16))
+    monkeypatch.setattr(request, "LIMITS", Limits(8, 16))
     echat = EChat.load(model_directory, device="cpu")
     return tiny_world.Bench(echat, split, limit=2, spoken=2, judge=None)
 
@@ -78,7 +78,7 @@ def test_a_figure_knows_whether_it_suffices(value, least, most, verdict):
 
 
 def test_the_door_writes_its_figures(model_directory, split, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(asking, "LIMITS", Limits(8, 16))
+    monkeypatch.setattr(request, "LIMITS", Limits(8, 16))
     options = ["--data", split, "--model", model_directory, "--limit", 1, "--only", "asr",
                "--json", tmp_path / "figures.json"]  # fmt: skip
     assert tiny_world.main([str(option) for option in options]) == 0

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from osum_echat.corpus.jobs import Job, Made, in_order, plan_of, run, whole_file
+from osum_echat.corpus.jobs import Job, Made, in_order, plan_of, run
 from osum_echat.data.sources import Dropped
 from osum_echat.errors import InputError
+from osum_echat.files import whole_file
 from tests.corpus.reading import shards, write_noise, write_raw
 
 

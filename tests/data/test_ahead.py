@@ -13,11 +13,11 @@ import torch
 from osum_echat.data.loader import DataSettings, ListSettings, Loader, open_sources
 from osum_echat.data.passing import receive
 from osum_echat.data.prepare import Preparer
-from osum_echat.data.prompts import Prompts
 from osum_echat.data.settings import PrepareSettings
 from osum_echat.data.windows import Place
 from osum_echat.errors import DataError
 from osum_echat.sequence import Batch
+from osum_echat.tasks import Prompts
 from tests.data.forms import raw_rows, write_shard
 from tests.data.world import CODES
 from tests.letters import letter_vocab

@@ -20,9 +20,9 @@ from osum_echat.data.loader import (
 )
 from osum_echat.data.order import EpochOrder
 from osum_echat.data.prepare import Preparer, PrepareSettings
-from osum_echat.data.prompts import Prompts
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.sequence import Batch
+from osum_echat.tasks import Prompts
 from tests.data.world import CODES, write_list, write_world
 from tests.letters import letter_vocab
 

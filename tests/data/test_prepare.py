@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from osum_echat.data.prepare import Preparer, PrepareSettings, clean, make_target
-from osum_echat.data.prompts import Prompts
 from osum_echat.data.sources import Dropped, RawSource
 from osum_echat.errors import ConfigError
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Sequence
+from osum_echat.tasks import Prompts
 from osum_echat.thinking import CHINESE, ENGLISH, TEMPLATES
 from tests.data.world import CODES, write_world
 from tests.letters import letter_vocab

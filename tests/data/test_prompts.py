@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from osum_echat.data.prompts import Prompts
 from osum_echat.errors import ConfigError
-from osum_echat.tasks import task_for
+from osum_echat.tasks import Prompts, task_for
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "prompt_config.yaml"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import infer_gradio
-from osum_echat.serving import web
+from osum_echat.serving import app
 
 HOUSE = Path(infer_gradio.__file__).parent
 
@@ -55,7 +55,7 @@ def test_what_is_not_there_is_one_line(options, message, capsys):
 
 
 def test_the_limits_and_the_password_reach_the_server():
-    given = web.parser().parse_args(["--auth", "ann:b:c", "--megabytes", "2", "--seconds", "5"])
+    given = app.parser().parse_args(["--auth", "ann:b:c", "--megabytes", "2", "--seconds", "5"])
     assert given.auth == ("ann", "b:c") and (given.megabytes, given.seconds) == (2, 5)
 
 

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 import infer_runtime
-from osum_echat import runtime
+from osum_echat.inference import command
 
 KEYS = [
     "task", "heard", "thought", "labels", "text", "wav", "sample_rate_hz", "n_speech_tokens",
@@ -82,13 +82,13 @@ def test_a_tag_from_a_data_list_is_a_task(run, question_wav):
 
 def test_without_options_every_task_runs_once(run, question_wav, tmp_path, monkeypatch):
     (tmp_path / "samples").mkdir()
-    shutil.copy(question_wav, tmp_path / runtime.SAMPLE_WAV)
-    monkeypatch.setattr(runtime, "TINY", tmp_path)
+    shutil.copy(question_wav, tmp_path / command.SAMPLE_WAV)
+    monkeypatch.setattr(command, "TINY", tmp_path)
     monkeypatch.chdir(tmp_path)
     code, text, _ = run("--json")
     replies = json.loads(text)["replies"]
     assert code == 0
-    assert [reply["task"] for reply in replies] == list(runtime.TOUR)
+    assert [reply["task"] for reply in replies] == list(command.TOUR)
     spoken = [reply["task"] for reply in replies if reply["wav"]]
     assert spoken == ["tts", "s2s", "s2s_think"]
 

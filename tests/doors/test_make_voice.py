@@ -8,9 +8,9 @@ import soundfile
 import torch
 
 from common_utils import make_voice
-from osum_echat.assistant import EChat
 from osum_echat.errors import CheckpointError, InputError
-from osum_echat.loading import token2wav_place
+from osum_echat.inference.assistant import EChat
+from osum_echat.inference.load import token2wav_place
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.token2wav.published import write_published, write_tar
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from osum_echat.errors import ConfigError
-from osum_echat.training.ranks import check_port
+from osum_echat.training.distributed import check_port
 from osum_echat.training.state import newest
 from tests.training.experiment import write_experiment
 

@@ -15,8 +15,8 @@ import torch
 
 from osum_echat.errors import CheckpointError, InputError, OsumError
 from osum_echat.evaluation.job import Job
+from osum_echat.inference.reply import Reply, Timings
 from osum_echat.records import Labels, Utterance
-from osum_echat.replies import Reply, Timings
 from osum_echat.tasks import task_for
 from osum_echat.thinking import read_labels
 from tests.data.world import write_list, write_world

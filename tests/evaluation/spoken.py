@@ -12,9 +12,9 @@ import soundfile
 import torch
 
 from osum_echat.errors import InputError, OsumError
-from osum_echat.evaluation.frame import Model
+from osum_echat.evaluation.runner import Model
+from osum_echat.inference.reply import AudioPiece, Done, Reply, TextPiece, Timings
 from osum_echat.records import Labels, Utterance
-from osum_echat.replies import AudioPiece, Done, Reply, TextPiece, Timings
 
 RATE_HZ = 22_050
 LABELS = Labels("CHILD", "MALE", "SAD", "COUGH", "SOFT")

@@ -16,7 +16,7 @@ import pytest
 
 from osum_echat.evaluation import batch, workers
 from osum_echat.evaluation.parts import find_results
-from osum_echat.places import HOUSE
+from osum_echat.paths import HOUSE
 from tests.data.world import write_world
 from tests.evaluation import answers
 from tests.evaluation.answers import write_mixed_list, write_texts

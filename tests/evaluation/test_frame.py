@@ -7,7 +7,7 @@ import pytest
 
 from osum_echat.errors import InputError
 from osum_echat.evaluation.echat_eval import TIMED
-from osum_echat.evaluation.frame import ASKED_AT_ONCE, batches
+from osum_echat.evaluation.runner import ASKED_AT_ONCE, batches
 from osum_echat.evaluation.start import run_suite
 from osum_echat.records import Utterance
 from tests.evaluation.spoken import Spoken, arguments, model, write_queries

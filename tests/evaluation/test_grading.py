@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from osum_echat.evaluation.grading import grade, table
-from osum_echat.evaluation.scores import NO_LABEL
+from osum_echat.metrics import NO_LABEL
 from osum_echat.thinking import FIELDS
 
 Record = dict[str, Any]

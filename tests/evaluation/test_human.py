@@ -6,7 +6,7 @@ import re
 import pytest
 
 from osum_echat.errors import InputError
-from osum_echat.evaluation import human, options
+from osum_echat.evaluation import listening_test, options
 from osum_echat.evaluation.start import run_suite
 from tests.evaluation.spoken import Spoken, arguments, model, write_queries
 
@@ -21,7 +21,7 @@ def made(tmp_path_factory):
         run_suite("echat_eval", given, model(Spoken()))
     asked = ["human", "--make", f"Alpha={folder / 'first'}", f"Beta={folder / 'second'}",
              "--out", str(folder / "test"), "--items", "3"]  # fmt: skip
-    human.run(options.parser().parse_args(asked))
+    listening_test.run(options.parser().parse_args(asked))
     return folder, json.loads((folder / "test" / "key.json").read_text())
 
 
@@ -35,7 +35,7 @@ def ratings(folder, key, name, rate):
 
 def score(folder, *paths):
     asked = ["human", "--score", *map(str, paths), "--out", str(folder / "test")]
-    human.run(options.parser().parse_args(asked))
+    listening_test.run(options.parser().parse_args(asked))
     return json.loads((folder / "test" / "scores.json").read_text())["measures"]
 
 
@@ -71,8 +71,8 @@ def test_alpha_is_that_of_krippendorffs_example():
     )  # fmt: skip
     raters = [{str(unit): float(value) for unit, value in enumerate(row.split()) if value != "."}
               for row in rows]  # fmt: skip
-    assert human.alpha(raters) == pytest.approx(0.849, abs=0.001)
-    assert human.alpha(raters[:1]) is None
+    assert listening_test.alpha(raters) == pytest.approx(0.849, abs=0.001)
+    assert listening_test.alpha(raters[:1]) is None
 
 
 def test_files_of_another_test_or_out_of_range_are_refused(made):
@@ -90,5 +90,5 @@ def test_files_of_another_test_or_out_of_range_are_refused(made):
 ])  # fmt: skip
 def test_systems_that_cannot_be_used_are_told(tmp_path, given, told):
     with pytest.raises(InputError, match=told):
-        human.run(options.parser().parse_args(
+        listening_test.run(options.parser().parse_args(
             ["human", "--make", *given, "--out", str(tmp_path)]))  # fmt: skip

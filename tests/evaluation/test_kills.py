@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from osum_echat.places import HOUSE, TINY
+from osum_echat.paths import HOUSE, TINY
 from tests.evaluation.judge_server import JudgeServer, scores, serving
 
 QUERIES = 7                             # 4 are asked alone, 3 share a batch

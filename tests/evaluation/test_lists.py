@@ -7,7 +7,7 @@ import pytest
 from osum_echat.data.sources import Dropped
 from osum_echat.errors import DataError, InputError
 from osum_echat.evaluation.lists import UtteranceList
-from osum_echat.places import FAKE_DATA
+from osum_echat.paths import FAKE_DATA
 from osum_echat.records import Utterance
 from tests.data.forms import raw_rows, write_lines, write_shard
 from tests.data.world import write_world

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from osum_echat.evaluation import gallery, human, options
+from osum_echat.evaluation import gallery, listening_test, options
 from osum_echat.evaluation.start import run_suite
 from tests.browsing import chromium
 from tests.evaluation.spoken import Spoken, arguments, model, write_queries
@@ -84,7 +84,7 @@ def test_a_rater_listens_rates_comes_back_and_saves_what_can_be_scored(
 ) -> None:
     asked = ["human", "--make", f"Alpha={run / 'run'}", "--out", str(tmp_path / "test"),
              "--items", "2"]  # fmt: skip
-    human.run(options.parser().parse_args(asked))
+    listening_test.run(options.parser().parse_args(asked))
     page = tab(tmp_path / "test" / "test.html")
     assert min(page.evaluate(SOUNDS_JS)) > 0.3
     sliders = page.locator("input[type=range]")
@@ -101,6 +101,6 @@ def test_a_rater_listens_rates_comes_back_and_saves_what_can_be_scored(
     saved.value.save_as(path)
     assert path.name == "ratings-rater_1.json"
     scored = ["human", "--score", str(path), "--out", str(tmp_path / "test")]
-    human.run(options.parser().parse_args(scored))
+    listening_test.run(options.parser().parse_args(scored))
     measures = json.loads((tmp_path / "test" / "scores.json").read_text())["measures"]
     assert {one["value"] for name, one in measures.items() if name.startswith("Alpha")} == {85.0}

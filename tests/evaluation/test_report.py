@@ -21,7 +21,7 @@ from osum_echat.evaluation.results import (
     percentile,
     share,
 )  # fmt: skip
-from osum_echat.evaluation.scores import Confusion
+from osum_echat.metrics import Confusion
 from tests.evaluation.spoken import write_wav
 
 EVIL = '<script>alert(1)</script>"&'

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.judge import word_errors
-from osum_echat.evaluation.scores import (
+from osum_echat.metrics import (
     NO_LABEL,
     Confusion,
     error_rate,

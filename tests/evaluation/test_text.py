@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osum_echat.errors import InputError
-from osum_echat.evaluation.text import language_of, normalise, normalised_pair, split
+from osum_echat.metrics import language_of, normalise, normalised_pair, split
 
 DIGITS = {digit: number for number, digit in enumerate("零一二三四五六七八九")}
 PLACES = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8}

@@ -9,7 +9,7 @@ from osum_echat import audio
 from osum_echat.errors import InputError
 from osum_echat.evaluation.start import run_suite
 from osum_echat.evaluation.understanding import robustness, with_noise
-from osum_echat.places import FAKE_DATA
+from osum_echat.paths import FAKE_DATA
 from osum_echat.records import Labels, Turn, Utterance
 from tests.evaluation.spoken import Spoken, arguments, model, write_wav
 

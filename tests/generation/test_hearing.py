@@ -5,7 +5,7 @@ from itertools import groupby, product
 import pytest
 import torch
 
-from osum_echat.generation.hearing import CtcPrefix, ReadAlong, leading_labels
+from osum_echat.generation.ctc_prefix import CtcPrefix, ReadAlong, leading_labels
 
 IDS, STEPS = 3, 5
 BLANK = IDS

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from osum_echat.errors import ConfigError
-from osum_echat.generation.rules import SILENCE, AllowedAfter, NoLongRuns, NoLoops, WindowLimit
+from osum_echat.generation.logits_rules import (
+    SILENCE,
+    AllowedAfter,
+    NoLongRuns,
+    NoLoops,
+    WindowLimit,
+)
 
 ROWS = 2000
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from osum_echat.models.chunked_loss import TokenLosses, cross_entropy
+from osum_echat.models.loss import TokenLosses, cross_entropy
 
 TEXT, SPEECH, WIDTH, TOKENS = 70, 13, 12, 40
 

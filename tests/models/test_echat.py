@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from osum_echat.errors import ConfigError
-from osum_echat.models.echat import EChat, EChatSettings
+from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.sequence import IGNORED, collate, pack
 from tests.tiny_network import LLM, SETTINGS, VOCAB, network, row
 
@@ -13,7 +13,7 @@ ROWS = [row("s2s", 40), row("t2t"), row("understand", 23, "fine"), row("tts"), r
 
 
 @torch.no_grad()
-def alone(model: EChat, sequence) -> torch.Tensor:
+def alone(model: EChatModel, sequence) -> torch.Tensor:
     return model(collate([[sequence]], VOCAB))[0]
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from osum_echat.models import growing_rows
+from osum_echat.generation import kv_cache
+from osum_echat.generation.kv_cache import GrowingRows
 from osum_echat.models.echat import build_llm
-from osum_echat.models.growing_rows import GrowingRows
 from osum_echat.models.lora import LoraSettings, add_layers
 from tests.tiny_network import LLM
 
@@ -36,7 +36,7 @@ def whole(model, row: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
 @torch.inference_mode()
 def test_every_step_says_what_the_stock_model_says(kind: str, lengths, monkeypatch):
-    monkeypatch.setattr(growing_rows, "ROOM_TOKENS", 4)  # room is made on the way
+    monkeypatch.setattr(kv_cache, "ROOM_TOKENS", 4)  # room is made on the way
     model, rows = llm(kind), rows_of(lengths)
     wanted = [whole(model, row) for row in rows]
     growing = GrowingRows(model, [row[:-STEPS] for row in rows])
@@ -51,7 +51,7 @@ def test_every_step_says_what_the_stock_model_says(kind: str, lengths, monkeypat
 
 @torch.inference_mode()
 def test_rows_that_leave_change_nothing_for_those_that_stay(monkeypatch):
-    monkeypatch.setattr(growing_rows, "ROOM_TOKENS", 4)
+    monkeypatch.setattr(kv_cache, "ROOM_TOKENS", 4)
     model, rows = llm(), rows_of(LENGTHS)
     wanted = whole(model, rows[2])
     growing = GrowingRows(model, [row[:-STEPS] for row in rows])
@@ -80,5 +80,5 @@ def test_lora_layers_take_part():
 
 def test_a_window_of_attention_bounds_the_row():
     model = llm(use_sliding_window=True, sliding_window=32, max_window_layers=1)
-    assert growing_rows.longest_row(model.config) == 32
-    assert growing_rows.longest_row(llm().config) == LLM["max_position_embeddings"]
+    assert kv_cache.longest_row(model.config) == 32
+    assert kv_cache.longest_row(llm().config) == LLM["max_position_embeddings"]

@@ -7,7 +7,7 @@ import torch
 
 from osum_echat.errors import DataError
 from osum_echat.models import echat
-from osum_echat.models.encoder_memory import varied
+from osum_echat.models.encoder_cache import varied
 from osum_echat.sequence import collate
 from tests.tiny_network import VOCAB, network, row
 

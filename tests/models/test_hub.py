@@ -15,7 +15,7 @@ from typing import TypeVar
 import pytest
 
 from osum_echat.errors import CheckpointError
-from osum_echat.models import checkpoint, hub, source
+from osum_echat.models import checkpoint, hub, pretrained
 from tests.tiny_network import network
 
 Found = TypeVar("Found")
@@ -211,7 +211,7 @@ def test_a_repository_that_is_not_there_is_told(serve, tmp_path: Path):
 @pytest.mark.parametrize("place", ["hub:", "hub:one", "hub:a/b/../c", "hub:a b/c"])
 def test_a_name_that_is_none_is_refused(place: str):
     with pytest.raises(CheckpointError, match="write it as hub:OWNER/NAME"):
-        source.find(place)
+        pretrained.find(place)
 
 
 def test_of_a_whole_repository_only_the_named_files_are_fetched(serve, tmp_path: Path):

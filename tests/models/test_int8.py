@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from osum_echat.assistant import EChat
 from osum_echat.errors import InputError
+from osum_echat.inference.assistant import EChat
 from osum_echat.models import int8
 from osum_echat.models.int8 import Int8Linear
 from tests.tiny_network import network

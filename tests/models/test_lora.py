@@ -9,7 +9,7 @@ from torch import Tensor
 
 from osum_echat.errors import CheckpointError, ConfigError
 from osum_echat.models import checkpoint, names
-from osum_echat.models.echat import EChat
+from osum_echat.models.echat import EChatModel
 from osum_echat.models.lora import DOWN, LoraSettings
 from osum_echat.sequence import collate
 from tests.tiny_network import SETTINGS, VOCAB, network, row
@@ -18,10 +18,10 @@ LORA = LoraSettings(rank=3, alpha=6, dropout=0.0)
 WITH_LORA = replace(SETTINGS, lora=LORA)
 
 
-def lora_network() -> EChat:
+def lora_network() -> EChatModel:
     """A network whose LoRA layers do something."""
     torch.manual_seed(4)
-    model = EChat(WITH_LORA).eval()
+    model = EChatModel(WITH_LORA).eval()
     with torch.no_grad():
         for name, part in model.named_parameters():
             if "lora_" in name:
@@ -29,7 +29,7 @@ def lora_network() -> EChat:
     return model
 
 
-def hidden(model: EChat) -> Tensor:
+def hidden(model: EChatModel) -> Tensor:
     with torch.no_grad():
         return model(collate([[row("s2s")]], VOCAB))
 

@@ -9,8 +9,8 @@ from osum_echat.errors import CheckpointError
 from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatSettings
 from osum_echat.models.lora import LoraSettings
-from osum_echat.models.settings_file import read_settings
-from osum_echat.models.source import PUBLISHED_SETTINGS
+from osum_echat.models.pretrained import PUBLISHED_SETTINGS
+from osum_echat.models.settings import read_settings
 from tests.tiny_network import SETTINGS, network
 
 ENCODER = {"output_size": 8, "attention_heads": 2, "linear_units": 16, "num_blocks": 1,

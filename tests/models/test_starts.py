@@ -9,7 +9,7 @@ import torch
 
 from osum_echat.errors import CheckpointError
 from osum_echat.models import checkpoint
-from osum_echat.models.echat import EChat
+from osum_echat.models.echat import EChatModel
 from osum_echat.models.starts import llm_settings, start_hearing, start_llm
 from tests.tiny_network import LLM, SETTINGS, network
 
@@ -35,8 +35,8 @@ def stock_llm(kind: str, tied: bool, directory: Path) -> torch.nn.Module:
     return model
 
 
-def started(directory: Path) -> EChat:
-    model = EChat(replace(SETTINGS, llm=llm_settings(directory))).eval()
+def started(directory: Path) -> EChatModel:
+    model = EChatModel(replace(SETTINGS, llm=llm_settings(directory))).eval()
     start_llm(model, directory)
     return model
 
@@ -72,7 +72,8 @@ def test_every_kind_is_saved_published_and_loaded(tmp_path: Path, kind: str, tie
 
 def test_an_llm_of_other_sizes_is_one_error_with_both_shapes(tmp_path: Path):
     stock_llm("qwen2", True, tmp_path)
-    model = EChat(replace(SETTINGS, llm={**SIZES, "intermediate_size": 20, "num_hidden_layers": 3}))
+    sizes = {**SIZES, "intermediate_size": 20, "num_hidden_layers": 3}
+    model = EChatModel(replace(SETTINGS, llm=sizes))
     with pytest.raises(CheckpointError) as caught:
         start_llm(model, tmp_path)
     assert "missing: llm.model.layers.2.mlp.gate_proj.weight [20, 16]" in str(caught.value)
@@ -101,7 +102,7 @@ def test_encoder_and_adapter_come_from_another_model_and_nothing_else(tmp_path: 
 def test_a_projection_to_another_width_starts_anew(tmp_path: Path, caplog):
     wide = replace(SETTINGS, llm={**LLM, "hidden_size": 24})
     checkpoint.save(tmp_path, network(1))
-    model = EChat(wide)
+    model = EChatModel(wide)
     before = model.adapter.projection.weight.clone()
     start_hearing(model, tmp_path)
     assert torch.equal(model.adapter.projection.weight, before)

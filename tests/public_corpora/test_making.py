@@ -12,7 +12,7 @@ import soundfile
 from common_utils import make_raw_from_public
 from common_utils.public_corpora import making
 from osum_echat.data.manifest import open_source
-from osum_echat.places import HOUSE
+from osum_echat.paths import HOUSE
 from osum_echat.records import Labels, Utterance
 
 

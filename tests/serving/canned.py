@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from osum_echat import replies
+from osum_echat.inference import reply
 from osum_echat.records import Labels, Utterance
 from osum_echat.tasks import task_for
 
@@ -16,7 +16,7 @@ RATE_HZ = 22_050
 HEARD, THOUGHT = "my boss let me go", "The user said: my boss let me go"
 LABELS = Labels("ADULT", "MALE", "SAD", "OTHER", "SOFT")
 WORDS = ("Please ", "do not cry", ", my friend.")
-TIMINGS = replies.Timings(1.0, 0.1, 0.1, 0.2, 0.3, 0.4, 0.5)
+TIMINGS = reply.Timings(1.0, 0.1, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 @dataclass
@@ -35,32 +35,32 @@ class Canned:
 
     def stream(
         self, source: Utterance, *, interrupt: Callable[[], bool] | None = None, **options: Any
-    ) -> Iterator[replies.Event]:
+    ) -> Iterator[reply.Event]:
         self.asked.append((source, options))
         try:
             yield from self._events(task_for(source.task), interrupt or (lambda: False))
         finally:
             self.closed.set()
 
-    def _events(self, task: Any, stopped: Callable[[], bool]) -> Iterator[replies.Event]:
+    def _events(self, task: Any, stopped: Callable[[], bool]) -> Iterator[reply.Event]:
         thinks = task.thinks
         if thinks:
-            yield replies.Heard(HEARD)
-            yield replies.ThoughtPiece(THOUGHT)
-            yield replies.LabelsFound(LABELS)
+            yield reply.Heard(HEARD)
+            yield reply.ThoughtPiece(THOUGHT)
+            yield reply.LabelsFound(LABELS)
         said, sound = "", []
         for word in self.words:
             if stopped():
                 break
             said += word
-            yield replies.TextPiece(word)
+            yield reply.TextPiece(word)
             if self.error is not None:
                 raise self.error
         if task.speaks and not stopped():
             for level in (0.5, -0.25):
                 sound.append(torch.full((4410,), level))
-                yield replies.AudioPiece(sound[-1], RATE_HZ)
-        yield replies.Done(replies.Reply(
+                yield reply.AudioPiece(sound[-1], RATE_HZ)
+        yield reply.Done(reply.Reply(
             task=task.tag, heard=HEARD if thinks else None, thought=THOUGHT if thinks else None,
             labels=LABELS if thinks else Labels(), text=said,
             speech_tokens=(1, 2, 3) if sound else (), wave=torch.cat(sound) if sound else None,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from osum_echat.places import HOUSE, TINY
+from osum_echat.paths import HOUSE, TINY
 from tests.browsing import chromium
 
 pytestmark = pytest.mark.slow

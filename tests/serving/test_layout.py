@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from osum_echat.errors import InputError
-from osum_echat.serving import lanes, layout, menu, web, words
+from osum_echat.serving import app, lanes, menu, page, strings
 from osum_echat.serving.feedback import FeedbackBook
 from osum_echat.serving.lanes import Voices
 from osum_echat.serving.session import Limits
@@ -24,7 +24,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
 
 @pytest.fixture(scope="module")
 def config(desk: Desk) -> dict:
-    return layout.build(desk, (), 60).get_config_file()
+    return page.build(desk, (), 60).get_config_file()
 
 
 def component(config: dict, name: str) -> dict:
@@ -45,27 +45,27 @@ def test_nothing_is_offered_to_programs_and_nothing_reported(config):
 
 
 def test_the_look_asks_nothing_from_elsewhere():
-    theme = layout.theme()
+    theme = page.theme()
     assert not [sheet for sheet in theme._stylesheets if "//" in sheet]
     for name in ("page.css", "page.js"):
-        text = (web.HERE / name).read_text(encoding="utf-8")
+        text = (app.HERE / name).read_text(encoding="utf-8")
         assert "//" not in text.replace("http://www.w3.org/2000/svg", "").replace("// ", ""), name
         assert "innerHTML" not in text      # words of a model never enter as HTML
 
 
 def test_the_options_of_the_server_are_the_narrow_ones():
-    given = web.parser().parse_args([])
-    options = web.launch_options(given, Limits())
+    given = app.parser().parse_args([])
+    options = app.launch_options(given, Limits())
     assert options["server_name"] == "127.0.0.1" and options["auth"] is None
     assert options["share"] is False and options["max_file_size"] == Limits().audio_bytes
-    assert options["server_port"] >= web.PORT
+    assert options["server_port"] >= app.PORT
 
 
 def test_every_component_has_words_in_each_language(desk):
-    for code in words.LANGUAGES:
-        updates = layout._translated(desk, code, menu.FIRST)
-        assert len(updates) == len(layout._TRANSLATED)
-    by_name = dict(zip(layout._TRANSLATED, layout._translated(desk, "zh", "tts"), strict=True))
+    for code in strings.LANGUAGES:
+        updates = page._translated(desk, code, menu.FIRST)
+        assert len(updates) == len(page._TRANSLATED)
+    by_name = dict(zip(page._TRANSLATED, page._translated(desk, "zh", "tts"), strict=True))
     assert by_name["send"]["value"] == "发送" and by_name["text"]["visible"] is True
 
 
@@ -79,11 +79,11 @@ def test_every_component_has_words_in_each_language(desk):
 )  # fmt: skip
 def test_a_task_shows_what_it_needs(task, seen):
     """Recording, text, labels, voice."""
-    assert tuple(update["visible"] for update in layout._fitting(task, "en")) == seen
+    assert tuple(update["visible"] for update in page._fitting(task, "en")) == seen
 
 
 def test_what_is_told_of_an_error_is_not_read_as_html():
-    assert "&lt;b&gt;" in layout._notice("<b>.wav: bad")["value"]
+    assert "&lt;b&gt;" in page._notice("<b>.wav: bad")["value"]
 
 
 def test_a_port_in_use_is_passed_over_or_named():
@@ -92,8 +92,8 @@ def test_a_port_in_use_is_passed_over_or_named():
         other.listen()
         taken = other.getsockname()[1]
         with pytest.raises(InputError, match=f"port {taken} cannot be used"):
-            layout.free_port("127.0.0.1", [taken])
-        assert layout.free_port("127.0.0.1", [taken, 0]) == 0
+            page.free_port("127.0.0.1", [taken])
+        assert page.free_port("127.0.0.1", [taken, 0]) == 0
 
 
 def test_a_voice_is_measured_once_and_only_given_ones_have_names(tmp_path):

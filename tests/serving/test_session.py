@@ -3,7 +3,7 @@
 import pytest
 
 from osum_echat.errors import InputError
-from osum_echat.replies import AudioPiece, Done, TextPiece
+from osum_echat.inference.reply import AudioPiece, Done, TextPiece
 from osum_echat.serving.session import MEGABYTE, Conversation, Limits, Question, Refused
 from tests.serving.canned import HEARD, Canned
 from tests.serving.sounds import wav

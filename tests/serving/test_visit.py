@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from osum_echat.errors import InputError
-from osum_echat.serving import lanes, menu, view, words
+from osum_echat.serving import lanes, menu, strings, view
 from osum_echat.serving.feedback import FeedbackBook
 from osum_echat.serving.lanes import Lane, Voices
 from osum_echat.serving.session import Limits, Refused
@@ -120,8 +120,8 @@ def test_a_form_that_cannot_be_answered_adds_no_turn(tmp_path, order, reason):
     with pytest.raises(Refused) as refusal:
         run(at, visit, order)
     assert refusal.value.reason == reason and not visit.turns
-    for language in words.LANGUAGES:
-        assert words.problem(refusal.value, language)
+    for language in strings.LANGUAGES:
+        assert strings.problem(refusal.value, language)
 
 
 @pytest.mark.parametrize("order", [Order("dance"), Order("tts", text="Hi.", voice="/etc/passwd")])
@@ -202,10 +202,10 @@ def test_an_opinion_on_a_reply_that_is_gone_or_of_no_kind_is_refused(tmp_path, c
 
 def test_every_word_is_there_in_both_languages():
     for choice in menu.MENU:
-        assert words.word(f"task_{choice}", "en") != words.word(f"task_{choice}", "zh")
-    english, chinese = words.words("en"), words.words("zh")
+        assert strings.word(f"task_{choice}", "en") != strings.word(f"task_{choice}", "zh")
+    english, chinese = strings.words("en"), strings.words("zh")
     assert english.keys() == chinese.keys() and all(english.values()) and all(chinese.values())
-    assert words.preferred("fr-FR,zh-CN;q=0.8,en") == "zh" and words.preferred("fr") == "en"
+    assert strings.preferred("fr-FR,zh-CN;q=0.8,en") == "zh" and strings.preferred("fr") == "en"
 
 
 @pytest.mark.parametrize(

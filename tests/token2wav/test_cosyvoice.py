@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from osum_echat import weights
 from osum_echat.errors import CheckpointError
-from osum_echat.token2wav import cosyvoice, weights
+from osum_echat.token2wav import cosyvoice
 from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.hift import Hift, HiftSettings, fold
+from osum_echat.token2wav.model import Token2Wav
 from osum_echat.token2wav.tagged_yaml import Sheet
-from osum_echat.token2wav.vocoder import Token2Wav
 from tests.token2wav.published import (
     FLOW,
     HIFT,

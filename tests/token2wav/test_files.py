@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from osum_echat.errors import CheckpointError
-from osum_echat.token2wav.files import StoredFile, find, shelf
+from osum_echat.stored_file import StoredFile, find, shelf
 
 NAMES = ("flow.pt", "hift.pt", "cosyvoice.yaml")
 

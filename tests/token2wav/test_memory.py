@@ -8,7 +8,7 @@ import torch
 from osum_echat.errors import InputError
 from osum_echat.token2wav.flow import Flow, VoiceState
 from osum_echat.token2wav.memory import AGAIN_FRAMES, Kept, Passing
-from osum_echat.token2wav.vocoder import Token2Wav
+from osum_echat.token2wav.model import Token2Wav
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.token2wav.tiny_flow import CODES, FLOW, tiny_flow, write_directory
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from osum_echat.token2wav import pitch
+from common_utils.token2wav_recipe import pitch
 
 RATE_HZ, HOP_SAMPLES = 16_000, 160
 

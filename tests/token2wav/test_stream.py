@@ -9,9 +9,9 @@ import torch
 
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.token2wav.flow import frames_for
+from osum_echat.token2wav.model import Token2Wav
 from osum_echat.token2wav.noise import streams
-from osum_echat.token2wav.stream import MelStream, Piece, StreamSettings, pieces
-from osum_echat.token2wav.vocoder import Token2Wav
+from osum_echat.token2wav.streaming import MelStream, Piece, StreamSettings, pieces
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.token2wav.tiny_flow import CODES, write_directory
 

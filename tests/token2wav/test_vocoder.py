@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from osum_echat.errors import CheckpointError, ConfigError, InputError
-from osum_echat.token2wav.vocoder import Token2Wav, alike
+from osum_echat.token2wav.model import Token2Wav, alike
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.token2wav.tiny_flow import CODES, tiny_flow, write_directory
 

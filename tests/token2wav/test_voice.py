@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from osum_echat import audio
 from osum_echat.errors import CheckpointError, InputError
+from osum_echat.stored_file import StoredFile, shelf
 from osum_echat.token2wav import voice
-from osum_echat.token2wav.files import StoredFile, shelf
 from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, VoicePrompt, make_prompt
 
 

@@ -12,7 +12,7 @@ from osum_echat.token2wav.conformer import ConformerSettings
 from osum_echat.token2wav.estimator import EstimatorSettings
 from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.hift import Hift, HiftSettings
-from osum_echat.token2wav.vocoder import Token2WavSettings
+from osum_echat.token2wav.model import Token2WavSettings
 
 CODES = 11
 FLOW = FlowSettings(

@@ -8,11 +8,10 @@ import os
 import sys
 from pathlib import Path
 
-from osum_echat import build, config
-from osum_echat.training import loop
+from osum_echat.training import build, experiment, trainer
 
 
-class Recorded(loop._Loop):
+class Recorded(trainer._Loop):
     """Writes the keys of a step's batches, and its number, before the step is done."""
 
     log: Path
@@ -28,9 +27,9 @@ class Recorded(loop._Loop):
 def main() -> None:
     path, log, *overrides = sys.argv[1:]
     Recorded.log = Path(f"{log}.{os.environ.get('RANK', '0')}")
-    loop._Loop = Recorded
-    experiment = config.load(path, overrides)
-    loop.train(build.training(experiment), experiment.run, experiment.schedule)
+    trainer._Loop = Recorded
+    loaded = experiment.load(path, overrides)
+    trainer.train(build.training(loaded), loaded.run, loaded.schedule)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from osum_echat import build, config
 from osum_echat.errors import ConfigError
 from osum_echat.evaluation.held_out import SCORING
 from osum_echat.records import Turn, Utterance
 from osum_echat.sequence import collate, compose
 from osum_echat.tasks import task_for
-from osum_echat.training import answers, loop
-from osum_echat.training.answers import Question
+from osum_echat.training import build, experiment, trainer, validation
+from osum_echat.training.validation import Question
 from tests.tiny_network import VOCAB, network
 from tests.training.experiment import write_experiment
 
@@ -35,22 +34,22 @@ def rows(*said: str) -> list:
 
 
 def question(answer: str, tag: str = TAG) -> Question:
-    return replace(answers.questions(rows("x"), VOCAB, 1)[0], answer=answer, task=task_for(tag))
+    return replace(validation.questions(rows("x"), VOCAB, 1)[0], answer=answer, task=task_for(tag))
 
 
 def test_a_question_is_the_row_as_inference_composes_it() -> None:
     made = rows("hi<CHILD><MALE>", "so")
-    found = answers.questions(made, VOCAB, 9)
+    found = validation.questions(made, VOCAB, 9)
     assert [one.answer for one in found] == ["hi<CHILD><MALE>", "so"]
     bare = compose(task_for(TAG), VOCAB, clips=made[1][1].clips, user_text="all?", key="0")
     assert (found[0].row.ids, found[0].row.spans) == (bare.ids, bare.spans)
-    assert len(answers.questions(made, VOCAB, 1)) == 1
+    assert len(validation.questions(made, VOCAB, 1)) == 1
 
 
 def test_a_model_that_has_learnt_the_answers_gives_them() -> None:
     made, model = rows("ab<CHILD><MALE>", "ba<OLD><MALE>"), network()
-    asked = answers.questions(made, VOCAB, 2)
-    before = answers.answered(model, VOCAB, asked, 20)
+    asked = validation.questions(made, VOCAB, 2)
+    before = validation.answered(model, VOCAB, asked, 20)
     batch = collate([[row] for _, row in made[1:]], VOCAB)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(120):
@@ -58,25 +57,25 @@ def test_a_model_that_has_learnt_the_answers_gives_them() -> None:
         (report.total / report.tokens).backward()
         optimizer.step()
         optimizer.zero_grad()
-    said = answers.answered(model, VOCAB, asked, 20)
+    said = validation.answered(model, VOCAB, asked, 20)
     assert said == [one.answer for one in asked] != before
-    assert answers.figures(asked, said, SCORING) == {"wer": 0.0, "age": 1.0, "gender": 1.0}
+    assert validation.figures(asked, said, SCORING) == {"wer": 0.0, "age": 1.0, "gender": 1.0}
 
 
 def test_a_model_that_finds_no_end_is_stopped() -> None:
-    asked = answers.questions(rows("x"), VOCAB, 1)
+    asked = validation.questions(rows("x"), VOCAB, 1)
     model = network()
     with torch.no_grad():
         model.llm.get_input_embeddings().weight[VOCAB.text_end] = 0.0
-    assert len(answers.answered(model, VOCAB, asked, 7)[0]) <= 7
+    assert len(validation.answered(model, VOCAB, asked, 7)[0]) <= 7
 
 
 def test_figures_count_words_and_labels_apart() -> None:
     asked = [question("we won it<CHILD><MALE>"), question("so it is<OLD><FEMALE>"),
              question("<ADULT>", "<AGE>")]  # fmt: skip
     said = ["we won<CHILD><FEMALE>", "so it is", "<ADULT>"]
-    assert answers.figures(asked, said, SCORING) == {"wer": 1 / 6, "age": 2 / 3, "gender": 0.0}
-    assert answers.figures([asked[2]], ["<OLD>"], SCORING) == {"age": 0.0}
+    assert validation.figures(asked, said, SCORING) == {"wer": 1 / 6, "age": 2 / 3, "gender": 0.0}
+    assert validation.figures([asked[2]], ["<OLD>"], SCORING) == {"age": 0.0}
 
 
 def test_a_training_tells_them_and_is_not_changed_by_asking(tmp_path: Path) -> None:
@@ -85,9 +84,9 @@ def test_a_training_tells_them_and_is_not_changed_by_asking(tmp_path: Path) -> N
         (tmp_path / name).mkdir()
         held_out = {"understand": {"path": str(tmp_path / name / "understand.list")}}
         path = write_experiment(tmp_path / name, data={"held_out": held_out})
-        experiment = config.load(path, ["run.steps=4", "run.check_steps=2", *overrides])
-        loop.train(build.training(experiment, SCORING), experiment.run, experiment.schedule)
-        text = (tmp_path / name / "out" / loop.METRICS_FILE).read_text()
+        loaded = experiment.load(path, ["run.steps=4", "run.check_steps=2", *overrides])
+        trainer.train(build.training(loaded, SCORING), loaded.run, loaded.schedule)
+        text = (tmp_path / name / "out" / trainer.METRICS_FILE).read_text()
         lines[name] = [json.loads(line) for line in text.splitlines()]
     losses = [[one["loss"] for one in made if "loss" in one] for made in lines.values()]
     assert losses[0] == losses[1]
@@ -103,8 +102,8 @@ def test_a_training_tells_them_and_is_not_changed_by_asking(tmp_path: Path) -> N
      (["run.check_answers=-1"], SCORING, "check_answers must be 0 or more")],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_told_at_the_start(
-    tmp_path: Path, changes: list[str], scoring: answers.Scoring | None, message: str
+    tmp_path: Path, changes: list[str], scoring: validation.Scoring | None, message: str
 ) -> None:
     path = write_experiment(tmp_path)
     with pytest.raises(ConfigError, match=message):
-        build.training(config.load(path, [*sorted(ASKED), *changes]), scoring)
+        build.training(experiment.load(path, [*sorted(ASKED), *changes]), scoring)

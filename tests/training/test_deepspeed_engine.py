@@ -9,7 +9,7 @@ import torch
 
 from osum_echat.errors import ConfigError
 from osum_echat.models import checkpoint
-from osum_echat.training import loop, state
+from osum_echat.training import state, trainer
 from osum_echat.training.deepspeed_engine import OURS, _config
 from osum_echat.training.engine import EngineSettings
 from tests.training.experiment import write_experiment
@@ -20,7 +20,7 @@ FILES = sorted(one.name for one in (ROOT / "conf").glob("ds_*.json"))
 
 
 def losses(path: Path) -> list[float]:
-    lines = (path.parent / "out" / loop.METRICS_FILE).read_text().splitlines()
+    lines = (path.parent / "out" / trainer.METRICS_FILE).read_text().splitlines()
     return [one["loss"] for one in map(json.loads, lines) if "loss" in one]
 
 
@@ -63,7 +63,7 @@ def test_two_processes_move_the_weights_as_the_plain_engine_does(tmp_path: Path,
     plain = write_experiment(tmp_path / "plain", engine={"precision": "fp32"})
     for path in (parted, plain):
         launch(path, "run.steps=2")
-    first, second = (checkpoint.load(one.parent / "out" / loop.FINAL_FOLDER).state_dict()
+    first, second = (checkpoint.load(one.parent / "out" / trainer.FINAL_FOLDER).state_dict()
                      for one in (parted, plain))  # fmt: skip
     assert losses(parted) == pytest.approx(losses(plain), rel=1e-4)
     for name, value in first.items():
@@ -80,6 +80,6 @@ def test_killed_in_the_middle_zero_2_goes_on_with_the_same_losses(tmp_path: Path
     assert state.newest(tmp_path / "parted" / "out") is not None
     launch(parted)
     assert losses(parted) == losses(whole)
-    first, second = (checkpoint.load(one.parent / "out" / loop.FINAL_FOLDER).state_dict()
+    first, second = (checkpoint.load(one.parent / "out" / trainer.FINAL_FOLDER).state_dict()
                      for one in (whole, parted))  # fmt: skip
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from osum_echat.models import checkpoint
-from osum_echat.training import loop, state
+from osum_echat.training import state, trainer
 from tests.training.experiment import write_experiment
 from tests.training.launch import command, kill_when, run
 
@@ -25,7 +25,7 @@ def trained(log: Path) -> dict[int, list]:
 
 
 def losses(out: Path) -> list[float]:
-    lines = (out / loop.METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    lines = (out / trainer.METRICS_FILE).read_text(encoding="utf-8").splitlines()
     return [one["loss"] for one in map(json.loads, lines) if "loss" in one]
 
 
@@ -66,7 +66,7 @@ def test_killed_again_and_again_it_trains_on_the_same_utterances_to_the_same_wei
             folder = outputs[-1] / state.FOLDER
             times = [partial(is_saving, folder, step) for step in (2, 5)]
             kills = [kill_when(words, is_time, processes > 1) for is_time in times]
-            assert any(kills) and not (outputs[-1] / loop.FINAL_FOLDER).exists()
+            assert any(kills) and not (outputs[-1] / trainer.FINAL_FOLDER).exists()
             limit = time.monotonic() + 20
             while workers_left(path.parent) and time.monotonic() < limit:
                 time.sleep(0.1)
@@ -77,5 +77,5 @@ def test_killed_again_and_again_it_trains_on_the_same_utterances_to_the_same_wei
     for rank in range(processes):
         whole, parts = (trained(tmp_path / f"{name}.log.{rank}") for name in ("whole", "parts"))
         assert parts == whole and list(whole) == list(range(1, STEPS + 1))
-    first, second = (checkpoint.load(one / loop.FINAL_FOLDER).state_dict() for one in outputs)
+    first, second = (checkpoint.load(one / trainer.FINAL_FOLDER).state_dict() for one in outputs)
     assert all(torch.equal(first[name], second[name]) for name in first)

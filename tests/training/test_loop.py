@@ -11,24 +11,23 @@ from typing import Any
 import pytest
 import torch
 
-from osum_echat import build, config
 from osum_echat.errors import CheckpointError, ConfigError, DataError
 from osum_echat.models import checkpoint
 from osum_echat.sequence import Batch
 from osum_echat.settings import read_mapping
-from osum_echat.training import loop, state
+from osum_echat.training import build, experiment, state, trainer
 from osum_echat.training.engine import StepReport
 from osum_echat.vocab import Vocab
 from tests.training.experiment import write_experiment
 
 
-def run(path: Path, *overrides: str) -> loop.Outcome:
-    experiment = config.load(path, overrides)
-    return loop.train(build.training(experiment), experiment.run, experiment.schedule)
+def run(path: Path, *overrides: str) -> trainer.Outcome:
+    loaded = experiment.load(path, overrides)
+    return trainer.train(build.training(loaded), loaded.run, loaded.schedule)
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
-    lines = (path.parent / "out" / loop.METRICS_FILE).read_text().splitlines()
+    lines = (path.parent / "out" / trainer.METRICS_FILE).read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -40,7 +39,7 @@ def losses(path: Path) -> list[float]:
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment that ran its six steps at once, with a running mean of the weights."""
     path = write_experiment(tmp_path_factory.mktemp("unbroken"), run={"average": 0.9})
-    assert run(path) == loop.Outcome(6, None)
+    assert run(path) == trainer.Outcome(6, None)
     return path
 
 
@@ -54,9 +53,9 @@ def test_after_a_stop_every_loss_and_weight_is_the_same(
 ) -> None:
     path = write_experiment(tmp_path, run={"average": 0.9})
     run(path, f"run.steps={stop}")
-    assert run(path) == loop.Outcome(6, None)
+    assert run(path) == trainer.Outcome(6, None)
     assert losses(path) == losses(unbroken)
-    paths = (one.parent / "out" / loop.FINAL_FOLDER for one in (unbroken, path))
+    paths = (one.parent / "out" / trainer.FINAL_FOLDER for one in (unbroken, path))
     first, second = (checkpoint.load(one).state_dict() for one in paths)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -71,7 +70,7 @@ def test_a_line_of_metrics_tells_each_task(unbroken: Path) -> None:
 
 
 def test_the_result_is_a_model_directory_with_its_tokenizer_and_manner(unbroken: Path) -> None:
-    final = unbroken.parent / "out" / loop.FINAL_FOLDER
+    final = unbroken.parent / "out" / trainer.FINAL_FOLDER
     model = checkpoint.load(final)
     vocab = Vocab.from_directory(final, model.settings.llm["vocab_size"], 32)
     assert vocab.encode("<|im_end|>") == (vocab.text_end,)
@@ -81,23 +80,23 @@ def test_the_result_is_a_model_directory_with_its_tokenizer_and_manner(unbroken:
 
 
 def test_a_later_stage_starts_from_the_result(unbroken: Path, tmp_path: Path) -> None:
-    final = unbroken.parent / "out" / loop.FINAL_FOLDER
+    final = unbroken.parent / "out" / trainer.FINAL_FOLDER
     path = write_experiment(tmp_path, stage={"train": ["adapter"]})
-    experiment = replace(config.load(path), init=str(final), model=None, tokenizer=None)
-    model = build.training(experiment).engine.model
+    loaded = replace(experiment.load(path), init=str(final), model=None, tokenizer=None)
+    model = build.training(loaded).engine.model
     assert torch.equal(model.speech_head.weight, checkpoint.load(final).speech_head.weight)
 
 
 def test_a_finished_training_is_left_as_it_is(unbroken: Path) -> None:
     before = losses(unbroken)
-    assert run(unbroken) == loop.Outcome(6, None)
+    assert run(unbroken) == trainer.Outcome(6, None)
     assert losses(unbroken) == before
 
 
 def test_raised_limits_go_on(tmp_path: Path) -> None:
     path = write_experiment(tmp_path)
     run(path, "run.steps=1")
-    assert run(path, "run.steps=2") == loop.Outcome(2, None)
+    assert run(path, "run.steps=2") == trainer.Outcome(2, None)
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -110,24 +109,24 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
 
 def test_a_signal_saves_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_experiment(tmp_path)
-    one_step = loop._Loop.one_step
+    one_step = trainer._Loop.one_step
 
     def with_signal(self: Any) -> None:
         one_step(self)
         if self.progress.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop._Loop, "one_step", with_signal)
-    assert run(path) == loop.Outcome(2, signal.SIGTERM)
-    assert not (tmp_path / "out" / loop.FINAL_FOLDER).exists()
+    monkeypatch.setattr(trainer._Loop, "one_step", with_signal)
+    assert run(path) == trainer.Outcome(2, signal.SIGTERM)
+    assert not (tmp_path / "out" / trainer.FINAL_FOLDER).exists()
     monkeypatch.undo()
-    assert run(path) == loop.Outcome(6, None)
+    assert run(path) == trainer.Outcome(6, None)
 
 
 def test_lines_written_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
     path = write_experiment(tmp_path)
     run(path, "run.steps=1")
-    with (tmp_path / "out" / loop.METRICS_FILE).open("a") as file:
+    with (tmp_path / "out" / trainer.METRICS_FILE).open("a") as file:
         file.write('{"step": 99, "loss": 0}\n')
     run(path, "run.steps=2")
     assert len(losses(path)) == 2
@@ -142,14 +141,14 @@ def test_gradients_that_are_not_finite_are_left_out_then_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_experiment(tmp_path)
-    experiment = config.load(path, ["run.bad_steps=2"])
-    training = build.training(experiment)
+    loaded = experiment.load(path, ["run.bad_steps=2"])
+    training = build.training(loaded)
     with torch.no_grad():
         training.engine.model.speech_head.bias[0] = float("nan")
     before = training.engine.model.speech_head.weight.clone()
     logging.getLogger("osum_echat").propagate = True
     with pytest.raises(DataError, match=r"lower schedule\.rate"):
-        loop.train(training, experiment.run, experiment.schedule)
+        trainer.train(training, loaded.run, loaded.schedule)
     assert torch.equal(training.engine.model.speech_head.weight, before)
     assert "left out: gradient norm nan; utterances u" in caplog.text
 
@@ -168,7 +167,7 @@ def test_a_stop_during_saving_leaves_the_checkpoint_before(
         run(path, "run.steps=2")
     monkeypatch.undo()
     assert state.newest(tmp_path / "out").name == "step_00000001"  # type: ignore[union-attr]
-    assert run(path, "run.steps=2") == loop.Outcome(2, None)
+    assert run(path, "run.steps=2") == trainer.Outcome(2, None)
 
 
 @pytest.mark.parametrize(
@@ -178,12 +177,12 @@ def test_a_stop_during_saving_leaves_the_checkpoint_before(
 )  # fmt: skip
 def test_wrong_settings_are_told(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        loop.RunSettings(**changes)
+        trainer.RunSettings(**changes)
 
 
 def test_a_step_without_trained_tokens_moves_nothing(tmp_path: Path) -> None:
     path = write_experiment(tmp_path)
-    training = build.training(config.load(path))
+    training = build.training(experiment.load(path))
     batch: Batch = next(training.batches)
     empty = replace(batch, targets=torch.full_like(batch.targets, -100))
     report: StepReport = training.engine.step([empty], 0.1)
@@ -208,7 +207,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     monkeypatch.undo()
     folder = tmp_path / "out" / state.FOLDER
     assert [one.name for one in folder.iterdir() if one.is_dir()] == ["step_00000001"]
-    assert run(path, "run.steps=2") == loop.Outcome(2, None)
+    assert run(path, "run.steps=2") == trainer.Outcome(2, None)
 
 
 def test_a_disk_that_is_full_for_the_metrics_is_told_too(
@@ -220,7 +219,7 @@ def test_a_disk_that_is_full_for_the_metrics_is_told_too(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", "metrics.jsonl")
 
-    monkeypatch.setattr(loop.Metrics, "write", full)
+    monkeypatch.setattr(trainer.Metrics, "write", full)
     said = r"metrics.jsonl: No space left.*step_00000001 is as it was: make room"
     with pytest.raises(CheckpointError, match=said):
         run(path, "run.steps=2")
@@ -230,15 +229,15 @@ def test_a_lack_of_memory_names_the_settings_to_lower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_experiment(tmp_path)
-    experiment = config.load(path)
-    training = build.training(experiment)
+    loaded = experiment.load(path)
+    training = build.training(loaded)
 
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(training.engine, "step", full)
     with pytest.raises(ConfigError, match=r"step 1: out of memory.*lower data\.rows"):
-        loop.train(training, experiment.run, experiment.schedule)
+        trainer.train(training, loaded.run, loaded.schedule)
 
 
 def test_the_best_model_so_far_is_kept_and_later_worse_ones_do_not_replace_it(
@@ -246,7 +245,7 @@ def test_the_best_model_so_far_is_kept_and_later_worse_ones_do_not_replace_it(
 ) -> None:
     path = write_experiment(tmp_path, schedule={"kind": "constant", "warmup_steps": 0})
     run(path, "run.steps=2", "run.check_steps=2", "run.best=true")
-    best = tmp_path / "out" / loop.BEST_FOLDER
+    best = tmp_path / "out" / trainer.BEST_FOLDER
     first = checkpoint.load(best).state_dict()
     run(path, "run.steps=4", "run.check_steps=2", "run.best=true", "schedule.rate=30")
     held_out = [line["held_out"]["s2s_think"]["loss"] for line in metrics(path)
@@ -258,14 +257,14 @@ def test_the_best_model_so_far_is_kept_and_later_worse_ones_do_not_replace_it(
 
 def test_time_left_follows_the_nearest_limit(tmp_path: Path) -> None:
     path = write_experiment(tmp_path)
-    training = build.training(config.load(path))
-    settings = config.load(path, ["run.steps=10", "run.minutes=30"])
-    moving = loop._Loop(training, settings.run, settings.schedule)
-    moving.progress = loop.Progress(step=5, minutes=6.0)
+    training = build.training(experiment.load(path))
+    settings = experiment.load(path, ["run.steps=10", "run.minutes=30"])
+    moving = trainer._Loop(training, settings.run, settings.schedule)
+    moving.progress = trainer.Progress(step=5, minutes=6.0)
     assert moving.minutes_left() == 6.0
-    moving.progress = loop.Progress(step=5, minutes=28.0)
+    moving.progress = trainer.Progress(step=5, minutes=28.0)
     assert moving.minutes_left() == 2.0
-    moving.run = loop.RunSettings(epochs=1)
+    moving.run = trainer.RunSettings(epochs=1)
     assert moving.minutes_left() is None
 
 
@@ -280,7 +279,7 @@ def test_a_stage_with_lora_trains_it_and_its_result_is_merged_when_read(tmp_path
     lora = {"rank": 2, "alpha": 4, "targets": ["q_proj", "down_proj"]}
     path = write_experiment(tmp_path, stage={"train": ["llm"], "lora": lora})
     run(path, "run.steps=2")
-    final = tmp_path / "out" / loop.FINAL_FOLDER
+    final = tmp_path / "out" / trainer.FINAL_FOLDER
     plain, with_layers = checkpoint.load(final), checkpoint.load(final, keep_lora=True)
     assert plain.settings.lora is None and with_layers.settings.lora is not None
     names = [name for name, _ in with_layers.named_parameters() if "lora_" in name]

@@ -7,7 +7,7 @@ import pytest
 
 from osum_echat.errors import DataError
 from osum_echat.training import plot
-from osum_echat.training.loop import METRICS_FILE
+from osum_echat.training.trainer import METRICS_FILE
 
 LINES = [
     {"step": 1, "loss": 3.0, "rate": 0.1, "norm": 1.0, "tasks": {"s2s": {"loss": 3.0}}},

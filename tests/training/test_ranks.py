@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from osum_echat import build, config
 from osum_echat.data.loader import Loader, open_sources
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.models import checkpoint
-from osum_echat.training import loop
-from osum_echat.training.ranks import Ranks
+from osum_echat.training import build, experiment, trainer
+from osum_echat.training.distributed import Ranks
 from tests.training.experiment import write_experiment
 from tests.training.launch import launch
 
@@ -39,7 +38,7 @@ def test_without_torchrun_the_missing_setting_is_named(monkeypatch: pytest.Monke
 
 def share(path: Path, rank: int, world: int) -> list[str]:
     """What one of several processes reads in the first epoch."""
-    whole = build.training(config.load(path, [])).batches
+    whole = build.training(experiment.load(path, [])).batches
     assert isinstance(whole, Loader)
     weighted = open_sources(whole.settings)
     part = Loader(weighted, whole.preparer, whole.settings, whole.seed, rank, world)
@@ -55,7 +54,7 @@ def test_each_process_reads_another_share_and_none_is_left_out(tmp_path: Path) -
 
 
 def final_weights(path: Path) -> dict[str, torch.Tensor]:
-    return dict(checkpoint.load(path.parent / "out" / loop.FINAL_FOLDER).state_dict())
+    return dict(checkpoint.load(path.parent / "out" / trainer.FINAL_FOLDER).state_dict())
 
 
 @pytest.mark.slow
@@ -67,6 +66,6 @@ def test_two_processes_learn_and_go_on_as_if_never_stopped(tmp_path: Path) -> No
     launch(parted)
     first, second = final_weights(whole), final_weights(parted)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    lines = (tmp_path / "whole" / "out" / loop.METRICS_FILE).read_text().splitlines()
+    lines = (tmp_path / "whole" / "out" / trainer.METRICS_FILE).read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines if '"loss"' in line and '"rate"' in line]
     assert len(losses) == 6 and losses[-1] < losses[0]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 
-from osum_echat.models.echat import EChat
+from osum_echat.models.echat import EChatModel
 from osum_echat.sequence import Batch, collate
 from osum_echat.training.deepspeed_engine import DeepSpeedEngine
+from osum_echat.training.distributed import ALONE, Ranks
 from osum_echat.training.engine import EngineSettings, LocalEngine
-from osum_echat.training.ranks import ALONE, Ranks
 from osum_echat.training.stages import GROUPS, StageSettings
 from tests.tiny_network import VOCAB, network, row
 
@@ -31,7 +31,7 @@ def batches(size: int) -> list[Batch]:
             for start in range(0, 8, size)]  # fmt: skip
 
 
-def updated(parts: list[Batch], ranks: Ranks = ALONE, deepspeed: str | None = None) -> EChat:
+def updated(parts: list[Batch], ranks: Ranks = ALONE, deepspeed: str | None = None) -> EChatModel:
     """A network without dropout after two steps on the batches, gradients clipped."""
     model = network()
     for module in model.modules():
@@ -48,14 +48,14 @@ def updated(parts: list[Batch], ranks: Ranks = ALONE, deepspeed: str | None = No
         return whole
 
 
-def moved(model: EChat) -> float:
+def moved(model: EChatModel) -> float:
     """How far the weight that moved most is from where it started."""
     start = network().state_dict()
     return max(float((value - start[name]).abs().max())
                for name, value in model.state_dict().items())  # fmt: skip
 
 
-def differing(one: EChat, other: EChat) -> list[str]:
+def differing(one: EChatModel, other: EChatModel) -> list[str]:
     """The weights in which two networks differ by more than rounding."""
     theirs = other.state_dict()
     return [name for name, value in one.state_dict().items()

@@ -3,7 +3,7 @@
 import pytest
 
 from osum_echat.errors import ConfigError
-from osum_echat.training.schedule import ScheduleSettings, learning_rate
+from osum_echat.training.scheduler import ScheduleSettings, learning_rate
 
 
 def rates(settings: ScheduleSettings, *steps: int) -> list[float]:

@@ -10,11 +10,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from common_utils.token2wav_recipe.runs import LimitSettings
+from common_utils.token2wav_recipe.train_flow import fit, load, record, to_the_limit, train
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.token2wav.voice import prompt_mel
-from osum_echat.training.runs import LimitSettings
-from osum_echat.training.schedule import ScheduleSettings
-from osum_echat.training.train_flow import fit, load, record, to_the_limit, train
+from osum_echat.training.scheduler import ScheduleSettings
 
 CODES = 11
 SIZES = {

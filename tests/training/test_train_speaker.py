@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from common_utils.token2wav_recipe import train_speaker
+from common_utils.token2wav_recipe.runs import LimitSettings
+from common_utils.token2wav_recipe.train_speaker import SpeakerSettings, SpeakerTraining
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.token2wav.voice import SpeakerEncoder
-from osum_echat.training import train_speaker
-from osum_echat.training.runs import LimitSettings
-from osum_echat.training.train_speaker import SpeakerSettings, SpeakerTraining
 
 SPEC = importlib.util.spec_from_file_location("voices", Path(__file__).with_name("voices.py"))
 voices = importlib.util.module_from_spec(SPEC)

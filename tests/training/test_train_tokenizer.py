@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from common_utils.token2wav_recipe import train_tokenizer
+from common_utils.token2wav_recipe.train_tokenizer import TokenizerSettings
+from common_utils.token2wav_recipe.units import SpeechUnits, UnitSettings
 from osum_echat import audio
 from osum_echat.errors import DataError
 from osum_echat.models.encoder import EncoderSettings
 from osum_echat.token2wav.voice import SpeechTokenizer
-from osum_echat.training import train_tokenizer
-from osum_echat.training.train_tokenizer import TokenizerSettings
-from osum_echat.training.units import SpeechUnits, UnitSettings
 
 SPEC = importlib.util.spec_from_file_location("voices", Path(__file__).with_name("voices.py"))
 voices = importlib.util.module_from_spec(SPEC)

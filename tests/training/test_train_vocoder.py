@@ -10,13 +10,13 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from common_utils.token2wav_recipe import train_vocoder
+from common_utils.token2wav_recipe.runs import LimitSettings
+from common_utils.token2wav_recipe.train_vocoder import VocoderTraining
+from osum_echat import weights
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.settings import parse, read_mapping
-from osum_echat.token2wav import weights
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
-from osum_echat.training import train_vocoder
-from osum_echat.training.runs import LimitSettings
-from osum_echat.training.train_vocoder import VocoderTraining
 from tests.token2wav.tiny_flow import FLOW, tiny_flow
 
 SPEC = importlib.util.spec_from_file_location("voices", Path(__file__).with_name("voices.py"))

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from common_utils.token2wav_recipe import units
+from common_utils.token2wav_recipe.units import SpeechUnits, UnitSettings, kmeans, nearest
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.models.encoder import EncoderSettings
-from osum_echat.training import units
-from osum_echat.training.units import SpeechUnits, UnitSettings, kmeans, nearest
 
 
 def tiny() -> SpeechUnits:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from common_utils.token2wav_recipe.voice_list import read_list
 from osum_echat.errors import DataError
-from osum_echat.training.voice_list import read_list
 
 
 def written(folder, text):

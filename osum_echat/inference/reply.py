@@ -1,15 +1,16 @@
 """What the assistant gives back: a whole reply, or its events one by one while it is made."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from osum_echat.records import Labels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from osum_echat.generation.decoder import StoppedBy
+
 LABEL_FIELDS = ("emotion", "age", "gender", "event")  # what is told of a voice, in this order
-StoppedBy = Literal["end", "limit", "interrupt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Reply:
     sample_rate_hz: int | None
     audio_in_s: float | None
     timings: Timings
-    stopped_by: StoppedBy = "end"       # limit: it found no end; interrupt: it was not to go on
+    stopped_by: "StoppedBy" = "end"       # limit: it found no end; interrupt: it was not to go on
 
     @property
     def audio_out_s(self) -> float | None:

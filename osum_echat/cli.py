@@ -1,8 +1,30 @@
-"""Which model a command asks, and where it runs: the options that commands share."""
+"""What commands share: the options that choose a model, and how a command ends."""
 
 import argparse
+import sys
+from collections.abc import Callable
 
-from osum_echat.places import TINY
+from osum_echat import logs
+from osum_echat.errors import OsumError
+from osum_echat.paths import TINY
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def run(name: str, work: Callable[[], int | None], quiet: bool = False) -> int:
+    """Do a command's work. Returns its exit code.
+
+    0, or what work returns; 2 for what the user can put right, told in one line; 130 for Ctrl-C.
+    """
+    logs.setup(quiet)
+    try:
+        return work() or 0
+    except OsumError as error:
+        sys.stderr.write(f"{name}: {' '.join(str(error).split())}\n")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{name}: stopped; the same command goes on from here\n")
+        return INTERRUPTED
 
 
 def add_model(one: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

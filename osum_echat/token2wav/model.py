@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from osum_echat import device as devices
-from osum_echat import logs
+from osum_echat import logs, weights
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.settings import mapping, parse
-from osum_echat.token2wav import cosyvoice, weights
-from osum_echat.token2wav.files import Shelf, find, shelf
+from osum_echat.stored_file import Shelf, find, shelf
+from osum_echat.token2wav import cosyvoice
 from osum_echat.token2wav.flow import Flow, FlowSettings, VoiceState, frames_for
 from osum_echat.token2wav.hift import Hift, HiftSettings, fold
 from osum_echat.token2wav.layers import stretch
 from osum_echat.token2wav.noise import Streams, mel_noise, streams
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
-from osum_echat.token2wav.stream import MelStream, Piece, StreamSettings, pieces
+from osum_echat.token2wav.streaming import MelStream, Piece, StreamSettings, pieces
 from osum_echat.token2wav.voice import (
     SAMPLE_RATE_HZ,
     SpeakerEncoder,

@@ -10,13 +10,13 @@ from osum_echat import audio, logs
 from osum_echat.data.prepare import clean
 from osum_echat.errors import InputError
 from osum_echat.generation.decoder import Answer, Limits
-from osum_echat.generation.rules import AllowedAfter, Rule
+from osum_echat.generation.kv_cache import check_length
+from osum_echat.generation.logits_rules import AllowedAfter, Rule
 from osum_echat.generation.sampling import PRESETS
-from osum_echat.loading import Parts
-from osum_echat.models.growing_rows import check_length
-from osum_echat.reading import Answering, Reading, Reciting, Understanding
+from osum_echat.inference.load import Parts
+from osum_echat.inference.reply import LABEL_FIELDS
+from osum_echat.inference.reply_parser import Answering, Reading, Reciting, Understanding
 from osum_echat.records import Turn, Utterance
-from osum_echat.replies import LABEL_FIELDS
 from osum_echat.sequence import Clip, compose
 from osum_echat.sequence import Sequence as Row
 from osum_echat.tasks import Task, task_for, understanding_tag

@@ -13,7 +13,7 @@ from torch import Tensor
 from osum_echat import device as devices
 from osum_echat.generation import decoder
 from osum_echat.generation.sampling import Sampling
-from osum_echat.models.echat import EChat
+from osum_echat.models.echat import EChatModel
 from osum_echat.records import Utterance
 from osum_echat.sequence import Sequence as Row
 from osum_echat.sequence import collate
@@ -60,7 +60,7 @@ def questions(rows: Iterable[tuple[Utterance, Row]], vocab: Vocab, limit: int) -
 
 
 def answered(
-    model: EChat, vocab: Vocab, asked: Sequence[Question], most_tokens: int,
+    model: EChatModel, vocab: Vocab, asked: Sequence[Question], most_tokens: int,
     dtype: torch.dtype | None = None,
 ) -> list[str]:  # fmt: skip
     """The model's greedy answers. dtype: of autocast. Leaves the model in eval mode.
@@ -79,7 +79,7 @@ def answered(
 
 
 @torch.no_grad()  # not inference mode: what is heard here may be remembered for training
-def _prompts(model: EChat, vocab: Vocab, asked: Sequence[Question]) -> list[Tensor]:
+def _prompts(model: EChatModel, vocab: Vocab, asked: Sequence[Question]) -> list[Tensor]:
     """The questions as the LLM reads them: (tokens, width) each."""
     return [model.embed(collate([[one.row]], vocab).to(model.device))[0] for one in asked]
 

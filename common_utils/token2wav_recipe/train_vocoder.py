@@ -1,6 +1,6 @@
 """Train the NSF-Vocos vocoder.
 
-python -m osum_echat.training.train_vocoder CONFIG [key=value ...]
+python -m common_utils.token2wav_recipe.train_vocoder CONFIG [key=value ...]
 """
 
 import argparse
@@ -16,19 +16,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from osum_echat import audio, logs, settings
+from common_utils.token2wav_recipe import pitch
+from common_utils.token2wav_recipe.runs import LimitSettings, run
+from common_utils.token2wav_recipe.train_flow import FLOW_FILE, SIZES_FILE, fit, speech_tokens
+from common_utils.token2wav_recipe.voice_list import VoiceRow, read_list
+from osum_echat import audio, logs, settings, weights
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
-from osum_echat.token2wav import pitch, weights
 from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings, draw_noise
 from osum_echat.token2wav.voice import HOP_SAMPLES, SAMPLE_RATE_HZ, mel_basis, prompt_mel
-from osum_echat.training.average import WeightAverage
+from osum_echat.training.ema import WeightAverage
 from osum_echat.training.engine import compute_dtype
-from osum_echat.training.runs import LimitSettings, run
-from osum_echat.training.schedule import ScheduleSettings, learning_rate
-from osum_echat.training.train_flow import FLOW_FILE, SIZES_FILE, fit, speech_tokens
-from osum_echat.training.voice_list import VoiceRow, read_list
+from osum_echat.training.scheduler import ScheduleSettings, learning_rate
 
 VOCODER_FILE = "vocoder.safetensors"
 PITCH_FILE = "pitch.safetensors"            # true pitch by key, kept for the next start

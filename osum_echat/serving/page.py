@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from osum_echat.errors import InputError, OsumError
-from osum_echat.serving import menu, words
+from osum_echat.serving import menu, strings
 from osum_echat.serving.lanes import OWN_VOICE
 from osum_echat.serving.session import MEGABYTE
 from osum_echat.serving.view import player
@@ -85,17 +85,17 @@ def _place(desk: Desk, samples: Sequence[Path]) -> Parts:
     """Put every component where it stands, in English."""
     import gradio
 
-    tell = words.words(words.FIRST)
+    tell = strings.words(strings.FIRST)
     with gradio.Row(elem_id="head"):
-        heading = gradio.HTML(_heading(words.FIRST))
+        heading = gradio.HTML(_heading(strings.FIRST))
         language = gradio.Radio(
-            [(name, code) for code, name in words.LANGUAGES.items()], value=words.FIRST,
+            [(name, code) for code, name in strings.LANGUAGES.items()], value=strings.FIRST,
             show_label=False, container=False, elem_id="language", scale=0,
         )  # fmt: skip
     with gradio.Row():
         with gradio.Column(scale=7, min_width=320):
             chat = gradio.HTML(
-                _chat(Visit(desk.limits), words.FIRST), html_template="<div></div>",
+                _chat(Visit(desk.limits), strings.FIRST), html_template="<div></div>",
                 js_on_load=CONVERSATION_JS, elem_id="conversation", apply_default_css=False,
             )  # fmt: skip
             sound = gradio.HTML(player("", (), ()), html_template="<i></i>", js_on_load=PLAYER_JS,
@@ -130,7 +130,7 @@ def _settings(
     """The right-hand column: by name, and those of the form after task, labels and models."""
     import gradio
 
-    language = words.FIRST
+    language = strings.FIRST
     task = gradio.Dropdown(_tasks(language), value=menu.FIRST, label=tell["task"], elem_id="task",
                            filterable=False)  # fmt: skip
     listen_for = gradio.CheckboxGroup(
@@ -181,7 +181,7 @@ def _answering(desk: Desk, parts: Parts) -> None:
                 yield _chat(visit, code), heard, gradio.skip(), clip
                 clip = gradio.skip()    # made free for the next turn once
         except OsumError as error:
-            notice = _notice(words.problem(error, code))
+            notice = _notice(strings.problem(error, code))
             yield gradio.skip(), gradio.skip(), notice, gradio.skip()
 
     def stop(request: gradio.Request) -> None:
@@ -214,7 +214,7 @@ def _judging(desk: Desk, parts: Parts) -> None:
         try:
             desk.judge(visit, *(str(event._data.get(name, "")) for name in VERDICT_PARTS))
         except OsumError as error:
-            return gradio.skip(), _notice(words.problem(error, code))
+            return gradio.skip(), _notice(strings.problem(error, code))
         return _chat(visit, code), gradio.skip()
 
     named["chat"].feedback(judge, [named["language"]], [named["chat"], named["problem"]],
@@ -233,7 +233,7 @@ def _speaking_to(page: Any, desk: Desk, parts: Parts) -> None:
         return [_chat(visit, code), *_translated(desk, code, task)]
 
     def greet(request: gradio.Request, task: str) -> list[Any]:
-        code = words.preferred(request.headers.get("accept-language", ""))
+        code = strings.preferred(request.headers.get("accept-language", ""))
         return [code, *translate(request, code, task)]
 
     def fit(code: str, task: str) -> list[Any]:
@@ -268,8 +268,8 @@ def _fitting(name: str, code: str) -> list[Any]:
     prompt = "free" if choice.takes_prompt else "tts" if choice.speaks else "t2t"
     return [
         gradio.update(visible=choice.hears),
-        gradio.update(visible=choice.reads, label=words.word(f"text_{prompt}", code),
-                      placeholder=words.word(f"hint_{prompt}", code)),
+        gradio.update(visible=choice.reads, label=strings.word(f"text_{prompt}", code),
+                      placeholder=strings.word(f"hint_{prompt}", code)),
         gradio.update(visible=choice.picks_labels),
         gradio.update(visible=choice.speaks),
     ]  # fmt: skip
@@ -282,7 +282,7 @@ def _translated(desk: Desk, code: str, task: str) -> list[Any]:
     """An update for each of _TRANSLATED."""
     import gradio
 
-    tell = words.words(code)
+    tell = strings.words(code)
     choices = {"task": _tasks(code), "listen_for": _hearable(code), "models": _models(desk, code),
                "voice": _voices(desk, code)}  # fmt: skip
     updates: dict[str, dict[str, Any]] = {name: {"label": tell[name]} for name in LABELLED}
@@ -298,7 +298,7 @@ def _translated(desk: Desk, code: str, task: str) -> list[Any]:
 
 def _chat(visit: Visit, code: str) -> Any:
     """What page.js draws."""
-    return {"words": words.words(code), "turns": visit.shown(), "given": visit.given}
+    return {"words": strings.words(code), "turns": visit.shown(), "given": visit.given}
 
 
 def _notice(message: str) -> Any:
@@ -309,31 +309,31 @@ def _notice(message: str) -> Any:
 
 
 def _heading(code: str) -> str:
-    return f"<h1>{TITLE}</h1><p>{words.word('subtitle', code)}</p>"
+    return f"<h1>{TITLE}</h1><p>{strings.word('subtitle', code)}</p>"
 
 
 def _limits(desk: Desk, code: str) -> str:
     limits = desk.limits
-    return words.word("limits", code).format(
+    return strings.word("limits", code).format(
         seconds=limits.audio_s, megabytes=limits.audio_bytes / MEGABYTE
     )
 
 
 def _tasks(code: str) -> list[tuple[str, str]]:
-    return [(words.word(f"task_{name}", code), name) for name in menu.MENU]
+    return [(strings.word(f"task_{name}", code), name) for name in menu.MENU]
 
 
 def _hearable(code: str) -> list[tuple[str, str]]:
-    return [(words.word(name, code), name) for name in menu.HEARABLE]
+    return [(strings.word(name, code), name) for name in menu.HEARABLE]
 
 
 def _models(desk: Desk, code: str) -> list[tuple[str, int]]:
     return [
-        (f"{lane.model} · {words.word(lane.manner, code)}", number)
+        (f"{lane.model} · {strings.word(lane.manner, code)}", number)
         for number, lane in enumerate(desk.lanes)
     ]
 
 
 def _voices(desk: Desk, code: str) -> list[tuple[str, str]]:
-    own = words.word("own_voice", code)
+    own = strings.word("own_voice", code)
     return [(Path(name).stem if name else own, name) for name in desk.voices.names]

@@ -9,25 +9,24 @@ from pathlib import Path
 import torch
 import yaml
 
-from osum_echat import config
 from osum_echat import device as devices
-from osum_echat.config import Experiment
 from osum_echat.data.augment import AugmentSettings
 from osum_echat.data.loader import Loader, held_out_batches, held_out_rows, open_lists, open_sources
 from osum_echat.data.prepare import Preparer
 from osum_echat.data.settings import PrepareSettings
 from osum_echat.errors import ConfigError
 from osum_echat.logs import logger
-from osum_echat.models import checkpoint, source
-from osum_echat.models.echat import EChat, EChatSettings
+from osum_echat.models import checkpoint, pretrained
+from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.starts import llm_settings, local, start_hearing, start_llm
 from osum_echat.models.whisper_start import start_encoder
 from osum_echat.sequence import Batch
-from osum_echat.training.answers import Question, Scoring, answered, figures, questions
 from osum_echat.training.deepspeed_engine import DeepSpeedEngine
+from osum_echat.training.distributed import Ranks
 from osum_echat.training.engine import LocalEngine
-from osum_echat.training.loop import Training
-from osum_echat.training.ranks import Ranks
+from osum_echat.training.experiment import Experiment, dump
+from osum_echat.training.trainer import Training
+from osum_echat.training.validation import Question, Scoring, answered, figures, questions
 from osum_echat.vocab import Vocab
 
 LOG = logger(__name__)
@@ -69,7 +68,7 @@ def training(experiment: Experiment, scoring: Scoring | None = None) -> Training
         held_out=_held_out(experiment, vocab, mels),
         export=lambda directory: export(directory, experiment, engine.model, preparer),
         output=Path(experiment.output),
-        config_text=config.dump(experiment),
+        config_text=dump(experiment),
         accumulate=experiment.engine.accumulate,
         answers=_answers(experiment, vocab, mels, scoring, engine),
     )
@@ -85,7 +84,7 @@ def model_settings(experiment: Experiment) -> EChatSettings:
     if experiment.model is not None:
         settings = checkpoint.read_settings(Path(experiment.model))
     else:
-        settings = checkpoint.read_settings(source.find(str(experiment.init)).settings)
+        settings = checkpoint.read_settings(pretrained.find(str(experiment.init)).settings)
     if experiment.init_llm is not None:
         settings = replace(settings, llm=llm_settings(Path(experiment.init_llm)))
     return settings
@@ -99,12 +98,12 @@ def vocabulary(experiment: Experiment, settings: EChatSettings) -> Vocab:
     )
 
 
-def network(experiment: Experiment, settings: EChatSettings) -> EChat:
+def network(experiment: Experiment, settings: EChatSettings) -> EChatModel:
     """The model with the weights it starts from."""
     if experiment.init is None:
-        model = EChat(replace(settings, lora=None))
+        model = EChatModel(replace(settings, lora=None))
     else:
-        weights = source.find(experiment.init, experiment.model).weights
+        weights = pretrained.find(experiment.init, experiment.model).weights
         model = checkpoint.load(weights, settings, torch.float32, keep_lora=experiment.keep_lora)
     starts = (
         (experiment.init_llm, lambda place: start_llm(model, place)),
@@ -123,7 +122,7 @@ def network(experiment: Experiment, settings: EChatSettings) -> EChat:
     return model
 
 
-def export(directory: Path, experiment: Experiment, model: EChat, preparer: Preparer) -> None:
+def export(directory: Path, experiment: Experiment, model: EChatModel, preparer: Preparer) -> None:
     """The trained model as a directory that a later stage or inference loads, whole or not."""
     part = directory.with_name(f".{directory.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -155,7 +154,7 @@ def _held_out(experiment: Experiment, vocab: Vocab, mels: int) -> Callable[[], S
 def _answers(
     experiment: Experiment, vocab: Vocab, mels: int, scoring: Scoring | None,
     engine: LocalEngine | DeepSpeedEngine,
-) -> Callable[[EChat], Mapping[str, float]] | None:  # fmt: skip
+) -> Callable[[EChatModel], Mapping[str, float]] | None:  # fmt: skip
     """Asks the held-out questions of `run.check_answers`, read when first asked."""
     run, data = experiment.run, experiment.data
     if not run.check_answers:
@@ -177,7 +176,7 @@ def _answers(
             LOG.warning("run.check_answers: data.held_out holds no understanding tasks to ask")
         return found
 
-    def ask(model: EChat) -> Mapping[str, float]:
+    def ask(model: EChatModel) -> Mapping[str, float]:
         said = answered(model, vocab, asked(), run.answer_tokens, engine.dtype)
         return figures(asked(), said, scoring)
 
@@ -194,5 +193,5 @@ def _tokenizer_directory(experiment: Experiment) -> Path:
     if experiment.tokenizer is not None:
         return Path(experiment.tokenizer)
     if experiment.init is not None:
-        return source.find(experiment.init, experiment.model).tokenizer()
+        return pretrained.find(experiment.init, experiment.model).tokenizer()
     return local(Path(str(experiment.init_llm)))

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from osum_echat import logs
-from osum_echat.assistant import EChat
-from osum_echat.corpus.jobs import write_json
 from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation import kept_settings, report
 from osum_echat.evaluation.predictions import Lines, Prediction, failed, in_order
 from osum_echat.evaluation.results import Outcome, Table
+from osum_echat.files import write_json
+from osum_echat.inference.assistant import EChat
 
 LOG = logs.logger(__name__)
 PACKAGES = ("torch", "transformers", "numpy", "onnxruntime", "soundfile")

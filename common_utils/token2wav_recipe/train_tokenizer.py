@@ -1,6 +1,6 @@
 """Makes a small speech tokenizer: Whisper layers, pitch and energy, k-means; exported to ONNX.
 
-python -m osum_echat.training.train_tokenizer CONFIG [key=value ...]
+python -m common_utils.token2wav_recipe.train_tokenizer CONFIG [key=value ...]
 """
 
 import argparse
@@ -16,14 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from osum_echat import audio
-from osum_echat.errors import ConfigError
-from osum_echat.logs import logger, out, progress, setup
-from osum_echat.models.whisper_start import read_whisper, settings_of
-from osum_echat.settings import override, parse, read_mapping
-from osum_echat.token2wav import pitch
-from osum_echat.training.onnx_file import export
-from osum_echat.training.units import (
+from common_utils.token2wav_recipe import pitch
+from common_utils.token2wav_recipe.onnx_file import export
+from common_utils.token2wav_recipe.units import (
     ENERGY_FLOOR,
     FRAMES_PER_UNIT,
     SpeechUnits,
@@ -31,7 +26,12 @@ from osum_echat.training.units import (
     kmeans,
     nearest,
 )
-from osum_echat.training.voice_list import VoiceRow, read_list
+from common_utils.token2wav_recipe.voice_list import VoiceRow, read_list
+from osum_echat import audio
+from osum_echat.errors import ConfigError
+from osum_echat.logs import logger, out, progress, setup
+from osum_echat.models.whisper_start import read_whisper, settings_of
+from osum_echat.settings import override, parse, read_mapping
 
 UNITS_PER_S = 25
 LATE_START_FRAMES = (40, 400)          # silence put before a clip, to see what its place does

@@ -15,13 +15,13 @@ import torch
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.logs import logger
-from osum_echat.models.echat import EChat
+from osum_echat.models.echat import EChatModel
 from osum_echat.sequence import Batch
 from osum_echat.training import state as states
-from osum_echat.training.average import WeightAverage
+from osum_echat.training.ema import WeightAverage
 from osum_echat.training.engine import Engine, Score, StepReport, is_finite, whole_score
-from osum_echat.training.metrics import Metrics
-from osum_echat.training.schedule import ScheduleSettings, learning_rate
+from osum_echat.training.metric_logger import Metrics
+from osum_echat.training.scheduler import ScheduleSettings, learning_rate
 from osum_echat.training.watch import Watch
 
 LOG = logger(__name__)
@@ -91,7 +91,7 @@ class Training:
     output: Path
     config_text: str
     accumulate: int = 1
-    answers: Callable[[EChat], Mapping[str, float]] | None = None
+    answers: Callable[[EChatModel], Mapping[str, float]] | None = None
 
 
 @dataclass(slots=True)

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from osum_echat import device as devices
-from osum_echat import loading, together
-from osum_echat.answering import Speaker, Watch
-from osum_echat.asking import Options, Request, Source, lay_out, settle
 from osum_echat.errors import OsumError
-from osum_echat.loading import Parts
-from osum_echat.places import TINY
-from osum_echat.replies import LABEL_FIELDS, Done, Event, Heard, Reply, Timings
+from osum_echat.inference import load, together
+from osum_echat.inference.answering import Speaker, Watch
+from osum_echat.inference.load import Parts
+from osum_echat.inference.reply import LABEL_FIELDS, Done, Event, Heard, Reply, Timings
+from osum_echat.inference.request import Options, Request, Source, lay_out, settle
+from osum_echat.paths import TINY
 
 __all__ = ["LABEL_FIELDS", "TINY", "EChat", "Reply", "Timings"]
 
@@ -48,9 +48,9 @@ class EChat:
         not fit.
         """
         start = time.perf_counter()
-        asked = loading.Wanted(source, config, tokenizer, token2wav, voice, dtype, keep_lora)
-        other = None if share is None else loading.Lent(share.network, share.voice)
-        assistant = cls(loading.load(asked, devices.pick(device), speaks, other), seed)
+        asked = load.Wanted(source, config, tokenizer, token2wav, voice, dtype, keep_lora)
+        other = None if share is None else load.Lent(share.network, share.voice)
+        assistant = cls(load.load(asked, devices.pick(device), speaks, other), seed)
         assistant.load_s = time.perf_counter() - start
         return assistant
 

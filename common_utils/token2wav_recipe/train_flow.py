@@ -1,6 +1,6 @@
 """Train the flow of token to wav.
 
-python -m osum_echat.training.train_flow CONFIG.yaml [key=value ...]
+python -m common_utils.token2wav_recipe.train_flow CONFIG.yaml [key=value ...]
 """
 
 import argparse
@@ -15,16 +15,16 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from osum_echat import audio, logs, settings
+from common_utils.token2wav_recipe.runs import LimitSettings, run
+from common_utils.token2wav_recipe.voice_list import VoiceRow, read_list
+from osum_echat import audio, logs, settings, weights
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
-from osum_echat.token2wav import voice, weights
+from osum_echat.token2wav import voice
 from osum_echat.token2wav.flow import Flow, FlowLoss, FlowSettings, draw, frames_for
-from osum_echat.training.average import WeightAverage
+from osum_echat.training.ema import WeightAverage
 from osum_echat.training.engine import compute_dtype
-from osum_echat.training.runs import LimitSettings, run
-from osum_echat.training.schedule import ScheduleSettings, learning_rate
-from osum_echat.training.voice_list import VoiceRow, read_list
+from osum_echat.training.scheduler import ScheduleSettings, learning_rate
 
 LOG = logs.logger(__name__)
 FLOW_FILE, SIZES_FILE = "flow.safetensors", "flow.yaml"

@@ -5,9 +5,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from osum_echat.asking import Asked, Request
-from osum_echat.generation.hearing import ReadAlong
-from osum_echat.loading import Parts
+from osum_echat.generation.ctc_prefix import ReadAlong
+from osum_echat.inference.load import Parts
+from osum_echat.inference.request import Asked, Request
 from osum_echat.thinking import VALUES
 from osum_echat.vocab import Vocab
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Protocol
 
+from osum_echat.inference.reply import Event, Heard, LabelsFound, TextPiece, ThoughtPiece
 from osum_echat.records import Labels, canonical_label
-from osum_echat.replies import Event, Heard, LabelsFound, TextPiece, ThoughtPiece
 from osum_echat.tasks import Task
 from osum_echat.thinking import (
     THINK_END_MARK,

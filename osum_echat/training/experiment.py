@@ -11,9 +11,9 @@ from osum_echat.data.loader import DataSettings
 from osum_echat.data.prepare import PrepareSettings
 from osum_echat.errors import ConfigError
 from osum_echat.training.engine import EngineSettings
-from osum_echat.training.loop import RunSettings
-from osum_echat.training.schedule import ScheduleSettings
+from osum_echat.training.scheduler import ScheduleSettings
 from osum_echat.training.stages import StageSettings
+from osum_echat.training.trainer import RunSettings
 
 
 @dataclass(frozen=True, slots=True)

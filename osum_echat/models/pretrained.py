@@ -6,9 +6,9 @@ from typing import Any
 
 from osum_echat.errors import CheckpointError
 from osum_echat.models import deepspeed_directory, hub
-from osum_echat.models.settings_file import COPY, SETTINGS_FILE, UPSTREAM_KEY
+from osum_echat.models.settings import COPY, SETTINGS_FILE, UPSTREAM_KEY
 from osum_echat.models.stored import INDEX_FILE, WEIGHTS_FILE
-from osum_echat.places import PUBLISHED_SETTINGS
+from osum_echat.paths import PUBLISHED_SETTINGS
 from osum_echat.settings import read_mapping
 
 # Ours, upstream's, and what upstream's training leaves beside its states.

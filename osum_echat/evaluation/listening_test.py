@@ -17,13 +17,13 @@ from zlib import crc32
 
 import numpy as np
 
-from osum_echat.corpus.jobs import whole_file, write_json
 from osum_echat.errors import InputError
 from osum_echat.evaluation import paper, report
 from osum_echat.evaluation.echat_items import EChatItem
-from osum_echat.evaluation.frame import versions
 from osum_echat.evaluation.gallery import of_run
 from osum_echat.evaluation.results import Block, Cell, Measure, Table, Words, mean
+from osum_echat.evaluation.runner import versions
+from osum_echat.files import whole_file, write_json
 
 QUESTIONS = ("fitting words", "fitting voice", "natural speech")
 LOWEST, HIGHEST = 0, 100

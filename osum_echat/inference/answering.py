@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from osum_echat import logs
-from osum_echat.asking import Asked
 from osum_echat.generation import decoder
 from osum_echat.generation.decoder import Token
-from osum_echat.listening import read_along
-from osum_echat.loading import Parts
-from osum_echat.reading import Detokeniser
-from osum_echat.replies import AudioPiece, Done, Event, Reply, Timings
+from osum_echat.inference.listening import read_along
+from osum_echat.inference.load import Parts
+from osum_echat.inference.reply import AudioPiece, Done, Event, Reply, Timings
+from osum_echat.inference.reply_parser import Detokeniser
+from osum_echat.inference.request import Asked
 
 LOG = logs.logger(__name__)
 

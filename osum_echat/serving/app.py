@@ -8,7 +8,7 @@ from typing import Any
 
 from osum_echat import logs
 from osum_echat.errors import InputError
-from osum_echat.places import TINY
+from osum_echat.paths import TINY
 from osum_echat.serving.session import MEGABYTE, Limits
 
 HERE = Path(__file__).parent
@@ -93,7 +93,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     for voice in arguments.voice:
         if not voice.is_file():
             raise InputError(f"--voice {voice}: no such file; check the path")
-    from osum_echat.serving import lanes, layout
+    from osum_echat.serving import lanes, page
     from osum_echat.serving.feedback import FeedbackBook
     from osum_echat.serving.visit import Desk
 
@@ -103,20 +103,20 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         config=arguments.config, tokenizer=arguments.tokenizer, token2wav=arguments.token2wav,
     )  # fmt: skip
     desk = Desk(found, voices, limits, FeedbackBook(arguments.feedback))
-    page = layout.build(desk, _samples(sources), KEPT_S)
-    page.queue(max_size=arguments.waiting, default_concurrency_limit=arguments.at_once)
-    return page, launch_options(arguments, limits)
+    blocks = page.build(desk, _samples(sources), KEPT_S)
+    blocks.queue(max_size=arguments.waiting, default_concurrency_limit=arguments.at_once)
+    return blocks, launch_options(arguments, limits)
 
 
 def launch_options(arguments: argparse.Namespace, limits: Limits) -> dict[str, Any]:
     """How the page is served: nothing from elsewhere, and nothing more than it needs."""
-    from osum_echat.serving import layout
+    from osum_echat.serving import page
 
     ports = range(PORT, PORT + TRIED_PORTS) if arguments.port is None else (arguments.port,)
     return {
-        "server_name": arguments.host, "server_port": layout.free_port(arguments.host, ports),
+        "server_name": arguments.host, "server_port": page.free_port(arguments.host, ports),
         "share": arguments.share, "auth": arguments.auth, "inbrowser": arguments.open,
-        "max_file_size": limits.audio_bytes, "theme": layout.theme(),
+        "max_file_size": limits.audio_bytes, "theme": page.theme(),
         "css": (HERE / "page.css").read_text(encoding="utf-8"),
         "head": f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
         "footer_links": [], "ssr_mode": False, "mcp_server": False, "pwa": False,

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from osum_echat import logs
+from osum_echat.cli import add_model
 from osum_echat.errors import InputError
-from osum_echat.model_options import add_model
-from osum_echat.places import TINY
-from osum_echat.replies import LABEL_FIELDS, Done, Reply
-from osum_echat.reports import event_line, event_report, report, table
+from osum_echat.inference.reply import LABEL_FIELDS, Done, Reply
+from osum_echat.inference.reports import event_line, event_report, report, table
+from osum_echat.paths import TINY
 from osum_echat.tasks import task_for
 
 if TYPE_CHECKING:
-    from osum_echat.assistant import EChat
+    from osum_echat.inference.assistant import EChat
     from osum_echat.records import Utterance
 
 LOG = logs.logger(__name__)
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     several = not is_tour and len(arguments.wav or ()) > 1
     jobs = _tour() if is_tour else _jobs(arguments)
     labels = _labels(arguments.labels)
-    from osum_echat.assistant import EChat
+    from osum_echat.inference.assistant import EChat
 
     assistant = EChat.load(
         arguments.model, device=arguments.device, seed=arguments.seed,
@@ -160,11 +160,11 @@ def _with_history(job: Job, path: Path | None) -> "Path | str | Utterance":
     """What is asked, with the conversation before it."""
     if path is None:
         return job.source
-    from osum_echat import dialogue
+    from osum_echat import records
     from osum_echat.records import Turn, Utterance
 
     turn = Turn(audio=Path(job.source))
-    return Utterance("request", job.task, turn, history=dialogue.read(path))
+    return Utterance("request", job.task, turn, history=records.read_turns(path))
 
 
 def _jobs(arguments: argparse.Namespace) -> list[Job]:

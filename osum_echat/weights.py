@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from osum_echat import torch_file
 from osum_echat.errors import CheckpointError
-from osum_echat.token2wav.files import StoredFile
+from osum_echat.stored_file import StoredFile
 
 SHOWN_KEYS = 8
 WRAPPER = "module."             # before every key where a parallel wrapper was saved along

@@ -6,8 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from osum_echat.records import Labels
-from osum_echat.replies import (
+from osum_echat.inference.reply import (
     LABEL_FIELDS,
     AudioPiece,
     Event,
@@ -17,6 +16,7 @@ from osum_echat.replies import (
     TextPiece,
     ThoughtPiece,
 )
+from osum_echat.records import Labels
 
 WIDTH = 8  # of the names in a printed reply
 

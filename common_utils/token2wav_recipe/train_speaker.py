@@ -1,6 +1,6 @@
 """Train a small speaker encoder.
 
-python -m osum_echat.training.train_speaker CONFIG [key=value ...]
+python -m common_utils.token2wav_recipe.train_speaker CONFIG [key=value ...]
 
 It learns to tell voices apart; what it then says about a voice, 192 numbers, goes to ONNX with the
 signature of the published `campplus.onnx`.
@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common_utils.token2wav_recipe.onnx_file import export
+from common_utils.token2wav_recipe.runs import LimitSettings, run
+from common_utils.token2wav_recipe.voice_list import VoiceRow, read_list
 from osum_echat import audio, logs, settings
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, speaker_features
-from osum_echat.training.average import WeightAverage
-from osum_echat.training.onnx_file import export
-from osum_echat.training.runs import LimitSettings, run
-from osum_echat.training.schedule import ScheduleSettings, learning_rate
-from osum_echat.training.voice_list import VoiceRow, read_list
+from osum_echat.training.ema import WeightAverage
+from osum_echat.training.scheduler import ScheduleSettings, learning_rate
 
 SPEAKER_FILE = "speaker.onnx"
 MARGIN, SHARPNESS = 0.2, 30.0              # of the additive-margin softmax

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from osum_echat.answering import Watch, reply_to, speak
-from osum_echat.asking import Asked, Options, Source, lay_out, settle
 from osum_echat.errors import InputError, OsumError
 from osum_echat.generation import decoder
-from osum_echat.listening import read_along
-from osum_echat.loading import Parts
-from osum_echat.replies import Reply
+from osum_echat.inference.answering import Watch, reply_to, speak
+from osum_echat.inference.listening import read_along
+from osum_echat.inference.load import Parts
+from osum_echat.inference.reply import Reply
+from osum_echat.inference.request import Asked, Options, Source, lay_out, settle
 
 
 def reply_many(

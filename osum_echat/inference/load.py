@@ -9,17 +9,17 @@ import torch
 
 from osum_echat import device as devices
 from osum_echat import logs
-from osum_echat.data.prompts import Prompts
 from osum_echat.errors import CheckpointError, ConfigError, InputError
-from osum_echat.generation.rules import NoLoops
+from osum_echat.generation.logits_rules import NoLoops
 from osum_echat.generation.sampling import Sampling
-from osum_echat.models import checkpoint, int8, source
-from osum_echat.models.echat import EChat, EChatSettings
-from osum_echat.models.settings_file import read_settings
-from osum_echat.places import PUBLISHED_PROMPTS
+from osum_echat.models import checkpoint, int8, pretrained
+from osum_echat.models.echat import EChatModel, EChatSettings
+from osum_echat.models.settings import read_settings
+from osum_echat.paths import PUBLISHED_PROMPTS
+from osum_echat.tasks import Prompts
 from osum_echat.thinking import CHINESE, LabelTemplate, template_named
-from osum_echat.token2wav import vocoder
-from osum_echat.token2wav.vocoder import VOICE_FILE, Token2Wav
+from osum_echat.token2wav import model
+from osum_echat.token2wav.model import VOICE_FILE, Token2Wav
 from osum_echat.vocab import TEXT_END, Vocab
 
 KINDS = ("label", "natural", "both", "either")
@@ -51,7 +51,7 @@ class Manner:
     hearing: float = 0.0
 
     @classmethod
-    def of(cls, found: source.Source) -> "Manner":
+    def of(cls, found: pretrained.Source) -> "Manner":
         """That of a model's settings; upstream's say nothing of it."""
         raw, path = found.settings_yaml(), found.settings
         kind = raw.get("thinking", "either" if found.is_upstream else "label")
@@ -85,7 +85,7 @@ class Wanted:
 class Lent:
     """What another assistant shares."""
 
-    network: EChat
+    network: EChatModel
     voice: Token2Wav | None
 
 
@@ -94,7 +94,7 @@ class Parts:
     """All that an assistant works with."""
 
     directory: Path
-    network: EChat
+    network: EChatModel
     vocab: Vocab
     manner: Manner
     voice: Token2Wav | None
@@ -105,7 +105,7 @@ def load(wanted: Wanted, place: torch.device, speaks: bool, lent: Lent | None = 
     """Load all parts onto a device. Raises CheckpointError naming what is missing or wrong."""
     if wanted.dtype == "int8" and (place.type != "cpu" or wanted.keep_lora):
         raise InputError("dtype int8: only on a CPU, and with LoRA merged; choose bf16")
-    found = source.find(wanted.place, wanted.config)
+    found = pretrained.find(wanted.place, wanted.config)
     manner, settings = Manner.of(found), read_settings(found.settings)
     # The small parts first: what is wrong with them is told before gigabytes are read.
     vocab = _vocab(Path(wanted.tokenizer) if wanted.tokenizer else found.tokenizer(), settings)
@@ -155,9 +155,9 @@ def _vocab(tokenizer: Path, settings: EChatSettings) -> Vocab:
 
 def token2wav_place(place: str | Path) -> Path:
     """The directory or tar of token to wav: itself, from the hub, or inside a model directory."""
-    if source.hub.is_hub(place):
-        return source.hub.fetch(str(place), names=vocoder.FILES)
-    inside = [Path(place) / name for name in source.TOKEN2WAV_PLACES]
+    if pretrained.hub.is_hub(place):
+        return pretrained.hub.fetch(str(place), names=model.FILES)
+    inside = [Path(place) / name for name in pretrained.TOKEN2WAV_PLACES]
     return next((path for path in inside if path.exists()), Path(place))
 
 
@@ -178,7 +178,7 @@ def _voice(place: Path, wanted: Wanted, device: torch.device, lent: Lent | None)
     return loaded
 
 
-def _prompts(found: source.Source) -> Prompts:
+def _prompts(found: pretrained.Source) -> Prompts:
     """The model's own prompts; those of the published tasks for a published file."""
     own = found.home / PROMPTS_FILE
     if own.exists():

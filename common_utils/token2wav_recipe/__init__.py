@@ -1,0 +1,1 @@
+"""The small trainings of token to wav: tokenizer, flow, vocoder, speaker encoder."""

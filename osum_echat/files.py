@@ -1,0 +1,177 @@
+"""Files written whole or not at all, text read line by line, and journals that survive a kill."""
+
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from osum_echat.errors import InputError
+from osum_echat.logs import logger
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+LOCK_WAIT_S = 15.0              # for a process of a killed run to let go of its journal
+LOCK_POLL_S = 0.1
+
+LOG = logger(__name__)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name when it is complete, or not at all.
+
+    Raises InputError where it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: not written ({error.strerror or error})") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON to be read by people, whole or not at all."""
+    with whole_file(path) as file:
+        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a text file. text: None where problem says why it cannot be read."""
+
+    number: int                 # from 1
+    text: str | None
+    problem: str | None = None
+
+
+def text_lines(raw: Iterable[bytes]) -> Iterator[Line]:
+    """Lines of UTF-8 text; a mark at its beginning, and \\r before \\n, belong to no line.
+
+    raw: pieces that end at \\n, as a binary file gives them: only \\n and \\r\\n end a line, since
+    U+2028, U+0085 and their like stand inside texts. Bytes that are no UTF-8 cost their line only.
+    """
+    for number, piece in enumerate(raw, 1):
+        data = piece.removeprefix(BYTE_ORDER_MARK) if number == 1 else piece
+        data = data.removesuffix(b"\n").removesuffix(b"\r")
+        try:
+            yield Line(number, data.decode())
+        except UnicodeDecodeError as error:
+            yield Line(number, None, f"byte {error.start + 1} is not UTF-8")
+
+
+class Journal:
+    """A growing file of JSON objects, a line each, held by one process; nothing written is lost.
+
+    A last line that a kill cut short is taken off when the journal is opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError where it cannot be written, or another process holds it."""
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+            _lock(self._file, path)
+            self._cut_torn_line()
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be written ({error.strerror or error}); choose another output"
+            ) from error
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def write(self, records: Iterable[dict[str, Any]]) -> None:
+        """Add records; they are on disk when this returns. Raises InputError on a full disk."""
+        data = b"".join(json.dumps(one, ensure_ascii=False).encode() + b"\n" for one in records)
+        try:
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: not written ({error.strerror or error}); free or change the place, "
+                "then start again: what is done is kept"
+            ) from error
+
+    def _cut_torn_line(self) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        whole = _end_of_lines(self._file, end)
+        if whole < end:
+            LOG.warning("%s: the last line was cut short; it is made again", self.path)
+            self._file.truncate(whole)
+
+
+def _end_of_lines(file: BinaryIO, end: int) -> int:
+    """The byte behind the last end of line before `end`."""
+    while end > 0:
+        start = max(0, end - (1 << 16))
+        file.seek(start)
+        last = file.read(end - start).rfind(b"\n")
+        if last >= 0:
+            return start + last + 1
+        end = start
+    return 0
+
+
+def read_journal(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects of a journal; a torn last line is left out; nothing: no such file.
+
+    Raises InputError for any other line that is no JSON object.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, data in enumerate(file, 1):
+                if not data.endswith(b"\n"):
+                    return
+                yield number, _object(data, path, number)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+
+
+def _object(data: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        one = json.loads(data)
+    except ValueError as error:
+        raise InputError(f"{path} line {number}: not JSON ({error}); remove the line") from error
+    if not isinstance(one, dict):
+        raise InputError(f"{path} line {number}: a {type(one).__name__}, need an object")
+    return one
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Hold a file for this process alone; the system lets go of it when the process ends."""
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                LOG.warning("%s: this file system knows no locks; start this job once only", path)
+                return
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"{path}: another process is writing here; wait for it or end it, or choose "
+                    "another output"
+                ) from error
+        time.sleep(LOCK_POLL_S)
