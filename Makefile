@@ -58,7 +58,7 @@ lint: .venv/dev.stamp
 
 parity: .venv/run.stamp
 	@test -n "$(DIR)" || { echo "name a directory of reference tensors: make parity DIR=..." >&2; exit 2; }
-	@$(RUN) -m osum_echat.parity $(DIR)
+	@$(RUN) -m tests.parity $(DIR)
 
 # What the small model learns from: speech parts, corpus, lists, tokenizer. What is done is not done
 # again, and what was stopped goes on; $(BOOK) keeps the time that each step has taken.

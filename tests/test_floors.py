@@ -21,7 +21,7 @@ FLOORS = (
     ("inference",),
     ("training", "corpus"),
     ("chain",),
-    ("evaluation", "serving", "parity"),
+    ("evaluation", "serving"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 APART = (1, 9)           # floors whose rooms never import each other

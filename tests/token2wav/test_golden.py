@@ -8,7 +8,7 @@ import torch
 
 from osum_echat import audio
 from osum_echat.errors import CheckpointError
-from osum_echat.parity.token2wav import rows
+from tests.parity.token2wav import rows
 from osum_echat.token2wav.voice import prompt_mel, speaker_features
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

@@ -1,7 +1,7 @@
 """Cuts this folder out of the full fixtures: python cut.py TOKEN2WAV_FIXTURE FRONTEND_FIXTURE OUT
 
 Keeps the weights, the token table cut to the rows used, the short cases, and every fourth frame of
-the features. What is left is a directory that `python -m osum_echat.parity` accepts.
+the features. What is left is a directory that `python -m tests.parity` accepts.
 """
 
 import json

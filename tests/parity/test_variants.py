@@ -9,11 +9,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from osum_echat.parity import decoding
-from osum_echat.parity.fixture import Fixture
-from osum_echat.parity.report import table
+from tests.parity import decoding
+from tests.parity.fixture import Fixture
+from tests.parity.rows import table
 
-GOLDEN = Path(__file__).parent / "goldens" / "model"
+GOLDEN = Path(__file__).parents[1] / "goldens" / "model"
 RANK, ALPHA = 4, 32
 TABLES = ("llama_model.lm_head.weight", "embed_tokens.weight", "lm_head.weight")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj")

@@ -1,4 +1,4 @@
-"""`python -m osum_echat.parity DIR [--json]`: one row an array; exit 1 if any falls short."""
+"""`python -m tests.parity DIR [--json]`: one row an array; exit 1 if any falls short."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ def kind_of(directory: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Compare, print, and return the exit code: 0 all well, 1 falls short, 2 cannot be read."""
     parser = argparse.ArgumentParser(
-        prog="python -m osum_echat.parity",
+        prog="python -m tests.parity",
         description="Compare this implementation with a directory of published tensors.")
     parser.add_argument("directory", type=Path, help="a model fixture or a token2wav fixture")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
@@ -34,14 +34,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         kind = kind_of(options.directory)
         if kind == "model":
-            from osum_echat.parity.model import rows
+            from tests.parity.model import rows
         else:
-            from osum_echat.parity.token2wav import rows
+            from tests.parity.token2wav import rows
         found = rows(options.directory)
     except OsumError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    from osum_echat.parity.report import summary, table
+    from tests.parity.rows import summary, table
 
     short = any(row.status == "falls short" for row in found)
     if options.json:

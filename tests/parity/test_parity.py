@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from osum_echat.parity.__main__ import kind_of, main
-from osum_echat.parity.model import rows
-from osum_echat.parity.report import Row, close, exact, near, not_compared, summary, table
+from tests.parity.__main__ import kind_of, main
+from tests.parity.model import rows
+from tests.parity.rows import Row, close, exact, near, not_compared, summary, table
 
-GOLDEN = Path(__file__).parent / "goldens" / "model"
+GOLDEN = Path(__file__).parents[1] / "goldens" / "model"
 
 
 def test_the_cut_fixture_is_matched():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from osum_echat import weights
 from osum_echat.errors import CheckpointError
-from osum_echat.parity.report import OTHERWISE, Row, close, not_compared
+from tests.parity.rows import OTHERWISE, Row, close, not_compared
 from osum_echat.settings import read_mapping
 from osum_echat.token2wav import cosyvoice
 from osum_echat.token2wav.flow import Draws, Flow, solver_times

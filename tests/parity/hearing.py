@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from osum_echat import audio
-from osum_echat.parity.fixture import Fixture
-from osum_echat.parity.report import Row, close, exact, near, not_compared
+from tests.parity.fixture import Fixture
+from tests.parity.rows import Row, close, exact, near, not_compared
 
 FEATURES, ACTIVATIONS, BF16 = 1e-6, 1e-4, 0.02
 SURE_GAP = 1e-3     # two best scores closer than this may change places by rounding

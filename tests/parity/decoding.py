@@ -11,9 +11,9 @@ from osum_echat.errors import CheckpointError
 from osum_echat.generation import decoder
 from osum_echat.generation.logits_rules import AllowedAfter, NoLongRuns, Rule, WindowLimit
 from osum_echat.generation.sampling import Sampling
-from osum_echat.parity.fixture import Fixture
-from osum_echat.parity.hearing import ACTIVATIONS, SURE_GAP
-from osum_echat.parity.report import OTHERWISE, Row, close, exact, not_compared
+from tests.parity.fixture import Fixture
+from tests.parity.hearing import ACTIVATIONS, SURE_GAP
+from tests.parity.rows import OTHERWISE, Row, close, exact, not_compared
 from osum_echat.sequence import compose
 from osum_echat.tasks import Task, task_for
 

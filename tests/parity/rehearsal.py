@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from osum_echat.parity.fixture import Fixture
-from osum_echat.parity.hearing import ACTIVATIONS, SURE_GAP
-from osum_echat.parity.report import OTHERWISE, Row, close, exact, not_compared
+from tests.parity.fixture import Fixture
+from tests.parity.hearing import ACTIVATIONS, SURE_GAP
+from tests.parity.rows import OTHERWISE, Row, close, exact, not_compared
 from osum_echat.records import Turn
 from osum_echat.sequence import IGNORED, Batch, Sequence, collate, compose
 from osum_echat.tasks import Task, task_for

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from osum_echat.parity import decoding, hearing, rehearsal
-from osum_echat.parity.fixture import Fixture
-from osum_echat.parity.report import Row
+from tests.parity import decoding, hearing, rehearsal
+from tests.parity.fixture import Fixture
+from tests.parity.rows import Row
 
 
 def rows(directory: Path) -> list[Row]:
