@@ -11,11 +11,11 @@ from osum_echat.errors import CheckpointError
 from osum_echat.generation import decoder
 from osum_echat.generation.logits_rules import AllowedAfter, NoLongRuns, Rule, WindowLimit
 from osum_echat.generation.sampling import Sampling
+from osum_echat.sequence import compose
+from osum_echat.tasks import Task, task_for
 from tests.parity.fixture import Fixture
 from tests.parity.hearing import ACTIVATIONS, SURE_GAP
 from tests.parity.rows import OTHERWISE, Row, close, exact, not_compared
-from osum_echat.sequence import compose
-from osum_echat.tasks import Task, task_for
 
 PUBLISHED_HEAD_ROWS = 4097  # what upstream's processor takes for speech, whatever the model
 AGE_CUE = "年龄为:<"

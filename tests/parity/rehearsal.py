@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.parity.fixture import Fixture
-from tests.parity.hearing import ACTIVATIONS, SURE_GAP
-from tests.parity.rows import OTHERWISE, Row, close, exact, not_compared
 from osum_echat.records import Turn
 from osum_echat.sequence import IGNORED, Batch, Sequence, collate, compose
 from osum_echat.tasks import Task, task_for
+from tests.parity.fixture import Fixture
+from tests.parity.hearing import ACTIVATIONS, SURE_GAP
+from tests.parity.rows import OTHERWISE, Row, close, exact, not_compared
 
 TASK_OF = {                         # upstream's output types
     "text": "<TRANSCRIBE>", "s2t_chat": "s2t", "s2t_chat_fake": "s2t_fake",

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from osum_echat import weights
 from osum_echat.errors import CheckpointError
-from tests.parity.rows import OTHERWISE, Row, close, not_compared
 from osum_echat.settings import read_mapping
 from osum_echat.token2wav import cosyvoice
 from osum_echat.token2wav.flow import Draws, Flow, solver_times
@@ -22,6 +21,7 @@ from osum_echat.token2wav.hift import Hift, fold
 from osum_echat.token2wav.model import at_speed
 from osum_echat.token2wav.tagged_yaml import Sheet
 from osum_echat.token2wav.voice import VoicePrompt
+from tests.parity.rows import OTHERWISE, Row, close, not_compared
 
 STEP = 2e-5                     # intermediates; of their rms, where that is above 1
 MEL = 1e-4

@@ -8,8 +8,8 @@ import torch
 
 from osum_echat import audio
 from osum_echat.errors import CheckpointError
-from tests.parity.token2wav import rows
 from osum_echat.token2wav.voice import prompt_mel, speaker_features
+from tests.parity.token2wav import rows
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 FRAME_STEP = 4
