@@ -128,8 +128,8 @@ class Ablation:
         kind = THINKING if variant.thinks else PLAIN
         place = self.out / variant.name
         self._run(place, steps, "stage3_empathy.yaml", [
-            *start, *self._lists(kind, variant.dialogues), "stage.rates={}", "engine.hearing=0",
-            "prepare.name_heard=false",
+            *start, *self._lists(kind, variant.dialogues), "stage.rates={}", "engine.ctc_weight=0",
+            "prepare.ctc_targets=false",
         ])  # fmt: skip
         return place / "final"
 
@@ -150,7 +150,7 @@ class Ablation:
             f"output={output}", f"seed={self.seed}", f"run.steps={steps}", "run.minutes=0",
             f"schedule.total_steps={steps}", "schedule.budget_minutes=0", "run.save_minutes=2",
             "run.check_steps=0", "run.log_steps=50", "run.keep=1",
-            f"engine.remember_file={self.out / 'heard.safetensors'}", *overrides,
+            f"engine.encoder_cache_file={self.out / 'heard.safetensors'}", *overrides,
         ])  # fmt: skip
         outcome = trainer.train(build.training(loaded), loaded.run, loaded.schedule)
         if outcome.signal is not None:

@@ -194,9 +194,9 @@ def long(directory: Path, threads: int) -> None:
         mel = audio.log_mel(clip[: seconds * audio.SAMPLE_RATE_HZ])
         lengths = torch.tensor([len(mel)])
         start = time.process_time()
-        whole = network.hear(mel[None], lengths)[0][0]
+        whole = network.encode_audio(mel[None], lengths)[0][0]
         middle = time.process_time()
-        cut = network.hear_alone(mel[None], lengths)[0][0]
+        cut = network.encode_audio_alone(mel[None], lengths)[0][0]
         end = time.process_time()
         likeness = functional.cosine_similarity(whole, cut, dim=1).mean()
         out(f"{seconds:>6} s{len(windows(len(mel))):>9}{likeness:>9.3f}{middle - start:>13.1f}"

@@ -44,7 +44,7 @@ def stages(folder: Path, overrides: Sequence[str] = ()) -> list[Path]:
 
 def _needs(loaded: Experiment, makers: dict[Path, Path]) -> set[Path]:
     """The stages of the folder that this one starts from."""
-    starts = (loaded.init, loaded.init_hearing, loaded.init_llm)
+    starts = (loaded.init, loaded.init_encoder_adapter, loaded.init_llm)
     places = [Path(start) for start in starts if start is not None]
     return {maker for output, maker in makers.items()
             if any(output in (place, *place.parents) for place in places)}  # fmt: skip

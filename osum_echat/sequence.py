@@ -58,7 +58,7 @@ class Sequence:
     clips: list[Tensor]
     spans: list[Span]
     joint: bool
-    heard: list[tuple[int, ...]] = field(default_factory=list)  # words of each clip, () unknown
+    ctc_targets: list[tuple[int, ...]] = field(default_factory=list)  # each clip's text; () unknown
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -263,7 +263,7 @@ class Batch:
     mels: Tensor | None         # (clips, frames, mels) zero-padded
     mel_lengths: Tensor         # (clips,) long
     spans: list[ClipSpan]       # one a clip
-    heard: list[tuple[int, ...]] = field(default_factory=list)  # text ids of each clip, () unknown
+    ctc_targets: list[tuple[int, ...]] = field(default_factory=list)  # text ids of each clip
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on that device."""
@@ -282,7 +282,7 @@ def collate(rows: Items[Items[Sequence]], vocab: Vocab) -> Batch:
     targets, segments = torch.full(shape, IGNORED), torch.full(shape, -1)
     positions = torch.zeros(shape, dtype=torch.long)
     joint = torch.zeros(shape, dtype=torch.bool)
-    spans, clips, heard = [], [], []
+    spans, clips, ctc_targets = [], [], []
     for number, row in enumerate(rows):
         start = 0
         for place, sequence in enumerate(row):
@@ -294,7 +294,7 @@ def collate(rows: Items[Items[Sequence]], vocab: Vocab) -> Batch:
             joint[number, part], segments[number, part] = sequence.joint, place
             spans += [ClipSpan(number, start + span.start, span.length) for span in sequence.spans]
             clips += sequence.clips
-            heard += sequence.heard or [()] * len(sequence.clips)
+            ctc_targets += sequence.ctc_targets or [()] * len(sequence.clips)
             start += len(sequence)
     mels = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True) if clips else None
     return Batch(
@@ -303,5 +303,5 @@ def collate(rows: Items[Items[Sequence]], vocab: Vocab) -> Batch:
         ids=ids, targets=targets, valid=segments >= 0, positions=positions, joint=joint,
         segments=segments, mels=mels,
         mel_lengths=torch.tensor([len(clip) for clip in clips], dtype=torch.long), spans=spans,
-        heard=heard,
+        ctc_targets=ctc_targets,
     )

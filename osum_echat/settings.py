@@ -68,12 +68,18 @@ def override(raw: dict[str, Any], assignments: Iterable[str]) -> None:
 
 
 def parse(kind: type[T], raw: object, where: str) -> T:
-    """A settings dataclass from plain values: unknown keys refused, types checked."""
+    """A settings dataclass from plain values: unknown keys refused, types checked.
+
+    A class variable RENAMED of the dataclass names the new key of each old one, for the message.
+    """
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: {raw!r} where a mapping of settings is needed")
     known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
     hints = get_type_hints(kind)
+    renamed = getattr(kind, "RENAMED", {})
     for key in raw:
+        if key in renamed:
+            raise ConfigError(f"{where}.{key}: is named {renamed[key]} now; rename it")
         if key not in known:
             near = get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

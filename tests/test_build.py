@@ -17,7 +17,7 @@ from tests.models.test_starts import stock_llm
 from tests.tiny_network import SETTINGS, network
 from tests.training.experiment import write_experiment
 
-STARTS = ("init", "model", "tokenizer", "init_encoder", "init_llm", "init_hearing")
+STARTS = ("init", "model", "tokenizer", "init_encoder", "init_llm", "init_encoder_adapter")
 
 
 def loaded(**starts: object) -> SimpleNamespace:
@@ -46,7 +46,7 @@ def test_parts_come_from_a_stock_llm_and_another_models_hearing(tmp_path: Path):
     checkpoint.save(tmp_path / "heard", network(1))
     checkpoint.write_settings(tmp_path / "sizes", replace(SETTINGS, llm={}))
     asked = loaded(model=tmp_path / "sizes" / "model.yaml", init_llm=tmp_path / "stock",
-                       init_hearing=tmp_path / "heard")  # fmt: skip
+                       init_encoder_adapter=tmp_path / "heard")  # fmt: skip
     settings = build.model_settings(asked)
     assert settings.llm["model_type"] == "qwen3" and settings.llm["vocab_size"] == 40
     model = build.network(asked, settings)

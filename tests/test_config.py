@@ -79,6 +79,7 @@ def test_what_is_written_beside_a_checkpoint_reads_the_same(path: Path, tmp_path
         ("output.deep=5", "'output' holds no settings"),
         ("steps", "write it as key=value"),
         ("run.steps=[", "not YAML"),
+        ("engine.hearing=1", r"engine\.hearing: is named ctc_weight now; rename it"),
         ("model=null", "give `init`, or both `model` and `tokenizer`"),
     ],
 )

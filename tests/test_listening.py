@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from osum_echat.generation import decoder
-from osum_echat.generation.ctc_prefix import ReadAlong
+from osum_echat.generation.ctc_prefix import CtcPrefixScorer
 from osum_echat.inference import listening, request
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.request import Options
@@ -23,12 +23,12 @@ def assistant() -> EChat:
 
 def added(assistant: EChat, weight: float, source: str | Path = SAMPLE, **options) -> list:
     """The rules that read along, as an answer gets them."""
-    parts = replace(assistant.parts, manner=replace(assistant.parts.manner, hearing=weight))
+    parts = replace(assistant.parts, manner=replace(assistant.parts.manner, ctc_weight=weight))
     settled = request.settle(parts, source, Options(speak=False, **options))
     asked = request.lay_out(parts, settled, 0)
     (prompt,) = decoder.embed(parts.network, [asked.row], parts.vocab)
     listening.read_along(parts, asked, prompt)
-    return [rule for rule in asked.answer.text.rules if isinstance(rule, ReadAlong)]
+    return [rule for rule in asked.answer.text.rules if isinstance(rule, CtcPrefixScorer)]
 
 
 def test_words_are_ids_of_letters_and_digits(assistant):

@@ -91,3 +91,12 @@ def test_upstreams_settings_force_no_kind_of_thought(tmp_path: Path):
     manner = load.Manner.of(found)
     assert manner.thinking == "either" and found.is_upstream
     assert read_settings(found.settings).speech_codes > 0
+
+
+@pytest.mark.parametrize("key", ["ctc_weight", "hearing"])
+def test_the_ctc_weight_is_read_under_its_old_key_too(model_directory, tmp_path: Path, key: str):
+    settings = yaml.safe_load((model_directory / "model.yaml").read_text())
+    path = tmp_path / "model.yaml"
+    path.write_text(yaml.safe_dump(settings | {key: 0.7}))
+    found = load.pretrained.find(model_directory, path)
+    assert load.Manner.of(found).ctc_weight == 0.7

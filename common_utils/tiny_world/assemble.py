@@ -40,7 +40,7 @@ LARGEST_MB, LARGEST_FILE_MB = 64, 48
 MANNER = {
     "sampling": {"text": {"greedy": True}, "speech": {"greedy": True}},
     "text_loop": {"times": 3},          # a small model's words may run in a circle
-    "hearing": 1.0,                     # its adapter was taught to spell
+    "ctc_weight": 1.0,                  # its adapter was trained with the CTC loss
 }
 LEAST_S, MOST_S = 2.0, 4.0                # of a sample question
 SAMPLES_FILE = "samples.jsonl"

@@ -92,7 +92,7 @@ class Preparer:
                 opening=target.opening,
                 key=utterance.key,
             )
-            return replace(row, heard=self._heard(utterance)) if row.clips else row
+            return replace(row, ctc_targets=self._ctc_targets(utterance)) if row.clips else row
 
         try:
             row = composed([self._shape(clip) for clip in clips])
@@ -127,9 +127,9 @@ class Preparer:
             return None
         return Dropped("too long", f"{row.key}: {len(row)} tokens")
 
-    def _heard(self, utterance: Utterance) -> list[tuple[int, ...]]:
+    def _ctc_targets(self, utterance: Utterance) -> list[tuple[int, ...]]:
         """The text ids that each clip says, history first; none where that is not asked for."""
-        if not self.settings.name_heard:
+        if not self.settings.ctc_targets:
             return []
         texts = [turn.text or "" for turn in utterance.history if turn.audio is not None]
         return [self.vocab.encode(text) for text in (*texts, _labels_and_words(utterance))]
@@ -208,7 +208,7 @@ class Preparer:
         return clips
 
     def _stretch(self, text: str, rng: random.Random) -> tuple[int, ...]:
-        """As the adapter's steps read under the hearing loss: each id a step or two, then blanks.
+        """As the adapter's steps read under the CTC loss: each id a step or two, then blanks.
 
         The mark before a clip is the blank. Some ids are lost, some mistaken for another.
         """

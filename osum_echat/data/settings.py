@@ -1,6 +1,7 @@
 """How records become rows: the settings, with the published values as defaults."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from osum_echat.data.augment import AugmentSettings
 from osum_echat.errors import ConfigError
@@ -38,8 +39,9 @@ class PrepareSettings:
     band_masks: int = 0  # bands of a clip set to zero, of up to 10 mel bins (upstream: 2)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     other_names: tuple[str, ...] = OTHER_ASSISTANTS  # replies that name one of these are dropped
-    name_heard: bool = False  # rows tell labels and words of their clips, for engine.hearing
+    ctc_targets: bool = False  # rows tell labels and words of their clips, for engine.ctc_weight
     cache_mb: int = 0  # features kept in memory in half precision; 0 = none, full precision
+    RENAMED: ClassVar[dict[str, str]] = {"name_heard": "ctc_targets"}
 
     def __post_init__(self) -> None:
         if self.thinking not in THINKING:

@@ -1,6 +1,6 @@
 """What the adapter's steps say beside what the LLM makes of them: joint CTC and LLM decoding.
 
-A model taught by the hearing loss (models/echat.py) spells the user's words in the steps of the
+A model trained with the CTC loss (models/echat.py) spells the user's words in the steps of the
 clip. While the LLM writes those words down, each next id is weighed by both: the CTC prefix score
 of Watanabe et al. 2017 ("Hybrid CTC/Attention Architecture for End-to-End Speech Recognition",
 section IV-B) beside the LLM's own probability.
@@ -71,7 +71,7 @@ def _either(one: float, other: float) -> float:
 
 
 @dataclass
-class ReadAlong:
+class CtcPrefixScorer:
     """The user's words and labels, as an answer writes them down, weighed by what the steps say.
 
     log_probs: (steps, ids + 1) of the user's clip, on the CPU; words: (ids,), which ids belong to

@@ -149,8 +149,10 @@ def embed(model: EChatModel, sequences: Sequence[Row], vocab: Vocab) -> list[Ten
     """Prompts as the LLM reads them: (tokens, width) each, as if each were alone."""
     with torch.inference_mode():
         batch = collate([[sequence] for sequence in sequences], vocab).to(model.device)
-        heard = None if batch.mels is None else model.hear_alone(batch.mels, batch.mel_lengths)
-        embedded = model.embed(batch, heard)
+        encoded = None
+        if batch.mels is not None:
+            encoded = model.encode_audio_alone(batch.mels, batch.mel_lengths)
+        embedded = model.embed(batch, encoded)
     return [row[: len(sequence)] for row, sequence in zip(embedded, sequences, strict=True)]
 
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from osum_echat.generation.ctc_prefix import ReadAlong
+from osum_echat.generation.ctc_prefix import CtcPrefixScorer
 from osum_echat.inference.load import Parts
 from osum_echat.inference.request import Asked, Request
 from osum_echat.thinking import VALUES
@@ -20,14 +20,15 @@ def read_along(parts: Parts, asked: Asked, prompt: Tensor) -> None:
     prompt: (tokens, width), the row as embedded: the steps of its last clip are the user's.
     """
     request = asked.request
-    if not parts.manner.hearing or not (request.task.name == "understand" or _is_label(request)):
+    writes_words = request.task.name == "understand" or _is_label(request)
+    if not parts.manner.ctc_weight or not writes_words:
         return
     span = asked.row.spans[-1]
     with torch.inference_mode():
         steps = prompt[span.start : span.start + span.length]
-        log_probs = parts.network.spelling(steps).cpu()
-    asked.answer.text.rules.append(ReadAlong(
-        log_probs, *spoken_ids(parts.vocab), label_ids(parts.vocab), weight=parts.manner.hearing,
+        log_probs = parts.network.ctc_log_probs(steps).cpu()
+    asked.answer.text.rules.append(CtcPrefixScorer(
+        log_probs, *spoken_ids(parts.vocab), label_ids(parts.vocab), weight=parts.manner.ctc_weight,
         begins=request.task.transcript or (_is_label(request) and request.opening is not None),
     ))
 

@@ -28,6 +28,7 @@ ENDS = (TEXT_END, "<|endoftext|>")  # what an LLM's eos_token_id may be: chat mo
 PROMPTS_FILE = "prompts.yaml"
 PUBLISHED_LANGUAGE = "chinese"
 MOST_OF_MEMORY = 0.8
+CTC_WEIGHT, OLD_CTC_WEIGHT = "ctc_weight", "hearing"     # the old key: in models made before
 LOG = logs.logger(__name__)
 Own = TypeVar("Own", Sampling, NoLoops)
 
@@ -38,9 +39,9 @@ class Manner:
 
     thinking: label, natural, both (it is told which, by the opening of its thought) or either (it
     was trained to one, and nothing is forced); template: chinese or english; text, speech: its own
-    sampling; text_loop: what keeps its text out of loops, None: nothing; hearing: weight of what
-    the clip's steps spell while the user's words are written, for a model taught by the hearing
-    loss, 0: none.
+    sampling; text_loop: what keeps its text out of loops, None: nothing; ctc_weight: of
+    the CTC prefix score beside the LLM while the user's words are written, for a model trained with
+    the CTC loss, 0: none.
     """
 
     thinking: str = "label"
@@ -48,7 +49,7 @@ class Manner:
     text: Sampling | None = None
     speech: Sampling | None = None
     text_loop: NoLoops | None = None
-    hearing: float = 0.0
+    ctc_weight: float = 0.0
 
     @classmethod
     def of(cls, found: pretrained.Source) -> "Manner":
@@ -64,7 +65,7 @@ class Manner:
             _own(Sampling, own, "text", f"{path}: sampling"),
             _own(Sampling, own, "speech", f"{path}: sampling"),
             _own(NoLoops, raw, "text_loop", f"{path}: settings"),
-            _weight(raw.get("hearing", 0.0), f"{path}: hearing"),
+            _weight(raw.get(CTC_WEIGHT, raw.get(OLD_CTC_WEIGHT, 0.0)), f"{path}: {CTC_WEIGHT}"),
         )
 
 

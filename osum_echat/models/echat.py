@@ -15,14 +15,14 @@ from osum_echat.errors import ConfigError, DataError
 from osum_echat.models import attention
 from osum_echat.models.adapter import Adapter, AdapterSettings
 from osum_echat.models.encoder import Encoder, EncoderSettings
-from osum_echat.models.encoder_cache import EncoderMemory
+from osum_echat.models.encoder_cache import EncoderCache
 from osum_echat.models.long_clips import windows
 from osum_echat.models.lora import LoraSettings, add_layers
 from osum_echat.models.loss import cross_entropy
 from osum_echat.sequence import IGNORED, Batch
 
-HEARING = "hearing"  # the task name of the hearing loss in reports
-HEARING_SHARPNESS = 12.0  # score of a step that equals the embedding of its piece
+CTC = "ctc"  # the name of the CTC loss in reports by task
+CTC_SHARPNESS = 12.0  # score of a step that equals the embedding of its piece
 MARKS = 3  # rows of the speech table beyond the codes: edge, audio begin, audio end
 LLM_KINDS = {"qwen2": "Qwen2", "qwen3": "Qwen3"}  # model_type -> the stock classes
 SILENCE_FRAMES = 16  # of the clip that a batch without clips may have to hear
@@ -94,7 +94,7 @@ class EChatModel(nn.Module):
     def __init__(self, settings: EChatSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.memory: EncoderMemory | None = None
+        self.encoder_cache: EncoderCache | None = None
         self.attends_by = "mask"
         self.llm = build_llm(settings.llm)
         if settings.lora is not None:
@@ -108,12 +108,13 @@ class EChatModel(nn.Module):
         nn.init.normal_(self.speech_head.weight, std=self.llm.config.initializer_range)
         nn.init.zeros_(self.speech_head.bias)
 
-    def remember_clips(self, limit_mb: int, vary: float = 0.0) -> None:
+    def cache_encoder(self, limit_mb: int, vary: float = 0.0) -> None:
         """Keep what the encoder makes of clips; only for an encoder that no longer changes.
 
         vary: how much that is varied in training, 0 to 1.
         """
-        self.memory = EncoderMemory(self.encoder, limit_mb * 2**20, vary) if limit_mb else None
+        limit_bytes = limit_mb * 2**20
+        self.encoder_cache = EncoderCache(self.encoder, limit_bytes, vary) if limit_mb else None
 
     def add_lora(self, lora: LoraSettings) -> None:
         """Give the LLM new LoRA layers; ConfigError where it has some."""
@@ -145,34 +146,34 @@ class EChatModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.speech_head.weight.dtype
 
-    def hear(self, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_audio(self, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """mels: (clips, frames, mel), right-padded with zeros; lengths: (clips,) in frames.
 
         Returns (clips, steps, llm width) and lengths (clips,) in steps: clip_steps(frames) of each
         clip alone, because clips that share a batch are padded to an odd number of frames.
         """
         if mels.device.type != "cpu" or len(mels) <= CLIPS_TOGETHER:
-            return self._hear_together(mels, lengths)
+            return self._encode_together(mels, lengths)
         order = lengths.argsort()
         parts = []
         for group in order.split(CLIPS_TOGETHER):
             longest = int(lengths[group].max())
-            parts.append(self._hear_together(mels[group, :longest], lengths[group]))
+            parts.append(self._encode_together(mels[group, :longest], lengths[group]))
         longest = max(steps.shape[1] for steps, _ in parts)
         padded = [functional.pad(steps, (0, 0, 0, longest - steps.shape[1])) for steps, _ in parts]
         back = order.argsort()
         return torch.cat(padded)[back], torch.cat([counts for _, counts in parts])[back]
 
-    def _hear_together(self, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode_together(self, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The same for clips that are worked on at one padded length."""
         if len(mels) > 1 and mels.shape[1] % 2 == 0:
             mels = functional.pad(mels, (0, 0, 0, 1))
-        if self.memory is None:
+        if self.encoder_cache is None:
             return self.adapter(*self.encoder(mels.to(self.dtype), lengths))
-        return self.adapter(*self.memory(mels.to(self.dtype), lengths, self.training))
+        return self.adapter(*self.encoder_cache(mels.to(self.dtype), lengths, self.training))
 
-    def hear_alone(self, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """As `hear`, for use: each clip as if it were alone, one of over 30 s in windows.
+    def encode_audio_alone(self, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """As `encode_audio`, for use: each clip as if it were alone, one of over 30 s in windows.
 
         mels: (clips, frames, mel), right-padded with zeros; lengths: (clips,) in frames. Returns
         (clips, steps, llm width) and lengths (clips,) in steps.
@@ -182,12 +183,12 @@ class EChatModel(nn.Module):
             mel[cut.start : cut.end]
             for mel, own in zip(mels, cuts, strict=True) for cut in own
         ]  # fmt: skip
-        heard = iter(self._hear_windows(clips))
+        heard = iter(self._encode_windows(clips))
         whole = [torch.cat([next(heard)[cut.kept] for cut in own]) for own in cuts]
         counts = torch.tensor([len(steps) for steps in whole], device=lengths.device)
         return pad_sequence(whole, batch_first=True), counts
 
-    def _hear_windows(self, clips: Sequence[Tensor]) -> list[Tensor]:
+    def _encode_windows(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """clips: (frames, mel) each. Returns (steps, llm width) each, in the same order."""
         together = CLIPS_TOGETHER if self.device.type == "cpu" else WINDOWS_TOGETHER
         order = sorted(range(len(clips)), key=lambda number: len(clips[number]))
@@ -212,12 +213,12 @@ class EChatModel(nn.Module):
     def embed(self, batch: Batch, heard: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The rows with every clip in its place. Returns (rows, tokens, width).
 
-        heard: what `hear` made of the clips, where the caller needs it too.
+        heard: what `encode_audio` made of the clips, where the caller needs it too.
         """
         embedded = self.embed_ids(batch.ids)
         if batch.mels is None:
             return embedded if heard is None else embedded + 0.0 * heard[0].sum()
-        clips, lengths = heard or self.hear(batch.mels, batch.mel_lengths)
+        clips, lengths = heard or self.encode_audio(batch.mels, batch.mel_lengths)
         assert lengths.tolist() == [span.length for span in batch.spans], "clips do not fit spans"
         rows = torch.tensor([span.row for span in batch.spans], device=embedded.device)
         starts = torch.tensor([span.start for span in batch.spans], device=embedded.device)
@@ -276,32 +277,32 @@ class EChatModel(nn.Module):
         """hidden: (..., width). Returns (..., speech codes + 1): codes, then the speech edge."""
         return self.speech_head(hidden)
 
-    def spelling(self, steps: Tensor) -> Tensor:
+    def ctc_log_probs(self, steps: Tensor) -> Tensor:
         """How likely each step is each text id or, last, the blank, by their directions alone.
 
-        steps: (..., steps, width), what `hear` gives. Returns log probabilities (..., text rows
-        + 1), float32. The mark before a clip stands for the blank.
+        steps: (..., steps, width), of `encode_audio`. Returns log chances (..., text rows + 1),
+        float32. The mark before a clip stands for the blank.
         """
         begin = self.settings.speech_codes + 1
         blank = self.speech_embedding.weight[begin : begin + 1]
         table = torch.cat((self.llm.get_input_embeddings().weight, blank)).detach()
         norms = table.norm(dim=-1, keepdim=True)
-        scores = steps @ (table / norms).T * (HEARING_SHARPNESS / norms.mean())
+        scores = steps @ (table / norms).T * (CTC_SHARPNESS / norms.mean())
         return scores.float().log_softmax(-1)
 
-    def hearing_loss(self, batch: Batch, heard: tuple[Tensor, Tensor]) -> LossReport:
+    def ctc_loss(self, batch: Batch, heard: tuple[Tensor, Tensor]) -> LossReport:
         """CTC between the adapter's steps, read by the LLM's own text table, and what clips say.
 
         It pulls each step towards the embedding of the piece that sounds there, which is what the
         LLM knows how to read (ours, not the paper's). heard: (clips, steps, width) and lengths.
-        The report's task is `hearing`; right are the pieces that the best path shares in order.
+        The report's task is `ctc`; right are the pieces that the best path shares in order.
         """
         steps, lengths = heard
-        said = [(clip, ids) for clip, ids in enumerate(batch.heard) if ids]
+        said = [(clip, ids) for clip, ids in enumerate(batch.ctc_targets) if ids]
         if not said:
             return LossReport(steps.sum() * 0.0, 0, {})
         clips = torch.tensor([clip for clip, _ in said], device=steps.device)
-        scores = self.spelling(steps[clips])
+        scores = self.ctc_log_probs(steps[clips])
         targets = torch.tensor([number for _, ids in said for number in ids], device=steps.device)
         counts = torch.tensor([len(ids) for _, ids in said], device=steps.device)
         total = functional.ctc_loss(
@@ -316,31 +317,31 @@ class EChatModel(nn.Module):
             blocks = SequenceMatcher(None, pieces, list(ids), autojunk=False).get_matching_blocks()
             right += sum(block.size for block in blocks)
         score = TaskLoss(float(total.detach()), len(targets), right)
-        return LossReport(total, len(targets), {HEARING: score})
+        return LossReport(total, len(targets), {CTC: score})
 
     def loss(
-        self, batch: Batch, hearing: float = 0.0, alone: bool = False, whole: bool = False
+        self, batch: Batch, ctc_weight: float = 0.0, ctc_only: bool = False, whole: bool = False
     ) -> LossReport:
         """Next-token cross-entropy at the trained tokens, each in its own space (batch.joint).
 
-        hearing: weight of the hearing loss beside it; alone: nothing but that, the LLM not run;
+        ctc_weight: of the CTC loss beside it; ctc_only: nothing but that, the LLM not run;
         whole: every part gets a gradient, be it zero, whatever the batch holds, in the same order:
         for processes that share gradients as they appear.
         """
-        heard = None if batch.mels is None else self.hear(batch.mels, batch.mel_lengths)
-        extra = self.hearing_loss(batch, heard) if heard is not None and hearing else None
+        heard = None if batch.mels is None else self.encode_audio(batch.mels, batch.mel_lengths)
+        extra = self.ctc_loss(batch, heard) if heard is not None and ctc_weight else None
         if heard is None and whole:
             silence = torch.zeros(1, SILENCE_FRAMES, self.settings.encoder.mels, device=self.device)
-            heard = self.hear(silence, torch.tensor([SILENCE_FRAMES], device=self.device))
-        if alone:
+            heard = self.encode_audio(silence, torch.tensor([SILENCE_FRAMES], device=self.device))
+        if ctc_only:
             if extra is None:
-                raise DataError("hearing alone: a batch without clips; take text tasks out of data")
-            return extra._replace(total=hearing * extra.total)
+                raise DataError("ctc_only: a batch without clips; take text tasks out of data")
+            return extra._replace(total=ctc_weight * extra.total)
         own = self._token_loss(batch, heard, whole)
         if extra is None:
             return own
         return LossReport(
-            own.total + hearing * extra.total,
+            own.total + ctc_weight * extra.total,
             own.tokens + extra.tokens,
             {**own.by_task, **extra.by_task},
         )

@@ -85,7 +85,7 @@ class Encoder(nn.Module):
         Returns (clips, steps, width) and lengths (clips,) in steps. alone: every clip gives what it
         gives without its neighbours. Else as the published model was trained: the mask of the clips
         is sliced from (frames + 1) mod 2 on, so that padded to an even length, a clip of an odd
-        number of frames loses its last step (EChat.hear avoids that).
+        number of frames loses its last step (EChatModel.encode_audio avoids that).
         """
         steps = self.embed(mels, lengths if alone else None)
         lengths = (lengths + (alone or mels.shape[1] % 2)) // 2

@@ -15,7 +15,7 @@ BIAS, SCALE, GRAIN = 0.15, 0.1, 0.1     # of a dimension's deviation
 LONGEST_GAP = 12                # steps without anything: a quarter of a second
 
 
-class EncoderMemory:
+class EncoderCache:
     """Stands in for a frozen encoder. Keeps outputs by the content of their clip, up to a limit.
 
     Each clip is heard alone and passed through half precision, kept or not, so that neither its

@@ -38,7 +38,7 @@ def start_llm(model: EChatModel, directory: Path) -> None:
     _copy(path, _part(checkpoint.own_weights(model), (LLM,)), raw, model.settings.tied)
 
 
-def start_hearing(model: EChatModel, place: Path) -> None:
+def start_encoder_adapter(model: EChatModel, place: Path) -> None:
     """Give encoder and adapter the weights of another model, ours or published.
 
     A projection to an LLM of another width is left as it is. Raises CheckpointError as `load`.

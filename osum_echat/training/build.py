@@ -18,7 +18,7 @@ from osum_echat.errors import ConfigError
 from osum_echat.logs import logger
 from osum_echat.models import checkpoint, pretrained
 from osum_echat.models.echat import EChatModel, EChatSettings
-from osum_echat.models.starts import llm_settings, local, start_hearing, start_llm
+from osum_echat.models.starts import llm_settings, local, start_encoder_adapter, start_llm
 from osum_echat.models.whisper_start import start_encoder
 from osum_echat.sequence import Batch
 from osum_echat.training.deepspeed_engine import DeepSpeedEngine
@@ -107,7 +107,7 @@ def network(experiment: Experiment, settings: EChatSettings) -> EChatModel:
         model = checkpoint.load(weights, settings, torch.float32, keep_lora=experiment.keep_lora)
     starts = (
         (experiment.init_llm, lambda place: start_llm(model, place)),
-        (experiment.init_hearing, lambda place: start_hearing(model, place)),
+        (experiment.init_encoder_adapter, lambda place: start_encoder_adapter(model, place)),
         (experiment.init_encoder, lambda place: start_encoder(model.encoder, local(place))),
     )
     for place, start in starts:

@@ -60,13 +60,13 @@ class DeepSpeedEngine:
         device: torch.device,
         ranks: Ranks = ALONE,
     ) -> None:
-        if settings.remember_mb or settings.hearing_alone:
-            raise ConfigError("engine.deepspeed: not with remember_mb or hearing_alone; leave out")
+        if settings.encoder_cache_mb or settings.ctc_only:
+            raise ConfigError("engine.deepspeed: not with encoder_cache_mb or ctc_only; leave out")
         self.settings, self.ranks, self.device = settings, ranks, device
         self.dtype = compute_dtype(settings.precision, device)
         self.model = prepared(model, stage, settings, device)
         self._norm: float | None = None  # of the batch that was learned last
-        self._loss = _Loss(self.model, settings.hearing)
+        self._loss = _Loss(self.model, settings.ctc_weight)
         self._engine = _start(
             self._loss, adamw(model, stage, settings), settings, self.dtype, device
         )
@@ -78,7 +78,7 @@ class DeepSpeedEngine:
         DeepSpeed means gradients over processes, so the scale is processes / tokens.
         """
         self.model.train()
-        count = sum(_trained(batch, self.settings.hearing) for batch in batches)
+        count = sum(_trained(batch, self.settings.ctc_weight) for batch in batches)
         tokens = torch.tensor([float(count)], device=self.device)
         self.ranks.add([tokens])
         for group in self._engine.optimizer.param_groups:
@@ -173,13 +173,13 @@ class _Loss(nn.Module):
 
     report: LossReport
 
-    def __init__(self, model: EChatModel, hearing: float) -> None:
+    def __init__(self, model: EChatModel, ctc_weight: float) -> None:
         super().__init__()
         self.model = model
-        self.hearing = hearing
+        self.ctc_weight = ctc_weight
 
     def forward(self, batch: Batch) -> Tensor:
-        self.report = self.model.loss(batch, self.hearing, whole=True)
+        self.report = self.model.loss(batch, self.ctc_weight, whole=True)
         return self.report.total
 
 
@@ -233,8 +233,8 @@ def _config(settings: EngineSettings, dtype: torch.dtype | None) -> dict[str, An
     }
 
 
-def _trained(batch: Batch, hearing: float) -> int:
+def _trained(batch: Batch, ctc_weight: float) -> int:
     """Tokens that the loss of a batch sums over, known before it is computed."""
     tokens = int((batch.targets[:, 1:] != IGNORED).sum())
-    heard = sum(map(len, batch.heard)) if hearing and batch.mels is not None else 0
+    heard = sum(map(len, batch.ctc_targets)) if ctc_weight and batch.mels is not None else 0
     return tokens + heard

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,25 +33,30 @@ class EngineSettings:
     beta_2: float = 0.99
     epsilon: float = 1e-6
     weight_decay: float = 0.01
-    hearing: float = 0.0  # weight of the CTC loss of the adapter's steps; 0 = none (as published)
-    hearing_alone: bool = False  # train by it alone: the LLM is not run
-    remember_mb: int = 0  # memory for what a frozen encoder made of clips; 0 = hear them anew
-    remember_file: str | None = None  # keeps it for the next stage
-    remember_vary: float = 0.0  # how much what is remembered is varied at each visit, 0 to 1
+    ctc_weight: float = 0.0  # of the CTC loss of the adapter's steps; 0 = none (as published)
+    ctc_only: bool = False  # train by it alone: the LLM is not run
+    encoder_cache_mb: int = 0  # memory for what a frozen encoder made of clips; 0 = hear them anew
+    encoder_cache_file: str | None = None  # keeps it for the next stage
+    encoder_cache_augment: float = 0.0  # how much cached clips are varied at each use, 0 to 1
     deepspeed: str | None = None  # a DeepSpeed file, see conf/ds_*.json; None: without DeepSpeed
     attention: str = "auto"  # auto | mask | eager | segments | varlen: see models/attention.py
     recompute: bool = False  # forget activations and make them again in backward: less memory
+    RENAMED: ClassVar[dict[str, str]] = {
+        "hearing": "ctc_weight", "hearing_alone": "ctc_only", "remember_mb": "encoder_cache_mb",
+        "remember_file": "encoder_cache_file", "remember_vary": "encoder_cache_augment",
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", *PRECISIONS):
             known = ", ".join(("auto", *PRECISIONS))
             raise ConfigError(f"engine.precision: {self.precision!r} is not one of {known}")
-        if self.hearing_alone and not self.hearing:
-            raise ConfigError("engine.hearing_alone: needs the weight engine.hearing, such as 1.0")
-        if self.remember_file and not self.remember_mb:
-            raise ConfigError("engine.remember_file: needs engine.remember_mb, the memory it keeps")
-        if not 0 <= self.remember_vary <= 1 or (self.remember_vary and not self.remember_mb):
-            raise ConfigError("engine.remember_vary: 0 to 1, and with remember_mb only")
+        if self.ctc_only and not self.ctc_weight:
+            raise ConfigError("engine.ctc_only: needs the weight engine.ctc_weight, such as 1.0")
+        if self.encoder_cache_file and not self.encoder_cache_mb:
+            raise ConfigError("engine.encoder_cache_file: needs the memory engine.encoder_cache_mb")
+        augment = self.encoder_cache_augment
+        if not 0 <= augment <= 1 or (augment and not self.encoder_cache_mb):
+            raise ConfigError("engine.encoder_cache_augment: 0 to 1, with encoder_cache_mb only")
         if self.accumulate < 1:
             raise ConfigError(f"engine.accumulate: {self.accumulate}, need 1 or more")
 
@@ -152,14 +157,14 @@ class LocalEngine:
         self.device = device
         self.dtype = compute_dtype(settings.precision, device)
         self.model = prepared(model, stage, settings, device)
-        if settings.remember_mb and "encoder" in stage.groups:
+        if settings.encoder_cache_mb and "encoder" in stage.groups:
             raise ConfigError(
-                "engine.remember_mb: only for a frozen encoder; take encoder out of stage.train"
+                "engine.encoder_cache_mb: needs a frozen encoder; take encoder out of stage.train"
             )
-        model.remember_clips(settings.remember_mb, settings.remember_vary)
-        if model.memory is not None and settings.remember_file:
-            known = model.memory.load(Path(settings.remember_file))
-            LOG.info("heard before: %s", settings.remember_file if known else "nothing")
+        model.cache_encoder(settings.encoder_cache_mb, settings.encoder_cache_augment)
+        if model.encoder_cache is not None and settings.encoder_cache_file:
+            known = model.encoder_cache.load(Path(settings.encoder_cache_file))
+            LOG.info("encoder cache: %s", settings.encoder_cache_file if known else "empty")
         self.optimizer = adamw(model, stage, settings)
 
     def step(self, batches: Sequence[Batch], rate: float) -> StepReport:
@@ -225,7 +230,7 @@ class LocalEngine:
     def _report(self, batch: Batch) -> LossReport:
         settings = self.settings
         with devices.autocast(self.device, self.dtype):
-            return self.model.loss(batch.to(self.device), settings.hearing, settings.hearing_alone)
+            return self.model.loss(batch.to(self.device), settings.ctc_weight, settings.ctc_only)
 
     def _learned(self, batch: Batch) -> LossReport:
         """The loss of a batch, its gradient added to those of the step."""
@@ -235,9 +240,10 @@ class LocalEngine:
         return report
 
     def finish(self) -> None:
-        """Keep what the encoder heard."""
-        if self.model.memory is not None and self.settings.remember_file and self.ranks.is_first:
-            self.model.memory.save(Path(self.settings.remember_file))
+        """Keep what the encoder made of the clips."""
+        cache, file = self.model.encoder_cache, self.settings.encoder_cache_file
+        if cache is not None and file and self.ranks.is_first:
+            cache.save(Path(file))
 
     def _parameters(self) -> list[nn.Parameter]:
         return [part for group in self.optimizer.param_groups for part in group["params"]]

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -32,10 +32,12 @@ class Experiment:
     tokenizer: str | None = None  # tokenizer directory; None: that of `init` or `init_llm`
     init_encoder: str | None = None  # stock Whisper that the encoder starts from
     init_llm: str | None = None  # stock Qwen2 or Qwen3 directory that the LLM starts from
-    init_hearing: str | None = None  # model, ours or published, whose encoder and adapter to take
+    init_encoder_adapter: str | None = None  # model whose encoder and adapter to take
     keep_lora: bool = False  # train on the LoRA layers of `init` instead of merging them
     device: str = "auto"
     seed: int = 777
+
+    RENAMED: ClassVar[dict[str, str]] = {"init_hearing": "init_encoder_adapter"}
 
     def __post_init__(self) -> None:
         tokenizer = self.tokenizer or self.init_llm

@@ -115,7 +115,7 @@ class Trained:
         self.runs[place.name] = SimpleNamespace(
             steps=run.steps, total=schedule.total_steps, init=experiment.init,
             encoder=experiment.init_encoder, lists=list(experiment.data.lists),
-            hearing=experiment.engine.hearing, minutes=run.minutes,
+            ctc_weight=experiment.engine.ctc_weight, minutes=run.minutes,
         )  # fmt: skip
         (place / "final").mkdir(parents=True)
         (place / "final" / "model.safetensors").touch()
@@ -155,9 +155,9 @@ def test_every_variant_makes_as_many_updates_from_the_same_start(world, tmp_path
         assert own.steps + (first.steps if one.understands else 0) == 100 == 70 + 30
         start = str(tmp_path / "out/understanding/final" if one.understands else world / "start")
         assert own.init == start and own.total == own.steps and own.minutes == 0
-        assert own.lists == ["s2t_think" if one.thinks else "s2t"] and own.hearing == 0
+        assert own.lists == ["s2t_think" if one.thinks else "s2t"] and own.ctc_weight == 0
         assert (own.encoder is None) == one.understands
-    assert first.init == str(world / "start") and first.hearing > 0
+    assert first.init == str(world / "start") and first.ctc_weight > 0
 
 
 def test_what_is_finished_is_not_done_again_and_the_report_is_the_same(world, tmp_path, trained):

@@ -55,11 +55,11 @@ def test_a_packed_row_leaks_nothing_even_in_gradients():
 def test_clips_of_a_batch_keep_the_steps_they_have_alone(frames):
     model = network()
     clips = [torch.randn(size, 6) for size in frames]
-    together, lengths = model.hear(
+    together, lengths = model.encode_audio(
         torch.nn.utils.rnn.pad_sequence(clips, batch_first=True), torch.tensor(frames)
     )
     for number, clip in enumerate(clips):
-        steps, count = model.hear(clip[None], torch.tensor([len(clip)]))
+        steps, count = model.encode_audio(clip[None], torch.tensor([len(clip)]))
         assert lengths[number] == count[0] == steps.shape[1]
         if len(clip) % 2 == 0:
             assert torch.allclose(together[number, : count[0]], steps[0], atol=1e-5)
@@ -72,7 +72,7 @@ def test_each_clip_lands_in_its_own_span():
         embedded = model.embed(batch)
         for sequence, span in ((ROWS[0], batch.spans[0]), (ROWS[4], batch.spans[1])):
             clip = sequence.clips[0]
-            heard, _ = model.hear(clip[None], torch.tensor([len(clip)]))
+            heard, _ = model.encode_audio(clip[None], torch.tensor([len(clip)]))
             place = embedded[span.row, span.start : span.start + span.length]
             assert torch.allclose(place[:-1], heard[0][:-1], atol=1e-1)
             assert place.shape == heard[0].shape

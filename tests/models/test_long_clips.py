@@ -37,10 +37,10 @@ def test_a_long_clip_beside_a_short_one_is_heard_as_alone():
     clips = [torch.randn(frames, 6, generator=generator) for frames in (3333, 41, 40)]
     lengths = torch.tensor([len(clip) for clip in clips])
     mels = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
-    heard, counts = model.hear_alone(mels, lengths)
+    heard, counts = model.encode_audio_alone(mels, lengths)
     assert counts.tolist() == [clip_steps(len(clip)) for clip in clips]
     for clip, steps, count in zip(clips, heard, counts.tolist(), strict=True):
-        alone, _ = model.hear_alone(clip[None], torch.tensor([len(clip)]))
+        alone, _ = model.encode_audio_alone(clip[None], torch.tensor([len(clip)]))
         torch.testing.assert_close(steps[:count], alone[0], atol=1e-5, rtol=1e-4)
 
 
@@ -48,6 +48,6 @@ def test_a_long_clip_beside_a_short_one_is_heard_as_alone():
 def test_a_short_clip_is_heard_as_in_training():
     model = network()
     clip = torch.randn(1, 41, 6)
-    for ours, theirs in zip(model.hear_alone(clip, torch.tensor([41])),
-                            model.hear(clip, torch.tensor([41])), strict=True):  # fmt: skip
+    for ours, theirs in zip(model.encode_audio_alone(clip, torch.tensor([41])),
+                            model.encode_audio(clip, torch.tensor([41])), strict=True):  # fmt: skip
         torch.testing.assert_close(ours, theirs)

@@ -10,7 +10,7 @@ import torch
 from osum_echat.errors import CheckpointError
 from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatModel
-from osum_echat.models.starts import llm_settings, start_hearing, start_llm
+from osum_echat.models.starts import llm_settings, start_encoder_adapter, start_llm
 from tests.tiny_network import LLM, SETTINGS, network
 
 SIZES = {
@@ -92,7 +92,7 @@ def test_encoder_and_adapter_come_from_another_model_and_nothing_else(tmp_path: 
     source, model = network(1), network(2)
     before = model.speech_head.weight.clone()
     checkpoint.save_published(tmp_path / "osum.pt", source)
-    start_hearing(model, tmp_path / "osum.pt")
+    start_encoder_adapter(model, tmp_path / "osum.pt")
     for name, value in model.state_dict().items():
         if name.startswith(("encoder.", "adapter.")):
             assert torch.equal(value, source.state_dict()[name]), name
@@ -104,7 +104,7 @@ def test_a_projection_to_another_width_starts_anew(tmp_path: Path, caplog):
     checkpoint.save(tmp_path, network(1))
     model = EChatModel(wide)
     before = model.adapter.projection.weight.clone()
-    start_hearing(model, tmp_path)
+    start_encoder_adapter(model, tmp_path)
     assert torch.equal(model.adapter.projection.weight, before)
     assert torch.equal(model.encoder.after_norm.weight, network(1).encoder.after_norm.weight)
     assert "an LLM of width 16, here 24: it starts anew" in caplog.text

@@ -134,8 +134,8 @@ def test_precision_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"hearing_alone": True}, "engine.hearing_alone: needs the weight"),
-        ({"remember_file": "heard.safetensors"}, "engine.remember_file: needs engine.remember_mb"),
+        ({"ctc_only": True}, "engine.ctc_only: needs the weight"),
+        ({"encoder_cache_file": "heard.safetensors"}, "needs the memory engine.encoder_cache_mb"),
     ],
 )
 def test_settings_that_need_another_name_it(settings: dict[str, Any], said: str) -> None:

@@ -5,7 +5,7 @@ from itertools import groupby, product
 import pytest
 import torch
 
-from osum_echat.generation.ctc_prefix import CtcPrefix, ReadAlong, leading_labels
+from osum_echat.generation.ctc_prefix import CtcPrefix, CtcPrefixScorer, leading_labels
 
 IDS, STEPS = 3, 5
 BLANK = IDS
@@ -61,7 +61,7 @@ SAME = torch.arange(6)
 
 
 def rule(*path: int, weight: float = 1.0, first=SAME, begins: bool = True):
-    return ReadAlong(sure(*path), WORDS, first, LABELS, begins, weight)
+    return CtcPrefixScorer(sure(*path), WORDS, first, LABELS, begins, weight)
 
 
 def test_a_doubtful_writer_writes_what_the_steps_say():
