@@ -3,15 +3,15 @@
 import sys
 from collections.abc import Sequence
 
-from osum_echat.corpus import command, options
+from osum_echat import cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
-    arguments = options.do_test_dataloader().parse_args(argv)
-    from osum_echat.corpus import look
+    from common_utils import inspect_data
 
-    return command.run("do_test_dataloader.py", look.run_arguments, arguments)
+    arguments = inspect_data.parser().parse_args(argv)
+    return cli.run("do_test_dataloader.py", lambda: inspect_data.run_arguments(arguments))
 
 
 if __name__ == "__main__":

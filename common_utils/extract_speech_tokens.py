@@ -1,17 +1,168 @@
-"""Speech tokens for a raw list: python common_utils/extract_speech_tokens.py --help."""
+"""Speech tokens of the recordings in a raw list, by the ONNX tokenizer, into the list's `extra`.
 
+A process listens to a portion of recordings in one go, but to one at a time: the input of the
+published file, and of those like it, is (1, mels, frames), so that a run holds one clip, and two
+clips in a row would hear each other. What makes it faster is more processes, a core each.
+"""
+
+import argparse
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
-from osum_echat.corpus import command, options
+from common_utils import jobs
+from common_utils.jobs import (
+    Job,
+    Made,
+    Piece,
+    Report,
+    add_job_options,
+    digest,
+    pieces,
+    records,
+    run,
+)
+from osum_echat import audio
+from osum_echat.data.sources import Dropped
+from osum_echat.errors import InputError
+from osum_echat.paths import TINY
+from osum_echat.records import Utterance
+from osum_echat.tasks import task_for
+from osum_echat.token2wav.voice import SpeechTokenizer
+
+NAME = "extract_speech_tokens.py"
+PORTION = 16  # recordings that a process listens to in one go
+TOKENS, REPLY_AUDIO, USER_AUDIO = "speech_token", "a_wav_path", "wav"
+TOKENIZERS = ("speech_tokenizer.onnx", "speech_tokenizer_v1.onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """Which recording of a record is listened to. field: wav, or one of `extra`; None: by task."""
+
+    tokenizer: Path
+    beside: Path  # the folder of the new list
+    field: str | None = None
+    keep: bool = False  # tokens that a record has already
+
+    def __call__(self, piece: Piece) -> Made:
+        """The records of a piece with their tokens, and those whose audio cannot be used."""
+        lines, left_out = [], []
+        for where, raw in records(piece):
+            made = raw if isinstance(raw, Dropped) else self._with_tokens(raw, where, piece.path)
+            if isinstance(made, Dropped):
+                left_out.append(made)
+            else:
+                lines.append(json.dumps(made, ensure_ascii=False))
+        return Made(lines, left_out)
+
+    def _with_tokens(self, raw: dict[str, Any], where: str, path: Path) -> dict[str, Any] | Dropped:
+        root = path.parent.resolve()
+        try:
+            utterance = Utterance.from_json(raw, where, root)
+            if self.keep and utterance.user.reply_speech:
+                return _moved(raw, root, self.beside)
+            if self.field is None and not task_for(utterance.task).speaks:
+                return _moved(raw, root, self.beside)
+            given = raw.get("extra") or {}
+            extra = dict(json.loads(given) if isinstance(given, str) else given)
+            field = self.field or _field(utterance)
+            name = raw.get(USER_AUDIO) if field == USER_AUDIO else extra.get(field)
+            if not isinstance(name, str) or not name:
+                return Dropped("no recording of the reply", f"{where}: no {field}; see --field")
+            segment_s = utterance.user.segment_s if field == USER_AUDIO else None
+            samples = audio.load(root / name, segment_s=segment_s)
+            codes = _tokenizer(self.tokenizer)(samples)
+        except InputError as error:
+            return Dropped("audio or task cannot be used", f"{where}: {error}")
+        except ValueError as error:
+            return Dropped("bad record", str(error))
+        return _moved(raw | {"extra": extra | {TOKENS: codes}}, root, self.beside)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of extract_speech_tokens.py."""
+    made = argparse.ArgumentParser(
+        prog=NAME,
+        description="Write a raw list again with extra.speech_token: 25 a second of the reply.",
+    )
+    made.add_argument("list", type=Path, help="raw jsonl list; audio paths start at its folder")
+    made.add_argument("out", type=Path, help="the new list")
+    made.add_argument(
+        "--tokenizer",
+        type=Path,
+        default=TINY,
+        metavar="PLACE",
+        help="ONNX file, or a model or CosyVoice folder (default: the small model)",
+    )
+    made.add_argument(
+        "--field",
+        help="what to listen to: wav or a field of extra (default: "
+        "wav for tasks that only speak, a_wav_path for those that hear wav)",
+    )
+    made.add_argument("--keep", action="store_true", help="leave records with tokens as they are")
+    add_job_options(made)
+    return made
+
+
+def run_arguments(chosen: argparse.Namespace) -> Report:
+    """Make the list that parsed arguments ask for."""
+    tokenizer = find_tokenizer(chosen.tokenizer)
+    if chosen.out.resolve() == chosen.list.resolve():
+        raise InputError(f"{chosen.out}: the list itself; give the new one another name")
+    beside = chosen.out.parent.resolve()
+    settings = digest(tokenizer, chosen.field, chosen.keep, str(beside))
+    extraction = Extraction(tokenizer, beside, chosen.field, chosen.keep)
+    _tokenizer(tokenizer)  # what is wrong with it is told before the work begins
+    job = Job(
+        chosen.out, settings, extraction, jobs.fingerprint,
+        workers=chosen.workers, overwrite=chosen.overwrite,
+    )  # fmt: skip
+    return run(job, pieces(chosen.list, PORTION), f"{PORTION} recordings")
+
+
+def find_tokenizer(place: Path) -> Path:
+    """The ONNX file itself, or the one in a model's folder."""
+    folders = (place, place / "token2wav")
+    candidates = [place, *(folder / name for folder in folders for name in TOKENIZERS)]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        raise InputError(f"{place}: no {' or '.join(TOKENIZERS)} there; give --tokenizer")
+    return found
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(path: Path) -> SpeechTokenizer:
+    return SpeechTokenizer(path)
+
+
+def _field(utterance: Utterance) -> str:
+    """A task that hears has the user in `wav`; of one that only speaks it is the reply."""
+    return REPLY_AUDIO if task_for(utterance.task).hears else USER_AUDIO
+
+
+def _moved(raw: dict[str, Any], root: Path, beside: Path) -> dict[str, Any]:
+    """The record for a list in another folder: relative audio paths would start there."""
+    if root == beside:
+        return raw
+    return {
+        name: str(root / value) if _is_audio(name, value) and (root / value).exists() else value
+        for name, value in raw.items()
+    }
+
+
+def _is_audio(name: str, value: object) -> bool:
+    return name.partition("_")[0] == USER_AUDIO and isinstance(value, str) and value != ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
-    arguments = options.extract_speech_tokens().parse_args(argv)
-    from osum_echat.corpus import speech_tokens
-
-    return command.run("extract_speech_tokens.py", speech_tokens.run_arguments, arguments)
+    arguments = parser().parse_args(argv)
+    return jobs.main(NAME, lambda: run_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,199 @@
-"""Shards to combine lists: python common_utils/make_combine_from_shard.py --help."""
+"""Shards to combine lists: the words of each tar in a jsonl of its own, the audio left where it is.
 
+Editing such a list edits the corpus: a line that is changed or gone needs no new tar.
+"""
+
+import argparse
+import io
+import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from osum_echat.corpus import command, options
+from common_utils import jobs
+from common_utils.jobs import Job, Made, Report, add_job_options, digest, run, stamp
+from common_utils.make_shard_from_raw import UNSAID
+from osum_echat.data.files import Files
+from osum_echat.data.manifest import COMBINES_LIST, RAW_LIST, TAR_ROOT, list_shards
+from osum_echat.data.shards import Shard
+from osum_echat.data.sources import Dropped
+from osum_echat.data.tar import Member, walk
+from osum_echat.data.tar_index import make_index, open_tar, split_name
+from osum_echat.errors import DataError, InputError
+from osum_echat.files import whole_file
+from osum_echat.records import DEFAULT_TASK
+
+NAME = "make_combine_from_shard.py"
+IN_TAR = "only-meta"  # what a line says in the place of audio
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where jsonl files go. task: one tag for all in place of their own."""
+
+    folder: Path
+    task: str | None = None
+
+    def list_of(self, tar: Path) -> Path:
+        return self.folder / f"{tar.stem}.list"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of make_combine_from_shard.py."""
+    made = argparse.ArgumentParser(
+        prog=NAME,
+        description="Write the words of shards into jsonl lists, one a tar; the tars stay as they "
+        "are and are read along with the lists.",
+    )
+    made.add_argument("shards", type=Path, help="shards_list.txt, or one .tar")
+    made.add_argument(
+        "out", type=Path, help="folder for combines_list.txt, combines_tar_root.txt, the lists"
+    )
+    made.add_argument("--task", help="one task tag for all utterances in place of their own")
+    add_job_options(made)
+    return made
+
+
+def run_arguments(chosen: argparse.Namespace) -> Report:
+    """Make the lists that parsed arguments ask for."""
+    tars = read_shards(chosen.shards)
+    target = Target(chosen.out, chosen.task)
+    root = _root(tars, chosen.out)
+    job = Job(
+        target.folder / COMBINES_LIST, digest(FORMAT, root, chosen.task),
+        partial(write_list, target), lambda tar: digest(stamp(tar)),
+        lambda line: (target.folder / line).is_file(), chosen.workers, chosen.overwrite,
+    )  # fmt: skip
+    report = run(job, tars, "tars")
+    with whole_file(target.folder / TAR_ROOT) as file:
+        file.write(f"{root}\n".encode())
+    _write_all(target.folder)
+    return report
+
+
+def read_shards(shards: Path) -> list[Path]:
+    """The tars of a list, or the one tar. Raises DataError, InputError for what is no shard."""
+    found = [Shard(str(shards))] if shards.suffix == ".tar" else list_shards(str(shards))
+    for shard in found:
+        if shard.lines is not None or not shard.tar.endswith(".tar"):
+            raise InputError(f"{shards}: {shard.tar}: need plain tars, without lists of their own")
+        if not Path(shard.tar).is_file():
+            raise InputError(f"{shards}: {shard.tar}: no such file; check the list")
+    if not found:
+        raise InputError(f"{shards}: names no tar")
+    return [Path(shard.tar) for shard in found]
+
+
+def write_list(target: Target, tar: Path) -> Made:
+    """Write the jsonl of one tar; the line of the list of lists, and what was left out."""
+    left_out: list[Dropped] = []
+    count = 0
+    with whole_file(target.list_of(tar)) as out:
+        for row in rows(tar, target.task):
+            if isinstance(row, Dropped):
+                left_out.append(row)
+                continue
+            out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            count += 1
+    return Made([target.list_of(tar).name], left_out, count)
+
+
+def rows(tar: Path, task: str | None = None) -> Iterator[dict[str, Any] | Dropped]:
+    """A line for each utterance of a tar, in its order; what is damaged in it is told."""
+    files = Files()
+    index = make_index(files, str(tar))
+    keys: set[str] = set()
+    with open_tar(files, str(tar)) as file:
+        for unit, (start, end, *_) in enumerate(index.ranges.tolist()):
+            fault = index.faults.get(unit)
+            if fault is not None:
+                yield Dropped(fault.reason, f"{tar}: {fault.detail}")
+                continue
+            key, words = _words(file, start, end)
+            if key in keys:
+                yield Dropped("key twice in the tar", f"{tar}: {key!r}; a line can mean one only")
+                continue
+            keys.add(key)
+            try:
+                yield _row(key, words, tar, task)
+            except DataError as error:
+                yield Dropped("bad record", f"{tar}: {key!r}: {error}")
+
+
+def _words(file: BinaryIO, start: int, end: int) -> tuple[str, dict[str, bytes]]:
+    """The key of an utterance, and its members: empty ones in the place of audio."""
+    file.seek(start)
+    data = file.read(end - start)
+    key, found = "", {}
+    for member in walk(io.BytesIO(data)):
+        named = split_name(member.name) if isinstance(member, Member) else None
+        if named is not None and isinstance(member, Member):
+            key, kind = named
+            is_text = kind in _TEXTS or kind.startswith("txt_")
+            found[kind] = data[member.data : member.data + member.size] if is_text else b""
+    return key, found
+
+
+_TEXTS = frozenset({"txt", "task", "extra"})
+
+
+def _row(key: str, words: dict[str, bytes], tar: Path, task: str | None) -> dict[str, Any]:
+    """A line of the original's fields. Raises DataError for texts that cannot be used."""
+    try:
+        extra = json.loads(words.get("extra") or b"{}")
+        texts = {kind: data.decode() for kind, data in words.items() if kind.startswith("txt")}
+        own = words.get("task", b"").decode()
+    except ValueError as error:
+        raise DataError(f"a member that is no text or JSON ({error})") from error
+    if "txt" not in texts or not isinstance(extra, dict):
+        raise DataError("no .txt" if "txt" not in texts else ".extra is no JSON object")
+    if extra.get("question") and not extra.get("q_txt"):
+        extra["q_txt"] = extra["question"]
+    turns: dict[str, str] = {}
+    for kind in words:
+        if kind.startswith(("wav_", "txt_")):
+            turns[kind] = texts.get(kind, IN_TAR)
+    return {
+        "key": key,
+        "txt": texts["txt"],
+        "wav": IN_TAR,
+        **turns,
+        "extra": extra,
+        "tar_path_key": tar.stem,
+        "task": task or (own if own not in ("", UNSAID) else DEFAULT_TASK),
+    }
+
+
+def _root(tars: list[Path], out: Path) -> str:
+    """The folder of the tars as the root file tells it: seen from there where it is near."""
+    folders = {path.parent.resolve() for path in tars}
+    names = {path.name for path in tars}
+    if len(folders) > 1 or len(names) < len(tars):
+        raise InputError(
+            f"{len(tars)} tars in {len(folders)} folders: combine lists take tars of different "
+            "names in one folder; make one for each folder"
+        )
+    (folder,) = folders
+    seen = os.path.relpath(folder, out.resolve())
+    return str(folder) if seen.count(os.pardir) > 1 else seen
+
+
+def _write_all(folder: Path) -> None:
+    """data.list: the lines of all lists together."""
+    with whole_file(folder / RAW_LIST) as out:
+        for name in (folder / COMBINES_LIST).read_text(encoding="utf-8").split("\n")[:-1]:
+            out.write((folder / name).read_bytes())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
-    arguments = options.make_combine_from_shard().parse_args(argv)
-    from osum_echat.corpus import combine
-
-    return command.run("make_combine_from_shard.py", combine.run_arguments, arguments)
+    arguments = parser().parse_args(argv)
+    return jobs.main(NAME, lambda: run_arguments(arguments))
 
 
 if __name__ == "__main__":

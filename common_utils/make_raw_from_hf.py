@@ -1,17 +1,313 @@
-"""Hugging Face audio data sets to raw lists: python common_utils/make_raw_from_hf.py --help."""
+"""Local Hugging Face audio data sets to raw lists: parquet files, or a folder with metadata."""
 
+import argparse
+import csv
+import io
+import json
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
 
-from osum_echat.corpus import command, options
+from common_utils import jobs
+from common_utils.jobs import Job, Made, Report, add_job_options, digest, run, stamp
+from osum_echat.data.sources import Dropped
+from osum_echat.errors import InputError
+from osum_echat.files import BYTE_ORDER_MARK, Line, text_lines, whole_file
+from osum_echat.records import DEFAULT_TASK
+
+NAME = "make_raw_from_hf.py"
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+SAVED = "dataset_info.json"          # beside the arrow files of save_to_disk
+NEEDS = "needs one more package: pip install datasets (or -r requirements-train.txt)"
+PORTION = 200  # rows of metadata that a process turns into lines in one go
+PARQUET_ROWS = 16  # that are in memory with their audio
+TEXT_COLUMNS = ("txt", "text", "sentence", "transcription", "transcript", "normalized_text")
+KEY_COLUMNS = ("key", "id", "utt_id", "segment_id")
+LABEL_COLUMNS = {"emotion": "q_emotion", "age": "age", "gender": "gender"}
+FOUND_NAMES = {"lang": "lang", "language": "lang", "locale": "lang", "speaker": "speaker",
+               "speaker_id": "speaker", "client_id": "speaker", "gender": "gender",
+               "emotion": "emotion", "task": "task"}  # fmt: skip
+_SUFFIXES = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg"}
+_UNFIT = re.compile(r"[^\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of a file or saved set: `count` from `start`. group: they are one of parquet."""
+
+    place: Path
+    start: int
+    count: int
+    group: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns hold what; None: found by their usual names."""
+
+    audio: str | None = None
+    text: str | None = None
+    key: str | None = None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of make_raw_from_hf.py."""
+    made = argparse.ArgumentParser(
+        prog=NAME,
+        description="Turn a local Hugging Face audio data set (parquet files, or a folder with "
+        "metadata.jsonl, .csv or .parquet) into a raw list. Parquet needs pyarrow.",
+    )
+    made.add_argument("folder", type=Path, help="the data set as downloaded")
+    made.add_argument("out", type=Path, help="the raw jsonl list; parquet audio goes beside it, "
+                      "into a folder of its name")  # fmt: skip
+    made.add_argument("--split", help="only files whose name begins so: train, test ...")
+    made.add_argument("--task", default=DEFAULT_TASK,
+                      help="task tag where no column tells one (default: %(default)s)")  # fmt: skip
+    for name in ("audio", "text", "key"):
+        made.add_argument(f"--{name}", metavar="COLUMN", help=f"that holds the {name}")
+    add_job_options(made)
+    return made
+
+
+def run_arguments(chosen: argparse.Namespace) -> Report:
+    """Make the list that parsed arguments ask for."""
+    columns = Columns(chosen.audio, chosen.text, chosen.key)
+    out = chosen.out.resolve()
+    places = find_places(chosen.folder, chosen.split)
+    items = [rows for place in places for rows in _portions(place)]
+    job = Job(
+        chosen.out, digest(chosen.task, columns.audio, columns.text, columns.key, str(out)),
+        partial(convert, columns, chosen.task, out), partial(fingerprint, columns),
+        workers=chosen.workers, overwrite=chosen.overwrite,
+    )  # fmt: skip
+    return run(job, items, "portions")
+
+
+def fingerprint(columns: Columns, rows: Rows) -> str:
+    """Of some rows: the file or folder they are in, and the sounds that metadata names."""
+    told: list[Any] = [rows.start, rows.count, stamp(rows.place)]
+    if rows.place.name in METADATA and rows.group is None:
+        for _, row in _read(rows):
+            name = None if isinstance(row, Dropped) else row.get(columns.audio or "file_name")
+            told.append(stamp(rows.place.parent / name) if isinstance(name, str) else None)
+    return digest(told)
+
+
+def find_places(folder: Path, split: str | None = None) -> list[Path]:
+    """The metadata files, parquet files or saved sets of a data set, in order.
+
+    Raises InputError for none.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a downloaded data set")
+    found = [path for name in METADATA for path in sorted(folder.rglob(name))]
+    found = found or sorted(folder.rglob("*.parquet"))
+    found = found or [path.parent for path in sorted(folder.rglob(SAVED))]
+    if split is not None:
+        inside = [(path, path.relative_to(folder).parts) for path in found]
+        found = [path for path, parts in inside if any(part.startswith(split) for part in parts)]
+    if not found:
+        raise InputError(
+            f"{folder}: no data set{f' of split {split}' if split else ''}; need *.parquet, "
+            f"{', '.join(METADATA)}, or what save_to_disk wrote"
+        )
+    return found
+
+
+def convert(columns: Columns, task: str, out: Path, rows: Rows) -> Made:
+    """The lines of some rows; embedded audio is written beside the list."""
+    lines, left_out = [], []
+    for number, row in _read(rows):
+        where = f"{rows.place} (row {number + 1})"
+        if isinstance(row, Dropped):
+            left_out.append(row)
+            continue
+        try:
+            line = json.dumps(_line(row, columns, task, out, rows, number), ensure_ascii=False)
+            line.encode()
+            lines.append(line)
+        except UnicodeEncodeError as error:
+            left_out.append(Dropped("bad row", f"{where}: half a character or bad bytes: {error}"))
+        except InputError as error:
+            left_out.append(Dropped("bad row", f"{where}: {error}"))
+    return Made(lines, left_out)
+
+
+def _line(
+    row: Mapping[str, Any], columns: Columns, task: str, out: Path, rows: Rows, number: int
+) -> dict[str, Any]:
+    """One record. Raises InputError for a row without text or usable audio."""
+    text_column = columns.text or _first(row, TEXT_COLUMNS)
+    text = row.get(text_column) if text_column else None
+    if not isinstance(text, str):
+        raise InputError(f"no text in {text_column or 'any usual column'}; give --text")
+    key_column = columns.key or _first(row, KEY_COLUMNS)
+    own = row.get(key_column) if key_column else None
+    stem = rows.place.parent.name if rows.place.name in METADATA else rows.place.stem
+    key = _UNFIT.sub("_", str(own)).strip(".") if own is not None else f"{stem}-{number:08d}"
+    audio_column = columns.audio or _audio_column(row)
+    wav = _audio(row[audio_column], out, rows, f"{stem}-{number:08d}") if audio_column else None
+    line: dict[str, Any] = {"key": key, **({"wav": wav} if wav else {}), "txt": text, "task": task}
+    extra: dict[str, Any] = {}
+    for name, value in row.items():
+        if name in (text_column, key_column, audio_column) or value in (None, ""):
+            continue
+        if name in FOUND_NAMES and isinstance(value, str):
+            line[FOUND_NAMES[name]] = value
+        if name in LABEL_COLUMNS and isinstance(value, str):
+            extra[LABEL_COLUMNS[name]] = value
+        elif name not in FOUND_NAMES and isinstance(value, str | int | float | bool | list):
+            extra[name] = value
+    return line | {"extra": extra}
+
+
+def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if name in row), None)
+
+
+def _audio_column(row: Mapping[str, Any]) -> str | None:
+    """The column of a sound: file_name, or one that holds bytes and a path."""
+    if "file_name" in row:
+        return "file_name"
+    return next((name for name, value in row.items() if _is_sound(value)), None)
+
+
+def _is_sound(value: object) -> bool:
+    return isinstance(value, Mapping) and {"bytes", "path"} <= set(value)
+
+
+def _audio(value: Any, out: Path, rows: Rows, name: str) -> str:
+    """Where a row's sound lies as seen from the list; embedded sound is written there."""
+    held = value.get("bytes") if _is_sound(value) else None
+    if held:
+        suffix = _SUFFIXES.get(held[:4], "mp3")
+        path = out.parent / out.stem / f"{name}.{suffix}"
+        with whole_file(path) as file:
+            file.write(held)
+        return str(path.relative_to(out.parent))
+    named = value.get("path") if _is_sound(value) else value
+    if not isinstance(named, str) or not named:
+        raise InputError("no audio: neither bytes nor a path")
+    home = rows.place.parent.absolute()
+    path = Path(os.path.normpath(home / named))  # as written: a hub's cache is made of links
+    if not path.is_relative_to(home):
+        raise InputError(f"audio {named!r} lies outside of the data set")
+    if not path.is_file():
+        raise InputError(f"audio {path}: no such file")
+    return str(path.relative_to(out.parent)) if path.is_relative_to(out.parent) else str(path)
+
+
+def _portions(place: Path) -> Iterator[Rows]:
+    """A parquet file by its row groups, which are read as a whole; others by row numbers."""
+    if place.suffix == ".parquet":
+        metadata, start = _parquet(place).metadata, 0
+        for group in range(metadata.num_row_groups):
+            count = metadata.row_group(group).num_rows
+            yield Rows(place, start, count, group)
+            start += count
+        return
+    total = len(_saved(place) if place.is_dir() else _listed(place))
+    for start in range(0, total, PORTION):
+        yield Rows(place, start, min(PORTION, total - start))
+
+
+def _read(rows: Rows) -> Iterator[tuple[int, Mapping[str, Any] | Dropped]]:
+    """The numbers and values of a portion's rows."""
+    if rows.group is not None:
+        yield from enumerate(_of_group(rows), rows.start)
+    elif rows.place.is_dir():
+        part = _saved(rows.place).select(range(rows.start, rows.start + rows.count))
+        yield from enumerate(_plain(part), rows.start)
+    else:
+        yield from enumerate(
+            _listed(rows.place)[rows.start : rows.start + rows.count], rows.start
+        )
+
+
+def _of_group(rows: Rows) -> Iterator[Mapping[str, Any]]:
+    import pyarrow
+    from datasets import Dataset
+
+    file = _parquet(rows.place)
+    for batch in file.iter_batches(PARQUET_ROWS, row_groups=[rows.group]):
+        yield from _plain(Dataset(pyarrow.Table.from_batches([batch])))
+
+
+def _plain(rows: Any) -> Iterator[Mapping[str, Any]]:
+    """Rows of a Dataset: sounds as bytes and path, not decoded; classes by their names."""
+    from datasets import Audio, ClassLabel
+
+    for name, feature in rows.features.items():
+        if isinstance(feature, Audio):
+            rows = rows.cast_column(name, Audio(decode=False))
+    classes = {name: feature for name, feature in rows.features.items()
+               if isinstance(feature, ClassLabel)}  # fmt: skip
+    for row in rows:
+        yield row | {
+            name: feature.int2str(row[name]) for name, feature in classes.items()
+            if row[name] is not None and 0 <= row[name] < feature.num_classes
+        }  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _listed(file: Path) -> list[Mapping[str, Any] | Dropped]:
+    """The rows of metadata.jsonl or metadata.csv; one that cannot be read is one row lost."""
+    try:
+        if file.suffix == ".csv":
+            text = file.read_bytes().removeprefix(BYTE_ORDER_MARK)
+            told = io.StringIO(text.decode(errors="surrogateescape"), newline="\n")
+            return list(csv.DictReader(told))
+        with file.open("rb") as lines:
+            return [_object(line, file) for line in text_lines(lines) if line.text != ""]
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from error
+
+
+def _object(line: Line, file: Path) -> Mapping[str, Any] | Dropped:
+    where = f"{file} line {line.number}"
+    if line.text is None:
+        return Dropped("bad row", f"{where}: {line.problem}")
+    try:
+        row = json.loads(line.text)
+    except ValueError as error:
+        return Dropped("bad row", f"{where}: not JSON ({error})")
+    return row if isinstance(row, dict) else Dropped("bad row", f"{where}: not an object")
+
+
+@lru_cache(maxsize=1)
+def _saved(folder: Path) -> Any:
+    """What save_to_disk wrote."""
+    try:
+        from datasets import load_from_disk
+    except ImportError as error:
+        raise InputError(f"{folder}: {NEEDS}") from error
+    try:
+        return load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: not a saved data set that can be read ({error})") from error
+
+
+def _parquet(file: Path) -> Any:
+    try:
+        import datasets  # noqa: F401  (reads what parquet holds; its absence is told here)
+        from pyarrow import lib, parquet
+    except ImportError as error:
+        raise InputError(f"{file}: {NEEDS}") from error
+    try:
+        return parquet.ParquetFile(file)
+    except (lib.ArrowException, OSError) as error:
+        raise InputError(f"{file}: not a parquet file that can be read ({error})") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
-    arguments = options.make_raw_from_hf().parse_args(argv)
-    from osum_echat.corpus import hugging_face
-
-    return command.run("make_raw_from_hf.py", hugging_face.run_arguments, arguments)
+    arguments = parser().parse_args(argv)
+    return jobs.main(NAME, lambda: run_arguments(arguments))
 
 
 if __name__ == "__main__":

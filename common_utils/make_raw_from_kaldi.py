@@ -1,17 +1,237 @@
-"""Kaldi data folders to raw lists: python common_utils/make_raw_from_kaldi.py --help."""
+"""Kaldi data folders to raw lists: wav.scp, text, segments and any utt2* files."""
 
+import argparse
+import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from osum_echat.corpus import command, options
+from common_utils import jobs
+from common_utils.jobs import Job, Made, Report, add_job_options, digest, run, stamp
+from osum_echat.data.sources import Dropped
+from osum_echat.errors import InputError
+from osum_echat.files import text_lines
+from osum_echat.records import DEFAULT_TASK
+
+NAME = "make_raw_from_kaldi.py"
+PORTION = 200  # utterances that a process looks at in one go
+NAMES = {"spk": "speaker", "lang": "lang", "gender": "gender", "emotion": "emotion", "task": "task"}
+LABELS = {"gender": "gender", "emotion": "q_emotion"}  # also wanted as labels of the voice
+NUMBERS = {"dur": "duration"}
+NOT_TOLD = {"num_frames", "uniq", "num_samples"}  # utt2* files of features and recipes
+SPEAKER_FILES = {"spk2gender": "gender"}
+BLANKS = " \t\r\n"
+ARCHIVE = re.compile(r"\.ark(:\d+(\[[\d:,]*\])?)?$")  # raw.ark, raw.ark:17, raw.ark:17[0:99]
+TO_FILES = (
+    "write the audio to files (Kaldi: wav-copy scp:wav.scp scp:new.scp, where new.scp names a wav "
+    "for each id) and name those"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One utterance as the folder's files tell it."""
+
+    key: str
+    text: str
+    audio: str
+    segment_s: tuple[float, float] | None
+    told: dict[str, str]  # from utt2*: the part after `utt2` -> its value
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of make_raw_from_kaldi.py."""
+    made = argparse.ArgumentParser(
+        prog=NAME,
+        description="Turn a Kaldi data folder (wav.scp, text, segments, utt2*) into a raw list.",
+    )
+    made.add_argument("folder", type=Path, help="with wav.scp and text")
+    made.add_argument("out", type=Path, help="the raw jsonl list to write")
+    made.add_argument("--task", default=DEFAULT_TASK,
+                      help="task tag where utt2task tells none (default: %(default)s)")  # fmt: skip
+    made.add_argument("--root", type=Path, default=Path(),
+                      help="where relative paths of wav.scp start (default: here)")  # fmt: skip
+    add_job_options(made)
+    return made
+
+
+def run_arguments(chosen: argparse.Namespace) -> Report:
+    """Make the list that parsed arguments ask for."""
+    entries, lost = read_folder(chosen.folder)
+    portions: list[list[Entry | Dropped]] = [
+        [*entries[at : at + PORTION]] for at in range(0, len(entries), PORTION)
+    ]
+    if lost:
+        portions.append([*lost])
+    root, beside = chosen.root.resolve(), chosen.out.parent.resolve()
+
+    def fingerprint(portion: list[Entry | Dropped]) -> str:
+        told = [(str(one), stamp(root / one.audio) if isinstance(one, Entry) else None)
+                for one in portion]  # fmt: skip
+        return digest(told)
+
+    job = Job(
+        chosen.out, digest(chosen.task, str(root), str(beside)),
+        partial(describe, root, beside, chosen.task), fingerprint,
+        workers=chosen.workers, overwrite=chosen.overwrite,
+    )  # fmt: skip
+    return run(job, portions, "utterances")
+
+
+def read_folder(folder: Path) -> tuple[list[Entry], list[Dropped]]:
+    """The utterances of `text` in order, and those without audio or with a broken segment.
+
+    Raises InputError for a folder without wav.scp or text, or a file that is not Kaldi's.
+    """
+    recordings, texts = _table(folder / "wav.scp"), _table(folder / "text")
+    segments = _table(folder / "segments") if (folder / "segments").exists() else None
+    told = _told(folder)
+    entries: list[Entry] = []
+    lost: list[Dropped] = []
+    for key, text in texts.items():
+        recording, segment = key, None
+        if segments is not None:
+            if key not in segments:
+                lost.append(Dropped("not in segments", f"{folder / 'segments'}: {key}"))
+                continue
+            try:
+                recording, first, last = segments[key].split()
+                segment = float(first), float(last)
+            except ValueError:
+                lost.append(Dropped("bad segment", f"{folder / 'segments'}: {key}"))
+                continue
+        if recording not in recordings:
+            lost.append(Dropped("not in wav.scp", f"{folder / 'wav.scp'}: {recording}"))
+            continue
+        own = {name: table[key] for name, table in told.items() if key in table}
+        entries.append(Entry(key, text, recordings[recording], segment, own))
+    if not entries:
+        raise InputError(f"{folder}: no utterance of `text` has audio in wav.scp; same ids needed")
+    return entries, lost
+
+
+def describe(root: Path, beside: Path, task: str, portion: list[Entry | Dropped]) -> Made:
+    """The lines of some utterances; those whose audio cannot be opened are left out."""
+    lines, left_out = [], []
+    for entry in portion:
+        if isinstance(entry, Dropped):
+            left_out.append(entry)
+            continue
+        path = root / entry.audio
+        try:
+            length_s = _length_s(path)
+        except InputError as error:
+            left_out.append(Dropped("audio cannot be used", f"{entry.key}: {error}"))
+            continue
+        row = _row(entry, task, _relative(path, beside), length_s)
+        if entry.segment_s is not None and not 0 <= row["start"] < row["end"] <= length_s + 0.1:
+            left_out.append(Dropped("bad segment", f"{entry.key}: {entry.segment_s}, {length_s} s"))
+            continue
+        lines.append(json.dumps(row, ensure_ascii=False))
+    return Made(lines, left_out)
+
+
+def _row(entry: Entry, task: str, wav: str, length_s: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"key": entry.key, "wav": wav, "txt": entry.text, "task": task}
+    extra: dict[str, Any] = {}
+    for name, value in entry.told.items():
+        if name in NAMES:
+            row[NAMES[name]] = value
+        if name in LABELS:
+            extra[LABELS[name]] = {"m": "MALE", "f": "FEMALE"}.get(value.lower(), value)
+        elif name not in NAMES and name not in NUMBERS:
+            extra[name] = value
+    if entry.segment_s is not None:
+        start, end = entry.segment_s
+        row["start"], row["end"] = start, end if end >= 0 else length_s  # Kaldi: -1 is the end
+        length_s = row["end"] - start
+    extra["duration"] = round(length_s, 3)
+    return row | {"extra": extra}
+
+
+def _length_s(path: Path) -> float:
+    import soundfile
+
+    try:
+        return float(soundfile.info(str(path)).duration)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise InputError(f"{path}: not audio that can be read ({error})") from error
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """As seen from the folder of the list where it lies below, or else absolute."""
+    path = path.resolve()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+def _told(folder: Path) -> dict[str, dict[str, str]]:
+    """The tables of utt2* by what they tell, and of spk2gender for each utterance."""
+    told = {}
+    for path in _files(folder):
+        name = path.name.removeprefix("utt2")
+        if path.name.startswith("utt2") and name not in NOT_TOLD:
+            told[name] = _table(path)
+    for file, name in SPEAKER_FILES.items():
+        if (folder / file).exists() and "spk" in told and name not in told:
+            table = _table(folder / file)
+            told[name] = {key: table[who] for key, who in told["spk"].items() if who in table}
+    return told
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        is_ours = path.name in {"wav.scp", "text", "segments", *SPEAKER_FILES}
+        if path.is_file() and (is_ours or path.name.startswith("utt2")):
+            yield path
+
+
+def _table(path: Path) -> dict[str, str]:
+    """A file of `id rest of the line`, split at the first white space of any kind."""
+    table: dict[str, str] = {}
+    try:
+        with path.open("rb") as file:
+            for line in text_lines(file):
+                if line.text is None:
+                    raise InputError(f"{path} line {line.number}: {line.problem}; convert it")
+                if not line.text.strip():
+                    continue
+                key, rest = _split(line.text)
+                if key in table:
+                    raise InputError(
+                        f"{path} line {line.number}: {key} for the second time; sort out the ids"
+                    )
+                if path.name == "wav.scp":
+                    _check_audio(rest, f"{path} line {line.number}")
+                table[key] = rest
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; wav.scp and text are needed") from error
+    return table
+
+
+def _split(line: str) -> tuple[str, str]:
+    """The id and the rest, parted by white space of any kind."""
+    found = re.split(r"\s", line.strip(BLANKS), maxsplit=1)
+    return found[0], found[1].strip(BLANKS) if len(found) > 1 else ""
+
+
+def _check_audio(audio: str, where: str) -> None:
+    """Commands are never run, and archives of Kaldi's own are not read."""
+    if audio.endswith("|"):
+        raise InputError(f"{where}: a command ({audio[:60]!r}); commands are not run: {TO_FILES}")
+    if ARCHIVE.search(audio):
+        raise InputError(f"{where}: {audio!r} is a place in an archive of Kaldi's own: {TO_FILES}")
+    if not audio:
+        raise InputError(f"{where}: no path of an audio file behind the id; add it")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
-    arguments = options.make_raw_from_kaldi().parse_args(argv)
-    from osum_echat.corpus import kaldi
-
-    return command.run("make_raw_from_kaldi.py", kaldi.run_arguments, arguments)
+    arguments = parser().parse_args(argv)
+    return jobs.main(NAME, lambda: run_arguments(arguments))
 
 
 if __name__ == "__main__":

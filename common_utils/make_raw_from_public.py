@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from common_utils.public_corpora import making
-from osum_echat.corpus import command
+from osum_echat import cli, logs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
     arguments = making.parser().parse_args(argv)
-    return command.run("make_raw_from_public.py", making.run, arguments)
+    return cli.run("make_raw_from_public.py", lambda: logs.out(making.run(arguments)))
 
 
 if __name__ == "__main__":

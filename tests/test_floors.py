@@ -19,7 +19,7 @@ FLOORS = (
     ("data", "models", "token2wav"),
     ("generation",),
     ("inference",),
-    ("training", "corpus"),
+    ("training",),
     ("chain",),
     ("evaluation", "serving"),
 )

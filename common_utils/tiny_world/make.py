@@ -21,6 +21,7 @@ import soundfile
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from common_utils.jobs import in_order
 from common_utils.tiny_world import reply_voice
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.effects import SAMPLE_RATE_HZ
@@ -28,7 +29,6 @@ from common_utils.tiny_world.reply_voice import ReplyVoice
 from common_utils.tiny_world.speaking import speak, write_wav
 from common_utils.tiny_world.voices import ESPEAK, KOKORO, Studio, Voice, all_voices, varied
 from common_utils.tiny_world.world import SPLITS, Exchange, SaidTurn, load_world
-from osum_echat.corpus.jobs import in_order
 from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.logs import logger, progress, setup
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from osum_echat.corpus import command
+from osum_echat import cli, logs
 from osum_echat.evaluation import options
 
 
@@ -12,7 +12,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = options.parser().parse_args(argv)
     from osum_echat.evaluation import start
 
-    return command.run("evaluation", start.run, arguments)
+    def evaluate() -> None:
+        outcome = start.run(arguments)
+        if outcome is not None:
+            logs.out(str(outcome))
+
+    return cli.run("evaluation", evaluate)
 
 
 if __name__ == "__main__":

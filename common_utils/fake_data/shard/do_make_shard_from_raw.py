@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from osum_echat.corpus import command, options, shards
+from common_utils import make_shard_from_raw
 
 HERE = Path(__file__).resolve().parent
 
@@ -11,8 +11,7 @@ HERE = Path(__file__).resolve().parent
 def main() -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
     words = [str(HERE.parent / "raw" / "data.list"), str(HERE), "--per-tar=5", "--overwrite"]
-    arguments = options.make_shard_from_raw().parse_args([*words, *sys.argv[1:]])
-    return command.run(Path(__file__).name, shards.run_arguments, arguments)
+    return make_shard_from_raw.main([*words, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from common_utils import (
     make_raw_from_kaldi,
     make_shard_from_raw,
 )
-from tests.corpus.reading import assert_equal, read_all
+from tests.common_utils.reading import assert_equal, read_all
 
 HOUSE = Path(__file__).parents[2]
 FAKE = HOUSE / "common_utils" / "fake_data"
@@ -43,8 +43,9 @@ def test_the_commands_of_the_fake_data_rebuild_it_bit_for_bit(tmp_path: Path):
         subprocess.run([sys.executable, path], cwd=tmp_path, check=True, capture_output=True)
     for folder in ("shard", "combine"):
         names = {one.name for one in (FAKE / folder).iterdir() if one.is_file()}
-        names = {name for name in names if not name.endswith((".index", ".pyc"))}
-        assert {one.name for one in (copy / folder).iterdir() if one.is_file()} == names
+        names = {name for name in names if not name.endswith((".index", ".pyc", ".report.json"))}
+        assert {one.name for one in (copy / folder).iterdir()
+                if one.is_file() and not one.name.endswith(".report.json")} == names
         for name in names:
             assert (copy / folder / name).read_bytes() == (FAKE / folder / name).read_bytes(), name
 
@@ -54,6 +55,14 @@ def test_a_raw_list_goes_through_the_doors(tmp_path: Path, capsys):
     assert make_shard_from_raw.main([str(FAKE / "raw/data.list"), str(out)]) == 0
     assert capsys.readouterr().out == f"{out / 'shards_list.txt'}: 10 records\n"
     assert make_combine_from_shard.main([str(out / "shards_list.txt"), str(tmp_path / "c")]) == 0
+
+
+def test_a_list_of_which_nothing_can_be_used_is_an_error(tmp_path: Path, capsys):
+    raw = tmp_path / "data.list"
+    raw.write_text('{"key": "a", "wav": "gone.wav", "txt": "x"}\n')
+    assert make_shard_from_raw.main([str(raw), str(tmp_path / "out")]) == 2
+    assert "nothing can be used" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.tar"))
 
 
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__.rpartition(".")[2])

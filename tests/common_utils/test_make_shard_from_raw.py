@@ -12,11 +12,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common_utils.make_shard_from_raw import wav_bytes
 from osum_echat import audio
-from osum_echat.corpus.shards import wav_bytes
 from osum_echat.errors import InputError
 from osum_echat.records import Utterance
-from tests.corpus.reading import (
+from tests.common_utils.reading import (
     ROUNDING,
     assert_equal,
     combine,

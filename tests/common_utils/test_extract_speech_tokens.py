@@ -6,25 +6,25 @@ from typing import Any
 
 import pytest
 
+from common_utils import extract_speech_tokens
+from common_utils.jobs import Report
 from osum_echat import audio
-from osum_echat.corpus import options, speech_tokens
-from osum_echat.corpus.jobs import Report
-from osum_echat.corpus.speech_tokens import run_arguments
 from osum_echat.errors import CheckpointError, InputError
+from osum_echat.paths import TINY
 from osum_echat.records import Utterance
 from osum_echat.token2wav.voice import SpeechTokenizer
-from tests.corpus.reading import read_all, write_noise, write_raw
+from tests.common_utils.reading import read_all, write_noise, write_raw
 
-TOKENIZER = options.TINY / "token2wav" / "speech_tokenizer.onnx"
+TOKENIZER = TINY / "token2wav" / "speech_tokenizer.onnx"
 
 
 def extract(raw: Path, out: Path, *words: str) -> Report:
-    arguments = options.extract_speech_tokens().parse_args([str(raw), str(out), *words])
-    return run_arguments(arguments)
+    arguments = extract_speech_tokens.parser().parse_args([str(raw), str(out), *words])
+    return extract_speech_tokens.run_arguments(arguments)
 
 
 def tokens_of(path: Path) -> list[Any]:
-    return [json.loads(line)["extra"].get("speech_token")
+    return [json.loads(line).get("extra", {}).get("speech_token")
             for line in path.read_text(encoding="utf-8").splitlines()]  # fmt: skip
 
 
@@ -63,6 +63,15 @@ def test_tokens_that_are_there_can_be_kept(raw: Path, tmp_path: Path):
     assert tokens_of(tmp_path / "new.list")[-1] == [1, 2, 3]
 
 
+def test_what_needs_no_tokens_stays_in_the_list(raw: Path, tmp_path: Path):
+    rows = [{"key": "heard", "wav": "user.wav", "txt": "x", "task": "<TRANSCRIBE>"},
+            {"key": "read", "txt": "x", "task": "<TEXT2TEXT>"}]  # fmt: skip
+    with raw.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    assert extract(raw, tmp_path / "new.list").written == 6
+    assert tokens_of(tmp_path / "new.list")[-2:] == [None, None]
+
+
 def test_a_field_can_be_named(raw: Path, tmp_path: Path):
     report = extract(raw, tmp_path / "new.list", "--field", "wav")
     assert report.written == 5
@@ -76,9 +85,9 @@ def test_a_list_in_another_folder_finds_its_audio(raw: Path, tmp_path: Path):
 
 
 def test_a_restart_listens_only_to_the_rest(raw: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(speech_tokens, "PORTION", 1)
+    monkeypatch.setattr(extract_speech_tokens, "PORTION", 1)
     heard: list[str] = []
-    whole = speech_tokens.Extraction.__call__
+    whole = extract_speech_tokens.Extraction.__call__
 
     def until_third(self, piece):
         heard.append(piece.first)
@@ -86,7 +95,7 @@ def test_a_restart_listens_only_to_the_rest(raw: Path, tmp_path: Path, monkeypat
             raise KeyboardInterrupt
         return whole(self, piece)
 
-    monkeypatch.setattr(speech_tokens.Extraction, "__call__", until_third)
+    monkeypatch.setattr(extract_speech_tokens.Extraction, "__call__", until_third)
     with pytest.raises(KeyboardInterrupt):
         extract(raw, tmp_path / "new.list")
     assert not (tmp_path / "new.list").exists()
@@ -108,7 +117,7 @@ def test_what_is_wrong_is_told_before_the_work(raw: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_several_processes_give_the_same_list(raw: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(speech_tokens, "PORTION", 1)
+    monkeypatch.setattr(extract_speech_tokens, "PORTION", 1)
     extract(raw, tmp_path / "one.list")
     extract(raw, tmp_path / "two.list", "--workers", "2")
     assert (tmp_path / "one.list").read_bytes() == (tmp_path / "two.list").read_bytes()

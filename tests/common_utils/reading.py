@@ -10,9 +10,9 @@ import numpy as np
 import soundfile
 import torch
 
+from common_utils import make_combine_from_shard, make_shard_from_raw
+from common_utils.jobs import Report
 from osum_echat import audio
-from osum_echat.corpus import options
-from osum_echat.corpus.jobs import Report
 from osum_echat.data.manifest import open_source
 from osum_echat.data.sources import Dropped
 from osum_echat.records import Turn, Utterance
@@ -22,18 +22,14 @@ ROUNDING = 0.5001 / 32_768  # of 16-bit samples
 
 def shards(list_file: Path, out: Path, *words: str) -> Report:
     """What make_shard_from_raw.py does."""
-    from osum_echat.corpus.shards import run_arguments
-
-    arguments = options.make_shard_from_raw().parse_args([str(list_file), str(out), *words])
-    return run_arguments(arguments)
+    arguments = make_shard_from_raw.parser().parse_args([str(list_file), str(out), *words])
+    return make_shard_from_raw.run_arguments(arguments)
 
 
 def combine(list_file: Path, out: Path, *words: str) -> Report:
     """What make_combine_from_shard.py does."""
-    from osum_echat.corpus.combine import run_arguments
-
-    arguments = options.make_combine_from_shard().parse_args([str(list_file), str(out), *words])
-    return run_arguments(arguments)
+    arguments = make_combine_from_shard.parser().parse_args([str(list_file), str(out), *words])
+    return make_combine_from_shard.run_arguments(arguments)
 
 
 def read_all(path: Path) -> list[Utterance | Dropped]:

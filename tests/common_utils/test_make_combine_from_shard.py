@@ -8,7 +8,7 @@ import pytest
 
 from osum_echat.errors import InputError, OsumError
 from osum_echat.records import Utterance
-from tests.corpus.reading import combine, read_all, shards, write_raw
+from tests.common_utils.reading import combine, read_all, shards, write_raw
 from tests.data.world import write_world
 
 

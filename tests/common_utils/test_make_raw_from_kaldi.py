@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 
-from osum_echat.corpus import options
-from osum_echat.corpus.jobs import Report
-from osum_echat.corpus.kaldi import run_arguments
+from common_utils.jobs import Report
+from common_utils.make_raw_from_kaldi import parser, run_arguments
 from osum_echat.errors import InputError
 from osum_echat.records import Utterance
-from tests.corpus.reading import read_all, write_noise
+from tests.common_utils.reading import read_all, write_noise
 
 
 def convert(folder: Path, out: Path, *words: str) -> Report:
-    arguments = options.make_raw_from_kaldi().parse_args([str(folder), str(out), *words])
+    arguments = parser().parse_args([str(folder), str(out), *words])
     return run_arguments(arguments)
 
 
@@ -80,6 +79,17 @@ def test_relative_audio_starts_at_the_root(tmp_path: Path, monkeypatch):
     assert rows_of(tmp_path / "one.list") == rows_of(tmp_path / "two.list")
     (found,) = read_all(tmp_path / "one.list")
     assert isinstance(found, Utterance) and found.user.audio == folder / "audio/a.wav"
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "  \t", "\u3000"])
+def test_any_white_space_parts_the_id_and_only_line_feeds_end_lines(tmp_path: Path, blank: str):
+    text = f"\ufeffa{blank}one\u2028two\r\nb{blank}three\x85four\x0bfive\x0csix\n"
+    folder = write_folder(tmp_path / "data", text=text)
+    convert(folder, tmp_path / "data.list")
+    rows = [json.loads(line) for line in (tmp_path / "data.list").read_bytes().split(b"\n")[:-1]]
+    assert [(row["key"], row["txt"]) for row in rows] == [
+        ("a", "one\u2028two"), ("b", "three\x85four\x0bfive\x0csix")
+    ]  # fmt: skip
 
 
 def test_audio_that_cannot_be_opened_is_left_out_and_counted(tmp_path: Path):

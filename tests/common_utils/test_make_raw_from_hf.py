@@ -6,17 +6,16 @@ from typing import Any
 
 import pytest
 
+from common_utils.jobs import Report
+from common_utils.make_raw_from_hf import parser, run_arguments
 from osum_echat import audio
-from osum_echat.corpus import options
-from osum_echat.corpus.hugging_face import run_arguments
-from osum_echat.corpus.jobs import Report
 from osum_echat.errors import InputError
 from osum_echat.records import Utterance
-from tests.corpus.reading import read_all, write_noise
+from tests.common_utils.reading import read_all, write_noise
 
 
 def convert(folder: Path, out: Path, *words: str) -> Report:
-    arguments = options.make_raw_from_hf().parse_args([str(folder), str(out), *words])
+    arguments = parser().parse_args([str(folder), str(out), *words])
     return run_arguments(arguments)
 
 
@@ -120,24 +119,58 @@ def test_columns_can_be_named(tmp_path: Path):
 
 def test_what_is_no_data_set_is_told(tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "saved").mkdir()
-    (tmp_path / "saved/data-00000.arrow").touch()
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad/metadata.jsonl").write_text("{oops")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/a.parquet").write_text("PAR1")
     for name, message in {
-        "gone": "no such folder", "empty": "need \\*.parquet", "saved": "to_parquet",
-        "bad": "cannot be read", "broken": "not a parquet file",
+        "gone": "no such folder", "empty": "need \\*.parquet", "broken": "not a parquet file",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=message):
             convert(tmp_path / name, tmp_path / "data.list")
 
 
-def test_without_pyarrow_parquet_says_what_to_install(tmp_path: Path, monkeypatch):
+def test_a_saved_set_is_read_as_the_same_rows(tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    rows = {"audio": [sound(tmp_path / "src", f"{n}.wav") for n in range(3)],
+            "text": ["one", "two", "three"], "gender": [0, 1, None]}  # fmt: skip
+    features = datasets.Features({
+        "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+        "text": datasets.Value("string"),
+        "gender": datasets.ClassLabel(names=["MALE", "FEMALE"]),
+    })  # fmt: skip
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set" / "train")
+    assert convert(tmp_path / "set", tmp_path / "out/a.list").written == 3
+    found = rows_of(tmp_path / "out/a.list")
+    assert [row.get("gender") for row in found] == ["MALE", "FEMALE", None]
+    assert [row["key"] for row in found] == [f"train-0000000{n}" for n in range(3)]
+    for row, held in zip(found, rows["audio"], strict=True):
+        assert (tmp_path / "out" / row["wav"]).read_bytes() == held["bytes"]
+
+
+def test_links_into_a_cache_of_blobs_are_followed(tmp_path: Path):
+    blob = write_noise(tmp_path / "a.wav").rename(tmp_path / "0123")
+    folder = tmp_path / "snapshots" / "main"
+    folder.mkdir(parents=True)
+    (folder / "a.wav").symlink_to(blob)
+    (folder / "metadata.jsonl").write_text('\ufeff{"file_name": "a.wav", "text": "x\u2028y"}\n')
+    assert convert(folder, tmp_path / "data.list").written == 1
+    (row,) = [json.loads(line) for line in (tmp_path / "data.list").read_bytes().splitlines()]
+    assert row["txt"] == "x\u2028y"
+
+
+def test_a_line_that_cannot_be_read_costs_its_row(tmp_path: Path):
+    write_noise(tmp_path / "set/a.wav")
+    good = b'{"file_name": "a.wav", "text": "x"}'
+    bad = (b"{oops", b"[1]", b'{"file_name": "a.wav", "text": "\xff"}',
+           b'{"file_name": "a.wav", "text": "\\ud800"}')  # fmt: skip
+    (tmp_path / "set/metadata.jsonl").write_bytes(b"\r\n".join((good, *bad, good)))
+    report = convert(tmp_path / "set", tmp_path / "data.list")
+    assert (report.written, report.dropped) == (2, {"bad row": 4})
+
+
+def test_without_datasets_parquet_says_what_to_install(tmp_path: Path, monkeypatch):
     import sys
 
     (tmp_path / "a.parquet").touch()
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match="pip install pyarrow"):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match="pip install datasets"):
         convert(tmp_path, tmp_path / "data.list")

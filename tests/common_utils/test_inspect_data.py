@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 import do_test_dataloader
-from osum_echat.corpus import look, options, statistics
+from common_utils import inspect_data
 from osum_echat.data.loader import ListSettings
 from osum_echat.errors import InputError
-from tests.corpus.reading import shards, write_noise, write_raw
+from osum_echat.paths import TINY
+from tests.common_utils.reading import shards, write_noise, write_raw
 from tests.data.world import write_world
 from tests.training.experiment import write_experiment
 
@@ -33,7 +34,7 @@ def test_the_fake_data_looks_the_same_in_its_three_forms(capsys):
 
 def test_an_experiment_shows_each_of_its_lists(tmp_path: Path, capsys):
     path = write_experiment(tmp_path)
-    names = list(look.corpus_of(path, str(options.TINY)).lists)
+    names = list(inspect_data.corpus_of(path, str(TINY)).lists)
     assert do_test_dataloader.main(["--config", str(path)]) == 0
     out = capsys.readouterr().out
     assert [line.split()[1].rstrip(":") for line in out.splitlines() if line.startswith("==")] == (
@@ -71,13 +72,13 @@ def test_the_statistics_count_hours_labels_and_bad_members(tmp_path: Path):
         {"key": "f", "txt": "x", "task": "<TEXT2TEXT>"},
     ]  # fmt: skip
     raw = write_raw(tmp_path, [*rows, "{oops"])
-    tally = statistics.scan("mine", ListSettings(str(raw)))
+    tally = inspect_data.scan("mine", ListSettings(str(raw)))
     assert (tally.utterances, tally.reply_tokens, len(tally.bad)) == (3, 50, 4)
     assert tally.heard_s == pytest.approx(0.7)
     assert tally.lengths == {5: 1, 2: 1}
     assert tally.labels["age", "OLD"] == 2 and tally.labels["age", "-"] == 1
     assert tally.tasks["<TEXT2TEXT>"] == 1
-    lines = list(statistics.report({"mine": ListSettings(str(raw))}, tmp_path / "out"))
+    lines = list(inspect_data.report({"mine": ListSettings(str(raw))}, tmp_path / "out"))
     assert any("3 utterances, 0.7 s heard, 2.0 s of reply tokens, 4 bad" in one for one in lines)
     told = (tmp_path / "out/bad_members.txt").read_text().splitlines()
     assert len(told) == 4 and all(line.startswith("mine\t") for line in told)
@@ -87,7 +88,7 @@ def test_the_statistics_count_hours_labels_and_bad_members(tmp_path: Path):
 def test_statistics_of_shards_are_those_of_their_raw_list(tmp_path: Path):
     raw = write_world(tmp_path / "raw")["history"]
     shards(raw, tmp_path / "shard", "--per-tar", "3")
-    one, two = (statistics.scan("x", ListSettings(str(path)))
+    one, two = (inspect_data.scan("x", ListSettings(str(path)))
                 for path in (raw, tmp_path / "shard/shards_list.txt"))  # fmt: skip
     assert one == two
 
@@ -107,7 +108,7 @@ def test_without_matplotlib_pictures_say_what_to_install(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     raw = write_raw(tmp_path, [{"key": "a", "txt": "x", "task": "<TEXT2TEXT>"}])
     with pytest.raises(InputError, match="pip install matplotlib"):
-        list(statistics.report({"a": ListSettings(str(raw))}, tmp_path / "out"))
+        list(inspect_data.report({"a": ListSettings(str(raw))}, tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -128,5 +129,5 @@ def test_several_processes_count_the_same(tmp_path: Path, monkeypatch):
     rows = [{"key": str(number), "txt": "x", "task": "<TEXT2TEXT>", "extra": {"age": "OLD"}}
             for number in range(350)]  # fmt: skip
     entry = ListSettings(str(write_raw(tmp_path, rows)))
-    assert statistics.scan("x", entry, 2) == statistics.scan("x", entry)
-    assert statistics.scan("x", entry, 2).utterances == 350
+    assert inspect_data.scan("x", entry, 2) == inspect_data.scan("x", entry)
+    assert inspect_data.scan("x", entry, 2).utterances == 350

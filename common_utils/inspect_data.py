@@ -1,0 +1,433 @@
+"""What a corpus looks like to the model: the first batch of each list, its statistics, pictures."""
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from common_utils.jobs import in_order
+from osum_echat import audio, logs
+from osum_echat.data.files import Files
+from osum_echat.data.loader import DataSettings, ListSettings, Loader
+from osum_echat.data.manifest import OfKind, open_source, read_manifest
+from osum_echat.data.prepare import Preparer, PrepareSettings
+from osum_echat.data.sources import Dropped, Source
+from osum_echat.errors import InputError, OsumError
+from osum_echat.files import whole_file
+from osum_echat.inference.load import PROMPTS_FILE
+from osum_echat.logs import progress
+from osum_echat.models.pretrained import find
+from osum_echat.models.settings import read_settings
+from osum_echat.paths import FAKE_DATA, PUBLISHED_PROMPTS, TINY
+from osum_echat.records import Labels, Turn, Utterance
+from osum_echat.sequence import IGNORED, Batch
+from osum_echat.settings import read_mapping
+from osum_echat.tasks import Prompts, task_for
+from osum_echat.training import build, experiment
+from osum_echat.vocab import Vocab
+
+FORMS = {"raw": "data.list", "shard": "shards_list.txt", "combine": "combines_list.txt"}
+SEED = 777
+TEXT_WIDTH = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Lists, and how a training would read them."""
+
+    lists: dict[str, ListSettings]
+    data: DataSettings
+    preparer: Preparer
+    kinds: dict[str, str] = field(default_factory=dict)  # s2t ... of the lists of a manifest
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of do_test_dataloader.py."""
+    made = argparse.ArgumentParser(
+        prog="do_test_dataloader.py",
+        description="Print the first batch of each list: by default of the fake data in its three "
+        "forms.",
+    )
+    add = made.add_argument
+    add(
+        "--config",
+        type=Path,
+        metavar="YAML",
+        help="your own experiment, or a data yaml (names with `path` and `weight`)",
+    )
+    add(
+        "--model",
+        default=str(TINY),
+        metavar="SOURCE",
+        help="whose vocabulary a data yaml is read with (default: the small model)",
+    )
+    add("--stats", action="store_true", help="scan everything: hours, labels, lengths, bad members")
+    add("--plot", type=int, metavar="N", help="draw mel and speech tokens of N utterances a list")
+    add(
+        "--out",
+        type=Path,
+        default=Path("build") / "corpus",
+        metavar="FOLDER",
+        help="where pictures and bad_members.txt go (default: %(default)s)",
+    )
+    add("--workers", type=int, default=1, help="processes (default: 1)")
+    return made
+
+
+def run_arguments(chosen: argparse.Namespace) -> None:
+    """Print and draw what parsed arguments ask for."""
+    corpus = corpus_of(chosen.config, chosen.model)
+    if chosen.stats:
+        for line in report(
+            corpus.lists, chosen.out, chosen.workers, corpus.data.schemes
+        ):
+            logs.out(line)
+    if chosen.plot:
+        for path in draw_items(corpus.lists, chosen.plot, chosen.out, corpus.data.schemes):
+            logs.out(f"drawn: {path}")
+    if not chosen.stats and not chosen.plot:
+        for line in first_batches(corpus):
+            logs.out(line)
+
+
+def corpus_of(path: Path | None, model: str) -> Corpus:
+    """The corpus of an experiment or data yaml; of none: the fake data. Raises OsumError."""
+    if path is not None and "stage" in read_mapping(path):
+        return _of_experiment(experiment.load(path))
+    if path is None:
+        lists = {form: ListSettings(str(FAKE_DATA / form / name)) for form, name in FORMS.items()}
+    else:
+        lists = _entries(str(path))
+    return Corpus(lists, DataSettings(lists=lists), _preparer(model))
+
+
+def _of_experiment(loaded: experiment.Experiment) -> Corpus:
+    settings = build.model_settings(loaded)
+    vocab = build.vocabulary(loaded, settings)
+    preparer = Preparer(loaded.prepare, vocab, settings.encoder.mels)
+    data, kinds = loaded.data, {}
+    lists = dict(data.lists)
+    for kind, place in data.manifests.items():
+        for name, entry in _entries(place, data.schemes).items():
+            lists[f"{kind} {name}"], kinds[f"{kind} {name}"] = entry, kind
+    return Corpus(lists, data, preparer, kinds)
+
+
+def _entries(place: str, schemes: tuple[str, ...] = ()) -> dict[str, ListSettings]:
+    """The lists of a data yaml that are read at all."""
+    entries = read_manifest(place, Files(schemes))
+    return {one.name: ListSettings(one.path) for one in entries if one.weight > 0}
+
+
+def _preparer(model: str) -> Preparer:
+    """As the model itself was trained: its vocabulary, thoughts and prompts."""
+    found = find(model)
+    settings, raw = read_settings(found.settings), found.settings_yaml()
+    vocab = Vocab.from_directory(
+        found.tokenizer(), settings.llm["vocab_size"], settings.speech_codes
+    )
+    own = found.home / PROMPTS_FILE
+    prompts = Prompts.from_file(own if own.exists() else PUBLISHED_PROMPTS)
+    prepare = PrepareSettings(
+        thinking=raw.get("thinking", "label"), template=raw.get("template", "chinese"), prompts=None
+    )
+    return Preparer(prepare, vocab, settings.encoder.mels, prompts)
+
+
+def first_batches(corpus: Corpus) -> Iterator[str]:
+    """A table for each list: what its first batch holds, and what was dropped on the way."""
+    for name, entry in corpus.lists.items():
+        yield f"== {name}: {entry.path}"
+        try:
+            yield from _first_batch(name, entry, corpus)
+        except OsumError as error:
+            yield f"   cannot be used: {error}"
+        yield ""
+
+
+def _first_batch(name: str, entry: ListSettings, corpus: Corpus) -> Iterator[str]:
+    start = time.perf_counter()
+    settings = replace(
+        corpus.data, lists={name: entry}, manifests={}, held_out=None, prefetch=0, workers=0
+    )
+    source: Source = open_source(name, entry.path, entry.task, Files(corpus.data.schemes))
+    if name in corpus.kinds:
+        source = OfKind(source, corpus.kinds[name])
+    loader = Loader([(source, 1.0)], corpus.preparer, settings, SEED)
+    batch = next(loader)
+    took_ms = 1000 * (time.perf_counter() - start)
+    yield f"   {len(source)} utterances; first batch after {took_ms:.0f} ms"
+    shapes = {"ids": batch.ids, "valid": batch.valid, "mels": batch.mels}
+    words = [f"{each} {tuple(one.shape)}" for each, one in shapes.items() if one is not None]
+    padding = 1.0 - batch.valid.float().mean().item()
+    yield f"   {', '.join(words)}; {padding:.1%} padding"
+    yield from _table(batch, corpus.preparer.vocab)
+    drops = ", ".join(
+        f"{reason} {count}" for (_, reason), count in loader.drops.counts.most_common()
+    )
+    yield f"   dropped: {drops or 'none'}"
+    loader.close()
+
+
+def _table(batch: Batch, vocab: Vocab) -> Iterator[str]:
+    """A line for each sequence, behind the names of the columns."""
+    rows = [("row", "key", "task", "tokens", "frames", "speech", "answer")]
+    clips = list(zip(batch.spans, batch.mel_lengths.tolist(), strict=True))
+    for number, keys in enumerate(batch.keys):
+        for place, key in enumerate(keys):
+            inside = batch.segments[number] == place
+            first = int(inside.nonzero()[0])
+            last = first + int(inside.sum())
+            targets = batch.targets[number][inside]
+            answer = targets[targets != IGNORED].tolist()
+            frames = [
+                str(length) for span, length in clips
+                if span.row == number and first <= span.start < last
+            ]  # fmt: skip
+            rows.append((
+                str(number), key, batch.tasks[number][place], str(last - first),
+                "+".join(frames) or "-", str(sum(map(vocab.is_speech, answer))),
+                _short(vocab.decode(answer)),
+            ))  # fmt: skip
+    # Longest first, as rows are packed; those of one length by key, whatever form they came in.
+    rows[1:] = sorted(rows[1:], key=lambda cells: (int(cells[0]), -int(cells[3]), cells[1]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        yield f"   {'  '.join(cells).rstrip()}"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= TEXT_WIDTH else f"{line[: TEXT_WIDTH - 1]}…"
+
+
+PORTION = 100  # units that a process reads in one go
+TOKENS_PER_S = 25
+SHOWN_BAD, SHOWN_LABELS = 5, 12
+BAD_FILE, LENGTHS_FILE = "bad_members.txt", "lengths.png"
+UNHEARD = "-"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was counted so far. Lengths are whole tenths of a second."""
+
+    utterances: int = 0
+    heard_s: float = 0.0  # of the users, earlier turns included
+    reply_tokens: int = 0
+    tasks: Counter[str] = field(default_factory=Counter)
+    labels: Counter[tuple[str, str]] = field(default_factory=Counter)
+    lengths: Counter[int] = field(default_factory=Counter)
+    bad: list[Dropped] = field(default_factory=list)
+
+    def add(self, other: "Tally") -> None:
+        """Count another portion in."""
+        self.utterances += other.utterances
+        self.heard_s += other.heard_s
+        self.reply_tokens += other.reply_tokens
+        self.tasks += other.tasks
+        self.labels += other.labels
+        self.lengths += other.lengths
+        self.bad += other.bad
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Some units of a list."""
+
+    path: str
+    task: str | None
+    schemes: tuple[str, ...]
+    start: int
+    end: int
+
+
+def report(
+    lists: dict[str, ListSettings], out: Path, workers: int = 1, schemes: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """Scan every list; lines to print. Writes lengths.png and bad_members.txt into `out`."""
+    tallies: dict[str, Tally] = {}
+    for name, entry in lists.items():
+        tallies[name] = scan(name, entry, workers, schemes)
+        yield f"== {name}: {entry.path}"
+        yield from _lines(tallies[name])
+        yield ""
+    with whole_file(out / BAD_FILE) as file:
+        for name, tally in tallies.items():
+            for one in tally.bad:
+                file.write(f"{name}\t{one.reason}\t{' '.join(one.detail.split())}\n".encode())
+    yield f"bad members: {out / BAD_FILE}"
+    lengths = {name: tally.lengths for name, tally in tallies.items()}
+    yield f"drawn: {draw_lengths(lengths, out / LENGTHS_FILE)}"
+
+
+def scan(name: str, entry: ListSettings, workers: int = 1, schemes: tuple[str, ...] = ()) -> Tally:
+    """Read and decode every utterance of a list. Raises DataError for one that cannot be opened."""
+    if workers < 1:
+        raise InputError(f"workers {workers}: give 1 or more")
+    units = len(_source(entry.path, entry.task, schemes))
+    portions = [
+        Portion(entry.path, entry.task, schemes, start, min(start + PORTION, units))
+        for start in range(0, units, PORTION)
+    ]
+    whole = Tally()
+    for tally in progress(in_order(count, portions, workers), name, len(portions)):
+        whole.add(tally)
+    return whole
+
+
+def count(portion: Portion) -> Tally:
+    """What some units hold."""
+    tally = Tally()
+    source = _source(portion.path, portion.task, portion.schemes)
+    for unit in range(portion.start, portion.end):
+        for utterance in source.read(unit):
+            fault = utterance if isinstance(utterance, Dropped) else _count(utterance, tally)
+            if fault is not None:
+                tally.bad.append(fault)
+    return tally
+
+
+@lru_cache(maxsize=1)
+def _source(path: str, task: str | None, schemes: tuple[str, ...]) -> Source:
+    return open_source(path, path, task, Files(schemes))
+
+
+def _count(utterance: Utterance, tally: Tally) -> Dropped | None:
+    """Count an utterance in, or say why it cannot be used."""
+    try:
+        task = task_for(utterance.task)
+        turns = (*utterance.history, utterance.user) if task.hears else ()
+        if task.hears and utterance.user.audio is None:
+            return Dropped("no audio", utterance.key)
+        lengths = [_length_s(turn) for turn in turns if turn.audio is not None]
+    except InputError as error:
+        return Dropped("audio or task cannot be used", f"{utterance.key}: {error}")
+    tally.utterances += 1
+    tally.tasks[utterance.task] += 1
+    tally.reply_tokens += len(utterance.user.reply_speech)
+    tally.heard_s += sum(lengths)
+    if lengths:
+        tally.lengths[round(lengths[-1] * 10)] += 1
+    for each in fields(Labels):
+        tally.labels[each.name, getattr(utterance.labels, each.name) or UNHEARD] += 1
+    return None
+
+
+def _length_s(turn: Turn) -> float:
+    assert turn.audio is not None, "asked for the length of a turn without audio"
+    samples = audio.load(turn.audio, segment_s=turn.segment_s)
+    return len(samples) / audio.SAMPLE_RATE_HZ
+
+
+def _lines(tally: Tally) -> Iterator[str]:
+    """What was counted, in words."""
+    yield (
+        f"   {tally.utterances} utterances, {_time(tally.heard_s)} heard, "
+        f"{_time(tally.reply_tokens / TOKENS_PER_S)} of reply tokens, {len(tally.bad)} bad"
+    )
+    if tally.lengths:
+        tenths = sorted(tally.lengths.elements())
+        shown = [tenths[0], tenths[len(tenths) // 2], tenths[-1]]
+        low, middle, high = (f"{one / 10:.1f} s" for one in shown)
+        yield f"   lengths: {low} to {high}, half of them up to {middle}"
+    for task, number in tally.tasks.most_common():
+        yield f"   task {task}: {number}"
+    for each in fields(Labels):
+        found = [(value, number) for (name, value), number in tally.labels.most_common()
+                 if name == each.name]  # fmt: skip
+        shown_labels = ", ".join(f"{value} {number}" for value, number in found[:SHOWN_LABELS])
+        yield f"   {each.name}: {shown_labels}" + (" ..." if len(found) > SHOWN_LABELS else "")
+    reasons = Counter(one.reason for one in tally.bad)
+    for reason, number in reasons.most_common():
+        yield f"   bad: {reason}: {number}"
+        examples = [one.detail for one in tally.bad if one.reason == reason]
+        yield from (f"      {detail}" for detail in examples[:SHOWN_BAD])
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} h" if seconds >= 360 else f"{seconds:.1f} s"
+
+
+DOTS_PER_INCH = 100
+BINS = 50
+
+
+def draw_lengths(lengths: Mapping[str, Counter[int]], path: Path) -> Path:
+    """Histograms of lengths in tenths of a second, one curve a list, as a PNG."""
+    figure = _figure(8, 4)
+    axes = figure.subplots()
+    longest_s = max((max(one) for one in lengths.values() if one), default=1) / 10
+    for name, counts in lengths.items():
+        seconds = [tenths / 10 for tenths in counts]
+        weights = list(counts.values())
+        axes.hist(seconds, BINS, range=(0, longest_s), weights=weights, histtype="step", label=name)
+    axes.set(xlabel="seconds heard", ylabel="utterances", title="Lengths")
+    axes.legend()
+    return _save(figure, path)
+
+
+def draw_items(
+    lists: Mapping[str, ListSettings], count: int, out: Path, schemes: tuple[str, ...] = ()
+) -> Iterator[Path]:
+    """Mel and speech tokens of the first usable utterances of each list, as PNGs."""
+    if count < 1:
+        raise InputError(f"{count} utterances to draw: give 1 or more")
+    for name, entry in lists.items():
+        source = open_source(name, entry.path, entry.task, Files(schemes))
+        found = (one for unit in range(len(source)) for one in source.read(unit))
+        items = list(islice((one for one in found if isinstance(one, Utterance)), count))
+        figure = _figure(12, 2.5 * max(len(items), 1))
+        grid = figure.subplots(max(len(items), 1), 2, squeeze=False)
+        for row, item in zip(grid, items, strict=False):
+            _draw_item(row, item)
+        yield _save(figure, out / f"{_file_name(name)}_items.png")
+
+
+def _draw_item(row: Any, item: Utterance) -> None:
+    """The user's mel on the left, the codes of the reply on the right."""
+    left, right = row
+    left.set_title(f"{item.key}  {item.task}", fontsize=8, loc="left", parse_math=False)
+    if item.user.reply_speech:
+        right.set(ylabel="speech token", xlabel="25 a second")
+        right.plot(item.user.reply_speech, ".", markersize=3)
+    else:
+        right.text(0.5, 0.5, "no speech tokens", ha="center", transform=right.transAxes)
+        right.set_axis_off()
+    if item.user.audio is None:
+        left.text(0.5, 0.5, "no audio", ha="center", transform=left.transAxes)
+        return
+    try:
+        samples = audio.load(item.user.audio, segment_s=item.user.segment_s)
+        mel = audio.log_mel(samples)
+    except OsumError as error:
+        left.text(0.02, 0.5, str(error)[:80], fontsize=7, transform=left.transAxes)
+        return
+    left.imshow(mel.T.numpy(), origin="lower", aspect="auto")
+    left.set(xlabel="frames of 10 ms", ylabel="mel bin")
+
+
+def _file_name(name: str) -> str:
+    return "".join(one if one.isalnum() else "_" for one in name)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError(
+            "pictures need one more package: pip install matplotlib (or -r requirements-train.txt)"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
+    return path

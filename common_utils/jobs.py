@@ -1,0 +1,318 @@
+"""Long jobs over many items: several processes, results in order, a kill loses next to nothing.
+
+Results go to a journal beside the output as they come; started again, the same job goes on behind
+the last complete line. When all is done the output appears whole, with a report of what was left
+out; the journal goes. Started once more, a finished job makes again only the items whose input
+has changed since, say a sound that was missing and is there now.
+"""
+
+import argparse
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from osum_echat import cli, logs
+from osum_echat.data.files import Files
+from osum_echat.data.sources import Dropped, json_object, line_starts
+from osum_echat.errors import InputError
+from osum_echat.files import Journal, read_journal, whole_file, write_json
+from osum_echat.logs import progress
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+AHEAD = 4  # items handed out for each process, so that none waits for the slowest
+
+LOG = logs.logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What one item became: lines of the output, and what was left out."""
+
+    lines: list[str]
+    dropped: list[Dropped] = field(default_factory=list)
+    count: int | None = None  # records, where a line stands for several of them
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a finished job did: records written, and how many were left out for which reason."""
+
+    path: Path
+    written: int
+    dropped: dict[str, int]
+
+    def __str__(self) -> str:
+        words = f"{self.path}: {self.written} records"
+        left = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items())
+        return f"{words}; left out: {left} (see {report_path(self.path).name})" if left else words
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[Item]):
+    """One output made of many items.
+
+    settings: what all items depend on; another one begins anew. fingerprint: of an item's input;
+    another one makes that item again. is_intact: whether what a line names is still there.
+    """
+
+    out: Path
+    settings: str
+    make: Callable[[Item], Made]
+    fingerprint: Callable[[Item], str]
+    is_intact: Callable[[str], bool] = lambda line: True
+    workers: int = 1
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise InputError(f"workers {self.workers}: give 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some records of a raw list: those from byte `start` on; the first is number `first`."""
+
+    path: Path
+    start: int
+    first: int  # counted from 1, blank lines left out
+    count: int
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """Add --workers and --overwrite."""
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="make everything again instead of going on")  # fmt: skip
+
+
+def main(name: str, work: Callable[[], Report]) -> int:
+    """Run a tool's job and print its report. Returns 2 where nothing could be used."""
+
+    def report() -> None:
+        done = work()
+        if not done.written:
+            raise InputError(f"{done}: nothing can be used")
+        logs.out(str(done))
+
+    return cli.run(name, report)
+
+
+def digest(*values: Any) -> str:
+    """A short name of plain values; a Path stands for the content of its file."""
+    told = sha256()
+    for value in values:
+        told.update(_content(value) if isinstance(value, Path) else json.dumps(value).encode())
+        told.update(b"\0")
+    return told.hexdigest()[:16]
+
+
+def stamp(path: Path) -> tuple[str, int, int]:
+    """Name, bytes and time of a file: what makes it the same input. Zeros: it is not there."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return str(path), 0, 0
+    return str(path), found.st_size, found.st_mtime_ns
+
+
+def _content(path: Path) -> bytes:
+    told = sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                told.update(block)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    return told.digest()
+
+
+def pieces(path: Path, size: int) -> list[Piece]:
+    """The list cut into pieces of `size` records.
+
+    Raises InputError for the size, DataError for a list that cannot be read or holds no records.
+    """
+    if size < 1:
+        raise InputError(f"{size} records a piece: give 1 or more")
+    starts = line_starts(Files(), str(path))
+    return [
+        Piece(path, int(starts[first]), first + 1, min(size, len(starts) - first))
+        for first in range(0, len(starts), size)
+    ]
+
+
+def records(piece: Piece) -> Iterator[tuple[str, dict[str, Any] | Dropped]]:
+    """Where each record stands, for messages, and its object or why it has none."""
+    for number, line in enumerate(_lines(piece), piece.first):
+        where = f"{piece.path} (record {number})"
+        yield where, json_object(line, where, str(piece.path))
+
+
+def fingerprint(piece: Piece) -> str:
+    """Of the lines of a piece and of every file that they name."""
+    told: list[Any] = []
+    for line in _lines(piece):
+        told.append(line.decode(errors="replace"))
+        raw = json_object(line, "", "")
+        if isinstance(raw, dict):
+            extra = raw.get("extra")
+            values = [*raw.values(), *(extra.values() if isinstance(extra, dict) else ())]
+            named = {one for one in values if isinstance(one, str) and "." in one[-6:]}
+            told += [stamp(piece.path.parent / name) for name in sorted(named) if len(name) < 4096]
+    return digest(told)
+
+
+def _lines(piece: Piece) -> Iterator[bytes]:
+    with piece.path.open("rb") as file:
+        file.seek(piece.start)
+        left = piece.count
+        while left:
+            line = file.readline()
+            if not line:
+                raise InputError(f"list {piece.path}: changed while it was read; start again")
+            if line.strip():
+                left -= 1
+                yield line
+
+
+def report_path(out: Path) -> Path:
+    return out.with_name(f"{out.name}.report.json")
+
+
+def run(job: Job[Item], items: Sequence[Item], description: str) -> Report:
+    """Do every item and write the lines of all, in their order, to `job.out`.
+
+    Raises InputError for what cannot be written.
+    """
+    try:
+        marks = [f"{number} {job.fingerprint(item)}" for number, item in enumerate(items)]
+        journal = job.out.with_name(f".{job.out.name}.journal")
+        done = {} if job.overwrite else _kept(job, journal)
+        whole = done.pop("whole", None)
+        missing = [number for number, mark in enumerate(marks) if mark not in done]
+        if whole is not None and not missing and len(marks) == len(done):
+            LOG.info("%s: already made from the same input; --overwrite makes it again", job.out)
+            return whole
+        if done:
+            LOG.info("%s: %d of %d parts are there already", job.out, len(marks) - len(missing),
+                     len(marks))  # fmt: skip
+        job.out.parent.mkdir(parents=True, exist_ok=True)
+        _make(job, items, marks, missing, journal, done, description)
+        report = _finish(job, marks, done)
+        journal.unlink()
+        return report
+    except OSError as error:
+        raise InputError(f"{job.out}: not written ({error}); free or change the place") from error
+
+
+def _make(
+    job: Job[Item], items: Sequence[Item], marks: Sequence[str], missing: Sequence[int],
+    journal: Path, done: dict[str, Any], description: str,
+) -> None:  # fmt: skip
+    """Make what is missing; each result goes to the journal, and into `done`, at once."""
+    with whole_file(journal) as file:  # what is kept of earlier runs, without what has changed
+        for entry in ({"settings": job.settings}, *done.values()):
+            file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+    with Journal(journal) as kept:
+        made = in_order(job.make, (items[number] for number in missing), job.workers)
+        for number, one in zip(missing, progress(made, description, len(missing)), strict=True):
+            entry = {
+                "item": marks[number], "lines": one.lines,
+                "records": len(one.lines) if one.count is None else one.count,
+                "dropped": [[each.reason, each.detail] for each in one.dropped],
+            }  # fmt: skip
+            kept.write([entry])
+            done[marks[number]] = entry
+
+
+def _kept(job: Job[Item], journal: Path) -> dict[str, Any]:
+    """Results of earlier runs by the fingerprint of their item; `whole`: the finished report."""
+    found: dict[str, Any] = {}
+    entries = [entry for _, entry in read_journal(journal)]
+    if entries and entries[0].get("settings") == job.settings:
+        found = {entry["item"]: entry for entry in entries[1:] if entry.get("item")}
+    elif not entries:
+        found = _finished(job)
+    return {
+        mark: entry for mark, entry in found.items()
+        if mark == "whole" or all(job.is_intact(line) for line in entry["lines"])
+    }  # fmt: skip
+
+
+def _finished(job: Job[Item]) -> dict[str, Any]:
+    """What a finished run of the same settings left, its lines taken from the output."""
+    try:
+        raw = json.loads(report_path(job.out).read_bytes())
+        lines = job.out.read_bytes().decode().split("\n")[:-1]
+        if raw["settings"] != job.settings or len(lines) != sum(row[1] for row in raw["items"]):
+            return {}
+        found: dict[str, Any] = {}
+        left, place = iter(raw["left_out"]), 0
+        for mark, count, written, dropped in raw["items"]:
+            found[mark] = {
+                "item": mark, "lines": lines[place : place + count], "records": written,
+                "dropped": [next(left) for _ in range(dropped)],
+            }  # fmt: skip
+            place += count
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return {}
+    counts = Counter(reason for reason, _ in raw["left_out"])
+    return found | {"whole": Report(job.out, int(raw["written"]), dict(counts))}
+
+
+def _finish(job: Job[Item], marks: Sequence[str], done: dict[str, Any]) -> Report:
+    """Write the output and its report."""
+    entries = [done[mark] for mark in marks]
+    with whole_file(job.out) as out:
+        for entry in entries:
+            out.writelines(f"{line}\n".encode() for line in entry["lines"])
+    left_out = [one for entry in entries for one in entry["dropped"]]
+    written = sum(entry["records"] for entry in entries)
+    write_json(report_path(job.out), {
+        "settings": job.settings, "written": written, "left_out": left_out,
+        "items": [[entry["item"], len(entry["lines"]), entry["records"], len(entry["dropped"])]
+                  for entry in entries],
+    })  # fmt: skip
+    return Report(job.out, written, dict(Counter(reason for reason, _ in left_out)))
+
+
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    """The results in the order of the items; one worker is this very process."""
+    if workers == 1:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a worker process was ended from outside (out of memory?); start again, with "
+                "fewer workers: what is done is kept"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _one_thread() -> None:
+    """Each process computes on one thread, and leaves Ctrl-C to the one that started it."""
+    import signal
+
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

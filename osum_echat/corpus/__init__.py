@@ -1,1 +1,0 @@
-"""Corpora made and looked at: raw lists, shards and combine lists written, checked and drawn."""

@@ -1,0 +1,232 @@
+"""Claims about long jobs: stopped anywhere and started again, the output is the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from common_utils.jobs import Job, Made, Report, digest, in_order, pieces, records, run
+from osum_echat.data.sources import Dropped
+from osum_echat.errors import DataError, InputError
+from osum_echat.files import whole_file
+from tests.common_utils.reading import read_all, shards, write_noise, write_raw
+
+
+def double(number: int) -> Made:
+    """Lines for a number; odd hundreds are left out."""
+    if number % 100 == 99:
+        return Made([], [Dropped("ninety-nine", str(number))])
+    return Made([str(2 * number)])
+
+
+def failing(stop: int, seen: list[int], number: int) -> Made:
+    """As `double` until it breaks."""
+    if number == stop:
+        raise RuntimeError("the power went")
+    seen.append(number)
+    return double(number)
+
+
+def job(out: Path, make, settings: str = "same", overwrite: bool = False, **more) -> Report:
+    """Numbers below `count`, each its own input unless `marks` says otherwise."""
+    count, marks = more.pop("count", 10), more.pop("marks", {})
+    made = Job(out, settings, make, lambda number: marks.get(number, str(number)),
+               overwrite=overwrite, **more)  # fmt: skip
+    return run(made, range(count), "numbers")
+
+
+@pytest.mark.parametrize("stop", [0, 1, 7, 99])
+def test_a_stopped_job_goes_on_and_ends_as_one_that_was_not(tmp_path: Path, stop: int):
+    whole = job(tmp_path / "whole", double, count=100)
+    with pytest.raises(RuntimeError):
+        job(tmp_path / "out", partial(failing, stop, []), count=100)
+    assert not (tmp_path / "out").exists()
+    seen: list[int] = []
+    report = job(tmp_path / "out", partial(failing, -1, seen), count=100)
+    assert seen == list(range(stop, 100))
+    assert (tmp_path / "out").read_text() == (tmp_path / "whole").read_text()
+    assert (report.written, report.dropped) == (whole.written, whole.dropped) == (
+        99, {"ninety-nine": 1}
+    )  # fmt: skip
+    assert {one.name for one in tmp_path.iterdir()} == {
+        "out", "out.report.json", "whole", "whole.report.json"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("torn", [b'{"lines": ["12"', b'{"lines": ["99"], "dropped": []', b""])
+def test_a_torn_last_line_of_the_journal_is_made_again(tmp_path: Path, torn: bytes):
+    with pytest.raises(RuntimeError):
+        job(tmp_path / "out", partial(failing, 5, []))
+    with (tmp_path / ".out.journal").open("ab") as journal:
+        journal.write(torn)
+    job(tmp_path / "out", double)
+    assert (tmp_path / "out").read_text().split() == [str(2 * number) for number in range(10)]
+
+
+def test_a_finished_job_is_left_as_it_is_until_its_settings_change(tmp_path: Path):
+    seen: list[int] = []
+    for _ in range(2):
+        job(tmp_path / "out", partial(failing, -1, seen))
+    assert len(seen) == 10
+    job(tmp_path / "out", partial(failing, -1, seen), "other")
+    job(tmp_path / "out", partial(failing, -1, seen), "other", overwrite=True)
+    assert len(seen) == 30
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_only_what_has_changed_is_made_again(tmp_path: Path, finished: bool):
+    stop = -1 if finished else 9
+    try:
+        job(tmp_path / "out", partial(failing, stop, []))
+    except RuntimeError:
+        assert not finished
+    seen: list[int] = []
+    report = job(tmp_path / "out", partial(failing, -1, seen), marks={3: "repaired"})
+    assert seen == ([3] if finished else [3, 9])
+    assert report.written == 10
+    assert (tmp_path / "out").read_text().split() == [str(2 * number) for number in range(10)]
+    job(tmp_path / "out", partial(failing, -1, seen), count=4, marks={3: "repaired"})
+    assert (tmp_path / "out").read_text().split() == ["0", "2", "4", "6"]
+    assert len(seen) == (1 if finished else 2)
+
+
+def test_an_unfinished_job_of_other_settings_is_begun_anew(tmp_path: Path):
+    with pytest.raises(RuntimeError):
+        job(tmp_path / "out", partial(failing, 5, []), "old")
+    seen: list[int] = []
+    job(tmp_path / "out", partial(failing, -1, seen), "new")
+    assert seen == list(range(10))
+
+
+def test_what_has_gone_since_is_made_again(tmp_path: Path):
+    job(tmp_path / "out", double)
+    seen: list[int] = []
+    job(tmp_path / "out", partial(failing, -1, seen), is_intact=lambda line: line != "4")
+    assert seen == [2]
+
+
+def test_a_digest_changes_with_a_value_and_with_the_content_of_a_file(tmp_path: Path):
+    path = tmp_path / "a"
+    path.write_text("one")
+    first = digest(path, 1)
+    assert first == digest(path, 1) != digest(path, 2)
+    path.write_text("two")
+    assert first != digest(path, 1)
+    with pytest.raises(InputError, match="check the path"):
+        digest(tmp_path / "gone")
+
+
+def test_a_sound_that_is_there_now_is_made_after_all(tmp_path: Path):
+    write_noise(tmp_path / "a.wav")
+    rows = [{"key": key, "wav": f"{key}.wav", "txt": key} for key in "abcd"]
+    raw = write_raw(tmp_path, rows)
+    assert shards(raw, tmp_path / "out", "--per-tar", "2").written == 1
+    assert [one.name for one in (tmp_path / "out").glob("*.tar")] == ["shard_000000000.tar"]
+    before = (tmp_path / "out/shard_000000000.tar").stat().st_mtime_ns
+    write_noise(tmp_path / "d.wav")
+    assert shards(raw, tmp_path / "out", "--per-tar", "2").written == 2
+    assert (tmp_path / "out/shard_000000000.tar").stat().st_mtime_ns == before
+    assert [one.key for one in read_all(tmp_path / "out/shards_list.txt")] == ["a", "d"]
+    write_noise(tmp_path / "b.wav")
+    write_noise(tmp_path / "a.wav", seconds=0.5)
+    assert shards(raw, tmp_path / "out", "--per-tar", "2").written == 3
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "sub" / "a"
+    with pytest.raises(RuntimeError), whole_file(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert list(path.parent.iterdir()) == []
+    with whole_file(path) as file:
+        file.write(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole"
+    with pytest.raises(InputError, match="not written"), whole_file(path / "b") as file:
+        pass
+
+
+def end_itself(number: int) -> int:
+    """What the kernel does to a process that takes too much memory."""
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same_order_and_tell_of_a_killed_one():
+    assert list(in_order(abs, range(-50, 0), 2)) == list(range(50, 0, -1))
+    with pytest.raises(InputError, match="fewer workers"):
+        list(in_order(end_itself, range(10), 2))
+
+
+@pytest.mark.slow
+def test_a_killed_conversion_loses_nothing(tmp_path: Path):
+    for number in range(40):
+        write_noise(tmp_path / f"{number}.wav", seconds=8.0, rate=44_100)
+    raw = write_raw(
+        tmp_path,
+        [{"key": f"k{number}", "wav": f"{number}.wav", "txt": "x"} for number in range(40)],
+    )
+    shards(raw, tmp_path / "whole", "--per-tar", "2")
+    out = tmp_path / "out"
+    command = [sys.executable, "common_utils/make_shard_from_raw.py", str(raw), str(out),
+               "--per-tar", "2", "--workers", "2"]  # fmt: skip
+    process = subprocess.Popen(command, start_new_session=True)
+    journal = out / ".shards_list.txt.journal"
+    give_up = time.monotonic() + 120
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
+        assert process.poll() is None and time.monotonic() < give_up
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "shards_list.txt").exists()
+    done = journal.read_bytes().count(b"\n") - 1
+    assert subprocess.run(command, check=True, capture_output=True).returncode == 0
+    for tar in sorted((tmp_path / "whole").glob("*.tar")):
+        assert (out / tar.name).read_bytes() == tar.read_bytes()
+    assert json.loads((out / "shards_list.txt.report.json").read_text())["written"] == 40
+    assert 0 < done < 20
+    assert not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n \n"])
+def test_the_pieces_hold_every_record_once_in_order(tmp_path: Path, size: int, end: str):
+    path = tmp_path / "a.list"
+    rows = [f'{{"key": "{number}"}}' for number in range(7)]
+    path.write_text("\n\n".join(rows) + end)
+    found = pieces(path, size)
+    assert [piece.count for piece in found[:-1]] == [size] * (len(found) - 1)
+    read = [(where, raw) for piece in found for where, raw in records(piece)]
+    assert [raw["key"] for _, raw in read if isinstance(raw, dict)] == [str(n) for n in range(7)]
+    assert [where for where, _ in read] == [f"{path} (record {n + 1})" for n in range(7)]
+
+
+def test_a_line_that_is_no_record_is_told_where_it_stands(tmp_path: Path):
+    path = tmp_path / "a.list"
+    path.write_bytes(b'{"key": "a"}\n{oops\n[]\n\xff\n')
+    (piece,) = pieces(path, 10)
+    left = [raw for _, raw in records(piece) if isinstance(raw, Dropped)]
+    assert [one.reason for one in left] == ["not JSON", "not an object", "not JSON"]
+    assert "record 3" in left[1].detail
+
+
+def test_a_list_without_records_or_that_shrinks_is_an_error(tmp_path: Path):
+    path = tmp_path / "a.list"
+    with pytest.raises(DataError, match="no such file"):
+        pieces(path, 1)
+    path.write_text("\n \n")
+    with pytest.raises(DataError, match="no records"):
+        pieces(path, 1)
+    path.write_text("{}\n{}\n")
+    (piece,) = pieces(path, 2)
+    path.write_text("{}\n")
+    with pytest.raises(InputError, match="changed while it was read"):
+        list(records(piece))
