@@ -30,7 +30,8 @@ def run(arguments: Namespace) -> str:
         return run_all(arguments)
     if arguments.command in SUITES:
         return run_suite(arguments.command, arguments, model_of(arguments))
-    done: str = import_module(f"osum_echat.evaluation.{arguments.command}").run(arguments)
+    module = {"human": "listening_test"}.get(arguments.command, arguments.command)
+    done: str = import_module(f"osum_echat.evaluation.{module}").run(arguments)
     return done
 
 

@@ -26,7 +26,7 @@ from osum_echat.training.distributed import Ranks
 from osum_echat.training.engine import LocalEngine
 from osum_echat.training.experiment import Experiment, dump
 from osum_echat.training.trainer import Training
-from osum_echat.training.validation import Question, Scoring, answered, figures, questions
+from osum_echat.training.validation import Question, answered, figures, questions
 from osum_echat.vocab import Vocab
 
 LOG = logger(__name__)
@@ -37,11 +37,8 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def training(experiment: Experiment, scoring: Scoring | None = None) -> Training:
-    """Vocabulary, model, data and engine of an experiment; OsumError for what is wrong.
-
-    scoring: of held-out answers, needed for run.check_answers.
-    """
+def training(experiment: Experiment) -> Training:
+    """Vocabulary, model, data and engine of an experiment; OsumError for what is wrong."""
     torch.manual_seed(experiment.seed)
     settings = model_settings(experiment)
     vocab = vocabulary(experiment, settings)
@@ -70,7 +67,7 @@ def training(experiment: Experiment, scoring: Scoring | None = None) -> Training
         output=Path(experiment.output),
         config_text=dump(experiment),
         accumulate=experiment.engine.accumulate,
-        answers=_answers(experiment, vocab, mels, scoring, engine),
+        answers=_answers(experiment, vocab, mels, engine),
     )
 
 
@@ -152,8 +149,7 @@ def _held_out(experiment: Experiment, vocab: Vocab, mels: int) -> Callable[[], S
 
 
 def _answers(
-    experiment: Experiment, vocab: Vocab, mels: int, scoring: Scoring | None,
-    engine: LocalEngine | DeepSpeedEngine,
+    experiment: Experiment, vocab: Vocab, mels: int, engine: LocalEngine | DeepSpeedEngine
 ) -> Callable[[EChatModel], Mapping[str, float]] | None:  # fmt: skip
     """Asks the held-out questions of `run.check_answers`, read when first asked."""
     run, data = experiment.run, experiment.data
@@ -161,8 +157,6 @@ def _answers(
         return None
     if not data.held_out:
         raise ConfigError("run.check_answers: needs data.held_out, a list of understanding tasks")
-    if scoring is None:
-        raise ConfigError("run.check_answers: needs scoring functions, as train.py gives them")
     if engine.has_pieces:
         raise ConfigError("run.check_answers: not with ZeRO 3, whose weights are in pieces; "
                           "set 0, or engine.deepspeed=conf/ds_zero2.json")  # fmt: skip
@@ -178,7 +172,7 @@ def _answers(
 
     def ask(model: EChatModel) -> Mapping[str, float]:
         said = answered(model, vocab, asked(), run.answer_tokens, engine.dtype)
-        return figures(asked(), said, scoring)
+        return figures(asked(), said)
 
     return ask
 

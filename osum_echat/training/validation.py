@@ -1,10 +1,9 @@
 """Held-out questions answered by generation while training: what teacher forcing does not show.
 
-Only understanding tasks, whose answers can be right or wrong. How answers are scored is handed in:
-that knowledge lives above this floor.
+Only understanding tasks, whose answers can be right or wrong.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from osum_echat import device as devices
 from osum_echat.generation import decoder
 from osum_echat.generation.sampling import Sampling
+from osum_echat.metrics import Confusion, error_rate, normalised_pair
 from osum_echat.models.echat import EChatModel
 from osum_echat.records import Utterance
 from osum_echat.sequence import Sequence as Row
@@ -24,16 +24,6 @@ from osum_echat.vocab import Vocab
 WORDS = "wer"  # the name of the error rate among the figures; the others are fields of Labels
 TOGETHER = 16  # questions that grow side by side
 GREEDY = Sampling(greedy=True)
-Pairs = Sequence[tuple[str, str]]
-LabelPairs = Sequence[tuple[str | None, str | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Scoring:
-    """words: (reference, answer) pairs to an error rate; labels: (right, answered) to accuracy."""
-
-    words: Callable[[Pairs], float]
-    labels: Callable[[LabelPairs], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +74,16 @@ def _prompts(model: EChatModel, vocab: Vocab, asked: Sequence[Question]) -> list
     return [model.embed(collate([[one.row]], vocab).to(model.device))[0] for one in asked]
 
 
-def figures(
-    asked: Sequence[Question], answers: Sequence[str], scoring: Scoring
-) -> dict[str, float]:
-    """`wer` of the tasks that ask for words, and the accuracy of each label that is asked for."""
+def figures(asked: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:
+    """`wer` of the tasks that ask for words, and the accuracy of each label that is asked for.
+
+    wer: errors over words, or over characters where they are Chinese, of normalised texts.
+    """
     pairs = list(zip(asked, answers, strict=True))
     words = [(without_labels(one.answer), without_labels(answer))
              for one, answer in pairs if one.task.transcript]  # fmt: skip
-    found = {WORDS: scoring.words(words)} if words else {}
+    normalised = [normalised_pair(*pair) for pair in words]
+    found = {WORDS: error_rate(normalised, "mixed").rate} if words else {}
     fields = {field: None for one in asked for field in one.task.labels}
     for field in fields:
         both = [
@@ -101,5 +93,5 @@ def figures(
         ]
         known = [(right, said) for right, said in both if right is not None]
         if known:
-            found[field] = scoring.labels(known)
+            found[field] = Confusion.of(known).accuracy
     return found

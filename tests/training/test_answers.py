@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from osum_echat.errors import ConfigError
-from osum_echat.evaluation.held_out import SCORING
 from osum_echat.records import Turn, Utterance
 from osum_echat.sequence import collate, compose
 from osum_echat.tasks import task_for
@@ -59,7 +58,7 @@ def test_a_model_that_has_learnt_the_answers_gives_them() -> None:
         optimizer.zero_grad()
     said = validation.answered(model, VOCAB, asked, 20)
     assert said == [one.answer for one in asked] != before
-    assert validation.figures(asked, said, SCORING) == {"wer": 0.0, "age": 1.0, "gender": 1.0}
+    assert validation.figures(asked, said) == {"wer": 0.0, "age": 1.0, "gender": 1.0}
 
 
 def test_a_model_that_finds_no_end_is_stopped() -> None:
@@ -74,8 +73,8 @@ def test_figures_count_words_and_labels_apart() -> None:
     asked = [question("we won it<CHILD><MALE>"), question("so it is<OLD><FEMALE>"),
              question("<ADULT>", "<AGE>")]  # fmt: skip
     said = ["we won<CHILD><FEMALE>", "so it is", "<ADULT>"]
-    assert validation.figures(asked, said, SCORING) == {"wer": 1 / 6, "age": 2 / 3, "gender": 0.0}
-    assert validation.figures([asked[2]], ["<OLD>"], SCORING) == {"age": 0.0}
+    assert validation.figures(asked, said) == {"wer": 1 / 6, "age": 2 / 3, "gender": 0.0}
+    assert validation.figures([asked[2]], ["<OLD>"]) == {"age": 0.0}
 
 
 def test_a_training_tells_them_and_is_not_changed_by_asking(tmp_path: Path) -> None:
@@ -85,7 +84,7 @@ def test_a_training_tells_them_and_is_not_changed_by_asking(tmp_path: Path) -> N
         held_out = {"understand": {"path": str(tmp_path / name / "understand.list")}}
         path = write_experiment(tmp_path / name, data={"held_out": held_out})
         loaded = experiment.load(path, ["run.steps=4", "run.check_steps=2", *overrides])
-        trainer.train(build.training(loaded, SCORING), loaded.run, loaded.schedule)
+        trainer.train(build.training(loaded), loaded.run, loaded.schedule)
         text = (tmp_path / name / "out" / trainer.METRICS_FILE).read_text()
         lines[name] = [json.loads(line) for line in text.splitlines()]
     losses = [[one["loss"] for one in made if "loss" in one] for made in lines.values()]
@@ -97,13 +96,13 @@ def test_a_training_tells_them_and_is_not_changed_by_asking(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("changes", "scoring", "message"),
-    [(["data.held_out=null"], SCORING, "needs data.held_out"), ([], None, "scoring functions"),
-     (["run.check_answers=-1"], SCORING, "check_answers must be 0 or more")],
+    ("changes", "message"),
+    [(["data.held_out=null"], "needs data.held_out"),
+     (["run.check_answers=-1"], "check_answers must be 0 or more")],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_told_at_the_start(
-    tmp_path: Path, changes: list[str], scoring: validation.Scoring | None, message: str
+    tmp_path: Path, changes: list[str], message: str
 ) -> None:
     path = write_experiment(tmp_path)
     with pytest.raises(ConfigError, match=message):
-        build.training(experiment.load(path, [*sorted(ASKED), *changes]), scoring)
+        build.training(experiment.load(path, [*sorted(ASKED), *changes]))
