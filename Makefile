@@ -30,16 +30,18 @@ STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(BOOK)
 CONF := $(if $(filter build+exp/tiny,$(BUILD)+$(STAGES)),conf/tiny,$(BUILD)/conf)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint parity tiny tiny-data tiny-small clean
+.PHONY: help demo test test-all lint size walks parity tiny tiny-data tiny-trial clean
 
 help:
 	@echo "make demo            ask the small model a bundled question and hear its reply"
 	@echo "make test            the quick tests and the style check"
 	@echo "make test-all        every test, the slow ones too"
 	@echo "make lint            style and types"
+	@echo "make size            files and lines of each folder, beside their goals"
+	@echo "make walks           the files that a run goes through: tar member to loss, wav to reply"
 	@echo "make parity DIR=...  compare with a directory of reference tensors"
 	@echo "make tiny            train the small model again from nothing (hours)"
-	@echo "make tiny-small      the same recipe in miniature, in build/small (15 minutes): it only shows the way"
+	@echo "make tiny-trial      the same recipe in miniature, in build/tiny-trial (15 minutes): it only shows the way"
 	@echo "make clean           remove .venv and caches"
 
 demo: .venv/run.stamp
@@ -55,6 +57,12 @@ test-all: .venv/dev.stamp lint
 lint: .venv/dev.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+size: .venv/run.stamp
+	@$(RUN) -m benchmarks.house size
+
+walks: .venv/dev.stamp
+	@$(RUN) -m benchmarks.house walks
 
 parity: .venv/run.stamp
 	@test -n "$(DIR)" || { echo "name a directory of reference tensors: make parity DIR=..." >&2; exit 2; }
@@ -105,13 +113,13 @@ tiny: tiny-data $(CONF)
 		--samples $(WORLD)/test --book $(BOOK) --stages $(STAGES) --out $(OUT)
 
 # In miniature: every step with little of everything. What comes out has learnt next to nothing.
-SMALL := build/small
-SMALL_STEPS := 10
-tiny-small:
-	exec $(MAKE) tiny BUILD=$(SMALL) STAGES=$(SMALL)/stages OUT=$(SMALL)/model \
+TRIAL := build/tiny-trial
+TRIAL_STEPS := 10
+tiny-trial:
+	exec $(MAKE) tiny BUILD=$(TRIAL) STAGES=$(TRIAL)/stages OUT=$(TRIAL)/model \
 		EXCHANGES=60 TEST_EXCHANGES=16 DRILLS=30 SILENT_DRILLS=400 MINUTES=2 PRETRAIN=100 \
-		STAGE_SETTINGS="run.minutes=0 run.steps=$(SMALL_STEPS) schedule.budget_minutes=0 \
-			schedule.total_steps=$(SMALL_STEPS) schedule.warmup_steps=5 run.check_steps=0 run.log_steps=5 \
+		STAGE_SETTINGS="run.minutes=0 run.steps=$(TRIAL_STEPS) schedule.budget_minutes=0 \
+			schedule.total_steps=$(TRIAL_STEPS) schedule.warmup_steps=5 run.check_steps=0 run.log_steps=5 \
 			data.held_out_utterances=4" \
 		TOKENIZER_SETTINGS="pitch_steps=100 iterations=5 minutes=2" \
 		FLOW_SETTINGS="limits.minutes=0 limits.steps=40 schedule.warmup_steps=5" \
