@@ -1,22 +1,68 @@
-"""The loop of a small training: to its limit, with checkpoints, metrics and exact resume."""
+"""What the small trainings share: their lists, their loop with exact resume, their command."""
 
+import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import yaml
 
-from osum_echat.errors import ConfigError
-from osum_echat.logs import logger
+from osum_echat import cli, settings
+from osum_echat.errors import ConfigError, DataError
+from osum_echat.files import text_lines
+from osum_echat.logs import logger, out
 from osum_echat.training import state as states
 
 METRICS_FILE = "metrics.jsonl"
 
+T = TypeVar("T")
+
 log = logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceRow:
+    """One recording. `voice` is None where the list does not name it."""
+
+    key: str
+    wav: Path
+    voice: str | None
+    raw: Mapping[str, Any]
+
+
+def read_list(path: Path) -> list[VoiceRow]:
+    """The rows of a raw list; wav paths are relative to the list's folder, or absolute."""
+    try:
+        with path.open("rb") as file:
+            lines = list(text_lines(file))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give the path of a raw list") from error
+    rows = []
+    for line in lines:
+        if line.text is None:
+            raise DataError(f"{path}, line {line.number}: {line.problem}; correct the line")
+        if line.text.strip():
+            rows.append(_row(line.text, path, line.number))
+    if not rows:
+        raise DataError(f"{path}: holds no rows")
+    return rows
+
+
+def _row(line: str, path: Path, number: int) -> VoiceRow:
+    where = f"{path}, line {number}"
+    try:
+        raw = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error})") from error
+    if not isinstance(raw, dict) or "wav" not in raw:
+        raise DataError(f"{where}: no `wav`; every row needs one")
+    voice = raw.get("voice", raw.get("speaker"))
+    key = str(raw.get("key", number))
+    return VoiceRow(key, path.parent / raw["wav"], None if voice is None else str(voice), raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +106,10 @@ class Trainer(Protocol):
         ...
 
 
-def run(trainer: Trainer, output: Path, limits: LimitSettings, settings: dict[str, Any]) -> None:
+def run(trainer: Trainer, output: Path, limits: LimitSettings, record: dict[str, Any]) -> None:
     """Train to the limit, going on from the newest checkpoint in `output`.
 
-    settings: written beside the checkpoints, as the record of what was run.
+    record: the settings, written beside the checkpoints, as what was run.
     """
     torch.set_flush_denormal(True)     # tiny optimizer moments slow a CPU down
     output.mkdir(parents=True, exist_ok=True)
@@ -75,7 +121,7 @@ def run(trainer: Trainer, output: Path, limits: LimitSettings, settings: dict[st
         with metrics.open("ab") as file:
             file.truncate(state["metrics_bytes"])
         log.info("going on from %s", checkpoint)
-    text = yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False)
+    text = yaml.safe_dump(json.loads(json.dumps(record)), sort_keys=False)
     clock = saved = logged = time.monotonic()
     since: list[Mapping[str, float]] = []
     while not _ended(trainer, limits):
@@ -109,3 +155,26 @@ def _report(
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     log.info("  ".join(f"{key} {value:.4g}" for key, value in line.items()))
+
+
+def load(kind: type[T], path: Path, overrides: Sequence[str]) -> T:
+    """The settings of a training: a YAML with `key=value` overrides."""
+    raw = settings.read_mapping(path)
+    settings.override(raw, overrides)
+    return settings.parse(kind, raw, path.name)
+
+
+def command(
+    description: str, kind: type[T], train: Callable[[T], Path], argv: Sequence[str] | None
+) -> int:
+    """A trainer as a command: CONFIG [key=value ...]. Prints what was made; returns the exit code.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    chosen = parser.parse_args(argv)
+
+    def work() -> None:
+        out(str(train(load(kind, chosen.config, chosen.overrides))))
+
+    return cli.run(parser.prog, work)

@@ -3,10 +3,10 @@
 python -m common_utils.token2wav_recipe.train_flow CONFIG.yaml [key=value ...]
 """
 
-import argparse
 import json
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,15 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from common_utils.token2wav_recipe.runs import LimitSettings, run
-from common_utils.token2wav_recipe.voice_list import VoiceRow, read_list
-from osum_echat import audio, logs, settings, weights
+from common_utils.token2wav_recipe.runs import LimitSettings, VoiceRow, command, read_list, run
+from osum_echat import audio, logs, weights
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.token2wav import voice
 from osum_echat.token2wav.flow import Flow, FlowLoss, FlowSettings, draw, frames_for
 from osum_echat.training.ema import WeightAverage
 from osum_echat.training.engine import compute_dtype
-from osum_echat.training.scheduler import ScheduleSettings, learning_rate
+from osum_echat.training.scheduler import ScheduleSettings, ending, learning_rate
 
 LOG = logs.logger(__name__)
 FLOW_FILE, SIZES_FILE = "flow.safetensors", "flow.yaml"
@@ -69,13 +68,6 @@ class FlowTraining:
                 f"flow training: data {self.data}, crop_tokens {self.crop_tokens}: neither may be "
                 f"empty, and batch_tokens {self.batch_tokens} must hold the longest crop"
             )
-
-
-def to_the_limit(schedule: ScheduleSettings, limits: LimitSettings) -> ScheduleSettings:
-    """A cosine that names no end of its own falls until the training ends."""
-    if schedule.kind != "cosine" or schedule.total_steps or schedule.budget_minutes:
-        return schedule
-    return replace(schedule, total_steps=limits.steps, budget_minutes=limits.minutes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +184,7 @@ class FlowTrainer:
             self.flow.parameters(), training.schedule.rate, fused=True,
             weight_decay=training.weight_decay,
         )
-        self.schedule = to_the_limit(training.schedule, training.limits)
+        self.schedule = ending(training.schedule, training.limits.steps, training.limits.minutes)
         self.generator = torch.Generator().manual_seed(training.seed)
         self.step_number = 0
         self.minutes = 0.0
@@ -298,21 +290,10 @@ def train(training: FlowTraining) -> Path:
     return Path(training.output) / FLOW_FILE
 
 
-def load(path: Path, overrides: list[str]) -> FlowTraining:
-    """Read the YAML of a training, with `key=value` overrides."""
-    raw = settings.read_mapping(path)
-    settings.override(raw, overrides)
-    return settings.parse(FlowTraining, raw, path.name)
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train the flow of token to wav.")
-    parser.add_argument("config", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args(argv)
-    logs.setup()
-    logs.out(str(train(load(arguments.config, arguments.overrides))))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the settings, train, print what was made."""
+    return command("Train the flow of token to wav.", FlowTraining, train, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,9 +6,10 @@ It learns to tell voices apart; what it then says about a voice, 192 numbers, go
 signature of the published `campplus.onnx`.
 """
 
-import argparse
 import random
+import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common_utils.token2wav_recipe.onnx_file import export
-from common_utils.token2wav_recipe.runs import LimitSettings, run
-from common_utils.token2wav_recipe.voice_list import VoiceRow, read_list
-from osum_echat import audio, logs, settings
+from common_utils.token2wav_recipe.runs import LimitSettings, VoiceRow, command, read_list, run
+from osum_echat import audio, logs
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, speaker_features
@@ -230,16 +230,10 @@ def train(training: SpeakerTraining) -> Path:
     return Path(training.out or output / SPEAKER_FILE)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train the speaker encoder of token to wav.")
-    parser.add_argument("config", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    chosen = parser.parse_args(argv)
-    raw = settings.read_mapping(chosen.config)
-    settings.override(raw, chosen.overrides)
-    logs.setup()
-    logs.out(str(train(settings.parse(SpeakerTraining, raw, chosen.config.name))))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the settings, train, print what was made."""
+    return command("Train the speaker encoder of token to wav.", SpeakerTraining, train, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

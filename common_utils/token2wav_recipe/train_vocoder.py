@@ -3,8 +3,8 @@
 python -m common_utils.token2wav_recipe.train_vocoder CONFIG [key=value ...]
 """
 
-import argparse
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common_utils.token2wav_recipe import pitch
-from common_utils.token2wav_recipe.runs import LimitSettings, run
+from common_utils.token2wav_recipe.runs import LimitSettings, VoiceRow, command, read_list, run
 from common_utils.token2wav_recipe.train_flow import FLOW_FILE, SIZES_FILE, fit, speech_tokens
-from common_utils.token2wav_recipe.voice_list import VoiceRow, read_list
 from osum_echat import audio, logs, settings, weights
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
@@ -320,16 +319,10 @@ def train(training: VocoderTraining) -> Path:
     return output / VOCODER_FILE
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train the vocoder of token to wav.")
-    parser.add_argument("config", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    chosen = parser.parse_args(argv)
-    raw = settings.read_mapping(chosen.config)
-    settings.override(raw, chosen.overrides)
-    logs.setup()
-    logs.out(str(train(settings.parse(VocoderTraining, raw, chosen.config.name))))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the settings, train, print what was made."""
+    return command("Train the vocoder of token to wav.", VocoderTraining, train, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """How the learning rate moves: a factor of the base rate for each optimizer step."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from osum_echat.errors import ConfigError
 
@@ -15,7 +15,7 @@ class ScheduleSettings:
     kind: str = "warmuplr"
     rate: float = 1e-6
     warmup_steps: int = 2000
-    total_steps: int = 0  # cosine: the step where it ends; 0 = run.steps
+    total_steps: int = 0  # cosine: the step where it ends; 0 = with the training's own limit
     hold_steps: int = 0  # noam_hold: after warm-up, this long at the peak
     decay: float = 0.5  # noam_hold: exponent of the falling part
     min_rate: float = 0.0  # the falling parts never go below
@@ -26,6 +26,21 @@ class ScheduleSettings:
             raise ConfigError(f"schedule.kind: {self.kind!r} is not one of {', '.join(KINDS)}")
         if self.rate < 0 or self.warmup_steps < 0 or self.min_rate < 0:
             raise ConfigError("schedule: rate, warmup_steps and min_rate must not be negative")
+
+
+def ending(settings: ScheduleSettings, steps: int, minutes: float) -> ScheduleSettings:
+    """The schedule with an end: a cosine that names none falls until the training ends.
+
+    steps, minutes: the limits of the training; 0: none. Raises ConfigError where there is no end.
+    """
+    if settings.kind != "cosine" or settings.total_steps or settings.budget_minutes:
+        return settings
+    if not (steps or minutes):
+        raise ConfigError(
+            "schedule.total_steps: a cosine needs an end, and run has no limit of steps or "
+            "minutes; give total_steps or budget_minutes"
+        )
+    return replace(settings, total_steps=steps, budget_minutes=0.0 if steps else minutes)
 
 
 def learning_rate(settings: ScheduleSettings, step: int, minutes: float = 0.0) -> float:

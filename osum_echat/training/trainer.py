@@ -21,7 +21,7 @@ from osum_echat.training import state as states
 from osum_echat.training.ema import WeightAverage
 from osum_echat.training.engine import Engine, Score, StepReport, is_finite, whole_score
 from osum_echat.training.metric_logger import Metrics
-from osum_echat.training.scheduler import ScheduleSettings, learning_rate
+from osum_echat.training.scheduler import ScheduleSettings, ending, learning_rate
 from osum_echat.training.watch import Watch
 
 LOG = logger(__name__)
@@ -121,7 +121,7 @@ def train(training: Training, run: RunSettings, schedule: ScheduleSettings) -> O
 
 def _train(training: Training, run: RunSettings, schedule: ScheduleSettings) -> Outcome:
     torch.set_flush_denormal(True)  # tiny optimizer moments cost a CPU up to half its speed
-    loop = _Loop(training, run, schedule)
+    loop = _Loop(training, run, ending(schedule, run.steps, run.minutes))
     loop.resume()
     if loop.progress.finished and not loop.limit_reached():
         LOG.info("finished before, and the limits were raised: going on")

@@ -1,9 +1,11 @@
 """Claims about the learning rate: values, shapes, guards."""
 
+from dataclasses import replace
+
 import pytest
 
 from osum_echat.errors import ConfigError
-from osum_echat.training.scheduler import ScheduleSettings, learning_rate
+from osum_echat.training.scheduler import ScheduleSettings, ending, learning_rate
 
 
 def rates(settings: ScheduleSettings, *steps: int) -> list[float]:
@@ -48,3 +50,13 @@ def test_wrong_settings_are_told() -> None:
         ScheduleSettings("linear")
     with pytest.raises(ConfigError, match="must not be negative"):
         ScheduleSettings(rate=-1.0)
+
+
+def test_a_cosine_without_an_end_of_its_own_falls_to_the_limit_of_the_training():
+    schedule = ScheduleSettings(kind="cosine", rate=1.0, warmup_steps=2)
+    assert ending(schedule, 0, 7.0).budget_minutes == 7
+    assert ending(schedule, 10, 7.0) == replace(schedule, total_steps=10)
+    assert learning_rate(ending(schedule, 10, 0.0), 6) == pytest.approx(0.5)
+    assert ending(replace(schedule, total_steps=3), 10, 0.0).total_steps == 3
+    with pytest.raises(ConfigError, match="needs an end"):
+        ending(schedule, 0, 0.0)

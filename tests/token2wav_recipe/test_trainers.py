@@ -1,0 +1,368 @@
+"""Claims about the small trainings of token to wav: they learn, resume exactly, refuse bad rows."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from common_utils.token2wav_recipe import runs, train_flow, train_speaker, train_tokenizer
+from common_utils.token2wav_recipe import train_vocoder as vocoders
+from common_utils.token2wav_recipe.runs import LimitSettings, read_list
+from common_utils.token2wav_recipe.train_flow import FlowTraining
+from common_utils.token2wav_recipe.train_speaker import SpeakerSettings, SpeakerTraining
+from common_utils.token2wav_recipe.train_tokenizer import (
+    SpeechUnits,
+    TokenizerSettings,
+    UnitSettings,
+    kmeans,
+    nearest,
+)
+from common_utils.token2wav_recipe.train_vocoder import VocoderTraining
+from osum_echat import audio, weights
+from osum_echat.errors import ConfigError, DataError
+from osum_echat.models.encoder import EncoderSettings
+from osum_echat.settings import parse, read_mapping
+from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
+from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, prompt_mel
+from tests.token2wav.tiny_flow import FLOW, tiny_flow
+
+CONF = Path(__file__).parents[2] / "conf" / "tiny"
+RATE_HZ = 22_050
+CODES = 11
+SIZES = {
+    "codes": CODES,
+    "conformer": {"input_width": 16, "width": 16, "heads": 2, "feed_forward": 24, "blocks": 1},
+    "estimator": {"channels": [16, 16], "heads": 2, "head_width": 8, "transformers": 1,
+                  "mid_blocks": 1},
+    "mel_mean": -5.5, "mel_scale": 2.2,
+}  # fmt: skip
+
+
+def write_voices(folder: Path, pitches: dict[str, float], rows: int) -> Path:
+    """`rows` wavs of 0.7 s for every voice, a buzz at its pitch; the list of them."""
+    rng = np.random.default_rng(5)
+    lines = []
+    for voice, hertz in pitches.items():
+        for row in range(rows):
+            times = np.arange(round(0.7 * RATE_HZ)) / RATE_HZ
+            wave = sum(np.sin(2 * np.pi * hertz * k * times) / k for k in range(1, 8)) * 0.1
+            wave += 0.002 * rng.normal(size=len(wave))
+            name = f"{voice}_{row}.wav"
+            soundfile.write(folder / name, wave.astype(np.float32), RATE_HZ)
+            lines.append(json.dumps({"key": f"{voice}_{row}", "wav": name, "voice": voice}))
+    path = folder / "voices.list"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+# Lists and settings
+
+
+def test_wavs_are_found_beside_the_list(tmp_path: Path):
+    path = tmp_path / "rows.list"
+    path.write_text('\ufeff{"key": "a\u2028b", "wav": "x/a.wav", "speaker": 3}\r\n\n', "utf-8")
+    (row,) = read_list(path)
+    assert (row.wav, row.key, row.voice) == (tmp_path / "x/a.wav", "a\u2028b", "3")
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    (b"not json", "line 1: not JSON"), (b'{"key": "a"}', "no `wav`"), (b"\n", "holds no rows"),
+    (b'{"wav": "\xff"}', "line 1: byte 10 is not UTF-8"),
+])  # fmt: skip
+def test_a_list_that_cannot_be_used_says_why(tmp_path: Path, text: bytes, told: str):
+    path = tmp_path / "rows.list"
+    path.write_bytes(text)
+    with pytest.raises(DataError, match=told):
+        read_list(path)
+    with pytest.raises(DataError, match="nowhere"):
+        read_list(tmp_path / "nowhere.list")
+
+
+@pytest.mark.parametrize(("kind", "name"), [
+    (FlowTraining, "flow"), (SpeakerTraining, "speaker"), (VocoderTraining, "vocoder"),
+    (TokenizerSettings, "tokenizer"),
+])  # fmt: skip
+def test_the_tiny_recipe_can_be_read(kind: type, name: str):
+    assert runs.load(kind, CONF / f"token2wav_{name}.yaml", ["seed=3"]).seed == 3
+
+
+def test_a_command_tells_a_wrong_setting_in_one_line(tmp_path: Path, capsys):
+    (tmp_path / "a.yaml").write_text("data: [x]\noutput: y\ncrop_token: [3]\n")
+    assert train_flow.main([str(tmp_path / "a.yaml")]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and "did you mean 'crop_tokens'" in told[0]
+
+
+# The flow
+
+
+def flow_training(folder: Path, *overrides: str, row: dict[str, object] | None = None):
+    """Of four recordings of about a second, whose tokens tell the loudness."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for number in range(4):
+        tokens = rng.integers(0, CODES, 24)
+        level = np.repeat(10.0 ** (tokens / 5 - 3), 882)
+        soundfile.write(folder / f"{number}.wav", level * rng.normal(0, 0.1, len(level)), RATE_HZ)
+        extra = {"speech_token": tokens.tolist()}
+        lines.append({"key": str(number), "wav": f"{number}.wav", "extra": extra} | (row or {}))
+    (folder / "voice.list").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    raw = {
+        "data": [str(folder / "voice.list")], "output": str(folder / "out"), "flow": SIZES,
+        "limits": {"steps": 2}, "batch_tokens": 40, "crop_tokens": [10, 20],
+        "held_out_tokens": 20,
+    }  # fmt: skip
+    (folder / "flow.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return runs.load(FlowTraining, folder / "flow.yaml", overrides)
+
+
+def test_a_resumed_flow_training_ends_with_the_same_weights(tmp_path: Path):
+    whole = flow_training(tmp_path, "limits.steps=4", f"output={tmp_path / 'whole'}")
+    first = load_file(train_flow.train(whole))
+    train_flow.train(flow_training(tmp_path))
+    second = load_file(train_flow.train(flow_training(tmp_path, "limits.steps=4")))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_flows_losses_fall(tmp_path: Path):
+    options = ("limits.steps=30", "limits.log_steps=5", "schedule.warmup_steps=2",
+               "schedule.rate=1e-2")  # fmt: skip
+    output = train_flow.train(flow_training(tmp_path, *options)).parent
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "matching" in line]
+    assert steps[-1]["mu"] < 0.9 * steps[0]["mu"]
+    assert steps[-1]["matching"] < steps[0]["matching"]
+    assert lines[-1]["held_out_mu"] > 0
+
+
+def test_crops_keep_tokens_and_mel_together(tmp_path: Path):
+    recordings = train_flow.record(flow_training(tmp_path))
+    assert len(recordings.mel) == 4 * 24 * 441 // 128
+    crop = recordings.crop(24, 20)
+    assert crop.mel.shape == (1, 68, 80)
+    samples = torch.from_numpy(soundfile.read(tmp_path / "1.wav", dtype="float32")[0])
+    assert (crop.mel[0] - prompt_mel(samples)[0, :68]).abs().max() < 0.01
+    assert crop.tokens[0].tolist() == recordings.tokens[24:44].tolist()
+
+
+def test_a_short_mel_repeats_its_last_frame():
+    mel = torch.arange(6.0).view(3, 2)
+    assert train_flow.fit(mel, 5)[3:].tolist() == [[4, 5], [4, 5]]
+    assert train_flow.fit(mel, 2).tolist() == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [({"extra": {}}, "no extra.speech_token"),
+     ({"extra": {"speech_token": [CODES]}}, f"ids from 0 to {CODES - 1}")],
+)  # fmt: skip
+def test_a_bad_row_is_named(row: dict[str, object], message: str, tmp_path: Path):
+    with pytest.raises(DataError, match=message):
+        train_flow.record(flow_training(tmp_path, row=row))
+
+
+def test_crops_that_do_not_fit_are_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="batch_tokens 5 must hold the longest crop"):
+        flow_training(tmp_path, "batch_tokens=5")
+    with pytest.raises(DataError, match="too few for held_out_tokens 90"):
+        train_flow.train(flow_training(tmp_path, "held_out_tokens=90"))
+
+
+# The speech tokenizer
+
+
+def tiny_units() -> SpeechUnits:
+    torch.manual_seed(1)
+    encoder = EncoderSettings(mels=80, width=16, heads=2, units=16, blocks=3, dropout=0)
+    model = SpeechUnits(encoder, UnitSettings(layers=2, codes=12, phonetic=6)).eval()
+    model.projection.normal_()
+    model.codebook.normal_()
+    return model
+
+
+@pytest.mark.parametrize("frames", [8, 9, 11, 37])
+def test_there_is_a_unit_for_every_four_frames_begun(frames: int):
+    found = tiny_units()(torch.randn(1, 80, frames), torch.tensor([frames], dtype=torch.int32))
+    assert found.shape == (1, -(-frames // 4))
+
+
+def test_frames_past_the_length_count_as_silence():
+    model, feats = tiny_units(), torch.rand(1, 80, 24)
+    feats[0, 0, 0] = -1.0
+    silenced = feats.clone()
+    silenced[:, :, 16:] = -1.0
+    cut, whole = torch.tensor([16]).int(), torch.tensor([24]).int()
+    assert torch.equal(model(feats, cut), model(silenced, whole))
+
+
+def test_a_louder_clip_has_more_energy():
+    model, feats = tiny_units(), torch.rand(1, 80, 16)
+    assert (model.energy(feats + 0.25) - model.energy(feats)).allclose(torch.tensor(2.3026))
+
+
+def test_kmeans_finds_clusters_that_lie_apart():
+    torch.manual_seed(2)
+    centres = 10 * torch.eye(5)
+    points = (centres[:, None] + 0.1 * torch.randn(5, 40, 5)).flatten(0, 1)
+    groups = nearest(points, kmeans(points, 5, 10, torch.Generator().manual_seed(3))).view(5, 40)
+    assert (groups == groups[:, :1]).all()
+    assert len(set(groups[:, 0].tolist())) == 5
+    with pytest.raises(DataError, match="3 points for 5 codes"):
+        kmeans(torch.randn(3, 2), 5, 1, torch.Generator())
+
+
+def test_the_codes_means_explain_what_they_follow():
+    codes, share = torch.tensor([0, 0, 1, 1]), train_tokenizer.explained_variance
+    assert share(torch.tensor([[1.0], [1.0], [5.0], [5.0]]), codes) == 1
+    assert share(torch.tensor([[1.0], [5.0], [1.0], [5.0]]), codes) == 0
+
+
+def test_the_projection_keeps_nothing_of_the_place_in_the_clip():
+    torch.manual_seed(1)
+    place = torch.randn(8)
+    layer = torch.randn(200, 8) + 5 * torch.randn(200, 1) * place
+    asked = TokenizerSettings(("a",), "b", "c", units=UnitSettings(phonetic=4),
+                              position_directions=1)  # fmt: skip
+    found = train_tokenizer.projection(layer - layer.mean(0), torch.randn(50, 1) * place, asked)
+    assert found.shape == (8, 4)
+    assert (place @ found).abs().max() < 1e-4
+    assert ((layer @ found).var(0).sum()) == pytest.approx(1, rel=0.05)
+
+
+def test_a_unit_has_the_pitch_of_its_forty_milliseconds():
+    times = torch.arange(8000) / 16_000
+    wave = sum(torch.sin(2 * torch.pi * 150 * k * times) / k for k in range(1, 8))
+    hertz = train_tokenizer.unit_pitch(wave)
+    assert len(hertz) == 13
+    assert hertz[2:-2].median() == pytest.approx(150, rel=0.01)
+
+
+def test_too_few_recordings_for_the_codes_are_refused(tmp_path: Path, monkeypatch):
+    rows = read_list(write_voices(tmp_path, {"low": 110.0}, rows=1))
+    whisper = SpeechUnits(EncoderSettings(80, 64, 1, 16, 1, 0.0), UnitSettings(1, 4, 4))
+    names = {f"encoders{name[6:]}" if name.startswith("blocks") else name: part
+             for name, part in whisper.state_dict().items()
+             if name.startswith(("embed", "blocks"))}  # fmt: skip
+    monkeypatch.setattr(train_tokenizer, "read_whisper", lambda path: names)
+    asked = TokenizerSettings(("a",), "whisper", "out", units=UnitSettings(1, 400, 4),
+                              position_directions=2, pitch_steps=2)  # fmt: skip
+    with pytest.raises(DataError, match="for 400 codes"):
+        train_tokenizer.make_units(rows, asked)
+
+
+@pytest.mark.slow
+def test_the_exported_tokenizer_gives_the_units_for_any_length(tmp_path: Path):
+    torch.manual_seed(1)
+    model = SpeechUnits(EncoderSettings(80, 64, 1, 64, 2, 0.0), UnitSettings(2, 12, 6)).eval()
+    model.projection.normal_()
+    model.codebook.normal_()
+    train_tokenizer.export_units(model, tmp_path / "units.onnx")
+    listen, same, total = SpeechTokenizer(tmp_path / "units.onnx"), 0, 0
+    for samples in (torch.randn(size) for size in (1600, 16_001, 40_000)):
+        feats = audio.log_mel(samples).T[None]
+        expected = model(feats, torch.tensor([feats.shape[2]]).int())[0].tolist()
+        found = listen(samples)
+        assert len(found) == len(expected)
+        same += sum(one == other for one, other in zip(found, expected, strict=True))
+        total += len(found)
+    assert same / total > 0.9           # weights rounded to bytes move a few
+
+
+# The speaker encoder
+
+
+def speaker_training(folder: Path, pitches: dict[str, float]) -> SpeakerTraining:
+    rows = write_voices(folder, pitches, rows=3)
+    return SpeakerTraining(
+        (str(rows),), str(folder / "out"), LimitSettings(steps=2),
+        speaker=SpeakerSettings(width=8), batch=4, crop_frames=20,
+    )  # fmt: skip
+
+
+def test_voices_are_told_apart_after_a_few_steps(tmp_path: Path):
+    asked = speaker_training(tmp_path, {"low": 90.0, "high": 310.0})
+    trainer = train_speaker.SpeakerTrainer(asked, train_speaker.read(asked))
+    for _ in range(30):
+        trainer.step()
+    assert trainer.score()["held_out_right"] == 1
+
+
+def test_one_voice_alone_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match="need two voices"):
+        train_speaker.read(speaker_training(tmp_path, {"low": 90.0}))
+
+
+@pytest.mark.slow
+def test_the_exported_speaker_encoder_hears_any_length(tmp_path: Path):
+    path = train_speaker.train(speaker_training(tmp_path, {"low": 90.0, "high": 310.0}))
+    listen = SpeakerEncoder(path)
+    assert all(listen(torch.randn(size)).shape == (1, 192) for size in (4000, 16000))
+
+
+# The vocoder
+
+
+def vocoder_training(folder: Path, name: str, steps: int, **more: object) -> VocoderTraining:
+    rows = folder / "voices.list"
+    if not rows.is_file():
+        write_voices(folder, {"low": 110.0}, rows=3)
+    return VocoderTraining(
+        (str(rows),), str(folder / name), LimitSettings(steps=steps, log_steps=1),
+        NsfVocosSettings(width=8, blocks=1, pitch_width=8, pitch_blocks=1),
+        batch=2, crop_frames=16, pitch_crop_frames=16, pitch_updates=1, held_out=1,
+        precision="fp32", **more,
+    )  # fmt: skip
+
+
+def test_a_resumed_vocoder_training_ends_where_an_unbroken_one_does(tmp_path: Path):
+    path = vocoders.train(vocoder_training(tmp_path, "whole", 4))
+    whole = weights.read(path)
+    vocoders.train(vocoder_training(tmp_path, "parts", 2))
+    parts = weights.read(vocoders.train(vocoder_training(tmp_path, "parts", 4)))
+    assert all(torch.equal(part, parts[name]) for name, part in whole.items())
+    lines = (tmp_path / "parts" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 2, 3, 4, 4]
+    raw = read_mapping(path.with_name("vocoder.yaml"))
+    vocoder = NsfVocos(parse(NsfVocosSettings, raw[raw["vocoder"]], "vocoder.yaml"))
+    weights.fill(vocoder, {name: part.float() for name, part in whole.items()}, str(path))
+
+
+def with_a_flow(folder: Path) -> str:
+    """The folder of a random flow, and tokens in the rows of the list."""
+    vocoder_training(folder, "none", 1)
+    rows = folder / "voices.list"
+    lines = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        line["extra"] = {"speech_token": [1, 2, 3] * 6}
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    made = folder / "flow"
+    made.mkdir()
+    sizes = yaml.safe_dump({"flow": json.loads(json.dumps(asdict(FLOW)))})
+    (made / "flow.yaml").write_text(sizes, encoding="utf-8")
+    save_file(tiny_flow().state_dict(), made / "flow.safetensors")
+    return str(made)
+
+
+def test_with_a_flow_its_mels_are_learnt_from_beside_the_true_ones(tmp_path: Path):
+    flow = with_a_flow(tmp_path)
+    asked = vocoder_training(tmp_path, "out", 1, flow=flow, flow_share=1.0)
+    recordings = vocoders.read(asked)
+    assert all(one.made is not None and one.made.shape == one.mel.shape for one in recordings)
+    assert torch.equal(recordings[0].made, vocoders.read(asked)[0].made)
+    seen = vocoders.VocoderTrainer(asked, recordings).crops(16).mel[0]
+    stretches = (one.made.unfold(1, 16, 1).transpose(0, 1) for one in recordings)
+    assert any((each == seen).flatten(1).all(1).any() for each in stretches)
+
+
+def test_the_losses_are_nothing_for_the_same_wave():
+    wave = torch.randn(2, 4096)
+    assert vocoders.wave_losses(wave, wave) == (0, 0)
+    assert all(loss > 0.1 for loss in vocoders.wave_losses(0.3 * wave, wave))
+    with pytest.raises(ConfigError, match="crop_frames 4"):
+        VocoderTraining(("a",), "b", LimitSettings(steps=1), crop_frames=4)
