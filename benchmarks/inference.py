@@ -33,8 +33,8 @@ from osum_echat.generation.kv_cache import GrowingRows
 from osum_echat.generation.logits_rules import NoLongRuns, Rule, WindowLimit
 from osum_echat.generation.sampling import PRESETS, Sampling
 from osum_echat.inference.assistant import EChat
-from osum_echat.inference.reply import Reply
-from osum_echat.inference.request import Options, lay_out, settle
+from osum_echat.inference.reply import Reply, Timer
+from osum_echat.inference.request import Options, make_request, prepare
 from osum_echat.logs import out, setup
 from osum_echat.models.adapter import AdapterSettings
 from osum_echat.models.echat import EChatModel, EChatSettings
@@ -168,12 +168,13 @@ def batch(directory: Path, rounds: int, threads: int) -> None:
 
 def answered(assistant: EChat, sources: Sequence[Utterance], rows: int) -> list[Ids]:
     """Greedy answers, so many rows at a time, encoder to last token: their text and speech ids."""
-    parts, ids = assistant.parts, []
-    laid = [lay_out(parts, settle(parts, one, Options(greedy=True)), 0) for one in sources]
+    model, ids = assistant.model, []
+    asked = [make_request(model, one, Options(greedy=True)) for one in sources]
+    laid = [prepare(model, one, 0, Timer(0.0)) for one in asked]
     for first in range(0, len(laid), rows):
         group = laid[first : first + rows]
-        prompts = decoder.embed(parts.network, [one.row for one in group], parts.vocab)
-        for _ in decoder.grow(parts.network, prompts, [one.answer for one in group]):
+        prompts = decoder.embed(model.network, [one.row for one in group], model.vocab)
+        for _ in decoder.grow(model.network, prompts, [one.answer for one in group]):
             pass
         ids += [(one.answer.text.ids, one.answer.speech.ids) for one in group]
     return ids

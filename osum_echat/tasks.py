@@ -11,6 +11,7 @@ from osum_echat.settings import read_mapping
 
 USER_START = "<|im_start|>user\n"
 TURN_END = "<|im_end|>\n"
+UNDERSTAND = "understand"
 SWITCH = "<|im_end|>\n<|im_start|>assistant\n"
 _HEARS = "You understand both the meaning and paralinguistic cues in speech"
 _THINKS = (
@@ -26,6 +27,7 @@ class Task:
 
     name: str
     system: str
+    preset: str                         # of generation/sampling.py: how its tokens are drawn
     hears: bool                         # the user's turn holds a clip
     speaks: bool                        # the answer ends in speech tokens
     thinks: bool = False                # the answer begins with a thought
@@ -36,6 +38,17 @@ class Task:
     transcript: bool = False            # understanding: the words are asked for
     labels: tuple[str, ...] = ()        # understanding: the labels asked for, in this order
     tag: str = ""                       # the name in data lists
+    in_menu: bool = False               # offered by the web page and by the tour of infer_runtime
+
+    @property
+    def understands(self) -> bool:
+        """Whether it writes the words and labels of a clip down, and answers nothing."""
+        return self.name == UNDERSTAND
+
+    @property
+    def is_dialogue(self) -> bool:
+        """Whether its turns follow from each other: spoken questions that are answered."""
+        return self.hears and not self.understands
 
     @property
     def kind(self) -> str:
@@ -49,42 +62,48 @@ class Task:
 
 
 TASKS = {task.name: task for task in (
-    Task("understand", "an audio understanding assistant by ASLP Lab. You can transcribe speech "
+    Task(UNDERSTAND, "an audio understanding assistant by ASLP Lab. You can transcribe speech "
          "accurately and analyze paralinguistic cues to provide precise text responses.",
-         hears=True, speaks=False, user_text=True),
+         preset="understand", hears=True, speaks=False, user_text=True),
     Task("s2t", f"a speech-to-text dialogue assistant by ASLP Lab. {_HEARS} then respond "
-         "exclusively with appropriate text.", hears=True, speaks=False, tag="<S2TCHAT>"),
+         "exclusively with appropriate text.", preset="chat", hears=True, speaks=False,
+         tag="<S2TCHAT>", in_menu=True),
     Task("s2t_fake", f"a speech-to-speech dialogue assistant by ASLP Lab. {_THINKS}",
-         hears=True, speaks=False, tag="<S2TCHAT_FAKE>"),
+         preset="chat", hears=True, speaks=False, tag="<S2TCHAT_FAKE>"),
     Task("s2t_think", "a thinking-enabled speech-to-text dialogue assistant by ASLP Lab. You not "
          "only comprehend the semantic meaning and paralinguistic cues in speech but also engage "
          "in deliberate reasoning to process such information. Based on this thinking process, you "
          "then respond exclusively with appropriate text.",
-         hears=True, speaks=False, thinks=True, tag="<S2TCHAT> <THINKER>"),
+         preset="chat", hears=True, speaks=False, thinks=True,
+         tag="<S2TCHAT> <THINKER>", in_menu=True),
     Task("t2t", "a text-to-text dialogue assistant by ASLP Lab. You understand user input in text "
          "then respond exclusively with appropriate text.",
-         hears=False, speaks=False, user_text=True, tag="<TEXT2TEXT>"),
+         preset="greedy", hears=False, speaks=False, user_text=True,
+         tag="<TEXT2TEXT>", in_menu=True),
     Task("s2s", f"a speech-to-speech dialogue assistant by ASLP Lab. {_HEARS} then respond with "
          "appropriate text and emotionally matching synthetic speech.",
-         hears=True, speaks=True, joint=True, tag="<S2TCHAT> <TEXT2TOKEN>"),
+         preset="speak", hears=True, speaks=True, joint=True,
+         tag="<S2TCHAT> <TEXT2TOKEN>", in_menu=True),
     Task("s2s_think", f"a speech-to-speech dialogue assistant by ASLP Lab. {_THINKS}",
-         hears=True, speaks=True, thinks=True, joint=True, tag="<S2TCHAT> <TEXT2TOKEN> <THINK>"),
+         preset="speak", hears=True, speaks=True, thinks=True, joint=True,
+         tag="<S2TCHAT> <TEXT2TOKEN> <THINK>", in_menu=True),
     Task("s2s_history", f"a speech-to-speech dialogue assistant by ASLP Lab. {_HEARS} then respond "
          "with appropriate text and emotionally matching synthetic speech.",
-         hears=True, speaks=True, joint=True, tag="<S2TCHAT> <TEXT2TOKEN> <HISTORY>"),
+         preset="speak", hears=True, speaks=True, joint=True,
+         tag="<S2TCHAT> <TEXT2TOKEN> <HISTORY>"),
     Task("s2s_streaming", "a speech-to-speech dialogue assistant by ASLP Lab. You analyze speech "
          "(content + paralinguistic cues) and respond with interleaved text and "
          "emotionally-matched synthetic speech.",
-         hears=True, speaks=True, interleaved=True, joint=True,
+         preset="speak", hears=True, speaks=True, interleaved=True, joint=True,
          tag="<S2TCHAT> <TEXT2TOKEN> <STREAMING>"),
     Task("tts", "a speech synthesis assistant by ASLP Lab. You generate natural and fluent "
          "speech from text input.",
-         hears=False, speaks=True, joint=True, user_text=True, answers_text=False,
-         tag="<TEXT2TOKEN>"),
+         preset="tts", hears=False, speaks=True, joint=True, user_text=True, answers_text=False,
+         tag="<TEXT2TOKEN>", in_menu=True),
     Task("tts_streaming", "a speech synthesis assistant by ASLP Lab. You generate natural "
          "speech from text input and output both audio and the original text in interleaved "
          "format.",
-         hears=False, speaks=True, interleaved=True, joint=True, user_text=True,
+         preset="tts", hears=False, speaks=True, interleaved=True, joint=True, user_text=True,
          tag="<TEXT2TOKEN> <STREAMING>"),
 )}
 LABEL_TAGS = {
@@ -128,12 +147,12 @@ def task_for(tag: str) -> Task:
     """
     wanted = " ".join(tag.split())
     name = _ALIASES.get(wanted, wanted)
-    if name in TASKS and name != "understand":
+    if name in TASKS and name != UNDERSTAND:
         return TASKS[name]
     wanted = _SHORT_NAMES.get(wanted, wanted)
     if wanted in _OTHER_UNDERSTANDING:
         transcript, labels = _OTHER_UNDERSTANDING[wanted]
-        return replace(TASKS["understand"], transcript=transcript, labels=labels, tag=wanted)
+        return replace(TASKS[UNDERSTAND], transcript=transcript, labels=labels, tag=wanted)
     marks = _TAG.findall(wanted)
     fields = [LABEL_TAGS[mark] for mark in marks if mark in LABEL_TAGS]
     transcript = marks[:1] == ["TRANSCRIBE"]
@@ -142,7 +161,7 @@ def task_for(tag: str) -> Task:
     if not marks or not is_whole or not is_known:
         raise InputError(f"task {tag!r}: not one of {', '.join((*TASKS, *_SHORT_NAMES))}, "
                          f"a tag such as '<TRANSCRIBE> <AGE> <GENDER>', or {', '.join(_ALIASES)}")
-    return replace(TASKS["understand"], transcript=transcript, labels=tuple(fields), tag=wanted)
+    return replace(TASKS[UNDERSTAND], transcript=transcript, labels=tuple(fields), tag=wanted)
 
 
 def fix_labels(text: str) -> str:

@@ -48,16 +48,6 @@ TEMPLATES = {template.name: template for template in (CHINESE, ENGLISH)}
 _NATURAL_STARTS = {"chinese": "", "english": "I hear"}
 
 
-@dataclass(frozen=True, slots=True)
-class Thinking:
-    """A reply taken apart."""
-
-    thought: str | None         # without its marks
-    heard: str | None           # the user's words, where the thought quotes them
-    labels: Labels
-    answer: str
-
-
 def template_named(name: str) -> LabelTemplate:
     """The label template of that name; ConfigError lists those there are."""
     if name not in TEMPLATES:
@@ -83,29 +73,6 @@ def opening(kind: str, template: LabelTemplate) -> str:
         raise ConfigError(f"thinking {kind!r}: choose label or natural")
     words = template.heard.rstrip() if kind == "label" else _NATURAL_STARTS[template.name]
     return THINK_START + words
-
-
-def split(text: str, template: LabelTemplate | None = None) -> Thinking:
-    """Part a reply into thought and answer, and read the thought's labels.
-
-    template: the one to read labels by; None tries each. A thought that was never closed leaves an
-    empty answer. A tag that leads the answer is the reply's style, not a word of it.
-    """
-    thought, answer = None, text.strip()
-    if answer.startswith(THINK_START):
-        body = answer[len(THINK_START):]
-        end = THINK_END_MARK.search(body)
-        thought = (body[: end.start()] if end else body).strip()
-        answer = body[end.end():].strip() if end else ""
-    heard, labels = None, Labels()
-    if thought is not None:
-        heard, labels = read_thought(thought, template)
-    tag = _LEADING_TAG.match(answer)
-    if tag and tag.end() < len(answer):
-        answer = answer[tag.end():]
-        labels = Labels(labels.age, labels.gender, labels.emotion, labels.event,
-                        labels.style or canonical_label(tag[1]))
-    return Thinking(thought, heard, labels, answer)
 
 
 def read_thought(thought: str, template: LabelTemplate | None) -> tuple[str | None, Labels]:

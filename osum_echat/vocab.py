@@ -99,10 +99,6 @@ class Vocab:
             shared += 1
         return rows[0][:shared], tuple(sorted({row[shared] for row in rows}))
 
-    def age_labels(self, cue: str = "年龄为:<") -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Ids after which only an age may follow, and the first id of each age."""
-        return self.choices_after(cue, ("CHILD>", "ADULT>", "OLD>"))
-
 
 class _HuggingFaceTokenizer:
     """A transformers tokenizer behind our two methods; its chat marks are dropped when decoding."""

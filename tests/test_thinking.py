@@ -8,12 +8,10 @@ from osum_echat.thinking import (
     CHINESE,
     ENGLISH,
     TEMPLATES,
-    Thinking,
     label_thought,
     natural_thought,
     opening,
     read_labels,
-    split,
     template_named,
     without_labels,
 )
@@ -34,41 +32,6 @@ def test_the_english_template_is_that_of_the_tiny_world():
         "<think>The user said: i lost my kite, age: <CHILD>, gender: <MALE>, emotion: <SAD>, "
         "sound event: <COUGH>, reply emotion: <SOFT><think end>"
     )
-
-
-@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-@pytest.mark.parametrize("labels", [LABELS, Labels(), Labels(emotion="HAPPY", style="开心")])
-@pytest.mark.parametrize("named", [True, False])
-def test_a_label_thought_is_read_back_as_it_was_written(template, labels, named):
-    words = "so, my age: none of yours"
-    found = split(label_thought(template, words, labels) + "Oh dear.", template if named else None)
-    assert (found.heard, found.labels, found.answer) == (words, labels, "Oh dear.")
-
-
-def test_a_natural_thought_is_read_back():
-    text = natural_thought("I hear a sad child.") + "Oh dear."
-    assert split(text) == Thinking("I hear a sad child.", None, Labels(), "Oh dear.")
-
-
-def test_a_reply_without_thought_is_all_answer():
-    assert split(" Oh dear. ") == Thinking(None, None, Labels(), "Oh dear.")
-
-
-def test_a_leading_tag_is_the_style_and_not_a_word():
-    found = split(label_thought(CHINESE, "你好", Labels(style="开心")) + "<悲伤>你好呀")
-    assert (found.labels.style, found.answer) == ("开心", "你好呀")
-    assert split("<悲伤>你好呀").labels.style == "悲伤"
-    assert split("<CHILD>").answer == "<CHILD>"
-
-
-@pytest.mark.parametrize("end", ["<think end>", "</think end>", "</think>"])
-def test_any_end_mark_ends_a_thought(end):
-    assert split(f"<think>hm{end}Yes.") == Thinking("hm", None, Labels(), "Yes.")
-
-
-def test_a_thought_never_closed_leaves_an_empty_answer_and_its_labels():
-    found = split("<think>The user said: hello, age: <OLD>, gender: <FEM")
-    assert (found.heard, found.labels, found.answer) == ("hello", Labels(age="OLD"), "")
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)

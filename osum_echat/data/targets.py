@@ -58,7 +58,7 @@ def make_target(
         if len(parts) != 2:
             return Dropped("no single reply mark", utterance.key)
         task, text = task_for("s2t"), parts[1]
-    if task.name == "understand":
+    if task.understands:
         return _understanding(utterance, task, text, settings, rng)
     kind = settings.thinking
     if kind == "both":

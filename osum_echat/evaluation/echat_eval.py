@@ -326,7 +326,7 @@ def build(arguments: Namespace, model: Model) -> EChatEval:
 
 def _kinds(model: Model) -> tuple[str, ...]:
     """The kinds of thought that the model can think."""
-    able = model.assistant.manner.thinking
+    able = model.assistant.thinking
     return ("label", "natural") if able in ("both", "either") else (able,)
 
 

@@ -9,13 +9,18 @@ section IV-B) beside the LLM's own probability.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby, takewhile
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from osum_echat.thinking import VALUES
+from osum_echat.vocab import Vocab
+
 NEVER = -1e30                          # a logarithm of nothing that stays a number in sums
+VOCABULARIES = 4                       # whose words are remembered
 
 
 @dataclass
@@ -131,3 +136,27 @@ def leading_labels(log_probs: Tensor, words: Tensor) -> list[int]:
     blank = log_probs.shape[1] - 1
     path = (number for number, _ in groupby(log_probs.argmax(-1).tolist()) if number != blank)
     return list(takewhile(lambda number: not words[number], path))
+
+
+@lru_cache(maxsize=VOCABULARIES)
+def spoken_ids(vocab: Vocab) -> tuple[Tensor, Tensor]:
+    """Which ids are words or parts of words, (ids,); and for each the id of it without its space.
+
+    The steps spell a clip's first word without one.
+    """
+    texts = [vocab.decode([number]) for number in range(vocab.text_rows)]
+    numbers = {text: number for number, text in reversed(list(enumerate(texts)))}
+    words = torch.tensor([text.strip().isalnum() for text in texts])
+    first = [numbers.get(text.lstrip() or text, number) for number, text in enumerate(texts)]
+    return words, torch.tensor(first)
+
+
+@lru_cache(maxsize=VOCABULARIES)
+def label_ids(vocab: Vocab) -> Tensor:
+    """Which ids are a whole label of a voice, such as <CHILD>: (ids,)."""
+    found = torch.zeros(vocab.text_rows, dtype=torch.bool)
+    for name in set().union(*VALUES.values()):
+        ids = vocab.encode(f"<{name}>")
+        if len(ids) == 1:
+            found[ids[0]] = True
+    return found

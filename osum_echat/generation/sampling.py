@@ -87,22 +87,11 @@ class Sampling:
         return first
 
 
-_UNDERSTAND = Sampling(top_k=5, top_p=0.9, repetition_penalty=1.05)
-_CHAT = Sampling(temperature=0.4, top_k=2, repetition_penalty=1.05)
-_SPEAK = Sampling(temperature=1.2, top_k=10, top_p=0.9)
-_TTS = Sampling(temperature=1.2, top_k=15, top_p=0.8)
-
-# By name of the task; those of the published model.
+# Those of the published model; tasks name theirs.
 PRESETS = {
-    "understand": _UNDERSTAND,
-    "s2t": _CHAT,
-    "s2t_fake": _CHAT,
-    "s2t_think": _CHAT,
-    "t2t": Sampling(greedy=True),
-    "s2s": _SPEAK,
-    "s2s_think": _SPEAK,
-    "s2s_history": _SPEAK,
-    "s2s_streaming": _SPEAK,
-    "tts": _TTS,
-    "tts_streaming": _TTS,
+    "understand": Sampling(top_k=5, top_p=0.9, repetition_penalty=1.05),
+    "chat": Sampling(temperature=0.4, top_k=2, repetition_penalty=1.05),
+    "greedy": Sampling(greedy=True),
+    "speak": Sampling(temperature=1.2, top_k=10, top_p=0.9),
+    "tts": Sampling(temperature=1.2, top_k=15, top_p=0.8),
 }

@@ -1,20 +1,51 @@
-"""The assistant: an utterance goes in; its words, a thought, a reply and its speech come out."""
+"""The assistant: an utterance goes in; its words, a thought, a reply and its speech come out.
+
+Every answer takes one path. `make_request` and `prepare` check what is asked and lay out the prompt
+(inference/request.py); `_embed` hears it; `_decode` makes the tokens, of one prompt or of several
+side by side; the parser says what the text tells; the voice makes sound of the speech tokens.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from osum_echat import device as devices
-from osum_echat.errors import OsumError
-from osum_echat.inference import load, together
-from osum_echat.inference.answering import Speaker, Watch
-from osum_echat.inference.load import Parts
-from osum_echat.inference.reply import LABEL_FIELDS, Done, Event, Heard, Reply, Timings
-from osum_echat.inference.request import Options, Request, Source, lay_out, settle
+from osum_echat import logs
+from osum_echat.errors import InputError, OsumError
+from osum_echat.generation import decoder
+from osum_echat.generation.ctc_prefix import CtcPrefixScorer, label_ids, spoken_ids
+from osum_echat.generation.decoder import Token
+from osum_echat.inference.load import LoadedModel, LoadOptions, load
+from osum_echat.inference.reply import (
+    LABEL_FIELDS,
+    AudioPiece,
+    Done,
+    Event,
+    Heard,
+    Reply,
+    Timer,
+    Timings,
+)
+from osum_echat.inference.reply_parser import Detokenizer
+from osum_echat.inference.request import (
+    Options,
+    Request,
+    RequestState,
+    Source,
+    make_request,
+    prepare,
+)
 from osum_echat.paths import TINY
+from osum_echat.token2wav.model import Token2Wav
 
 __all__ = ["LABEL_FIELDS", "TINY", "EChat", "Reply", "Timings"]
+Interrupt = Callable[[], bool]
+LOG = logs.logger(__name__)
 
 
 class EChat:
@@ -23,10 +54,11 @@ class EChat:
     Calls from several threads at once share nothing but the weights.
     """
 
-    def __init__(self, parts: Parts, seed: int) -> None:
-        self.parts = parts
-        self.directory, self.network, self.vocab = parts.directory, parts.network, parts.vocab
-        self.manner, self.voice, self.prompts = parts.manner, parts.voice, parts.prompts
+    def __init__(self, model: LoadedModel, seed: int) -> None:
+        self.model = model
+        self.directory, self.network, self.vocab = model.directory, model.network, model.vocab
+        self.voice, self.prompts = model.voice, model.prompts
+        self.thinking = model.generation.thinking    # label, natural, both or either
         self.seed = seed
         self.load_s = 0.0
 
@@ -48,9 +80,9 @@ class EChat:
         not fit.
         """
         start = time.perf_counter()
-        asked = load.Wanted(source, config, tokenizer, token2wav, voice, dtype, keep_lora)
-        other = None if share is None else load.Lent(share.network, share.voice)
-        assistant = cls(load.load(asked, devices.pick(device), speaks, other), seed)
+        options = LoadOptions(source, config, tokenizer, token2wav, voice, dtype, keep_lora)
+        model = load(options, devices.pick(device), speaks, share.model if share else None)
+        assistant = cls(model, seed)
         assistant.load_s = time.perf_counter() - start
         return assistant
 
@@ -74,7 +106,7 @@ class EChat:
         self, source: Source, *, task: str | None = None, labels: Sequence[str] = (),
         prompt: str | None = None, thinking: str | None = None, greedy: bool = False,
         seed: int | None = None, hear: bool = False, speak: bool = True,
-        interrupt: Callable[[], bool] | None = None,
+        interrupt: Interrupt | None = None,
     ) -> Iterator[Event]:  # fmt: skip
         """Answer one utterance, telling each thing as soon as it is known; Done comes last.
 
@@ -96,35 +128,259 @@ class EChat:
         source that cannot be answered gives its error. Times count from this call on, those of a
         batch are shared by its replies. Raises InputError for seeds that are not as many.
         """
-        options = Options(task, labels, prompt, thinking, greedy, speak)
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size}: must be 1 or more")
         seed = self.seed if seed is None else seed
         seeds = [seed] * len(sources) if isinstance(seed, int) else seed
-        return together.reply_many(self.parts, sources, options, seeds, batch_size, self.load_s)
+        if len(seeds) != len(sources):
+            raise InputError(f"{len(seeds)} seeds for {len(sources)} sources; give one for each")
+        options = Options(task, labels, prompt, thinking, greedy, speak)
+        start = time.perf_counter()
+        results: dict[int, Reply | OsumError] = {}
+        states: dict[int, RequestState] = {}
+        for number, (source, own) in enumerate(zip(sources, seeds, strict=True)):
+            try:
+                request = make_request(self.model, source, options)
+                states[number] = prepare(self.model, request, own, Timer(self.load_s, start))
+            except OsumError as error:
+                results[number] = error
+        # Like beside like: little padding, and rows of a task end at about the same time.
+        order = sorted(states, key=lambda one: (states[one].row.task, len(states[one].row)))
+        for first in range(0, len(order), batch_size):
+            numbers = order[first : first + batch_size]
+            replies = answer_many(self.model, [states[number] for number in numbers])
+            results |= zip(numbers, replies, strict=True)
+        return [results[number] for number in range(len(sources))]
 
     def _events(
         self, source: Source, options: Options, seed: int | None, hear: bool,
-        interrupt: Callable[[], bool] | None, whole: bool,
+        interrupt: Interrupt | None, whole: bool,
     ) -> Iterator[Event]:  # fmt: skip
         """whole: the speech comes in one piece."""
-        watch, seed = Watch(self.load_s), self.seed if seed is None else seed
-        request = settle(self.parts, source, options)
-        asked = lay_out(self.parts, request, seed)
-        for event in Speaker(self.parts, asked, seed, watch, whole).events(interrupt):
+        timer, seed = Timer(self.load_s), self.seed if seed is None else seed
+        request = make_request(self.model, source, options)
+        state = prepare(self.model, request, seed, timer)
+        for event in answer(self.model, state, interrupt, whole):
             if isinstance(event, Done) and hear and _may_hear_again(request, event.reply):
                 heard = self._hear_again(request, seed, interrupt)
                 if heard:
                     yield Heard(heard)
-                timings = watch.timings(request.task.hears)
+                timings = timer.timings(request.task.hears)
                 event = Done(replace(event.reply, heard=heard, timings=timings))
             yield event
 
     def _hear_again(
-        self, request: Request, seed: int, interrupt: Callable[[], bool] | None
+        self, request: Request, seed: int, interrupt: Interrupt | None
     ) -> str | None:
         """The user's words, asked for by themselves."""
         again = replace(request.utterance, task="asr", history=())
         options = Options(greedy=request.greedy)
         return _last(self._events(again, options, seed, False, interrupt, whole=True)).heard
+
+
+def answer(
+    model: LoadedModel, state: RequestState, interrupt: Interrupt | None = None,
+    whole: bool = False,
+) -> Iterator[Event]:  # fmt: skip
+    """Answer one request, event by event, Done last. whole: the speech comes in one piece."""
+    return _Stream(model, state, interrupt, whole).events()
+
+
+def answer_many(
+    model: LoadedModel, states: Sequence[RequestState]
+) -> list[Reply | OsumError]:
+    """Answer requests side by side, in one padded batch: a reply for each, or its error."""
+    prompts = _embed(model, states)
+    for _ in _decode(model, states, prompts):
+        pass
+    waves = _speak_many(model, states)
+    return [
+        wave if isinstance(wave, OsumError) else _whole_reply(model, state, wave)
+        for state, wave in zip(states, waves, strict=True)
+    ]
+
+
+def _embed(model: LoadedModel, states: Sequence[RequestState]) -> list[Tensor]:
+    """The prompts as the LLM reads them, (tokens, width) each, and what of them it is told twice.
+
+    Where the user's words are written down, the CTC score of the clip weighs on each next id.
+    """
+    prompts = decoder.embed(model.network, [state.row for state in states], model.vocab)
+    for state, prompt in zip(states, prompts, strict=True):
+        if model.generation.ctc_weight and state.request.writes_heard:
+            state.answer.text.rules.append(_ctc_rule(model, state, prompt))
+    for state in states:
+        state.timer.mark("prompt")
+    return prompts
+
+
+def _ctc_rule(model: LoadedModel, state: RequestState, prompt: Tensor) -> CtcPrefixScorer:
+    """Joint CTC and LLM decoding of the user's words and labels.
+
+    prompt: (tokens, width), embedded: the steps of its last clip are the user's.
+    """
+    request, span = state.request, state.row.spans[-1]
+    with torch.inference_mode():
+        steps = prompt[span.start : span.start + span.length]
+        log_probs = model.network.ctc_log_probs(steps).cpu()
+    return CtcPrefixScorer(
+        log_probs, *spoken_ids(model.vocab), label_ids(model.vocab),
+        weight=model.generation.ctc_weight,
+        begins=request.task.transcript or (request.kind == "label" and bool(request.opening)),
+    )  # fmt: skip
+
+
+def _decode(
+    model: LoadedModel, states: Sequence[RequestState], prompts: Sequence[Tensor],
+    interrupt: Interrupt | None = None,
+) -> Iterator[tuple[int, Token]]:  # fmt: skip
+    """All tokens of the answers, words and speech: the number of a request and its next token.
+
+    The LLM makes both. Whatever else chooses words or speaks them (another decoder of the heard
+    words, a model that turns words to speech tokens) takes its place here.
+    """
+    answers = [state.answer for state in states]
+    for row, token in decoder.grow(model.network, prompts, answers, interrupt):
+        states[row].timer.mark("token")
+        states[row].timer.mark("speech" if token.is_speech else "text")
+        yield row, token
+
+
+class _Interrupted(Exception):
+    """Leaves the voice while it waits for codes that shall not come."""
+
+
+class _Stream:
+    """One answer on its way out: words at once, speech as the voice makes it."""
+
+    def __init__(
+        self, model: LoadedModel, state: RequestState, interrupt: Interrupt | None, whole: bool
+    ) -> None:
+        self.model, self.state, self.interrupt, self.whole = model, state, interrupt, whole
+        self.answer, self.parser, self.timer = state.answer, state.parser, state.timer
+        self.detokenizer = Detokenizer(model.vocab)
+        self.pieces: list[Tensor] = []
+
+    def events(self) -> Iterator[Event]:
+        """All that happens, Done last."""
+        states = [self.state]
+        prompts = _embed(self.model, states)
+        yield from self.parser.push(self.detokenizer.push(self.state.opening))
+        decoded = _decode(self.model, states, prompts, self.interrupt)
+        tokens = (token for _, token in decoded)
+        for token in tokens:
+            if token.is_speech:
+                yield from self._spoken(chain([token], tokens))
+                break
+            yield from self._written(token)
+        yield from self.parser.push(self.detokenizer.rest())
+        yield from self.parser.finish()
+        wave = torch.cat(self.pieces) if self.pieces else None
+        yield Done(_reply(self.model, self.state, wave))
+
+    def _written(self, token: Token) -> list[Event]:
+        if token.id == self.answer.text.end:
+            return []
+        return self.parser.push(self.detokenizer.push([token.id]))
+
+    def _spoken(self, tokens: Iterator[Token]) -> Iterator[Event]:
+        """Speech from its first token on; words that come in between go before the next sound."""
+        between: list[Event] = []
+        for samples in self._sound(self._codes(tokens, between)):
+            if self.interrupt is not None and self.interrupt():
+                self.answer.stopped_by = "interrupt"
+                break
+            self.timer.mark("audio")
+            self.pieces.append(samples)
+            yield from between
+            between.clear()
+            assert self.model.voice is not None
+            yield AudioPiece(samples, self.model.voice.sample_rate_hz)
+        yield from between
+
+    def _codes(self, tokens: Iterator[Token], between: list[Event]) -> Iterator[int]:
+        """The codes among the tokens; what the words in between say is put aside."""
+        for token in tokens:
+            if not token.is_speech:
+                between += self._written(token)
+            elif token.id != self.answer.speech.end:
+                yield token.id
+        if self.answer.stopped_by == "interrupt":
+            raise _Interrupted
+
+    def _sound(self, codes: Iterator[int]) -> Iterator[Tensor]:
+        """(samples,) float32 pieces on the CPU."""
+        voice, seed = self.model.voice, self.state.seed
+        try:
+            first = next(codes, None)
+            if first is None:
+                return
+            codes = chain([first], codes)
+            if voice is None or not self.state.request.speaks:
+                for _ in codes:     # to its end: words may come in between
+                    pass
+            elif self.whole:
+                yield voice(list(codes), seed=seed).float().cpu()
+            else:
+                yield from voice.stream(codes, seed=seed)
+        except _Interrupted:
+            return
+
+
+def _speak_many(
+    model: LoadedModel, states: Sequence[RequestState]
+) -> list[Tensor | OsumError | None]:
+    """The speech of answers that have ended, (samples,) each; None where there is none."""
+    speaking = [(row, state.answer.speech.ids, state.seed) for row, state in enumerate(states)
+                if state.request.speaks and state.answer.speech.ids]  # fmt: skip
+    waves: list[Tensor | OsumError | None] = [None] * len(states)
+    if not speaking:
+        return waves
+    assert model.voice is not None, "a task that speaks has a voice"
+    rows, codes, seeds = zip(*speaking, strict=True)
+    made: Sequence[Tensor | OsumError]
+    try:
+        made = model.voice.many(codes, seeds=seeds)
+    except OsumError:
+        made = [_speak_alone(model.voice, *one) for one in zip(codes, seeds, strict=True)]
+    for row, wave in zip(rows, made, strict=True):
+        waves[row] = wave
+    return waves
+
+
+def _speak_alone(voice: Token2Wav, codes: Sequence[int], seed: int) -> Tensor | OsumError:
+    """One answer's speech: what is wrong with it is told of it alone."""
+    try:
+        return voice(list(codes), seed=seed).float().cpu()
+    except OsumError as error:
+        return error
+
+
+def _whole_reply(model: LoadedModel, state: RequestState, wave: Tensor | None) -> Reply:
+    """The reply of an answer that has ended, its text parsed at once."""
+    state.parser.push(model.vocab.decode((*state.opening, *state.answer.text.ids)))
+    state.parser.finish()
+    if wave is not None:
+        state.timer.mark("audio")
+    return _reply(model, state, wave)
+
+
+def _reply(model: LoadedModel, state: RequestState, wave: Tensor | None) -> Reply:
+    """The reply that an answer holds. wave: (samples,)."""
+    request, answer, parser = state.request, state.answer, state.parser
+    assert answer.stopped_by is not None, "no reply before the answer ended"
+    task, voice = request.task, model.voice
+    if answer.stopped_by == "limit":
+        LOG.warning("task %s: no end within %s", task.name, answer.limits)
+    if wave is None and request.speaks and answer.stopped_by != "interrupt":
+        LOG.warning("task %s: the model gave no speech", task.name)
+    return Reply(
+        task=task.tag, heard=parser.heard, thought=parser.thought, labels=parser.labels,
+        text=parser.text, speech_tokens=tuple(answer.speech.ids) if request.speaks else (),
+        wave=wave, sample_rate_hz=None if wave is None or voice is None else voice.sample_rate_hz,
+        audio_in_s=state.audio_in_s, timings=state.timer.timings(task.hears),
+        stopped_by=answer.stopped_by,
+    )  # fmt: skip
 
 
 def _may_hear_again(request: Request, reply: Reply) -> bool:

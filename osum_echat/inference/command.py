@@ -2,19 +2,30 @@
 
 import argparse
 import json
+import textwrap
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from osum_echat import logs
 from osum_echat.cli import add_model
 from osum_echat.errors import InputError
-from osum_echat.inference.reply import LABEL_FIELDS, Done, Reply
-from osum_echat.inference.reports import event_line, event_report, report, table
+from osum_echat.inference.reply import (
+    LABEL_FIELDS,
+    AudioPiece,
+    Done,
+    Event,
+    Heard,
+    LabelsFound,
+    Reply,
+    TextPiece,
+    ThoughtPiece,
+)
 from osum_echat.paths import TINY
-from osum_echat.tasks import task_for
+from osum_echat.records import Labels
+from osum_echat.tasks import TASKS, UNDERSTAND, task_for
 
 if TYPE_CHECKING:
     from osum_echat.inference.assistant import EChat
@@ -24,7 +35,11 @@ LOG = logs.logger(__name__)
 SAMPLE_WAV, SAMPLE_QUESTION = "samples/question.wav", "who are you?"
 SAMPLE_WORDS = "<CHEERFUL>That is wonderful news."
 SAMPLE_REPLIES = Path("exp/replies")
-TOUR = ("asr", "understand", "s2t", "s2t_think", "t2t", "tts", "s2s", "s2s_think")
+TOUR = ("asr", UNDERSTAND, *(task.name for task in sorted(
+    (task for task in TASKS.values() if task.in_menu),
+    key=lambda task: (task.speaks, task.speaks and task.hears),
+)))  # fmt: skip
+WIDTH = 8                       # of the names in a printed reply
 DESCRIPTION = (
     "Ask the model once: a wav or a text goes in, a reply comes out; several wavs are answered "
     "together. Without options it goes through every task once on the samples of the small model."
@@ -80,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("--out, --history: say with --task and --wav which reply is meant")
     several = not is_tour and len(arguments.wav or ()) > 1
     jobs = _tour() if is_tour else _jobs(arguments)
-    labels = _labels(arguments.labels)
+    labels = _wanted_labels(arguments.labels)
     from osum_echat.inference.assistant import EChat
 
     assistant = EChat.load(
@@ -112,8 +127,8 @@ def _answer(
     task = task_for(job.task)
     options: dict[str, Any] = {
         "task": job.task, "greedy": arguments.greedy,
-        "labels": labels if task.name == "understand" or not is_tour else (),
-        "prompt": arguments.prompt if task.name == "understand" or not is_tour else None,
+        "labels": labels if task.understands or not is_tour else (),
+        "prompt": arguments.prompt if task.understands or not is_tour else None,
         "thinking": arguments.thinking if task.thinks or not is_tour else None,
         "hear": arguments.hear and (task.hears or not is_tour),
     }  # fmt: skip
@@ -176,7 +191,7 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
         raise InputError(f"task {name}: give what it answers by --{wanted}")
     if getattr(arguments, given) is not None:
         raise InputError(f"task {name}: takes no --{given}; leave it out")
-    if arguments.history and (not task.hears or task.name == "understand"):
+    if arguments.history and (not task.hears or task.understands):
         raise InputError(f"--history: task {name} knows no earlier turns; use s2s or s2t")
     out: Path | None = arguments.out
     if out is not None and not task.speaks:
@@ -214,7 +229,7 @@ def _tour() -> list[Job]:
     return jobs
 
 
-def _labels(text: str | None) -> tuple[str, ...]:
+def _wanted_labels(text: str | None) -> tuple[str, ...]:
     """The fields of `--labels emotion,age`."""
     if text is None:
         return ()
@@ -237,3 +252,92 @@ def _write(reply: Reply, path: Path | None) -> Path | None:
     except (OSError, soundfile.SoundFileError) as error:
         raise InputError(f"--out {path}: not written ({error}); choose another path") from error
     return path
+
+
+def report(reply: Reply, task: str, wav: Path | None) -> dict[str, Any]:
+    """A reply as plain values: what `--json` prints."""
+    return {
+        "task": task,
+        "heard": reply.heard,
+        "thought": reply.thought,
+        "labels": _labels(reply.labels),
+        "text": reply.text,
+        "wav": str(wav) if wav else None,
+        "sample_rate_hz": reply.sample_rate_hz,
+        "n_speech_tokens": len(reply.speech_tokens),
+        "timings": _rounded(asdict(reply.timings)),
+        **_rounded({"audio_in_s": reply.audio_in_s, "audio_out_s": reply.audio_out_s}),
+    }
+
+
+def event_report(event: Event, at_s: float) -> dict[str, Any]:
+    """An event but Done as plain values: what `--stream --json` prints, an object a line."""
+    shown: dict[str, Any] = {"event": "audio", "at_s": round(at_s, 3)}
+    match event:
+        case Heard(text):
+            return shown | {"event": "heard", "text": text}
+        case LabelsFound(labels):
+            return shown | {"event": "labels", "labels": _labels(labels)}
+        case ThoughtPiece(text):
+            return shown | {"event": "thought", "text": text}
+        case TextPiece(text):
+            return shown | {"event": "text", "text": text}
+        case AudioPiece(samples, rate):
+            return shown | {"samples": len(samples), "sample_rate_hz": rate}
+    raise TypeError(f"{event}: not an event that is shown by itself")
+
+
+def event_line(event: Event, at_s: float) -> str:
+    """An event but Done for people: when, what, and its words."""
+    shown = event_report(event, at_s)
+    if "labels" in shown:
+        words = _named(shown["labels"])
+    elif "samples" in shown:
+        words = f"{shown['samples'] / shown['sample_rate_hz']:.2f} s"
+    else:
+        words = repr(shown["text"]) if shown["event"] in ("thought", "text") else shown["text"]
+    return f"{at_s:7.2f} s  {shown['event']:<{WIDTH}} {words}"
+
+
+def _labels(labels: Labels) -> dict[str, str | None]:
+    found = {field: getattr(labels, field) for field in LABEL_FIELDS}
+    return {field: label.lower() if label else None for field, label in found.items()}
+
+
+def _named(labels: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{name} {label}" for name, label in labels.items() if label)
+
+
+def _rounded(seconds: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: value if value is None else round(value, 3) for name, value in seconds.items()}
+
+
+def table(shown: Mapping[str, Any], source: str) -> str:
+    """A report for people: a name and its words a line; what is absent is left out."""
+    speech = (
+        f"{shown['wav'] or 'not written (--out FILE)'}, {shown['audio_out_s']} s, "
+        f"{shown['n_speech_tokens']} tokens"
+    ) if shown["audio_out_s"] else None  # fmt: skip
+    timings = [
+        f"{name.removesuffix('_s').replace('_', ' ')} {value} s"
+        for name, value in shown["timings"].items() if value is not None
+    ]  # fmt: skip
+    lines = {
+        "task": shown["task"],
+        "asked": source,
+        "heard": shown["heard"],
+        "labels": _named(shown["labels"]),
+        "thought": shown["thought"],
+        "reply": shown["text"],
+        "speech": speech,
+        "timings": ", ".join(timings),
+    }
+    indent = "\n" + " " * (WIDTH + 1)
+    return "".join(
+        f"{name:<{WIDTH}} {indent.join(_wrapped(words))}\n"
+        for name, words in lines.items() if words
+    )  # fmt: skip
+
+
+def _wrapped(words: str) -> list[str]:
+    return textwrap.wrap(words, 90, break_long_words=False, break_on_hyphens=False)

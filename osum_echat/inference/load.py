@@ -1,4 +1,4 @@
-"""From a source to all that an assistant works with: network, tokenizer, manner, voice, prompts."""
+"""Loads a model to answer with: network, tokenizer, generation settings, voice and prompts."""
 
 import math
 from dataclasses import dataclass
@@ -34,14 +34,14 @@ Own = TypeVar("Own", Sampling, NoLoops)
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
-    """How a model wants to be asked: the keys of its model.yaml that the network does not read.
+class GenerationSettings:
+    """How a model is to be decoded: the keys of its model.yaml that the network does not read.
 
     thinking: label, natural, both (it is told which, by the opening of its thought) or either (it
     was trained to one, and nothing is forced); template: chinese or english; text, speech: its own
-    sampling; text_loop: what keeps its text out of loops, None: nothing; ctc_weight: of
-    the CTC prefix score beside the LLM while the user's words are written, for a model trained with
-    the CTC loss, 0: none.
+    sampling; text_loop: what keeps its text out of loops, None: nothing; ctc_weight: of the CTC
+    prefix score beside the LLM while the user's words are written, for a model trained with the CTC
+    loss, 0: none.
     """
 
     thinking: str = "label"
@@ -52,8 +52,8 @@ class Manner:
     ctc_weight: float = 0.0
 
     @classmethod
-    def of(cls, found: pretrained.Source) -> "Manner":
-        """That of a model's settings; upstream's say nothing of it."""
+    def of(cls, found: pretrained.Source) -> "GenerationSettings":
+        """Those of a model's YAML; upstream's has none."""
         raw, path = found.settings_yaml(), found.settings
         kind = raw.get("thinking", "either" if found.is_upstream else "label")
         if kind not in KINDS:
@@ -70,10 +70,10 @@ class Manner:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class LoadOptions:
     """What is to be loaded; None: what lies beside the weights."""
 
-    place: str | Path
+    source: str | Path
     config: str | Path | None = None
     tokenizer: str | Path | None = None
     token2wav: str | Path | None = None
@@ -83,43 +83,41 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Lent:
-    """What another assistant shares."""
-
-    network: EChatModel
-    voice: Token2Wav | None
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """All that an assistant works with."""
+class LoadedModel:
+    """All that answers are made with."""
 
     directory: Path
     network: EChatModel
     vocab: Vocab
-    manner: Manner
+    generation: GenerationSettings
     voice: Token2Wav | None
     prompts: Prompts
 
 
-def load(wanted: Wanted, place: torch.device, speaks: bool, lent: Lent | None = None) -> Parts:
-    """Load all parts onto a device. Raises CheckpointError naming what is missing or wrong."""
+def load(
+    wanted: LoadOptions, place: torch.device, speaks: bool, share: LoadedModel | None = None
+) -> LoadedModel:
+    """Load a model onto a device.
+
+    speaks: with its voice; share: a loaded model whose voice and equal weights are used. Raises
+    CheckpointError naming what is missing or wrong.
+    """
     if wanted.dtype == "int8" and (place.type != "cpu" or wanted.keep_lora):
         raise InputError("dtype int8: only on a CPU, and with LoRA merged; choose bf16")
-    found = pretrained.find(wanted.place, wanted.config)
-    manner, settings = Manner.of(found), read_settings(found.settings)
+    found = pretrained.find(wanted.source, wanted.config)
+    generation, settings = GenerationSettings.of(found), read_settings(found.settings)
     # The small parts first: what is wrong with them is told before gigabytes are read.
     vocab = _vocab(Path(wanted.tokenizer) if wanted.tokenizer else found.tokenizer(), settings)
     voice_place = token2wav_place(wanted.token2wav) if wanted.token2wav else found.token2wav()
-    voice = _voice(voice_place, wanted, place, lent) if speaks else None
+    voice = _voice(voice_place, wanted, place, share) if speaks else None
     dtype = pick_dtype(wanted.dtype, place, found.weights, settings.tied)
     network = checkpoint.load(
         found.weights, settings, dtype, device=place,
-        keep_lora=wanted.keep_lora, share=lent.network if lent else None,
+        keep_lora=wanted.keep_lora, share=share.network if share else None,
     )  # fmt: skip
     if wanted.dtype == "int8":
         int8.shrink(network)
-    return Parts(found.home, network, vocab, manner, voice, _prompts(found))
+    return LoadedModel(found.home, network, vocab, generation, voice, _prompts(found))
 
 
 def pick_dtype(name: str, place: torch.device, weights: Path, tied: bool = True) -> torch.dtype:
@@ -162,9 +160,11 @@ def token2wav_place(place: str | Path) -> Path:
     return next((path for path in inside if path.exists()), Path(place))
 
 
-def _voice(place: Path, wanted: Wanted, device: torch.device, lent: Lent | None) -> Token2Wav:
-    """Token to wav with the voice that it shall speak in; the lent one where it is the same."""
-    loaded = lent.voice if lent else None
+def _voice(
+    place: Path, wanted: LoadOptions, device: torch.device, share: LoadedModel | None
+) -> Token2Wav:
+    """Token to wav with the voice that it shall speak in; the shared one where it is the same."""
+    loaded = share.voice if share else None
     named = wanted.token2wav is not None or place.exists()
     if loaded is None or (loaded.source != place and named):
         halved = wanted.dtype == "bf16" and device.type != "cpu"

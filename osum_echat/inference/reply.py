@@ -1,5 +1,6 @@
 """What the assistant gives back: a whole reply, or its events one by one while it is made."""
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,34 @@ class Timings:
     first_speech_token_s: float | None
     first_audio_s: float | None
     total_s: float
+
+
+class Timer:
+    """When things first happened, in seconds after the call."""
+
+    def __init__(self, load_s: float, start: float | None = None) -> None:
+        """start: of the call, by time.perf_counter; None: now."""
+        self._load_s = load_s
+        self._start = time.perf_counter() if start is None else start
+        self._firsts: dict[str, float] = {}
+
+    def mark(self, name: str) -> None:
+        """Note that it happened, the first time."""
+        if name not in self._firsts:
+            self._firsts[name] = time.perf_counter() - self._start
+
+    def timings(self, hears: bool) -> Timings:
+        """hears: the prompt held audio."""
+        ready, first = self._firsts.get("prompt"), self._firsts.get("token")
+        return Timings(
+            load_s=self._load_s,
+            encode_s=ready if hears else None,
+            prefill_s=None if ready is None or first is None else first - ready,
+            first_text_s=self._firsts.get("text"),
+            first_speech_token_s=self._firsts.get("speech"),
+            first_audio_s=self._firsts.get("audio"),
+            total_s=time.perf_counter() - self._start,
+        )
 
 
 @dataclass(frozen=True, slots=True)

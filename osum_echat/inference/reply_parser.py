@@ -1,7 +1,4 @@
-"""What a growing text says, as soon as it says it: thought, labels, words; never half a character.
-
-All pieces put together are what `thinking.split` and `thinking.read_labels` find in the whole text.
-"""
+"""Parses the text of a reply while it grows: thought, labels, words; never half a character."""
 
 import re
 from collections.abc import Iterable
@@ -27,7 +24,7 @@ _OPEN_STYLE = re.compile(r"<[^<>]*")
 _END_MARKS = ("think end>", "/think end>", "/think>")
 
 
-class Detokeniser:
+class Detokenizer:
     """Ids to text, piece by piece; the pieces are the text of all ids together."""
 
     def __init__(self, vocab: Vocab) -> None:
@@ -54,7 +51,7 @@ class Detokeniser:
         return whole[len(before) :]
 
 
-class _Trimmed:
+class _Stripped:
     """A text without the space around it, as it grows."""
 
     def __init__(self) -> None:
@@ -71,7 +68,7 @@ class _Trimmed:
         return given
 
 
-class Reading(Protocol):
+class ReplyParser(Protocol):
     """Takes an answer's text as it grows, and knows what it said."""
 
     @property
@@ -97,7 +94,7 @@ class Reading(Protocol):
         """What only the end tells."""
 
 
-class Understanding:
+class UnderstandingParser:
     """The answer of an understanding task: words and labels, e.g. `i lost my kite<CHILD>`."""
 
     thought = None
@@ -107,7 +104,7 @@ class Understanding:
         self.task, self.fields = task, tuple(fields)
         self.heard: str | None = None
         self.labels = Labels()
-        self._words = _Trimmed()
+        self._words = _Stripped()
 
     @property
     def text(self) -> str:
@@ -125,14 +122,14 @@ class Understanding:
         return _told(self.heard, self.labels)
 
 
-class Answering:
+class DialogueParser:
     """The answer of any other task: a thought, if there is one, a style tag, and the words."""
 
     def __init__(self, template: LabelTemplate) -> None:
         self.template = template
         self.heard: str | None = None
         self.labels = Labels()
-        self._thought, self._words = _Trimmed(), _Trimmed()
+        self._thought, self._words = _Stripped(), _Stripped()
         self._has_thought = False
         self._waiting = ""
         self._state = self._at_start
@@ -210,7 +207,7 @@ class Answering:
         return [TextPiece(piece)] if piece else []
 
 
-class Reciting:
+class GivenText:
     """The answer of a task that speaks given words: they are known before it begins."""
 
     heard = thought = None

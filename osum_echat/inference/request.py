@@ -1,4 +1,4 @@
-"""One call of the assistant, all its options settled against the task and the model."""
+"""One request: its options checked against task and model, and the prompt that it becomes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +13,18 @@ from osum_echat.generation.decoder import Answer, Limits
 from osum_echat.generation.kv_cache import check_length
 from osum_echat.generation.logits_rules import AllowedAfter, Rule
 from osum_echat.generation.sampling import PRESETS
-from osum_echat.inference.load import Parts
-from osum_echat.inference.reply import LABEL_FIELDS
-from osum_echat.inference.reply_parser import Answering, Reading, Reciting, Understanding
+from osum_echat.inference.load import LoadedModel
+from osum_echat.inference.reply import LABEL_FIELDS, Timer
+from osum_echat.inference.reply_parser import (
+    DialogueParser,
+    GivenText,
+    ReplyParser,
+    UnderstandingParser,
+)
 from osum_echat.records import Turn, Utterance
 from osum_echat.sequence import Clip, compose
 from osum_echat.sequence import Sequence as Row
-from osum_echat.tasks import Task, task_for, understanding_tag
+from osum_echat.tasks import UNDERSTAND, Task, task_for, understanding_tag
 from osum_echat.thinking import VALUES, opening
 
 DEFAULT_TASK = "s2s_think"
@@ -49,7 +54,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call, all its options settled."""
+    """What is asked of the model, checked: made by `make_request`."""
 
     task: Task
     fields: tuple[str, ...]     # the labels wanted of an understanding task
@@ -60,85 +65,96 @@ class Request:
     speaks: bool
     greedy: bool
 
+    @property
+    def writes_heard(self) -> bool:
+        """Whether the answer writes the user's words or labels down."""
+        return self.task.understands or self.kind == "label"
+
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request laid out for the model, and the answer that will grow."""
+class RequestState:
+    """A request while it is answered: its prompt, the tokens that come, and what they say."""
 
     request: Request
     row: Row
     answer: Answer
-    reading: Reading
+    parser: ReplyParser
     audio_in_s: float | None
+    seed: int
+    timer: Timer
+    opening: tuple[int, ...]    # the first ids of the answer, which the prompt ends in
 
 
-def settle(parts: Parts, source: Source, options: Options) -> Request:
-    """Settle the options of a call. Raises InputError for what does not fit together."""
+def make_request(model: LoadedModel, source: Source, options: Options) -> Request:
+    """Check the options of a call. Raises InputError for what does not fit together."""
     name = options.task or (source.task if isinstance(source, Utterance) else DEFAULT_TASK)
     task, kind = task_for(name), options.thinking
     if task.name == "s2s" and isinstance(source, Utterance) and source.history:
         task = task_for("s2s_history")
-    understands = task.name == "understand"
     if options.labels:
         task = _labelled(name, options.labels)
-    if options.prompt is not None and not understands:
+    if options.prompt is not None and not task.understands:
         raise InputError(f"prompt: task {name} takes none; use an understanding task")
     if kind is not None and not task.thinks:
         raise InputError(f"thinking: task {name} does not think; use s2s_think or s2t_think")
     if task.thinks:
-        kind = _kind(parts, kind)
-    if task.speaks and options.speak and parts.voice is None:
+        kind = _kind(model, kind)
+    if task.speaks and options.speak and model.voice is None:
         raise InputError(f"task {name} speaks, but the model was loaded with speaks=False")
     fields = task.labels
+    understands = task.understands
     if understands and options.prompt is None:
-        task = _known(parts, task)
-    manner = parts.manner
+        task = _known(model, task)
+    settings = model.generation
     return Request(
         task, fields, _utterance(source, task), kind=kind, greedy=options.greedy,
-        prompt=(options.prompt or parts.prompts.first(task.tag)) if understands else None,
-        opening=opening(kind, manner.template) if kind and manner.thinking == "both" else None,
+        prompt=(options.prompt or model.prompts.first(task.tag)) if understands else None,
+        opening=opening(kind, settings.template) if kind and settings.thinking == "both" else None,
         speaks=task.speaks and options.speak,
     )  # fmt: skip
 
 
-def lay_out(parts: Parts, request: Request, seed: int) -> Asked:
-    """The row that the model sees, and how it shall answer. Raises InputError, DataError."""
+def prepare(model: LoadedModel, request: Request, seed: int, timer: Timer) -> RequestState:
+    """Lay the prompt out, and how it shall be decoded. Raises InputError, DataError."""
     task, utterance = request.task, request.utterance
-    clips, seconds = _clips(parts, request)
+    clips, seconds = _clips(model, request)
     row = compose(
-        task, parts.vocab, clips=clips, history=utterance.history, opening=request.opening,
+        task, model.vocab, clips=clips, history=utterance.history, opening=request.opening,
         user_text=request.prompt if task.hears else words(task, utterance),
         key=utterance.key or "request",
     )  # fmt: skip
-    check_length(parts.network.llm, len(row))
-    text = parts.manner.text or PRESETS[task.name]
-    speech = parts.manner.speech or PRESETS[task.name]
+    check_length(model.network.llm, len(row))
+    preset = PRESETS[task.preset]
+    text, speech = model.generation.text or preset, model.generation.speech or preset
     if request.greedy:
         text, speech = replace(text, greedy=True), replace(speech, greedy=True)
     answer = Answer(
         # A task that must not speak now ends with its text; interleaved, both go on together.
-        replace(task, speaks=task.speaks and (request.speaks or task.interleaved)), parts.vocab,
-        text, _rules(parts, request), _limits(request, seconds),
-        torch.Generator(parts.network.device).manual_seed(seed), speech,
+        replace(task, speaks=task.speaks and (request.speaks or task.interleaved)), model.vocab,
+        text, _rules(model, request), _limits(request, seconds),
+        torch.Generator(model.network.device).manual_seed(seed), speech,
     )  # fmt: skip
-    return Asked(request, row, answer, _reading(parts, request), seconds)
+    opening_ids = model.vocab.encode(request.opening) if request.opening else ()
+    parser = _parser(model, request)
+    return RequestState(request, row, answer, parser, seconds, seed, timer, opening_ids)
 
 
-def _reading(parts: Parts, request: Request) -> Reading:
+def _parser(model: LoadedModel, request: Request) -> ReplyParser:
     if not request.task.answers_text:
-        return Reciting(words(request.task, request.utterance))
-    if request.task.name == "understand":
-        return Understanding(request.task, request.fields)
-    return Answering(parts.manner.template)
+        return GivenText(words(request.task, request.utterance))
+    if request.task.understands:
+        return UnderstandingParser(request.task, request.fields)
+    return DialogueParser(model.generation.template)
 
 
-def _rules(parts: Parts, request: Request) -> tuple[Rule, ...]:
+def _rules(model: LoadedModel, request: Request) -> tuple[Rule, ...]:
     """A label thought must name a real age, once: models may have learnt unknown ones."""
-    rules: tuple[Rule, ...] = () if parts.manner.text_loop is None else (parts.manner.text_loop,)
+    loop = model.generation.text_loop
+    rules: tuple[Rule, ...] = () if loop is None else (loop,)
     if request.kind != "label":
         return rules
-    cue = parts.manner.template.cues[0].lstrip(",")
-    return (*rules, AllowedAfter(*parts.vocab.choices_after(cue, AGES)))
+    cue = model.generation.template.cues[0].lstrip(",")
+    return (*rules, AllowedAfter(*model.vocab.choices_after(cue, AGES)))
 
 
 def _limits(request: Request, seconds: float | None) -> Limits:
@@ -149,17 +165,17 @@ def _limits(request: Request, seconds: float | None) -> Limits:
     return Limits(most, most)
 
 
-def _known(parts: Parts, task: Task) -> Task:
+def _known(model: LoadedModel, task: Task) -> Task:
     """The understanding task itself, or the full one where the model has no prompt for it."""
-    full = task_for("understand")
+    full = task_for(UNDERSTAND)
     is_part = set(task.labels) < set(full.labels) and task.labels
-    has_prompt = parts.prompts.first(task.tag) or not parts.prompts.first(full.tag)
+    has_prompt = model.prompts.first(task.tag) or not model.prompts.first(full.tag)
     return full if is_part and not has_prompt else task
 
 
-def _kind(parts: Parts, wanted: str | None) -> str:
+def _kind(model: LoadedModel, wanted: str | None) -> str:
     """The kind of thought to think: the one asked for, if the model can."""
-    able = parts.manner.thinking
+    able = model.generation.thinking
     if able in ("both", "either"):
         return wanted or "label"
     if wanted not in (None, able):
@@ -167,7 +183,7 @@ def _kind(parts: Parts, wanted: str | None) -> str:
     return able
 
 
-def _clips(parts: Parts, request: Request) -> tuple[list[Clip], float | None]:
+def _clips(model: LoadedModel, request: Request) -> tuple[list[Clip], float | None]:
     """The features of earlier turns and of the user's own, and the length of the latter."""
     turns = [turn for turn in request.utterance.history if turn.audio is not None]
     if request.task.hears:
@@ -178,20 +194,20 @@ def _clips(parts: Parts, request: Request) -> tuple[list[Clip], float | None]:
         assert turn.audio is not None
         samples = audio.load(turn.audio, segment_s=turn.segment_s)
         seconds = len(samples) / audio.SAMPLE_RATE_HZ
-        if seconds > LONGEST_TURN_S and request.task.name != "understand":
+        if seconds > LONGEST_TURN_S and not request.task.understands:
             name = turn.audio if isinstance(turn.audio, Path) else "audio"
             raise InputError(
                 f"{name}: {seconds:.0f} s of audio; task {request.task.name} takes up to "
                 f"{LONGEST_TURN_S} s a turn: cut it, or use asr or understand (up to "
                 f"{audio.LONGEST_S // 60} minutes)"
             )
-        clips.append(audio.log_mel(samples, parts.network.settings.encoder.mels))
+        clips.append(audio.log_mel(samples, model.network.settings.encoder.mels))
     return clips, seconds if request.task.hears else None
 
 
 def _labelled(name: str, labels: Sequence[str]) -> Task:
     """The understanding task that asks for these labels. Raises InputError for another task."""
-    if name != "understand":
+    if name != UNDERSTAND:
         raise InputError(f"labels: task {name} takes none; use task understand")
     for label in labels:
         if label not in LABEL_FIELDS:

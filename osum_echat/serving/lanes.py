@@ -32,7 +32,7 @@ class Lane:
     @property
     def manner(self) -> str:
         """How it thinks: label, natural, or either where the model does not tell."""
-        return self.thinking or self.assistant.manner.thinking
+        return self.thinking or self.assistant.thinking
 
 
 def load(
@@ -64,7 +64,7 @@ def lanes_of(models: "Mapping[str, EChat]") -> tuple[Lane, ...]:
     return tuple(
         Lane(name, assistant, kind)
         for name, assistant in models.items()
-        for kind in (KINDS if assistant.manner.thinking == "both" else (None,))
+        for kind in (KINDS if assistant.thinking == "both" else (None,))
     )
 
 
@@ -110,10 +110,10 @@ class Voices:
         wanted = (id(assistant), key or file)
         with self._lock:
             if wanted not in self._made:
-                speech = assistant.parts.voice
+                speech = assistant.model.voice
                 if speech is None:
                     raise InputError("the model was loaded without speech")
-                parts = replace(assistant.parts, voice=speech.in_voice(speech.voice_of(file)))
+                parts = replace(assistant.model, voice=speech.in_voice(speech.voice_of(file)))
                 other = type(assistant)(parts, assistant.seed)
                 uploaded = [made for made in self._made if made[1] not in self.names]
                 if len(uploaded) >= MOST_UPLOADED:

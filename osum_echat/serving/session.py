@@ -98,7 +98,7 @@ class Conversation:
     ) -> "Generator[Event, None, None]":
         from osum_echat.inference.reply import Done
 
-        prompted = task.name == "understand" and question.text.strip()
+        prompted = task.understands and question.text.strip()
         utterance = Utterance(
             key="question", task=question.task, user=_user(question, task),
             history=self.history if question.remembers and is_dialogue(task) else (),

@@ -59,7 +59,7 @@ class ReplyView:
     def _finish(self, reply: "Reply") -> None:
         self.heard, self.labels = reply.heard, chips(reply.labels)
         self.thought, self.text = reply.thought or "", reply.text
-        if task_for(reply.task).name == "understand":
+        if task_for(reply.task).understands:
             self.text, self.raw = without_labels(reply.text), reply.text
             if self.text == reply.heard:
                 self.text = ""

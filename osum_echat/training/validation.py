@@ -42,7 +42,7 @@ def questions(rows: Iterable[tuple[Utterance, Row]], vocab: Vocab, limit: int) -
         if len(found) == limit:
             break
         task = task_for(utterance.task)
-        if task.name == "understand" and row.clips and any(row.trained):
+        if task.understands and row.clips and any(row.trained):
             start = row.trained.index(True)
             asked = replace(row, ids=row.ids[:start], trained=row.trained[:start])
             found.append(Question(asked, task, vocab.decode(row.ids[start:])))

@@ -43,7 +43,7 @@ class Spoken:
     stop_after: int | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
-    manner: Any = field(default_factory=lambda: SimpleNamespace(thinking="both"))
+    thinking: str = "both"
     directory: Path = Path("nowhere")
     load_s: float = 0.5
     network: Any = field(default_factory=lambda: SimpleNamespace(

@@ -31,7 +31,7 @@ def test_both_kinds_of_thought_are_asked_and_stand_in_one_table(tmp_path):
 
 def test_a_model_that_thinks_one_way_is_asked_that_way(tmp_path):
     assistant = Spoken()
-    assistant.manner.thinking = "natural"
+    assistant.thinking = "natural"
     found = run(write_queries(tmp_path / "d"), tmp_path / "out", assistant)["measures"]
     assert "natural/all" in found and "label/all" not in found
 

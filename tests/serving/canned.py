@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,10 +27,6 @@ class Canned:
     error: Exception | None = None      # raised after the first words
     asked: list[tuple[Utterance, dict[str, Any]]] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def manner(self) -> SimpleNamespace:
-        return SimpleNamespace(thinking=self.thinking)
 
     def stream(
         self, source: Utterance, *, interrupt: Callable[[], bool] | None = None, **options: Any

@@ -100,12 +100,12 @@ def test_a_voice_is_measured_once_and_only_given_ones_have_names(tmp_path):
     measured = []
 
     @dataclass
-    class Parts:
+    class Model:
         voice: object
 
     @dataclass
     class EChat:
-        parts: Parts
+        model: Model
         seed: int
 
     class Speech:
@@ -116,14 +116,14 @@ def test_a_voice_is_measured_once_and_only_given_ones_have_names(tmp_path):
         def in_voice(self, voice):
             return SimpleNamespace(spoken_in=voice)
 
-    assistant = EChat(Parts(Speech()), 3)
+    assistant = EChat(Model(Speech()), 3)
     recording = tmp_path / "me.wav"
     recording.write_bytes(b"sound")
     voices = Voices([assistant], [recording])
     assert voices.named(assistant, "") is assistant
     mine = voices.named(assistant, str(recording))
-    assert mine.parts.voice.spoken_in == str(recording) and mine.seed == 3
-    assert isinstance(assistant.parts.voice, Speech)
+    assert mine.model.voice.spoken_in == str(recording) and mine.seed == 3
+    assert isinstance(assistant.model.voice, Speech)
     again = [voices.recorded(assistant, recording) for _ in range(2)]
     assert again[0] is again[1] and len(measured) == 2
     with pytest.raises(InputError, match="not one of those given"):

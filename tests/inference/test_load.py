@@ -86,10 +86,10 @@ def test_a_model_without_a_tokenizer_names_the_places(published, model_directory
 
 
 def test_upstreams_settings_force_no_kind_of_thought(tmp_path: Path):
-    golden = Path(__file__).parent / "goldens" / "model"
+    golden = Path(__file__).parents[1] / "goldens" / "model"
     found = load.pretrained.find(golden)
-    manner = load.Manner.of(found)
-    assert manner.thinking == "either" and found.is_upstream
+    settings = load.GenerationSettings.of(found)
+    assert settings.thinking == "either" and found.is_upstream
     assert read_settings(found.settings).speech_codes > 0
 
 
@@ -99,4 +99,4 @@ def test_the_ctc_weight_is_read_under_its_old_key_too(model_directory, tmp_path:
     path = tmp_path / "model.yaml"
     path.write_text(yaml.safe_dump(settings | {key: 0.7}))
     found = load.pretrained.find(model_directory, path)
-    assert load.Manner.of(found).ctc_weight == 0.7
+    assert load.GenerationSettings.of(found).ctc_weight == 0.7

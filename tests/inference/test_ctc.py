@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from osum_echat.generation import decoder
-from osum_echat.generation.ctc_prefix import CtcPrefixScorer
-from osum_echat.inference import listening, request
+from osum_echat.generation.ctc_prefix import CtcPrefixScorer, label_ids, spoken_ids
+from osum_echat.inference import assistant as answering
+from osum_echat.inference import request
 from osum_echat.inference.assistant import EChat
+from osum_echat.inference.reply import Timer
 from osum_echat.inference.request import Options
 from osum_echat.paths import TINY
 
@@ -23,16 +24,16 @@ def assistant() -> EChat:
 
 def added(assistant: EChat, weight: float, source: str | Path = SAMPLE, **options) -> list:
     """The rules that read along, as an answer gets them."""
-    parts = replace(assistant.parts, manner=replace(assistant.parts.manner, ctc_weight=weight))
-    settled = request.settle(parts, source, Options(speak=False, **options))
-    asked = request.lay_out(parts, settled, 0)
-    (prompt,) = decoder.embed(parts.network, [asked.row], parts.vocab)
-    listening.read_along(parts, asked, prompt)
-    return [rule for rule in asked.answer.text.rules if isinstance(rule, CtcPrefixScorer)]
+    settings = replace(assistant.model.generation, ctc_weight=weight)
+    model = replace(assistant.model, generation=settings)
+    asked = request.make_request(model, source, Options(speak=False, **options))
+    state = request.prepare(model, asked, 0, Timer(0.0))
+    answering._embed(model, [state])
+    return [rule for rule in state.answer.text.rules if isinstance(rule, CtcPrefixScorer)]
 
 
 def test_words_are_ids_of_letters_and_digits(assistant):
-    words, first = listening.spoken_ids(assistant.vocab)
+    words, first = spoken_ids(assistant.vocab)
     (with_space,) = {assistant.vocab.encode(" i")[-1]}
     (without,) = assistant.vocab.encode("i")
     assert words[with_space] and words[without]
@@ -42,7 +43,7 @@ def test_words_are_ids_of_letters_and_digits(assistant):
 
 
 def test_labels_are_the_marks_of_voices(assistant):
-    labels = listening.label_ids(assistant.vocab)
+    labels = label_ids(assistant.vocab)
     assert labels[assistant.vocab.encode("<CHILD>")[0]]
     assert not labels[assistant.vocab.encode("<CALM>")[0]]
 

@@ -24,6 +24,7 @@ from osum_echat.inference.reply import (
     LabelsFound,
     TextPiece,
     ThoughtPiece,
+    Timer,
 )
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Sequence
@@ -169,8 +170,8 @@ def test_earlier_turns_come_before_the_question(echat, question_wav, scripted):
 
 @pytest.mark.parametrize("greedy", [False, True])
 def test_the_models_own_sampling_is_used_and_greedy_overrides_it(echat, question_wav, greedy):
-    settled = request.settle(echat.parts, question_wav, request.Options("s2s", greedy=greedy))
-    answer = request.lay_out(echat.parts, settled, 0).answer
+    settled = request.make_request(echat.model, question_wav, request.Options("s2s", greedy=greedy))
+    answer = request.prepare(echat.model, settled, 0, Timer(0.0)).answer
     assert (answer.text.sampling.greedy, answer.speech.sampling.greedy) == (True, greedy)
     assert answer.speech.sampling.top_k == 20
 
@@ -405,8 +406,8 @@ def test_a_long_clip_is_understood_and_not_talked_about(echat, long_wav, scripte
 
 def test_a_transcript_is_no_longer_than_its_clip_allows(echat, question_wav, long_wav):
     def limits(source: Path, task: str) -> Limits:
-        settled = request.settle(echat.parts, source, request.Options(task))
-        return request.lay_out(echat.parts, settled, 0).answer.limits
+        settled = request.make_request(echat.model, source, request.Options(task))
+        return request.prepare(echat.model, settled, 0, Timer(0.0)).answer.limits
 
     assert limits(question_wav, "asr") == Limits(80, 80)
     assert limits(long_wav, "understand").text_tokens == 760
@@ -421,8 +422,8 @@ def test_a_model_may_be_kept_out_of_loops(model_directory, question_wav, tmp_pat
     for own, times in (({}, []), ({"text_loop": {"times": 4}}, [4])):
         (copy / "model.yaml").write_text(yaml.safe_dump(settings | own))
         guarded = EChat.load(copy, device="cpu", speaks=False)
-        settled = request.settle(guarded.parts, question_wav, asked)
-        answer = request.lay_out(guarded.parts, settled, 0).answer
+        settled = request.make_request(guarded.model, question_wav, asked)
+        answer = request.prepare(guarded.model, settled, 0, Timer(0.0)).answer
         assert [rule.times for rule in answer.text.rules] == times
 
 

@@ -1,0 +1,191 @@
+"""Claims about parsing a growing reply: pieces come early, and add up to what the whole says."""
+
+import random
+import re
+from dataclasses import replace
+
+import pytest
+
+from osum_echat.inference.reply import Heard, LabelsFound, TextPiece, ThoughtPiece
+from osum_echat.inference.reply_parser import (
+    Detokenizer,
+    DialogueParser,
+    GivenText,
+    UnderstandingParser,
+)
+from osum_echat.records import Labels, canonical_label
+from osum_echat.tasks import task_for
+from osum_echat.thinking import (
+    CHINESE,
+    ENGLISH,
+    TEMPLATES,
+    THINK_END_MARK,
+    THINK_START,
+    LabelTemplate,
+    label_thought,
+    natural_thought,
+    read_labels,
+    read_thought,
+    without_labels,
+)
+from osum_echat.vocab import Vocab
+
+THOUGHT = (
+    "<think>The user said: i lost my kite, age: <CHILD>, gender: <MALE>, emotion: <SAD>, "
+    "sound event: <CRY>, reply emotion: <SOFT><think end>"
+)
+PARTS = (
+    "<think>", "<think end>", "</think>", "< /think end>", "<thi", "<", ">", " ", "\n", "a b",
+    "<SOFT>", "<CHILD>", "The user said: ", ", age: ", ", emotion: <SAD>", "用户说的话是:你好",
+    ",年龄为:<OLD>", "好。", "<&&>", "think end>", "nd",
+)  # fmt: skip
+
+
+class Bytes:
+    """A tokenizer of single bytes: most of its ids are no whole character."""
+
+    def encode(self, text: str) -> list[int]:
+        return [0] if text == "<|im_end|>" else [1 + byte for byte in text.encode()]
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(number - 1 for number in ids if number).decode(errors="replace")
+
+
+def read(parser, text: str, cuts: list[int]) -> list:
+    events = []
+    for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        events += parser.push(text[start:end])
+    return events + parser.finish()
+
+
+def whole(text: str, template: LabelTemplate) -> tuple[str | None, str | None, Labels, str]:
+    """Thought, heard words, labels and answer of a text that is all there."""
+    thought, heard, labels, answer = None, None, Labels(), text.strip()
+    if answer.startswith(THINK_START):
+        body = answer[len(THINK_START) :]
+        end = THINK_END_MARK.search(body)
+        thought = (body[: end.start()] if end else body).strip()
+        answer = body[end.end() :].strip() if end else ""
+        heard, labels = read_thought(thought, template)
+    tag = re.match(r"\s*<([^<>]+)>\s*", answer)
+    if tag and tag.end() < len(answer):
+        answer = answer[tag.end() :]
+        labels = replace(labels, style=labels.style or canonical_label(tag[1]))
+    return thought, heard, labels, answer
+
+
+def parsed(text: str, template: LabelTemplate = ENGLISH) -> tuple[str | None, Labels, str]:
+    """Heard words, labels and answer of a text pushed at once."""
+    parser = DialogueParser(template)
+    parser.push(text)
+    parser.finish()
+    return parser.heard, parser.labels, parser.text
+
+
+def joined(events: list, kind: type) -> str:
+    return "".join(event.text for event in events if isinstance(event, kind))
+
+
+def texts(count: int):
+    """Texts of likely and unlikely parts, each with places to cut it."""
+    draw = random.Random(1)
+    for _ in range(count):
+        text = "".join(draw.choices(PARTS, k=draw.randrange(9)))
+        if draw.random() < 0.7:
+            text = "<think>" + text
+        yield text, sorted(draw.randrange(len(text) + 1) for _ in range(draw.randrange(8)))
+
+
+@pytest.mark.parametrize("template", [CHINESE, ENGLISH])
+def test_the_pieces_of_an_answer_are_what_the_whole_text_says(template):
+    for text, cuts in texts(3000):
+        parser = DialogueParser(template)
+        events, wanted = read(parser, text, cuts), whole(text, template)
+        thought, _, labels, answer = wanted
+        assert joined(events, ThoughtPiece) == (thought or ""), (text, cuts)
+        assert joined(events, TextPiece) == answer, (text, cuts)
+        found = (parser.thought, parser.heard, parser.labels, parser.text)
+        assert found == wanted, (text, cuts)
+        assert [one.labels for one in events if isinstance(one, LabelsFound)] == (
+            [labels] if labels != Labels() else []
+        )
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize("labels", [
+    Labels("CHILD", "MALE", "SAD", "COUGH", "SOFT"), Labels(), Labels(emotion="SAD", style="开心"),
+])  # fmt: skip
+def test_a_label_thought_is_read_back_as_it_was_written(template, labels):
+    words = "so, my age: none of yours"
+    text = label_thought(template, words, labels) + "Oh dear."
+    assert parsed(text, template) == (words, labels, "Oh dear.")
+
+
+def test_thoughts_of_other_kinds_and_none_are_borne():
+    natural = natural_thought("I hear a sad child.")
+    assert parsed(natural + "Oh dear.") == parsed("Oh dear.") == (None, Labels(), "Oh dear.")
+    assert parsed(" Oh dear. ") == (None, Labels(), "Oh dear.")
+    assert parsed("<think>The user said: hello, age: <OLD>, gender: <FEM") == (
+        "hello", Labels(age="OLD"), "")  # fmt: skip
+    for end in ("<think end>", "</think end>", "</think>"):
+        assert parsed(f"<think>hm{end}Yes.") == (None, Labels(), "Yes.")
+
+
+def test_a_leading_tag_is_the_style_and_not_a_word():
+    text = label_thought(CHINESE, "你好", Labels(style="开心")) + "<悲伤>你好呀"
+    assert parsed(text, CHINESE) == ("你好", Labels(style="开心"), "你好呀")
+    assert parsed("<悲伤>你好呀") == (None, Labels(style="悲伤"), "你好呀")
+    assert parsed("<CHILD>") == (None, Labels(), "<CHILD>")
+
+
+def test_the_pieces_of_an_understanding_answer_are_the_whole_text():
+    task = task_for("understand")
+    for text, cuts in texts(500):
+        parser = UnderstandingParser(task, ("age", "emotion"))
+        events, found = read(parser, text, cuts), read_labels(text, task.labels)
+        assert joined(events, TextPiece) == parser.text == text.strip()
+        assert parser.heard == without_labels(text)
+        assert parser.labels == Labels(age=found.age, emotion=found.emotion)
+
+
+def test_things_are_told_in_the_order_in_which_they_are_known():
+    parser, told = DialogueParser(ENGLISH), []
+    for character in THOUGHT + "Oh dear.":
+        told += [(type(event), event) for event in parser.push(character)]
+    kinds = [kind for kind, _ in told]
+    first_text = kinds.index(TextPiece)
+    assert set(kinds[: kinds.index(Heard)]) == {ThoughtPiece}
+    assert kinds[kinds.index(Heard) : first_text] == [Heard, LabelsFound]
+    assert told[kinds.index(Heard)][1] == Heard("i lost my kite")
+    assert set(kinds[first_text:]) == {TextPiece}
+    assert len(kinds) - first_text == len("Oh dear.") - 1  # a space waits for what follows it
+
+
+def test_a_label_in_a_thought_does_not_hold_it_up():
+    parser = DialogueParser(ENGLISH)
+    assert joined(parser.push("<think>a <CHILD> cries"), ThoughtPiece) == "a <CHILD> cries"
+    assert joined(parser.push(" <t"), ThoughtPiece) == ""
+    assert joined(parser.push("ea"), ThoughtPiece) == " <tea"
+
+
+def test_given_words_are_told_before_they_are_spoken():
+    parser = GivenText("<SOFT>I am sorry.")
+    assert parser.push("") == [TextPiece("I am sorry.")]
+    assert parser.push("") == parser.finish() == [] and parser.text == "I am sorry."
+
+
+@pytest.mark.parametrize("text", ["naïve 你好 😀!", "", "plain", "\ufffd kept \ufffd"])
+def test_no_half_characters_are_given(text: str):
+    vocab = Vocab(Bytes(), 300, 10)
+    characters = Detokenizer(vocab)
+    pieces = [characters.push([number]) for number in vocab.encode(text)]
+    assert "".join([*pieces, characters.rest()]) == text
+    assert all(len(piece) <= 2 for piece in pieces)
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_bytes_that_never_make_a_character_are_told_at_the_end():
+    characters = Detokenizer(Vocab(Bytes(), 300, 10))
+    assert [characters.push([number]) for number in (98, 1 + 0xE4, 1 + 0xBD)] == ["a", "", ""]
+    assert characters.rest() == "\ufffd"
