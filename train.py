@@ -16,11 +16,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     from osum_echat import cli
-    from osum_echat.training import build, experiment, trainer
+    from osum_echat.training import experiment, trainer
 
     def train() -> int:
         loaded = experiment.load(arguments.config, arguments.overrides)
-        training = build.training(loaded)
+        training = experiment.build(loaded)
         outcome = trainer.train(training, loaded.run, loaded.schedule)
         return 0 if outcome.signal is None else 128 + outcome.signal
 

@@ -6,7 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 usage() {
     cat <<'TEXT'
 bash train.sh CONFIG [key=value ...]       one stage, e.g. conf/tiny/stage1_understanding.yaml run.minutes=5
-bash train.sh all FOLDER [key=value ...]   all stages of a folder, each from the last one's output
+bash train.sh all FOLDER [key=value ...]   all stage*.yaml of a folder by name, each from the last one's
+                                           output; init=... is for the first one alone
 bash train.sh                              all stages of the small model (conf/tiny), its corpus too
 
 Stopped at any point, the same command goes on from the last checkpoint; what is finished is skipped.
@@ -26,6 +27,7 @@ if [[ -z "${PYTHON:-}" ]]; then
     if [[ -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
 fi
 export TOKENIZERS_PARALLELISM=false
+SAVE_S=600      # that the processes have for a last checkpoint after SIGTERM; torchrun's own is 30
 
 # Sets NNODES, NODE_RANK and MASTER_ADDR, and NPROC where slots are given, from a file of hosts.
 read_hosts() {
@@ -50,16 +52,17 @@ read_hosts() {
 [[ -n "${HOSTFILE:-}" ]] && read_hosts "$HOSTFILE"
 NNODES="${NNODES:-1}" NODE_RANK="${NODE_RANK:-0}" MASTER_PORT="${MASTER_PORT:-29500}"
 
-# Runs a command; SIGTERM and Ctrl-C go on to it as SIGTERM, upon which a training saves and stops.
+# Runs a command; SIGTERM and Ctrl-C go on to it as SIGTERM, upon which a training saves and stops:
+# that ends with 143 for one process and for many.
 run() {
-    local child ended=0
+    local child ended=0 stopped=""
     "$@" &
     child=$!
-    trap 'kill -TERM "$child" 2>/dev/null || true' TERM INT
+    trap 'stopped=143; kill -TERM "$child" 2>/dev/null || true' TERM INT
     wait "$child" || ended=$?
     while kill -0 "$child" 2>/dev/null; do ended=0; wait "$child" || ended=$?; done
     trap - TERM INT
-    return "$ended"
+    [[ "$ended" -eq 0 ]] || return "${stopped:-$ended}"
 }
 
 # Runs train.py with a config and overrides: alone, or under torchrun with a process for each device.
@@ -82,17 +85,25 @@ train() {
         meet=(--nnodes "$NNODES" --node_rank "$NODE_RANK"
               --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
     fi
-    run "$PYTHON" -m osum_echat.training.launch "${meet[@]}" --nproc_per_node "$processes" \
-        train.py --config "$@"
+    run "$PYTHON" -m torch.distributed.run --shutdown-timeout "$SAVE_S" "${meet[@]}" \
+        --nproc_per_node "$processes" train.py --config "$@"
 }
 
-# Every stage of a folder in the order of their `init`.
+# Every stage*.yaml of a folder by its name; what training starts from is for the first stage alone.
 train_all() {
-    local folder="$1" order config
+    local folder="$1" word config configs later=()
     shift
-    order="$("$PYTHON" -m osum_echat.chain "$folder" "$@")" || exit 2
-    echo "train.sh: $(echo "$order" | tr '\n' ' ')" >&2
-    for config in $order; do train "$config" "$@"; done
+    configs=("$folder"/stage*.yaml)
+    [[ -f "${configs[0]}" ]] || fail "$folder: holds no stage*.yaml; name a folder such as conf/tiny"
+    for word in "$@"; do
+        [[ "$word" != output=* ]] || fail "all: $word would be the output of every stage; train one"
+        [[ "$word" == init=* || "$word" == init_*=* ]] || later+=("$word")
+    done
+    echo "train.sh: ${configs[*]}" >&2
+    for config in "${configs[@]}"; do
+        train "$config" "$@"
+        set -- "${later[@]}"
+    done
 }
 
 case "${1:-}" in

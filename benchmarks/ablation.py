@@ -34,7 +34,7 @@ from osum_echat.files import write_json
 from osum_echat.inference.assistant import EChat, Reply
 from osum_echat.metrics import paired_interval
 from osum_echat.paths import HOUSE
-from osum_echat.training import build, experiment, trainer
+from osum_echat.training import experiment, trainer
 
 LOG = logs.logger(__name__)
 UNDERSTANDING_SHARE = 0.7  # of the updates of a variant that has the stage
@@ -152,7 +152,7 @@ class Ablation:
             "run.check_steps=0", "run.log_steps=50", "run.keep=1",
             f"engine.encoder_cache_file={self.out / 'heard.safetensors'}", *overrides,
         ])  # fmt: skip
-        outcome = trainer.train(build.training(loaded), loaded.run, loaded.schedule)
+        outcome = trainer.train(experiment.build(loaded), loaded.run, loaded.schedule)
         if outcome.signal is not None:
             raise Stopped
         logs.out(f"{output.name}: done in {(time.monotonic() - started) / 60:.1f} minutes, "

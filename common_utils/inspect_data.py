@@ -28,7 +28,7 @@ from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import IGNORED, Batch
 from osum_echat.settings import read_mapping
 from osum_echat.tasks import Prompts, task_for
-from osum_echat.training import build, experiment
+from osum_echat.training import experiment
 from osum_echat.vocab import Vocab
 
 FORMS = {"raw": "data.list", "shard": "shards_list.txt", "combine": "combines_list.txt"}
@@ -107,8 +107,8 @@ def corpus_of(path: Path | None, model: str) -> Corpus:
 
 
 def _of_experiment(loaded: experiment.Experiment) -> Corpus:
-    settings = build.model_settings(loaded)
-    vocab = build.vocabulary(loaded, settings)
+    settings = experiment.model_settings(loaded)
+    vocab = experiment.vocabulary(loaded, settings)
     preparer = Preparer(loaded.prepare, vocab, settings.encoder.mels)
     data, kinds = loaded.data, {}
     lists = dict(data.lists)

@@ -10,7 +10,7 @@ import torch
 from osum_echat.errors import ConfigError
 from osum_echat.models import checkpoint
 from osum_echat.models.lora import LoraSettings
-from osum_echat.training import build, experiment
+from osum_echat.training import experiment
 from osum_echat.training.stages import StageSettings
 from tests.models.test_lora import lora_network
 from tests.models.test_starts import stock_llm
@@ -33,12 +33,12 @@ def test_a_published_file_is_a_start_with_its_settings_named_or_beside(tmp_path:
     checkpoint.save_published(tmp_path / "weights" / "one.pt", network())
     checkpoint.write_settings(tmp_path, SETTINGS)
     asked = loaded(init=tmp_path / "weights" / "one.pt", model=tmp_path / "model.yaml")
-    settings = build.model_settings(asked)
+    settings = experiment.model_settings(asked)
     assert settings == SETTINGS
-    model = build.network(asked, settings)
+    model = experiment.network(asked, settings)
     assert torch.equal(model.speech_head.weight, network().speech_head.weight)
     checkpoint.write_settings(tmp_path / "weights", SETTINGS)
-    assert build.model_settings(loaded(init=tmp_path / "weights" / "one.pt")) == SETTINGS
+    assert experiment.model_settings(loaded(init=tmp_path / "weights" / "one.pt")) == SETTINGS
 
 
 def test_parts_come_from_a_stock_llm_and_another_models_hearing(tmp_path: Path):
@@ -47,9 +47,9 @@ def test_parts_come_from_a_stock_llm_and_another_models_hearing(tmp_path: Path):
     checkpoint.write_settings(tmp_path / "sizes", replace(SETTINGS, llm={}))
     asked = loaded(model=tmp_path / "sizes" / "model.yaml", init_llm=tmp_path / "stock",
                        init_encoder_adapter=tmp_path / "heard")  # fmt: skip
-    settings = build.model_settings(asked)
+    settings = experiment.model_settings(asked)
     assert settings.llm["model_type"] == "qwen3" and settings.llm["vocab_size"] == 40
-    model = build.network(asked, settings)
+    model = experiment.network(asked, settings)
     assert torch.equal(model.llm.model.norm.weight, stock.model.norm.weight)
     wanted = network(1).encoder.after_norm.weight
     assert torch.equal(model.encoder.after_norm.weight, wanted)
@@ -59,7 +59,7 @@ def test_parts_come_from_a_stock_llm_and_another_models_hearing(tmp_path: Path):
 def test_lora_layers_are_merged_unless_they_shall_be_kept(tmp_path: Path, keep: bool):
     checkpoint.save(tmp_path, lora_network())
     asked = loaded(init=tmp_path, keep_lora=keep)
-    model = build.network(asked, build.model_settings(asked))
+    model = experiment.network(asked, experiment.model_settings(asked))
     assert isinstance(model.settings.lora, LoraSettings) == keep
     assert any("lora_A" in name for name, _ in model.named_parameters()) == keep
 
@@ -67,4 +67,4 @@ def test_lora_layers_are_merged_unless_they_shall_be_kept(tmp_path: Path, keep: 
 def test_a_mean_of_weights_in_pieces_is_refused(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, run={"average": 0.9}, engine={"deepspeed": "conf/none.json"})
     with pytest.raises(ConfigError, match=r"run\.average: not with engine\.deepspeed"):
-        build.training(experiment.load(path))
+        experiment.build(experiment.load(path))

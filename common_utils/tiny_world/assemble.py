@@ -33,7 +33,7 @@ from osum_echat.token2wav.voice import (
     VoicePrompt,
     make_prompt,
 )
-from osum_echat.training.build import PROMPTS_FILE, TOKENIZER_FILES
+from osum_echat.training.experiment import PROMPTS_FILE, TOKENIZER_FILES
 
 MB = 1_000_000
 LARGEST_MB, LARGEST_FILE_MB = 64, 48

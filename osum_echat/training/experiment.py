@@ -1,19 +1,50 @@
-"""One experiment is one YAML: its dataclasses, and how a file and overrides become them."""
+"""One training is one YAML: its settings, and all that it works on made from them."""
 
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import yaml
 
-from osum_echat import settings
-from osum_echat.data.loader import DataSettings
-from osum_echat.data.prepare import PrepareSettings
+from osum_echat import device as devices
+from osum_echat.data.augment import AugmentSettings
+from osum_echat.data.loader import (
+    DataSettings,
+    Loader,
+    held_out_batches,
+    held_out_rows,
+    open_lists,
+    open_sources,
+)
+from osum_echat.data.prepare import Preparer
+from osum_echat.data.settings import PrepareSettings
 from osum_echat.errors import ConfigError
-from osum_echat.training.engine import EngineSettings
+from osum_echat.logs import logger
+from osum_echat.models import checkpoint, pretrained
+from osum_echat.models.echat import EChatModel, EChatSettings
+from osum_echat.models.starts import llm_settings, local, start_encoder_adapter, start_llm
+from osum_echat.models.whisper_start import start_encoder
+from osum_echat.sequence import Batch
+from osum_echat.settings import override, parse, read_mapping
+from osum_echat.training.deepspeed_engine import DeepSpeedEngine
+from osum_echat.training.distributed import Ranks
+from osum_echat.training.engine import EngineSettings, LocalEngine
 from osum_echat.training.scheduler import ScheduleSettings
 from osum_echat.training.stages import StageSettings
-from osum_echat.training.trainer import RunSettings
+from osum_echat.training.trainer import RunSettings, Training
+from osum_echat.training.validation import Question, answered, figures, questions
+from osum_echat.vocab import Vocab
+
+LOG = logger(__name__)
+PROMPTS_FILE = "prompts.yaml"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +79,9 @@ class Experiment:
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
     """Read an experiment; each override is `key=value` with dots, e.g. run.steps=100."""
     path = Path(path)
-    raw = settings.read_mapping(path)
-    settings.override(raw, overrides)
-    return settings.parse(Experiment, raw, path.name)
+    raw = read_mapping(path)
+    override(raw, overrides)
+    return parse(Experiment, raw, path.name)
 
 
 def dump(experiment: Experiment) -> str:
@@ -66,3 +97,157 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return value
+
+
+def build(experiment: Experiment) -> Training:
+    """Vocabulary, model, data and engine of an experiment; OsumError for what is wrong."""
+    torch.manual_seed(experiment.seed)
+    settings = model_settings(experiment)
+    vocab = vocabulary(experiment, settings)
+    settings = replace(settings, llm={**settings.llm, "vocab_size": vocab.text_rows})
+    preparer = Preparer(experiment.prepare, vocab, settings.encoder.mels)
+    device = devices.pick(experiment.device)
+    ranks = Ranks.join(device)
+    loader = Loader(
+        open_sources(experiment.data), preparer, experiment.data, experiment.seed,
+        ranks.rank, ranks.world, drops_report(Path(experiment.output), ranks.rank),
+    )  # fmt: skip
+    model = network(experiment, settings)
+    if experiment.engine.deepspeed is not None and experiment.run.average:
+        raise ConfigError("run.average: not with engine.deepspeed, whose weights are in pieces")
+    kind = LocalEngine if experiment.engine.deepspeed is None else DeepSpeedEngine
+    engine = kind(model, experiment.stage, experiment.engine, device, ranks)
+    held_out = experiment.data.held_out
+    if held_out:
+        open_lists(held_out, experiment.data.schemes)  # a missing list is told at the start
+    mels = settings.encoder.mels
+    return Training(
+        engine=engine,
+        batches=loader,
+        held_out=_held_out(experiment, vocab, mels),
+        export=lambda directory: export(directory, experiment, engine.model, preparer),
+        output=Path(experiment.output),
+        config_text=dump(experiment),
+        accumulate=experiment.engine.accumulate,
+        answers=_answers(experiment, vocab, mels, engine),
+    )
+
+
+def drops_report(output: Path, rank: int) -> Path:
+    """Where a process writes which utterances it left out, and why."""
+    return output / ("drops.json" if rank == 0 else f"drops_{rank}.json")
+
+
+def model_settings(experiment: Experiment) -> EChatSettings:
+    """The sizes: those of `model`, or else of the source of `init`; the LLM's of `init_llm`."""
+    if experiment.model is not None:
+        settings = checkpoint.read_settings(Path(experiment.model))
+    else:
+        settings = checkpoint.read_settings(pretrained.find(str(experiment.init)).settings)
+    if experiment.init_llm is not None:
+        settings = replace(settings, llm=llm_settings(Path(experiment.init_llm)))
+    return settings
+
+
+def vocabulary(experiment: Experiment, settings: EChatSettings) -> Vocab:
+    """The tokenizer's; its size decides a model without `vocab_size`."""
+    rows = settings.llm.get("vocab_size")
+    return Vocab.from_directory(
+        _tokenizer_directory(experiment), int(rows) if rows else None, settings.speech_codes
+    )
+
+
+def network(experiment: Experiment, settings: EChatSettings) -> EChatModel:
+    """The model with the weights it starts from."""
+    if experiment.init is None:
+        model = EChatModel(replace(settings, lora=None))
+    else:
+        weights = pretrained.find(experiment.init, experiment.model).weights
+        model = checkpoint.load(weights, settings, torch.float32, keep_lora=experiment.keep_lora)
+    starts = (
+        (experiment.init_llm, lambda place: start_llm(model, place)),
+        (experiment.init_encoder_adapter, lambda place: start_encoder_adapter(model, place)),
+        (experiment.init_encoder, lambda place: start_encoder(model.encoder, local(place))),
+    )
+    for place, start in starts:
+        if place is not None:
+            start(Path(place))
+            LOG.info("%s starts a part of the model", place)
+    if experiment.stage.lora is not None:
+        model.add_lora(experiment.stage.lora)
+    sizes = {name: sum(part.numel() for part in child.parameters())
+             for name, child in model.named_children()}  # fmt: skip
+    LOG.info("model: %s", ", ".join(f"{name} {size / 1e6:.1f} M" for name, size in sizes.items()))
+    return model
+
+
+def export(directory: Path, experiment: Experiment, model: EChatModel, preparer: Preparer) -> None:
+    """The trained model as a directory that a later stage or inference loads, whole or not."""
+    part = directory.with_name(f".{directory.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    prepare = experiment.prepare
+    checkpoint.save(part, model, notes={"thinking": prepare.thinking, "template": prepare.template})
+    pools = {tag: list(pool) for tag, pool in preparer.prompts.pools.items()}
+    if pools:
+        text = yaml.safe_dump(pools, sort_keys=False, allow_unicode=True)
+        (part / PROMPTS_FILE).write_text(text, encoding="utf-8")
+    tokenizer = _tokenizer_directory(experiment)
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, part / name)
+    shutil.rmtree(directory, ignore_errors=True)
+    part.rename(directory)
+
+
+def _held_out(experiment: Experiment, vocab: Vocab, mels: int) -> Callable[[], Sequence[Batch]]:
+    """Makes the held-out batches when first asked: without masks, from a seed of its own."""
+    return lambda: held_out_batches(
+        experiment.data.held_out,
+        Preparer(_unchanged(experiment.prepare), vocab, mels),
+        experiment.data,
+        experiment.seed,
+    )
+
+
+def _answers(
+    experiment: Experiment, vocab: Vocab, mels: int, engine: LocalEngine | DeepSpeedEngine
+) -> Callable[[EChatModel], Mapping[str, float]] | None:  # fmt: skip
+    """Asks the held-out questions of `run.check_answers`, read when first asked."""
+    run, data = experiment.run, experiment.data
+    if not run.check_answers:
+        return None
+    if not data.held_out:
+        raise ConfigError("run.check_answers: needs data.held_out, a list of understanding tasks")
+    if engine.has_pieces:
+        raise ConfigError("run.check_answers: not with ZeRO 3, whose weights are in pieces; "
+                          "set 0, or engine.deepspeed=conf/ds_zero2.json")  # fmt: skip
+    prepare = replace(_unchanged(experiment.prepare), labels_only=0.0, audio_as_text=0.0)
+
+    @cache
+    def asked() -> list[Question]:
+        rows = held_out_rows(data.held_out, Preparer(prepare, vocab, mels), data, experiment.seed)
+        found = questions(rows, vocab, run.check_answers)
+        if not found:
+            LOG.warning("run.check_answers: data.held_out holds no understanding tasks to ask")
+        return found
+
+    def ask(model: EChatModel) -> Mapping[str, float]:
+        said = answered(model, vocab, asked(), run.answer_tokens, engine.dtype)
+        return figures(asked(), said)
+
+    return ask
+
+
+def _unchanged(settings: PrepareSettings) -> PrepareSettings:
+    """Without masks and augmentation."""
+    return replace(settings, time_masks=0, band_masks=0, augment=AugmentSettings())
+
+
+def _tokenizer_directory(experiment: Experiment) -> Path:
+    """The experiment's own, that of `init`, or the stock LLM's."""
+    if experiment.tokenizer is not None:
+        return Path(experiment.tokenizer)
+    if experiment.init is not None:
+        return pretrained.find(experiment.init, experiment.model).tokenizer()
+    return local(Path(str(experiment.init_llm)))

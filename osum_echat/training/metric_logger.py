@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,13 @@ from osum_echat.sequence import Batch
 from osum_echat.training.engine import Score, StepReport
 
 LOG = logger(__name__)
+SPIKE = 10.0  # times the usual gradient norm
+MEMORY = 0.98  # share of the past in the usual norm
+WARM_STEPS = 20  # steps before anything is usual
+QUIET_STEPS = 50  # after a warning of a spike
 
 
-class Metrics:
+class MetricLogger:
     """Sums between two log lines; one JSON object a line in `metrics.jsonl`."""
 
     def __init__(self, path: Path | None, tensorboard: bool = False) -> None:
@@ -106,6 +110,42 @@ class Metrics:
             for name, value in flat(line).items():
                 self._curves.add_scalar(name, value, line["step"])
             self._curves.flush()
+
+
+class EarlyWarnings:
+    """Tells what should be looked at before hours are lost: each thing once, or seldom."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self.usual = 0.0
+        self._steps = self._quiet_until = 0
+        self._told: set[str] = set()
+
+    def step(self, number: int, norm: float, tasks: Iterable[str]) -> bool:
+        """Count a step; True where its gradient norm was a spike."""
+        self.seen.update(tasks)
+        self._steps += 1
+        spike = self._steps > WARM_STEPS and norm > SPIKE * self.usual
+        if spike and number >= self._quiet_until:
+            LOG.warning(
+                "step %d: gradient norm %.3g, usually %.3g: if the loss rises now, lower "
+                "schedule.rate or engine.clip", number, norm, self.usual,
+            )  # fmt: skip
+            self._quiet_until = number + QUIET_STEPS
+        if not spike and norm > 0.0:
+            keep = min(MEMORY, 1.0 - 1.0 / self._steps)
+            self.usual = keep * self.usual + (1.0 - keep) * norm
+        return spike
+
+    def check(self, scored: Iterable[str]) -> list[str]:
+        """Tasks that are scored but had no trained token so far: told once, and returned."""
+        silent = {*scored} - self.seen - self._told if self._steps else set()
+        new = sorted(silent)
+        for name in new:
+            LOG.warning("task %s: scored, but nothing of it was trained so far; see data.lists and "
+                        "their weights", name)  # fmt: skip
+        self._told.update(new)
+        return new
 
 
 def flat(line: Mapping[str, Any], place: str = "") -> dict[str, float]:

@@ -20,9 +20,8 @@ from osum_echat.sequence import Batch
 from osum_echat.training import state as states
 from osum_echat.training.ema import WeightAverage
 from osum_echat.training.engine import Engine, Score, StepReport, is_finite, whole_score
-from osum_echat.training.metric_logger import Metrics
+from osum_echat.training.metric_logger import EarlyWarnings, MetricLogger
 from osum_echat.training.scheduler import ScheduleSettings, ending, learning_rate
-from osum_echat.training.watch import Watch
 
 LOG = logger(__name__)
 METRICS_FILE = "metrics.jsonl"
@@ -130,22 +129,21 @@ def _train(training: Training, run: RunSettings, schedule: ScheduleSettings) -> 
         LOG.info("already finished at step %d: see %s", loop.progress.step, training.output)
         return Outcome(loop.progress.step, None)
     with _signals() as caught:
-        while (word := loop.agree(caught)).goes_on:
-            if word.saves:
+        while (decision := loop.decide(caught)).goes_on:
+            if decision.saves:
                 loop.save()
             loop.one_step()
-    if word.signal:
+    if decision.signal:
         loop.save()
-        LOG.warning(
-            "stopped by signal %d at step %d; run again to go on", word.signal, loop.progress.step
-        )
-        return Outcome(loop.progress.step, word.signal)
+        step = loop.progress.step
+        LOG.warning("stopped by signal %d at step %d; run again to go on", decision.signal, step)
+        return Outcome(step, decision.signal)
     loop.finish()
     return Outcome(loop.progress.step, None)
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class Decision:
     """What all processes do next."""
 
     signal: int  # 0: none was caught
@@ -168,10 +166,10 @@ class _Loop:
         self.progress = Progress()
         self.average = WeightAverage(training.engine.model, run.average) if run.average else None
         self.ranks = training.engine.ranks
-        self.metrics = Metrics(
+        self.metrics = MetricLogger(
             training.output / METRICS_FILE if self.ranks.is_first else None, run.tensorboard
         )
-        self.watch = Watch()
+        self.warnings = EarlyWarnings()
         self._clock = time.monotonic()
         self._saved_at = self._clock
         self._held_out: Sequence[Batch] | None = None
@@ -182,7 +180,7 @@ class _Loop:
         self.progress.minutes += (now - self._clock) / 60.0
         self._clock = now
 
-    def agree(self, caught: Sequence[int]) -> Word:
+    def decide(self, caught: Sequence[int]) -> Decision:
         """The first process's clock and limits, and any process's signal, told to all."""
         saves = 0 < self.run.save_minutes * 60.0 <= time.monotonic() - self._saved_at
         first = self.ranks.is_first
@@ -193,7 +191,7 @@ class _Loop:
             float(caught[0]) if caught else 0.0,
         ))  # fmt: skip
         self.progress.minutes = minutes
-        return Word(int(signal_number), bool(ended), bool(saved))
+        return Decision(int(signal_number), bool(ended), bool(saved))
 
     def limit_reached(self) -> bool:
         """True where steps, minutes or epochs are used up."""
@@ -211,7 +209,8 @@ class _Loop:
         report = self._engine_step(batches, rate)
         self._guard(report, batches)
         self.progress.step += 1
-        self.watch.step(self.progress.step, report.norm if report.applied else 0.0, report.by_task)
+        norm = report.norm if report.applied else 0.0
+        self.warnings.step(self.progress.step, norm, report.by_task)
         if self.average is not None and report.applied:
             self.average.update()
         self.tick()
@@ -280,7 +279,7 @@ class _Loop:
             figures = asks(self.training.engine.model) if asks is not None else {}
         self.tick()
         self.metrics.write_check(self.progress.step, scores, figures)
-        self.watch.check(scores)
+        self.warnings.check(scores)
         return scores
 
     def check_and_keep_best(self) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from osum_echat.training import build, experiment, trainer
+from osum_echat.training import experiment, trainer
 
 
 class Recorded(trainer._Loop):
@@ -29,7 +29,7 @@ def main() -> None:
     Recorded.log = Path(f"{log}.{os.environ.get('RANK', '0')}")
     trainer._Loop = Recorded
     loaded = experiment.load(path, overrides)
-    trainer.train(build.training(loaded), loaded.run, loaded.schedule)
+    trainer.train(experiment.build(loaded), loaded.run, loaded.schedule)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from osum_echat.errors import ConfigError
 from osum_echat.records import Turn, Utterance
 from osum_echat.sequence import collate, compose
 from osum_echat.tasks import task_for
-from osum_echat.training import build, experiment, trainer, validation
+from osum_echat.training import experiment, trainer, validation
 from osum_echat.training.validation import Question
 from tests.tiny_network import VOCAB, network
 from tests.training.experiment import write_experiment
@@ -84,7 +84,7 @@ def test_a_training_tells_them_and_is_not_changed_by_asking(tmp_path: Path) -> N
         held_out = {"understand": {"path": str(tmp_path / name / "understand.list")}}
         path = write_experiment(tmp_path / name, data={"held_out": held_out})
         loaded = experiment.load(path, ["run.steps=4", "run.check_steps=2", *overrides])
-        trainer.train(build.training(loaded), loaded.run, loaded.schedule)
+        trainer.train(experiment.build(loaded), loaded.run, loaded.schedule)
         text = (tmp_path / name / "out" / trainer.METRICS_FILE).read_text()
         lines[name] = [json.loads(line) for line in text.splitlines()]
     losses = [[one["loss"] for one in made if "loss" in one] for made in lines.values()]
@@ -105,4 +105,4 @@ def test_what_cannot_be_asked_is_told_at_the_start(
 ) -> None:
     path = write_experiment(tmp_path)
     with pytest.raises(ConfigError, match=message):
-        build.training(experiment.load(path, [*sorted(ASKED), *changes]))
+        experiment.build(experiment.load(path, [*sorted(ASKED), *changes]))

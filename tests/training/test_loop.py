@@ -15,7 +15,7 @@ from osum_echat.errors import CheckpointError, ConfigError, DataError
 from osum_echat.models import checkpoint
 from osum_echat.sequence import Batch
 from osum_echat.settings import read_mapping
-from osum_echat.training import build, experiment, state, trainer
+from osum_echat.training import experiment, state, trainer
 from osum_echat.training.engine import StepReport
 from osum_echat.vocab import Vocab
 from tests.training.experiment import write_experiment
@@ -23,7 +23,7 @@ from tests.training.experiment import write_experiment
 
 def run(path: Path, *overrides: str) -> trainer.Outcome:
     loaded = experiment.load(path, overrides)
-    return trainer.train(build.training(loaded), loaded.run, loaded.schedule)
+    return trainer.train(experiment.build(loaded), loaded.run, loaded.schedule)
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ def test_a_later_stage_starts_from_the_result(unbroken: Path, tmp_path: Path) ->
     final = unbroken.parent / "out" / trainer.FINAL_FOLDER
     path = write_experiment(tmp_path, stage={"train": ["adapter"]})
     loaded = replace(experiment.load(path), init=str(final), model=None, tokenizer=None)
-    model = build.training(loaded).engine.model
+    model = experiment.build(loaded).engine.model
     assert torch.equal(model.speech_head.weight, checkpoint.load(final).speech_head.weight)
 
 
@@ -142,7 +142,7 @@ def test_gradients_that_are_not_finite_are_left_out_then_given_up(
 ) -> None:
     path = write_experiment(tmp_path)
     loaded = experiment.load(path, ["run.bad_steps=2"])
-    training = build.training(loaded)
+    training = experiment.build(loaded)
     with torch.no_grad():
         training.engine.model.speech_head.bias[0] = float("nan")
     before = training.engine.model.speech_head.weight.clone()
@@ -182,7 +182,7 @@ def test_wrong_settings_are_told(changes: dict[str, Any], message: str) -> None:
 
 def test_a_step_without_trained_tokens_moves_nothing(tmp_path: Path) -> None:
     path = write_experiment(tmp_path)
-    training = build.training(experiment.load(path))
+    training = experiment.build(experiment.load(path))
     batch: Batch = next(training.batches)
     empty = replace(batch, targets=torch.full_like(batch.targets, -100))
     report: StepReport = training.engine.step([empty], 0.1)
@@ -230,7 +230,7 @@ def test_a_lack_of_memory_names_the_settings_to_lower(
 ) -> None:
     path = write_experiment(tmp_path)
     loaded = experiment.load(path)
-    training = build.training(loaded)
+    training = experiment.build(loaded)
 
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -257,7 +257,7 @@ def test_the_best_model_so_far_is_kept_and_later_worse_ones_do_not_replace_it(
 
 def test_time_left_follows_the_nearest_limit(tmp_path: Path) -> None:
     path = write_experiment(tmp_path)
-    training = build.training(experiment.load(path))
+    training = experiment.build(experiment.load(path))
     settings = experiment.load(path, ["run.steps=10", "run.minutes=30"])
     moving = trainer._Loop(training, settings.run, settings.schedule)
     moving.progress = trainer.Progress(step=5, minutes=6.0)

@@ -9,7 +9,7 @@ import torch
 from osum_echat.data.loader import Loader, open_sources
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.models import checkpoint
-from osum_echat.training import build, experiment, trainer
+from osum_echat.training import experiment, trainer
 from osum_echat.training.distributed import Ranks
 from tests.training.experiment import write_experiment
 from tests.training.launch import launch
@@ -38,7 +38,7 @@ def test_without_torchrun_the_missing_setting_is_named(monkeypatch: pytest.Monke
 
 def share(path: Path, rank: int, world: int) -> list[str]:
     """What one of several processes reads in the first epoch."""
-    whole = build.training(experiment.load(path, [])).batches
+    whole = experiment.build(experiment.load(path, [])).batches
     assert isinstance(whole, Loader)
     weighted = open_sources(whole.settings)
     part = Loader(weighted, whole.preparer, whole.settings, whole.seed, rank, world)
