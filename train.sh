@@ -93,7 +93,7 @@ train() {
 train_all() {
     local folder="$1" word config configs later=()
     shift
-    configs=("$folder"/stage*.yaml)
+    mapfile -t configs < <(LC_ALL=C; printf '%s\n' "$folder"/stage*.yaml)
     [[ -f "${configs[0]}" ]] || fail "$folder: holds no stage*.yaml; name a folder such as conf/tiny"
     for word in "$@"; do
         [[ "$word" != output=* ]] || fail "all: $word would be the output of every stage; train one"

@@ -72,6 +72,26 @@ def test_a_port_that_is_taken_is_told() -> None:
     check_port(port)
 
 
+def test_stages_run_by_name_and_only_the_first_starts_from_what_is_given(tmp_path: Path) -> None:
+    for name in ("stage1b_c", "stage1_z", "stage0_b"):
+        (tmp_path / f"{name}.yaml").touch()
+    python = tmp_path / "python"
+    words = f'case "$*" in -m*) echo 1 ;; *) echo "$*" >> {tmp_path}/said ;; esac'
+    python.write_text(f"#!/bin/sh\n{words}\n")
+    python.chmod(0o755)
+    started = run("all", str(tmp_path), "init=X", "run.steps=2", PYTHON=str(python),
+                  LC_ALL="en_US.UTF-8")  # fmt: skip
+    assert started.returncode == 0, started.stderr
+    assert (tmp_path / "said").read_text().splitlines() == [
+        f"train.py --config {tmp_path}/stage0_b.yaml init=X run.steps=2",
+        f"train.py --config {tmp_path}/stage1_z.yaml run.steps=2",
+        f"train.py --config {tmp_path}/stage1b_c.yaml run.steps=2",
+    ]
+    for word, said in (("output=Y", "the output of every stage"), ("", "holds no stage")):
+        ended = run("all", str(tmp_path if word else tmp_path / "none"), *([word] if word else []))
+        assert (ended.returncode, said in ended.stderr) == (2, True), ended.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_chain_goes_through_its_stages_and_skips_what_is_done(
@@ -79,10 +99,10 @@ def test_a_chain_goes_through_its_stages_and_skips_what_is_done(
 ) -> None:
     first = write_experiment(tmp_path)
     raw = yaml.safe_load(first.read_text())
-    shutil.move(first, tmp_path / "stage2_first.yaml")
+    shutil.move(first, tmp_path / "stage1_first.yaml")
     raw |= {"init": str(tmp_path / "out" / "final"), "output": str(tmp_path / "next")}
     del raw["model"], raw["tokenizer"]
-    (tmp_path / "stage1_second.yaml").write_text(yaml.safe_dump(raw))
+    (tmp_path / "stage1b_second.yaml").write_text(yaml.safe_dump(raw))
     done = run("all", str(tmp_path), "run.steps=2", NPROC=processes)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "next" / "final" / "model.yaml").is_file()

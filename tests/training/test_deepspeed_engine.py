@@ -13,7 +13,7 @@ from osum_echat.training import state, trainer
 from osum_echat.training.deepspeed_engine import OURS, _config
 from osum_echat.training.engine import EngineSettings
 from tests.training.experiment import write_experiment
-from tests.training.launch import command, kill_when, launch
+from tests.training.processes import command, kill_when, launch
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(one.name for one in (ROOT / "conf").glob("ds_*.json"))

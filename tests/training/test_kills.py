@@ -12,7 +12,7 @@ import torch
 from osum_echat.models import checkpoint
 from osum_echat.training import state, trainer
 from tests.training.experiment import write_experiment
-from tests.training.launch import command, kill_when, run
+from tests.training.processes import command, kill_when, run
 
 SCRIPT = "tests/training/recorded.py"
 STEPS = 8

@@ -219,7 +219,7 @@ def test_a_disk_that_is_full_for_the_metrics_is_told_too(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", "metrics.jsonl")
 
-    monkeypatch.setattr(trainer.Metrics, "write", full)
+    monkeypatch.setattr(trainer.MetricLogger, "write", full)
     said = r"metrics.jsonl: No space left.*step_00000001 is as it was: make room"
     with pytest.raises(CheckpointError, match=said):
         run(path, "run.steps=2")

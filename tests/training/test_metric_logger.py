@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from osum_echat.training.watch import QUIET_STEPS, WARM_STEPS, Watch
+from osum_echat.training.metric_logger import QUIET_STEPS, WARM_STEPS, EarlyWarnings
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 def test_a_spike_is_told_once_in_a_while_and_does_not_become_usual(
     log: pytest.LogCaptureFixture,
 ) -> None:
-    watch = Watch()
+    watch = EarlyWarnings()
     assert not any(watch.step(number, 1.0 + number % 2, ["s2s"]) for number in range(WARM_STEPS))
     usual = watch.usual
     assert 1.0 < usual < 2.0
@@ -29,11 +29,11 @@ def test_a_spike_is_told_once_in_a_while_and_does_not_become_usual(
 
 
 def test_the_first_steps_are_no_spikes() -> None:
-    assert not any(Watch().step(1, norm, []) for norm in (0.1, 50.0))
+    assert not any(EarlyWarnings().step(1, norm, []) for norm in (0.1, 50.0))
 
 
 def test_a_scored_task_that_never_trained_is_told_once(log: pytest.LogCaptureFixture) -> None:
-    watch = Watch()
+    watch = EarlyWarnings()
     assert watch.check(["tts"]) == []  # before the first step nothing has trained
     watch.step(1, 1.0, ["s2s"])
     assert watch.check(["s2s", "tts"]) == ["tts"]

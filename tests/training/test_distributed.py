@@ -12,7 +12,7 @@ from osum_echat.models import checkpoint
 from osum_echat.training import experiment, trainer
 from osum_echat.training.distributed import Ranks
 from tests.training.experiment import write_experiment
-from tests.training.launch import launch
+from tests.training.processes import launch
 
 
 def test_alone_nothing_is_exchanged() -> None:
