@@ -37,9 +37,8 @@ from osum_echat.inference.reply import Reply, Timer
 from osum_echat.inference.request import Options, make_request, prepare
 from osum_echat.logs import out, setup
 from osum_echat.models.adapter import AdapterSettings
-from osum_echat.models.echat import EChatModel, EChatSettings
+from osum_echat.models.echat import EChatModel, EChatSettings, windows
 from osum_echat.models.encoder import EncoderSettings
-from osum_echat.models.long_clips import windows
 from osum_echat.paths import TINY
 from osum_echat.records import Turn, Utterance
 from osum_echat.tasks import TASKS

@@ -31,13 +31,15 @@ from osum_echat import audio, logs
 from osum_echat.errors import OsumError
 from osum_echat.generation import decoder
 from osum_echat.generation.sampling import Sampling
-from osum_echat.models import checkpoint, convert, int8, names, pretrained, stored
+from osum_echat.models import checkpoint, convert, int8
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.settings import read_settings
+from osum_echat.paths import PUBLISHED_SETTINGS
 from osum_echat.sequence import compose
 from osum_echat.tasks import Task, task_for
 from osum_echat.token2wav.model import Token2Wav
 from osum_echat.vocab import Vocab
+from osum_echat.weights import read, write_torch_file
 
 TOKENS, TEXT_TOKENS = 20, 6     # of a turn; of a spoken turn's text, its end among them
 TURNS = ("asr", "s2s")
@@ -137,14 +139,8 @@ def write(path: Path, settings: EChatSettings, seed: int = 1) -> None:
         f"{convert.UNUSED_NORM}weight": (width,), f"{convert.UNUSED_NORM}bias": (width,),
     }  # fmt: skip
     shapes = {name: tuple(value.shape) for name, value in weights.items()} | extras
-    stored.write_torch_file(
-        path,
-        (
-            ([names.published_name(alias) for alias in names.aliases(name, settings.tied)],
-             stored.Stored.of(made(name, shape)))
-            for name, shape in shapes.items()
-        ),
-    )  # fmt: skip
+    own = {name: made(name, shape) for name, shape in shapes.items()}
+    write_torch_file(path, checkpoint.published(own, replace(settings, lora=None)))
 
 
 def loaded(path: Path, settings: EChatSettings, shown: Figures, **options: Any) -> EChatModel:
@@ -232,7 +228,7 @@ def written(path: Path, settings: EChatSettings, seed: int = 1) -> Path:
 def alone(place: Path, settings: EChatSettings, vocab: Vocab, shown: Figures) -> None:
     """One model: loading, two turns, the same with int8 weights."""
     path = written(place / "random.pt", settings)
-    shown["keys in the file"] = str(len(checkpoint.open_weights(path)))
+    shown["keys in the file"] = str(len(read(path)))
     model = loaded(path, settings, shown)
     for name in TURNS:
         turn(model, vocab, name, shown)
@@ -274,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="two layers of each kind")
     arguments = parser.parse_args(argv)
     logs.setup()
-    settings = read_settings(pretrained.PUBLISHED_SETTINGS)
+    settings = read_settings(PUBLISHED_SETTINGS)
     if arguments.small:
         settings = replace(settings, encoder=replace(settings.encoder, blocks=2),
                            llm={**settings.llm, "num_hidden_layers": 2})  # fmt: skip

@@ -5,31 +5,44 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from osum_echat import logs
-from osum_echat.errors import OsumError
+from common_utils.convert_checkpoint import zero_weights
+from osum_echat import cli, logs
+from osum_echat.errors import CheckpointError
+from osum_echat.models import checkpoint
 from osum_echat.models.convert import collect
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
-    parser = argparse.ArgumentParser(description="Collect the weights that DeepSpeed has saved.")
+    parser = argparse.ArgumentParser(
+        description="Collect the weights that DeepSpeed has saved. Pieces (ZeRO 3, --fp32) are put "
+        "together by DeepSpeed's own code, which runs what a file says: give only directories of "
+        "your own trainings."
+    )
     add = parser.add_argument
     add("directory", type=Path, help="what save_checkpoint wrote: a step's folder, or its parent")
     add("out", type=Path, nargs="?", help="a .pt or .safetensors (default: DIR.pt)")
     add("--fp32", action="store_true", help="the optimizer's float32 weights, where ZeRO kept any")
     add("--quiet", action="store_true", help="no line for each key")
     arguments = parser.parse_args(argv)
-    logs.setup(arguments.quiet)
-    out = arguments.out or arguments.directory.with_name(f"{arguments.directory.name}.pt")
-    try:
-        lines = collect(arguments.directory, out, arguments.fp32)
-    except OsumError as error:
-        sys.stderr.write(f"convert_ckpt_dir_to_pt.py: {' '.join(str(error).split())}\n")
-        return 2
-    for line in () if arguments.quiet else lines:
-        logs.out(str(line))
-    logs.out(f"{out}: {len(lines)} keys")
-    return 0
+    directory: Path = arguments.directory
+    out = arguments.out or directory.with_name(f"{directory.name}.pt")
+
+    def work() -> None:
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory}: no such directory; give what DeepSpeed saved")
+        pieces = checkpoint.zero3_states(directory)
+        states = pieces or checkpoint.deepspeed_states(directory)
+        if states is None:
+            raise CheckpointError(f"{directory}: holds no DeepSpeed checkpoint")
+        has_fp32 = any(states.parent.glob(checkpoint.OPTIMIZER_STATES))
+        raw = zero_weights(states) if pieces or (arguments.fp32 and has_fp32) else None
+        lines = collect(states, out, raw)
+        for line in () if arguments.quiet else lines:
+            logs.out(str(line))
+        logs.out(f"{out}: {len(lines)} keys")
+
+    return cli.run("convert_ckpt_dir_to_pt.py", work, arguments.quiet)
 
 
 if __name__ == "__main__":

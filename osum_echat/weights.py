@@ -1,9 +1,20 @@
-"""Weight files of token to wav: `.pt` and safetensors read, and a module filled without gaps."""
+"""Weight files: read without running anything in them, checked, put into modules, written whole.
 
-from collections.abc import Iterator
+Tensors of .pt and .safetensors files are mapped, not copied: the file's pages are the memory. So a
+file must be replaced (written beside, then renamed), never overwritten, while a model uses it.
+"""
+
+import json
+import pickle
+import struct
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -11,38 +22,161 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from osum_echat import torch_file
-from osum_echat.errors import CheckpointError
-from osum_echat.stored_file import StoredFile
+from osum_echat.errors import CheckpointError, InputError
+from osum_echat.files import whole_file, write_json
 
-SHOWN_KEYS = 8
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+SHARD_BYTES = 4 * 10**9         # largest size of one .safetensors file
+SHOWN_KEYS = 10
+WRAPPING_KEYS = ("engine", "module", "model", "state_dict", "model_state_dict")
 WRAPPER = "module."             # before every key where a parallel wrapper was saved along
+LFS_MARK = b"version https://git-lfs"
+SAVE_AGAIN = "save it again by torch.save, as a dict of plain tensors"
+DAMAGE = (
+    RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError,
+    EOFError, MemoryError, OverflowError,
+)  # what torch.load raises for a file that is no checkpoint  # fmt: skip
 
 
-def read(source: Path | StoredFile) -> dict[str, Tensor]:
-    """The tensors of a weight file; other entries of a training checkpoint (epoch, step) go.
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """A file inside an uncompressed tar, used without unpacking; name: as the tar has it."""
 
-    They are mapped from disk where that can be: read when used, and nothing in a `.pt` is run.
-    Raises CheckpointError for a file that is missing, damaged, or holds anything but a dict.
+    tar: Path
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.tar}: {self.name}"
+
+
+@contextmanager
+def opened(source: Path | TarMember) -> Iterator[IO[bytes]]:
+    """The bytes of a file or of a member of a tar. Raises CheckpointError if they are not there."""
+    try:
+        if isinstance(source, Path):
+            with source.open("rb") as file:
+                yield file
+            return
+        with tarfile.open(source.tar, "r:") as archive:
+            member = archive.extractfile(source.name)
+            assert member is not None, "a folder was taken for a file"
+            yield member
+    except (OSError, tarfile.TarError, KeyError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{source}: cannot be read ({reason}); copy it again") from error
+
+
+def read(source: Path | TarMember) -> dict[str, Tensor]:
+    """The tensors of a .pt, a .safetensors file or an index of those, under their own names.
+
+    They are mapped from disk; those of a member of a tar are read whole. A mapping in the mapping
+    ({'model': ...}) and the name of a parallel wrapper are looked through; what is no tensor (an
+    epoch) is left out. Raises CheckpointError.
     """
-    file = StoredFile.whole(source) if isinstance(source, Path) else source
-    if not file.name.endswith(".safetensors"):
-        raw = torch_file.load(file.path, file.start, file.size, str(file))
-    else:
-        try:
-            raw = (
-                safetensors.torch.load_file(file.path) if file.is_whole
-                else safetensors.torch.load(file.read())
-            )  # fmt: skip
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file}: not a readable weight file ({error})") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file}: holds {type(raw).__name__}, not a dict of tensors")
-    tensors = {key: value for key, value in raw.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointError(f"{file}: holds no tensors; give a dict of names and weights")
+    name = source.name
+    if name.endswith(".index.json") and isinstance(source, Path):
+        return _read_shards(source)
+    if name.endswith(".safetensors"):
+        return _read_safetensors(source)
+    if not name.endswith(TORCH_SUFFIXES):
+        raise CheckpointError(
+            f"{source}: no file of weights; give a directory, a .safetensors, {INDEX_FILE} or one "
+            f"of {', '.join(TORCH_SUFFIXES)}"
+        )
+    raw = read_torch_file(source)
+    for key in WRAPPING_KEYS:
+        if isinstance(raw, Mapping) and isinstance(raw.get(key), Mapping):
+            raw = raw[key]
+    tensors = {str(key): value.detach() for key, value in raw.items() if isinstance(value, Tensor)
+               } if isinstance(raw, Mapping) else {}  # fmt: skip
+    if not tensors or any(value.layout != torch.strided for value in tensors.values()):
+        raise CheckpointError(f"{source}: holds no mapping of names to weights; give a state dict")
     if all(key.startswith(WRAPPER) for key in tensors):
         return {key.removeprefix(WRAPPER): value for key, value in tensors.items()}
+    return tensors
+
+
+def read_torch_file(source: Path | TarMember) -> Any:
+    """The content of a .pt: plain values and tensors. Nothing in the file is run.
+
+    Raises CheckpointError for a file that is cut short, compressed (a bomb), not from torch.save,
+    or whose pickle asks for anything but plain tensors.
+    """
+    with opened(source) as file:
+        _check_zip(file, source)
+        try:
+            if isinstance(source, Path):
+                return torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{source}: holds more than plain tensors, which could be code; nothing was run "
+                f"({_reason(error)}); {SAVE_AGAIN}"
+            ) from error
+        except DAMAGE as error:
+            raise CheckpointError(
+                f"{source}: not readable as weights ({_reason(error)}); {SAVE_AGAIN}"
+            ) from error
+
+
+def _check_zip(file: IO[bytes], source: Path | TarMember) -> None:
+    """Raises CheckpointError for what torch.save does not write; the file is at its start after."""
+    if file.read(len(LFS_MARK)) == LFS_MARK:
+        raise CheckpointError(f"{source}: a pointer of Git LFS, not the file; run git lfs pull")
+    size = file.seek(0, 2)
+    try:
+        entries = zipfile.ZipFile(file).infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+        raise CheckpointError(
+            f"{source}: cut short, or not written by torch.save of 1.6 or newer ({error}); "
+            "copy it again"
+        ) from error
+    declared = sum(entry.file_size for entry in entries)
+    if declared > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(
+            f"{source}: declares {declared} bytes in {size}, or is compressed; torch.save never "
+            "writes that, so it is not opened"
+        )
+    file.seek(0)
+
+
+def _reason(error: BaseException) -> str:
+    """What torch found, without its advice to trust the file."""
+    lines = str(error).splitlines() or [repr(error)]
+    named = [line.strip() for line in lines if "GLOBAL" in line or "Unsupported" in line]
+    return (named or lines)[0][:200]
+
+
+def _read_safetensors(source: Path | TarMember) -> dict[str, Tensor]:
+    try:
+        if isinstance(source, Path):
+            return safetensors.torch.load_file(source)
+        with opened(source) as file:
+            return safetensors.torch.load(file.read())
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{source}: cannot be read ({error}); copy it again") from error
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of the files that an index names; all must lie beside it."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(places.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: no index of safetensors files ({error})") from error
+    outside = [name for name in files if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{index}: names files that do not lie beside it: {outside}")
+    tensors: dict[str, Tensor] = {}
+    for name in files:
+        tensors |= _read_safetensors(index.parent / name)
+    absent = sorted(set(places) - set(tensors))
+    if absent:
+        raise CheckpointError(f"{index}: its files lack {', '.join(absent)}; copy the model again")
     return tensors
 
 
@@ -65,43 +199,145 @@ def empty() -> Iterator[None]:
         yield
 
 
-def fill(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """Put `tensors` into `module`, every key of both sides accounted for, of one shape and finite.
-
-    A module on the meta device takes the tensors themselves where their type fits, without a copy.
-    """
-    wanted = module.state_dict()
-    faults = [f"{key} missing" for key in wanted if key not in tensors]
-    faults += [f"{key} not known" for key in tensors if key not in wanted]
-    faults += [
-        f"{key} {tuple(tensors[key].shape)}, need {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in tensors and tensors[key].shape != value.shape
-    ]
+def check(
+    where: object, expected: Mapping[str, Tensor], found: Mapping[str, Tensor],
+    advice: str = "take the weights and the settings from one model",
+) -> None:  # fmt: skip
+    """Raise one CheckpointError on all differences in names, shapes and kinds of type."""
+    both = [name for name in expected if name in found]
+    kinds = (
+        [f"mis-shaped: {name} {_size(found[name])} there, {_size(expected[name])} by the settings"
+         for name in both if found[name].shape != expected[name].shape],
+        [f"unexpected: {name} {_size(found[name])}" for name in found if name not in expected],
+        [f"missing: {name} {_size(expected[name])}" for name in expected if name not in found],
+        [f"of the wrong type: {name} {found[name].dtype}" for name in both
+         if expected[name].is_floating_point() and not found[name].is_floating_point()],
+    )  # fmt: skip
+    faults = [fault for some in zip_longest(*kinds) for fault in some if fault is not None]
     if faults:
         raise CheckpointError(
-            f"{where}: {len(faults)} keys differ from the settings: {_shown(faults)}. "
-            "Take the weights and the yaml from the same model"
+            f"{where}: {len(faults)} keys do not fit the settings: {shown(faults)}; {advice}"
         )
-    broken = [key for key in wanted if not _is_finite(tensors[key])]
+
+
+def check_finite(where: object, broken: Sequence[str]) -> None:
+    """Raise one CheckpointError where there are `broken` weights, named with their sizes."""
     if broken:
         raise CheckpointError(
-            f"{where}: {len(broken)} keys hold numbers that are not finite: {_shown(broken)}. "
-            "Copy the file again, or take an earlier checkpoint"
+            f"{where}: {len(broken)} weights are not finite (NaN or infinite): {shown(broken)}; "
+            "copy it again, or take an earlier one"
         )
-    fitting = {key: tensors[key].to(value.dtype) for key, value in wanted.items()}
-    is_empty = any(value.is_meta for value in wanted.values())
-    module.load_state_dict(fitting, assign=is_empty)
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    """Of all its numbers; the extremes tell, without a copy."""
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite; the extremes tell, without a copy."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
     low, high = tensor.aminmax()
     return bool(low.isfinite() and high.isfinite())
 
 
-def _shown(faults: list[str]) -> str:
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: object) -> None:
+    """Put `tensors` into `module`, every key of both sides accounted for, of one shape and finite.
+
+    A module on the meta device takes the tensors themselves where their type fits, without a copy.
+    """
+    wanted = module.state_dict()
+    check(where, wanted, tensors)
+    check_finite(where, [f"{name} {_size(tensors[name])}" for name in wanted
+                         if not is_finite(tensors[name])])  # fmt: skip
+    fitting = {name: tensors[name].to(value.dtype) for name, value in wanted.items()}
+    is_empty = any(value.is_meta for value in wanted.values())
+    module.load_state_dict(fitting, assign=is_empty)
+
+
+def shown(faults: Sequence[str]) -> str:
+    """The first few faults, and how many more there are."""
     more = len(faults) - SHOWN_KEYS
     return "; ".join(faults[:SHOWN_KEYS]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _size(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
+
+
+def write_safetensors(
+    directory: Path, tensors: Mapping[str, Tensor], shard_bytes: int = SHARD_BYTES
+) -> list[Path]:
+    """Write model.safetensors, or several files with an index where one would be too large.
+
+    Files that are there are replaced whole. Raises InputError where they cannot be written.
+    """
+    shards = _shards(tensors, shard_bytes)
+    if len(shards) == 1:
+        write_safetensors_file(directory / WEIGHTS_FILE, tensors)
+        (directory / INDEX_FILE).unlink(missing_ok=True)
+        return [directory / WEIGHTS_FILE]
+    places: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors_file(directory / file, {name: tensors[name] for name in names})
+        places |= dict.fromkeys(names, file)
+    total = sum(value.nbytes for value in tensors.values())
+    write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": places})
+    (directory / WEIGHTS_FILE).unlink(missing_ok=True)
+    return [directory / file for file in dict.fromkeys(places.values())]
+
+
+def _shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[list[str]]:
+    """Names in order, as many together as fit; a tensor that is too large is alone."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, value in tensors.items():
+        if shards[-1] and filled + value.nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += value.nbytes
+    return shards
+
+
+def write_safetensors_file(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write one file whole or not at all. Raises InputError where it cannot be written."""
+    values: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        value = _separate(tensor)
+        values[name] = value.clone() if value.data_ptr() in seen else value  # never shared there
+        seen.add(value.data_ptr())
+    with _written(path) as file:
+        part = Path(file.name)
+        mode = part.stat().st_mode      # by the user's mask; safetensors writes for the owner alone
+        safetensors.torch.save_file(values, part, metadata={"format": "pt", **(metadata or {})})
+        part.chmod(mode)
+
+
+def write_torch_file(path: Path, tensors: Iterable[tuple[Sequence[str], Tensor]]) -> None:
+    """Write a .pt whole or not at all; all the names of a tensor share its storage.
+
+    Raises InputError where it cannot be written.
+    """
+    raw: dict[str, Tensor] = {}
+    for names, tensor in tensors:
+        raw |= dict.fromkeys(names, _separate(tensor))
+    with _written(path) as file:
+        torch.save(raw, file)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[IO[bytes]]:
+    """As whole_file; both libraries tell a full disk by an error of their own."""
+    try:
+        with whole_file(path) as file:
+            yield file
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"{path}: not written ({error}); make room there") from error
+
+
+def _separate(tensor: Tensor) -> Tensor:
+    """On the CPU, contiguous, and with no more storage behind it than its own."""
+    value = tensor.detach().cpu().contiguous()
+    own = value.numel() * value.element_size()
+    return value if value.untyped_storage().nbytes() == own else value.clone()

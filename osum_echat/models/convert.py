@@ -3,22 +3,33 @@
 Weights keep their bits: nothing is rounded, but for LoRA layers, which are merged. What the
 published layout holds beside the model (position tables, a norm that is never applied) goes into a
 file of its own beside ours, so that the way back gives every key again.
+
+The stock LLM has a vocabulary that goes on with the speech ids, for other engines. Row `text rows +
+s` of embedding and head is speech id s: the codes, the edge, then the two marks around audio, which
+the head never says (their head rows are zero). A stock Qwen has no bias in its head, so the speech
+head's bias lies in speech.safetensors, and one logits processor (PhaseMask) adds it while it opens
+the half of the vocabulary whose turn it is. Prompts enter as embeddings.
 """
 
+import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from osum_echat import weights
 from osum_echat.errors import CheckpointError
-from osum_echat.models import checkpoint, deepspeed_directory, llm_export, lora, names, pretrained
-from osum_echat.models import stored as storage
-from osum_echat.models.echat import EChatModel, EChatSettings
-from osum_echat.models.layers import interleaved_sinusoid, split_sinusoid
+from osum_echat.files import whole_folder, write_json
+from osum_echat.models import checkpoint, lora
+from osum_echat.models.checkpoint import TEXT_HEAD, TEXT_TABLE, TEXT_TABLE_ALIASES
+from osum_echat.models.echat import LLM_KINDS, MARKS, EChatModel, EChatSettings
+from osum_echat.models.encoder import interleaved_sinusoid, split_sinusoid
+from osum_echat.models.pretrained import ModelFiles
 from osum_echat.models.settings import UPSTREAM_KEY, read_settings
-from osum_echat.models.stored import Stored
 
 KINDS = ("ours", "upstream", "hf")
 EXTRAS_FILE = "upstream_only.safetensors"
@@ -26,15 +37,21 @@ ENCODER_TABLE, ADAPTER_TABLE = "encoder.embed.pos_enc.pe", "adapter.transformer.
 ENCODER_POSITIONS, ADAPTER_POSITIONS = 30_000, 5_000  # rows of upstream's tables
 UNUSED_NORM = "ln_speech."
 EXTRAS = (ENCODER_TABLE, ADAPTER_TABLE, f"{UNUSED_NORM}weight", f"{UNUSED_NORM}bias")
-NOTES = ("thinking", "template", "sampling")  # keys of model.yaml that the assistant reads
+SIZES = ("encoder", "adapter", "llm", "speech_codes", "lora")   # of model.yaml; the rest is kept
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "prompts.yaml",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
 )  # fmt: skip
+CONFIG_FILE, SPEECH_FILE, BIAS_FILE = "config.json", "speech.json", "speech.safetensors"
+LLM = "llm."
+TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"     # of the stock LLM
+SPEECH_TABLE, SPEECH_HEAD, SPEECH_BIAS = (
+    "speech_embedding.weight", "speech_head.weight", "speech_head.bias",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class KeyReport:
     """What became of one key. `became` is empty for one that was left out."""
 
     name: str
@@ -50,24 +67,24 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenModel:
     """A model to convert: its weights under our names, and what else its files hold."""
 
-    found: pretrained.Source
+    files: ModelFiles
     settings: EChatSettings
-    weights: dict[str, Stored]
-    extras: dict[str, Stored]
-    lines: list[Line]
+    weights: dict[str, Tensor]
+    extras: dict[str, Tensor]
+    report: list[KeyReport]
 
 
 def convert(
-    place: str | Path, target: Path, kind: str, config: str | Path | None = None
-) -> list[Line]:
+    files: ModelFiles, target: Path, kind: str, raw: Mapping[str, Tensor] | None = None
+) -> list[KeyReport]:
     """Convert a model; returns what became of every key.
 
-    place: anything that checkpoint.load takes; target: a .pt for upstream, else a new directory;
-    kind: ours, upstream or hf; config: the settings, None: those beside the weights. No tokenizer
-    is needed; one that lies beside the weights is copied. Raises CheckpointError.
+    target: a .pt for upstream, else a new directory; kind: ours, upstream or hf; raw: the weights,
+    where `files` name none that can be read in place. No tokenizer is needed; one that lies beside
+    the weights is copied. Raises CheckpointError, and InputError for what cannot be written.
     """
     if kind not in KINDS:
         raise CheckpointError(f"--to {kind!r}: choose one of {', '.join(KINDS)}")
@@ -75,133 +92,254 @@ def convert(
         raise CheckpointError(f"{target}: is there already; give another place or remove it")
     if kind == "upstream" and target.suffix != ".pt":
         raise CheckpointError(f"{target}: a published model is one file; give a name in .pt")
-    opened = open_model(pretrained.find(place, config))
+    model = open_model(files, raw)
     if kind == "upstream":
-        return [*opened.lines, *_to_upstream(opened, target)]
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    written = _to_ours(opened, part) if kind == "ours" else _to_hf(opened, part)
-    _copy_small_files(opened.found, part)
-    part.rename(target)
-    return [*opened.lines, *written]
+        return [*model.report, *_to_upstream(model, target)]
+    with whole_folder(target) as part:
+        written = _to_ours(model, part) if kind == "ours" else _to_hf(model, part)
+        _copy_small_files(files, part)
+    return [*model.report, *written]
 
 
-def open_model(found: pretrained.Source) -> Opened:
-    """Open and check all weights of a model. Raises CheckpointError listing what does not fit."""
-    settings = read_settings(found.settings)
-    raw = checkpoint.open_weights(found.weights)
-    beside = found.home / EXTRAS_FILE
-    extras = storage.safetensors_file(beside) if beside.is_file() else {}
-    extras |= {names.our_name(name): value for name, value in raw.items()
-               if names.our_name(name) in EXTRAS}  # fmt: skip
-    weights = names.named_as_ours(raw, settings.tied)
-    if lora.is_trained_with(weights):
-        weights = lora.merged(weights, settings.lora or lora.LoraSettings())
+def open_model(files: ModelFiles, raw: Mapping[str, Tensor] | None = None) -> OpenModel:
+    """Open and check all weights of a model. Raises CheckpointError telling what does not fit."""
+    settings = read_settings(files.settings)
+    raw = weights.read(files.weights) if raw is None else raw
+    beside = files.home / EXTRAS_FILE
+    extras = weights.read(beside) if beside.is_file() else {}
+    extras |= {checkpoint.our_name(name): value for name, value in raw.items()
+               if checkpoint.our_name(name) in EXTRAS}  # fmt: skip
+    found = checkpoint.named_as_ours(raw, settings.tied)
+    if lora.is_trained_with(found):
+        found = lora.merged(found, settings.lora or lora.LoraSettings())
     settings = replace(settings, lora=None)
     with torch.device("meta"):
         expected = checkpoint.own_weights(EChatModel(settings))
-    checkpoint.check(found.weights, expected, weights)
-    return Opened(found, settings, {name: weights[name] for name in expected}, extras,
-                  list(_read_lines(raw, weights)))  # fmt: skip
+    weights.check(files.weights, expected, found, checkpoint.OTHER_MODEL)
+    return OpenModel(files, settings, {name: found[name] for name in expected}, extras,
+                     list(_read_report(raw, found)))  # fmt: skip
 
 
-def _read_lines(raw: Mapping[str, Stored], weights: Mapping[str, Stored]) -> Iterable[Line]:
+def _read_report(
+    raw: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> Iterable[KeyReport]:
     """One line for each key of the source."""
     for name, value in raw.items():
-        ours = names.our_name(name)
-        reason = names.why_ignored(ours)
+        ours = checkpoint.our_name(name)
+        reason = checkpoint.why_ignored(ours)
+        became, note = ours, ""
         if reason is not None:
-            kept = ours if ours in EXTRAS else ""
-            yield Line(name, kept, value.shape, value.dtype, f"not read: {reason}")
-        elif ours in weights:
-            yield Line(name, ours, value.shape, value.dtype)
-        elif ours in names.TEXT_TABLE_ALIASES:
-            yield Line(name, names.TEXT_TABLE, value.shape, value.dtype, "another name of it")
+            became, note = ours if ours in EXTRAS else "", f"not read: {reason}"
+        elif ours in found:
+            pass
+        elif ours in TEXT_TABLE_ALIASES:
+            became, note = TEXT_TABLE, "another name of it"
         else:
             merged = ours.partition(".lora_")[0].removesuffix(".base_layer.weight")
-            yield Line(name, f"{merged}.weight", value.shape, value.dtype, "LoRA, merged")
+            became, note = f"{merged}.weight", "LoRA, merged"
+        yield KeyReport(name, became, tuple(value.shape), value.dtype, note)
 
 
-def _to_ours(opened: Opened, directory: Path) -> list[Line]:
+def _to_ours(model: OpenModel, directory: Path) -> list[KeyReport]:
     """model.safetensors (or several, with an index), model.yaml, and upstream's extras."""
-    storage.write_safetensors(directory, opened.weights)
-    if opened.extras:
-        storage.write_safetensors_file(directory / EXTRAS_FILE, opened.extras)
-    raw = opened.found.settings_yaml()
-    notes = {key: raw[key] for key in NOTES if key in raw}
+    weights.write_safetensors(directory, model.weights)
+    if model.extras:
+        weights.write_safetensors_file(directory / EXTRAS_FILE, model.extras)
+    raw = model.files.settings_yaml()
+    notes = {key: value for key, value in raw.items() if key not in SIZES}
     if UPSTREAM_KEY in raw:
-        notes["thinking"] = "either"
-    checkpoint.write_settings(directory, opened.settings, notes)
+        notes = {"thinking": "either"}
+    checkpoint.write_settings(directory, model.settings, notes)
     return []
 
 
-def _to_upstream(opened: Opened, path: Path) -> list[Line]:
+def _to_upstream(model: OpenModel, path: Path) -> list[KeyReport]:
     """A .pt with every published key, all names of the text table among them."""
-    tied = opened.settings.tied
     computed = {
-        name: value for name, value in _computed(opened).items() if name not in opened.extras
-    }
-    extras = {name: opened.extras.get(name, computed.get(name)) for name in EXTRAS}
-    everything = opened.weights | {name: one for name, one in extras.items() if one is not None}
-    named = [
-        ([names.published_name(alias) for alias in names.aliases(name, tied)], value)
-        for name, value in everything.items()
-    ]
-    storage.write_torch_file(path, named)
+        name: value for name, value in _computed(model.settings).items()
+        if name not in model.extras
+    }  # fmt: skip
+    extras = {name: (model.extras | computed)[name] for name in EXTRAS}
+    everything = model.weights | extras
+    named = checkpoint.published(everything, model.settings)
+    weights.write_torch_file(path, named)
     return [
-        *(Line(ours, there, value.shape, value.dtype)
+        *(KeyReport(ours, there, tuple(value.shape), value.dtype)
           for (theirs, value), ours in zip(named, everything, strict=True) for there in theirs),
-        *(Line("", names.published_name(name), value.shape, value.dtype, "made: upstream has it")
-          for name, value in computed.items()),
+        *(KeyReport("", checkpoint.published_name(name), tuple(value.shape), value.dtype,
+                    "made: upstream has it") for name, value in computed.items()),
     ]  # fmt: skip
 
 
-def _computed(opened: Opened) -> dict[str, Stored]:
+def _computed(settings: EChatSettings) -> dict[str, Tensor]:
     """What upstream's network holds beside ours: position tables and a norm that does nothing."""
-    width = opened.settings.encoder.width
+    width = settings.encoder.width
     return {
-        ENCODER_TABLE: Stored.of(split_sinusoid(ENCODER_POSITIONS, width)[None]),
-        ADAPTER_TABLE: Stored.of(interleaved_sinusoid(ADAPTER_POSITIONS, width)[None]),
-        f"{UNUSED_NORM}weight": Stored.of(torch.ones(width)),
-        f"{UNUSED_NORM}bias": Stored.of(torch.zeros(width)),
+        ENCODER_TABLE: split_sinusoid(ENCODER_POSITIONS, width)[None],
+        ADAPTER_TABLE: interleaved_sinusoid(ADAPTER_POSITIONS, width)[None],
+        f"{UNUSED_NORM}weight": torch.ones(width),
+        f"{UNUSED_NORM}bias": torch.zeros(width),
     }
 
 
-def _to_hf(opened: Opened, directory: Path) -> list[Line]:
-    """The LLM alone, with the speech ids appended to its vocabulary."""
-    written = llm_export.write(directory, opened.weights, opened.settings)
-    used = {name for names_ in written.values() for name in names_}
-    left = [Line(name, "", value.shape, value.dtype, "not of the LLM")
-            for name, value in opened.weights.items() if name not in used]  # fmt: skip
-    return [
-        *(Line(name, there, opened.weights[name].shape, opened.weights[name].dtype)
-          for there, parts in written.items() for name in parts),
-        *left,
-    ]  # fmt: skip
-
-
-def _copy_small_files(found: pretrained.Source, directory: Path) -> None:
+def _copy_small_files(files: ModelFiles, directory: Path) -> None:
     """Tokenizer and prompts that lie beside the weights or settings."""
-    for home in (found.settings.parent, found.home, found.settings.parent / "llm"):
+    for home in (files.settings.parent, files.home, files.settings.parent / "llm"):
         for name in COPIED:
             if (home / name).is_file():
                 shutil.copyfile(home / name, directory / name)
 
 
-def collect(directory: Path, target: Path, full_precision: bool = False) -> list[Line]:
-    """One file from a DeepSpeed directory, under the names that are there; safetensors or .pt.
+def collect(states: Path, target: Path, raw: Mapping[str, Tensor] | None = None) -> list[KeyReport]:
+    """One file, .safetensors or .pt, of the weights in `states`, under the names that are there.
 
-    full_precision: the optimizer's float32 weights instead of those the model computed with.
+    raw: the weights, where they are not read from `states`. Raises CheckpointError and InputError.
     """
     if target.exists():
         raise CheckpointError(f"{target}: is there already; give another place or remove it")
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory; give what DeepSpeed saved")
-    weights = deepspeed_directory.read(directory, full_precision)
+    raw = weights.read(states) if raw is None else raw
     if target.suffix == ".safetensors":
-        target.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_safetensors_file(target, weights)
+        weights.write_safetensors_file(target, raw)
     else:
-        storage.write_torch_file(target, (([name], value) for name, value in weights.items()))
-    return [Line(name, name, value.shape, value.dtype) for name, value in weights.items()]
+        weights.write_torch_file(target, [([name], value) for name, value in raw.items()])
+    return [KeyReport(name, name, tuple(value.shape), value.dtype) for name, value in raw.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseMask:
+    """A logits processor: text ids until the text ends, then speech ids with the head's bias.
+
+    bias: (codes + 1,); text_end: the id that ends texts; speaks: speech follows the text;
+    from_speech: the prompt ends in the first edge (text to speech). After the answer only `end` is
+    left, the config's eos_token_id. Ids are joint ids of the answer so far, without the prompt.
+    """
+
+    text_rows: int
+    bias: Tensor
+    text_end: int
+    speaks: bool = True
+    from_speech: bool = False
+
+    @classmethod
+    def from_directory(
+        cls,
+        directory: Path,
+        speaks: bool = True,
+        from_speech: bool = False,
+        text_end: int | None = None,
+    ) -> "PhaseMask":
+        """The mask of an exported directory; text_end: None is its eos_token_id of before.
+
+        Raises CheckpointError.
+        """
+        path = directory / SPEECH_FILE
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            text_rows = int(raw["text_rows"])
+            text_end = int(raw["text_end"]) if text_end is None else text_end
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({error}); convert again") from error
+        bias = weights.read(directory / BIAS_FILE)[SPEECH_BIAS]
+        return cls(text_rows, bias, text_end, speaks, from_speech)
+
+    @property
+    def edge(self) -> int:
+        """The joint id of the edge of speech."""
+        return self.text_rows + len(self.bias) - 1
+
+    @property
+    def end(self) -> int:
+        """The joint id that is said after an answer: that of the mark after audio."""
+        return self.edge + 2
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """input_ids: (batch, answered); scores: (batch, text rows + speech rows). As scores."""
+        masked = torch.full_like(scores, -torch.inf)
+        for row, ids in enumerate(input_ids.tolist()):
+            is_over, in_speech = self._phase(ids)
+            if is_over:
+                masked[row, self.end] = 0.0
+            elif in_speech:
+                spoken = slice(self.text_rows, self.edge + 1)
+                masked[row, spoken] = scores[row, spoken] + self.bias.to(scores)
+            else:
+                masked[row, : self.text_rows] = scores[row, : self.text_rows]
+        return masked
+
+    def _phase(self, ids: list[int]) -> tuple[bool, bool]:
+        """Whether the answer is whole, and whether speech comes next."""
+        if self.from_speech:
+            return self.edge in ids, True
+        if self.text_end not in ids:
+            return False, False
+        return not self.speaks or ids.count(self.edge) >= 2, True
+
+
+def _to_hf(model: OpenModel, directory: Path) -> list[KeyReport]:
+    """The LLM alone, with the speech ids appended to its vocabulary."""
+    own, settings = model.weights, model.settings
+    text_rows = own[TEXT_TABLE].shape[0]
+    rows = text_rows + settings.speech_codes + MARKS
+    head = TEXT_TABLE if settings.tied else TEXT_HEAD
+    places = {name: name.removeprefix(LLM) for name in own
+              if name.startswith(LLM) and name not in TEXT_TABLE_ALIASES}  # fmt: skip
+    made = {there: own[name] for name, there in places.items()}
+    made[TABLE] = _with_speech(own[TEXT_TABLE], own[SPEECH_TABLE], rows)
+    made[HEAD] = _with_speech(own[head], own[SPEECH_HEAD], rows)
+    weights.write_safetensors(directory, made)
+    weights.write_safetensors_file(directory / BIAS_FILE, {SPEECH_BIAS: own[SPEECH_BIAS]})
+    write_json(directory / CONFIG_FILE, _config(settings, rows, made[TABLE].dtype))
+    write_json(directory / SPEECH_FILE, _speech(settings, text_rows))
+    pairs = [*places.items(), (TEXT_TABLE, TABLE), (SPEECH_TABLE, TABLE), (head, HEAD),
+             (SPEECH_HEAD, HEAD), (SPEECH_BIAS, BIAS_FILE)]  # fmt: skip
+    used = {name for name, _ in pairs}
+    pairs += [(name, "") for name in own if name not in used]
+    return [
+        KeyReport(name, there, tuple(own[name].shape), own[name].dtype,
+                  "" if there else "not of the LLM")
+        for name, there in pairs
+    ]  # fmt: skip
+
+
+def _with_speech(text: Tensor, speech: Tensor, rows: int) -> Tensor:
+    """The text rows, the speech rows and zeros up to `rows`, in the wider of the two types."""
+    dtype = torch.promote_types(text.dtype, speech.dtype)
+    whole = torch.zeros(rows, text.shape[1], dtype=dtype)
+    whole[: len(text)] = text
+    whole[len(text) : len(text) + len(speech)] = speech
+    return whole
+
+
+def _config(settings: EChatSettings, rows: int, dtype: torch.dtype) -> dict[str, Any]:
+    """config.json: the LLM's own, with the longer vocabulary, untied."""
+    kind = settings.llm.get("model_type", "qwen2")
+    end = rows - 1
+    return {
+        **settings.llm,
+        "architectures": [f"{LLM_KINDS[kind]}ForCausalLM"],
+        "model_type": kind,
+        "vocab_size": rows,
+        "tie_word_embeddings": False,
+        "eos_token_id": end,
+        "pad_token_id": end,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _speech(settings: EChatSettings, text_rows: int) -> dict[str, Any]:
+    """speech.json: what an engine must know of the joint ids."""
+    edge = text_rows + settings.speech_codes
+    return {
+        "text_rows": text_rows,
+        "text_end": settings.llm.get("eos_token_id"),
+        "speech_codes": settings.speech_codes,
+        "first_code": text_rows,
+        "edge": edge,
+        "audio_begin": edge + 1,
+        "audio_end": edge + 2,
+        "answer_end": edge + 2,
+        "bias": f"{BIAS_FILE}: {SPEECH_BIAS}, one value for each id from first_code to edge",
+        "rule": "ids below text_rows until text_end, then ids from first_code to edge with the "
+        "bias added, until the edge was said twice (once where the prompt ends in it), then "
+        "answer_end; see PhaseMask",
+    }

@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import SequenceMatcher
-from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +10,22 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from osum_echat.errors import ConfigError, DataError
-from osum_echat.models import attention
+from osum_echat.models import attention, ctc
 from osum_echat.models.adapter import Adapter, AdapterSettings
 from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.models.encoder_cache import EncoderCache
-from osum_echat.models.long_clips import windows
 from osum_echat.models.lora import LoraSettings, add_layers
-from osum_echat.models.loss import cross_entropy
+from osum_echat.models.loss import LossReport, by_task, cross_entropy
 from osum_echat.sequence import IGNORED, Batch
 
-CTC = "ctc"  # the name of the CTC loss in reports by task
-CTC_SHARPNESS = 12.0  # score of a step that equals the embedding of its piece
 MARKS = 3  # rows of the speech table beyond the codes: edge, audio begin, audio end
 LLM_KINDS = {"qwen2": "Qwen2", "qwen3": "Qwen3"}  # model_type -> the stock classes
 SILENCE_FRAMES = 16  # of the clip that a batch without clips may have to hear
 WINDOWS_TOGETHER = 16  # of up to 30 s, elsewhere
 CLIPS_TOGETHER = 4  # on a CPU; of like length, so that little of the work goes into padding
+FRAMES_PER_STEP = 8  # mel frames (10 ms) that become one step of the adapter
+LONGEST_FRAMES = 3000  # 30 s: what Whisper's encoder was trained on, and OSUM-EChat's clips
+MARGIN_FRAMES = 200  # 2 s that a window hears beyond what is kept of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +52,6 @@ class EChatSettings:
     def tied(self) -> bool:
         """Whether text table and text head are one, as in the smaller Qwen models (up to 4B)."""
         return self.llm.get("tie_word_embeddings", True)
-
-
-class TaskLoss(NamedTuple):
-    """What one task contributed to a loss: loss sum, tokens trained, tokens guessed."""
-
-    loss_sum: float
-    tokens: int
-    correct: int
-
-
-class LossReport(NamedTuple):
-    """`total` is the sum over `tokens` trained tokens and carries the gradient."""
-
-    total: Tensor
-    tokens: int
-    by_task: dict[str, TaskLoss]
 
 
 def build_llm(config: Mapping[str, Any]) -> nn.Module:
@@ -183,8 +165,8 @@ class EChatModel(nn.Module):
             mel[cut.start : cut.end]
             for mel, own in zip(mels, cuts, strict=True) for cut in own
         ]  # fmt: skip
-        heard = iter(self._encode_windows(clips))
-        whole = [torch.cat([next(heard)[cut.kept] for cut in own]) for own in cuts]
+        encoded = iter(self._encode_windows(clips))
+        whole = [torch.cat([next(encoded)[cut.kept] for cut in own]) for own in cuts]
         counts = torch.tensor([len(steps) for steps in whole], device=lengths.device)
         return pad_sequence(whole, batch_first=True), counts
 
@@ -192,15 +174,15 @@ class EChatModel(nn.Module):
         """clips: (frames, mel) each. Returns (steps, llm width) each, in the same order."""
         together = CLIPS_TOGETHER if self.device.type == "cpu" else WINDOWS_TOGETHER
         order = sorted(range(len(clips)), key=lambda number: len(clips[number]))
-        heard: dict[int, Tensor] = {}
+        encoded: dict[int, Tensor] = {}
         for first in range(0, len(order), together):
             group = order[first : first + together]
             mels = pad_sequence([clips[number] for number in group], batch_first=True)
             lengths = torch.tensor([len(clips[number]) for number in group], device=mels.device)
             steps, counts = self.adapter(*self.encoder(mels.to(self.dtype), lengths, alone=True))
             for number, own, count in zip(group, steps, counts.tolist(), strict=True):
-                heard[number] = own[:count]
-        return [heard[number] for number in range(len(clips))]
+                encoded[number] = own[:count]
+        return [encoded[number] for number in range(len(clips))]
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         """ids: (...) in joint space. Returns (..., width)."""
@@ -210,15 +192,15 @@ class EChatModel(nn.Module):
         spoken = self.speech_embedding((ids - self.text_rows).clamp(min=0))
         return torch.where(is_speech[..., None], spoken, written)
 
-    def embed(self, batch: Batch, heard: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def embed(self, batch: Batch, encoded: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The rows with every clip in its place. Returns (rows, tokens, width).
 
-        heard: what `encode_audio` made of the clips, where the caller needs it too.
+        encoded: what `encode_audio` made of the clips, where the caller needs it too.
         """
         embedded = self.embed_ids(batch.ids)
         if batch.mels is None:
-            return embedded if heard is None else embedded + 0.0 * heard[0].sum()
-        clips, lengths = heard or self.encode_audio(batch.mels, batch.mel_lengths)
+            return embedded if encoded is None else embedded + 0.0 * encoded[0].sum()
+        clips, lengths = encoded or self.encode_audio(batch.mels, batch.mel_lengths)
         assert lengths.tolist() == [span.length for span in batch.spans], "clips do not fit spans"
         rows = torch.tensor([span.row for span in batch.spans], device=embedded.device)
         starts = torch.tensor([span.start for span in batch.spans], device=embedded.device)
@@ -278,46 +260,24 @@ class EChatModel(nn.Module):
         return self.speech_head(hidden)
 
     def ctc_log_probs(self, steps: Tensor) -> Tensor:
-        """How likely each step is each text id or, last, the blank, by their directions alone.
+        """How likely each step of a clip is each text id or, last, the blank: see models/ctc.py.
 
-        steps: (..., steps, width), of `encode_audio`. Returns log chances (..., text rows + 1),
-        float32. The mark before a clip stands for the blank.
+        steps: (..., steps, width), of `encode_audio`. Returns (..., steps, text rows + 1), float32.
+        The mark before a clip stands for the blank.
         """
         begin = self.settings.speech_codes + 1
         blank = self.speech_embedding.weight[begin : begin + 1]
         table = torch.cat((self.llm.get_input_embeddings().weight, blank)).detach()
-        norms = table.norm(dim=-1, keepdim=True)
-        scores = steps @ (table / norms).T * (CTC_SHARPNESS / norms.mean())
-        return scores.float().log_softmax(-1)
+        return ctc.log_probs(steps, table)
 
-    def ctc_loss(self, batch: Batch, heard: tuple[Tensor, Tensor]) -> LossReport:
-        """CTC between the adapter's steps, read by the LLM's own text table, and what clips say.
-
-        It pulls each step towards the embedding of the piece that sounds there, which is what the
-        LLM knows how to read (ours, not the paper's). heard: (clips, steps, width) and lengths.
-        The report's task is `ctc`; right are the pieces that the best path shares in order.
-        """
-        steps, lengths = heard
-        said = [(clip, ids) for clip, ids in enumerate(batch.ctc_targets) if ids]
+    def ctc_loss(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> LossReport:
+        """CTC of the clips whose words are known; encoded: (clips, steps, width) and lengths."""
+        steps, lengths = encoded
+        said = {clip: ids for clip, ids in enumerate(batch.ctc_targets) if ids}
         if not said:
             return LossReport(steps.sum() * 0.0, 0, {})
-        clips = torch.tensor([clip for clip, _ in said], device=steps.device)
-        scores = self.ctc_log_probs(steps[clips])
-        targets = torch.tensor([number for _, ids in said for number in ids], device=steps.device)
-        counts = torch.tensor([len(ids) for _, ids in said], device=steps.device)
-        total = functional.ctc_loss(
-            scores.transpose(0, 1), targets, lengths[clips], counts,
-            blank=self.text_rows, reduction="sum", zero_infinity=True,
-        )  # fmt: skip
-        best = scores.detach().argmax(-1).tolist()
-        right = 0
-        for (clip, ids), path in zip(said, best, strict=True):
-            pieces = [piece for piece, _ in groupby(path[: int(lengths[clip])])]
-            pieces = [piece for piece in pieces if piece != self.text_rows]
-            blocks = SequenceMatcher(None, pieces, list(ids), autojunk=False).get_matching_blocks()
-            right += sum(block.size for block in blocks)
-        score = TaskLoss(float(total.detach()), len(targets), right)
-        return LossReport(total, len(targets), {CTC: score})
+        clips = torch.tensor(list(said), device=steps.device)
+        return ctc.ctc_loss(self.ctc_log_probs(steps[clips]), lengths[clips], [*said.values()])
 
     def loss(
         self, batch: Batch, ctc_weight: float = 0.0, ctc_only: bool = False, whole: bool = False
@@ -328,16 +288,16 @@ class EChatModel(nn.Module):
         whole: every part gets a gradient, be it zero, whatever the batch holds, in the same order:
         for processes that share gradients as they appear.
         """
-        heard = None if batch.mels is None else self.encode_audio(batch.mels, batch.mel_lengths)
-        extra = self.ctc_loss(batch, heard) if heard is not None and ctc_weight else None
-        if heard is None and whole:
+        encoded = None if batch.mels is None else self.encode_audio(batch.mels, batch.mel_lengths)
+        extra = self.ctc_loss(batch, encoded) if encoded is not None and ctc_weight else None
+        if encoded is None and whole:
             silence = torch.zeros(1, SILENCE_FRAMES, self.settings.encoder.mels, device=self.device)
-            heard = self.encode_audio(silence, torch.tensor([SILENCE_FRAMES], device=self.device))
+            encoded = self.encode_audio(silence, torch.tensor([SILENCE_FRAMES], device=self.device))
         if ctc_only:
             if extra is None:
                 raise DataError("ctc_only: a batch without clips; take text tasks out of data")
             return extra._replace(total=ctc_weight * extra.total)
-        own = self._token_loss(batch, heard, whole)
+        own = self._token_loss(batch, encoded, whole)
         if extra is None:
             return own
         return LossReport(
@@ -347,9 +307,9 @@ class EChatModel(nn.Module):
         )
 
     def _token_loss(
-        self, batch: Batch, heard: tuple[Tensor, Tensor] | None, whole: bool
+        self, batch: Batch, encoded: tuple[Tensor, Tensor] | None, whole: bool
     ) -> LossReport:
-        hidden = self.forward(batch, embedded=self.embed(batch, heard))
+        hidden = self.forward(batch, embedded=self.embed(batch, encoded))
         rows, columns = torch.nonzero(batch.targets[:, 1:] != IGNORED, as_tuple=True)
         columns = columns + 1
         task_names, task_of = tasks_at(batch, rows, columns)
@@ -378,14 +338,33 @@ def tasks_at(batch: Batch, rows: Tensor, columns: Tensor) -> tuple[list[str], Te
     return names, table.to(rows.device)[rows, batch.segments[rows, columns]]
 
 
-def by_task(
-    losses: Tensor, right: Tensor, task_of: Tensor, names: list[str]
-) -> dict[str, TaskLoss]:
-    """losses, right, task_of: (tokens,): loss, whether it was guessed, number of its task."""
-    count = len(names)
-    sums = torch.zeros(count, device=losses.device).index_add_(0, task_of, losses).tolist()
-    tokens = torch.bincount(task_of, minlength=count).tolist()
-    hits = torch.bincount(task_of[right], minlength=count).tolist()
-    return {
-        name: TaskLoss(*row) for name, *row in zip(names, sums, tokens, hits, strict=True) if row[1]
-    }
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Frames `start` to `end` are encoded; `kept` are the steps of the window that count."""
+
+    start: int
+    end: int
+    kept: slice
+
+
+def windows(
+    frames: int, longest: int = LONGEST_FRAMES, margin: int = MARGIN_FRAMES
+) -> list[Window]:
+    """Cut a clip; its windows' kept steps, one after another, are those of the whole clip.
+
+    longest, margin: in frames, multiples of FRAMES_PER_STEP. A clip of up to `longest` is one
+    window. Inside, a window begins `margin` before what is kept of it and ends as much after it.
+    """
+    if frames <= longest:
+        return [Window(0, frames, slice(None))]
+    found = []
+    kept = 0
+    while kept < frames:
+        start = max(0, kept - margin)
+        is_last = start + longest >= frames
+        until = frames if is_last else start + longest - margin
+        first = (kept - start) // FRAMES_PER_STEP
+        last = None if is_last else (until - start) // FRAMES_PER_STEP
+        found.append(Window(start, min(start + longest, frames), slice(first, last)))
+        kept = until
+    return found

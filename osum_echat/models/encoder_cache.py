@@ -1,14 +1,14 @@
-"""What a frozen encoder made of the clips it has heard: epochs repeat, the encoder need not."""
+"""The outputs of a frozen encoder, kept: epochs repeat, the encoder need not."""
 
 from hashlib import blake2b
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from osum_echat.models.encoder import Encoder
+from osum_echat.weights import write_safetensors_file
 
 WARP = 0.12                     # of the clip: how far its middle may move
 BIAS, SCALE, GRAIN = 0.15, 0.1, 0.1     # of a dimension's deviation
@@ -31,10 +31,8 @@ class EncoderCache:
 
     def save(self, path: Path) -> None:
         """Write what is kept, and whose it is, for a later stage with the same encoder."""
-        part = path.with_name(f".{path.name}.part")
         kept = {name.hex(): steps for name, steps in self._kept.items()}
-        save_file(kept, part, metadata={"encoder": self._fingerprint()})
-        part.rename(path)
+        write_safetensors_file(path, kept, {"encoder": self._fingerprint()})
 
     def load(self, path: Path) -> bool:
         """Take over what `save` wrote; False if there is none or another encoder made it."""
@@ -71,7 +69,7 @@ class EncoderCache:
             self._heard(mel[:frames]) for mel, frames in zip(mels, lengths.tolist(), strict=True)
         ]
         if training and self.vary:
-            heard = [varied(steps.float(), self.vary) for steps in heard]
+            heard = [augmented(steps.float(), self.vary) for steps in heard]
         counts = torch.tensor([len(steps) for steps in heard], device=lengths.device)
         padded = torch.nn.utils.rnn.pad_sequence(heard, batch_first=True)
         return padded.to(mels.device, mels.dtype), counts
@@ -88,7 +86,7 @@ class EncoderCache:
         return steps
 
 
-def varied(steps: Tensor, much: float) -> Tensor:
+def augmented(steps: Tensor, much: float) -> Tensor:
     """As another voice in another room might have made them: (steps, width), the same shape out.
 
     Time bends around its middle, every dimension gets a constant and a factor of its own, a gap

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from osum_echat.errors import CheckpointError, ConfigError
-from osum_echat.models.stored import Stored
 
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 # As published: not up_proj.
@@ -51,8 +51,8 @@ def is_trained_with(names: Mapping[str, object]) -> bool:
     return any(name.endswith(DOWN) for name in names)
 
 
-def merged(weights: Mapping[str, Stored], settings: LoraSettings) -> dict[str, Stored]:
-    """The weights of the plain model that computes the same; each is merged when it is read.
+def merged(weights: Mapping[str, Tensor], settings: LoraSettings) -> dict[str, Tensor]:
+    """The weights of the plain model that computes the same.
 
     A merged weight is added up in float32 and rounded once, to the type of its base.
     """
@@ -71,17 +71,14 @@ def merged(weights: Mapping[str, Stored], settings: LoraSettings) -> dict[str, S
     return found
 
 
-def _merged(target: str, base: Stored, down: Stored, up: Stored, settings: LoraSettings) -> Stored:
+def _merged(target: str, base: Tensor, down: Tensor, up: Tensor, settings: LoraSettings) -> Tensor:
     rank, fits = settings.rank, (up.shape[:1], down.shape[1:]) == (base.shape[:1], base.shape[1:])
     if not fits or down.shape[0] != rank or up.shape[1] != rank:
         raise CheckpointError(
             f"{target}: lora_A {list(down.shape)} and lora_B {list(up.shape)} do not fit the base "
             f"{list(base.shape)} and rank {rank}; see lora_rank or lora.rank in the settings"
         )
-
-    def read() -> Tensor:
-        change = up.read().float() @ down.read().float()
-        return base.read().float().add_(change, alpha=settings.alpha / rank).to(base.dtype)
-
-    return Stored(base.shape, base.dtype, read)
+    change = up.float() @ down.float()
+    whole = base.to(torch.float32, copy=True).add_(change, alpha=settings.alpha / rank)
+    return whole.to(base.dtype)
 

@@ -22,6 +22,22 @@ CHUNK_TOKENS = 4096  # and not more tokens than this: small vocabularies stay ne
 BLOCK_COLUMNS = 2**15  # of a head's gradient that are added at a time where types differ
 
 
+class TaskLoss(NamedTuple):
+    """What one task contributed to a loss: loss sum, tokens trained, tokens guessed."""
+
+    loss_sum: float
+    tokens: int
+    correct: int
+
+
+class LossReport(NamedTuple):
+    """`total` is the sum over `tokens` trained tokens and carries the gradient."""
+
+    total: Tensor
+    tokens: int
+    by_task: dict[str, TaskLoss]
+
+
 class TokenLosses(NamedTuple):
     """`total`, (), carries the gradient; losses, (tokens,), and right, (tokens,) bool, do not."""
 
@@ -166,3 +182,16 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         return
     for part, own in zip(total.split(BLOCK_COLUMNS), left.split(BLOCK_COLUMNS, 1), strict=True):
         part += own.T @ right
+
+
+def by_task(
+    losses: Tensor, right: Tensor, task_of: Tensor, names: list[str]
+) -> dict[str, TaskLoss]:
+    """losses, right, task_of: (tokens,): loss, whether it was guessed, number of its task."""
+    count = len(names)
+    sums = torch.zeros(count, device=losses.device).index_add_(0, task_of, losses).tolist()
+    tokens = torch.bincount(task_of, minlength=count).tolist()
+    hits = torch.bincount(task_of[right], minlength=count).tolist()
+    return {
+        name: TaskLoss(*row) for name, *row in zip(names, sums, tokens, hits, strict=True) if row[1]
+    }

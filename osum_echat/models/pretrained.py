@@ -1,26 +1,80 @@
-"""Where a model comes from: its weights, its settings, and what lies beside them."""
+"""Where weights come from: a model's files, the Hugging Face hub, and other models to start from.
 
+A model is named by a directory, a file, or hub:OWNER/NAME[/FILE]. Parts of a model can start from
+a stock Qwen (the LLM), a stock Whisper (the encoder), or another model (encoder and adapter).
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from osum_echat import logs, weights
 from osum_echat.errors import CheckpointError
-from osum_echat.models import deepspeed_directory, hub
-from osum_echat.models.settings import COPY, SETTINGS_FILE, UPSTREAM_KEY
-from osum_echat.models.stored import INDEX_FILE, WEIGHTS_FILE
-from osum_echat.paths import PUBLISHED_SETTINGS
+from osum_echat.models import checkpoint
+from osum_echat.models.checkpoint import settings_file, weights_file
+from osum_echat.models.echat import EChatModel
+from osum_echat.models.encoder import Encoder, EncoderSettings
+from osum_echat.models.settings import COPY, UPSTREAM_KEY, read_llm_config
 from osum_echat.settings import read_mapping
 
-# Ours, upstream's, and what upstream's training leaves beside its states.
-SETTINGS_NAMES = (SETTINGS_FILE, "ct_config.yaml", "train.yaml")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 TOKENIZER_PLACES = ("", "llm", "tokenizer")
 TOKEN2WAV_PLACES = ("token2wav", "CosyVoice-300M-25Hz", "CosyVoice-300M-25Hz.tar")
 
+HUB = "hub:"
+HUB_NAME = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+))?")
+SMALL_FILES = ("*.yaml", "*.json", "*.txt", "*.jinja", "*.md")  # settings, tokenizer, index
+OWN_FILES = ("*.safetensors", "token2wav/*")
+RESUMED_BYTES = 2**26           # from here on, what came of a file is kept when it breaks off
+SHA256 = re.compile(r"[0-9a-f]{64}")    # what the hub names a large file by
+
+LLM = "llm."
+LLM_CONFIG_FILE = "config.json"
+ENCODER_ADAPTER = ("encoder.", "adapter.")
+PROJECTION = "adapter.projection."      # to the width of the LLM, which may be another
+
+WHISPER_HEAD_WIDTH = 64         # in every Whisper
+WHISPER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+FROM_TRANSFORMERS = (
+    (r"^model\.", ""),
+    (r"^encoder\.conv1\.", "embed.conv.0."),
+    (r"^encoder\.conv2\.", "embed.conv.2."),
+    (r"^encoder\.layer_norm\.", "after_norm."),
+    (r"^encoder\.layers\.(\d+)\.", r"encoders.\1."),
+    (r"\.self_attn\.([qkv])_proj\.", r".self_attn.linear_\1."),
+    (r"\.self_attn\.out_proj\.", ".self_attn.linear_out."),
+    (r"\.self_attn_layer_norm\.", ".norm1."),
+    (r"\.final_layer_norm\.", ".norm2."),
+    (r"\.fc([12])\.", r".feed_forward.w_\1."),
+)
+FROM_OPENAI = (
+    (r"^encoder\.conv1\.", "embed.conv.0."),
+    (r"^encoder\.conv2\.", "embed.conv.2."),
+    (r"^encoder\.ln_post\.", "after_norm."),
+    (r"^encoder\.blocks\.(\d+)\.", r"encoders.\1."),
+    (r"\.attn\.(q)uery\.|\.attn\.(k)ey\.|\.attn\.(v)alue\.", r".self_attn.linear_\1\2\3."),
+    (r"\.attn\.out\.", ".self_attn.linear_out."),
+    (r"\.attn_ln\.", ".norm1."),
+    (r"\.mlp_ln\.", ".norm2."),
+    (r"\.mlp\.0\.", ".feed_forward.w_1."),
+    (r"\.mlp\.2\.", ".feed_forward.w_2."),
+)
+OPENAI_MARK = "encoder.ln_post.weight"
+
+LOG = logs.logger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """weights: a file, an index of files or a DeepSpeed folder; settings: ours or upstream's."""
+class ModelFiles:
+    """weights: a file or an index of files; settings: ours or upstream's."""
 
     weights: Path
     settings: Path
@@ -65,65 +119,260 @@ class Source:
         return next((place for place in places if place.exists()), places[0])
 
 
-def find(place: str | Path, config: str | Path | None = None) -> Source:
+def find(place: str | Path, config: str | Path | None = None) -> ModelFiles:
     """The parts of a source: a directory, a file, or hub:OWNER/NAME[/FILE].
 
     config: the settings; None: those beside the weights, or the published ones for a lone file.
     Raises CheckpointError naming what is not there.
     """
-    local = hub.fetch(str(place)) if hub.is_hub(place) else Path(place)
-    weights = weights_file(local)
+    path = weights_file(local(place))
     if config is None:
-        return Source(weights, settings_file(weights))
+        return ModelFiles(path, settings_file(path))
     if not Path(config).is_file():
         raise CheckpointError(f"{config}: no such settings; give a model.yaml")
-    return Source(weights, Path(config))
+    return ModelFiles(path, Path(config))
 
 
-def weights_file(place: Path) -> Path:
-    """The file or DeepSpeed folder with the weights. Raises CheckpointError if there is none."""
-    if place.is_file():
-        return place
-    if not place.is_dir():
-        raise CheckpointError(
-            f"{place}: no such model directory or file; give the path of a model, or "
-            "hub:OWNER/NAME[/FILE]"
-        )
-    for name in (WEIGHTS_FILE, INDEX_FILE):
-        if (place / name).is_file():
-            return place / name
-    folder = deepspeed_directory.step_folder(place)
-    if folder is not None:
-        return folder
-    published = sorted(place.glob("*.pt"))
+def is_hub(place: object) -> bool:
+    """True for a source that names a repository of the hub."""
+    return str(place).startswith(HUB)
+
+
+def fetch(place: str, cache: Path | None = None, names: Sequence[str] = ()) -> Path:
+    """Fetch a source and return where it lies: the file, or the directory of the whole model.
+
+    Files that are there are not fetched again, a connection that breaks off or a process that ends
+    is taken up where it stopped, and without a network the cache is enough. cache: None is the
+    hub's own; names: the files wanted of a whole repository, none: those of a model. Raises
+    CheckpointError.
+    """
+    found = HUB_NAME.fullmatch(place)
+    if found is None or ".." in place:
+        raise CheckpointError(f"{place}: write it as hub:OWNER/NAME or hub:OWNER/NAME/FILE")
+    import httpx2  # the hub's HTTP client, whose errors come through
+    from huggingface_hub import errors
+
+    try:
+        return _fetch(found["repo"], found["file"], names, cache)
+    except (errors.HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        if isinstance(error, errors.RepositoryNotFoundError):       # GatedRepoError is one too
+            reason = "no such repository, or it needs a login (hf auth login)"
+        else:
+            reason = (
+                "cannot be fetched, and is not in the cache "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); go online, set "
+                "HF_ENDPOINT to a mirror, or download it and give its path"
+            )
+        raise CheckpointError(f"{place}: {reason}") from error
+
+
+def _fetch(repo: str, file: str | None, names: Sequence[str], cache: Path | None) -> Path:
+    from huggingface_hub import constants, snapshot_download
+
+    endpoint = os.environ.get("HF_ENDPOINT")
+    files = _listed(repo, endpoint)
+    wanted = [] if files is None else [file] if file else list(names) or _weights(repo, files)
+    LOG.info("fetching %s from %s", ", ".join(wanted) if wanted else "the cache", repo)
+    cache = cache or Path(constants.HF_HUB_CACHE)
+    for name in files or ():
+        if any(fnmatchcase(name, pattern) for pattern in wanted):
+            _fetch_large(repo, name, cache, endpoint)
+    patterns = [*SMALL_FILES, *wanted]
+    folder = Path(snapshot_download(
+        repo, cache_dir=cache, endpoint=endpoint, allow_patterns=patterns,
+        local_files_only=files is None,
+    ))  # fmt: skip
+    if file and not (folder / file).is_file():
+        raise CheckpointError(f"{HUB}{repo}/{file}: the repository has no such file")
+    return folder / file if file else folder
+
+
+def _fetch_large(repo: str, name: str, cache: Path, endpoint: str | None) -> None:
+    """Put a large file where the hub's client looks for it, going on with what is there of it.
+
+    The client itself begins a file again in each process: 7 GB are too much for that.
+    """
+    from huggingface_hub import file_download, utils
+
+    url = file_download.hf_hub_url(repo, name, endpoint=endpoint)
+    headers = utils.build_hf_headers()
+    known = file_download.get_hf_file_metadata(url, headers=headers, endpoint=endpoint)
+    if known.etag is None or known.size is None or known.size < RESUMED_BYTES:
+        return
+    folder = cache / file_download.repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    whole, part = folder / known.etag, folder / f"{known.etag}.part"
+    with utils.WeakFileLock(part.with_suffix(".lock")), part.open("ab") as file:
+        if whole.exists():
+            part.unlink()
+            return
+        if file.tell() > known.size:
+            file.seek(0)
+            file.truncate()
+        if file.tell():
+            LOG.info("%s: going on at %d of %d MB", name, file.tell() >> 20, known.size >> 20)
+        file_download.http_get(
+            url, file, resume_size=file.tell(), headers=headers, expected_size=known.size,
+            displayed_filename=name,
+        )  # fmt: skip
+        file.flush()
+        if SHA256.fullmatch(known.etag) and _sha256(part) != known.etag:
+            part.unlink()
+            raise CheckpointError(f"{HUB}{repo}/{name}: came broken; fetch it again")
+        part.rename(whole)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _listed(repo: str, endpoint: str | None) -> list[str] | None:
+    """The files of a repository; None: the hub cannot be asked, and the cache must do."""
+    import httpx2
+    from huggingface_hub import HfApi, errors
+
+    try:
+        return [str(one.rfilename) for one in HfApi(endpoint).model_info(repo).siblings or []]
+    except errors.RepositoryNotFoundError:
+        raise
+    except (errors.HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        LOG.warning("%s: the hub cannot be asked (%s); using the cache", repo, error)
+        return None
+
+
+def _weights(repo: str, files: list[str]) -> list[str]:
+    """What to fetch of a whole repository. Raises CheckpointError where one must be named."""
+    if any(name.endswith(".safetensors") for name in files):
+        return list(OWN_FILES)
+    published = sorted(name for name in files if name.endswith(".pt"))
     if len(published) == 1:
-        return published[0]
+        return published
+    choices = ", ".join(f"{HUB}{repo}/{name}" for name in published)
     raise CheckpointError(
-        f"{place / WEIGHTS_FILE}: no such file"
-        + (
-            f", and {len(published)} .pt files to choose from: name one of "
-            f"{', '.join(path.name for path in published)}"
-            if published
-            else "; copy the model again"
-        )
+        f"{HUB}{repo}: several files to choose from; give one of {choices}"
+        if published
+        else f"{HUB}{repo}: holds no .safetensors and no .pt"
     )
 
 
-def settings_file(weights: Path) -> Path:
-    """The settings that belong to weights: beside them, or above a DeepSpeed folder.
+def llm_settings(directory: Path) -> dict[str, Any]:
+    """The sizes of a stock LLM, as EChatSettings.llm wants them. Raises CheckpointError."""
+    raw = read_llm_config(local(directory) / LLM_CONFIG_FILE)
+    # transformers leaves out what equals its own default, which is untied.
+    return {**raw, "tie_word_embeddings": raw.get("tie_word_embeddings", False)}
 
-    A published file alone gets the published settings. Raises CheckpointError where none are found.
+
+def start_llm(model: EChatModel, directory: Path) -> None:
+    """Give the LLM the weights of a stock Qwen2 or Qwen3 directory of its size.
+
+    Raises one CheckpointError listing every key that is missing, unexpected or mis-shaped.
     """
-    homes = [weights, weights.parent] if weights.is_dir() else [weights.parent]
-    for home in homes:
-        for name in SETTINGS_NAMES:
-            if (home / name).is_file():
-                return home / name
-    is_ours = weights.name in (WEIGHTS_FILE, INDEX_FILE)
-    if is_ours and (weights.parent / "config.json").is_file():
-        raise CheckpointError(
-            f"{weights.parent}: an LLM alone, no whole model; train from it with init_llm"
+    path = weights_file(local(directory))
+    raw = {f"{LLM}{name}": value for name, value in weights.read(path).items()}
+    _copy(path, _part(checkpoint.own_weights(model), (LLM,)), raw, model.settings.tied)
+
+
+def start_encoder_adapter(model: EChatModel, place: Path) -> None:
+    """Give encoder and adapter the weights of another model, ours or published.
+
+    A projection to an LLM of another width is left as it is. Raises CheckpointError as `load`.
+    """
+    path = weights_file(local(place))
+    found = _part(checkpoint.read_weights(path), ENCODER_ADAPTER)
+    wanted = _part(checkpoint.own_weights(model), ENCODER_ADAPTER)
+    weight = f"{PROJECTION}weight"
+    if weight in found and found[weight].shape != wanted[weight].shape:
+        LOG.warning(
+            "%s: its projection leads to an LLM of width %d, here %d: it starts anew",
+            path, found[weight].shape[0], len(wanted[weight]),
+        )  # fmt: skip
+        found, wanted = (
+            {name: value for name, value in part.items() if not name.startswith(PROJECTION)}
+            for part in (found, wanted)
         )
-    if is_ours or not PUBLISHED_SETTINGS.is_file():
-        raise CheckpointError(f"{homes[-1] / SETTINGS_FILE}: No such file; copy the model again")
-    return PUBLISHED_SETTINGS
+    _copy(path, wanted, found, tied=False)
+
+
+def local(place: str | Path) -> Path:
+    """Where a source lies: fetched, if the hub has it."""
+    return fetch(str(place)) if is_hub(place) else Path(place)
+
+
+def _part(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if name.startswith(prefixes)}
+
+
+@torch.no_grad()
+def _copy(
+    path: Path, wanted: Mapping[str, Tensor], raw: Mapping[str, Tensor], tied: bool
+) -> None:
+    """Copy every weight over the one of its name."""
+    found = checkpoint.named_as_ours(raw, tied)
+    weights.check(path, wanted, found)
+    for name in logs.progress(wanted, f"loading {path.name}", len(wanted)):
+        value = found[name]
+        weights.check_finite(path, [] if weights.is_finite(value) else [name])
+        wanted[name].copy_(value)
+
+
+def start_encoder(encoder: Encoder, source: Path) -> None:
+    """Give an encoder the weights of a Whisper of the same shape.
+
+    source: model.safetensors or pytorch_model.bin (transformers), OpenAI's .pt, or the folder
+    holding one of them. Raises CheckpointError for other sizes or keys.
+    """
+    tensors = read_whisper(source)
+    found, wanted = encoder_settings(tensors), encoder.settings
+    wrong = [
+        f"{name} {getattr(found, name)} there, {getattr(wanted, name)} here"
+        for name in ("mels", "width", "heads", "units", "blocks")
+        if getattr(found, name) != getattr(wanted, name)
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{source}: not the encoder's sizes: {'; '.join(wrong)}: change the encoder's settings"
+        )
+    weights.fill(encoder, tensors, source)
+
+
+def encoder_settings(tensors: Mapping[str, Tensor]) -> EncoderSettings:
+    """The sizes of the encoder whose weights these are (as returned by read_whisper)."""
+    width, mels, _ = tensors["embed.conv.0.weight"].shape
+    blocks = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("encoders."))
+    units = len(tensors["encoders.0.feed_forward.w_1.bias"])
+    return EncoderSettings(mels, width, width // WHISPER_HEAD_WIDTH, units, blocks)
+
+
+def read_whisper(source: Path) -> dict[str, Tensor]:
+    """The encoder's float32 weights under our names, of transformers' or OpenAI's layout."""
+    path = _whisper_file(source)
+    raw = weights.read(path)
+    rules = FROM_OPENAI if OPENAI_MARK in raw else FROM_TRANSFORMERS
+    found = {}
+    for name, value in raw.items():
+        if "encoder." not in name:
+            continue
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        if name.startswith(("embed.conv.", "encoders.", "after_norm.")):
+            found[name] = value.float()
+    if "embed.conv.0.weight" not in found:
+        raise CheckpointError(f"{path}: holds no Whisper encoder")
+    return found
+
+
+def _whisper_file(source: Path) -> Path:
+    """The file of the weights: the source itself, or the one in a folder."""
+    if source.is_file():
+        return source
+    found = [source / name for name in WHISPER_FILES if (source / name).is_file()]
+    found = found or sorted(source.glob("*.pt"))
+    if len(found) < 1 or (found[0].suffix == ".pt" and len(found) > 1):
+        raise CheckpointError(
+            f"{source}: holds no {WHISPER_FILES[0]} (transformers), and {len(found)} .pt (OpenAI); "
+            "give the file of a Whisper"
+        )
+    return found[0]

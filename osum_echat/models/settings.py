@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from difflib import get_close_matches
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +11,7 @@ from osum_echat.models.adapter import AdapterSettings
 from osum_echat.models.echat import EChatSettings
 from osum_echat.models.encoder import EncoderSettings
 from osum_echat.models.lora import LoraSettings
-from osum_echat.settings import read_mapping
+from osum_echat.settings import parse, read_mapping
 
 SETTINGS_FILE = "model.yaml"
 COPY = "copy the model again"
@@ -65,7 +64,7 @@ def our_settings(raw: Mapping[str, Any]) -> EChatSettings:
         sizes(AdapterSettings, raw["adapter"], "adapter"),
         {key: number(value) for key, value in raw["llm"].items()},
         int(raw.get("speech_codes", EChatSettings().speech_codes)),
-        sizes(LoraSettings, _with_tuples(lora), "lora") if lora is not None else None,
+        sizes(LoraSettings, lora, "lora") if lora is not None else None,
     )
 
 
@@ -97,21 +96,11 @@ def upstream_settings(raw: Mapping[str, Any], llm: Mapping[str, Any]) -> EChatSe
 
 
 def sizes(kind: type[Settings], raw: Mapping[str, Any], where: str) -> Settings:
-    """A settings dataclass from its part of the YAML; unknown keys and wrong types are refused."""
-    known = {field.name: field for field in fields(kind)}
+    """A settings dataclass from its part of the YAML; no size in it may be below 1."""
     for key, value in raw.items():
-        if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"{where}.{key}: no such setting; {hint}")
-        wanted = known[key].type
-        if wanted in (int, float) and (
-            isinstance(value, bool) or not isinstance(value, wanted | int)
-        ):
-            raise ConfigError(f"{where}.{key}: {value!r} where a number is needed")
-        if wanted is int and value < 1:
+        if type(value) is int and value < 1 and key != "dropout":
             raise ConfigError(f"{where}.{key}: {value}, need 1 or more")
-    return kind(**raw)
+    return parse(kind, raw, where)
 
 
 def as_plain(settings: EChatSettings) -> dict[str, Any]:
@@ -128,10 +117,6 @@ def as_plain(settings: EChatSettings) -> dict[str, Any]:
 def number(value: Any) -> Any:
     """A float that YAML took for a string, because it has no point: 1e-6."""
     return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
-
-
-def _with_tuples(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
 
 
 def llm_config_file(path: Path, raw: Mapping[str, Any]) -> Path:

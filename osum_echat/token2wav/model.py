@@ -1,9 +1,10 @@
 """Speech tokens to sound: a directory or tar of flow, vocoder and voice, behind one call."""
 
 import copy
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from osum_echat import device as devices
 from osum_echat import logs, weights
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.settings import mapping, parse
-from osum_echat.stored_file import Shelf, find, shelf
 from osum_echat.token2wav import cosyvoice
 from osum_echat.token2wav.flow import Flow, FlowSettings, VoiceState, frames_for
 from osum_echat.token2wav.hift import Hift, HiftSettings, fold
@@ -28,6 +28,7 @@ from osum_echat.token2wav.voice import (
     make_prompt,
 )
 from osum_echat.token2wav.wave_stream import WaveStream
+from osum_echat.weights import TarMember
 
 SETTINGS_FILE = "token2wav.yaml"
 FLOW_FILES = ("flow.safetensors", "flow.pt")
@@ -40,6 +41,7 @@ FILES = (
     *FLOW_FILES, *VOCODER_FILES, *TOKENIZER_FILES, *SPEAKER_FILES,
 )  # fmt: skip
 VOCODERS = ("hift", "nsf_vocos")
+Files = dict[str, Path | TarMember]
 WAVE_FADE_FRAMES = 1            # of 11.6 ms: over which the sound of a piece goes into the next
 CARD_FRAMES = 20_000            # solved side by side on a card; a CPU gains nothing by it
 MOST_PADDING = 0.2              # of a row, where several are solved side by side
@@ -95,9 +97,9 @@ class Token2Wav(nn.Module):
         for a setting out of range.
         """
         source = Path(source)
-        files = shelf(source, FILES)
-        flow_file = find(files, FLOW_FILES, source)
-        vocoder_file = find(files, VOCODER_FILES, source)
+        files = find_files(source)
+        flow_file = first_of(files, FLOW_FILES, source)
+        vocoder_file = first_of(files, VOCODER_FILES, source)
         flow = weights.read(flow_file)
         vocoder = fold(weights.read(vocoder_file), str(vocoder_file))
         settings = _settings(files, source, flow, vocoder)
@@ -241,20 +243,64 @@ class Token2Wav(nn.Module):
         return voice
 
 
+def find_files(source: Path) -> Files:
+    """The files of a model in a directory, or in an uncompressed tar, whatever its folders.
+
+    Raises CheckpointError: nothing there, a damaged or packed tar, a name twice.
+    """
+    if source.is_dir():
+        return {name: source / name for name in FILES if (source / name).is_file()}
+    if not source.is_file():
+        raise CheckpointError(
+            f"{source}: no such file or directory; give a token2wav directory or its .tar"
+        )
+    found: Files = {}
+    try:
+        with tarfile.open(source, "r:") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name).name
+                if name not in FILES or not member.isreg() or member.issparse():
+                    continue
+                if name in found:
+                    raise tarfile.ReadError(f"holds {name} twice")
+                if member.offset_data + member.size > source.stat().st_size:
+                    raise tarfile.ReadError(f"cut short at {name}")
+                found[name] = TarMember(source, member.name)
+    except (tarfile.TarError, OSError, EOFError, MemoryError) as error:
+        raise CheckpointError(
+            f"{source}: not a readable, uncompressed tar ({error}); give the .tar as it was "
+            "published, or the directory unpacked from it"
+        ) from error
+    return found
+
+
+def first_of(files: Files, names: tuple[str, ...], source: Path) -> Path | TarMember:
+    """The first of `names` that is there. Raises CheckpointError."""
+    for name in names:
+        if name in files:
+            return files[name]
+    raise CheckpointError(f"{source}: holds no {' or '.join(names)}; copy the whole model")
+
+
+def _bytes(file: Path | TarMember) -> bytes:
+    with weights.opened(file) as stream:
+        return stream.read()
+
+
 def listen(source: Path, wav: str | Path) -> VoicePrompt:
     """Measure a recording with the two ONNX models of a token2wav directory or tar."""
-    files = shelf(source, FILES)
-    tokenizer = SpeechTokenizer(find(files, TOKENIZER_FILES, source))
-    return make_prompt(wav, tokenizer, SpeakerEncoder(find(files, SPEAKER_FILES, source)))
+    files = find_files(source)
+    tokenizer = SpeechTokenizer(first_of(files, TOKENIZER_FILES, source))
+    return make_prompt(wav, tokenizer, SpeakerEncoder(first_of(files, SPEAKER_FILES, source)))
 
 
 def _settings(
-    files: Shelf, source: Path, flow: dict[str, Tensor], vocoder: dict[str, Tensor]
+    files: Files, source: Path, flow: dict[str, Tensor], vocoder: dict[str, Tensor]
 ) -> Token2WavSettings:
     """Ours by our yaml; the published model's by its own, if it is there, and by the shapes."""
     if SETTINGS_FILE in files:
         own = files[SETTINGS_FILE]
-        return parse(Token2WavSettings, mapping(own.read(), str(own)), SETTINGS_FILE)
+        return parse(Token2WavSettings, mapping(_bytes(own), str(own)), SETTINGS_FILE)
     if cosyvoice.FLOW_FILE not in files or cosyvoice.VOCODER_FILE not in files:
         raise CheckpointError(
             f"{source / SETTINGS_FILE}: no such file; give a directory made for token to wav, "
@@ -266,7 +312,7 @@ def _settings(
     text = files.get(cosyvoice.YAML_FILE)
     if text is None:
         LOG.warning("%s: no %s; sizes are read from the weights", source, cosyvoice.YAML_FILE)
-    sheet = cosyvoice.sheet_of(text.read() if text else None, str(text or cosyvoice.YAML_FILE))
+    sheet = cosyvoice.sheet_of(_bytes(text) if text else None, str(text or cosyvoice.YAML_FILE))
     return Token2WavSettings(
         "hift",
         cosyvoice.flow_settings(sheet, flow, flow_where),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from osum_echat import audio
 from osum_echat.errors import CheckpointError, InputError
-from osum_echat.stored_file import StoredFile
+from osum_echat.weights import TarMember, opened
 
 SAMPLE_RATE_HZ = 22_050
 HOP_SAMPLES = 256                       # 11.6 ms
@@ -81,15 +81,17 @@ class VoicePrompt:
     @classmethod
     def load(cls, path: str | Path) -> "VoicePrompt":
         """A saved voice. Raises CheckpointError for what is none."""
-        return cls.read(StoredFile.whole(Path(path)))
+        return cls.read(Path(path))
 
     @classmethod
-    def read(cls, file: StoredFile) -> "VoicePrompt":
+    def read(cls, file: Path | TarMember) -> "VoicePrompt":
         """As `load`, also from a tar."""
-        if file.size > LARGEST_VOICE_BYTES:
-            raise CheckpointError(f"{file}: {file.size} bytes; a voice has far fewer")
+        with opened(file) as stream:
+            data = stream.read(LARGEST_VOICE_BYTES + 1)
+        if len(data) > LARGEST_VOICE_BYTES:
+            raise CheckpointError(f"{file}: over {LARGEST_VOICE_BYTES} bytes; a voice has fewer")
         try:
-            tensors = load(file.read())
+            tensors = load(data)
         except SafetensorError as error:
             raise CheckpointError(f"{file}: not a readable voice file ({error})") from error
         missing = {"tokens", "mel", "speaker"} - set(tensors)
@@ -147,7 +149,7 @@ class Session(Protocol):
     def run(self, names: list[str] | None, feeds: dict[str, Any]) -> Any: """One pass."""
 
 
-def open_onnx(file: StoredFile) -> Session:
+def open_onnx(file: Path | TarMember) -> Session:
     """A session on one thread, on a GPU where onnxruntime finds one."""
     import onnxruntime
 
@@ -157,7 +159,8 @@ def open_onnx(file: StoredFile) -> Session:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-    graph = str(file.path) if file.is_whole else file.read()
+    with opened(file) as stream:
+        graph = str(file) if isinstance(file, Path) else stream.read()
     try:
         return onnxruntime.InferenceSession(graph, options, providers=providers)
     except Exception as error:      # onnxruntime's own errors have no common base
@@ -168,8 +171,8 @@ def open_onnx(file: StoredFile) -> Session:
 class Listener:
     """An ONNX model that hears a recording; told from others by the inputs that it asks for."""
 
-    def __init__(self, source: str | Path | StoredFile, kind: str) -> None:
-        self.file = source if isinstance(source, StoredFile) else StoredFile.whole(Path(source))
+    def __init__(self, source: str | Path | TarMember, kind: str) -> None:
+        self.file = source if isinstance(source, TarMember) else Path(source)
         self.session = open_onnx(self.file)
         self.inputs = self.session.get_inputs()
         asked = tuple((one.type, len(one.shape)) for one in self.inputs)
@@ -195,7 +198,7 @@ class Listener:
 class SpeechTokenizer(Listener):
     """The published `speech_tokenizer_v1.onnx`, or one like it with other mel bins."""
 
-    def __init__(self, source: str | Path | StoredFile) -> None:
+    def __init__(self, source: str | Path | TarMember) -> None:
         super().__init__(source, TOKENIZER)
         bins = self.inputs[0].shape[1]
         self.mels = bins if isinstance(bins, int) else TOKENIZER_MELS
@@ -238,7 +241,7 @@ def speaker_features(samples: Tensor) -> Tensor:
 class SpeakerEncoder(Listener):
     """The published `campplus.onnx`, or one like it: who speaks, as 192 numbers."""
 
-    def __init__(self, source: str | Path | StoredFile) -> None:
+    def __init__(self, source: str | Path | TarMember) -> None:
         super().__init__(source, SPEAKER)
         bins = self.inputs[0].shape[2]
         if isinstance(bins, int) and bins != MELS:

@@ -26,8 +26,13 @@ from osum_echat.errors import ConfigError
 from osum_echat.logs import logger
 from osum_echat.models import checkpoint, pretrained
 from osum_echat.models.echat import EChatModel, EChatSettings
-from osum_echat.models.starts import llm_settings, local, start_encoder_adapter, start_llm
-from osum_echat.models.whisper_start import start_encoder
+from osum_echat.models.pretrained import (
+    llm_settings,
+    local,
+    start_encoder,
+    start_encoder_adapter,
+    start_llm,
+)
 from osum_echat.sequence import Batch
 from osum_echat.settings import override, parse, read_mapping
 from osum_echat.training.deepspeed_engine import DeepSpeedEngine

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn import functional
 
 from osum_echat.errors import ConfigError
 from osum_echat.models import attention
@@ -22,20 +21,6 @@ def model_of(way: str):
     model = network()
     model.attend_by(way)
     return model
-
-
-def stand_in(query, key, value, borders, borders_of_keys, longest, longest_key, *, scale, **how):
-    """varlen_attn as documented, for a CPU: (tokens, heads, width), sequences end to end."""
-    assert borders.dtype == torch.int32 and torch.equal(borders, borders_of_keys)
-    assert longest == longest_key == int(borders.diff().max()) and how["window_size"] == (-1, 0)
-    assert {one.dtype for one in (query, key, value)} <= set(attention.KERNEL_TYPES)
-    found = []
-    for start, end in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
-        own = [part[start:end].transpose(0, 1).float() for part in (query, key, value)]
-        found.append(functional.scaled_dot_product_attention(
-            *own, is_causal=True, scale=scale, enable_gqa=how["enable_gqa"]
-        ).transpose(0, 1))  # fmt: skip
-    return torch.cat(found).to(query.dtype)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -68,25 +53,6 @@ def test_packed_equals_unpacked_in_values_and_gradients(way, recompute):
             assert torch.allclose(ours.grad / scale, theirs[name].grad / scale, atol=1e-5), name
 
 
-def test_the_kernel_is_given_what_its_page_says(monkeypatch):
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
-    batch, found = collate(ROWS, VOCAB), []
-    for way in ("varlen", "segments"):
-        model = model_of(way).bfloat16()
-        embedded = model.embed(batch).detach().requires_grad_()
-        hidden = model.run(embedded, batch.segments, batch.positions)[batch.valid]
-        hidden.float().sum().backward()
-        found.append((hidden.float(), embedded.grad.float()))
-    for ours, theirs in zip(*found, strict=True):
-        assert (ours - theirs).abs().max() <= 0.05 * theirs.abs().max()
-
-
-def test_a_kernel_of_half_precision_refuses_the_rest():
-    model, batch = model_of("varlen"), collate([SEQUENCES[:2]], VOCAB)
-    with pytest.raises(ConfigError, match=r"engine\.precision=bf16"):
-        model(batch)
-
-
 @pytest.mark.parametrize("way", HERE)
 def test_a_sequence_with_holes_is_kept_whole(way):
     segments = torch.tensor([[0, 0, -1, 0, 1, 1, -1, -1]])
@@ -98,17 +64,14 @@ def test_a_sequence_with_holes_is_kept_whole(way):
     assert torch.allclose(found[:, [0, 1, 3]], dense, atol=1e-5)
 
 
-def test_parts_are_counted_row_by_row():
-    segments = torch.tensor([[0, 0, 0, 1], [0, 1, -1, -1]])
-    parts = attention.parts_of(segments, on_device=True)
-    assert parts is not None and parts.lengths == ((3, 1), (1, 1)) and parts.padding == (0, 2)
-    assert parts.borders.tolist() == [0, 3, 4, 5, 6]
-    assert parts.kept.tolist() == [True] * 6 + [False] * 2
-    assert attention.parts_of(torch.tensor([[0, 1, 0]])) is None
-    assert attention.parts_of(torch.tensor([[-1, 0, 1]])) is None
+def test_segments_are_counted_row_by_row():
+    found = attention.segments_of(torch.tensor([[0, 0, 0, 1], [0, 1, -1, -1]]))
+    assert found is not None and found.lengths == ((3, 1), (1, 1)) and found.padding == (0, 2)
+    assert attention.segments_of(torch.tensor([[0, 1, 0]])) is None
+    assert attention.segments_of(torch.tensor([[-1, 0, 1]])) is None
 
 
-@pytest.mark.parametrize("way", [*HERE, "varlen"])
+@pytest.mark.parametrize("way", HERE)
 def test_use_is_the_same_after_training_in_any_way(way):
     model, sequence = model_of(way), row("t2t", answered=False)
     batch = collate([[sequence]], VOCAB)
@@ -141,18 +104,8 @@ def test_a_step_is_the_same_in_every_way(name):
     assert made[0] == pytest.approx(made[1], rel=1e-4)
 
 
-def test_what_fits_the_device_is_chosen():
+def test_what_fits_the_device_is_chosen_and_another_name_refused():
     assert attention.chosen("auto", CPU) == "segments"
     assert attention.chosen("auto", CARD) == "mask"
-    assert attention.chosen("varlen", CARD) == "varlen"
-
-
-@pytest.mark.parametrize(("name", "words"), [
-    ("flex_attention", "flex_attention.*must be compiled.*take segments"),
-    ("flash_attention_2", "package beside torch.*take segments"),
-    ("varlen", "this device is a CPU; take segments"),
-    ("spda", "'spda' is not one of auto, mask, eager, segments, varlen"),
-])  # fmt: skip
-def test_what_cannot_be_is_refused_by_name(name, words):
-    with pytest.raises(ConfigError, match=words):
-        attention.chosen(name, CPU)
+    with pytest.raises(ConfigError, match="'spda' is not one of auto, mask, eager, segments"):
+        attention.chosen("spda", CPU)

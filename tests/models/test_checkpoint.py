@@ -1,16 +1,44 @@
 """Claims about stored models: nothing lost, nothing skipped in silence, either set of names."""
 
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from osum_echat.errors import CheckpointError
-from osum_echat.models import checkpoint, names
+from osum_echat import EChat
+from osum_echat.errors import CheckpointError, ConfigError
+from osum_echat.models import checkpoint, pretrained
+from osum_echat.models.echat import EChatModel
+from osum_echat.models.lora import DOWN, LoraSettings
+from osum_echat.paths import PUBLISHED_SETTINGS
 from osum_echat.sequence import collate
 from tests.tiny_network import SETTINGS, VOCAB, network, row
+
+TABLE, HEAD = checkpoint.TEXT_TABLE, checkpoint.TEXT_HEAD
+LORA = LoraSettings(rank=3, alpha=6, dropout=0.0)
+WITH_LORA = replace(SETTINGS, lora=LORA)
+
+
+def lora_network() -> EChatModel:
+    """A network whose LoRA layers do something."""
+    torch.manual_seed(4)
+    model = EChatModel(WITH_LORA).eval()
+    with torch.no_grad():
+        for name, part in model.named_parameters():
+            if "lora_" in name:
+                part.normal_(0, 0.3)
+    return model
+
+
+def hidden(model: EChatModel) -> Tensor:
+    with torch.no_grad():
+        return model(collate([[row("s2s")]], VOCAB))
 
 
 @pytest.fixture
@@ -19,11 +47,21 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def change(directory: Path, **weights: torch.Tensor | None) -> None:
-    """Replace, add or (None) remove weights of a saved model."""
-    path = directory / checkpoint.WEIGHTS_FILE
-    changed = {**load_file(path), **weights}
-    save_file({name: value for name, value in changed.items() if value is not None}, path)
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    checkpoint.save_published(tmp_path / "model.pt", network())
+    return tmp_path / "model.pt"
+
+
+@pytest.fixture
+def with_lora(tmp_path: Path) -> Path:
+    checkpoint.save_published(tmp_path / "lora.pt", lora_network())
+    return tmp_path / "lora.pt"
+
+
+def resave(path: Path, change: Callable[[dict], object]) -> None:
+    raw = torch.load(path, weights_only=True)
+    torch.save(change(raw) or raw, path)
 
 
 def same(ours, theirs) -> bool:
@@ -31,77 +69,115 @@ def same(ours, theirs) -> bool:
     return all(one == two and torch.equal(a, b) for (one, a), (two, b) in pairs)
 
 
+def test_names_go_there_and_back():
+    keys = list(network().state_dict())
+    for has_lora in (False, True):
+        published = [checkpoint.published_name(name, has_lora) for name in keys]
+        assert [checkpoint.our_name(name) for name in published] == keys
+
+
+@pytest.mark.parametrize(("ours", "published"), [
+    ("adapter.convs.4.bias", "down_sample_2.conv.4.bias"),
+    ("adapter.projection.weight", "speech_llama_proj.weight"),
+    ("llm.model.norm.weight", "llama_model.model.norm.weight"),
+    ("speech_embedding.weight", "speech_token_emded.weight"),
+    ("encoder.after_norm.bias", "encoder.after_norm.bias"),
+])  # fmt: skip
+def test_a_published_name_is_upstreams_own_whatever_wraps_it(ours: str, published: str):
+    assert checkpoint.published_name(ours) == published
+    for prefix in ("", "module.", "_orig_mod.module."):
+        assert checkpoint.our_name(prefix + published) == ours
+    assert checkpoint.our_name(f"module.model.{ours}") == ours
+    assert checkpoint.our_name("llama_model.speech_token_emded.weight") == "speech_embedding.weight"
+
+
+def test_of_several_text_tables_the_last_wins_and_an_untied_head_is_its_own():
+    raw = dict(zip(("llama_model.model.embed_tokens.weight", "llama_model.lm_head.weight",
+                    "embed_tokens.weight", "lm_head.weight"), "abcd", strict=True))  # fmt: skip
+    assert checkpoint.named_as_ours(raw, tied=True) == {TABLE: "d"}
+    assert checkpoint.named_as_ours(raw, tied=False) == {TABLE: "c", HEAD: "d"}
+    assert checkpoint.named_as_ours({"lm_head.weight": "x"}, tied=True) == {TABLE: "x"}
+
+
 def test_save_then_load_is_the_same_model(saved: Path):
     model = checkpoint.load(saved)
     assert same(model, network()) and model.settings == SETTINGS and not model.training
     assert model.llm.lm_head.weight is model.llm.model.embed_tokens.weight
-    batch = collate([[row("s2s")]], VOCAB)
-    assert torch.equal(model(batch), network()(batch))
+    assert torch.equal(hidden(model), hidden(network()))
     assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_the_text_table_is_stored_once(saved: Path):
     stored = load_file(saved / checkpoint.WEIGHTS_FILE)
-    assert names.TEXT_TABLE in stored and "llm.lm_head.weight" not in stored
-
-
-def test_further_keys_of_the_settings_are_kept(saved: Path):
+    assert TABLE in stored and HEAD not in stored
     assert yaml.safe_load((saved / checkpoint.SETTINGS_FILE).read_text())["thinking"] == "both"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_smaller_storage_type_rounds_once(tmp_path: Path, dtype: torch.dtype):
     checkpoint.save(tmp_path, network(), dtype=dtype)
-    assert {value.dtype for value in load_file(tmp_path / checkpoint.WEIGHTS_FILE).values()} == {
-        dtype
-    }
+    stored = load_file(tmp_path / checkpoint.WEIGHTS_FILE)
+    assert {value.dtype for value in stored.values()} == {dtype}
     assert same(checkpoint.load(tmp_path), network().to(dtype).float())
     assert checkpoint.load(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def published(tmp_path: Path, **extra: torch.Tensor) -> Path:
-    path = tmp_path / "published.pt"
-    checkpoint.save_published(path, network())
-    torch.save({**torch.load(path, weights_only=True), **extra}, path)
-    return path
+def test_a_published_file_loads_and_its_extras_are_ignored(good: Path):
+    extras = ("ln_speech.weight", "encoder.embed.pos_enc.pe", "llama_model._cache.key_cache_0",
+              "speech_transformer.embed.pos_enc.pe", "llama_model.model.rotary_emb.inv_freq")
+    resave(good, lambda raw: raw.update(dict.fromkeys(extras, torch.zeros(1)), epoch=7))
+    assert same(checkpoint.load(good, SETTINGS), network())
+    resave(good, lambda raw: {f"module.{name}": value for name, value in raw.items()})
+    assert same(checkpoint.load(good, SETTINGS), network())
 
 
-def test_a_published_file_loads_and_its_extras_are_ignored(tmp_path: Path):
-    nothing = torch.zeros(1)
-    path = published(tmp_path, **{
-        "ln_speech.weight": nothing, "encoder.embed.pos_enc.pe": nothing,
-        "speech_transformer.embed.pos_enc.pe": nothing, "llama_model._cache.key_cache_0": nothing,
-        "llama_model.model.rotary_emb.inv_freq": nothing,
-        "llama_model.speech_head.bias": network().speech_head.bias.detach(),
-    })  # fmt: skip
-    assert same(checkpoint.load(path, SETTINGS), network())
+def wrong_shape(raw: dict) -> None:
+    raw["speech_head.bias"] = torch.zeros(9)
 
 
-def test_the_last_of_differing_text_tables_wins(tmp_path: Path):
-    path = published(tmp_path, **{"lm_head.weight": torch.ones(VOCAB.text_rows, 16)})
-    model = checkpoint.load(path, SETTINGS)
-    assert model.llm.get_input_embeddings().weight.unique().tolist() == [1.0]
+def unfolding(raw: dict) -> None:
+    """One number that says it is two terabytes."""
+    raw["encoder.after_norm.bias"] = torch.zeros(1).as_strided((1_000_000, 500_000), (0, 0))
 
 
-def test_a_prefix_of_a_wrapper_is_taken_off(tmp_path: Path):
-    path = published(tmp_path)
-    weights = torch.load(path, weights_only=True)
-    torch.save({f"module.{name}": value for name, value in weights.items()}, path)
-    assert same(checkpoint.load(path, SETTINGS), network())
+def missing_layer(raw: dict) -> dict:
+    return {key: one for key, one in raw.items() if ".layers.1." not in key}
 
 
-def test_one_error_lists_all_keys_that_do_not_fit(saved: Path):
-    change(saved, **{
-        "encoder.after_norm.bias": None, "encoder.extra": torch.zeros(2),
-        "speech_head.bias": torch.zeros(9),
-    })  # fmt: skip
-    with pytest.raises(CheckpointError) as caught:
+def not_a_number(raw: dict) -> None:
+    raw["encoder.after_norm.bias"] = torch.full((8,), torch.nan)
+
+
+def infinite(raw: dict) -> None:
+    raw["speech_head.weight"][3, 2] = -torch.inf
+
+
+def whole_numbers(raw: dict) -> None:
+    raw["encoder.after_norm.bias"] = torch.zeros(8).int()
+
+
+def another_model(raw: dict) -> dict:
+    return {"conv.weight": torch.zeros(3, 3), "conv.bias": torch.zeros(3)}
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (wrong_shape, r"mis-shaped: speech_head\.bias \[9\] there, \[65\] by"),
+    (unfolding, "mis-shaped"), (missing_layer, r"missing: llm\.model\.layers\.1\.mlp\.gate_proj"),
+    (not_a_number, r"not finite .*encoder\.after_norm\.bias \[8\]"),
+    (infinite, r"not finite .*speech_head\.weight"), (whole_numbers, "of the wrong type"),
+    (another_model, r"unexpected: conv\.bias \[3\].*; and 72 more; .*--config.*model=null"),
+])  # fmt: skip
+def test_what_does_not_fit_is_one_clear_error(good: Path, change, message: str):
+    resave(good, change)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        checkpoint.load(good, SETTINGS)
+    assert str(good) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_tied_table_of_nothing_but_nan_is_told_once(saved: Path):
+    path = saved / checkpoint.WEIGHTS_FILE
+    stored = load_file(path)
+    stored[TABLE][:] = torch.nan
+    save_file({name: one.clone() for name, one in stored.items()}, path)
+    with pytest.raises(CheckpointError, match="1 weights are not finite"):
         checkpoint.load(saved)
-    message = str(caught.value)
-    assert "3 keys" in message and "\n" not in message
-    assert "missing: encoder.after_norm.bias [8]" in message
-    assert "unexpected: encoder.extra [2]" in message
-    assert "mis-shaped: speech_head.bias [9] there, [65] by the settings" in message
 
 
 @pytest.mark.parametrize("name", [checkpoint.WEIGHTS_FILE, checkpoint.SETTINGS_FILE])
@@ -109,15 +185,133 @@ def test_a_missing_file_is_named(saved: Path, name: str):
     (saved / name).unlink()
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
         checkpoint.load(saved)
-
-
-def test_a_directory_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(CheckpointError, match="nowhere: no such model"):
-        checkpoint.load(tmp_path / "nowhere")
+        checkpoint.load(saved / "nowhere")
+    (saved / "notes.txt").write_text("no weights")
+    with pytest.raises(CheckpointError, match=r"notes\.txt: no file of weights"):
+        checkpoint.load(saved / "notes.txt", SETTINGS)
 
 
-@pytest.mark.parametrize("name", ["broken.pt", "broken.safetensors"])
-def test_a_broken_file_is_one_clear_line(tmp_path: Path, name: str):
-    (tmp_path / name).write_bytes(b"these are no weights")
-    with pytest.raises(CheckpointError, match=r"copy .* again"):
-        checkpoint.load(tmp_path / name, SETTINGS)
+def test_a_tokenizer_of_another_llm_is_refused(model_directory: Path, tmp_path: Path):
+    shutil.copytree(model_directory, tmp_path, dirs_exist_ok=True)
+    raw = yaml.safe_load((tmp_path / "model.yaml").read_text())
+    llm = raw["llm"] | {"eos_token_id": 151645}
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(raw | {"llm": llm}))
+    with pytest.raises(CheckpointError, match=r"not this model's tokenizer: .* with 151645"):
+        EChat.load(tmp_path, device="cpu", speaks=False)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="the tokenizer cannot be read"):
+        EChat.load(tmp_path, device="cpu", speaks=False)
+
+
+def test_shards_are_found_by_their_index(tmp_path: Path):
+    checkpoint.save(tmp_path, network(), shard_bytes=5000)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert pretrained.find(tmp_path).weights.name == "model.safetensors.index.json"
+    assert same(checkpoint.load(tmp_path), network())
+
+
+def test_a_published_file_takes_the_settings_beside_it_those_given_or_the_published(good: Path):
+    assert pretrained.find(good).settings == PUBLISHED_SETTINGS
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight \[131, 16\] there"):
+        checkpoint.load(good)
+    checkpoint.write_settings(good.parent, SETTINGS)
+    assert pretrained.find(good.parent).weights == good
+    assert pretrained.find(good).settings == good.with_name("model.yaml")
+    other = Path(shutil.copyfile(good.with_name("model.yaml"), good.with_name("other.yaml")))
+    given = pretrained.find(good, other)
+    assert given.settings == other and given.home == good.parent
+    assert same(checkpoint.load(good), network())
+    with pytest.raises(CheckpointError, match=r"gone\.yaml: no such settings"):
+        pretrained.find(good, good.with_name("gone.yaml"))
+    shutil.copyfile(good, good.with_name("second.pt"))
+    with pytest.raises(CheckpointError, match=r"name one of model\.pt, second\.pt"):
+        pretrained.find(good.parent)
+
+
+def test_an_llm_alone_is_no_model_and_the_error_says_what_it_is_good_for(saved: Path):
+    (saved / "model.yaml").rename(saved / "config.json")
+    with pytest.raises(CheckpointError, match=r"an LLM alone.*init_llm"):
+        pretrained.find(saved)
+
+
+def test_a_deepspeed_directory_is_a_source(good: Path):
+    """As upstream's training leaves it: states in a step's folder, settings above."""
+    run = good.parent / "run"
+    folder = run / "step_9"
+    folder.mkdir(parents=True)
+    raw = torch.load(good, weights_only=True)
+    torch.save({"module": raw, "buffer_names": []}, folder / "mp_rank_00_model_states.pt")
+    (run / "latest").write_text("step_9")
+    checkpoint.write_settings(run, SETTINGS)
+    for place in (run, folder):
+        assert pretrained.find(place).settings == run / "model.yaml"
+        assert same(checkpoint.load(place), network())
+
+
+def test_the_tokenizer_is_looked_for_beside_and_where_the_settings_say(good: Path):
+    checkpoint.write_settings(good.parent, SETTINGS, {"tokenizer": "far/away"})
+    found = pretrained.find(good.parent)
+    with pytest.raises(CheckpointError, match=r"no tokenizer .*far/away.*give --tokenizer DIR"):
+        found.tokenizer()
+    for place in ("far/away", "llm"):
+        (good.parent / place).mkdir(parents=True)
+        (good.parent / place / "tokenizer.json").write_text("{}")
+        assert found.tokenizer() == good.parent / place
+
+
+def test_a_file_with_lora_has_upstreams_names(with_lora: Path):
+    stored = set(torch.load(with_lora, weights_only=True))
+    layer = "llama_model.base_model.model.model.layers.1.self_attn.q_proj"
+    assert {f"{layer}.base_layer.weight", f"{layer}.base_layer.bias", f"{layer}{DOWN}"} <= stored
+    assert {"llama_model.base_model.model.lm_head.weight", "embed_tokens.weight"} <= stored
+
+
+def test_merged_is_the_same_model_and_kept_goes_on(with_lora: Path, tmp_path: Path):
+    merged = checkpoint.load(with_lora, WITH_LORA)
+    assert merged.settings.lora is None and not any("lora" in name for name in merged.state_dict())
+    assert torch.allclose(hidden(merged), hidden(lora_network()), atol=1e-4)
+    assert not torch.allclose(hidden(merged), hidden(network()), atol=1e-2)
+    kept = checkpoint.load(with_lora, WITH_LORA, keep_lora=True)
+    assert torch.equal(hidden(kept), hidden(lora_network()))
+    checkpoint.save(tmp_path / "ours", kept)
+    again = checkpoint.load(tmp_path / "ours", keep_lora=True)
+    assert again.settings.lora == LORA and torch.equal(hidden(again), hidden(kept))
+    assert torch.allclose(hidden(checkpoint.load(tmp_path / "ours")), hidden(kept), atol=1e-4)
+
+
+def test_a_merged_weight_is_rounded_once_and_the_file_stays(with_lora: Path):
+    whole = checkpoint.load(with_lora, WITH_LORA)
+    resave(with_lora, lambda raw: {name: value.bfloat16() for name, value in raw.items()})
+    before = with_lora.read_bytes()
+    merged = checkpoint.load(with_lora, WITH_LORA, dtype=None)
+    weight = "llm.model.layers.0.mlp.down_proj.weight"
+    theirs, ours = whole.state_dict()[weight], merged.state_dict()[weight]
+    assert ours.dtype == torch.bfloat16 and with_lora.read_bytes() == before
+    assert (theirs - ours.float()).abs().max() < theirs.abs().max() * 2**-7
+
+
+def test_lora_layers_that_do_not_fit_are_told(with_lora: Path, good: Path):
+    assert checkpoint.load(good, WITH_LORA, keep_lora=True).settings.lora is None
+    with pytest.raises(CheckpointError, match="holds LoRA layers, and its settings no alpha"):
+        checkpoint.load(with_lora, SETTINGS)
+    with pytest.raises(CheckpointError, match=r"do not fit the base .* and rank 8"):
+        checkpoint.load(with_lora, replace(SETTINGS, lora=LoraSettings(8, 6)))
+    extra = checkpoint.published_name("llm.model.layers.9.mlp.up_proj.lora_A.default.weight")
+    resave(with_lora, lambda raw: raw.update({extra: torch.zeros(3, 16)}))
+    with pytest.raises(CheckpointError, match=r"unexpected: .*layers\.9"):
+        checkpoint.load(with_lora, WITH_LORA, keep_lora=True)
+    resave(with_lora, lambda raw: {name: one for name, one in raw.items() if "lora_B" not in name})
+    with pytest.raises(CheckpointError, match="lora_A without lora_B"):
+        checkpoint.load(with_lora, WITH_LORA)
+
+
+def test_a_model_gets_lora_layers_once_and_only_in_the_blocks():
+    model = network()
+    model.add_lora(LoraSettings(rank=2))
+    assert model.settings.lora == LoraSettings(rank=2)
+    with pytest.raises(ConfigError, match="has LoRA layers"):
+        model.add_lora(LoraSettings(rank=2))
+    for targets in ((), ("q_proj", "lm_head")):
+        with pytest.raises(ConfigError, match="name layers of the blocks"):
+            LoraSettings(targets=targets)

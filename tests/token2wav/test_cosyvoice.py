@@ -172,10 +172,10 @@ def change(key: str, with_value: Callable[[torch.Tensor], Any] | None) -> dict[s
 @pytest.mark.parametrize(
     ("key", "with_value", "message"),
     [
-        ("encoder.encoders.1.norm_ff.bias", None, "1 keys differ .*norm_ff.bias missing"),
-        ("encoder_proj.weight", lambda old: old[:, :5], r"encoder_proj.weight \(80, 5\), need"),
-        ("encoder_proj.bias", lambda old: old * float("nan"), "not finite: encoder_proj.bias"),
-        ("encoder_proj.bias", lambda old: old + float("inf"), "not finite: encoder_proj.bias"),
+        ("encoder.encoders.1.norm_ff.bias", None, "1 keys .*missing: .*norm_ff.bias"),
+        ("encoder_proj.weight", lambda old: old[:, :5], r"encoder_proj.weight \[80, 5\] there"),
+        ("encoder_proj.bias", lambda old: old * float("nan"), "not finite .*encoder_proj.bias"),
+        ("encoder_proj.bias", lambda old: old + float("inf"), "not finite .*encoder_proj.bias"),
         ("input_embedding.weight", None, "no input_embedding.weight of 1 axes"),
     ],
 )
@@ -200,9 +200,9 @@ def test_a_language_model_in_place_of_the_flow_is_told(directory: Path):
     torch.save({"llm_decoder.weight": torch.ones(2, 2)}, directory / "flow.pt")
     assert "flow.pt: holds a language model" in refused(directory)
     torch.save({"epoch": 3}, directory / "flow.pt")
-    assert "flow.pt: holds no tensors" in refused(directory)
+    assert "flow.pt: holds no mapping" in refused(directory)
     torch.save([torch.ones(2)], directory / "flow.pt")
-    assert "holds list, not a dict" in refused(directory)
+    assert "holds no mapping" in refused(directory)
 
 
 def test_a_norm_of_the_wrong_shape_is_refused(directory: Path):

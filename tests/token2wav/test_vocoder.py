@@ -103,8 +103,8 @@ def test_every_differing_key_is_told_at_once(tmp_path: Path):
     torch.save(tensors, directory / "flow.pt")
     with pytest.raises(CheckpointError) as caught:
         Token2Wav.load(directory)
-    for part in ("3 keys differ", "encoder_proj.bias missing", "extra.weight not known",
-                 "encoder_proj.weight (3, 3), need (80, 16)"):  # fmt: skip
+    for part in ("3 keys do not fit", "missing: encoder_proj.bias", "unexpected: extra.weight",
+                 "encoder_proj.weight [3, 3] there, [80, 16] by"):  # fmt: skip
         assert part in str(caught.value)
 
 

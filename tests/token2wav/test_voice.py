@@ -14,15 +14,15 @@ from safetensors.torch import save_file
 
 from osum_echat import audio
 from osum_echat.errors import CheckpointError, InputError
-from osum_echat.stored_file import StoredFile, shelf
 from osum_echat.token2wav import voice
+from osum_echat.token2wav.model import find_files
 from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, VoicePrompt, make_prompt
 
 
 class FakeSession:
     """Answers with a token every four frames, or with 192 numbers; keeps what it was fed."""
 
-    def __init__(self, file: StoredFile) -> None:
+    def __init__(self, file) -> None:
         self.is_tokenizer = "tokenizer" in file.name
         self.fed: list[np.ndarray] = []
 
@@ -212,5 +212,5 @@ def test_a_member_of_a_tar_opens_as_a_file_does(tmp_path: Path):
     path = write_onnx(tmp_path / "campplus.onnx", *HEARS_SPEAKER)
     with tarfile.open(tmp_path / "model.tar", "w") as archive:
         archive.add(path, "folder/campplus.onnx")
-    member = shelf(tmp_path / "model.tar", ["campplus.onnx"])["campplus.onnx"]
+    member = find_files(tmp_path / "model.tar")["campplus.onnx"]
     assert len(SpeakerEncoder(member).inputs) == 1

@@ -15,8 +15,8 @@ from osum_echat.models import checkpoint
 from osum_echat.models.lora import LoraSettings
 from osum_echat.training import experiment
 from osum_echat.training.stages import StageSettings
-from tests.models.test_lora import lora_network
-from tests.models.test_starts import stock_llm
+from tests.models.test_checkpoint import lora_network
+from tests.models.test_pretrained import stock_llm
 from tests.tiny_network import SETTINGS, network
 from tests.training.experiment import write_experiment
 

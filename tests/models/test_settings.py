@@ -9,8 +9,8 @@ from osum_echat.errors import CheckpointError
 from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatSettings
 from osum_echat.models.lora import LoraSettings
-from osum_echat.models.pretrained import PUBLISHED_SETTINGS
 from osum_echat.models.settings import read_settings
+from osum_echat.paths import PUBLISHED_SETTINGS
 from tests.tiny_network import SETTINGS, network
 
 ENCODER = {"output_size": 8, "attention_heads": 2, "linear_units": 16, "num_blocks": 1,
@@ -86,7 +86,7 @@ def test_the_published_settings_are_the_published_sizes():
         ("- a list", "holds no settings"),
         ("encoder: {}\nadapter: {}", "llm: missing"),
         ("encoder: {headz: 2}\nadapter: {}\nllm: {}", "headz: .*did you mean 'heads'"),
-        ("encoder: {heads: two}\nadapter: {}\nllm: {}", "heads: 'two' where a number is needed"),
+        ("encoder: {heads: two}\nadapter: {}\nllm: {}", "heads: 'two' where a whole number is"),
         ("encoder: {heads: 0}\nadapter: {}\nllm: {}", "heads: 0, need 1 or more"),
         ("encoder: {width: 9}\nadapter: {}\nllm: {}", "width 9: must be even"),
         ("encoder: {}\nadapter: {}\nllm: {model_type: llama}", "only qwen2, qwen3 can be used"),

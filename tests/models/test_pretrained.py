@@ -1,0 +1,392 @@
+"""Claims about the hub, and about starting from a stock LLM, a Whisper or another model."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import torch
+
+from osum_echat.errors import CheckpointError
+from osum_echat.models import checkpoint, pretrained
+from osum_echat.models.echat import EChatModel
+from osum_echat.models.encoder import Encoder, EncoderSettings
+from osum_echat.models.pretrained import (
+    llm_settings,
+    read_whisper,
+    start_encoder,
+    start_encoder_adapter,
+    start_llm,
+)
+from tests.tiny_network import LLM, SETTINGS, network
+
+Found = TypeVar("Found")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPO = "someone/echat"
+
+
+class Hub:
+    """What a stand-in of the hub's HTTP interface serves, and what it was asked."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.asked: list[str] = []
+        self.ranges: list[str] = []
+        self.break_after = 0  # bytes of the first file, once
+        self.stalls = False  # instead of breaking off
+        self.stalled, self.go_on = threading.Event(), threading.Event()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The few calls that fetching needs: a repository's list of files, and the files."""
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, served: Hub, *rest: object) -> None:
+        self.served = served
+        super().__init__(*rest)  # type: ignore[arg-type]
+
+    def log_message(self, *_: object) -> None:
+        return
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.served.asked.append(f"{self.command} {path}")
+        if path.startswith(f"/api/models/{REPO}/tree"):
+            listed = [{"type": "file", "path": name, "size": len(data), "oid": "0"}
+                      for name, data in self.served.files.items()]  # fmt: skip
+            self.answer(json.dumps(listed).encode())
+        elif path.startswith(f"/api/models/{REPO}"):
+            names = [{"rfilename": name} for name in self.served.files]
+            self.answer(json.dumps({"id": REPO, "sha": COMMIT, "siblings": names}).encode())
+        elif f"/{REPO}/resolve/" in path:
+            name = path.split("/resolve/")[1].partition("/")[2]
+            if name in self.served.files:
+                self.answer(self.served.files[name], is_file=True)
+            else:
+                self.answer(b"", 404, error="EntryNotFound")
+        else:
+            self.answer(b"", 401 if "models" in path else 404, error="RepoNotFound")
+
+    def answer(self, data: bytes, status: int = 200, *, is_file: bool = False,
+               error: str = "") -> None:  # fmt: skip
+        etag = hashlib.sha256(data).hexdigest()
+        asked = self.headers.get("Range", "")
+        whole = len(data)
+        if is_file and asked.startswith("bytes="):
+            start = int(asked[6:].split("-")[0])
+            self.served.ranges.append(asked)
+            status, data = 206, data[start:]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{etag}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {whole - len(data)}-{whole - 1}/{whole}")
+        if error:
+            self.send_header("X-Error-Code", error)
+        self.end_headers()
+        if self.command == "GET" and is_file and self.served.break_after:
+            self.wfile.write(data[: self.served.break_after])
+            self.served.break_after, self.close_connection = 0, True
+            if self.served.stalls:
+                self.served.stalled.set()
+                self.served.go_on.wait(60)
+        elif self.command == "GET":
+            self.wfile.write(data)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """Start a stand-in on the loopback with some files."""
+    servers = []
+
+    def start(files: dict[str, bytes]) -> Hub:
+        served = Hub(files)
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, served))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        return served
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> dict[str, bytes]:
+    """The files of a model of ours."""
+    checkpoint.save(tmp_path / "model", network())
+    return {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+
+
+def test_a_whole_model_is_fetched_once_for_good(serve, model, tmp_path, monkeypatch):
+    served = serve({**model, "README.md": b"# hi", "training.log": b"much"})
+    folder = pretrained.fetch(f"hub:{REPO}", tmp_path / "cache")
+    assert (folder / "model.safetensors").read_bytes() == model["model.safetensors"]
+    assert not (folder / "training.log").exists()
+    assert checkpoint.load(folder).settings == network().settings
+    fetched = sum("GET" in one and "resolve" in one for one in served.asked)
+    assert pretrained.fetch(f"hub:{REPO}", tmp_path / "cache") == folder
+    assert sum("GET" in one and "resolve" in one for one in served.asked) == fetched
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert pretrained.fetch(f"hub:{REPO}", tmp_path / "cache") == folder
+
+
+def test_one_file_is_fetched_with_the_settings_beside_it(serve, tmp_path: Path):
+    serve({"a.pt": b"one" * 100, "b.pt": b"two", "ct_config.yaml": b"input_dim: 80"})
+    path = pretrained.fetch(f"hub:{REPO}/a.pt", tmp_path / "cache")
+    assert path.name == "a.pt" and path.read_bytes() == b"one" * 100
+    assert (path.parent / "ct_config.yaml").is_file() and not (path.parent / "b.pt").exists()
+    with pytest.raises(CheckpointError, match=r"give one of hub:someone/echat/a\.pt, hub:some"):
+        pretrained.fetch(f"hub:{REPO}", tmp_path / "cache")
+    with pytest.raises(CheckpointError, match="the repository has no such file"):
+        pretrained.fetch(f"hub:{REPO}/c.pt", tmp_path / "cache")
+
+
+def test_a_connection_that_breaks_off_is_taken_up_where_it_broke(serve, tmp_path: Path):
+    data = bytes(range(256)) * 100_000
+    served = serve({"a.pt": data})
+    served.break_after = 15_000_000
+    assert pretrained.fetch(f"hub:{REPO}/a.pt", tmp_path / "cache").read_bytes() == data
+    (taken_up,) = served.ranges
+    assert 0 < int(taken_up.removeprefix("bytes=").partition("-")[0]) <= 15_000_000
+
+
+def test_a_killed_process_is_taken_up_where_it_stopped(serve, tmp_path: Path, monkeypatch):
+    data = bytes(range(256)) * 400_000
+    served = serve({"a.pt": data})
+    served.break_after, served.stalls = 50_000_000, True
+    words = "import pathlib, osum_echat.models.pretrained as h; h.fetch({!r}, pathlib.Path({!r}))"
+    command = [sys.executable, "-c", words.format(f"hub:{REPO}/a.pt", str(tmp_path / "cache"))]
+    with subprocess.Popen(command) as child:
+        assert served.stalled.wait(60)
+        part = eventually(lambda: next(tmp_path.rglob("*.part"), None))
+        eventually(lambda: part.stat().st_size >= 30_000_000)
+        child.kill()
+    served.go_on.set()
+    assert pretrained.fetch(f"hub:{REPO}/a.pt", tmp_path / "cache").read_bytes() == data
+    (taken_up,) = served.ranges
+    assert 30_000_000 <= int(taken_up.removeprefix("bytes=").partition("-")[0]) <= 50_000_000
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def eventually(look: Callable[[], Found], seconds: float = 30.0) -> Found:
+    """What `look` finds once it finds something true."""
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def test_what_came_broken_is_refused_and_fetched_anew(serve, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(pretrained, "RESUMED_BYTES", 1000)
+    data = bytes(range(256)) * 100
+    serve({"a.pt": data})
+    blobs = tmp_path / "cache" / "models--someone--echat" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{hashlib.sha256(data).hexdigest()}.part").write_bytes(b"wrong" * 100)
+    with pytest.raises(CheckpointError, match="came broken; fetch it again"):
+        pretrained.fetch(f"hub:{REPO}/a.pt", tmp_path / "cache")
+    assert pretrained.fetch(f"hub:{REPO}/a.pt", tmp_path / "cache").read_bytes() == data
+
+
+def test_without_network_and_cache_the_error_says_what_to_do(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for place in (f"hub:{REPO}", f"hub:{REPO}/a.pt"):
+        with pytest.raises(CheckpointError, match=r"not in the cache .*go online.*give its path"):
+            pretrained.fetch(place, tmp_path)
+
+
+def test_a_repository_that_is_not_there_is_told(serve, tmp_path: Path):
+    serve({})
+    with pytest.raises(CheckpointError, match="no such repository, or it needs a login"):
+        pretrained.fetch("hub:nobody/nothing", tmp_path)
+
+
+@pytest.mark.parametrize("place", ["hub:", "hub:one", "hub:a/b/../c", "hub:a b/c"])
+def test_a_name_that_is_none_is_refused(place: str):
+    with pytest.raises(CheckpointError, match="write it as hub:OWNER/NAME"):
+        pretrained.find(place)
+
+
+def test_of_a_whole_repository_only_the_named_files_are_fetched(serve, tmp_path: Path):
+    served = serve({"flow.pt": b"1", "hift.pt": b"2", "llm.pt": b"3", "cosyvoice.yaml": b"a: 1"})
+    place = pretrained.fetch(f"hub:{REPO}", tmp_path / "cache", ("flow.pt", "hift.pt", "voice.pt"))
+    assert {path.name for path in place.iterdir()} == {"flow.pt", "hift.pt", "cosyvoice.yaml"}
+    assert not any("llm.pt" in asked for asked in served.asked)
+
+
+SIZES = {
+    "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 64,
+}  # fmt: skip
+KINDS = [("qwen2", True), ("qwen2", False), ("qwen3", True), ("qwen3", False)]
+
+
+def stock_llm(kind: str, tied: bool, directory: Path) -> torch.nn.Module:
+    """A stock LLM with random weights, saved as its publishers do."""
+    import transformers
+
+    torch.manual_seed(6)
+    sizes = SIZES | ({"head_dim": 8} if kind == "qwen3" else {})
+    config = getattr(transformers, f"{kind.title()}Config")(**sizes, tie_word_embeddings=tied)
+    model = getattr(transformers, f"{kind.title()}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for part in model.parameters():
+            part.add_(torch.randn_like(part) * 0.3)
+    model.save_pretrained(directory, max_shard_size="10KB")
+    return model
+
+
+def started(directory: Path) -> EChatModel:
+    model = EChatModel(replace(SETTINGS, llm=llm_settings(directory))).eval()
+    start_llm(model, directory)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "tied"), KINDS)
+def test_a_stock_llm_computes_the_same_inside(tmp_path: Path, kind: str, tied: bool):
+    stock = stock_llm(kind, tied, tmp_path / "stock")
+    assert len(list((tmp_path / "stock").glob("*.safetensors"))) > 1
+    model = started(tmp_path / "stock")
+    ids = torch.randint(0, 40, (2, 9))
+    wanted = stock(ids).logits
+    segments, positions = torch.zeros_like(ids), torch.arange(9).expand(2, 9)
+    hidden = model.run(model.embed_ids(ids), segments, positions)
+    assert torch.allclose(model.logits_text(hidden), wanted, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "tied"), KINDS)
+def test_every_kind_is_saved_published_and_loaded(tmp_path: Path, kind: str, tied: bool):
+    stock_llm(kind, tied, tmp_path / "stock")
+    model = started(tmp_path / "stock")
+    checkpoint.save(tmp_path / "ours", model)
+    checkpoint.save_published(tmp_path / "theirs.pt", model)
+    for place in (tmp_path / "ours", tmp_path / "theirs.pt"):
+        again = checkpoint.load(place, model.settings)
+        assert all(
+            torch.equal(value, again.state_dict()[name])
+            for name, value in model.state_dict().items()
+        )
+        assert (again.llm.lm_head.weight is again.llm.model.embed_tokens.weight) == tied
+
+
+def test_an_llm_of_other_sizes_is_one_error_with_both_shapes(tmp_path: Path):
+    stock_llm("qwen2", True, tmp_path)
+    sizes = {**SIZES, "intermediate_size": 20, "num_hidden_layers": 3}
+    model = EChatModel(replace(SETTINGS, llm=sizes))
+    with pytest.raises(CheckpointError) as caught:
+        start_llm(model, tmp_path)
+    assert "missing: llm.model.layers.2.self_attn.q_proj.weight [16, 16]" in str(caught.value)
+    assert "up_proj.weight [24, 16] there, [20, 16] by the settings" in str(caught.value)
+
+
+def test_an_llm_of_another_kind_or_none_is_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"config\.json: .*put the config\.json"):
+        llm_settings(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**LLM, "model_type": "llama"}))
+    with pytest.raises(Exception, match="'llama': only qwen2, qwen3"):
+        replace(SETTINGS, llm=llm_settings(tmp_path))
+
+
+def test_encoder_and_adapter_come_from_another_model_and_nothing_else(tmp_path: Path):
+    source, model = network(1), network(2)
+    before = model.speech_head.weight.clone()
+    checkpoint.save_published(tmp_path / "osum.pt", source)
+    start_encoder_adapter(model, tmp_path / "osum.pt")
+    for name, value in model.state_dict().items():
+        if name.startswith(("encoder.", "adapter.")):
+            assert torch.equal(value, source.state_dict()[name]), name
+    assert torch.equal(model.speech_head.weight, before)
+
+
+def test_a_projection_to_another_width_starts_anew(tmp_path: Path, caplog):
+    wide = replace(SETTINGS, llm={**LLM, "hidden_size": 24})
+    checkpoint.save(tmp_path, network(1))
+    model = EChatModel(wide)
+    before = model.adapter.projection.weight.clone()
+    start_encoder_adapter(model, tmp_path)
+    assert torch.equal(model.adapter.projection.weight, before)
+    assert torch.equal(model.encoder.after_norm.weight, network(1).encoder.after_norm.weight)
+    assert "an LLM of width 16, here 24: it starts anew" in caplog.text
+
+
+WHISPER = EncoderSettings(mels=6, width=64, heads=1, units=16, blocks=2)
+
+
+def whisper_encoder(seed: int) -> Encoder:
+    torch.manual_seed(seed)
+    return Encoder(WHISPER).eval()
+
+
+@pytest.fixture(scope="module")
+def stock() -> torch.nn.Module:
+    """A stock transformers Whisper of the same sizes with random weights."""
+    from transformers import WhisperConfig, WhisperModel
+
+    torch.manual_seed(5)
+    config = WhisperConfig(
+        vocab_size=50, num_mel_bins=6, d_model=64, encoder_layers=2, encoder_attention_heads=1,
+        encoder_ffn_dim=16, decoder_layers=1, decoder_attention_heads=1, decoder_ffn_dim=16,
+        max_source_positions=50, max_target_positions=8, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    return WhisperModel(config).eval()
+
+
+def openai_weights(stock: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The encoder of a stock Whisper under the names of OpenAI's own files, in half precision."""
+    renamed = {}
+    for name, value in stock.state_dict().items():
+        for theirs, openai in (
+            ("layers", "blocks"), ("self_attn.q_proj", "attn.query"), ("fc1", "mlp.0"),
+            ("self_attn.k_proj", "attn.key"), ("self_attn.v_proj", "attn.value"), ("fc2", "mlp.2"),
+            ("self_attn.out_proj", "attn.out"), ("self_attn_layer_norm", "attn_ln"),
+            ("final_layer_norm", "mlp_ln"), ("encoder.layer_norm", "encoder.ln_post"),
+            ("embed_positions.weight", "positional_embedding"),
+        ):  # fmt: skip
+            name = name.replace(theirs, openai)
+        renamed[name] = value
+    return renamed
+
+
+@torch.no_grad()
+def test_the_encoder_computes_what_the_stock_whisper_computes(stock, tmp_path: Path):
+    stock.save_pretrained(tmp_path / "transformers")
+    (tmp_path / "openai").mkdir()
+    dims = {"n_mels": 6, "n_audio_state": 64}
+    torch.save({"dims": dims, "model_state_dict": openai_weights(stock)},
+               tmp_path / "openai" / "medium.pt")  # fmt: skip
+    mels = torch.randn(2, 100, 6)
+    wanted = stock.encoder(mels.transpose(1, 2)).last_hidden_state
+    for place in ("transformers", "openai", "openai/medium.pt"):
+        started = whisper_encoder(2)
+        start_encoder(started, tmp_path / place)
+        steps, lengths = started(mels, torch.tensor([100, 100]))
+        assert torch.allclose(steps, wanted, atol=1e-5), place
+        assert lengths.tolist() == [50, 50]
+
+
+def test_a_folder_with_several_openai_files_asks_for_one(stock, tmp_path: Path):
+    for name in ("small.pt", "medium.pt"):
+        torch.save({"model_state_dict": openai_weights(stock)}, tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"2 \.pt \(OpenAI\); give the file"):
+        read_whisper(tmp_path)

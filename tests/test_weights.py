@@ -1,0 +1,260 @@
+"""Claims about weight files: all of it comes back, mapped; a hostile one is refused, unrun."""
+
+import io
+import json
+import os
+import pickle
+import tarfile
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from osum_echat import weights
+from osum_echat.errors import CheckpointError, InputError
+from osum_echat.weights import INDEX_FILE, WEIGHTS_FILE, TarMember
+
+SQUARE = torch.arange(12.0).view(3, 4)
+WEIGHTS = {"a": SQUARE, "b": torch.ones(5).half(), "c": torch.zeros(2, 2)}
+
+
+def saved(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def same(found: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == WEIGHTS.keys() and all(
+        torch.equal(found[name], value) and found[name].dtype == value.dtype
+        for name, value in WEIGHTS.items()
+    )
+
+
+def test_every_tensor_comes_back_as_torch_reads_it(tmp_path: Path):
+    content = {
+        "square": SQUARE, "turned": SQUARE.t()[1:], "half": SQUARE.bfloat16(), "none": SQUARE[:0],
+        "alone": torch.tensor(3), "parameter": torch.nn.Parameter(SQUARE * 2), "epoch": 7,
+    }  # fmt: skip
+    found = weights.read(saved(tmp_path / "a.pt", content))
+    for name, value in content.items():
+        if name != "epoch":
+            assert torch.equal(found[name], value) and found[name].dtype == value.dtype
+    assert "epoch" not in found and not found["parameter"].requires_grad
+
+
+def test_tensors_are_mapped_and_the_file_never_changes(tmp_path: Path):
+    path = saved(tmp_path / "a.pt", {"one": SQUARE, "two": SQUARE})
+    before = path.read_bytes()
+    content = weights.read(path)
+    content["one"].add_(1)
+    assert torch.equal(content["two"], content["one"])
+    assert torch.equal(weights.read(path)["one"], SQUARE) and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["flow.pt", "flow.safetensors"])
+def test_a_member_of_a_tar_reads_as_its_file(tmp_path: Path, name: str):
+    path = tmp_path / name
+    if path.suffix == ".pt":
+        saved(path, WEIGHTS)
+    else:
+        weights.write_safetensors_file(path, WEIGHTS)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(path, f"folder/{name}")
+    assert same(weights.read(TarMember(tmp_path / "a.tar", f"folder/{name}")))
+    with pytest.raises(CheckpointError, match=r"a\.tar: gone\.pt: cannot be read"):
+        weights.read(TarMember(tmp_path / "a.tar", "gone.pt"))
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict", "module"])
+def test_a_wrapping_mapping_and_a_wrappers_name_are_looked_through(tmp_path: Path, key: str):
+    assert same(weights.read(saved(tmp_path / "a.pt", {key: WEIGHTS, "epoch": 3})))
+    wrapped = {f"module.{name}": value for name, value in WEIGHTS.items()}
+    assert same(weights.read(saved(tmp_path / "a.pt", wrapped)))
+
+
+class Code:
+    """Unpickled in earnest, it would make a directory."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.place),)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def with_code(path: Path) -> None:
+    saved(path, {"square": SQUARE, "code": Code(path.parent / "ran")})
+
+
+def plain_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"square": Code(path.parent / "ran")}))
+
+
+def compressed(path: Path) -> None:
+    """A bomb: far more declared than there."""
+    with zipfile.ZipFile(path) as archive:
+        records = {one.filename: archive.read(one.filename) for one in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in records.items():
+            archive.writestr(name, data + b"\0" * 50_000_000 if name.endswith("data/0") else data)
+
+
+def a_program(path: Path) -> None:
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
+
+
+def of_old(path: Path) -> None:
+    torch.save(WEIGHTS, path, _use_new_zipfile_serialization=False)
+
+
+def pointer_of_lfs(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7000000000\n")
+
+
+HOSTILE: tuple[tuple[Callable[[Path], object], str], ...] = (
+    (cut_short, "cut short"), (Path.unlink, "No such file"),
+    (lambda path: path.write_bytes(b""), "cut short"), (with_code, "nothing was run"),
+    (plain_pickle, "not written by torch.save"), (compressed, "declares"),
+    (a_program, "declares"), (of_old, "not written by torch.save of 1.6"),
+    (lambda path: saved(path, [SQUARE]), "holds no mapping"),
+    (lambda path: saved(path, {"epoch": 7}), "holds no mapping"),
+    (lambda path: saved(path, {"a": SQUARE.to_sparse()}), "holds no mapping|not readable"),
+    (pointer_of_lfs, "git lfs pull"),
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("damage", "message"), HOSTILE)
+def test_a_broken_file_is_one_clear_error_and_nothing_in_it_is_run(tmp_path, damage, message):
+    path = saved(tmp_path / "a.pt", WEIGHTS)
+    damage(path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        weights.read(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("is_member", [False, True])
+def test_a_damaged_file_is_refused_or_read(tmp_path: Path, is_member: bool):
+    path = saved(tmp_path / "a.pt", OrderedDict(a=SQUARE, b=torch.zeros(50)))
+    generator, data = torch.Generator().manual_seed(3), path.read_bytes()
+    outcomes: Counter[str] = Counter()
+    for _ in range(60):
+        wrong = bytearray(data)
+        for place in torch.randint(len(data), (6,), generator=generator).tolist():
+            wrong[place] ^= 0x41
+        path.write_bytes(wrong)
+        source: Path | TarMember = path
+        if is_member:
+            with tarfile.open(tmp_path / "a.tar", "w") as archive:
+                member = tarfile.TarInfo("a.pt")
+                member.size = len(wrong)
+                archive.addfile(member, io.BytesIO(wrong))
+            source = TarMember(tmp_path / "a.tar", "a.pt")
+        try:
+            found = weights.read(source)
+        except CheckpointError as error:
+            assert str(source) in str(error)
+            outcomes["refused"] += 1
+        else:
+            assert sum(one.untyped_storage().nbytes() for one in found.values()) <= len(data)
+            outcomes["read"] += 1
+    assert min(outcomes["refused"], outcomes["read"]) >= 1, outcomes
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100])
+def test_a_safetensors_file_cut_short_is_one_clear_error(tmp_path: Path, keep: int):
+    path = tmp_path / WEIGHTS_FILE
+    weights.write_safetensors_file(path, WEIGHTS)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        weights.read(path)
+
+
+def test_small_weights_are_one_file_and_large_ones_several_with_an_index(tmp_path: Path):
+    written = weights.write_safetensors(tmp_path / "one", WEIGHTS)
+    assert [path.name for path in written] == [WEIGHTS_FILE] and same(weights.read(written[0]))
+    assert len(weights.write_safetensors(tmp_path / "two", WEIGHTS, 50)) == 2
+    assert not (tmp_path / "two" / WEIGHTS_FILE).exists()
+    assert same(weights.read(tmp_path / "two" / INDEX_FILE))
+    weights.write_safetensors(tmp_path / "two", WEIGHTS)
+    assert not (tmp_path / "two" / INDEX_FILE).exists()
+
+
+def test_a_file_can_be_written_over_itself_while_it_is_mapped(tmp_path: Path):
+    weights.write_safetensors(tmp_path, WEIGHTS)
+    mapped = weights.read(tmp_path / WEIGHTS_FILE)
+    weights.write_safetensors(tmp_path, mapped)
+    assert same(mapped) and same(weights.read(tmp_path / WEIGHTS_FILE))
+    assert (tmp_path / WEIGHTS_FILE).stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_all_names_of_a_weight_share_its_bytes_and_a_part_is_written_alone(tmp_path: Path):
+    path, big = tmp_path / "x.pt", torch.randn(1000)
+    weights.write_torch_file(path, [(("a", "b", "c"), big), (("d",), big[:10])])
+    assert path.stat().st_size < 1.8 * big.nbytes
+    found = weights.read(path)
+    assert all(torch.equal(found[name], big) for name in "abc") and len(found["d"]) == 10
+
+
+@pytest.mark.parametrize("write", [
+    lambda path: weights.write_torch_file(path, [(("a",), SQUARE)]),
+    lambda path: weights.write_safetensors_file(path, WEIGHTS),
+])  # fmt: skip
+def test_what_cannot_be_written_is_one_clear_error(tmp_path: Path, write):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="not written"):
+        write(tmp_path / "file" / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_index_that_names_a_file_elsewhere_or_none_is_refused(tmp_path: Path):
+    weights.write_safetensors(tmp_path, WEIGHTS, 50)
+    index = tmp_path / INDEX_FILE
+    raw = json.loads(index.read_text())
+    for change, message in (
+        ({**raw["weight_map"], "a": "../x.safetensors"}, "do not lie beside it"),
+        ({**raw["weight_map"], "a": "gone.safetensors"}, r"gone\.safetensors: .*No such file"),
+        ({**raw["weight_map"], "d": raw["weight_map"]["a"]}, "its files lack d"),
+        ("text", "no index"),
+    ):
+        index.write_text(json.dumps({"weight_map": change}))
+        with pytest.raises(CheckpointError, match=message):
+            weights.read(index)
+
+
+def test_a_module_without_memory_takes_the_tensors_themselves(tmp_path: Path):
+    own = {"weight": torch.randn(2, 3), "bias": torch.zeros(2)}
+    with weights.empty():
+        module = torch.nn.Linear(3, 2)
+    weights.fill(module, own, "here")
+    assert module.weight.data_ptr() == own["weight"].data_ptr()
+    with pytest.raises(CheckpointError, match=r"here: 3 keys .*mis-shaped: weight \[2\] there, "
+                       r"\[2, 3\] by the settings; unexpected: c \[1\]; missing: bias \[2\]"):
+        weights.fill(module, {"weight": torch.zeros(2), "c": torch.zeros(1)}, "here")
+    with pytest.raises(CheckpointError, match=r"here: of the wrong type|1 keys .*wrong type: bias"):
+        weights.fill(module, {**own, "bias": torch.zeros(2).int()}, "here")
+    with pytest.raises(CheckpointError, match=r"1 weights are not finite .*bias \[2\]"):
+        weights.fill(module, {**own, "bias": torch.full((2,), torch.nan)}, "here")
+
+
+def test_of_many_faults_ten_are_shown_and_the_rest_counted():
+    expected = {f"layer.{number}": torch.zeros(1) for number in range(347)}
+    with pytest.raises(CheckpointError) as caught:
+        weights.check("here", expected, {}, "give --config")
+    assert str(caught.value).count("missing:") == 10
+    assert str(caught.value).endswith("and 337 more; give --config")
