@@ -5,7 +5,7 @@
 
 The first table needs only the small model. Without --list, its tokens are random ones; with --judge
 (Whisper base, requirements-bench.txt) both sounds of each utterance are heard, too. --voice: what
-it changes in the mel that a recording is remembered, or cut, not solved each time. The second one
+it changes in the mel that a recording is prepared, or cut, not solved each time. The second one
 (--full) is of random weights in the published sizes, 10 s of speech with a voice of 5 s, in CPU
 seconds: a machine drifts, so each row tells the rate of a bare matrix product beside it.
 """
@@ -30,8 +30,14 @@ from osum_echat.errors import InputError
 from osum_echat.metrics import paired_interval
 from osum_echat.token2wav.flow import FlowSettings, VoiceState, frames_for
 from osum_echat.token2wav.model import Token2Wav, Token2WavSettings
-from osum_echat.token2wav.noise import streams
-from osum_echat.token2wav.streaming import MelStream, Piece, StreamSettings, pieces
+from osum_echat.token2wav.streaming import (
+    MelStream,
+    Piece,
+    StreamSettings,
+    generators,
+    pieces,
+    whole_wave,
+)
 from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, VoicePrompt
 
 SMALL_MODEL = Path(__file__).parents[1] / "pretrained" / "tiny" / "token2wav"
@@ -103,14 +109,14 @@ def streamed_mel(
 ) -> Tensor:
     """The mel as the vocoder of a stream gets it: (1, mel, frames)."""
     state = model.flow.voice_state(model.voice, settings.prompt_tokens)
-    solver = MelStream(model.flow, state, streams(seed), settings.fade_frames)
+    solver = MelStream(model.flow, state, generators(seed), settings.fade_frames)
     solved = (solver.solve(piece) for piece in pieces(tokens, settings))
     return torch.cat([mel[:, :, :new] for mel, new in solved], dim=2)
 
 
 def whole_mel(model: Token2Wav, tokens: list[int], seed: int) -> Tensor:
     state = model.flow.voice_state(model.voice)
-    solver = MelStream(model.flow, state, streams(seed), 0)
+    solver = MelStream(model.flow, state, generators(seed), 0)
     return solver.solve(Piece(tokens, 0, 0, len(tokens), is_last=True))[0]
 
 
@@ -214,16 +220,16 @@ def voice_rows(
     model: Token2Wav, voice: VoicePrompt, lists: Sequence[Spoken]
 ) -> list[tuple[str, str]]:
     """How far mels in a recording's voice are from those of the whole recording, solved anew."""
-    whole, remembered = model.flow.voice_state(voice), model.remember(voice)
+    whole, prepared = model.flow.voice_state(voice), model.prepare_voice(voice)
     states = {
         "another seed": whole,
-        "remembered": remembered,
+        "prepared": prepared,
         "its last 2 s": model.flow.voice_state(voice, 2 * TOKENS_PER_S),
         "its speaker vector alone": model.flow.voice_state(voice, 0),
     }
 
     def mel(state: VoiceState, tokens: list[int], seed: int) -> Tensor:
-        solver = MelStream(model.flow, state, streams(seed), 0)
+        solver = MelStream(model.flow, state, generators(seed), 0)
         return solver.solve(Piece(tokens, 0, 0, len(tokens), is_last=True))[0]
 
     sums, costs = dict.fromkeys(states, 0.0), dict.fromkeys(("anew", *states), 0.0)
@@ -281,7 +287,7 @@ def full_rows(dtypes: Sequence[str], steps: Sequence[int]) -> list[tuple[str, st
         ))  # fmt: skip
     assert reference is not None
     rate, mel = product_rate(torch.float32), reference
-    cost, _ = timed(lambda: model.vocoder.wave(mel, torch.Generator().manual_seed(1)))
+    cost, _ = timed(lambda: whole_wave(model.vocoder, mel, torch.Generator().manual_seed(1)))
     rows.append(("vocoder, float32", f"{cost:.1f} CPU s ({cost / UPSTREAM_VOCODER_S:.0%} of "
                  f"upstream's {UPSTREAM_VOCODER_S}), {rate:.0f} GFLOP/s"))  # fmt: skip
     model.dtype, model.flow.settings = torch.float32, FlowSettings()
@@ -290,13 +296,14 @@ def full_rows(dtypes: Sequence[str], steps: Sequence[int]) -> list[tuple[str, st
 
 def first_rows(model: Token2Wav, ids: list[int]) -> list[tuple[str, str]]:
     """What the first second of sound costs."""
-    made, remembered = timed(model.remember)
-    assert remembered.memory is not None
-    size_mb = remembered.memory.size_bytes / 1e6
+    made, prepared = timed(model.prepare_voice)
+    assert prepared.cache is not None
+    pairs = [pair for step in prepared.cache.steps for pair in step.layers]
+    size_mb = sum(one.nbytes for pair in pairs for one in pair) / 1e6
     cases: dict[str, tuple[VoiceState | None, int | None]] = {
         "5 s of the voice": (None, None),
         "2 s of the voice": (None, 2 * TOKENS_PER_S),
-        f"5 s remembered (once: {made:.1f} CPU s, {size_mb:.0f} MB)": (remembered, None),
+        f"5 s prepared (once: {made:.1f} CPU s, {size_mb:.0f} MB)": (prepared, None),
     }
     rows = []
     for name, (voice, prompt_tokens) in cases.items():

@@ -22,16 +22,14 @@ import torch
 from torch import Tensor
 
 from osum_echat import logs
-from osum_echat.token2wav import cosyvoice
 from osum_echat.token2wav.flow import Flow, FlowSettings, frames_for
 from osum_echat.token2wav.hift import Hift, HiftSettings
 from osum_echat.token2wav.model import Token2Wav
 from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, VoicePrompt
 
-TENSORS = {cosyvoice.FLOW_FILE: 1185, cosyvoice.VOCODER_FILE: 227}
+TENSORS = {"flow.pt": 1185, "hift.pt": 227}
 PROMPT_TOKENS = 75              # a voice of 3 s
 LOOK_EVERY_S = 0.005
-YAML = "flow: {input_frame_rate: 25}\nhift: {sampling_rate: 22050}\n"
 DTYPES = ("float32", "bfloat16")    # the latter is for GPUs: on most CPUs it is slower
 COLUMNS = (
     "weights", "flow in", "load s", "its CPU s", "held MB", "peak MB", "mapped MB", "speech s",
@@ -72,13 +70,12 @@ def write_weights(directory: Path) -> Path:
     directory.mkdir()
     torch.manual_seed(0)
     contents = {
-        cosyvoice.FLOW_FILE: Flow(FlowSettings()).state_dict(),
-        cosyvoice.VOCODER_FILE: split_norm(Hift(HiftSettings()).state_dict()),
+        "flow.pt": Flow(FlowSettings()).state_dict(),
+        "hift.pt": split_norm(Hift(HiftSettings()).state_dict()),
     }
     for name, tensors in contents.items():
         assert len(tensors) == TENSORS[name], f"{name}: {len(tensors)} tensors"
         torch.save(tensors, directory / name)
-    (directory / cosyvoice.YAML_FILE).write_text(YAML, encoding="utf-8")
     path = directory.with_suffix(".tar")
     with tarfile.open(path, "w") as archive:
         archive.add(directory, directory.name)

@@ -72,7 +72,7 @@ class FlowTraining:
 
 @dataclass(frozen=True, slots=True)
 class Crops:
-    """A batch. tokens (rows, tokens), mel (rows, frames, 80), speaker (rows, 192)."""
+    """A batch. tokens (rows, tokens), mel (rows, frames, 80), speaker (rows, numbers)."""
 
     tokens: Tensor
     mel: Tensor
@@ -84,7 +84,7 @@ class Recordings:
     """All utterances end to end on one time line, so that a crop is always full.
 
     tokens: (tokens,); mel: (frames, 80) half precision, frame by frame with the tokens; starts:
-    (rows,) first token of each row; speakers: (rows, 192).
+    (rows,) first token of each row; speakers: (rows, numbers).
     """
 
     tokens: Tensor
@@ -134,7 +134,7 @@ def record(training: FlowTraining) -> Recordings:
     """Read every wav once: its mel fitted to its tokens, its speaker vector."""
     rate, codes = training.flow.tokens_per_s, training.flow.codes
     encoder = voice.SpeakerEncoder(training.speaker_onnx) if training.speaker_onnx else None
-    constant = torch.zeros(1, voice.SPEAKER_WIDTH)
+    constant = torch.zeros(1, training.flow.speaker_width)
     if training.voice:
         constant = voice.VoicePrompt.load(training.voice).speaker
     tokens: list[int] = []

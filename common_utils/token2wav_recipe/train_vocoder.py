@@ -24,6 +24,7 @@ from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings, draw_noise
+from osum_echat.token2wav.streaming import whole_wave
 from osum_echat.token2wav.voice import HOP_SAMPLES, SAMPLE_RATE_HZ, mel_basis, prompt_mel
 from osum_echat.training.ema import WeightAverage
 from osum_echat.training.engine import compute_dtype
@@ -247,7 +248,7 @@ class VocoderTrainer:
             for one in self.held_out:
                 mel = one.mel[None].to(self.device)
                 hertz = self.vocoder.pitch_predictor.pitch(mel)[0].cpu()
-                made = self.vocoder.wave(mel, torch.Generator().manual_seed(1))[0].cpu()
+                made = whole_wave(self.vocoder, mel, torch.Generator().manual_seed(1))[0].cpu()
                 distance.append((prompt_mel(made)[0].T - one.mel).abs().mean())
                 wrong.append(((hertz > 0) != (one.hertz > 0)).float().mean())
                 both = (hertz > 0) & (one.hertz > 0)

@@ -1,7 +1,8 @@
 """The velocity estimator of the flow: a 1-d U-Net of residual convolutions and attention."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from osum_echat.token2wav.layers import Conv, ConvUp, GroupNorm, Mish, masked
-from osum_echat.token2wav.memory import Passing
 
 GROUPS = 8
 TIME_SCALE = 1000.0
@@ -25,6 +25,42 @@ class EstimatorSettings:
     head_width: int = 64
     transformers: int = 4
     mid_blocks: int = 12
+
+
+@dataclass(slots=True)
+class KeyValues:
+    """Keys and values of a prompt's frames in one pass, layer by layer.
+
+    (batch, heads, frames, width) each.
+    """
+
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+# The keys and values of a layer's frames to those that are attended to; asked layer by layer.
+Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def keeping(kept: KeyValues, frames: int, keep: int) -> Extend:
+    """Keeps the first `keep` of a pass over `frames` frames, and changes nothing."""
+
+    def extend(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        first = keep // round(frames / key.shape[2])        # some layers halve the frames
+        kept.layers.append((key[:, :, :first].clone(), value[:, :, :first].clone()))
+        return key, value
+
+    return extend
+
+
+def extending(kept: KeyValues) -> Extend:
+    """Puts what was kept before a pass that goes on from there."""
+    layers = iter(kept.layers)
+
+    def extend(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        first_key, first_value = next(layers)
+        return torch.cat((first_key, key), dim=2), torch.cat((first_value, value), dim=2)
+
+    return extend
 
 
 def time_waves(times: Tensor, width: int) -> Tensor:
@@ -87,15 +123,13 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(width, inner, bias=False)
         self.to_out = nn.Sequential(nn.Linear(inner, width))
 
-    def forward(
-        self, x: Tensor, valid: Tensor | None, passing: Passing | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None, extend: Extend | None = None) -> Tensor:
         shape = (x.shape[0], x.shape[1], self.heads, -1)
         query, key, value = (
             part(x).view(shape).transpose(1, 2) for part in (self.to_q, self.to_k, self.to_v)
         )
-        if passing is not None:
-            key, value = passing.meet(key, value)
+        if extend is not None:
+            key, value = extend(key, value)
         bias = None
         if valid is not None:
             bias = (~valid[:, None, None, :]).to(query.dtype) * MASKED_SCORE
@@ -140,10 +174,8 @@ class Transformer(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(
-        self, x: Tensor, valid: Tensor | None, passing: Passing | None = None
-    ) -> Tensor:
-        x = x + self.attn1(self.norm1(x), valid, passing)
+    def forward(self, x: Tensor, valid: Tensor | None, extend: Extend | None = None) -> Tensor:
+        x = x + self.attn1(self.norm1(x), valid, extend)
         return x + self.ff(self.norm3(x))
 
 
@@ -213,14 +245,14 @@ class Estimator(nn.Module):
         known: Tensor,
         valid: Tensor | None = None,
         alone: bool = False,
-        passing: Passing | None = None,
+        extend: Extend | None = None,
     ) -> Tensor:
         """The velocity at `x`.
 
         x, mu, known: (batch, frames, mel); times: (batch,); speaker: (batch, mel); valid: (batch,
         frames), None for all. `known` holds the frames given in advance, zero elsewhere. alone:
         padding changes nothing in a row; else it weighs in the norms, as in published training.
-        passing: frames kept of an earlier pass that these follow, or where to keep these.
+        extend: of each layer's keys and values, where earlier frames go before these.
         Returns (batch, frames, mel).
         """
         frames = x.shape[1]
@@ -229,17 +261,17 @@ class Estimator(nn.Module):
         skips: list[Tensor] = []
         masks = [valid]
         for block in self.down_blocks:
-            x = self._stage(block, x, time, masks[-1], alone, passing)
+            x = self._stage(block, x, time, masks[-1], alone, extend)
             skips.append(x)
             x = cast(nn.ModuleList, block)[2](masked(x, masks[-1]))
             masks.append(None if masks[-1] is None else masks[-1][:, ::2])
         masks = masks[:-1]
         for block in self.mid_blocks:
-            x = self._stage(block, x, time, masks[-1], alone, passing)
+            x = self._stage(block, x, time, masks[-1], alone, extend)
         for block in self.up_blocks:
             mask, skip = masks.pop(), skips.pop()
             x = torch.cat((x[:, : skip.shape[1]], skip), dim=-1)
-            x = self._stage(block, x, time, mask, alone, passing)
+            x = self._stage(block, x, time, mask, alone, extend)
             x = cast(nn.ModuleList, block)[2](masked(x, mask))
         x = self.final_block(x, valid, alone)
         return masked(self.final_proj(masked(x, valid)), valid)
@@ -247,10 +279,10 @@ class Estimator(nn.Module):
     @staticmethod
     def _stage(
         block: nn.Module, x: Tensor, time: Tensor, valid: Tensor | None, alone: bool,
-        passing: Passing | None,
+        extend: Extend | None,
     ) -> Tensor:  # fmt: skip
         parts = cast(nn.ModuleList, block)
         x = parts[0](x, time, valid, alone)
         for transformer in cast(nn.ModuleList, parts[1]):
-            x = transformer(x, valid, passing)
+            x = transformer(x, valid, extend)
         return x

@@ -1,7 +1,7 @@
 """Speech tokens to a mel: encoder, length regulator and conditional flow matching."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,18 +12,20 @@ from torch.nn.utils.rnn import pad_sequence
 
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.token2wav.conformer import Conformer, ConformerSettings
-from osum_echat.token2wav.estimator import Estimator, EstimatorSettings
-from osum_echat.token2wav.layers import stretch
-from osum_echat.token2wav.memory import AGAIN_FRAMES, Kept, Memory, Passing
-from osum_echat.token2wav.regulator import (
-    EDGE_TOKENS,
-    LengthRegulator,
-    stretch_in_place,
-    stretch_with_edges,
+from osum_echat.token2wav.estimator import (
+    Estimator,
+    EstimatorSettings,
+    Extend,
+    KeyValues,
+    extending,
+    keeping,
 )
+from osum_echat.token2wav.layers import Conv, GroupNorm, Mish, masked, stretch
 from osum_echat.token2wav.voice import HOP_SAMPLES, MELS, SAMPLE_RATE_HZ, SPEAKER_WIDTH, VoicePrompt
 
 LONGEST_PREFIX = 0.3        # of an utterance, given as known frames in training
+EDGE_TOKENS = 20            # at inference the first and the last 20 are stretched on their own
+AGAIN_FRAMES = 16           # of a prepared voice's last ones, solved again with what follows them
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class FlowSettings:
 
     codes: int = 4096
     tokens_per_s: int = 25
+    speaker_width: int = SPEAKER_WIDTH      # numbers of a speaker vector
     conformer: ConformerSettings = field(default_factory=ConformerSettings)
     estimator: EstimatorSettings = field(default_factory=EstimatorSettings)
     regulator_convs: int = 4
@@ -49,7 +52,7 @@ class FlowSettings:
     mel_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("codes", "steps", "spacing", "mel_scale"):
+        for name in ("codes", "speaker_width", "steps", "spacing", "mel_scale"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"flow.{name} {getattr(self, name)}: must be above 0")
 
@@ -63,13 +66,20 @@ class Draws(NamedTuple):
     kept: Tensor        # (batch,) bool: False drops all that guides
 
 
+class PromptCache(NamedTuple):
+    """The first frames of a voice's recording as each step of the solver saw them."""
+
+    frames: int
+    steps: tuple[KeyValues, ...]
+
+
 class VoiceState(NamedTuple):
     """A voice as the solver is told of it: made once, and used for every piece of a stream."""
 
     tokens: Tensor      # (1, tokens)
     known: Tensor       # (1, frames, mel), normalised; no frames where the voice has no tokens
     speaker: Tensor     # (1, mel)
-    memory: Memory | None = None        # of its frames, where they are not to be solved again
+    cache: PromptCache | None = None    # of its frames, where they are not to be solved again
 
 
 class FlowLoss(NamedTuple):
@@ -77,6 +87,12 @@ class FlowLoss(NamedTuple):
 
     matching: Tensor
     mu: Tensor
+
+
+def speaker_width(tensors: Mapping[str, Tensor], settings: FlowSettings) -> int:
+    """How many numbers a speaker vector has, by a flow's weights; models differ in nothing else."""
+    weight = tensors.get("spk_embed_affine_layer.weight")
+    return settings.speaker_width if weight is None or weight.dim() != 2 else weight.shape[1]
 
 
 def frames_for(tokens: int, tokens_per_s: int) -> int:
@@ -115,6 +131,66 @@ def draw(
     return Draws(times, noise, known, kept)
 
 
+class LengthRegulator(nn.Module):
+    """Names follow the published file: `model.{0,3,..}` convolutions, `model.{1,4,..}` norms."""
+
+    def __init__(self, channels: int, convs: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(convs):
+            layers += [Conv(channels, channels, 3, padding=1), GroupNorm(1, channels), Mish()]
+        self.model = nn.Sequential(*layers, Conv(channels, channels, 1))
+
+    def forward(self, x: Tensor, alone: Tensor | None = None) -> Tensor:
+        """x: (batch, frames, channels), already stretched; the same shape comes back.
+
+        alone: (batch, frames), the frames of each row, which are worked on as if it were alone;
+        None for all.
+        """
+        if alone is None:
+            return self.model(x)
+        for layer in self.model:
+            if isinstance(layer, GroupNorm):
+                x = layer(x, alone)
+            else:
+                x = layer(masked(x, alone) if isinstance(layer, Conv) else x)
+        return masked(x, alone)
+
+
+def stretch_with_edges(x: Tensor, frames: int, edge_frames: int) -> Tensor:
+    """Stretch (1, tokens, width) to `frames`; the edges keep their own pace in longer rows.
+
+    Over 40 tokens, the first and the last 20 become `edge_frames` each and the middle the rest, as
+    the published model does at inference.
+    """
+    if x.shape[1] <= 2 * EDGE_TOKENS:
+        return stretch(x, frames)
+    head, middle, tail = x[:, :EDGE_TOKENS], x[:, EDGE_TOKENS:-EDGE_TOKENS], x[:, -EDGE_TOKENS:]
+    return torch.cat(
+        (
+            stretch(head, edge_frames),
+            stretch(middle, frames - 2 * edge_frames),
+            stretch(tail, edge_frames),
+        ),
+        dim=1,
+    )
+
+
+def stretch_in_place(x: Tensor, first: int, start: int, stop: int, pace: float) -> Tensor:
+    """Stretch (1, tokens, width), a part of a longer row, to the frames `start` to `stop` of it.
+
+    first: the number of its first token; pace: frames a token. A frame gets the same mix of the
+    same two tokens whatever the part, as a linear stretch of the whole row would give it.
+    """
+    last = x.shape[1] - 1
+    frames = torch.arange(start, stop, dtype=torch.float64)
+    places = ((frames + 0.5) / pace - 0.5 - first).clamp(0, last)
+    before = places.long().clamp(max=max(0, last - 1))
+    share = (places - before).to(x.device, x.dtype).view(1, -1, 1)
+    before = before.to(x.device)
+    return torch.lerp(x[:, before], x[:, (before + 1).clamp(max=last)], share)
+
+
 class Matching(nn.Module):
     """Holds the estimator under its published name and follows its velocity."""
 
@@ -124,10 +200,10 @@ class Matching(nn.Module):
 
     def solve(
         self, noise: Tensor, mu: Tensor, speaker: Tensor, known: Tensor, times: Tensor,
-        guidance: float, valid: Tensor | None = None, passes: Sequence[Passing] | None = None,
+        guidance: float, valid: Tensor | None = None, extends: Sequence[Extend] | None = None,
     ) -> Tensor:
         """Euler steps from `noise`, guided, each row as if it were alone. Shapes as in
-        `Estimator.forward`; times: (steps + 1,); passes: one a step."""
+        `Estimator.forward`; times: (steps + 1,); extends: one a step."""
         x, alone = noise, valid is not None
         mu, speaker, known = (torch.cat((part, part * 0)) for part in (mu, speaker, known))
         valid = None if valid is None else torch.cat((valid, valid))
@@ -135,8 +211,8 @@ class Matching(nn.Module):
         now, pace = times[0], times[1] - times[0]
         for step in range(1, steps + 1):
             both, time = x.repeat(2, 1, 1), now.expand(len(mu))
-            passing = None if passes is None else passes[step - 1]
-            velocity = self.estimator(both, mu, time, speaker, known, valid, alone, passing)
+            extend = None if extends is None else extends[step - 1]
+            velocity = self.estimator(both, mu, time, speaker, known, valid, alone, extend)
             guided, free = velocity.float().chunk(2)
             x = x + pace * ((1 + guidance) * guided - guidance * free)
             now = now + pace
@@ -152,14 +228,14 @@ class Flow(nn.Module):
         super().__init__()
         self.settings = settings
         self.input_embedding = nn.Embedding(settings.codes, settings.conformer.input_width)
-        self.spk_embed_affine_layer = nn.Linear(SPEAKER_WIDTH, MELS)
+        self.spk_embed_affine_layer = nn.Linear(settings.speaker_width, MELS)
         self.encoder = Conformer(settings.conformer)
         self.encoder_proj = nn.Linear(settings.conformer.width, MELS)
         self.length_regulator = LengthRegulator(MELS, settings.regulator_convs)
         self.decoder = Matching(settings.estimator)
 
     def speaker(self, vector: Tensor) -> Tensor:
-        """(batch, 192) of any length -> (batch, mel)."""
+        """(batch, speaker width) of any length -> (batch, mel)."""
         return self.spk_embed_affine_layer(F.normalize(vector, dim=1))
 
     def encode(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -178,7 +254,7 @@ class Flow(nn.Module):
 
         most_tokens: keep only so many of the recording's last tokens, and the mel beside them.
         """
-        voice = voice or VoicePrompt.absent()
+        voice = voice or VoicePrompt.absent(torch.zeros(1, self.settings.speaker_width))
         self.check_voice(voice, "voice prompt")
         device = self.input_embedding.weight.device
         tokens, mel = voice.tokens.long(), voice.mel
@@ -191,9 +267,12 @@ class Flow(nn.Module):
         return VoiceState(tokens.to(device), known.to(device), speaker)
 
     @torch.no_grad()
-    def remembered(self, voice: VoiceState, noise: Tensor) -> VoiceState:
+    def prepared(self, voice: VoiceState, noise: Tensor) -> VoiceState:
         """The voice with its frames solved once for all speech, by the model's own steps.
 
+        Frames of a recording hardly depend on the speech behind them, so the keys and values that
+        speech attends to are made of the recording alone; only its last frames are solved again,
+        since convolutions reach into them. This is close to solving it every time, not equal.
         noise: what they are solved from, (mel, prompt frames), standard normal. A voice of a few
         frames, or none, comes back as it is.
         """
@@ -201,14 +280,14 @@ class Flow(nn.Module):
         keep = (frames - AGAIN_FRAMES) // 2 * 2
         if keep <= 0:
             return voice
-        kept = [Kept() for _ in range(settings.steps)]
+        kept = tuple(KeyValues() for _ in range(settings.steps))
         mu = self.length_regulator(stretch(self.encode(voice.tokens), frames))
         self.decoder.solve(
             noise.T[None].to(mu.device) * settings.temperature, mu, voice.speaker,
             voice.known.to(mu.dtype), solver_times(settings.steps, settings.spacing),
-            settings.guidance, passes=[Passing(one, frames, keep) for one in kept],
+            settings.guidance, extends=[keeping(one, frames, keep) for one in kept],
         )  # fmt: skip
-        return voice._replace(memory=Memory(keep, tuple(kept)))
+        return voice._replace(cache=PromptCache(keep, kept))
 
     def stretched(self, encoded: Tensor, voice: VoiceState, first: int | None) -> Tensor:
         """What `encode` gave of the prompt and a row's tokens, at the mel's pace.
@@ -263,7 +342,7 @@ class Flow(nn.Module):
     ) -> list[Tensor]:
         """The log-mels of several whole utterances side by side, each as `mel` alone makes it.
 
-        rows: (tokens,) each; voice: without a memory; noises: (mel, prompt frames + frames) each,
+        rows: (tokens,) each; voice: not a prepared one; noises: (mel, prompt frames + frames) each,
         standard normal. Returns (1, mel, frames) each. Padding changes nothing but the order in
         which numbers are added.
         """
@@ -291,19 +370,19 @@ class Flow(nn.Module):
         settings, prompt_frames = self.settings, voice.known.shape[1]
         heat = settings.temperature if temperature is None else temperature
         known = F.pad(voice.known.to(mu.dtype), (0, 0, 0, mu.shape[1] - prompt_frames))
-        passes, skip = None, 0
-        if voice.memory is not None:
-            passes, skip = list(map(Passing, voice.memory.steps)), voice.memory.frames
-            if len(passes) != (steps or settings.steps):
+        extends, skip = None, 0
+        if voice.cache is not None:
+            extends, skip = list(map(extending, voice.cache.steps)), voice.cache.frames
+            if len(extends) != (steps or settings.steps):
                 raise InputError(
-                    f"a voice remembered for {len(passes)} steps, not {steps or settings.steps}; "
-                    "remember it again"
+                    f"a voice prepared for {len(extends)} steps, not {steps or settings.steps}; "
+                    "prepare it again"
                 )
         solved = self.decoder.solve(
             noise.to(mu.device).transpose(1, 2)[:, skip:] * heat, mu[:, skip:],
             voice.speaker.expand(len(mu), -1), known.expand(len(mu), -1, -1)[:, skip:],
             solver_times(steps or settings.steps, settings.spacing), settings.guidance, valid,
-            passes,
+            extends,
         )  # fmt: skip
         target = solved[:, prompt_frames - skip :]
         return (target * settings.mel_scale + settings.mel_mean).transpose(1, 2)
@@ -320,7 +399,13 @@ class Flow(nn.Module):
             )
 
     def check_voice(self, voice: VoicePrompt, where: str) -> None:
-        """Refuse a voice whose tokens are none of this codebook."""
+        """Refuse a voice that another model measured: its tokens, or its speaker vector."""
+        width = voice.speaker.shape[1]
+        if width != self.settings.speaker_width:
+            raise InputError(
+                f"{where}: a speaker vector of {width} numbers, where this model needs "
+                f"{self.settings.speaker_width}; measure the recording again with this model"
+            )
         if voice.tokens.numel() and int(voice.tokens.max()) >= self.settings.codes:
             raise InputError(
                 f"{where}: a voice of token {int(voice.tokens.max())}, where this model knows 0 to "
@@ -340,7 +425,8 @@ class Flow(nn.Module):
         """Both losses of a batch of right-padded rows (lengths None: all rows full).
 
         tokens: (batch, tokens); mel: (batch, frames, mel) as heard, not normalised; speaker:
-        (batch, 192). The whole padded token axis is stretched to the whole mel axis, as published.
+        (batch, speaker width). The whole padded token axis is stretched to the whole mel axis, as
+        published.
         """
         rows, frames, _ = mel.shape
         target = self.normalise(mel)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from osum_echat.errors import CheckpointError
 from osum_echat.token2wav.layers import Conv, ConvUp
+from osum_echat.token2wav.streaming import Past
 from osum_echat.token2wav.voice import MELS, SAMPLE_RATE_HZ
-from osum_echat.token2wav.wave_stream import Past, whole_wave
 
 LARGEST_MAGNITUDE = 100.0
 PITCH_CONVS = 5                 # of three frames each
@@ -170,10 +170,6 @@ class Hift(nn.Module):
         """Upsampling that is still to come after each stage."""
         rates = self.settings.upsample
         return [math.prod(rates[stage + 1 :]) for stage in range(len(rates))]
-
-    def wave(self, mel: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A log-mel (1, 80, frames) as sound: (1, samples). `generator` is one of the CPU."""
-        return whole_wave(self, mel, generator)
 
     def begin(self, generator: torch.Generator | None = None) -> Past:
         """No frames yet; each harmonic but the fundamental starts at a random phase."""

@@ -1,8 +1,12 @@
-"""Speech tokens to sound: a directory or tar of flow, vocoder and voice, behind one call."""
+"""Speech tokens to sound: a directory or tar of flow, vocoder and voice, behind one call.
+
+A new vocoder is a file of its own (settings, and a module with the methods of `streaming.Vocoder`),
+a row of VOCODERS and a field of Token2WavSettings of that name.
+"""
 
 import copy
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -10,16 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from osum_echat import device as devices
-from osum_echat import logs, weights
-from osum_echat.errors import CheckpointError, ConfigError, InputError
+from osum_echat import weights
+from osum_echat.errors import CheckpointError, ConfigError
 from osum_echat.settings import mapping, parse
-from osum_echat.token2wav import cosyvoice
-from osum_echat.token2wav.flow import Flow, FlowSettings, VoiceState, frames_for
+from osum_echat.token2wav.flow import Flow, FlowSettings, VoiceState, frames_for, speaker_width
 from osum_echat.token2wav.hift import Hift, HiftSettings, fold
-from osum_echat.token2wav.layers import stretch
-from osum_echat.token2wav.noise import Streams, mel_noise, streams
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
-from osum_echat.token2wav.streaming import MelStream, Piece, StreamSettings, pieces
+from osum_echat.token2wav.streaming import (
+    Generators,
+    MelStream,
+    Piece,
+    StreamSettings,
+    WaveStream,
+    generators,
+    mel_noise,
+    pieces,
+    whole_wave,
+)
 from osum_echat.token2wav.voice import (
     SAMPLE_RATE_HZ,
     SpeakerEncoder,
@@ -27,7 +38,6 @@ from osum_echat.token2wav.voice import (
     VoicePrompt,
     make_prompt,
 )
-from osum_echat.token2wav.wave_stream import WaveStream
 from osum_echat.weights import TarMember
 
 SETTINGS_FILE = "token2wav.yaml"
@@ -37,16 +47,18 @@ TOKENIZER_FILES = ("speech_tokenizer.onnx", "speech_tokenizer_v1.onnx")
 SPEAKER_FILES = ("speaker.onnx", "campplus.onnx")
 VOICE_FILE = "voice.safetensors"
 FILES = (
-    SETTINGS_FILE, cosyvoice.YAML_FILE, VOICE_FILE,
-    *FLOW_FILES, *VOCODER_FILES, *TOKENIZER_FILES, *SPEAKER_FILES,
+    SETTINGS_FILE, VOICE_FILE, *FLOW_FILES, *VOCODER_FILES, *TOKENIZER_FILES, *SPEAKER_FILES,
 )  # fmt: skip
-VOCODERS = ("hift", "nsf_vocos")
+PUBLISHED_FILES = ("flow.pt", "hift.pt")        # of CosyVoice-300M-25Hz
+FLOW, VOCODER, LANGUAGE_MODEL = "the flow", "the vocoder", "a language model"
+KEY_MARKS = {                   # names that only this kind of published file has
+    "decoder.estimator.": FLOW, "m_source.": VOCODER, "llm_decoder.": LANGUAGE_MODEL,
+}  # fmt: skip
+VOCODERS: dict[str, type[Hift] | type[NsfVocos]] = {"hift": Hift, "nsf_vocos": NsfVocos}
 Files = dict[str, Path | TarMember]
 WAVE_FADE_FRAMES = 1            # of 11.6 ms: over which the sound of a piece goes into the next
 CARD_FRAMES = 20_000            # solved side by side on a card; a CPU gains nothing by it
 MOST_PADDING = 0.2              # of a row, where several are solved side by side
-
-LOG = logs.logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +83,7 @@ class Token2Wav(nn.Module):
         self.settings = settings
         self.sample_rate_hz = SAMPLE_RATE_HZ
         self.flow = Flow(settings.flow)
-        self.vocoder: Hift | NsfVocos = (
-            Hift(settings.hift) if settings.vocoder == "hift" else NsfVocos(settings.nsf_vocos)
-        )
+        self.vocoder = VOCODERS[settings.vocoder](getattr(settings, settings.vocoder))
         self.voice = voice
         self.has_voice = False          # of its own: without, a call should bring one
         self.dtype = torch.float32
@@ -105,13 +115,17 @@ class Token2Wav(nn.Module):
         settings = _settings(files, source, flow, vocoder)
         settings = replace(settings, flow=replace(
             settings.flow,
+            speaker_width=speaker_width(flow, settings.flow),
             steps=settings.flow.steps if steps is None else steps,
             spacing=settings.flow.spacing if spacing is None else spacing,
         ))  # fmt: skip
         voice = files.get(VOICE_FILE)
-        made = _empty(settings, VoicePrompt.absent() if voice is None else VoicePrompt.read(voice))
-        weights.fill(made.flow, flow, str(flow_file))
-        weights.fill(made.vocoder, vocoder, str(vocoder_file))
+        absent = VoicePrompt.absent(torch.zeros(1, settings.flow.speaker_width))
+        made = _empty(settings, absent if voice is None else VoicePrompt.read(voice))
+        made.flow.check_voice(made.voice, str(voice))
+        sizes = "" if SETTINGS_FILE in files else f" (no {SETTINGS_FILE}: the published sizes)"
+        weights.fill(made.flow, flow, f"{flow_file}{sizes}")
+        weights.fill(made.vocoder, vocoder, f"{vocoder_file}{sizes}")
         made.source, made.dtype, made.has_voice = source, dtype, voice is not None
         return made.to(device).eval() if device is not None else made.eval()
 
@@ -120,25 +134,20 @@ class Token2Wav(nn.Module):
         tokens: list[int],
         voice: VoicePrompt | VoiceState | None = None,
         seed: int | None = None,
-        speed: float = 1.0,
     ) -> Tensor:
         """Synthesise a whole utterance.
 
         tokens: speech ids, without begin and end marks; voice: None for the directory's own, or
-        what `remember` made of one; the same seed gives the same sound; speed: 2 is twice as fast.
+        what `prepare_voice` made of one; the same seed gives the same sound.
         Returns (samples,) float32 on the CPU, at 22.05 kHz. Raises InputError for no tokens or ids
         out of range.
         """
-        if speed <= 0:
-            raise InputError(f"speed {speed}: must be above 0")
-        drawn = streams(seed)
+        drawn = generators(seed)
         with devices.autocast(self.device, self.dtype):
             mel, _ = self._mel_stream(voice, drawn, StreamSettings()).solve(
                 Piece(tokens, 0, 0, len(tokens), is_last=True)
             )
-        if speed != 1.0:
-            mel = at_speed(mel, speed)
-        return self.vocoder.wave(mel, drawn.source)[0].float().cpu()
+        return whole_wave(self.vocoder, mel, drawn.source)[0].float().cpu()
 
     def many(
         self,
@@ -156,7 +165,7 @@ class Token2Wav(nn.Module):
         """
         if most_frames is None:
             most_frames = 0 if self.device.type == "cpu" else CARD_FRAMES
-        drawn = [streams(seed) for seed in seeds or [None] * len(lists)]
+        drawn = [generators(seed) for seed in seeds or [None] * len(lists)]
         state = self.flow.voice_state(voice or self.voice)
         prompt_frames, rate = state.known.shape[1], self.settings.flow.tokens_per_s
         lengths = [prompt_frames + frames_for(len(tokens), rate) for tokens in lists]
@@ -169,7 +178,8 @@ class Token2Wav(nn.Module):
             with devices.autocast(self.device, self.dtype):
                 mels = self.flow.mels(rows, state, noises)
             for one, mel in zip(group, mels, strict=True):
-                made[one] = self.vocoder.wave(mel.float(), drawn[one].source)[0].float().cpu()
+                wave = whole_wave(self.vocoder, mel.float(), drawn[one].source)
+                made[one] = wave[0].float().cpu()
         return [made[one] for one in range(len(lists))]
 
     def stream(
@@ -187,7 +197,7 @@ class Token2Wav(nn.Module):
         range, when they come to be solved.
         """
         settings = settings or StreamSettings()
-        drawn = streams(seed)
+        drawn = generators(seed)
         with devices.autocast(self.device, self.dtype):
             mels = self._mel_stream(voice, drawn, settings)
         waves = WaveStream(self.vocoder, drawn.source, WAVE_FADE_FRAMES)
@@ -196,7 +206,7 @@ class Token2Wav(nn.Module):
                 mel, new = mels.solve(piece)
             yield waves.push(mel, new).float().cpu()
 
-    def remember(self, voice: VoicePrompt | None = None, seed: int = 0) -> VoiceState:
+    def prepare_voice(self, voice: VoicePrompt | None = None, seed: int = 0) -> VoiceState:
         """A voice to speak in whose recording is solved now, once, and not again for every piece.
 
         Speech comes sooner by the recording's share of the work and is close to what it else would
@@ -204,16 +214,16 @@ class Token2Wav(nn.Module):
         25 MB in the published one. voice: None for the directory's own.
         """
         state = self.flow.voice_state(voice or self.voice)
-        noise = mel_noise(streams(seed), state.known.shape[1], 0)
+        noise = mel_noise(generators(seed), state.known.shape[1], 0)
         with devices.autocast(self.device, self.dtype):
-            return self.flow.remembered(state, noise)
+            return self.flow.prepared(state, noise)
 
     @property
     def device(self) -> torch.device:
         return self.flow.input_embedding.weight.device
 
     def _mel_stream(
-        self, voice: VoicePrompt | VoiceState | None, drawn: Streams, settings: StreamSettings
+        self, voice: VoicePrompt | VoiceState | None, drawn: Generators, settings: StreamSettings
     ) -> MelStream:
         state = voice
         if not isinstance(state, VoiceState):
@@ -295,29 +305,31 @@ def listen(source: Path, wav: str | Path) -> VoicePrompt:
 
 
 def _settings(
-    files: Files, source: Path, flow: dict[str, Tensor], vocoder: dict[str, Tensor]
+    files: Files, source: Path, flow: Mapping[str, Tensor], vocoder: Mapping[str, Tensor]
 ) -> Token2WavSettings:
-    """Ours by our yaml; the published model's by its own, if it is there, and by the shapes."""
+    """By our yaml; without one the published sizes, which the weights must then have."""
     if SETTINGS_FILE in files:
         own = files[SETTINGS_FILE]
         return parse(Token2WavSettings, mapping(_bytes(own), str(own)), SETTINGS_FILE)
-    if cosyvoice.FLOW_FILE not in files or cosyvoice.VOCODER_FILE not in files:
+    if any(name not in files for name in PUBLISHED_FILES):
         raise CheckpointError(
             f"{source / SETTINGS_FILE}: no such file; give a directory made for token to wav, "
-            f"or the published one with {cosyvoice.FLOW_FILE} and {cosyvoice.VOCODER_FILE}"
+            f"or the published one with {' and '.join(PUBLISHED_FILES)}"
         )
-    flow_where, vocoder_where = str(files[cosyvoice.FLOW_FILE]), str(files[cosyvoice.VOCODER_FILE])
-    cosyvoice.check_kind(flow, cosyvoice.FLOW, flow_where)
-    cosyvoice.check_kind(vocoder, cosyvoice.VOCODER, vocoder_where)
-    text = files.get(cosyvoice.YAML_FILE)
-    if text is None:
-        LOG.warning("%s: no %s; sizes are read from the weights", source, cosyvoice.YAML_FILE)
-    sheet = cosyvoice.sheet_of(_bytes(text) if text else None, str(text or cosyvoice.YAML_FILE))
-    return Token2WavSettings(
-        "hift",
-        cosyvoice.flow_settings(sheet, flow, flow_where),
-        cosyvoice.hift_settings(sheet, vocoder, vocoder_where),
-    )
+    for tensors, kind, name in zip((flow, vocoder), (FLOW, VOCODER), PUBLISHED_FILES, strict=True):
+        check_kind(tensors, kind, str(files[name]))
+    return Token2WavSettings()
+
+
+def check_kind(tensors: Mapping[str, Tensor], wanted: str, where: str) -> None:
+    """Raise CheckpointError where a weight file holds another part of the model than `wanted`."""
+    found = {kind for mark, kind in KEY_MARKS.items() if any(mark in key for key in tensors)}
+    if wanted not in found:
+        other = ", ".join(sorted(found)) or "weights of another model"
+        raise CheckpointError(
+            f"{where}: holds {other} ({', '.join(list(tensors)[:3])} ...) where {wanted} is "
+            "needed; are files swapped? Copy the published directory again"
+        )
 
 
 def _empty(settings: Token2WavSettings, voice: VoicePrompt) -> Token2Wav:
@@ -343,9 +355,3 @@ def alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
         group.append(number)
     if group:
         yield group
-
-
-def at_speed(mel: Tensor, speed: float) -> Tensor:
-    """Squeeze or stretch (1, mel, frames) in time."""
-    frames = max(1, int(mel.shape[2] / speed))
-    return stretch(mel.transpose(1, 2), frames).transpose(1, 2)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from osum_echat.errors import ConfigError
+from osum_echat.token2wav.streaming import Past
 from osum_echat.token2wav.voice import HOP_SAMPLES, MELS, SAMPLE_RATE_HZ, WINDOW_SAMPLES, mel_basis
-from osum_echat.token2wav.wave_stream import Past, whole_wave
 
 BINS = WINDOW_SAMPLES // 2 + 1
 EDGE_SAMPLES = (WINDOW_SAMPLES - HOP_SAMPLES) // 2          # as the mel's own padding
@@ -136,10 +136,6 @@ class NsfVocos(nn.Module):
         settings = self.settings
         layers = 2 + settings.blocks + settings.pitch_blocks
         return settings.kernel // 2 * layers + 2 * (WINDOW_SAMPLES // HOP_SAMPLES)
-
-    def wave(self, mel: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """mel: (1, 80, frames), natural log. Returns (1, frames * 256) at 22.05 kHz."""
-        return whole_wave(self, mel, generator)
 
     def begin(self, generator: torch.Generator | None = None) -> Past:
         """No frames yet. The pulses have no random phase: the first voiced frame begins with one.

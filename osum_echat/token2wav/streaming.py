@@ -1,4 +1,4 @@
-"""Speech tokens that come one by one to a mel in pieces, each from a bounded stretch of tokens.
+"""Speech that is made in pieces and sounds as if made whole.
 
 A piece of tokens is solved together with some tokens before and after it, whose frames give it
 context only. The frames behind it are a guess at what follows: the vocoder looks ahead into them,
@@ -8,16 +8,60 @@ absolute noise, so two neighbouring pieces start from the same numbers.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from osum_echat.errors import ConfigError
 from osum_echat.token2wav.flow import Flow, VoiceState, frames_for
-from osum_echat.token2wav.noise import NoiseRows, Streams
-from osum_echat.token2wav.voice import MELS
-from osum_echat.token2wav.wave_stream import blended
+from osum_echat.token2wav.voice import HOP_SAMPLES, MELS
+
+BLOCK_ROWS = 64             # always drawn together, so that pieces cannot change the numbers
+LARGEST_SEED = 2**31
+
+
+class Generators(NamedTuple):
+    """Independent generators, all of the CPU, one for each use, so that no use shifts another."""
+
+    prompt: torch.Generator         # what the frames of the prompt start from
+    flow: torch.Generator           # what the frames of the speech start from
+    source: torch.Generator         # the noise of the vocoder's source, and its phases
+
+
+def generators(seed: int | None) -> Generators:
+    """The generators of a seed; None takes one from torch's global generator."""
+    first = None if seed is None else torch.Generator().manual_seed(seed)
+    seeds = torch.randint(LARGEST_SEED, (len(Generators._fields),), generator=first).tolist()
+    return Generators(*(torch.Generator().manual_seed(each) for each in seeds))
+
+
+def mel_noise(drawn: Generators, prompt_frames: int, frames: int) -> Tensor:
+    """What the mel of a whole utterance is solved from: (mel, prompt frames + frames)."""
+    prompt = NoiseRows(MELS, drawn.prompt).take(0, prompt_frames)
+    return torch.cat((prompt, NoiseRows(MELS, drawn.flow).take(0, frames))).T
+
+
+class NoiseRows:
+    """Standard normal rows, one a frame, drawn when they are needed and forgotten when passed."""
+
+    def __init__(self, width: int, generator: torch.Generator | None) -> None:
+        self.width, self.generator = width, generator
+        self.first = 0
+        self.rows = torch.empty(0, width)
+
+    def take(self, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop`: (rows, width). What is before `start` is forgotten then."""
+        assert start >= self.first, f"row {start} was forgotten: the first one kept is {self.first}"
+        missing = stop - self.first - len(self.rows)
+        if missing > 0:
+            blocks = [
+                torch.randn(BLOCK_ROWS, self.width, generator=self.generator)
+                for _ in range(-(-missing // BLOCK_ROWS))
+            ]
+            self.rows = torch.cat((self.rows, *blocks))
+        self.rows, self.first = self.rows[start - self.first :], start
+        return self.rows[: stop - start]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +135,12 @@ class MelStream:
     """The mel of one utterance, piece by piece."""
 
     def __init__(
-        self, flow: Flow, voice: VoiceState, streams: Streams, fade_frames: int
+        self, flow: Flow, voice: VoiceState, drawn: Generators, fade_frames: int
     ) -> None:
         self.flow, self.voice = flow, voice
         self.fade_frames = fade_frames
-        self.prompt_noise = NoiseRows(MELS, streams.prompt).take(0, voice.known.shape[1])
-        self.noise = NoiseRows(MELS, streams.flow)
+        self.prompt_noise = NoiseRows(MELS, drawn.prompt).take(0, voice.known.shape[1])
+        self.noise = NoiseRows(MELS, drawn.flow)
         self.guess: Tensor | None = None
 
     def solve(self, piece: Piece) -> tuple[Tensor, int]:
@@ -117,3 +161,87 @@ class MelStream:
             mel = blended(self.guess, mel, 2)
         self.guess = mel[:, :, stop - start :][:, :, : self.fade_frames]
         return mel, stop - start
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """The last frames that were made into sound, and where the source stood after them.
+
+    mel: (1, 80, frames); pitch: (rows, frames), as the vocoder's own; turns: (waves,) in double
+    precision, cycles of each wave of the source at the end of these frames.
+    """
+
+    mel: Tensor
+    pitch: Tensor
+    turns: Tensor
+
+    @property
+    def frames(self) -> int:
+        return self.mel.shape[2]
+
+
+class Vocoder(Protocol):
+    """What both vocoders do. Their random part comes in, their state goes out as a value."""
+
+    @property
+    def noise_width(self) -> int:
+        """Normal numbers that a frame's source needs."""
+
+    @property
+    def reach_frames(self) -> int:
+        """Frames on either side that can change a frame's sound."""
+
+    def begin(self, generator: torch.Generator | None = None) -> Past:
+        """No frames yet; the source's phases are drawn."""
+
+    def render(self, mel: Tensor, noise: Tensor, past: Past, new: int) -> tuple[Tensor, Past]:
+        """Make sound of the past's frames, `new` ones, and provisional ones behind them.
+
+        mel: (1, 80, frames), without the past's; noise: (past and mel frames, noise_width).
+        Returns the wave (1, samples) of all these frames, past ones too, and the past after the
+        new ones, as long as `reach_frames`.
+        """
+
+
+def whole_wave(vocoder: Vocoder, mel: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A log-mel (1, 80, frames) as sound in one piece: (1, samples)."""
+    past, frames = vocoder.begin(generator), mel.shape[2]
+    noise = NoiseRows(vocoder.noise_width, generator).take(0, frames)
+    return vocoder.render(mel, noise.to(mel.device), past, frames)[0]
+
+
+class WaveStream:
+    """The sound of one mel, piece by piece. A piece's end is blended into the next one's start."""
+
+    def __init__(self, vocoder: Vocoder, generator: torch.Generator, fade_frames: int) -> None:
+        self.vocoder = vocoder
+        self.past = vocoder.begin(generator)
+        self.noise = NoiseRows(vocoder.noise_width, generator)
+        self.fade_frames = fade_frames
+        self.done_frames = 0
+        self.tail: Tensor | None = None
+
+    def push(self, mel: Tensor, new: int) -> Tensor:
+        """mel: (1, 80, frames), of which the first `new` are final and the others only a guess of
+        what follows. Returns the sound of the new ones, (samples,)."""
+        mel = mel[:, :, : new + self.vocoder.reach_frames]
+        begun = self.past.frames
+        first = self.done_frames - begun
+        noise = self.noise.take(first, first + begun + mel.shape[2]).to(mel.device)
+        wave, self.past = self.vocoder.render(mel, noise, self.past, new)
+        self.done_frames += new
+        made = wave[0, begun * HOP_SAMPLES :]
+        if self.tail is not None:
+            made = blended(self.tail, made, 0)
+        end = new * HOP_SAMPLES
+        self.tail = made[end : end + self.fade_frames * HOP_SAMPLES]
+        return made[:end]
+
+
+def blended(old: Tensor, new: Tensor, axis: int) -> Tensor:
+    """`new`, its start faded over from `old`, which describes the same stretch along `axis`."""
+    length = min(old.shape[axis], new.shape[axis])
+    shape = [length if each == axis else 1 for each in range(new.dim())]
+    share = ((torch.arange(length, device=new.device) + 0.5) / max(1, length)).view(shape)
+    start = torch.lerp(old.narrow(axis, 0, length), new.narrow(axis, 0, length), share.to(new))
+    return torch.cat((start, new.narrow(axis, length, new.shape[axis] - length)), axis)

@@ -21,7 +21,8 @@ HOP_SAMPLES = 256                       # 11.6 ms
 WINDOW_SAMPLES = 1024
 MELS = 80
 HIGHEST_HZ = 8000.0                     # of the mel that the flow and the vocoder read
-SPEAKER_WIDTH = 192
+SPEAKER_WIDTH = 192                     # numbers of a published speaker vector
+MOST_SPEAKER_WIDTH = 4096
 LONGEST_PROMPT_S = 30
 MOST_TOKENS_PER_S = 50                  # the published sibling's; this model's are 25
 LEAST_LEVEL = 1e-5
@@ -36,7 +37,7 @@ SIGNATURES = {                          # types of the inputs, and how many axes
 
 @dataclass(frozen=True, slots=True)
 class VoicePrompt:
-    """One voice. tokens: (1, tokens) long; mel: (1, frames, 80) log-mel; speaker: (1, 192).
+    """One voice. tokens: (1, tokens) long; mel: (1, frames, 80) log-mel; speaker: (1, numbers).
 
     Tokens and mel may both be empty: then the speaker vector alone says who speaks.
     """
@@ -49,12 +50,12 @@ class VoicePrompt:
         shapes = tuple(self.tokens.shape), tuple(self.mel.shape), tuple(self.speaker.shape)
         right = (
             self.tokens.dim() == 2 and self.mel.dim() == 3 and self.mel.shape[2] == MELS
-            and self.speaker.shape == (1, SPEAKER_WIDTH)
+            and self.speaker.dim() == 2 and len(self.speaker) == 1 and self.speaker.numel() > 0
         )
         if not right or len(self.tokens) != 1 or len(self.mel) != 1:
             raise InputError(
                 f"voice prompt: tokens, mel, speaker of shapes {shapes}; "
-                f"need (1, tokens), (1, frames, {MELS}), (1, {SPEAKER_WIDTH})"
+                f"need (1, tokens), (1, frames, {MELS}), (1, numbers)"
             )
         if not (self.mel.isfinite().all() and self.speaker.isfinite().all()):
             raise InputError("voice prompt: holds numbers that are not finite; measure it again")
@@ -239,7 +240,7 @@ def speaker_features(samples: Tensor) -> Tensor:
 
 
 class SpeakerEncoder(Listener):
-    """The published `campplus.onnx`, or one like it: who speaks, as 192 numbers."""
+    """The published `campplus.onnx`, or one like it: who speaks, as a vector (192 numbers)."""
 
     def __init__(self, source: str | Path | TarMember) -> None:
         super().__init__(source, SPEAKER)
@@ -248,12 +249,13 @@ class SpeakerEncoder(Listener):
             raise CheckpointError(f"{self.file}: hears {bins} bins, need {MELS}: another model")
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """16 kHz samples (samples,) -> (1, 192)."""
+        """16 kHz samples (samples,) -> (1, numbers)."""
         vector = self.run(speaker_features(samples).numpy())
-        if vector.size != SPEAKER_WIDTH:
+        right = np.issubdtype(vector.dtype, np.floating) and vector.size == vector.shape[-1:][0]
+        if not (right and 0 < vector.size <= MOST_SPEAKER_WIDTH):
             raise CheckpointError(
-                f"{self.file}: gives {vector.size} numbers for a voice, need {SPEAKER_WIDTH}; "
-                "copy the file again"
+                f"{self.file}: gives {vector.dtype} of shape {vector.shape} for a voice, where one "
+                "vector is needed; copy the file again"
             )
         return torch.from_numpy(vector.astype(np.float32).reshape(1, -1))
 

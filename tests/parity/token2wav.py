@@ -1,27 +1,23 @@
-"""Token to wav against published tensors: flow, its training loss, HiFT, offline pipelines."""
+"""A directory of token2wav tensors: flow, its training loss, HiFT, offline pipelines."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from osum_echat import weights
 from osum_echat.errors import CheckpointError
-from osum_echat.settings import read_mapping
-from osum_echat.token2wav import cosyvoice
-from osum_echat.token2wav.flow import Draws, Flow, solver_times
-from osum_echat.token2wav.hift import Hift, fold
-from osum_echat.token2wav.model import at_speed
-from osum_echat.token2wav.tagged_yaml import Sheet
+from osum_echat.settings import parse, read_mapping
+from osum_echat.token2wav.flow import Draws, Flow, FlowSettings, solver_times, speaker_width
+from osum_echat.token2wav.hift import Hift, HiftSettings, fold
+from osum_echat.token2wav.layers import stretch
 from osum_echat.token2wav.voice import VoicePrompt
-from tests.parity.rows import OTHERWISE, Row, close, not_compared
+from tests.parity.rows import OTHERWISE, Row, close, not_compared, read_arrays
 
 STEP = 2e-5                     # intermediates; of their rms, where that is above 1
 MEL = 1e-4
@@ -35,13 +31,38 @@ TAPPED_CALL = 3                 # `step4_` arrays are from the fourth call of th
 CACHE = OTHERWISE + "the 34-frame cache of streaming"
 STREAMING = OTHERWISE + "streaming pipelines"
 GIVEN = "given"
+FLOW = {                        # our setting -> its place in config.json
+    "codes": "flow.vocab_size", "tokens_per_s": "flow.input_frame_rate",
+    "conformer.input_width": "flow.encoder.input_size",
+    "conformer.width": "flow.encoder.output_size",
+    "conformer.heads": "flow.encoder.attention_heads",
+    "conformer.feed_forward": "flow.encoder.linear_units",
+    "conformer.blocks": "flow.encoder.num_blocks",
+    "estimator.channels": "flow.estimator.channels", "estimator.heads": "flow.estimator.num_heads",
+    "estimator.head_width": "flow.estimator.attention_head_dim",
+    "estimator.transformers": "flow.estimator.n_blocks",
+    "estimator.mid_blocks": "flow.estimator.num_mid_blocks",
+    "guidance": "flow.cfm.cfm_params.inference_cfg_rate",
+    "smallest_noise": "flow.cfm.cfm_params.sigma_min",
+}  # fmt: skip
+HIFT = {
+    "channels": "hift.base_channels", "pitch_channels": "f0_predictor.cond_channels",
+    "harmonics": "hift.nb_harmonics", "sine_level": "hift.nsf_alpha",
+    "noise_level": "hift.nsf_sigma", "voiced_above_hz": "hift.nsf_voiced_threshold",
+    "upsample": "hift.upsample_rates", "upsample_kernels": "hift.upsample_kernel_sizes",
+    "window_samples": "hift.istft_params.n_fft", "hop_samples": "hift.istft_params.hop_len",
+    "kernels": "hift.resblock_kernel_sizes", "dilations": "hift.resblock_dilation_sizes",
+    "source_kernels": "hift.source_resblock_kernel_sizes",
+    "source_dilations": "hift.source_resblock_dilation_sizes",
+    "slope": "hift.lrelu_slope", "limit": "hift.audio_limit",
+}  # fmt: skip
 
 Arrays = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """The networks of a directory; a part whose weights are not there is None."""
+class Networks:
+    """The networks of a directory; one whose weights are not there is None."""
 
     flow: Flow | None
     hift: Hift | None
@@ -50,17 +71,18 @@ class Parts:
 
 def rows(directory: Path) -> list[Row]:
     """Compare every array of every file. Raises CheckpointError where a file cannot be read."""
-    config = _config(directory)
-    parts = Parts(_flow(directory, config), _hift(directory, config, "hift.pt"), _drop(config))
-    found: list[Row] = []
+    path = directory / "config.json"
+    config = read_mapping(path, CheckpointError, "it holds all sizes")
+    networks = Networks(read_flow(directory, config), read_hift(directory, config, "hift.pt"),
+                        found(config, "flow.cfm.cfm_params.training_cfg_rate", 0.2))  # fmt: skip
+    made: list[Row] = []
     for path in sorted(directory.glob("*.npz")):
         compare = next((one for start, one in KINDS if path.stem.startswith(start)), None)
-        arrays = _read(path)
-        ours = {} if compare is None else compare(parts, arrays, path)
-        found += [_row(path.stem, key, value, ours) for key, value in arrays.items()]
-        extra = ours.get("extra rows")
-        found += extra if isinstance(extra, list) else []
-    return found + _namings(directory, config)
+        arrays = {key: torch.from_numpy(value.copy()) for key, value in read_arrays(path).items()}
+        ours = {} if compare is None else compare(networks, arrays, path)
+        made += [_row(path.stem, key, value, ours) for key, value in arrays.items()]
+        made += ours.get("extra rows", [])
+    return made + _namings(directory, config)
 
 
 def _row(stem: str, key: str, theirs: Tensor, ours: dict[str, Any]) -> Row:
@@ -75,53 +97,49 @@ def _row(stem: str, key: str, theirs: Tensor, ours: dict[str, Any]) -> Row:
     return close(name, values, theirs, limit)
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    return read_mapping(directory / "config.json", CheckpointError, "it holds all sizes")
+def found(config: Any, place: str, otherwise: Any = None) -> Any:
+    """What a nested mapping holds at a dotted place."""
+    for name in place.split("."):
+        config = config.get(name) if isinstance(config, dict) else None
+    return otherwise if config is None else config
 
 
-def _read(path: Path) -> Arrays:
-    try:
-        with np.load(path) as archive:
-            return {key: torch.from_numpy(np.array(archive[key])) for key in archive.files}
-    except (OSError, ValueError, BadZipFile) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+def settings_of(kind: Any, table: dict[str, str], config: dict[str, Any]) -> Any:
+    """Our settings from config.json; what it does not tell is as published."""
+    raw: dict[str, Any] = {}
+    for name, place in table.items():
+        value = found(config, place)
+        if value is not None:
+            *outer, last = name.split(".")
+            (raw.setdefault(outer[0], {}) if outer else raw)[last] = value
+    if kind is FlowSettings and (ratios := found(config, "flow.length_regulator.sampling_ratios")):
+        raw["regulator_convs"] = len(ratios)
+    return parse(kind, raw, "config.json")
 
 
-def _drop(config: dict[str, Any]) -> float:
-    return float(config["flow"]["cfm"]["cfm_params"].get("training_cfg_rate", 0.2))
-
-
-def _sheet(directory: Path, config: dict[str, Any]) -> Sheet:
-    """The constructor values laid out as in the published yaml."""
-    try:
-        own = config["flow"]
-        decoder = own["cfm"] | {"estimator": own["estimator"]}
-        hift = config["hift"] | {"f0_predictor": config["f0_predictor"]}
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{directory / 'config.json'}: has no {error}") from error
-    tree = config | {"flow": own | {"decoder": decoder}, "hift": hift}
-    return Sheet(tree, str(directory / "config.json"))
-
-
-def _flow(directory: Path, config: dict[str, Any]) -> Flow | None:
+def read_flow(directory: Path, config: dict[str, Any]) -> Flow | None:
     path = directory / "flow.pt"
     if not path.is_file():
         return None
-    tensors = weights.read(path)
-    flow = Flow(cosyvoice.flow_settings(_sheet(directory, config), tensors, str(path)))
+    tensors, settings = weights.read(path), settings_of(FlowSettings, FLOW, config)
+    flow = Flow(replace(settings, speaker_width=speaker_width(tensors, settings)))
     weights.fill(flow, tensors, str(path))
     return flow.eval()
 
 
-def _hift(directory: Path, config: dict[str, Any], file: str, prefix: str = "") -> Hift | None:
+def read_hift(directory: Path, config: dict[str, Any], file: str, prefix: str = "") -> Hift | None:
     path = directory / file
     if not path.is_file():
         return None
-    found = {prefix + key: value for key, value in weights.read(path).items()}
-    tensors = fold(found, str(path))
-    hift = Hift(cosyvoice.hift_settings(_sheet(directory, config), tensors, str(path)))
+    tensors = fold({prefix + key: value for key, value in weights.read(path).items()}, str(path))
+    hift = Hift(settings_of(HiftSettings, HIFT, config))
     weights.fill(hift, tensors, str(path))
     return hift.eval()
+
+
+def at_speed(mel: Tensor, speed: float) -> Tensor:
+    """Squeeze or stretch (1, mel, frames) in time, as upstream does it; a speed of 2 halves it."""
+    return stretch(_flipped(mel), max(1, int(mel.shape[2] / speed))).transpose(1, 2)
 
 
 @contextmanager
@@ -162,9 +180,9 @@ def _estimator_modules(flow: Flow) -> dict[str, nn.Module]:
     return found
 
 
-def _flow_case(parts: Parts, arrays: Arrays, path: Path) -> dict[str, Any]:
+def _flow_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]:
     """One synthesis of a mel."""
-    flow = parts.flow
+    flow = networks.flow
     if flow is None:
         return dict.fromkeys(arrays, "no flow.pt")
     modules: dict[str, nn.Module] = {
@@ -206,25 +224,25 @@ def _flow_case(parts: Parts, arrays: Arrays, path: Path) -> dict[str, Any]:
     return ours
 
 
-def _estimator_case(parts: Parts, arrays: Arrays, path: Path) -> dict[str, Any]:
+def _estimator_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]:
     """The estimator alone on a padded batch."""
-    if parts.flow is None:
+    if networks.flow is None:
         return dict.fromkeys(arrays, "no flow.pt")
     with torch.no_grad():
-        out = parts.flow.decoder.estimator(
+        out = networks.flow.decoder.estimator(
             _flipped(arrays["x"]), _flipped(arrays["mu"]), arrays["t"], arrays["spks"],
             _flipped(arrays["cond"]), arrays["mask"][:, 0].bool(),
         )
     return {"out": (_flipped(out), STEP)}
 
 
-def _training_case(parts: Parts, arrays: Arrays, path: Path) -> dict[str, Any]:
+def _training_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]:
     """The training loss of a padded batch, and its gradients."""
-    flow = parts.flow
+    flow = networks.flow
     if flow is None:
         return dict.fromkeys(arrays, "no flow.pt")
     times = 1 - torch.cos(arrays["t_uniform"].view(-1) * 0.5 * torch.pi)
-    kept = arrays["cfg_uniform"] > parts.drop
+    kept = arrays["cfg_uniform"] > networks.drop
     draws = Draws(times, _flipped(arrays["z"]), arrays["cond_len"], kept)
     with taps({"mu": flow.length_regulator, "estimator": flow.decoder.estimator}) as calls:
         loss = flow.loss(
@@ -270,9 +288,9 @@ def _gradient_norms(path: Path, gradients: dict[str, Tensor]) -> list[Row]:
     return [row]
 
 
-def _hift_case(parts: Parts, arrays: Arrays, path: Path) -> dict[str, Any]:
+def _hift_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]:
     """One call of the vocoder; sound from the stored source, source from the stored pitch."""
-    hift = parts.hift
+    hift = networks.hift
     if hift is None:
         return dict.fromkeys(arrays, "no hift.pt")
     names = {"conv_pre": hift.conv_pre, "conv_post": hift.conv_post}
@@ -304,19 +322,19 @@ def _hift_case(parts: Parts, arrays: Arrays, path: Path) -> dict[str, Any]:
     }
 
 
-def _pipeline_case(parts: Parts, arrays: Arrays, path: Path) -> dict[str, Any]:
+def _pipeline_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]:
     """Tokens to sound in one piece, with the stored draws."""
     if int(arrays["n_chunks"]) != 1 or arrays["c0_mel_overlap_out"].numel():
         return dict.fromkeys(arrays, STREAMING)
-    if parts.flow is None or parts.hift is None:
+    if networks.flow is None or networks.hift is None:
         return dict.fromkeys(arrays, "needs flow.pt and hift.pt")
-    mel = parts.flow.mel(arrays["source_token"], _prompt(arrays), noise=arrays["c0_z"])
+    mel = networks.flow.mel(arrays["source_token"], _prompt(arrays), noise=arrays["c0_z"])
     speed = float(arrays["speed"])
     heard = mel if speed == 1.0 else at_speed(mel, speed)
     with torch.no_grad():
-        pitch = parts.hift.f0_predictor(_flipped(heard))
-        source = parts.hift.source(pitch, arrays["c0_phase"], arrays["c0_noise"])
-        wave = parts.hift.decode(_flipped(heard), source)
+        pitch = networks.hift.f0_predictor(_flipped(heard))
+        source = networks.hift.source(pitch, arrays["c0_phase"], arrays["c0_noise"])
+        wave = networks.hift.decode(_flipped(heard), source)
     return {
         "wav": (wave, PIPELINE_WAVE),
         "c0_wav": (wave, PIPELINE_WAVE),
@@ -330,11 +348,11 @@ def _pipeline_case(parts: Parts, arrays: Arrays, path: Path) -> dict[str, Any]:
 
 def _namings(directory: Path, config: dict[str, Any]) -> list[Row]:
     """The same vocoder under its other published key names gives the same weights."""
-    plain = _hift(directory, config, "hift.pt")
+    plain = read_hift(directory, config, "hift.pt")
     if plain is None:
         return []
-    others = {"generator. prefix": _hift(directory, config, "hift.pt", "generator.")}
-    others["parametrizations"] = _hift(directory, config, "hift_parametrizations.pt")
+    others = {"generator. prefix": read_hift(directory, config, "hift.pt", "generator.")}
+    others["parametrizations"] = read_hift(directory, config, "hift_parametrizations.pt")
     whole = torch.cat([part.flatten() for part in plain.parameters()])
     return [
         close(f"hift weights, {name}", torch.cat([p.flatten() for p in other.parameters()]), whole,

@@ -93,7 +93,7 @@ def test_a_voice_may_be_a_speaker_vector_alone(tmp_path: Path):
 
 
 def test_a_voice_of_wrong_shapes_is_refused():
-    with pytest.raises(InputError, match=r"need \(1, tokens\), \(1, frames, 80\), \(1, 192\)"):
+    with pytest.raises(InputError, match=r"need \(1, tokens\), \(1, frames, 80\), \(1, numbers\)"):
         VoicePrompt(torch.zeros(1, 3), torch.zeros(1, 80, 9), torch.zeros(1, 192))
 
 
@@ -198,11 +198,11 @@ def test_the_onnx_file_of_another_model_is_refused(tmp_path: Path, inputs):
 
 
 def test_a_model_that_answers_wrongly_is_refused(tmp_path: Path):
-    """The right inputs, but what comes out is no vector of 192 numbers and no row of ids."""
+    """The right inputs, but what comes out is no vector and no row of ids."""
     speaker = SpeakerEncoder(write_onnx(tmp_path / "a.onnx", *HEARS_SPEAKER))
     tokenizer = SpeechTokenizer(write_onnx(tmp_path / "b.onnx", *HEARS_TOKENS))
     samples = torch.randn(16_000, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(CheckpointError, match=r"a\.onnx: gives \d+ numbers"):
+    with pytest.raises(CheckpointError, match=r"a\.onnx: gives float32 of shape"):
         speaker(samples)
     with pytest.raises(CheckpointError, match=r"b\.onnx: gives \d+ numbers"):
         tokenizer(samples)

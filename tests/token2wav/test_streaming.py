@@ -10,8 +10,14 @@ import torch
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.token2wav.flow import frames_for
 from osum_echat.token2wav.model import Token2Wav
-from osum_echat.token2wav.noise import streams
-from osum_echat.token2wav.streaming import MelStream, Piece, StreamSettings, pieces
+from osum_echat.token2wav.streaming import (
+    MelStream,
+    NoiseRows,
+    Piece,
+    StreamSettings,
+    generators,
+    pieces,
+)
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.token2wav.tiny_flow import CODES, write_directory
 
@@ -37,7 +43,7 @@ def voice() -> VoicePrompt:
 
 def mel_of(speaker: Token2Wav, tokens: list[int], settings: StreamSettings) -> torch.Tensor:
     state = speaker.flow.voice_state(voice(), settings.prompt_tokens)
-    solver = MelStream(speaker.flow, state, streams(1), settings.fade_frames)
+    solver = MelStream(speaker.flow, state, generators(1), settings.fade_frames)
     made = (solver.solve(piece) for piece in pieces(tokens, settings))
     return torch.cat([mel[:, :, :new] for mel, new in made], dim=2)
 
@@ -92,7 +98,7 @@ def test_with_all_tokens_around_the_mel_does_not_depend_on_the_pieces(speaker: T
         for first in (4, 9)
     )
     state = speaker.flow.voice_state(voice())
-    solver = MelStream(speaker.flow, state, streams(1), 0)
+    solver = MelStream(speaker.flow, state, generators(1), 0)
     whole, _ = solver.solve(Piece(tokens, 0, 0, len(tokens), is_last=False))
     assert one.shape == whole.shape == (1, 80, frames_for(60, 25))
     # The first piece lacks the last token only, and the second sees all.
@@ -160,3 +166,51 @@ def test_the_shipped_model_streams_without_clicks():
     joins = torch.tensor([len(piece) for piece in made]).cumsum(0)[:-1] - 1
     assert sum(map(len, made)) == len(whole)
     assert torch.cat(made).diff().abs()[joins].max() <= whole.diff().abs().max()
+
+
+# The noise of a call: pieces, seeds and uses do not change each other's numbers.
+
+
+def rows(seed: int = 1) -> NoiseRows:
+    return NoiseRows(80, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("cuts", [(0, 300), (0, 1, 64, 65, 200, 300), (0, 250, 250, 300)])
+def test_a_row_does_not_depend_on_the_pieces(cuts: tuple[int, ...]):
+    stream = rows()
+    made = [stream.take(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    assert torch.equal(torch.cat(made), rows().take(0, 300))
+
+
+def test_pieces_may_overlap_and_what_is_passed_is_forgotten():
+    stream, whole = rows(), rows().take(0, 100)
+    assert torch.equal(stream.take(0, 50), whole[:50])
+    assert torch.equal(stream.take(30, 100), whole[30:])
+    assert len(stream.rows) <= 100 - 30 + 64
+    with pytest.raises(AssertionError, match="row 29 was forgotten"):
+        stream.take(29, 40)
+
+
+def test_rows_are_standard_normal():
+    drawn = rows().take(0, 1000)
+    assert abs(drawn.mean().item()) < 0.02
+    assert drawn.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_the_uses_of_one_seed_differ_and_the_same_seed_gives_the_same():
+    first, again = generators(7), generators(7)
+    drawn = [torch.randn(5, generator=each) for each in first]
+    assert all(
+        torch.equal(one, torch.randn(5, generator=other))
+        for one, other in zip(drawn, again, strict=True)
+    )
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+
+
+def test_without_a_seed_the_global_generator_decides():
+    torch.manual_seed(3)
+    first = torch.randn(5, generator=generators(None).flow)
+    torch.manual_seed(3)
+    assert torch.equal(torch.randn(5, generator=generators(None).flow), first)
+    assert not torch.equal(torch.randn(5, generator=generators(None).flow), first)

@@ -1,0 +1,310 @@
+"""Claims about a token2wav directory or tar: it loads, speaks, and says what is wrong with it."""
+
+import os
+import tarfile
+from dataclasses import asdict, replace
+from json import dumps, loads
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from osum_echat import weights
+from osum_echat.errors import CheckpointError, ConfigError, InputError
+from osum_echat.token2wav.flow import Flow, FlowSettings
+from osum_echat.token2wav.hift import Hift, HiftSettings
+from osum_echat.token2wav.model import Token2Wav, Token2WavSettings, alike
+from osum_echat.token2wav.voice import VoicePrompt
+from tests.token2wav.test_vocoders import split_norm
+from tests.token2wav.tiny_flow import CODES, FLOW, HIFT, tiny_flow, tiny_hift, write_directory
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> Token2Wav:
+    return Token2Wav.load(write_directory(tmp_path_factory.mktemp("token2wav")))
+
+
+def test_tokens_become_the_right_number_of_samples(speaker: Token2Wav):
+    wave = speaker([1, 2, 3, 4, 5], seed=0)
+    assert wave.shape == (5 * 441 // 128 * 256,)
+    assert wave.dtype == torch.float32
+    assert speaker.sample_rate_hz == 22_050
+
+
+def test_the_same_seed_gives_the_same_sound(speaker: Token2Wav):
+    first, again, other = (speaker([1, 2, 3], seed=seed) for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_more_steps_are_a_choice_of_whoever_loads(tmp_path: Path, speaker: Token2Wav):
+    directory = write_directory(tmp_path)
+    fine = Token2Wav.load(directory, steps=5)
+    assert fine([1, 2, 3], seed=0).shape == speaker([1, 2, 3], seed=0).shape
+    assert not torch.equal(fine([1, 2, 3], seed=0), speaker([1, 2, 3], seed=0))
+    assert torch.equal(Token2Wav.load(directory, steps=2)([1, 2], seed=0), speaker([1, 2], seed=0))
+    with pytest.raises(ConfigError, match=r"flow\.steps 0"):
+        Token2Wav.load(directory, steps=0)
+
+
+@pytest.mark.parametrize("most_frames", [None, 100])
+def test_many_utterances_sound_as_each_by_itself(speaker: Token2Wav, most_frames: int | None):
+    lists, seeds = [[1] * 9, [2] * 30, [3, 4, 5] * 3, [6] * 8], [5, 6, None, 7]
+    made = speaker.many(lists, seeds=seeds, most_frames=most_frames)
+    for tokens, seed, wave in zip(lists, seeds, made, strict=True):
+        assert len(wave) == len(speaker(tokens, seed=0))
+        if seed is not None:
+            assert torch.allclose(wave, speaker(tokens, seed=seed), atol=1e-3)
+    assert speaker.many([]) == []
+    with pytest.raises(InputError, match=f"speech token {CODES}"):
+        speaker.many([[1], [CODES]], most_frames=most_frames)
+
+
+def test_rows_of_like_length_are_worked_on_together():
+    lengths = [100, 10, 90, 300, 95]
+    assert list(alike(lengths, 0)) == [[1], [2], [4], [0], [3]]
+    assert list(alike(lengths, 300)) == [[1], [2, 4, 0], [3]]
+    assert list(alike(lengths, 200)) == [[1], [2, 4], [0], [3]]
+    assert list(alike([], 100)) == []
+
+
+def test_a_call_leaves_nothing_behind(speaker: Token2Wav):
+    before = speaker([1, 2], seed=1)
+    speaker([4] * 30, VoicePrompt.absent(torch.ones(1, 192)), seed=2)
+    assert torch.equal(speaker([1, 2], seed=1), before)
+
+
+def test_bad_tokens_are_refused(speaker: Token2Wav):
+    for tokens in ([], [1, CODES], [-1]):
+        with pytest.raises(InputError):
+            speaker(tokens)
+
+
+def test_the_voice_of_the_directory_is_the_default(tmp_path: Path, speaker: Token2Wav):
+    directory = write_directory(tmp_path)
+    own = VoicePrompt.absent(torch.arange(192.0).view(1, -1))
+    own.save(directory / "voice.safetensors")
+    assert torch.equal(
+        Token2Wav.load(directory)([1, 2, 3], seed=0), speaker([1, 2, 3], own, seed=0)
+    )
+
+
+@pytest.mark.parametrize("name", ["token2wav.yaml", "flow.pt", "vocoder.safetensors"])
+def test_a_missing_file_is_named(name: str, tmp_path: Path):
+    directory = write_directory(tmp_path)
+    (directory / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        Token2Wav.load(directory)
+
+
+def test_every_differing_key_is_told_at_once(tmp_path: Path):
+    directory = write_directory(tmp_path)
+    tensors = tiny_flow().state_dict()
+    tensors["extra.weight"] = tensors.pop("encoder_proj.bias")
+    tensors["encoder_proj.weight"] = torch.zeros(3, 3)
+    torch.save(tensors, directory / "flow.pt")
+    with pytest.raises(CheckpointError) as caught:
+        Token2Wav.load(directory)
+    for part in ("3 keys differ", "encoder_proj.bias missing", "extra.weight not known",
+                 "encoder_proj.weight (3, 3), need (80, 16)"):  # fmt: skip
+        assert part in str(caught.value)
+
+
+def test_a_damaged_weight_file_is_refused(tmp_path: Path):
+    directory = write_directory(tmp_path)
+    (directory / "flow.pt").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="not written by torch"):
+        Token2Wav.load(directory)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("vocodr: hift", "did you mean 'vocoder'"), ("vocoder: lpc", "not one of hift, nsf_vocos"),
+     ("flow: {steps: many}", "a whole number is needed"), ("hift: 3", "a mapping of settings")],
+)  # fmt: skip
+def test_a_wrong_setting_is_refused(line: str, message: str, tmp_path: Path):
+    directory = write_directory(tmp_path)
+    (directory / "token2wav.yaml").write_text(line, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        Token2Wav.load(directory)
+
+
+# A voice whose recording is solved once
+
+
+def recording(frames: int = 61) -> VoicePrompt:
+    torch.manual_seed(8)
+    return VoicePrompt(
+        torch.randint(0, CODES, (1, 18)), torch.randn(1, frames, 80), torch.randn(1, 192)
+    )
+
+
+def test_a_prepared_voice_gives_nearly_the_sound_of_one_that_is_solved_anew(speaker: Token2Wav):
+    tokens = [number % CODES for number in range(40)]
+    state = speaker.prepare_voice(recording(), seed=3)
+    assert state.cache is not None and state.cache.frames == 44
+    assert len(state.cache.steps) == FLOW.steps
+    noise = torch.randn(1, 80, 61 + 137, generator=torch.Generator().manual_seed(2))
+    whole = speaker.flow.voice_state(recording())
+    anew, prepared = (
+        speaker.flow.mel(torch.tensor([tokens]), one, noise=noise) for one in (whole, state)
+    )
+    assert anew.shape == prepared.shape and (anew - prepared).abs().mean() < 0.1 * anew.std()
+    for kept in state.cache.steps:          # speech does attend to what was kept
+        kept.layers[:] = [(key * 0 + 3, value * 0 + 3) for key, value in kept.layers]
+    other = speaker.flow.mel(torch.tensor([tokens]), state, noise=noise)
+    assert not torch.allclose(other, prepared, atol=1e-3)
+
+
+def test_streams_in_one_prepared_voice_share_nothing(speaker: Token2Wav):
+    tokens, state = [number % CODES for number in range(40)], speaker.prepare_voice(recording())
+    first, second = (speaker.stream(tokens, state, seed=1) for _ in range(2))
+    pairs = list(zip(first, second, strict=True))
+    assert len(pairs) > 1 and all(torch.equal(one, other) for one, other in pairs)
+    assert sum(len(one) for one, _ in pairs) == len(speaker(tokens, seed=1))
+
+
+def test_a_short_voice_is_solved_each_time_and_other_steps_need_another_preparation():
+    flow = tiny_flow()
+    for voice in (recording(17), None):
+        state = flow.voice_state(voice)
+        assert flow.prepared(state, torch.zeros(80, state.known.shape[1])).cache is None
+    state = flow.prepared(flow.voice_state(recording()), torch.zeros(80, 61))
+    flow.settings = replace(flow.settings, steps=3)
+    with pytest.raises(InputError, match="prepared for 2 steps, not 3"):
+        flow.mel(torch.tensor([[1, 2]]), state)
+
+
+# Speaker vectors of other widths
+
+
+def test_a_speaker_vector_of_another_width_is_loaded_and_asked_for(tmp_path: Path):
+    directory = write_directory(tmp_path)
+    narrow = tiny_flow(replace(FLOW, speaker_width=48))
+    torch.save(narrow.state_dict(), directory / "flow.pt")
+    model = Token2Wav.load(directory)
+    assert model.settings.flow.speaker_width == 48 and model.voice.speaker.shape == (1, 48)
+    voice = VoicePrompt.absent(torch.ones(1, 48))
+    assert not torch.equal(model([1, 2], voice, seed=0), model([1, 2], seed=0))
+    with pytest.raises(InputError, match="vector of 192 numbers, where this model needs 48"):
+        model([1, 2], recording())
+    recording().save(directory / "voice.safetensors")
+    with pytest.raises(InputError, match=r"voice\.safetensors: a speaker vector of 192"):
+        Token2Wav.load(directory)
+
+
+# The published layout: flow.pt and hift.pt, its weight norm in two parts; beside it other files
+
+
+def write_published(directory: Path, hift: dict[str, torch.Tensor] | None = None) -> Path:
+    write_directory(directory)
+    (directory / "vocoder.safetensors").unlink()
+    norm = split_norm(tiny_hift().state_dict(), ("weight_g", "weight_v"))
+    torch.save(hift or norm, directory / "hift.pt")
+    (directory / "llm.pt").write_bytes(b"never read")
+    (directory / "cosyvoice.yaml").write_text("a: !!python/object/apply:os.system ['false']\n")
+    return directory
+
+
+def write_tar(directory: Path) -> Path:
+    path = directory.with_suffix(".tar")
+    with tarfile.open(path, "w") as archive:
+        archive.add(directory, "CosyVoice-300M-25Hz")
+    return path
+
+
+def refused(source: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        Token2Wav.load(source)
+    return str(caught.value)
+
+
+def test_directory_tar_and_every_naming_speak_the_same(tmp_path: Path, speaker: Token2Wav):
+    said = speaker([1, 2, 3], seed=0)
+    directory = write_published(tmp_path / "model")
+    new = split_norm(tiny_hift().state_dict(), ("parametrizations.weight.original0",
+                     "parametrizations.weight.original1"), "generator.")  # fmt: skip
+    other = write_published(tmp_path / "other", {**new, "discriminator.conv.bias": torch.ones(3)})
+    flow = {f"module.{key}": value for key, value in tiny_flow().state_dict().items()}
+    torch.save(flow, other / "flow.pt")
+    for source in (directory, write_tar(directory), other):
+        assert torch.allclose(Token2Wav.load(source)([1, 2, 3], seed=0), said, atol=1e-5)
+
+
+def test_without_a_yaml_the_sizes_are_the_published_ones(tmp_path: Path):
+    directory = write_published(tmp_path / "model")
+    (directory / "token2wav.yaml").unlink()
+    said = refused(directory)
+    assert "flow.pt (no token2wav.yaml: the published sizes): 1172 keys differ" in said
+    with weights.empty():
+        flow, hift = Flow(FlowSettings()), Hift(HiftSettings())
+    assert len(flow.state_dict()) == 1185
+    assert len(split_norm(dict(hift.state_dict()), ("g", "v"))) == 227
+    assert sum(value.numel() for value in flow.parameters()) == 104_874_752
+
+
+def test_swapped_files_are_told(tmp_path: Path):
+    directory = write_published(tmp_path / "model")
+    (directory / "token2wav.yaml").unlink()
+    flow, hift = directory / "flow.pt", directory / "hift.pt"
+    flow.rename(directory / "other")
+    hift.rename(flow)
+    (directory / "other").rename(hift)
+    message = refused(directory)
+    assert "flow.pt: holds the vocoder" in message and "are files swapped?" in message
+    torch.save({"llm_decoder.weight": torch.ones(2, 2)}, flow)
+    assert "flow.pt: holds a language model" in refused(directory)
+
+
+def test_what_is_no_weight_file_of_this_model_is_refused(tmp_path: Path):
+    directory = write_published(tmp_path / "model")
+    norm = split_norm(tiny_hift().state_dict(), ("weight_g", "weight_v"))
+    torch.save(norm | {"conv_pre.weight_g": torch.ones(1, 1, 4000)}, directory / "hift.pt")
+    assert "conv_pre.weight_g (1, 1, 4000), need (16, 1, 1)" in refused(directory)
+    torch.save(norm, directory / "hift.pt")
+    wrong = tiny_flow().state_dict()
+    wrong["encoder_proj.bias"][0] = float("inf")
+    for content, said in (({"epoch": 3}, "holds no tensors"), ([torch.ones(2)], "holds list"),
+                          (wrong, "not finite: encoder_proj.bias")):  # fmt: skip
+        torch.save(content, directory / "flow.pt")
+        assert said in refused(directory)
+    tar = write_tar(directory)
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    assert str(tar) in refused(tar)
+    assert "give the .tar as it was published" in refused(directory / "hift.pt")
+
+
+def test_a_flow_with_code_is_refused_and_runs_nothing(tmp_path: Path):
+    class Code:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    directory = write_published(tmp_path / "model")
+    torch.save({**tiny_flow().state_dict(), "step": Code()}, directory / "flow.pt")
+    for source in (directory, write_tar(directory)):
+        assert "flow.pt" in refused(source)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_half_precision_files_are_computed_in_float32_and_the_flow_in_what_is_asked(tmp_path: Path):
+    directory = write_published(tmp_path / "model")
+    halves = {key: value.half() for key, value in tiny_flow().state_dict().items()}
+    torch.save(halves, directory / "flow.pt")
+    loaded = Token2Wav.load(directory, torch.device("cpu"), torch.bfloat16)
+    assert {value.dtype for value in loaded.parameters()} == {torch.float32}
+    exact = Token2Wav.load(directory)
+    noise = torch.randn(1, 80, 10, generator=torch.Generator().manual_seed(0))
+    mel = exact.flow.mel(torch.tensor([[5, 4, 7]]), noise=noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = loaded.flow.mel(torch.tensor([[5, 4, 7]]), noise=noise)
+    assert 0 < (rounded - mel).abs().mean() < 0.05 * mel.abs().mean()
+    assert loaded([5, 4, 7], seed=0).dtype == torch.float32
+
+
+def test_a_yaml_that_was_stored_before_a_setting_existed_is_read(tmp_path: Path):
+    directory = write_directory(tmp_path)
+    raw = loads(dumps(asdict(Token2WavSettings("hift", FLOW, HIFT))))
+    del raw["flow"]["speaker_width"], raw["flow"]["spacing"]
+    (directory / "token2wav.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    assert Token2Wav.load(directory).settings.flow == FLOW

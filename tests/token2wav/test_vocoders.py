@@ -1,0 +1,232 @@
+"""Claims about the vocoders: sound in pieces, seeds, lengths; and of each its own."""
+
+import pytest
+import torch
+
+from osum_echat.errors import ConfigError
+from osum_echat.token2wav import nsf_vocos as nsf
+from osum_echat.token2wav.hift import Hift, fold
+from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings, pulse_train
+from osum_echat.token2wav.streaming import Vocoder, WaveStream, blended, whole_wave
+from osum_echat.token2wav.voice import HOP_SAMPLES, SAMPLE_RATE_HZ, prompt_mel
+from tests.token2wav.tiny_flow import tiny_hift
+
+FRAMES = 240
+CUTS = (0, 3, 60, 61, 150, FRAMES)
+
+
+def hift() -> Hift:
+    """Random weights that hear voiced and unvoiced frames, and pitches far apart."""
+    made = tiny_hift()
+    torch.nn.init.normal_(made.f0_predictor.classifier.weight, std=800.0)
+    return made
+
+
+def nsf_vocos() -> NsfVocos:
+    torch.manual_seed(6)
+    made = NsfVocos(NsfVocosSettings(width=16, blocks=2, pitch_width=8, pitch_blocks=1)).eval()
+    torch.nn.init.normal_(made.pitch_predictor.head.weight, std=3.0)
+    torch.nn.init.normal_(made.head.weight, std=0.2)
+    with torch.no_grad():
+        made.pitch_predictor.head.bias[0] -= made.pitch_predictor(mel())[0].median()
+    return made
+
+
+VOCODERS = {"hift": hift, "nsf_vocos": nsf_vocos}
+
+
+def mel() -> torch.Tensor:
+    torch.manual_seed(5)
+    return torch.randn(1, 80, FRAMES).cumsum(2).mul(0.2).sin() * 3 - 3
+
+
+def streamed(vocoder: Vocoder, ahead: int, seed: int = 1) -> list[torch.Tensor]:
+    stream = WaveStream(vocoder, torch.Generator().manual_seed(seed), fade_frames=1)
+    return [
+        stream.push(mel()[:, :, start : stop + ahead], stop - start)
+        for start, stop in zip(CUTS, CUTS[1:], strict=False)
+    ]
+
+
+def whole(vocoder: Vocoder, seed: int = 1) -> torch.Tensor:
+    return whole_wave(vocoder, mel(), torch.Generator().manual_seed(seed))[0]
+
+
+@pytest.mark.parametrize("name", VOCODERS)
+def test_pieces_of_a_mel_sound_as_the_whole(name: str):
+    vocoder = VOCODERS[name]()
+    made, wanted = torch.cat(streamed(vocoder, vocoder.reach_frames)), whole(vocoder)
+    assert made.shape == wanted.shape == (FRAMES * HOP_SAMPLES,)
+    assert wanted.std() > 1e-3
+    assert (made - wanted).abs().max() < 2e-2 * wanted.abs().max()
+
+
+def test_the_mel_of_these_tests_is_voiced_in_some_frames_and_not_in_others():
+    voiced = nsf_vocos().pitch_predictor.pitch(mel()) > 0
+    assert 0.1 < voiced.float().mean() < 0.9
+    assert (voiced[:, 1:] != voiced[:, :-1]).sum() > 4
+
+
+@pytest.mark.parametrize("name", VOCODERS)
+def test_a_piece_that_cannot_look_ahead_still_joins_without_a_step(name: str):
+    vocoder = VOCODERS[name]()
+    pieces, wanted = streamed(vocoder, 0), whole(vocoder)
+    made = torch.cat(pieces)
+    joins = torch.tensor([len(piece) for piece in pieces]).cumsum(0)[:-1] - 1
+    assert made.shape == wanted.shape
+    assert made.diff().abs()[joins].max() <= wanted.diff().abs().max()
+
+
+@pytest.mark.parametrize("name", VOCODERS)
+def test_what_is_kept_of_the_past_is_bounded(name: str):
+    vocoder = VOCODERS[name]()
+    stream = WaveStream(vocoder, torch.Generator().manual_seed(1), fade_frames=1)
+    for _ in range(3):
+        stream.push(mel(), FRAMES)
+        assert stream.past.frames == vocoder.reach_frames
+
+
+@pytest.mark.parametrize("name", VOCODERS)
+def test_frames_beyond_the_reach_change_nothing(name: str):
+    vocoder = VOCODERS[name]()
+    changed = mel()
+    changed[:, :, 120:] += 1.0
+    first, second = (
+        whole_wave(vocoder, one, torch.Generator().manual_seed(1))[0] for one in (mel(), changed)
+    )
+    end = (120 - vocoder.reach_frames) * HOP_SAMPLES
+    assert torch.allclose(first[:end], second[:end], atol=1e-5)
+    assert not torch.allclose(first[end:], second[end:], atol=1e-3)
+
+
+def test_pulses_begin_with_the_first_voiced_frame():
+    late = pulse_train(torch.tensor([[0.0] * 3 + [130.0] * 5]))[0]
+    soon = pulse_train(torch.full((1, 5), 130.0))[0]
+    assert torch.allclose(late[3 * HOP_SAMPLES :], soon, atol=1e-4)
+
+
+def test_a_blend_goes_from_the_old_to_the_new_and_keeps_what_is_equal():
+    old, new = torch.zeros(2, 4), torch.ones(2, 10)
+    mixed = blended(old, new, 1)
+    assert mixed.shape == new.shape
+    assert torch.all(mixed.diff(dim=1) >= 0)
+    assert torch.equal(mixed[:, 4:], new[:, 4:])
+    assert torch.equal(blended(new[:, :4], new, 1), new)
+    assert torch.equal(blended(torch.zeros(2, 0), new, 1), new)
+
+
+@pytest.mark.parametrize("name", VOCODERS)
+def test_a_mel_becomes_256_samples_a_frame_that_its_seed_decides(name: str):
+    vocoder = VOCODERS[name]()
+    first, again, other = (whole(vocoder, seed) for seed in (1, 1, 2))
+    assert first.shape == (FRAMES * HOP_SAMPLES,) and first.abs().max() <= 0.99
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+# HiFT
+
+
+def split_norm(tensors: dict[str, torch.Tensor], names: tuple[str, str], prefix: str = ""):
+    """Weights as a length and a direction that is three times too long."""
+    split = {}
+    for key, value in tensors.items():
+        if key.endswith("weight") and value.dim() == 3 and "source_downs" not in key:
+            size = value.flatten(1).norm(dim=1).view(-1, 1, 1)
+            stem = prefix + key.removesuffix("weight")
+            split |= {stem + names[0]: size, stem + names[1]: value * 3}
+        else:
+            split[prefix + key] = value
+    return split
+
+
+def test_every_naming_of_weight_norm_gives_the_same_weights():
+    plain = tiny_hift().state_dict()
+    new = ("parametrizations.weight.original0", "parametrizations.weight.original1")
+    for names, prefix in ((("weight_g", "weight_v"), ""), (new, ""), (new, "generator.")):
+        folded = fold(split_norm(plain, names, prefix))
+        assert folded.keys() == plain.keys()
+        assert all(torch.allclose(folded[key], plain[key], atol=1e-6) for key in plain)
+
+
+def test_a_training_checkpoint_loses_its_discriminator():
+    both = {"generator.conv_pre.bias": torch.ones(2), "discriminator.x.bias": torch.ones(2)}
+    assert fold(both).keys() == {"conv_pre.bias"}
+
+
+def test_a_silent_pitch_gives_noise_without_sines():
+    hift = tiny_hift()
+    phase, noise = torch.zeros(1, 9, 1), torch.zeros(1, 9, 512)
+    assert not hift.sines(torch.zeros(1, 2), phase, noise).any()
+    assert hift.sines(torch.full((1, 2), 200.0), phase, noise).abs().max() > 0.09
+
+
+# NSF-Vocos
+
+
+TINY = NsfVocosSettings(width=16, blocks=1, pitch_width=8, pitch_blocks=1)
+
+
+def tiny() -> NsfVocos:
+    torch.manual_seed(3)
+    return NsfVocos(TINY)
+
+
+def buzz(hertz: float, frames: int) -> torch.Tensor:
+    return nsf.pulse_train(torch.full((1, frames), hertz))[0]
+
+
+def test_without_gains_a_voice_keeps_its_mel():
+    voice = 0.1 * buzz(140.0, 40)
+    mel = prompt_mel(voice).transpose(1, 2)
+    untrained = tiny()
+    torch.nn.init.zeros_(untrained.head.weight)
+    untrained.head.bias.data[nsf.BINS : 2 * nsf.BINS] = -9      # no noise
+    made = untrained(mel, torch.full((1, 40), 140.0), torch.randn(1, 40 * HOP_SAMPLES))
+    again = prompt_mel(made[0].detach()).transpose(1, 2)
+    assert (again - mel)[:, :40, 4:-4].abs().mean() < 0.5
+
+
+def test_pulses_have_power_one_and_only_harmonics():
+    pulses = buzz(SAMPLE_RATE_HZ / 200, 50)         # a period of 200 samples
+    assert pulses.square().mean() == pytest.approx(1, rel=0.05)
+    power = torch.fft.rfft(pulses[: 200 * 50]).abs().square()
+    assert power[::50].sum() / power.sum() > 0.99
+
+
+def test_pulses_are_silent_where_nothing_is_voiced():
+    assert not nsf.pulse_train(torch.zeros(2, 5)).any()
+    half = nsf.pulse_train(torch.tensor([[120.0, 120.0, 0.0, 0.0]]))[0]
+    assert half[: 2 * HOP_SAMPLES].any()
+    assert not half[2 * HOP_SAMPLES :].any()
+
+
+def test_joined_undoes_spectrum():
+    samples = torch.randn(2, 12 * HOP_SAMPLES)
+    scale = torch.hann_window(1024).norm()
+    again = nsf.joined(nsf.spectrum(samples) * scale)
+    assert torch.allclose(again, samples, atol=1e-4)
+
+
+def test_pitch_stays_within_its_range():
+    hertz = tiny().pitch_predictor.pitch(4 * torch.randn(1, 80, 30))
+    voiced = hertz[hertz > 0]
+    assert hertz.shape == (1, 30)
+    assert ((voiced >= nsf.LOWEST_HZ) & (voiced <= nsf.HIGHEST_HZ)).all()
+
+
+def test_the_pitch_loss_falls_for_the_true_pitch():
+    predictor = tiny().pitch_predictor
+    mel, hertz = torch.randn(2, 80, 12), torch.tensor([[110.0] * 12, [0.0] * 12])
+    optimizer = torch.optim.Adam(predictor.parameters(), 1e-2)
+    before = predictor.loss(mel, hertz)
+    for _ in range(150):
+        optimizer.zero_grad()
+        predictor.loss(mel, hertz).backward()
+        optimizer.step()
+    assert predictor.loss(mel, hertz) < 0.3 * before
+    assert 1200 * abs(torch.log2(predictor.pitch(mel)[0].median() / 110)) < 60
+
+
+def test_an_even_kernel_is_refused():
+    with pytest.raises(ConfigError, match="must be odd"):
+        NsfVocosSettings(kernel=4)
