@@ -12,7 +12,7 @@ from osum_echat.errors import CheckpointError, InputError
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.load import token2wav_place
 from osum_echat.token2wav.voice import VoicePrompt
-from tests.token2wav.published import write_published, write_tar
+from tests.token2wav.tiny_flow import write_published, write_tar
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_assistants_share_one_token2wav_each_with_its_voice(
 def test_an_assistant_speaks_through_the_published_tar(
     model_directory: Path, voice_file: Path, tmp_path: Path
 ):
-    tar = write_tar(write_published(tmp_path / "model"), tmp_path / "model.tar")
+    tar = write_tar(write_published(tmp_path / "model"))
     with pytest.raises(CheckpointError, match="give --voice FILE"):
         EChat.load(model_directory, device="cpu", token2wav=tar)
     assistant = EChat.load(model_directory, device="cpu", token2wav=tar, voice=voice_file)

@@ -1,7 +1,6 @@
 """Claims about a token2wav directory or tar: it loads, speaks, and says what is wrong with it."""
 
 import os
-import tarfile
 from dataclasses import asdict, replace
 from json import dumps, loads
 from pathlib import Path
@@ -16,8 +15,17 @@ from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.hift import Hift, HiftSettings
 from osum_echat.token2wav.model import Token2Wav, Token2WavSettings, alike
 from osum_echat.token2wav.voice import VoicePrompt
-from tests.token2wav.test_vocoders import split_norm
-from tests.token2wav.tiny_flow import CODES, FLOW, HIFT, tiny_flow, tiny_hift, write_directory
+from tests.token2wav.tiny_flow import (
+    CODES,
+    FLOW,
+    HIFT,
+    split_norm,
+    tiny_flow,
+    tiny_hift,
+    write_directory,
+    write_published,
+    write_tar,
+)
 
 
 @pytest.fixture(scope="module")
@@ -195,23 +203,6 @@ def test_a_speaker_vector_of_another_width_is_loaded_and_asked_for(tmp_path: Pat
 
 
 # The published layout: flow.pt and hift.pt, its weight norm in two parts; beside it other files
-
-
-def write_published(directory: Path, hift: dict[str, torch.Tensor] | None = None) -> Path:
-    write_directory(directory)
-    (directory / "vocoder.safetensors").unlink()
-    norm = split_norm(tiny_hift().state_dict(), ("weight_g", "weight_v"))
-    torch.save(hift or norm, directory / "hift.pt")
-    (directory / "llm.pt").write_bytes(b"never read")
-    (directory / "cosyvoice.yaml").write_text("a: !!python/object/apply:os.system ['false']\n")
-    return directory
-
-
-def write_tar(directory: Path) -> Path:
-    path = directory.with_suffix(".tar")
-    with tarfile.open(path, "w") as archive:
-        archive.add(directory, "CosyVoice-300M-25Hz")
-    return path
 
 
 def refused(source: Path) -> str:

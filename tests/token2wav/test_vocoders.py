@@ -9,7 +9,7 @@ from osum_echat.token2wav.hift import Hift, fold
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings, pulse_train
 from osum_echat.token2wav.streaming import Vocoder, WaveStream, blended, whole_wave
 from osum_echat.token2wav.voice import HOP_SAMPLES, SAMPLE_RATE_HZ, prompt_mel
-from tests.token2wav.tiny_flow import tiny_hift
+from tests.token2wav.tiny_flow import split_norm, tiny_hift
 
 FRAMES = 240
 CUTS = (0, 3, 60, 61, 150, FRAMES)
@@ -124,19 +124,6 @@ def test_a_mel_becomes_256_samples_a_frame_that_its_seed_decides(name: str):
 
 
 # HiFT
-
-
-def split_norm(tensors: dict[str, torch.Tensor], names: tuple[str, str], prefix: str = ""):
-    """Weights as a length and a direction that is three times too long."""
-    split = {}
-    for key, value in tensors.items():
-        if key.endswith("weight") and value.dim() == 3 and "source_downs" not in key:
-            size = value.flatten(1).norm(dim=1).view(-1, 1, 1)
-            stem = prefix + key.removesuffix("weight")
-            split |= {stem + names[0]: size, stem + names[1]: value * 3}
-        else:
-            split[prefix + key] = value
-    return split
 
 
 def test_every_naming_of_weight_norm_gives_the_same_weights():

@@ -1,5 +1,6 @@
-"""A random flow and vocoder of a few thousand weights, and a directory that holds them."""
+"""A random flow and vocoder of a few thousand weights, and directories that hold them."""
 
+import tarfile
 from dataclasses import asdict
 from json import dumps, loads
 from pathlib import Path
@@ -14,7 +15,7 @@ from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.hift import Hift, HiftSettings
 from osum_echat.token2wav.model import Token2WavSettings
 
-CODES = 11
+CODES = 64
 FLOW = FlowSettings(
     codes=CODES,
     conformer=ConformerSettings(16, 16, 2, 24, 1, 0.0),
@@ -44,3 +45,35 @@ def write_directory(directory: Path) -> Path:
     torch.save({**tiny_flow().state_dict(), "epoch": 3, "step": 10}, directory / "flow.pt")
     save_file(tiny_hift().state_dict(), directory / "vocoder.safetensors")
     return directory
+
+
+def split_norm(tensors: dict[str, torch.Tensor], names: tuple[str, str], prefix: str = ""):
+    """Weights as a length and a direction that is three times too long."""
+    split = {}
+    for key, value in tensors.items():
+        if key.endswith("weight") and value.dim() == 3 and "source_downs" not in key:
+            size = value.flatten(1).norm(dim=1).view(-1, 1, 1)
+            stem = prefix + key.removesuffix("weight")
+            split |= {stem + names[0]: size, stem + names[1]: value * 3}
+        else:
+            split[prefix + key] = value
+    return split
+
+
+def write_published(directory: Path, hift: dict[str, torch.Tensor] | None = None) -> Path:
+    """The published layout: flow.pt and hift.pt, its weight norm in two parts; other files too."""
+    write_directory(directory)
+    (directory / "vocoder.safetensors").unlink()
+    norm = split_norm(tiny_hift().state_dict(), ("weight_g", "weight_v"))
+    torch.save(hift or norm, directory / "hift.pt")
+    (directory / "llm.pt").write_bytes(b"never read")
+    (directory / "cosyvoice.yaml").write_text("a: !!python/object/apply:os.system ['false']\n")
+    return directory
+
+
+def write_tar(directory: Path) -> Path:
+    """The directory as it is published: an uncompressed tar with one folder, beside it."""
+    path = directory.with_suffix(".tar")
+    with tarfile.open(path, "w") as archive:
+        archive.add(directory, "CosyVoice-300M-25Hz")
+    return path
