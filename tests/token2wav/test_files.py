@@ -10,7 +10,7 @@ from osum_echat.errors import CheckpointError
 from osum_echat.token2wav.model import find_files, first_of
 from osum_echat.weights import opened
 
-NAMES = ("flow.pt", "hift.pt", "cosyvoice.yaml")
+NAMES = ("flow.pt", "hift.pt", "token2wav.yaml")
 
 
 def content(file) -> bytes:

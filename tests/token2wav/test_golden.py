@@ -44,7 +44,7 @@ def test_a_fixture_of_other_sizes_is_refused_with_the_sizes_that_differ(tmp_path
     config = (GOLDENS / "token2wav" / "config.json").read_text(encoding="utf-8")
     wrong = config.replace('"linear_units": 64', '"linear_units": 65')
     (tmp_path / "config.json").write_text(wrong, encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"feed_forward\.w_1\.bias \(64,\), need \(65,\)"):
+    with pytest.raises(CheckpointError, match=r"w_1\.bias \[64\] there, \[65\] by the settings"):
         rows(tmp_path)
 
 
