@@ -93,17 +93,17 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     for voice in arguments.voice:
         if not voice.is_file():
             raise InputError(f"--voice {voice}: no such file; check the path")
-    from osum_echat.serving import lanes, page
-    from osum_echat.serving.feedback import FeedbackBook
-    from osum_echat.serving.visit import Desk
+    from osum_echat.serving import page, session
+    from osum_echat.serving.chat import ChatService
+    from osum_echat.serving.feedback import Feedback
 
     sources = [source for source in (arguments.checkpoint_a, arguments.checkpoint_b) if source]
-    found, voices = lanes.load(
+    models, voices = session.load_models(
         sources, arguments.voice, device=arguments.device, dtype=arguments.dtype,
         config=arguments.config, tokenizer=arguments.tokenizer, token2wav=arguments.token2wav,
     )  # fmt: skip
-    desk = Desk(found, voices, limits, FeedbackBook(arguments.feedback))
-    blocks = page.build(desk, _samples(sources), KEPT_S)
+    service = ChatService(models, voices, limits, Feedback(arguments.feedback), _sounds())
+    blocks = page.build(service, _samples(sources), KEPT_S)
     blocks.queue(max_size=arguments.waiting, default_concurrency_limit=arguments.at_once)
     return blocks, launch_options(arguments, limits)
 
@@ -118,10 +118,19 @@ def launch_options(arguments: argparse.Namespace, limits: Limits) -> dict[str, A
         "share": arguments.share, "auth": arguments.auth, "inbrowser": arguments.open,
         "max_file_size": limits.audio_bytes, "theme": page.theme(),
         "css": (HERE / "page.css").read_text(encoding="utf-8"),
-        "head": f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+        "head": f"<script>{(HERE / 'player.js').read_text(encoding='utf-8')}</script>",
         "footer_links": [], "ssr_mode": False, "mcp_server": False, "pwa": False,
         "enable_monitoring": False, "quiet": True, "prevent_thread_lock": True,
     }  # fmt: skip
+
+
+def _sounds() -> Path:
+    """A folder for the sound of replies, where Gradio may serve it and deletes it after a day."""
+    from gradio.utils import get_upload_folder
+
+    folder = Path(get_upload_folder()) / f"osum_{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _samples(sources: list[str]) -> list[Path]:

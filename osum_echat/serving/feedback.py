@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from osum_echat.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from osum_echat.inference.reply import Reply
     from osum_echat.serving.session import Question
 
@@ -22,7 +24,7 @@ LABELS_IN_LISTS = {             # field of records.Labels -> name in a list's `e
 }  # fmt: skip
 
 
-class FeedbackBook:
+class Feedback:
     """Appends to one file; the sounds lie in `audio/` beside it, named by their content."""
 
     def __init__(self, path: Path) -> None:
@@ -91,12 +93,15 @@ def _sound(reply: "Reply") -> tuple[bytes | None, str]:
     """The spoken reply as a wav file."""
     if reply.wave is None or reply.sample_rate_hz is None:
         return None, ".wav"
+    return wav_bytes(reply.wave, reply.sample_rate_hz), ".wav"
+
+
+def wav_bytes(wave: "Tensor", rate_hz: int) -> bytes:
+    """A wav file of (samples,), 16 bits a sample."""
     import io
 
     import soundfile
 
     file = io.BytesIO()
-    soundfile.write(
-        file, reply.wave.clamp(-1, 1).numpy(), reply.sample_rate_hz, "PCM_16", format="WAV"
-    )
-    return file.getvalue(), ".wav"
+    soundfile.write(file, wave.clamp(-1, 1).numpy(), rate_hz, "PCM_16", format="WAV")
+    return file.getvalue()

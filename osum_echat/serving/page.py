@@ -1,38 +1,48 @@
-"""The page itself: what stands where, and what happens when something is pressed."""
+"""The page: what stands where, what a chat shows, and what happens when something is pressed."""
 
-import html
+import json
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from osum_echat.errors import InputError, OsumError
-from osum_echat.serving import menu, strings
-from osum_echat.serving.lanes import OWN_VOICE
-from osum_echat.serving.session import MEGABYTE
-from osum_echat.serving.view import player
-from osum_echat.serving.visit import Desk, Order, Visit
+from osum_echat.serving import strings
+from osum_echat.serving.chat import (
+    FAILED,
+    WORKING,
+    Answer,
+    ChatService,
+    Form,
+    Session,
+    Turn,
+    player,
+)
+from osum_echat.serving.session import FIRST_TASK, HEARABLE, MEGABYTE, MENU, OWN_VOICE
 
 TITLE = "OSUM-EChat"
-CONVERSATION_JS = "window.osum.conversation(element, props, watch, (name, data) => " \
-                  "trigger('feedback', data));"  # fmt: skip
-PLAYER_JS = "window.osum.player(props, watch);"
-VERDICT_PARTS = ("key", "verdict", "note")
+LONGEST_NOTE = 1000             # characters
+PLAYER_JS = "watch('value', () => window.osum.take(props.value));"
+HUSH_JS = "() => { window.osum.hush(); }"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE = {**PRIVATE, "queue": False}       # these wait for no answer under way
-HUSH_JS = "() => { window.osum.hush(); }"
 # Components whose label is one word of the table, by the same name.
 LABELLED = ("task", "clip", "listen_for", "models", "voice", "voice_clip", "remembers", "hear",
-            "greedy", "seed", "language", "samples")  # fmt: skip
+            "greedy", "seed", "language", "samples", "more", "save")  # fmt: skip
 BUTTONS = ("send", "stop", "reset")
+TRANSLATED = ("heading", *LABELLED, *BUTTONS, "note", "limits", "text")
+THUMBS = {"correct": "Like", "incorrect": "Dislike"}     # verdict -> what gr.Chatbot calls it
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """The components, by name: `form` in the order of `_order`'s arguments."""
+class Components:
+    """By name, a chat for each model, and `form` in the order of `_form`'s arguments."""
 
     named: dict[str, Any]
+    chats: tuple[Any, ...]
     form: tuple[Any, ...]
 
 
@@ -69,19 +79,21 @@ def theme() -> Any:
     )  # fmt: skip
 
 
-def build(desk: Desk, samples: Sequence[Path], kept_s: int) -> Any:
+def build(service: ChatService, samples: Sequence[Path], kept_s: int) -> Any:
     """The whole page as Gradio blocks. samples: to try; kept_s: how long uploads stay."""
     import gradio
 
     with gradio.Blocks(
         title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(kept_s, kept_s)
     ) as page:  # fmt: skip
-        parts = _place(desk, samples)
-        _wire(page, desk, parts)
+        parts = _place(service, samples)
+        _answering(service, parts)
+        _judging(service, parts)
+        _choosing(page, service, parts)
     return page
 
 
-def _place(desk: Desk, samples: Sequence[Path]) -> Parts:
+def _place(service: ChatService, samples: Sequence[Path]) -> Components:
     """Put every component where it stands, in English."""
     import gradio
 
@@ -94,17 +106,20 @@ def _place(desk: Desk, samples: Sequence[Path]) -> Parts:
         )  # fmt: skip
     with gradio.Row():
         with gradio.Column(scale=7, min_width=320):
-            chat = gradio.HTML(
-                _chat(Visit(desk.limits), strings.FIRST), html_template="<div></div>",
-                js_on_load=CONVERSATION_JS, elem_id="conversation", apply_default_css=False,
-            )  # fmt: skip
+            with gradio.Row(elem_id="chats"):
+                chats = tuple(_chatbot(number) for number in range(len(service.models)))
+            with gradio.Row(elem_id="after"):
+                note = gradio.Textbox(placeholder=tell["note"], max_lines=1, container=False,
+                                      max_length=LONGEST_NOTE, elem_id="note", scale=4)
+                save = gradio.DownloadButton(tell["save"], visible=False, elem_id="save",
+                                             size="sm", scale=1, min_width=120)  # fmt: skip
             sound = gradio.HTML(player("", (), ()), html_template="<i></i>", js_on_load=PLAYER_JS,
                                 visible="hidden")  # fmt: skip
             problem = gradio.HTML("", elem_id="problem", visible=False)
             clip = gradio.Audio(sources=["upload", "microphone"], type="filepath", buttons=[],
                                 label=tell["clip"], elem_id="clip")  # fmt: skip
             text = gradio.Textbox(visible=False, lines=2, elem_id="text",
-                                  max_length=desk.limits.text_characters)  # fmt: skip
+                                  max_length=service.limits.text_characters)  # fmt: skip
             with gradio.Row():
                 reset = gradio.Button(tell["reset"], elem_id="reset", min_width=90)
                 stop = gradio.Button(tell["stop"], elem_id="stop", variant="stop", min_width=90)
@@ -116,32 +131,41 @@ def _place(desk: Desk, samples: Sequence[Path]) -> Parts:
                 cache_examples=False, api_visibility="private",
             )  # fmt: skip
         with gradio.Column(scale=3, min_width=280):
-            settings, form = _settings(desk, tell)
+            settings, form = _settings(service, tell)
     form = (settings["task"], settings["listen_for"], settings["models"], clip, text, *form)
-    named = {"heading": heading, "language": language, "chat": chat, "sound": sound, "clip": clip,
+    named = {"heading": heading, "language": language, "sound": sound, "clip": clip, "note": note,
              "problem": problem, "text": text, "reset": reset, "stop": stop, "send": send,
-             "samples": tried.dataset, **settings}  # fmt: skip
-    return Parts(named, form)
+             "save": save, "samples": tried.dataset, **settings}  # fmt: skip
+    return Components(named, chats, form)
+
+
+def _chatbot(number: int) -> Any:
+    import gradio
+
+    return gradio.Chatbot(
+        show_label=False, visible=number == 0, buttons=[], latex_delimiters=[], height="60vh",
+        placeholder=strings.word("empty", strings.FIRST), elem_classes="osum-chat", min_width=300,
+    )  # fmt: skip
 
 
 def _settings(
-    desk: Desk, tell: dict[str, str]
+    service: ChatService, tell: dict[str, str]
 ) -> tuple[dict[str, Any], tuple[Any, ...]]:
     """The right-hand column: by name, and those of the form after task, labels and models."""
     import gradio
 
     language = strings.FIRST
-    task = gradio.Dropdown(_tasks(language), value=menu.FIRST, label=tell["task"], elem_id="task",
+    task = gradio.Dropdown(_tasks(language), value=FIRST_TASK, label=tell["task"], elem_id="task",
                            filterable=False)  # fmt: skip
     listen_for = gradio.CheckboxGroup(
-        _hearable(language), value=list(menu.HEARABLE[:-1]), label=tell["listen_for"],
+        _hearable(language), value=list(HEARABLE[:-1]), label=tell["listen_for"],
         visible=False, elem_id="listen_for",
     )  # fmt: skip
     models = gradio.CheckboxGroup(
-        _models(desk, language), value=[0], label=tell["models"], elem_id="models",
-        visible=len(desk.lanes) > 1,
+        _models(service, language), value=[0], label=tell["models"], elem_id="models",
+        visible=len(service.models) > 1,
     )  # fmt: skip
-    voice = gradio.Dropdown(_voices(desk, language), value=OWN_VOICE, label=tell["voice"],
+    voice = gradio.Dropdown(_voices(service, language), value=OWN_VOICE, label=tell["voice"],
                             elem_id="voice", filterable=False)  # fmt: skip
     with gradio.Accordion(tell["more"], open=False, elem_id="more") as more:
         voice_clip = gradio.Audio(sources=["upload", "microphone"], type="filepath", buttons=[],
@@ -150,87 +174,98 @@ def _settings(
         hear = gradio.Checkbox(False, label=tell["hear"])
         greedy = gradio.Checkbox(False, label=tell["greedy"])
         seed = gradio.Number(0, label=tell["seed"], precision=0, minimum=0)
-    limits = gradio.Markdown(_limits(desk, language), elem_id="limits")
+    limits = gradio.Markdown(_limits(service, language), elem_id="limits")
     named = {"task": task, "listen_for": listen_for, "models": models, "voice": voice,
              "voice_clip": voice_clip, "remembers": remembers, "hear": hear, "greedy": greedy,
              "seed": seed, "more": more, "limits": limits}  # fmt: skip
     return named, (voice, voice_clip, remembers, hear, greedy, seed)
 
 
-def _wire(page: Any, desk: Desk, parts: Parts) -> None:
-    """Say what happens when something is pressed."""
-    _answering(desk, parts)
-    _judging(desk, parts)
-    _speaking_to(page, desk, parts)
-
-
-def _answering(desk: Desk, parts: Parts) -> None:
+def _answering(service: ChatService, parts: Components) -> None:
     """Send, Stop, New conversation."""
     import gradio
 
     named = parts.named
-    chat, problem, clip = named["chat"], named["problem"], named["clip"]
+    problem, clip, save = named["problem"], named["clip"], named["save"]
+    skipped = [gradio.skip()] * len(parts.chats)
 
-    def send(request: gradio.Request, code: str, *form: Any) -> Iterator[tuple[Any, ...]]:
-        visit = desk.visit(str(request.session_hash))
-        order = _order(*form)
-        yield gradio.skip(), gradio.skip(), gradio.update(value="", visible=False), gradio.skip()
+    def send(request: gradio.Request, code: str, *values: Any) -> Iterator[list[Any]]:
+        session, form = service.session(str(request.session_hash)), _form(*values)
+        quiet = gradio.update(value="", visible=False)
+        yield [*skipped, gradio.skip(), quiet, gradio.skip(), gradio.skip()]
         try:
-            clip = None if menu.is_dialogue(order.task) else gradio.skip()
-            for heard in desk.answer(visit, order):
-                yield _chat(visit, code), heard, gradio.skip(), clip
-                clip = gradio.skip()    # made free for the next turn once
+            emptied = None if MENU[form.task].is_dialogue else gradio.skip()
+            for heard in service.answer(session, form):
+                asked = session.turns[-1].answers
+                shown = [_chat(session, number, code) if number in asked else gradio.skip()
+                         for number in range(len(parts.chats))]  # fmt: skip
+                yield [*shown, heard, gradio.skip(), emptied, gradio.skip()]
+                emptied = gradio.skip()     # made free for the next turn once
+            path = _saved(service, session)
+            yield [*skipped, gradio.skip(), gradio.skip(), gradio.skip(),
+                   gradio.update(value=path, visible=True)]  # fmt: skip
         except OsumError as error:
             notice = _notice(strings.problem(error, code))
-            yield gradio.skip(), gradio.skip(), notice, gradio.skip()
+            yield [*skipped, gradio.skip(), notice, gradio.skip(), gradio.skip()]
 
     def stop(request: gradio.Request) -> None:
-        desk.visit(str(request.session_hash)).interrupt()
+        service.session(str(request.session_hash)).interrupt()
 
-    def reset(request: gradio.Request, code: str) -> tuple[Any, ...]:
-        visit = desk.visit(str(request.session_hash))
-        visit.reset()
-        return _chat(visit, code), gradio.update(value="", visible=False), None, ""
+    def reset(request: gradio.Request) -> list[Any]:
+        service.session(str(request.session_hash)).reset()
+        emptied = [gradio.update(value=[], feedback_value=[])] * len(parts.chats)
+        return [*emptied, gradio.update(value="", visible=False), None,
+                gradio.update(visible=False), ""]  # fmt: skip
 
     gradio.on(
         [named["send"].click, named["text"].submit], send, [named["language"], *parts.form],
-        [chat, named["sound"], problem, clip], trigger_mode="once", **PRIVATE,
+        [*parts.chats, named["sound"], problem, clip, save], trigger_mode="once", **PRIVATE,
     )  # fmt: skip
     named["stop"].click(stop, **AT_ONCE)
     named["stop"].click(None, js=HUSH_JS, **PRIVATE)
-    named["reset"].click(reset, [named["language"]], [chat, problem, clip, named["text"]],
+    named["reset"].click(reset, None, [*parts.chats, problem, clip, save, named["text"]],
                          **AT_ONCE)  # fmt: skip
     named["reset"].click(None, js=HUSH_JS, **PRIVATE)
 
 
-def _judging(desk: Desk, parts: Parts) -> None:
-    """Correct, Incorrect."""
+def _judging(service: ChatService, parts: Components) -> None:
+    """The thumbs below each reply: correct, incorrect; what is in the note goes with them."""
     import gradio
 
-    named = parts.named
+    note, problem = parts.named["note"], parts.named["problem"]
 
-    def judge(request: gradio.Request, event: gradio.EventData, code: str) -> tuple[Any, Any]:
-        visit = desk.visit(str(request.session_hash))
+    def judge(
+        request: gradio.Request, data: gradio.LikeData, code: str, note: str, number: int
+    ) -> tuple[Any, Any]:
+        session = service.session(str(request.session_hash))
+        owners = [key for key, _ in _messages(session, number, code)]
         try:
-            desk.judge(visit, *(str(event._data.get(name, "")) for name in VERDICT_PARTS))
+            place = data.index if isinstance(data.index, int) else -1
+            key = owners[place] if 0 <= place < len(owners) else ""
+            service.judge(session, key, "correct" if data.liked else "incorrect", note or "")
         except OsumError as error:
             return gradio.skip(), _notice(strings.problem(error, code))
-        return _chat(visit, code), gradio.skip()
+        gradio.Info(strings.word("saved", code))
+        return "", gradio.skip()
 
-    named["chat"].feedback(judge, [named["language"]], [named["chat"], named["problem"]],
-                           **AT_ONCE)  # fmt: skip
+    for number, chat in enumerate(parts.chats):
+        given = [parts.named["language"], note, gradio.State(number)]
+        chat.like(judge, given, [note, problem], **PRIVATE)     # queued: gr.Info needs it
 
 
-def _speaking_to(page: Any, desk: Desk, parts: Parts) -> None:
+def _choosing(page: Any, service: ChatService, parts: Components) -> None:
     """The language, from the browser's own at first; what each task needs; coming and going."""
     import gradio
 
     named = parts.named
-    language, task = named["language"], named["task"]
+    language, task, models = named["language"], named["task"], named["models"]
 
     def translate(request: gradio.Request, code: str, task: str) -> list[Any]:
-        visit = desk.visit(str(request.session_hash))
-        return [_chat(visit, code), *_translated(desk, code, task)]
+        session = service.session(str(request.session_hash))
+        empty = strings.word("empty", code)
+        chats = [gradio.update(**_chat_values(session, number, code), placeholder=empty)
+                 for number in range(len(parts.chats))]  # fmt: skip
+        return [*chats, *_translated(service, code, task)]
 
     def greet(request: gradio.Request, task: str) -> list[Any]:
         code = strings.preferred(request.headers.get("accept-language", ""))
@@ -240,22 +275,26 @@ def _speaking_to(page: Any, desk: Desk, parts: Parts) -> None:
         return _fitting(task, code)
 
     def leave(request: gradio.Request) -> None:
-        desk.leave(str(request.session_hash))
+        service.leave(str(request.session_hash))
 
-    spoken = [named["chat"], *(named[name] for name in _TRANSLATED)]
+    def show(ticked: list[int]) -> list[Any]:
+        return [gradio.update(visible=number in ticked) for number in range(len(parts.chats))]
+
+    spoken = [*parts.chats, *(named[name] for name in TRANSLATED)]
     needed = [named[name] for name in ("clip", "text", "listen_for", "voice")]
     language.input(translate, [language, task], spoken, **AT_ONCE)
     task.change(fit, [language, task], needed, **AT_ONCE)
+    models.change(show, [models], list(parts.chats), **AT_ONCE)
     page.load(greet, [task], [language, *spoken], **AT_ONCE)
     page.unload(leave)
 
 
-def _order(task: str, ticked: Sequence[str], lanes: Sequence[int], clip: str | None, text: str,
-           voice: str, voice_clip: str | None, remembers: bool, hear: bool, greedy: bool,
-           seed: float | None) -> Order:  # fmt: skip
+def _form(task: str, ticked: Sequence[str], models: Sequence[int], clip: str | None, text: str,
+          voice: str, voice_clip: str | None, remembers: bool, hear: bool, greedy: bool,
+          seed: float | None) -> Form:  # fmt: skip
     """The form as it was sent."""
-    return Order(
-        task, tuple(ticked), tuple(lanes), Path(clip) if clip else None, text or "", voice,
+    return Form(
+        task, tuple(ticked), tuple(models), Path(clip) if clip else None, text or "", voice,
         Path(voice_clip) if voice_clip else None, remembers, hear, greedy, int(seed or 0),
     )  # fmt: skip
 
@@ -264,47 +303,145 @@ def _fitting(name: str, code: str) -> list[Any]:
     """Show what the task needs: recording, text, labels, voice."""
     import gradio
 
-    choice = menu.MENU[name]
-    prompt = "free" if choice.takes_prompt else "tts" if choice.speaks else "t2t"
+    item = MENU[name]
+    prompt = "free" if item.takes_prompt else "tts" if item.speaks else "t2t"
     return [
-        gradio.update(visible=choice.hears),
-        gradio.update(visible=choice.reads, label=strings.word(f"text_{prompt}", code),
+        gradio.update(visible=item.hears),
+        gradio.update(visible=item.reads, label=strings.word(f"text_{prompt}", code),
                       placeholder=strings.word(f"hint_{prompt}", code)),
-        gradio.update(visible=choice.picks_labels),
-        gradio.update(visible=choice.speaks),
+        gradio.update(visible=item.picks_labels),
+        gradio.update(visible=item.speaks),
     ]  # fmt: skip
 
 
-_TRANSLATED = ("heading", *LABELLED, *BUTTONS, "more", "limits", "text")
-
-
-def _translated(desk: Desk, code: str, task: str) -> list[Any]:
-    """An update for each of _TRANSLATED."""
+def _translated(service: ChatService, code: str, task: str) -> list[Any]:
+    """An update for each of TRANSLATED."""
     import gradio
 
     tell = strings.words(code)
-    choices = {"task": _tasks(code), "listen_for": _hearable(code), "models": _models(desk, code),
-               "voice": _voices(desk, code)}  # fmt: skip
+    choices = {"task": _tasks(code), "listen_for": _hearable(code),
+               "models": _models(service, code), "voice": _voices(service, code)}  # fmt: skip
     updates: dict[str, dict[str, Any]] = {name: {"label": tell[name]} for name in LABELLED}
     for name, offered in choices.items():
         updates[name]["choices"] = offered
     labelled = [gradio.update(**updates[name]) for name in LABELLED]
     pressed = [gradio.update(value=tell[name]) for name in BUTTONS]
     return [
-        _heading(code), *labelled, *pressed, gradio.update(label=tell["more"]),
-        _limits(desk, code), _fitting(task, code)[1],
+        _heading(code), *labelled, *pressed, gradio.update(placeholder=tell["note"]),
+        _limits(service, code), _fitting(task, code)[1],
     ]  # fmt: skip
 
 
-def _chat(visit: Visit, code: str) -> Any:
-    """What page.js draws."""
-    return {"words": strings.words(code), "turns": visit.shown(), "given": visit.given}
+def _chat(session: Session, number: int, code: str) -> Any:
+    import gradio
+
+    return gradio.update(**_chat_values(session, number, code))
+
+
+def _chat_values(session: Session, number: int, code: str) -> dict[str, Any]:
+    """The messages of one model's chat, and the thumbs that were pressed."""
+    shown = _messages(session, number, code)
+    thumbs = [THUMBS.get(session.verdicts.get(key, "")) for key, one in shown
+              if one["role"] == "assistant"]  # fmt: skip
+    return {"value": [message for _, message in shown], "feedback_value": thumbs}
+
+
+def _messages(session: Session, number: int, code: str) -> list[tuple[str, Message]]:
+    """One model's chat: the key of the answer that a message belongs to, and the message."""
+    tell = strings.words(code)
+    shown: list[tuple[str, Message]] = []
+    for turn in session.turns:
+        if number in turn.answers:
+            answer = turn.answers[number]
+            shown += [("", one) for one in _asked(turn, tell)]
+            shown += [(answer.key, one) for one in _answered(turn, answer, tell)]
+    return shown
+
+
+def _asked(turn: Turn, tell: dict[str, str]) -> Iterator[Message]:
+    """A question. What comes from people or models enters as text, never as HTML."""
+    item = f"{tell['you']} · {tell.get('task_' + turn.task, turn.task)}"
+    name = f"<br>{escape(turn.name)} · {turn.seconds:.1f} s" if turn.seconds else ""
+    yield _says("user", f'<div class="osum-who">{item}{name}</div>{_text(turn.text)}')
+    if turn.clip:
+        yield {"role": "user", "content": {"path": turn.clip}}
+
+
+def _answered(turn: Turn, answer: Answer, tell: dict[str, str]) -> Iterator[Message]:
+    """An answer: the thought, folded; words and labels; sound; pictures and timings, folded."""
+    is_busy = answer.state == WORKING
+    who = " · ".join([answer.model, *([tell[answer.kind]] if answer.kind else [])])
+    parts = [f'<div class="osum-who">{escape(who)}</div>']
+    if answer.heard:
+        heard = f"<b>{tell['heard']}</b> <q>{escape(answer.heard)}</q>"
+        parts.append(f'<div class="osum-heard">{heard}</div>')
+    if answer.labels:
+        chips = "".join(
+            f'<span class="osum-chip osum-{name}"><small>{tell[name]}</small> {escape(label)}'
+            "</span>" for name, label in answer.labels
+        )  # fmt: skip
+        parts.append(f'<div class="osum-chips">{chips}</div>')
+    parts.append(_text(answer.text))
+    if answer.problem:
+        parts.append(f'<div class="osum-problem">{escape(answer.problem)}</div>')
+    is_empty = not (answer.text or answer.heard or answer.labels or answer.problem)
+    state = tell["working"] if is_busy else tell.get(answer.state) or (
+        tell["silent"] if is_empty else "")  # fmt: skip
+    parts.append(f'<div class="osum-state">{state}</div>' if state else "")
+    yield _says("assistant", f'<div class="osum-reply osum-{answer.state}">{"".join(parts)}</div>')
+    if answer.thought:
+        title = tell["thinking"] if is_busy and not answer.text else tell["thought"]
+        yield _folded(title, _text(answer.thought))
+    if answer.wav:
+        yield {"role": "assistant", "content": {"path": answer.wav}}
+    if answer.timings and answer.state != FAILED:
+        yield _folded(tell["details"], _details(turn, answer, tell))
+
+
+def _details(turn: Turn, answer: Answer, tell: dict[str, str]) -> str:
+    pictures = "".join(
+        f'<div class="osum-who">{tell["spectrogram"]}: {tell[name]}</div>'
+        f'<img class="osum-mel" src="{mel}" alt="{tell["spectrogram"]}">'
+        for name, mel in (("question_sound", turn.mel), ("reply_sound", answer.mel)) if mel
+    )  # fmt: skip
+    times = " · ".join(f"{tell.get(name, name)} <b>{seconds:.2f} s</b>"
+                       for name, seconds in answer.timings.items())  # fmt: skip
+    raw = f'<div>{tell["raw"]}: <code>{escape(answer.raw)}</code></div>' if answer.raw else ""
+    return f'{pictures}<div class="osum-times">{times}</div>{raw}'
+
+
+def _says(role: str, inside: str) -> Message:
+    return {"role": role, "content": f"<div>{inside}</div>"}
+
+
+def _folded(title: str, inside: str) -> Message:
+    return {**_says("assistant", inside), "metadata": {"title": title, "status": "done"}}
+
+
+def _text(text: str) -> str:
+    """Words of people or of a model: one block of HTML, so that nothing in it is markdown."""
+    lines = escape(text).replace("\n", "<br>")
+    return f'<div class="osum-text">{lines}</div>' if text else ""
+
+
+def _saved(service: ChatService, session: Session) -> str:
+    """The conversation as a JSON file."""
+    turns = [
+        {"task": turn.task, "text": turn.text, "file": turn.name, "replies": [
+            asdict(answer) | {"labels": dict(answer.labels), "mel": None, "wav": None}
+            for answer in turn.answers.values()]}
+        for turn in session.turns
+    ]  # fmt: skip
+    last = next(iter(session.turns[-1].answers.values()))
+    path = service.folder / f"conversation_{last.key}.json"
+    path.write_text(json.dumps(turns, ensure_ascii=False, indent=2), encoding="utf-8")
+    return str(path)
 
 
 def _notice(message: str) -> Any:
     import gradio
 
-    text = html.escape(message)
+    text = escape(message)
     return gradio.update(value=f'<div class="osum-notice" role="alert">{text}</div>', visible=True)
 
 
@@ -312,28 +449,29 @@ def _heading(code: str) -> str:
     return f"<h1>{TITLE}</h1><p>{strings.word('subtitle', code)}</p>"
 
 
-def _limits(desk: Desk, code: str) -> str:
-    limits = desk.limits
+def _limits(service: ChatService, code: str) -> str:
+    limits = service.limits
     return strings.word("limits", code).format(
         seconds=limits.audio_s, megabytes=limits.audio_bytes / MEGABYTE
     )
 
 
 def _tasks(code: str) -> list[tuple[str, str]]:
-    return [(strings.word(f"task_{name}", code), name) for name in menu.MENU]
+    return [(strings.word(f"task_{name}", code), name) for name in MENU]
 
 
 def _hearable(code: str) -> list[tuple[str, str]]:
-    return [(strings.word(name, code), name) for name in menu.HEARABLE]
+    return [(strings.word(name, code), name) for name in HEARABLE]
 
 
-def _models(desk: Desk, code: str) -> list[tuple[str, int]]:
-    return [
-        (f"{lane.model} · {strings.word(lane.manner, code)}", number)
-        for number, lane in enumerate(desk.lanes)
-    ]
+def _model_names(service: ChatService, code: str) -> list[str]:
+    return [f"{model.name} · {strings.word(model.kind, code)}" for model in service.models]
 
 
-def _voices(desk: Desk, code: str) -> list[tuple[str, str]]:
+def _models(service: ChatService, code: str) -> list[tuple[str, int]]:
+    return [(name, number) for number, name in enumerate(_model_names(service, code))]
+
+
+def _voices(service: ChatService, code: str) -> list[tuple[str, str]]:
     own = strings.word("own_voice", code)
-    return [(Path(name).stem if name else own, name) for name in desk.voices.names]
+    return [(Path(name).stem if name else own, name) for name in service.voices.names]

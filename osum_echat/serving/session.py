@@ -1,19 +1,31 @@
-"""One conversation: what was said so far, what may be handed in, and how a reply is stopped."""
+"""Conversations: what may be asked, who answers in which voice, and how a reply is stopped."""
 
+import hashlib
 import threading
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from osum_echat.errors import InputError
+from osum_echat import logs
+from osum_echat.errors import CheckpointError, InputError
+from osum_echat.inference.reply import LABEL_FIELDS, Done, Event, Reply
 from osum_echat.records import Turn, Utterance
-from osum_echat.tasks import Task, task_for
+from osum_echat.tasks import TASKS, Task, task_for, understanding_tag
 
 if TYPE_CHECKING:
-    from osum_echat.inference.reply import Event, Reply
+    from osum_echat.inference.assistant import EChat
 
 WAV_NAME = "recording"
-MEGABYTE = 1 << 20             # as Gradio counts them
+MEGABYTE = 1 << 20              # as Gradio counts them
+THINKING = ("label", "natural")
+OWN_VOICE = ""                  # the name of the model's own
+MOST_UPLOADED = 32              # voices of recordings that are kept measured
+WORDS = "words"                 # beside the labels: the transcript
+LABELS = (*LABEL_FIELDS, "style")
+HEARABLE = (WORDS, *LABELS)
+FIRST_TASK = "s2s_think"
+LOG = logs.logger(__name__)
 
 
 class Refused(InputError):
@@ -30,7 +42,7 @@ class Assistant(Protocol):
     def stream(
         self, source: Utterance, *, prompt: str | None, thinking: str | None, greedy: bool,
         seed: int | None, hear: bool, interrupt: Callable[[], bool] | None,
-    ) -> "Iterator[Event]": ...  # fmt: skip
+    ) -> Iterator[Event]: ...  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +81,7 @@ class Conversation:
         self.history: tuple[Turn, ...] = ()
         self._run = threading.Event()   # of the reply under way: set to stop it
 
-    def ask(
-        self, assistant: Assistant, question: Question
-    ) -> "Generator[Event, None, None]":
+    def ask(self, assistant: Assistant, question: Question) -> Generator[Event, None, None]:
         """Answer a question; a reply still under way is stopped.
 
         Gives the events of `EChat.stream`; Done is last. Closing the iterator stops the reply.
@@ -95,22 +105,20 @@ class Conversation:
 
     def _answer(
         self, assistant: Assistant, question: Question, task: Task, run: threading.Event
-    ) -> "Generator[Event, None, None]":
-        from osum_echat.inference.reply import Done
-
+    ) -> Generator[Event, None, None]:
         prompted = task.understands and question.text.strip()
         utterance = Utterance(
             key="question", task=question.task, user=_user(question, task),
-            history=self.history if question.remembers and is_dialogue(task) else (),
+            history=self.history if question.remembers and task.is_dialogue else (),
         )  # fmt: skip
         events = assistant.stream(
             utterance, prompt=question.text.strip() if prompted else None,
             thinking=question.thinking if task.thinks else None, greedy=question.greedy,
-            seed=question.seed, hear=question.hear and is_dialogue(task), interrupt=run.is_set,
+            seed=question.seed, hear=question.hear and task.is_dialogue, interrupt=run.is_set,
         )  # fmt: skip
         try:
             for event in events:
-                if isinstance(event, Done) and run is self._run and is_dialogue(task):
+                if isinstance(event, Done) and run is self._run and task.is_dialogue:
                     self._remember(question, event.reply)
                 yield event
         finally:
@@ -119,17 +127,12 @@ class Conversation:
             if close is not None:
                 close()
 
-    def _remember(self, question: Question, reply: "Reply") -> None:
+    def _remember(self, question: Question, reply: Reply) -> None:
         """Keep the turn, the oldest going first; one without a word of reply is not kept."""
         if not reply.text:
             return
         turn = Turn(question.clip, reply.heard, reply.text, reply.speech_tokens)
         self.history = (*self.history, turn)[-self.limits.turns :]
-
-
-def is_dialogue(task: Task) -> bool:
-    """True for the tasks whose turns follow from each other: spoken questions that are answered."""
-    return task.hears and task.name != "understand"
 
 
 def check(question: Question, task: Task, limits: Limits) -> None:
@@ -177,3 +180,171 @@ def _user(question: Question, task: Task) -> Turn:
         return Turn(question.clip)
     words = question.text.strip()
     return Turn(reply_text=words) if task.speaks else Turn(text=words)
+
+
+@dataclass(frozen=True, slots=True)
+class MenuItem:
+    """One line of the page's menu. `task`: a name or tag; empty: made of the labels ticked."""
+
+    name: str
+    task: str = ""
+    takes_prompt: bool = False  # beside the clip
+
+    @property
+    def picks_labels(self) -> bool:
+        return not self.task
+
+    @property
+    def hears(self) -> bool:
+        return self.picks_labels or task_for(self.task).hears
+
+    @property
+    def reads(self) -> bool:
+        """True where the text box is used."""
+        return self.takes_prompt or not self.hears
+
+    @property
+    def speaks(self) -> bool:
+        return not self.picks_labels and task_for(self.task).speaks
+
+    @property
+    def is_dialogue(self) -> bool:
+        return not self.picks_labels and task_for(self.task).is_dialogue
+
+
+_TASKS = sorted((task for task in TASKS.values() if task.in_menu),
+                key=lambda task: (not task.speaks, not task.thinks))  # fmt: skip
+MENU = {item.name: item for item in (
+    *(MenuItem(task.name, task.name) for task in _TASKS if task.hears),
+    MenuItem("listen"),
+    MenuItem("asr_punctuation", "<TRANSCRIBE> <PUNCTUATION>"),
+    MenuItem("asr_align", "<TRANSCRIBE> <ALIGN>"),
+    MenuItem("asr_reply", "<TRANSCRIBE> <S2TCHAT>"),
+    MenuItem("caption", "<CAPTION> <AUDIO>"),
+    MenuItem("free", "<TRANSCRIBE>", takes_prompt=True),
+    *(MenuItem(task.name, task.name) for task in _TASKS if not task.hears),
+)}  # fmt: skip
+
+
+def tag_of(name: str, ticked: Sequence[str]) -> str:
+    """The task tag of a menu item; ticked: what to listen for, of HEARABLE.
+
+    Raises InputError for an item that is not there, Refused for nothing ticked.
+    """
+    if name not in MENU:
+        raise InputError(f"task {name!r}: not one of {', '.join(MENU)}")
+    if not MENU[name].picks_labels:
+        return MENU[name].task
+    wanted = tuple(label for label in LABELS if label in ticked)
+    if not wanted and WORDS not in ticked:
+        raise Refused("no_label", "nothing to listen for; tick the words or a label")
+    return understanding_tag(wanted, WORDS in ticked)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model to choose, and the kind of thought that it is asked for."""
+
+    name: str
+    assistant: "EChat"
+    thinking: str | None        # None: as the model does by itself
+
+    @property
+    def kind(self) -> str:
+        """How it thinks: label, natural, or either where the model does not tell."""
+        return self.thinking or self.assistant.thinking
+
+
+def load_models(
+    sources: Sequence[str], voices: Sequence[Path], **options: Any
+) -> tuple[tuple[ServedModel, ...], "Voices"]:
+    """Load the models, sharing what is equal, and measure the voices.
+
+    sources: of one or two models; options: further ones of `EChat.load`. A model without a voice
+    of its own speaks in the first of `voices`. Raises CheckpointError and InputError.
+    """
+    from osum_echat.inference.assistant import EChat
+
+    loaded: dict[str, EChat] = {}
+    for source in sources:
+        LOG.info("loading %s", source)
+        first = next(iter(loaded.values()), None)
+        try:
+            assistant = EChat.load(source, share=first, **options)
+        except CheckpointError:
+            if not voices:
+                raise
+            assistant = EChat.load(source, share=first, voice=voices[0], **options)
+        loaded[_unlike(Path(source).stem, loaded)] = assistant
+    return served(loaded), Voices(loaded.values(), voices)
+
+
+def served(models: "Mapping[str, EChat]") -> tuple[ServedModel, ...]:
+    """Each model once, or once for each kind of thought that it can be told to think."""
+    return tuple(
+        ServedModel(name, assistant, kind)
+        for name, assistant in models.items()
+        for kind in (THINKING if assistant.thinking == "both" else (None,))
+    )
+
+
+def chosen(models: Sequence[ServedModel], numbers: Sequence[int], thinks: bool) -> list[int]:
+    """The models to ask, of those ticked; once where no thought tells two of them apart.
+
+    Raises Refused when none is ticked.
+    """
+    picked: dict[tuple[str, str | None], int] = {}
+    for number in numbers:
+        if 0 <= number < len(models):
+            one = models[number]
+            picked.setdefault((one.name, one.thinking if thinks else None), number)
+    if not picked:
+        raise Refused("no_model", "no model is chosen; tick one or more")
+    return list(picked.values())
+
+
+class Voices:
+    """Assistants by the voice that they speak in: their own, those of files, or a recording's."""
+
+    def __init__(self, assistants: "Iterable[EChat]", files: Sequence[Path]) -> None:
+        self.names = (OWN_VOICE, *(str(file) for file in files))
+        self._lock = threading.Lock()
+        self._made: dict[tuple[int, str], EChat] = {}
+        for assistant in assistants:
+            for file in files:
+                self.speaking(assistant, str(file))
+
+    def named(self, assistant: "EChat", name: str) -> "EChat":
+        """The assistant in one of the given voices. Raises InputError for a name never given."""
+        if name not in self.names:
+            raise InputError(f"voice {name!r}: not one of those given by --voice")
+        return assistant if name == OWN_VOICE else self.speaking(assistant, name)
+
+    def recorded(self, assistant: "EChat", recording: Path) -> "EChat":
+        """The assistant in the voice of a recording. Raises InputError where there is none."""
+        digest = hashlib.sha256(recording.read_bytes()).hexdigest()
+        return self.speaking(assistant, str(recording), digest)
+
+    def speaking(self, assistant: "EChat", file: str, key: str | None = None) -> "EChat":
+        """The assistant in the voice of a file, which is measured once."""
+        wanted = (id(assistant), key or file)
+        with self._lock:
+            if wanted not in self._made:
+                speech = assistant.model.voice
+                if speech is None:
+                    raise InputError("the model was loaded without speech")
+                model = replace(assistant.model, voice=speech.in_voice(speech.voice_of(file)))
+                other = type(assistant)(model, assistant.seed)
+                uploaded = [made for made in self._made if made[1] not in self.names]
+                if len(uploaded) >= MOST_UPLOADED:
+                    del self._made[uploaded[0]]
+                self._made[wanted] = other
+            return self._made[wanted]
+
+
+def _unlike(name: str, taken: Iterable[str]) -> str:
+    """The name, with a number where it is taken."""
+    taken, number, wanted = set(taken), 2, name
+    while wanted in taken:
+        wanted, number = f"{name} ({number})", number + 1
+    return wanted

@@ -5,6 +5,7 @@ from osum_echat.serving.session import Refused
 
 LANGUAGES = {"en": "English", "zh": "中文"}
 FIRST = "en"
+TASK = "task_"                  # begins the key of a menu item
 # key -> English, Chinese
 _TABLE = {
     "subtitle": ("It hears what you say and how you say it, and answers in kind.",
@@ -32,7 +33,6 @@ _TABLE = {
     "hear": ("Always tell the words heard (costs a second pass)", "总是给出听到的文字(多算一遍)"),
     "greedy": ("Greedy: no chance in the text and speech", "贪心解码:不随机"),
     "seed": ("Seed", "随机种子"),
-    "settings": ("Settings", "设置"),
     "more": ("More settings", "更多设置"),
     "limits": ("Recordings up to {seconds:g} s and {megabytes:g} MB. Nothing is stored unless you "
                "judge a reply: then the recording and the reply are saved on this server.",
@@ -67,11 +67,11 @@ _TABLE = {
     "working": ("answering …", "回答中……"),
     "stopped": ("stopped", "已停止"),
     "silent": ("(no words)", "(没有文字)"),
-    "waveform": ("Waveform", "波形"), "spectrogram": ("Log-mel spectrogram", "对数梅尔频谱"),
+    "spectrogram": ("Log-mel spectrogram", "对数梅尔频谱"),
     "question_sound": ("Question", "提问"), "reply_sound": ("Reply", "回复"),
-    "download": ("Download", "下载"), "download_all": ("Save conversation", "保存对话"),
-    "correct": ("Correct", "正确"), "incorrect": ("Incorrect", "不正确"),
-    "note": ("a note, if you like", "可附一句说明"),
+    "save": ("Save conversation", "保存对话"),
+    "note": ("A note on a reply, if you like: it is sent with the next thumb up or down",
+             "对回复的说明(可选):随下一次点赞或点踩一起发送"),
     "saved": ("Thank you, saved.", "谢谢,已保存。"),
     "encode": ("hearing", "编码"), "prefill": ("reading", "预填充"),
     "first_text": ("first word", "首字"),
@@ -93,7 +93,9 @@ _TABLE = {
 
 
 def word(key: str, language: str) -> str:
-    """One word or sentence; its gaps are filled by `.format`."""
+    """One word or sentence; its gaps are filled by `.format`. A task without one gives its name."""
+    if key.startswith(TASK) and key not in _TABLE:
+        return key.removeprefix(TASK)
     return _TABLE[key][list(LANGUAGES).index(language)]
 
 

@@ -1,6 +1,7 @@
 """The page in a real browser, with the small model: what people do there, by hand of a driver.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -19,10 +20,11 @@ from osum_echat.paths import HOUSE, TINY
 from tests.browsing import chromium
 
 pytestmark = pytest.mark.slow
-PATIENCE_MS = 400_000           # a reply on a busy CPU
+PATIENCE_MS = 120_000           # a reply on a busy CPU
 SPOKEN = TINY / "samples" / "question_2.wav"        # what the browser's microphone hears
 RECORDED_MS = 5_000             # a little longer than that
-DONE = ".osum-reply[data-state=done]"
+DONE, CHAT = ".osum-done", ".osum-chat:visible"
+SOUND = f"{CHAT} .bot [aria-label=Audio].minimal-audio-player"
 COUNT_JS = """() => [...window.osum.sounds.values()].map(
     (sound) => [sound.rate, sound.chunks.reduce((sum, chunk) => sum + chunk.length, 0)])"""
 Open = Callable[..., Any]
@@ -72,7 +74,7 @@ def tab(browser: Any, address: str) -> Iterator[Open]:
         page.on("request", lambda one: one.url.startswith(own) or foreign.append(one.url))
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(address)
-        page.wait_for_selector(".osum-empty")
+        page.wait_for_selector("text=Record or choose a sound")
         page.wait_for_timeout(2_000)
         return page
 
@@ -98,39 +100,52 @@ def samples_heard(page: Any) -> list[list[int]]:
     return page.evaluate(COUNT_JS)
 
 
-def saved_wav(page: Any, folder: Path) -> wave.Wave_read:
-    """What the first Download gives."""
+def saved(page: Any, selector: str, path: Path) -> Path:
+    """What a click on it downloads."""
     with page.expect_download() as given:
-        page.click(".osum-save >> nth=0")
-    path = folder / "reply.wav"
+        page.click(selector)
     given.value.save_as(path)
-    return wave.open(str(path))
+    return path
 
 
 def test_a_wav_is_answered_in_text_and_sound_and_the_next_turn_follows(tab, tmp_path):
     page = tab()
     upload(page, TINY / "samples" / "question_2.wav")
     page.click("#send")
-    page.wait_for_selector(f"{DONE} audio")
+    page.wait_for_selector(SOUND)
     assert re.search(r"\w+ \w+", page.inner_text(f"{DONE} .osum-text"))
     assert page.locator(".osum-chip").count() >= 3
-    assert page.locator(".osum-question audio").count() == 1
-    assert not page.locator(".osum-thought").evaluate("fold => fold.open")
-    with saved_wav(page, tmp_path) as sound:
+    assert page.locator(f"{CHAT} .user .minimal-audio-player").count() == 1
+    thought = page.locator(f"{CHAT} .thought-group .title >> nth=0")
+    assert page.locator(f"{CHAT} .thought-group .osum-text").count() == 0
+    thought.click()
+    page.wait_for_selector(f"{CHAT} .thought-group .osum-text:has-text('The user said')")
+    link = f"{CHAT} .bot-row ~ .message-buttons a, {CHAT} .message-buttons-left a"
+    with wave.open(str(saved(page, f"{link} >> nth=-1", tmp_path / "reply.wav"))) as sound:
         assert samples_heard(page) == [[22_050, sound.getnframes()]]
         assert sound.getnframes() > 11_025
-    played = page.evaluate(
-        "async () => (await fetch(document.querySelector('.osum-question audio').src)).status"
-    )
-    assert played == 200
     upload(page, TINY / "samples" / "question_4.wav")
     page.click("#send")
-    page.wait_for_selector(f"{DONE} audio >> nth=1")
-    assert page.locator(".osum-turn").count() == 2 and len(samples_heard(page)) == 2
-    page.click(f"{DONE} .osum-correct >> nth=0")
-    page.wait_for_selector(".osum-thanks")
+    page.wait_for_selector(f"{SOUND} >> nth=1")
+    assert page.locator(DONE).count() == 2 and len(samples_heard(page)) == 1
+    turns = json.loads(saved(page, "#save", tmp_path / "chat.json").read_text(encoding="utf-8"))
+    assert [turn["file"] for turn in turns] == ["question_2.wav", "question_4.wav"]
+    page.fill("#note textarea, #note input", "too short")
+    page.click(f"{CHAT} button[aria-label=Like] >> nth=0")
+    page.wait_for_selector("text=Thank you, saved.")
     page.click("#reset")
-    page.wait_for_selector(".osum-turn", state="detached")
+    page.wait_for_selector(DONE, state="detached")
+
+
+def test_two_kinds_of_thought_answer_side_by_side(tab):
+    page = tab()
+    page.click("#models label >> nth=1")
+    upload(page, TINY / "samples" / "question_2.wav")
+    page.click("#send")
+    page.wait_for_selector(f"{SOUND} >> nth=1")
+    left, right = (page.locator(CHAT).nth(number).bounding_box() for number in range(2))
+    assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
+    assert len(samples_heard(page)) == 2
 
 
 def test_the_microphone_is_recorded_and_answered(tab):
@@ -142,7 +157,7 @@ def test_the_microphone_is_recorded_and_answered(tab):
     page.click("#clip button:has-text('Stop'):visible")
     page.wait_for_timeout(3_000)
     page.click("#send")
-    page.wait_for_selector(f"{DONE} audio")
+    page.wait_for_selector(SOUND)
     assert "boss" in page.inner_text(DONE)
     assert samples_heard(page)[0][1] > 11_025
 
@@ -152,7 +167,7 @@ def test_words_are_spoken(tab):
     choose(page, "Speak")
     page.fill("#text textarea", "<CALM>Hello my friend.")
     page.click("#send")
-    page.wait_for_selector(f"{DONE} audio")
+    page.wait_for_selector(SOUND)
     assert samples_heard(page)[0][1] > 11_025
 
 
@@ -178,7 +193,7 @@ def test_what_cannot_be_heard_is_told_once_and_clearly(tab, tmp_path):
         page.wait_for_selector("#problem .osum-notice")
         assert message in page.inner_text("#problem")
         assert page.locator("#problem .osum-notice").count() == 1
-        assert page.locator(".osum-turn").count() == 0
+        assert page.locator(".osum-reply").count() == 0
         page.click("#reset")
         page.wait_for_selector("#problem .osum-notice", state="detached")
         page.wait_for_timeout(2_000)
@@ -202,9 +217,9 @@ def test_two_users_are_answered_at_once_each_with_their_own(tab):
         page.wait_for_selector(".osum-reply")
     assert all(page.locator(DONE).count() == 0 for page in pages)     # both under way together
     for page, number in zip(pages, (2, 5), strict=True):
-        page.wait_for_selector(f"{DONE} audio")
-        assert page.locator(".osum-turn").count() == 1
-        assert f"question_{number}.wav" in page.inner_text(".osum-question")
+        page.wait_for_selector(SOUND)
+        assert page.locator(".osum-reply").count() == 1
+        assert f"question_{number}.wav" in page.inner_text(f"{CHAT} .user")
 
 
 def test_an_answer_can_be_stopped(tab):
@@ -213,7 +228,7 @@ def test_an_answer_can_be_stopped(tab):
     page.click("#send")
     page.wait_for_selector(".osum-reply")
     page.click("#stop")
-    page.wait_for_selector(".osum-reply[data-state=stopped]")
+    page.wait_for_selector(".osum-stopped")
 
 
 def test_a_phone_reads_chinese_in_the_dark_without_scrolling_sideways(tab):

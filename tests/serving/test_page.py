@@ -7,24 +7,23 @@ from types import SimpleNamespace
 import pytest
 
 from osum_echat.errors import InputError
-from osum_echat.serving import app, lanes, menu, page, strings
-from osum_echat.serving.feedback import FeedbackBook
-from osum_echat.serving.lanes import Voices
-from osum_echat.serving.session import Limits
-from osum_echat.serving.visit import Desk
+from osum_echat.serving import app, page, session, strings
+from osum_echat.serving.chat import ChatService
+from osum_echat.serving.feedback import Feedback
+from osum_echat.serving.session import FIRST_TASK, MENU, Limits, Voices
 from tests.serving.canned import Canned
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    models = {"model": Canned()}
-    book = FeedbackBook(tmp_path_factory.mktemp("opinions") / "feedback.jsonl")
-    return Desk(lanes.lanes_of(models), Voices(models.values(), ()), Limits(), book)
+def service(tmp_path_factory: pytest.TempPathFactory) -> ChatService:
+    models, folder = {"model": Canned()}, tmp_path_factory.mktemp("page")
+    feedback, voices = Feedback(folder / "feedback.jsonl"), Voices(models.values(), ())
+    return ChatService(session.served(models), voices, Limits(), feedback, folder)
 
 
 @pytest.fixture(scope="module")
-def config(desk: Desk) -> dict:
-    return page.build(desk, (), 60).get_config_file()
+def config(service: ChatService) -> dict:
+    return page.build(service, (), 60).get_config_file()
 
 
 def component(config: dict, name: str) -> dict:
@@ -32,8 +31,8 @@ def component(config: dict, name: str) -> dict:
     return found["props"]
 
 
-def test_the_page_offers_the_whole_menu_and_every_lane(config):
-    assert [value for _, value in component(config, "task")["choices"]] == list(menu.MENU)
+def test_the_page_offers_the_whole_menu_and_every_model(config):
+    assert [value for _, value in component(config, "task")["choices"]] == list(MENU)
     shown = [label for label, _ in component(config, "models")["choices"]]
     assert shown == ["model · thinks by labels", "model · thinks in plain words"]
     assert component(config, "clip")["sources"] == ["upload", "microphone"]
@@ -47,9 +46,9 @@ def test_nothing_is_offered_to_programs_and_nothing_reported(config):
 def test_the_look_asks_nothing_from_elsewhere():
     theme = page.theme()
     assert not [sheet for sheet in theme._stylesheets if "//" in sheet]
-    for name in ("page.css", "page.js"):
+    for name in ("page.css", "player.js"):
         text = (app.HERE / name).read_text(encoding="utf-8")
-        assert "//" not in text.replace("http://www.w3.org/2000/svg", "").replace("// ", ""), name
+        assert "//" not in text.replace("// ", ""), name
         assert "innerHTML" not in text      # words of a model never enter as HTML
 
 
@@ -61,11 +60,11 @@ def test_the_options_of_the_server_are_the_narrow_ones():
     assert options["server_port"] >= app.PORT
 
 
-def test_every_component_has_words_in_each_language(desk):
+def test_every_component_has_words_in_each_language(service):
     for code in strings.LANGUAGES:
-        updates = page._translated(desk, code, menu.FIRST)
-        assert len(updates) == len(page._TRANSLATED)
-    by_name = dict(zip(page._TRANSLATED, page._translated(desk, "zh", "tts"), strict=True))
+        updates = page._translated(service, code, FIRST_TASK)
+        assert len(updates) == len(page.TRANSLATED)
+    by_name = dict(zip(page.TRANSLATED, page._translated(service, "zh", "tts"), strict=True))
     assert by_name["send"]["value"] == "发送" and by_name["text"]["visible"] is True
 
 
