@@ -29,8 +29,8 @@ from transformers import DynamicCache
 from benchmarks.judge import word_errors, words
 from osum_echat import audio
 from osum_echat.generation import decoder
-from osum_echat.generation.kv_cache import GrowingRows
-from osum_echat.generation.logits_rules import NoLongRuns, Rule, WindowLimit
+from osum_echat.generation.kv_cache import CachedLLM
+from osum_echat.generation.logits_rules import Rule
 from osum_echat.generation.sampling import PRESETS, Sampling
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.reply import Reply, Timer
@@ -43,6 +43,7 @@ from osum_echat.paths import TINY
 from osum_echat.records import Turn, Utterance
 from osum_echat.tasks import TASKS
 from osum_echat.vocab import Vocab
+from tests.parity.upstream_rules import NoLongRuns, WindowLimit
 
 UPSTREAM_TOKENS_PER_S = "220 to 295"
 PROMPT_TOKENS, TOKENS = 45, 500
@@ -96,7 +97,7 @@ def loop(rounds: int) -> None:
         def case() -> None:
             generator = torch.Generator().manual_seed(1)
             answer = decoder.Answer(TASKS["tts"], vocab, sampling, tuple(asked), limits, generator)
-            assert len(list(decoder.stream_embedded(model, prompt, answer))) == TOKENS
+            assert len(list(decoder.stream(model, prompt, answer))) == TOKENS
 
         return case
 
@@ -120,7 +121,7 @@ def loop(rounds: int) -> None:
 @torch.inference_mode()
 def bare(model: EChatModel, prompt: Tensor) -> None:
     """Nothing but steps: the LLM on our cache, one head, the best id."""
-    rows = GrowingRows(model.llm, [prompt])
+    rows = CachedLLM(model.llm, [prompt])
     table = model.speech_embedding.weight
     for _ in range(TOKENS - 1):
         rows.step(table[int(model.speech_head(rows.state)[0].argmax())][None])
@@ -172,8 +173,8 @@ def answered(assistant: EChat, sources: Sequence[Utterance], rows: int) -> list[
     laid = [prepare(model, one, 0, Timer(0.0)) for one in asked]
     for first in range(0, len(laid), rows):
         group = laid[first : first + rows]
-        prompts = decoder.embed(model.network, [one.row for one in group], model.vocab)
-        for _ in decoder.grow(model.network, prompts, [one.answer for one in group]):
+        prompts = decoder.embed_prompts(model.network, [one.row for one in group], model.vocab)
+        for _ in decoder.decode(model.network, prompts, [one.answer for one in group]):
             pass
         ids += [(one.answer.text.ids, one.answer.speech.ids) for one in group]
     return ids

@@ -165,7 +165,7 @@ def turn(model: EChatModel, vocab: Vocab, name: str, shown: Figures) -> Steps:
     mel = audio.log_mel(noise, model.settings.encoder.mels)
     row = compose(task, vocab, clips=[mel], user_text=None)
     start = time.perf_counter()
-    embedded = decoder.embed(model, [row], vocab)[0]
+    embedded = decoder.embed_prompts(model, [row], vocab)[0]
     heard = time.perf_counter()
     steps, kinds = timed(_ids(model, embedded, vocab, task))
     shown[f"{name}: encoder and adapter, {CLIP_S:.0f} s clip"] = f"{heard - start:.1f} s"
@@ -184,7 +184,7 @@ def _ids(model: EChatModel, embedded: Tensor, vocab: Vocab, task: Task) -> Itera
     rules = [EndsAt(TEXT_TOKENS - 1, vocab.text_end)] if task.speaks else []
     limits = decoder.Limits(TOKENS, TOKENS)
     answer = decoder.Answer(task, vocab, Sampling(greedy=True), rules, limits)
-    for token in decoder.stream_embedded(model, embedded, answer):
+    for token in decoder.stream(model, embedded, answer):
         yield token.is_speech
 
 

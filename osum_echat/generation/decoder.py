@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from osum_echat.generation.kv_cache import GrowingRows
+from osum_echat.generation.kv_cache import CachedLLM
 from osum_echat.generation.logits_rules import Rule
 from osum_echat.generation.sampling import Sampling
 from osum_echat.models.echat import EChatModel
@@ -70,7 +70,7 @@ class Phases:
         self.in_speech, self.in_chunk = to_speech, 0
 
 
-class Part:
+class PhaseSampler:
     """What an answer holds in one phase, and how its next id there is chosen."""
 
     def __init__(self, sampling: Sampling, rules: Sequence[Rule], end: int) -> None:
@@ -123,15 +123,15 @@ class Answer:
         self.phases = Phases(task, vocab)
         asked = {phase: [rule for rule in rules if rule.in_speech == phase]
                  for phase in (False, True)}  # fmt: skip
-        self.text = Part(sampling, asked[False], vocab.text_end)
-        self.speech = Part(speech_sampling or sampling, asked[True], vocab.speech_edge)
+        self.text = PhaseSampler(sampling, asked[False], vocab.text_end)
+        self.speech = PhaseSampler(speech_sampling or sampling, asked[True], vocab.speech_edge)
         self.stopped_by: StoppedBy | None = None
 
     def choose(self, logits: Tensor) -> Token:
         """Take the next id; logits: (vocab,) of the present phase's head."""
         in_speech = self.phases.in_speech
-        part = self.speech if in_speech else self.text
-        token = Token(part.choose(logits, self.generator), in_speech)
+        own = self.speech if in_speech else self.text
+        token = Token(own.choose(logits, self.generator), in_speech)
         if self.phases.advance(token.id):
             self.stopped_by = "end"
         elif self._is_too_long():
@@ -145,7 +145,7 @@ class Answer:
         )
 
 
-def embed(model: EChatModel, sequences: Sequence[Row], vocab: Vocab) -> list[Tensor]:
+def embed_prompts(model: EChatModel, sequences: Sequence[Row], vocab: Vocab) -> list[Tensor]:
     """Prompts as the LLM reads them: (tokens, width) each, as if each were alone."""
     with torch.inference_mode():
         batch = collate([[sequence] for sequence in sequences], vocab).to(model.device)
@@ -157,7 +157,7 @@ def embed(model: EChatModel, sequences: Sequence[Row], vocab: Vocab) -> list[Ten
 
 
 @torch.inference_mode()
-def grow(
+def decode(
     model: EChatModel,
     prompts: Sequence[Tensor],
     answers: Sequence[Answer],
@@ -165,35 +165,36 @@ def grow(
 ) -> Iterator[tuple[int, Token]]:
     """Answer prompts side by side: gives the number of a row and its next token, row by row.
 
-    prompts: (tokens, width) each, embedded; answers: one each, they grow. The model must be in eval
-    mode. An answer that ended leaves the batch; interrupt is asked before every step.
+    prompts: (tokens, width) each, embedded; answers: one each, they get the tokens. The model
+    must be in eval mode. An answer that ended leaves the batch; interrupt is asked before every
+    step.
     """
     live = list(range(len(answers)))
-    rows: GrowingRows | None = None
+    llm: CachedLLM | None = None
     tokens: list[Token] = []
     while True:
         if interrupt is not None and interrupt():
             _stop(answers, live, "interrupt")
             return
-        if rows is None:
-            rows = GrowingRows(model.llm, prompts)
+        if llm is None:
+            llm = CachedLLM(model.llm, prompts)
         else:
-            rows.step(_embedded(model, tokens))
+            llm.step(_embed_tokens(model, tokens))
         tokens, places = [], []
-        for place, logits in enumerate(_logits(model, rows.state, [answers[row] for row in live])):
+        for place, logits in enumerate(_logits(model, llm.state, [answers[row] for row in live])):
             answer = answers[live[place]]
             token = answer.choose(logits)
             yield live[place], token
             if answer.stopped_by is None:
                 tokens.append(token)
                 places.append(place)
-        if rows.is_full:
+        if llm.is_full:
             _stop(answers, [live[place] for place in places], "limit")
             return
         if not places:
             return
         if len(places) < len(live):
-            rows.keep(places)
+            llm.keep(places)
             live = [live[place] for place in places]
 
 
@@ -215,7 +216,7 @@ def _logits(model: EChatModel, state: Tensor, answers: Sequence[Answer]) -> Sequ
     return [of_place[place] for place in range(len(answers))]
 
 
-def _embedded(model: EChatModel, tokens: Sequence[Token]) -> Tensor:
+def _embed_tokens(model: EChatModel, tokens: Sequence[Token]) -> Tensor:
     """(rows, width): each token from the table of its phase."""
     if len(tokens) == 1:
         table = model.speech_embedding if tokens[0].is_speech else model.llm.get_input_embeddings()
@@ -224,14 +225,14 @@ def _embedded(model: EChatModel, tokens: Sequence[Token]) -> Tensor:
     return model.embed_ids(torch.tensor(joint, device=model.device))
 
 
-def stream_embedded(
+def stream(
     model: EChatModel,
     embedded: Tensor,
     answer: Answer,
     interrupt: Callable[[], bool] | None = None,
 ) -> Generator[Token, None, StoppedBy]:
     """Answer one prompt, (tokens, width); the generator returns what stopped it."""
-    for _, token in grow(model, [embedded], [answer], interrupt):
+    for _, token in decode(model, [embedded], [answer], interrupt):
         yield token
     assert answer.stopped_by is not None, "an answer ended without a reason"
     return answer.stopped_by

@@ -34,7 +34,7 @@ class _Layer:
     add_down: Callable[[Tensor, Tensor], Tensor]
 
 
-class GrowingRows:
+class CachedLLM:
     """Rows of one batch and what the LLM keeps of them; `state` is (rows, width), at their ends."""
 
     def __init__(self, llm: Any, prompts: Sequence[Tensor]) -> None:

@@ -205,7 +205,7 @@ def _embed(model: LoadedModel, states: Sequence[RequestState]) -> list[Tensor]:
 
     Where the user's words are written down, the CTC score of the clip weighs on each next id.
     """
-    prompts = decoder.embed(model.network, [state.row for state in states], model.vocab)
+    prompts = decoder.embed_prompts(model.network, [state.row for state in states], model.vocab)
     for state, prompt in zip(states, prompts, strict=True):
         if model.generation.ctc_weight and state.request.writes_heard:
             state.answer.text.rules.append(_ctc_rule(model, state, prompt))
@@ -240,7 +240,7 @@ def _decode(
     words, a model that turns words to speech tokens) takes its place here.
     """
     answers = [state.answer for state in states]
-    for row, token in decoder.grow(model.network, prompts, answers, interrupt):
+    for row, token in decoder.decode(model.network, prompts, answers, interrupt):
         states[row].timer.mark("token")
         states[row].timer.mark("speech" if token.is_speech else "text")
         yield row, token

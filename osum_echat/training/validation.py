@@ -63,7 +63,7 @@ def answered(
     for start in range(0, len(asked), TOGETHER):
         part = slice(start, start + TOGETHER)
         with devices.autocast(model.device, dtype):
-            for _ in decoder.grow(model, _prompts(model, vocab, asked[part]), answers[part]):
+            for _ in decoder.decode(model, _prompts(model, vocab, asked[part]), answers[part]):
                 pass
     return [vocab.decode(answer.text.ids) for answer in answers]
 

@@ -8,10 +8,11 @@ import torch
 from osum_echat.errors import InputError
 from osum_echat.generation import decoder
 from osum_echat.generation.decoder import Answer, Limits, Phases, Token
-from osum_echat.generation.logits_rules import AllowedAfter, NoLongRuns
+from osum_echat.generation.logits_rules import AllowedAfter
 from osum_echat.generation.sampling import Sampling
 from osum_echat.sequence import collate, interleave
 from osum_echat.tasks import TASKS
+from tests.parity.upstream_rules import NoLongRuns
 from tests.tiny_network import VOCAB, network, row
 
 GREEDY = Sampling(greedy=True)
@@ -27,15 +28,9 @@ def script(name: str, ids: list[int]) -> list[bool]:
     return read
 
 
-def test_text_then_speech_until_the_second_edge():
+def test_phases_end_where_the_task_says():
     assert script("s2s", [1, 2, END, EDGE, 5, END % 64, EDGE]) == [False] * 3 + [True] * 4
-
-
-def test_text_alone_ends_at_its_mark():
     assert script("t2t", [1, EDGE, END]) == [False] * 3
-
-
-def test_tts_starts_in_speech_and_ends_at_the_first_edge():
     assert script("tts", [5, 6, EDGE]) == [True] * 3
 
 
@@ -54,8 +49,8 @@ def answer_to(name: str, **options) -> Answer:
 
 
 def started(model, name: str, answer: Answer, interrupt=None):
-    (prompt,) = decoder.embed(model, [row(name, answered=False)], VOCAB)
-    return decoder.stream_embedded(model, prompt, answer, interrupt)
+    (prompt,) = decoder.embed_prompts(model, [row(name, answered=False)], VOCAB)
+    return decoder.stream(model, prompt, answer, interrupt)
 
 
 def run(model, name: str, interrupt=None, **options) -> tuple[list[Token], str]:
@@ -88,19 +83,12 @@ def test_each_step_takes_the_best_of_what_a_whole_pass_says(name: str):
         assert int(head(state).argmax()) == token.id
 
 
-def test_the_end_mark_is_read_as_text_and_answered_by_the_speech_head(monkeypatch):
-    model = network()
-    scripted(model, monkeypatch, [3, END, EDGE, 9, EDGE])
-    tokens, stopped_by = run(model, "s2s")
-    assert tokens == [(3, False), (END, False), (EDGE, True), (9, True), (EDGE, True)]
-    assert stopped_by == "end"
-
-
-def test_the_ids_of_an_answer_hold_no_marks(monkeypatch):
+def test_the_end_mark_is_read_as_text_and_ids_hold_no_marks(monkeypatch):
     model, answer = network(), answer_to("s2s")
-    scripted(model, monkeypatch, [3, 4, END, EDGE, 9, 8, EDGE])
-    list(started(model, "s2s", answer))
-    assert (answer.text.ids, answer.speech.ids, answer.stopped_by) == ([3, 4], [9, 8], "end")
+    scripted(model, monkeypatch, [3, 4, END, EDGE, 9, EDGE])
+    tokens = list(started(model, "s2s", answer))
+    assert tokens == [(3, False), (4, False), (END, False), (EDGE, True), (9, True), (EDGE, True)]
+    assert (answer.text.ids, answer.speech.ids, answer.stopped_by) == ([3, 4], [9], "end")
 
 
 @pytest.mark.parametrize(
@@ -152,14 +140,16 @@ def test_two_runs_may_take_turns():
     assert [a for a, _ in turns if a] == alone[0] and [b for _, b in turns if b] == alone[1]
 
 
-def test_a_seed_decides_a_sampled_run():
-    model = network(1)
-
-    def sampled(seed: int) -> list[Token]:
-        generator = torch.Generator().manual_seed(seed)
-        return run(model, "s2s", sampling=Sampling(temperature=2.0), generator=generator)[0]
-
-    assert sampled(1) == sampled(1) != sampled(2)
+@pytest.mark.parametrize(("name", "options"), [
+    ("s2s", {"sampling": Sampling(temperature=2.0)}),
+    ("tts", {"sampling": GREEDY, "speech_sampling": Sampling(temperature=9.0)}),
+])  # fmt: skip
+def test_a_seed_decides_a_run_that_is_sampled_in_any_phase(name: str, options: dict):
+    one, two, same = (
+        run(network(1), name, generator=torch.Generator().manual_seed(seed), **options)[0]
+        for seed in (1, 2, 1)
+    )
+    assert one == same != two
 
 
 def test_each_phase_has_its_own_sampling_and_rules(monkeypatch):
@@ -176,21 +166,6 @@ def test_each_phase_has_its_own_sampling_and_rules(monkeypatch):
     assert seen == [(VOCAB.speech_head_rows, ids) for ids in ([], [EDGE], [EDGE, 9])]
 
 
-def test_the_speech_phase_may_be_sampled_otherwise():
-    model = network(1)
-    mixed = [
-        run(
-            model,
-            "tts",
-            sampling=GREEDY,
-            speech_sampling=Sampling(temperature=9.0),
-            generator=torch.Generator().manual_seed(seed),
-        )[0]
-        for seed in (1, 2)
-    ]
-    assert mixed[0] != mixed[1]
-
-
 def test_a_rule_that_fires_once_fires_in_every_run():
     model = network(1)
     first = run(model, "t2t")[0][0].id
@@ -201,9 +176,9 @@ def test_a_rule_that_fires_once_fires_in_every_run():
 
 def side_by_side(model, answers: dict[str, Answer]) -> list[list[Token]]:
     """The tokens of each row of one batch."""
-    prompts = decoder.embed(model, [row(name, answered=False) for name in answers], VOCAB)
+    prompts = decoder.embed_prompts(model, [row(name, answered=False) for name in answers], VOCAB)
     given: list[list[Token]] = [[] for _ in answers]
-    for number, token in decoder.grow(model, prompts, list(answers.values())):
+    for number, token in decoder.decode(model, prompts, list(answers.values())):
         given[number].append(token)
     return given
 
@@ -228,16 +203,16 @@ def test_rows_of_a_batch_answer_as_if_alone(sampling: Sampling):
 
 def test_a_batch_is_interrupted_as_a_whole():
     model, names = network(1), ("s2s", "tts")
-    prompts = decoder.embed(model, [row(name, answered=False) for name in names], VOCAB)
+    prompts = decoder.embed_prompts(model, [row(name, answered=False) for name in names], VOCAB)
     answers = [answer_to(name) for name in names]
     asked = iter([False, False, True])
-    tokens = list(decoder.grow(model, prompts, answers, lambda: next(asked)))
+    tokens = list(decoder.decode(model, prompts, answers, lambda: next(asked)))
     assert len(tokens) == 4 and {one.stopped_by for one in answers} == {"interrupt"}
 
 
 def test_a_row_that_fills_the_models_positions_has_met_its_limit(monkeypatch):
     model = network(1)
-    (prompt,) = decoder.embed(model, [row("tts", answered=False)], VOCAB)
+    (prompt,) = decoder.embed_prompts(model, [row("tts", answered=False)], VOCAB)
     monkeypatch.setattr(model.llm.config, "max_position_embeddings", len(prompt) + 4)
     tokens, stopped_by = run(model, "tts")
     assert len(tokens) == 5 and stopped_by == "limit"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from osum_echat.generation import kv_cache
-from osum_echat.generation.kv_cache import GrowingRows
+from osum_echat.generation.kv_cache import CachedLLM
 from osum_echat.models.echat import build_llm
 from osum_echat.models.lora import LoraSettings, add_layers
 from tests.tiny_network import LLM
@@ -39,7 +39,7 @@ def test_every_step_says_what_the_stock_model_says(kind: str, lengths, monkeypat
     monkeypatch.setattr(kv_cache, "ROOM_TOKENS", 4)  # room is made on the way
     model, rows = llm(kind), rows_of(lengths)
     wanted = [whole(model, row) for row in rows]
-    growing = GrowingRows(model, [row[:-STEPS] for row in rows])
+    growing = CachedLLM(model, [row[:-STEPS] for row in rows])
     for step in range(STEPS + 1):
         for state, want, length in zip(growing.state, wanted, lengths, strict=True):
             torch.testing.assert_close(state, want[length - 1 + step], atol=2e-5, rtol=1e-4)
@@ -54,7 +54,7 @@ def test_rows_that_leave_change_nothing_for_those_that_stay(monkeypatch):
     monkeypatch.setattr(kv_cache, "ROOM_TOKENS", 4)
     model, rows = llm(), rows_of(LENGTHS)
     wanted = whole(model, rows[2])
-    growing = GrowingRows(model, [row[:-STEPS] for row in rows])
+    growing = CachedLLM(model, [row[:-STEPS] for row in rows])
     for step in range(STEPS):
         if step == 2:
             growing.keep([1, 2])
@@ -73,7 +73,7 @@ def test_lora_layers_take_part():
         if "lora_B" in name:
             parameter.add_(0.5)
     model.eval()
-    growing = GrowingRows(model, [row[:-1]])
+    growing = CachedLLM(model, [row[:-1]])
     growing.step(row[-1:])
     torch.testing.assert_close(growing.state[0], whole(model, row)[-1], atol=2e-5, rtol=1e-4)
 

@@ -1,9 +1,10 @@
-"""Claims about choosing the next id."""
+"""Claims about choosing the next id, and about what may not come next."""
 
 import pytest
 import torch
 
 from osum_echat.errors import ConfigError
+from osum_echat.generation.logits_rules import AllowedAfter, NoLoops
 from osum_echat.generation.sampling import PRESETS, Sampling
 from osum_echat.tasks import TASKS
 
@@ -16,11 +17,8 @@ def drawn(sampling: Sampling, logits: torch.Tensor = LOGITS, times: int = 400) -
     return [picks.count(number) / times for number in range(len(logits))]
 
 
-def test_greedy_takes_the_best():
+def test_greedy_takes_the_best_and_a_plain_draw_follows_the_probabilities():
     assert Sampling(greedy=True).choose(torch.tensor([1.0, 3.0, 2.0]), None) == 1
-
-
-def test_a_plain_draw_follows_the_probabilities():
     assert drawn(Sampling()) == pytest.approx([0.7, 0.2, 0.05, 0.05], abs=0.06)
 
 
@@ -53,14 +51,6 @@ def test_an_impossible_id_is_never_drawn():
     assert drawn(Sampling(top_k=3), logits)[0] == 0
 
 
-def test_the_same_seed_draws_the_same():
-    def draw() -> list[int]:
-        generator = torch.Generator().manual_seed(7)
-        return [Sampling().choose(LOGITS, generator) for _ in range(20)]
-
-    assert draw() == draw()
-
-
 def test_repetition_makes_seen_ids_less_likely_once():
     logits = torch.tensor([2.0, -2.0, 1.0])
     seen = torch.tensor([0, 1])
@@ -69,16 +59,9 @@ def test_repetition_makes_seen_ids_less_likely_once():
     assert Sampling().penalise(seen, logits) is logits
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"temperature": 0.0},
-        {"top_k": -1},
-        {"top_p": 0.0},
-        {"top_p": 1.5},
-        {"repetition_penalty": 0},
-    ],
-)
+@pytest.mark.parametrize("wrong", [
+    {"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"repetition_penalty": 0},
+])  # fmt: skip
 def test_a_setting_out_of_range_is_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Sampling(**wrong)
@@ -99,3 +82,47 @@ def test_draws_are_those_of_multinomial(top_k: int, top_p: float):
     for _ in range(100):
         drawn = ids[torch.multinomial(chances, 1, generator=theirs)]
         assert sampling.choose(logits, ours) == int(drawn)
+
+
+def blocked(rule, history: list[int]) -> list[int]:
+    return torch.nonzero(rule(history, torch.zeros(50)).isinf())[:, 0].tolist()
+
+
+def test_only_the_allowed_may_follow_the_cue_and_only_once():
+    rule = AllowedAfter([5, 6], [8, 9])
+    assert blocked(rule, [5, 6, 1]) == []
+    left = rule([1, 5, 6], torch.arange(12.0))
+    assert left.isfinite().nonzero()[:, 0].tolist() == [8, 9] and left[9] == 9.0
+    assert blocked(rule, [1, 5, 6]) == []
+    assert blocked(AllowedAfter([], [8]), [1]) == blocked(AllowedAfter([1], [2]), []) == []
+    logits = torch.zeros(10)
+    AllowedAfter([3], [1])([3], logits)
+    assert not logits.isinf().any()          # what is given is not written into
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 12])
+def test_a_phrase_that_came_three_times_may_not_begin_again(size: int):
+    phrase = list(range(10, 10 + size))
+    assert blocked(NoLoops(), [1, *phrase * 2]) == []
+    assert blocked(NoLoops(), [1, *phrase * 3]) == [10]
+    assert blocked(NoLoops(), phrase * 3) == [10]
+    assert blocked(NoLoops(), [*phrase * 3, 5]) == []
+    assert blocked(NoLoops(4), [1, *phrase * 3]) == blocked(NoLoops(), []) == []
+    assert blocked(NoLoops(longest=3), [4, 5, 6, 7] * 5) == []
+
+
+def test_a_guarded_text_never_loops_whatever_is_likely():
+    rule, history = NoLoops(), []
+    likely = torch.tensor([0.0, 3.0, 2.0, 1.0])
+    for _ in range(200):
+        history.append(int(rule(history, likely).argmax()))
+    for size in range(1, rule.longest + 1):
+        for end in range(4 * size, len(history) + 1):
+            tail = history[end - 4 * size : end]
+            assert tail != tail[:size] * 4
+
+
+@pytest.mark.parametrize("wrong", [{"times": 1}, {"longest": 0}])
+def test_a_guard_that_would_forbid_everything_is_refused(wrong):
+    with pytest.raises(ConfigError, match="need 2 or more times"):
+        NoLoops(**wrong)

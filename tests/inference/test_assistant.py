@@ -64,7 +64,7 @@ def scripted(
 
         inner = request.compose
         monkeypatch.setattr(request, "compose", compose)
-        monkeypatch.setattr(decoder.Part, "choose", choose)
+        monkeypatch.setattr(decoder.PhaseSampler, "choose", choose)
         return rows
 
     return script

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from osum_echat import audio
 from osum_echat.errors import CheckpointError
 from osum_echat.generation import decoder
-from osum_echat.generation.logits_rules import AllowedAfter, NoLongRuns, Rule, WindowLimit
+from osum_echat.generation.logits_rules import AllowedAfter, Rule
 from osum_echat.generation.sampling import Sampling
 from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatModel, EChatSettings
@@ -24,6 +24,7 @@ from osum_echat.sequence import IGNORED, Sequence, collate, compose
 from osum_echat.tasks import TURN_END, task_for
 from osum_echat.vocab import TEXT_END, UNKNOWN, Vocab
 from tests.parity.rows import OTHERWISE, Row, close, exact, near, not_compared, read_arrays
+from tests.parity.upstream_rules import NoLongRuns, WindowLimit
 
 FEATURES, ACTIVATIONS, BF16 = 1e-6, 1e-4, 0.02
 SURE_GAP = 1e-3             # two best scores closer than this may change places by rounding
@@ -376,7 +377,7 @@ class GreedyRun:
         else:
             clips = [fixture.wavs[record["wav"]]] if task.hears else []
             sequence = compose(task, fixture.vocab, clips=clips, user_text=record.get("text"))
-            prompt = decoder.embed(fixture.network, [sequence], fixture.vocab)[0]
+            prompt = decoder.embed_prompts(fixture.network, [sequence], fixture.vocab)[0]
             found = [close(f"{name} inputs_embeds", prompt, stored, ACTIVATIONS)]
         penalty = record.get("generate_kwargs", {}).get("repetition_penalty", 1.0)
         sampling = Sampling(greedy=True, repetition_penalty=float(penalty))
@@ -389,7 +390,7 @@ class GreedyRun:
             return [*found, not_compared(f"{name} ids", reason)]
         limits = decoder.Limits(record["limit_tokens"], record["limit_tokens"])
         answer = decoder.Answer(task, fixture.vocab, sampling, rules, limits)
-        ids = [token.id for token in decoder.stream_embedded(fixture.network, prompt, answer)]
+        ids = [token.id for token in decoder.stream(fixture.network, prompt, answer)]
         return [*found, exact(f"{name} ids", ids, record["ids"])]
 
     def steps(self, name: str, has_text: bool, sampling: Sampling, rules: list[Rule]) -> list[Row]:
