@@ -34,17 +34,68 @@ def read_mapping(
 
 
 def mapping(data: bytes, where: str, error: type[OsumError] = ConfigError) -> dict[str, Any]:
-    """The mapping in the bytes of a file called `where`. Raises `error`."""
+    """The mapping in the bytes of a file called `where`. Raises `error`, for a name twice too."""
     is_json = where.endswith(".json")
     try:
-        text = data.decode("utf-8")
-        raw = json.loads(text) if is_json else yaml.load(text, Loader=_LOADER)
+        text = data.decode("utf-8-sig")
+        raw = json.loads(text, object_pairs_hook=_pairs) if is_json else _read_yaml(text)
+    except _NameTwiceError as fault:
+        raise error(f"{where}: {fault}") from fault
     except (yaml.YAMLError, ValueError, RecursionError) as fault:
         said = " ".join(str(fault).split())
         raise error(f"{where}: not {'JSON' if is_json else 'YAML'}: {said}") from fault
     if not isinstance(raw, dict):
         raise error(f"{where}: holds no settings; a mapping of names to values is needed")
     return raw
+
+
+class _NameTwiceError(ValueError):
+    """A mapping that has one name twice: only one of the values could be used."""
+
+
+def _read_yaml(text: str) -> Any:
+    """Plain values. Raises YAMLError, and _NameTwiceError."""
+    loader = _LOADER(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_names(node)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _check_names(root: yaml.Node) -> None:
+    """Raise _NameTwiceError for a name that a mapping below this node has twice."""
+    left, seen = [root], {id(root)}
+    while left:
+        node = left.pop()
+        if not isinstance(node, yaml.CollectionNode):
+            continue
+        lines: dict[tuple[str, str], int] = {}
+        for item in node.value:
+            if isinstance(node, yaml.MappingNode):
+                name, item = item
+                line, place = name.start_mark.line + 1, (name.tag, str(name.value))
+                if place in lines:
+                    raise _NameTwiceError(
+                        f"{place[1]!r} stands twice, in line {lines[place]} and in line {line}; "
+                        "keep one"
+                    )
+                lines[place] = line
+            if id(item) not in seen:                # one that is named again by an alias
+                seen.add(id(item))
+                left.append(item)
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _NameTwiceError(f"{twice!r} stands twice in one object; keep one")
+    return found
 
 
 def override(raw: dict[str, Any], assignments: Iterable[str]) -> None:
@@ -54,9 +105,12 @@ def override(raw: dict[str, Any], assignments: Iterable[str]) -> None:
         if not equals or not key:
             raise ConfigError(f"override {assignment!r}: write it as key=value, run.steps=100")
         try:
-            value = yaml.load(text, Loader=_LOADER)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {assignment!r}: its value is not YAML: {error}") from error
+            value = _read_yaml(text)
+        except _NameTwiceError as error:
+            raise ConfigError(f"override {assignment!r}: {error}") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            said = " ".join(str(error).split())
+            raise ConfigError(f"override {assignment!r}: its value is not YAML: {said}") from error
         *path, last = key.split(".")
         place = raw
         for part in path:

@@ -35,6 +35,10 @@ def test_yaml_and_json_of_one_content_read_the_same(tmp_path: Path) -> None:
     [("a.yaml", b"a: [", "a.yaml: not YAML"), ("a.yaml", b"\xff", "not YAML"),
      ("a.json", b"{", "a.json: not JSON"), ("a.json", b"[" * 9999, "not JSON"),
      ("a.json", b"[1]", "holds no settings"), ("a.yaml", b"", "holds no settings"),
+     ("a.yaml", b"a: 1\nb: {c: 1,\n  c: 2}", r"a\.yaml: 'c' stands twice, in line 2 and in line 3"),
+     ("a.yaml", b"a: 1\nb: 2\n'a': 3", "'a' stands twice, in line 1 and in line 3"),
+     ("a.yaml", b"- {x: 1}\n- {x: 1, x: 2}", "'x' stands twice"),
+     ("a.json", b'{"a": {"b": 1, "b": 2}}', "'b' stands twice"),
      ("a.yaml", b"a: !!python/object/apply:os.getcwd []", "not YAML")],
 )  # fmt: skip
 def test_a_wrong_file_is_told_in_one_line_as_the_callers_error(
@@ -45,6 +49,13 @@ def test_a_wrong_file_is_told_in_one_line_as_the_callers_error(
         with pytest.raises(error, match=message) as caught:
             settings.read_mapping(tmp_path / name, error)
         assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_merged_in_or_named_elsewhere_stands_once(tmp_path: Path) -> None:
+    text = "\ufeffa: &a {x: 1}\nb: {<<: *a, x: 2}\nc: {a: *a, b: *a}\n1: x\n'1': y\n"
+    (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
+    found = settings.read_mapping(tmp_path / "a.yaml")
+    assert found["b"] == {"x": 2} and found["c"]["b"] == {"x": 1} and found[1] == "x"
 
 
 def test_a_missing_file_is_told_with_the_callers_advice(tmp_path: Path) -> None:

@@ -15,8 +15,6 @@ from random import Random
 from string import Template
 from typing import Any
 
-import yaml
-
 from common_utils.tiny_world.manner import (
     AGES,
     EMOTIONS,
@@ -32,6 +30,7 @@ from common_utils.tiny_world.manner import (
     with_articles,
 )
 from osum_echat.errors import DataError
+from osum_echat.settings import read_mapping
 
 SITUATIONS = Path(__file__).parent / "situations"
 SPLITS = ("train", "test")
@@ -247,7 +246,7 @@ def check_split(split: str) -> None:
 
 def load_world(directory: Path = SITUATIONS) -> World:
     """Read every situation file of `directory`."""
-    raw = {path.stem: yaml.safe_load(path.read_text("utf-8"))
+    raw = {path.stem: read_mapping(path)
            for path in sorted(directory.glob("*.yaml"))}
     talk, slots, identity = raw.pop("dialogues"), raw.pop("slots"), raw.pop("identity")
     fillings = {name: tuple(f"{adjective} {noun}" for adjective, noun in
