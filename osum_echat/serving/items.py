@@ -1,0 +1,142 @@
+"""The items of a live conversation: what clients write, what is kept, and how one is answered."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from osum_echat.errors import InputError
+from osum_echat.records import Turn
+from osum_echat.serving import protocol
+from osum_echat.serving.audio_formats import Resampler, encode_file
+from osum_echat.serving.protocol import Event, SessionSettings, make_id, part
+from osum_echat.serving.session import Assistant, Conversation, Question
+from osum_echat.serving.turns import RATE_HZ
+
+if TYPE_CHECKING:
+    from osum_echat.inference.reply import Event as ReplyEvent
+
+
+@dataclass(slots=True)
+class Item:
+    """A message of the conversation. clip: a whole wav of a user's turn."""
+
+    role: str
+    parts: list[Event] = field(default_factory=list)
+    id: str = field(default_factory=lambda: make_id("item"))
+    status: str = "completed"
+    clip: bytes | None = None
+    speech_tokens: tuple[int, ...] = ()
+    audio_ms: int = 0
+    perception: Event | None = None
+    other: Mapping[str, Any] | None = None      # an item that is no message, as the client gave it
+
+    @property
+    def text(self) -> str:
+        """Its words."""
+        return " ".join(str(one.get("text") or one.get("transcript") or "") for one in self.parts)
+
+    def told(self) -> Event:
+        """The protocol's object."""
+        if self.other is not None:
+            return {**self.other, "id": self.id, "object": "realtime.item"}
+        own = {} if self.perception is None else {"x_osum": self.perception}
+        return {
+            "id": self.id, "object": "realtime.item", "type": "message", "role": self.role,
+            "status": self.status, "content": [dict(one) for one in self.parts], **own,
+        }  # fmt: skip
+
+    def truncate(self, audio_ms: int) -> None:
+        """Keep what was heard of a spoken reply: its first part, cut between words."""
+        if not 0 <= audio_ms < self.audio_ms:
+            return
+        share = audio_ms / self.audio_ms
+        for one in self.parts:
+            words = str(one.get("transcript") or "").split(" ")
+            if "transcript" in one:
+                one["transcript"] = " ".join(words[: round(share * len(words))])
+        self.speech_tokens = self.speech_tokens[: round(share * len(self.speech_tokens))]
+        self.audio_ms, self.status = audio_ms, "incomplete"
+
+
+def read_item(given: Mapping[str, Any], settings: SessionSettings) -> Item:
+    """An item that a client wrote. Sound in it has the session's input format."""
+    number = given.get("id") or make_id("item")
+    if given.get("type") != "message":
+        return Item("", id=number, other=given)
+    item = Item(str(given["role"]), id=number)
+    for one in given.get("content") or ():
+        kind = str(one.get("type"))
+        if kind == "input_audio" and one.get("audio"):
+            form = settings.input_format
+            samples = form.decode(protocol.decode_audio(one["audio"]))
+            heard = Resampler(form.rate_hz, RATE_HZ).push(samples, last=True)
+            item.clip = encode_file(heard, RATE_HZ, "wav")
+        if kind != "input_image":
+            text = one.get("transcript") if kind.endswith("audio") else one.get("text")
+            item.parts.append(part(kind, text))
+    return item
+
+
+def answer(
+    assistant: Assistant, conversation: Conversation, items: Sequence[Item], modality: str,
+    thinking: str, words: str,
+) -> "Iterator[ReplyEvent]":  # fmt: skip
+    """The events of a reply to the last user item, Done last.
+
+    modality: audio or text; thinking: label, natural or none; words: what is answered where no user
+    item is there. Raises InputError, at the first step, for nothing to answer.
+    """
+    asked = next((n for n in range(len(items) - 1, -1, -1) if items[n].role == "user"), None)
+    item = None if asked is None else items[asked]
+    text = words if item is None else item.text
+    if item is not None and item.clip:
+        conversation.history = turns(items[:asked])[-conversation.limits.turns :]
+        base = "s2s" if modality == "audio" else "s2t"
+        question = Question(
+            base if thinking == "none" else f"{base}_think", clip=item.clip,
+            thinking=None if thinking == "none" else thinking, hear=thinking != "label",
+        )  # fmt: skip
+        yield from conversation.ask(assistant, question)
+        return
+    if not text.strip():
+        raise InputError("nothing to answer: no user item is in the conversation")
+    yield from _written(assistant, conversation, text, modality)
+
+
+def _written(
+    assistant: Assistant, conversation: Conversation, text: str, modality: str
+) -> "Iterator[ReplyEvent]":
+    """A written question is answered in text; where sound is wanted, that text is spoken."""
+    from osum_echat.inference.reply import AudioPiece, Done
+
+    written = None
+    for event in conversation.ask(assistant, Question("t2t", text=text)):
+        if isinstance(event, Done):
+            written = event.reply
+        else:
+            yield event
+    assert written is not None, "a reply without an end"
+    if modality == "text" or written.stopped_by == "interrupt" or not written.text.strip():
+        yield Done(written)
+        return
+    for event in conversation.ask(assistant, Question("tts", text=written.text)):
+        if isinstance(event, AudioPiece):
+            yield event
+        elif isinstance(event, Done):
+            yield Done(replace(
+                written, speech_tokens=event.reply.speech_tokens, wave=event.reply.wave,
+                sample_rate_hz=event.reply.sample_rate_hz, stopped_by=event.reply.stopped_by,
+            ))  # fmt: skip
+
+
+def turns(items: Sequence[Item]) -> tuple[Turn, ...]:
+    """Earlier exchanges, the oldest first: a user's item and the reply that followed it."""
+    found, asked = [], None
+    for item in items:
+        if item.role == "user":
+            asked = item
+        elif item.role == "assistant" and asked is not None and item.text.strip():
+            heard = asked.text or None
+            found.append(Turn(asked.clip, heard, item.text, item.speech_tokens))
+            asked = None
+    return tuple(found)

@@ -1,0 +1,331 @@
+"""Speech, transcriptions and chat over HTTP, as OpenAI's API has them."""
+
+import base64
+import io
+import json
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from osum_echat.errors import InputError
+from osum_echat.serving.audio_formats import (
+    FILE_FORMATS,
+    FORMATS,
+    Resampler,
+    Samples,
+    encode_file,
+)
+from osum_echat.serving.items import Item, answer
+from osum_echat.serving.protocol import Event, EventError, decode_audio, make_id, now, part
+from osum_echat.serving.realtime import Service
+from osum_echat.serving.reply_stream import Generation, perceived
+from osum_echat.serving.session import Conversation, Question
+
+if TYPE_CHECKING:
+    from osum_echat.inference.reply import Event as ReplyEvent
+    from osum_echat.inference.reply import Reply
+
+PCM = FORMATS["audio/pcm"]
+MOST_CHARACTERS = 4096
+KEPT_REPLIES, KEPT_REPLY_S = 256, 3600         # that a later message may name by their audio's id
+TEXT_FORMATS = ("json", "text", "verbose_json")
+
+
+class HttpError(Exception):
+    """An answer with the protocol's error object."""
+
+    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+
+    def body(self) -> Event:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param,
+                          "code": self.code}}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What is sent back: bytes at once, or pieces as they come."""
+
+    media_type: str
+    whole: bytes = b""
+    pieces: AsyncIterator[bytes] | None = None
+
+
+class OpenAiRoutes:
+    """The three POST routes. A call of one harms no other."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._replies: OrderedDict[str, tuple[float, str]] = OrderedDict()
+
+    async def speech(self, asked: Mapping[str, Any]) -> Body:
+        """POST /v1/audio/speech."""
+        text, form = asked.get("input"), asked.get("response_format") or "mp3"
+        if not isinstance(text, str) or not text.strip() or len(text) > MOST_CHARACTERS:
+            raise HttpError(400, "invalid_value", f"input: need 1 to {MOST_CHARACTERS} characters",
+                            "input")  # fmt: skip
+        if form not in ("pcm", *FILE_FORMATS):
+            known = ", ".join(("pcm", *FILE_FORMATS))
+            raise HttpError(400, "invalid_value", f"response_format {form!r}: not one of {known}",
+                            "response_format")  # fmt: skip
+        generation = self._ask(Question("tts", text=text))
+        media = "audio/pcm" if form == "pcm" else FILE_FORMATS[form][2]
+        if asked.get("stream_format") == "sse":
+            return Body("text/event-stream", pieces=self._speech_events(generation, form))
+        if form == "pcm":
+            return Body(media, pieces=self._pcm(generation))
+        samples, rate_hz = await self._wave(generation)
+        return Body(media, encode_file(samples, rate_hz, form))
+
+    async def _pcm(self, generation: Generation) -> AsyncIterator[bytes]:
+        """Sound at 24 kHz as it is made."""
+        from osum_echat.inference.reply import AudioPiece
+
+        resampler: Resampler | None = None
+        async for event in told(generation):
+            if isinstance(event, AudioPiece):
+                resampler = resampler or Resampler(event.sample_rate_hz, PCM.rate_hz)
+                yield PCM.encode(resampler.push(event.samples.numpy()))
+        if resampler is not None:
+            yield PCM.encode(resampler.push(np.zeros(0, np.float32), last=True))
+
+    async def _speech_events(self, generation: Generation, form: str) -> AsyncIterator[bytes]:
+        if form == "pcm":
+            async for data in self._pcm(generation):
+                yield sse({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
+        else:
+            data = encode_file(*await self._wave(generation), form)
+            yield sse({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
+        yield sse({"type": "speech.audio.done", "usage": {
+            "input_tokens": 0, "output_tokens": 0, "total_tokens": 0}})  # fmt: skip
+
+    async def _wave(self, generation: Generation) -> tuple[Samples, int]:
+        reply = await done(generation)
+        if reply.wave is None or reply.sample_rate_hz is None:
+            raise HttpError(500, "no_speech", "the model gave no speech for this text")
+        return reply.wave.numpy(), reply.sample_rate_hz
+
+    async def transcription(self, data: bytes, name: str, asked: Mapping[str, Any]) -> Body:
+        """POST /v1/audio/transcriptions."""
+        form = asked.get("response_format") or "json"
+        if form not in TEXT_FORMATS:
+            raise HttpError(400, "invalid_value", f"response_format {form!r}: not one of "
+                            f"{', '.join(TEXT_FORMATS)}", "response_format")  # fmt: skip
+        clip = readable(data, name)
+        generation = self._ask(Question("asr", clip=clip, name=name))
+        if str(asked.get("stream")).lower() == "true":
+            return Body("text/event-stream", pieces=self._transcript_events(generation))
+        reply = await done(generation)
+        text, seconds = reply.heard or "", round(reply.audio_in_s or 0.0, 3)
+        if form == "text":
+            return Body("text/plain; charset=utf-8", f"{text}\n".encode())
+        told_: Event = {"text": text, "usage": {"type": "duration", "seconds": seconds}}
+        if form == "verbose_json":
+            told_ |= {"task": "transcribe", "language": "english", "duration": seconds}
+            told_["segments"] = [
+                {"id": 0, "seek": 0, "start": 0.0, "end": seconds, "text": text, "tokens": [],
+                 "temperature": 0.0, "avg_logprob": 0.0, "compression_ratio": 1.0,
+                 "no_speech_prob": 0.0}]  # fmt: skip
+        return Body("application/json", json.dumps(told_).encode())
+
+    async def _transcript_events(self, generation: Generation) -> AsyncIterator[bytes]:
+        from osum_echat.inference.reply import Done, TextPiece
+
+        async for event in told(generation):
+            if isinstance(event, TextPiece):
+                yield sse({"type": "transcript.text.delta", "delta": event.text})
+            elif isinstance(event, Done):
+                yield sse({"type": "transcript.text.done", "text": event.reply.heard or ""})
+
+    async def chat(self, asked: Mapping[str, Any]) -> Body:
+        """POST /v1/chat/completions."""
+        messages = asked.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise HttpError(400, "invalid_value", "messages: need a list of messages", "messages")
+        items = [item for number, one in enumerate(messages)
+                 for item in self._message(one, f"messages.{number}")]  # fmt: skip
+        speaks = "audio" in (asked.get("modalities") or ())
+        sound = asked.get("audio") or {}
+        form = str(sound.get("format") or "wav").removesuffix("16")
+        if speaks and form not in ("pcm", *FILE_FORMATS):
+            raise HttpError(400, "invalid_value", f"audio.format {form!r}", "audio.format")
+        conversation = Conversation(self.service.limits)
+        events = answer(self.service.assistant, conversation, items,
+                        "audio" if speaks else "text", "label", "")  # fmt: skip
+        generation = Generation(events, conversation, self.service.pool)
+        head = {"id": make_id("chatcmpl"), "created": now(), "model": self.service.model}
+        if asked.get("stream"):
+            usage = bool((asked.get("stream_options") or {}).get("include_usage"))
+            chunks = self._chat_events(generation, head, speaks, usage)
+            return Body("text/event-stream", pieces=chunks)
+        reply = await done(generation)
+        message: Event = {"role": "assistant", "content": None if speaks else reply.text,
+                          "x_osum": perceived(reply.labels, "label", reply.thought)}  # fmt: skip
+        if speaks and reply.wave is not None and reply.sample_rate_hz:
+            message["audio"] = self._kept(reply, form)
+        choice = {"index": 0, "message": message, "finish_reason": finish_reason(reply)}
+        whole = {**head, "object": "chat.completion", "choices": [choice], "usage": usage_of(reply)}
+        return Body("application/json", json.dumps(whole).encode())
+
+    def _kept(self, reply: "Reply", form: str) -> Event:
+        """The sound of a message; its id stands for its words in later calls."""
+        assert reply.wave is not None and reply.sample_rate_hz, "asked for sound of a silent reply"
+        samples, rate_hz = reply.wave.numpy(), reply.sample_rate_hz
+        if form == "pcm":
+            data = PCM.encode(Resampler(rate_hz, PCM.rate_hz).push(samples, last=True))
+        else:
+            data = encode_file(samples, rate_hz, form)
+        number = self._keep(reply.text)
+        return {"id": number, "data": base64.b64encode(data).decode(),
+                "expires_at": now() + KEPT_REPLY_S, "transcript": reply.text}  # fmt: skip
+
+    def _keep(self, text: str) -> str:
+        number = make_id("audio")
+        self._replies[number] = (time.monotonic() + KEPT_REPLY_S, text)
+        while len(self._replies) > KEPT_REPLIES:
+            self._replies.popitem(last=False)
+        return number
+
+    async def _chat_events(
+        self, generation: Generation, head: Event, speaks: bool, usage: bool
+    ) -> AsyncIterator[bytes]:
+        from osum_echat.inference.reply import AudioPiece, Done, TextPiece
+
+        number, resampler = self._keep(""), None
+        base = {**head, "object": "chat.completion.chunk"}
+
+        def chunk(delta: Event, reason: str | None = None) -> bytes:
+            return sse({**base, "choices": [
+                {"index": 0, "delta": delta, "finish_reason": reason}]})  # fmt: skip
+
+        yield chunk({"role": "assistant"})
+        async for event in told(generation):
+            if isinstance(event, TextPiece):
+                audio = {"id": number, "transcript": event.text}
+                yield chunk({"audio": audio} if speaks else {"content": event.text})
+            elif isinstance(event, AudioPiece) and speaks:
+                resampler = resampler or Resampler(event.sample_rate_hz, PCM.rate_hz)
+                data = PCM.encode(resampler.push(event.samples.numpy()))
+                yield chunk({"audio": {"data": base64.b64encode(data).decode()}})
+            elif isinstance(event, Done):
+                reply = event.reply
+                if speaks:
+                    end = np.zeros(0, np.float32)
+                    rest = b"" if resampler is None else PCM.encode(resampler.push(end, last=True))
+                    self._replies[number] = (time.monotonic() + KEPT_REPLY_S, reply.text)
+                    yield chunk({"audio": {"data": base64.b64encode(rest).decode()}})
+                    yield chunk({"audio": {"expires_at": now() + KEPT_REPLY_S}})
+                found = perceived(reply.labels, "label", reply.thought)
+                yield chunk({"x_osum": found}, finish_reason(reply))
+                if usage:
+                    yield sse({**base, "choices": [], "usage": usage_of(reply)})
+        yield b"data: [DONE]\n\n"
+
+    def _message(self, given: Any, where: str) -> Iterator[Item]:
+        """A chat message as an item of the conversation; system messages are left out."""
+        if not isinstance(given, dict) or not isinstance(given.get("role"), str):
+            raise HttpError(400, "invalid_value", f"{where}: need an object with a role", where)
+        content, role = given.get("content"), given["role"]
+        if role not in ("user", "assistant"):
+            return
+        item = Item(role)
+        if isinstance(given.get("audio"), dict):
+            known = self._replies.get(str(given["audio"].get("id")))
+            if known is None or known[0] < time.monotonic():
+                raise HttpError(400, "invalid_value", f"{where}.audio.id: unknown, or expired")
+            item.parts.append(part("output_text", known[1]))
+        for one in content if isinstance(content, list) else [{"type": "text", "text": content}]:
+            if isinstance(one, dict) and one.get("type") == "input_audio":
+                data = (one.get("input_audio") or {}).get("data")
+                item.clip = readable(decode_audio(str(data or "")), f"{where}.input_audio")
+            elif isinstance(one, dict) and isinstance(one.get("text"), str):
+                item.parts.append(part("input_text", one["text"]))
+        yield item
+
+    def _ask(self, question: Question) -> Generation:
+        conversation = Conversation(self.service.limits)
+        try:
+            events = conversation.ask(self.service.assistant, question)
+        except InputError as error:
+            raise HttpError(400, "invalid_value", str(error)) from error
+        return Generation(events, conversation, self.service.pool)
+
+
+async def told(generation: Generation) -> "AsyncIterator[ReplyEvent]":
+    """The events of a generation. Raises HttpError for what it fails of; left early, it stops."""
+    try:
+        while (event := await generation.queue.get()) is not None:
+            if isinstance(event, InputError):
+                raise HttpError(400, "invalid_value", str(event)) from event
+            if isinstance(event, Exception):
+                raise HttpError(500, "server_error", "the reply failed; see the log") from event
+            yield event
+    finally:
+        generation.stop()
+
+
+async def done(generation: Generation) -> "Reply":
+    """The reply at its end."""
+    from osum_echat.inference.reply import Done
+
+    reply = None
+    async for event in told(generation):
+        if isinstance(event, Done):
+            reply = event.reply
+    if reply is None:
+        raise HttpError(500, "server_error", "the reply came to no end")
+    return reply
+
+
+def readable(data: bytes, name: str) -> bytes:
+    """A clip that libsndfile reads; webm and m4a are decoded by the `av` package where it is."""
+    if not data:
+        raise HttpError(400, "invalid_value", f"{name}: no sound in it")
+    if data[:4] != b"\x1a\x45\xdf\xa3" and data[4:8] != b"ftyp":
+        return data
+    try:
+        import av  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise HttpError(415, "unsupported_format", f"{name}: webm and m4a need the `av` package on "
+                        "the server; send wav, flac, mp3 or ogg") from error  # fmt: skip
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            resampler = av.AudioResampler("flt", "mono", 16_000)
+            pieces = [out.to_ndarray().reshape(-1) for frame in container.decode(audio=0)
+                      for out in resampler.resample(frame)]  # fmt: skip
+    except (av.error.FFmpegError, ValueError, IndexError) as error:
+        raise HttpError(400, "invalid_value", f"{name}: cannot be decoded ({error})") from error
+    return encode_file(np.concatenate(pieces), 16_000, "wav")
+
+
+def finish_reason(reply: "Reply") -> str:
+    return "length" if reply.stopped_by == "limit" else "stop"
+
+
+def usage_of(reply: "Reply") -> Event:
+    """Tokens of a reply: its words, and its speech codes."""
+    words, codes = len(reply.text.split()), len(reply.speech_tokens)
+    return {"prompt_tokens": 0, "completion_tokens": words + codes, "total_tokens": words + codes,
+            "completion_tokens_details": {"text_tokens": words, "audio_tokens": codes}}  # fmt: skip
+
+
+def sse(value: Event) -> bytes:
+    """A server-sent event."""
+    return f"data: {json.dumps(value)}\n\n".encode()
+
+
+def as_http(error: Exception) -> HttpError:
+    """Any error as one of the protocol; what is not ours says nothing of the inside."""
+    if isinstance(error, HttpError):
+        return error
+    if isinstance(error, EventError):
+        return HttpError(400, error.code, str(error), error.param)
+    if isinstance(error, InputError):
+        return HttpError(400, "invalid_value", str(error))
+    return HttpError(500, "server_error", "the server failed; its log says why")

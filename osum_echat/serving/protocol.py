@@ -1,0 +1,261 @@
+"""The words of a live session: OpenAI Realtime (GA) events checked, settings merged, items told.
+
+Source: the types of the `openai` package (3.57); the order and the quirks of stock clients are in
+docs/online.md.
+"""
+
+import base64
+import binascii
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, get_args
+
+from osum_echat.errors import ConfigError, InputError
+from osum_echat.serving.audio_formats import FORMATS, WireFormat
+from osum_echat.serving.turns import TurnSettings
+
+Event = dict[str, Any]
+LONGEST_SESSION_S = 3600
+MOST_AUDIO_BYTES = 15 << 20             # of one append, decoded from base64
+# Settings that are taken, told back and used by nothing here.
+UNUSED = ("tools", "tool_choice", "parallel_tool_calls", "max_output_tokens", "truncation",
+          "prompt", "reasoning", "tracing", "instructions")  # fmt: skip
+DEFAULTS: Event = {
+    "output_modalities": ["audio"], "instructions": "", "tools": [], "tool_choice": "auto",
+    "max_output_tokens": "inf", "truncation": "auto", "tracing": None,
+}  # fmt: skip
+
+
+class EventError(InputError):
+    """A client event that cannot be used; the session goes on."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.param = code, param
+
+
+def make_id(kind: str) -> str:
+    """A new id: sess_, conv_, item_, resp_, event_ and 20 random characters."""
+    return f"{kind}_{secrets.token_hex(10)}"
+
+
+def read_event(text: str | bytes) -> Event:
+    """A client event, checked against its type. Raises EventError."""
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise EventError("invalid_json", f"an event must be JSON: {error}") from error
+    kind = raw.get("type") if isinstance(raw, dict) else None
+    known = client_events()
+    if not isinstance(kind, str) or kind not in known:
+        raise EventError(
+            "unknown_or_invalid_event", f"type {kind!r}: not one of {', '.join(known)}", "type"
+        )
+    checked = {**raw}
+    if kind == "session.update":
+        checked["session"] = {"type": "realtime"}   # its settings are merged one by one
+    if kind == "response.create" and isinstance(raw.get("response"), dict):
+        checked["response"] = {
+            name: value for name, value in raw["response"].items() if name not in UNUSED
+        }
+    _validate(known[kind], checked, kind)
+    return raw
+
+
+@cache
+def client_events() -> dict[str, Any]:
+    """The types of all client events by name."""
+    from openai.types.realtime import RealtimeClientEvent
+
+    union = get_args(RealtimeClientEvent)[0]
+    return {get_args(one.model_fields["type"].annotation)[0]: one for one in get_args(union)}
+
+
+def _validate(kind: Any, value: Any, where: str) -> None:
+    from pydantic import ValidationError
+
+    try:
+        kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise EventError("invalid_value", f"{where}: {path}: {first['msg']}", path) from error
+
+
+def decode_audio(text: str) -> bytes:
+    """Raises EventError for what is no base64, or too much of it."""
+    if len(text) > MOST_AUDIO_BYTES * 4 // 3 + 4:
+        raise EventError("audio_too_large", f"audio: over {MOST_AUDIO_BYTES >> 20} MB an event")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise EventError("invalid_base64", f"audio: not base64 ({error})", "audio") from error
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """The effective settings of a session. told: what nothing uses, as the client gave it."""
+
+    model: str
+    voice: str
+    input_format: WireFormat = FORMATS["audio/pcm"]
+    output_format: WireFormat = FORMATS["audio/pcm"]
+    turn: TurnSettings | None = field(default_factory=TurnSettings)
+    transcription: Mapping[str, Any] | None = None
+    noise_reduction: Mapping[str, Any] | None = None
+    speed: float = 1.0
+    modality: str = "audio"
+    thinking: str = "label"             # before a reply: label, natural or none
+    half_duplex: bool = False           # what is heard while the reply plays is dropped
+    own_events: bool = False            # osum.* events beside the protocol's
+    told: Mapping[str, Any] = field(default_factory=lambda: dict(DEFAULTS))
+    ignored: tuple[str, ...] = ()
+
+    def merged(self, given: Mapping[str, Any], has_turn_model: bool) -> "SessionSettings":
+        """With the settings that an update has. Raises EventError for what cannot be.
+
+        A model, voice or name that is not ours is taken without an error: stock clients send some.
+        """
+        told, ignored = dict(self.told), set(self.ignored)
+        for name in UNUSED:
+            if name in given:
+                told[name] = given[name]
+                used = given[name] in (None, "", [], DEFAULTS.get(name), "auto")
+                ignored = ignored - {name} if used else ignored | {name}
+        audio = _mapping(given.get("audio"), "session.audio")
+        heard = _mapping(audio.get("input"), "session.audio.input")
+        spoken = _mapping(audio.get("output"), "session.audio.output")
+        changed: dict[str, Any] = {}
+        if "output_modalities" in given:
+            changed["modality"] = _modality(given["output_modalities"])
+            told["output_modalities"] = [changed["modality"]]
+        if "format" in heard:
+            changed["input_format"] = _format(heard["format"], "session.audio.input.format")
+        if "format" in spoken:
+            changed["output_format"] = _format(spoken["format"], "session.audio.output.format")
+        for name in ("transcription", "noise_reduction"):
+            if name in heard:
+                changed[name] = heard[name]
+        if "turn_detection" in heard:
+            changed["turn"] = _turn(heard["turn_detection"], self.turn, has_turn_model)
+        if spoken.get("speed") is not None:
+            changed["speed"] = float(spoken["speed"])
+            ignored = ignored - {"speed"} if spoken["speed"] == 1 else ignored | {"speed"}
+        changed |= _own(_mapping(given.get("x_osum"), "session.x_osum"))
+        return replace(self, told=told, ignored=tuple(sorted(ignored)), **changed)
+
+    def session(self, number: str, expires_at: int) -> Event:
+        """The session object, whole."""
+        turn = self.turn
+        detection = None if turn is None else {
+            "type": turn.kind, "create_response": turn.create_response,
+            "interrupt_response": turn.interrupt_response,
+            **({"eagerness": turn.eagerness} if turn.kind == "semantic_vad" else {
+                "threshold": turn.threshold, "prefix_padding_ms": turn.prefix_padding_ms,
+                "silence_duration_ms": turn.silence_duration_ms,
+                "idle_timeout_ms": turn.idle_timeout_ms,
+            }),
+        }  # fmt: skip
+        return {
+            "type": "realtime", "object": "realtime.session", "id": number,
+            "expires_at": expires_at, "model": self.model, **self.told,
+            "audio": {
+                "input": {
+                    "format": self.input_format.settings(), "transcription": self.transcription,
+                    "noise_reduction": self.noise_reduction, "turn_detection": detection,
+                },
+                "output": self.output(),
+            },
+            "x_osum": {
+                "thinking": self.thinking, "half_duplex": self.half_duplex,
+                "events": self.own_events, "ignored": list(self.ignored),
+            },
+        }  # fmt: skip
+
+    def output(self) -> Event:
+        """The sound of replies, as session and responses tell it."""
+        return {"format": self.output_format.settings(), "voice": self.voice, "speed": self.speed}
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise EventError("invalid_type", f"{where}: {type(value).__name__}, need an object", where)
+    return value
+
+
+def _modality(value: Any) -> str:
+    if value not in (["audio"], ["text"]):
+        raise EventError(
+            "invalid_value", f"output_modalities {value}: need ['audio'] or ['text']",
+            "output_modalities",
+        )  # fmt: skip
+    return str(value[0])
+
+
+def _format(value: Any, where: str) -> WireFormat:
+    name = value.get("type") if isinstance(value, dict) else value
+    found = FORMATS.get(str(name))
+    rate = value.get("rate") if isinstance(value, dict) else None
+    if found is None or rate not in (None, found.rate_hz):
+        raise EventError(
+            "invalid_value", f"{where} {value}: not one of {', '.join(FORMATS)}; audio/pcm has "
+            f"{FORMATS['audio/pcm'].rate_hz} samples a second", where,
+        )  # fmt: skip
+    return found
+
+
+def _turn(value: Any, before: TurnSettings | None, has_model: bool) -> TurnSettings | None:
+    given = _mapping(value, "turn_detection")
+    if value is None:
+        return None
+    kind = given.get("type", before.kind if before else "server_vad")
+    if kind not in ("server_vad", "semantic_vad"):
+        raise EventError("invalid_value", f"turn_detection.type {kind!r}: server_vad, semantic_vad")
+    if kind == "semantic_vad" and not has_model:
+        kind = "server_vad"     # said in session.updated
+    known = TurnSettings.__dataclass_fields__
+    own = {name: one for name, one in given.items()
+           if name in known and (one is not None or name == "idle_timeout_ms")}  # fmt: skip
+    start = before if before is not None and before.kind == kind else TurnSettings(kind)
+    try:
+        return replace(start, **own, kind=kind)
+    except (ConfigError, TypeError, ValueError) as error:
+        raise EventError("invalid_value", str(error), "turn_detection") from error
+
+
+def _own(given: Mapping[str, Any]) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    if given.get("thinking") in ("label", "natural", "none"):
+        changed["thinking"] = given["thinking"]
+    for name, own in (("half_duplex", "half_duplex"), ("events", "own_events")):
+        if isinstance(given.get(name), bool):
+            changed[own] = given[name]
+    return changed
+
+
+def part(kind: str, text: str | None) -> Event:
+    """A part of an item's content; one of sound always tells its transcript."""
+    return {"type": kind, ("transcript" if kind.endswith("audio") else "text"): text}
+
+
+def error_event(error: Exception, event_id: str | None = None) -> Event:
+    """The protocol's error; `error.event_id` names the client event that it answers."""
+    code = error.code if isinstance(error, EventError) else "server_error"
+    kind = "invalid_request_error" if isinstance(error, InputError) else "server_error"
+    told: Event = {"type": kind, "code": code, "message": str(error)}
+    if isinstance(error, EventError) and error.param:
+        told["param"] = error.param
+    if event_id is not None:
+        told["event_id"] = event_id
+    return {"type": "error", "error": told}
+
+
+def now() -> int:
+    """Seconds since the epoch."""
+    return int(time.time())

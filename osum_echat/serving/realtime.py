@@ -1,0 +1,502 @@
+"""One live session: the protocol's events in, sound and words out, the user free to break in.
+
+A session holds no model and no task of another session; all that is dear (the assistant, voice
+activity, the threads) belongs to the Service that made it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from osum_echat.logs import logger
+from osum_echat.serving import protocol
+from osum_echat.serving.audio_formats import Resampler, Samples, encode_file
+from osum_echat.serving.items import Item, answer, read_item
+from osum_echat.serving.live_metrics import LiveMetrics
+from osum_echat.serving.protocol import Event, EventError, SessionSettings, make_id, part
+from osum_echat.serving.reply_stream import Generation, ReplyStream, ResponseOptions
+from osum_echat.serving.session import Assistant, Conversation, Limits
+from osum_echat.serving.turns import (
+    LONGEST_TURN_S,
+    RATE_HZ,
+    WINDOW_SAMPLES,
+    Turn,
+    TurnDetector,
+    TurnModel,
+    TurnSettings,
+    VoiceActivity,
+    VoiceState,
+)
+
+MOST_WINDOWS = 960              # waiting for the VAD: 30 s of sound
+MOST_ITEMS = 1000
+LEAST_COMMIT_S = 0.1
+KEPT_BEFORE_S = 6.0             # of sound before a turn begins: padding is cut from it
+
+LOG = logger(__name__)
+
+
+@dataclass(slots=True)
+class Service:
+    """What sessions share."""
+
+    assistant: Assistant
+    model: str
+    activity: VoiceActivity
+    turn_model: TurnModel | None
+    pool: ThreadPoolExecutor
+    metrics: LiveMetrics
+    voice: str = "default"
+    limits: Limits = field(default_factory=Limits)
+    record: Callable[[str, int, Item, ReplyStream], None] | None = None
+
+
+class InputBuffer:
+    """What was heard and may still be needed, (samples,) at 16 kHz, by its place in the session."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Samples] = []
+        self.start = self.end = 0       # samples since the session's first
+
+    def push(self, samples: Samples) -> None:
+        self._pieces.append(samples)
+        self.end += len(samples)
+
+    def cut(self, start: int, end: int) -> Samples:
+        """What lies between two places, as far as it is still there."""
+        whole = np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.float32)
+        self._pieces = [whole]
+        return whole[max(0, start - self.start) : max(0, end - self.start)]
+
+    def drop_before(self, place: int) -> None:
+        """Let go of what is older."""
+        while self._pieces and self.start + len(self._pieces[0]) <= place:
+            self.start += len(self._pieces.pop(0))
+
+
+class RealtimeSession:
+    """The state of one connection. `handle` takes client events; `send` gets the server's."""
+
+    def __init__(self, service: Service, send: Callable[[Event], None], query: Mapping[str, str]):
+        """query: of the URL; model is echoed, x_osum=events asks for our own events too."""
+        self.service, self._send_out = service, send
+        self.id, self.conversation_id = make_id("sess"), make_id("conv")
+        self.expires_at = protocol.now() + protocol.LONGEST_SESSION_S
+        self.settings = SessionSettings(
+            query.get("model") or service.model, service.voice,
+            own_events=query.get("x_osum") == "events",
+        )
+        self.items: list[Item] = []
+        self.reply: ReplyStream | None = None           # of the conversation, the newest
+        self.others: set[asyncio.Task[None]] = set()    # all responses under way
+        self.buffer = InputBuffer()
+        self.begin = 0                  # of what the next commit takes
+        self.detector = TurnDetector(self.settings.turn or TurnSettings())
+        self.speech_item = ""           # id of the turn that is being spoken
+        self.prepared: Generation | None = None         # of a reply begun at a short pause
+        self.prepared_clip = b""
+        self._resampler = Resampler(self.settings.input_format.rate_hz, RATE_HZ)
+        self._voice, self._left = VoiceState(), np.zeros(0, np.float32)
+        self._windows: asyncio.Queue[tuple[Samples, int]] = asyncio.Queue(MOST_WINDOWS)
+        self._listener = asyncio.create_task(self._listen())
+        self.stopped_at = 0.0           # monotonic: the user's last turn ended
+        self.turns = 0
+
+    # What goes out
+
+    def start(self) -> None:
+        """The first events of a connection."""
+        session = self.settings.session(self.id, self.expires_at)
+        self.send({"type": "session.created", "session": session})
+        self.send({"type": "conversation.created", "conversation": {
+            "id": self.conversation_id, "object": "realtime.conversation"}})  # fmt: skip
+
+    def send(self, event: Event) -> None:
+        """Give an event its id and pass it on."""
+        self._send_out({**event, "event_id": make_id("event")})
+
+    async def close(self) -> None:
+        """Stop all that works for this session, and wait for it."""
+        self._drop_prepared()
+        self._listener.cancel()
+        if self.reply is not None:
+            self.reply.generation.stop()
+        for task in list(self.others):
+            task.cancel()
+        await asyncio.gather(self._listener, *self.others, return_exceptions=True)
+
+    # What comes in
+
+    async def handle(self, text: str | bytes) -> None:
+        """Take one client event; what is wrong with it is told in an `error` event."""
+        event_id = None
+        try:
+            event = protocol.read_event(text)
+            event_id = event.get("event_id")
+            work = HANDLERS[event["type"]](self, event)
+            if work is not None:
+                await work
+        except EventError as error:
+            self.service.metrics.errors.labels(error.code).inc()
+            self.send(protocol.error_event(error, event_id))
+        except Exception as error:
+            LOG.exception("session %s", self.id)
+            self.service.metrics.errors.labels("server_error").inc()
+            told = EventError("server_error", f"the server failed: {type(error).__name__}")
+            self.send(protocol.error_event(told, event_id))
+
+    def _update(self, event: Event) -> None:
+        before = self.settings
+        self.settings = before.merged(event["session"], self.service.turn_model is not None)
+        if self.settings.input_format != before.input_format:
+            self._resampler = Resampler(self.settings.input_format.rate_hz, RATE_HZ)
+        if self.settings.turn != before.turn:
+            self._drop_prepared()
+            self.detector = TurnDetector(self.settings.turn or TurnSettings())
+        session = self.settings.session(self.id, self.expires_at)
+        self.send({"type": "session.updated", "session": session})
+
+    def _append(self, event: Event) -> None:
+        samples = self.settings.input_format.decode(protocol.decode_audio(event["audio"]))
+        samples = self._resampler.push(samples)
+        self.service.metrics.audio_in.inc(len(samples) / RATE_HZ)
+        if self.settings.half_duplex and self._plays():
+            samples = np.zeros_like(samples)
+        self.buffer.push(samples)
+        if self.settings.turn is None:
+            if self.buffer.end - self.begin > self.service.limits.audio_s * RATE_HZ:
+                self.begin = self.buffer.end
+                raise EventError(
+                    "audio_too_long", "input_audio_buffer: over "
+                    f"{self.service.limits.audio_s:g} s without a commit; it is cleared",
+                )  # fmt: skip
+            self.buffer.drop_before(self.begin)
+            return
+        self._left = np.concatenate((self._left, samples))
+        end = self.buffer.end - len(self._left)
+        while len(self._left) >= WINDOW_SAMPLES:
+            window, self._left = self._left[:WINDOW_SAMPLES], self._left[WINDOW_SAMPLES:]
+            end += WINDOW_SAMPLES
+            try:
+                self._windows.put_nowait((window, end))
+            except asyncio.QueueFull:
+                raise EventError(
+                    "input_backpressure", "sound comes faster than it can be heard"
+                ) from None
+
+    def _commit(self, event: Event) -> None:
+        if self.settings.turn is not None:
+            if self.detector.in_turn:       # legal: the client knows that the user is done
+                self._end_turn(self.buffer.end, respond=False)
+            else:
+                self.send({"type": "input_audio_buffer.cleared"})
+            return
+        if self.buffer.end - self.begin < LEAST_COMMIT_S * RATE_HZ:
+            raise EventError(
+                "input_audio_buffer_commit_empty", "input_audio_buffer: less than 100 ms to commit"
+            )
+        self._add_turn(make_id("item"), self._wav(self.begin, self.buffer.end))
+        self.begin = self.buffer.end
+
+    def _clear(self, event: Event) -> None:
+        self._drop_prepared()
+        self.begin, self._left = self.buffer.end, np.zeros(0, np.float32)
+        self.detector.reset()
+        self.send({"type": "input_audio_buffer.cleared"})
+
+    def _create_item(self, event: Event) -> None:
+        given = event["item"]
+        known = {one.id for one in self.items}
+        if given.get("id") in known:
+            raise EventError(
+                "item_create_duplicate_item_id", f"item.id {given['id']}: there is one already"
+            )
+        if len(self.items) >= MOST_ITEMS:
+            raise EventError("too_many_items", f"over {MOST_ITEMS} items in a conversation")
+        before = event.get("previous_item_id")
+        if before not in (None, "root", *known):
+            raise EventError("item_not_found", f"previous_item_id {before}: no such item")
+        item = read_item(given, self.settings)
+        place = 0 if before == "root" else len(self.items)
+        if before in known:
+            place = 1 + next(n for n, one in enumerate(self.items) if one.id == before)
+        self.items.insert(place, item)
+        self._tell_item(item)
+
+    def _retrieve(self, event: Event) -> None:
+        item = self._item(event["item_id"], "item_retrieve_invalid_item_id")
+        self.send({"type": "conversation.item.retrieved", "item": item.told()})
+
+    def _delete(self, event: Event) -> None:
+        item = self._item(event["item_id"], "item_delete_invalid_item_id")
+        self.items.remove(item)
+        self.send({"type": "conversation.item.deleted", "item_id": item.id})
+
+    def _truncate(self, event: Event) -> None:
+        item = self._item(event["item_id"], "item_truncate_invalid_item_id")
+        if item.role != "assistant":
+            raise EventError(
+                "item_truncate_invalid_item_id", f"item {item.id}: only replies are truncated"
+            )
+        audio_ms = max(0, int(event["audio_end_ms"]))
+        reply = self.reply
+        if reply is not None and reply.item is item:
+            if reply.is_active:
+                reply.cancel("client_cancelled")
+            reply.first_sent, reply.sent_samples = 0.0, 0   # it plays no longer
+        item.truncate(audio_ms)
+        self.send({"type": "conversation.item.truncated", "item_id": item.id,
+                   "content_index": event["content_index"], "audio_end_ms": audio_ms})  # fmt: skip
+
+    def _respond(self, event: Event) -> None:
+        given = event.get("response") or {}
+        settings, alone = self.settings, given.get("conversation") == "none"
+        changes = {name: given[name] for name in ("output_modalities",) if name in given}
+        output = (given.get("audio") or {}).get("output") or {}
+        if "format" in output:
+            changes["audio"] = {"output": {"format": output["format"]}}
+        if changes:
+            settings = settings.merged(changes, self.service.turn_model is not None)
+        if not alone and self.reply is not None and self.reply.is_active:
+            raise EventError(
+                "conversation_already_has_active_response",
+                f"response {self.reply.id} is under way; cancel it or wait for its end",
+            )
+        items = self.items
+        if given.get("input") is not None:
+            items = [self._referred(one) for one in given["input"]]
+        words = given.get("instructions") or ""
+        self._begin_response(items, settings, given.get("metadata"), alone, words)
+
+    def _cancel(self, event: Event) -> None:
+        reply, wanted = self.reply, event.get("response_id")
+        if reply is None or not reply.is_active or wanted not in (None, reply.id):
+            raise EventError(
+                "response_cancel_not_active", "Cancellation failed: no active response found"
+            )
+        reply.cancel("client_cancelled")
+
+    def _clear_output(self, event: Event) -> None:
+        if self.reply is not None and self.reply.is_active:
+            self.reply.cancel("client_cancelled")
+
+    def _item(self, number: str, code: str) -> Item:
+        for item in self.items:
+            if item.id == number:
+                return item
+        raise EventError(code, f"item {number}: no such item in the conversation")
+
+    def _referred(self, given: Mapping[str, Any]) -> Item:
+        if given.get("type") == "item_reference":
+            return self._item(str(given.get("id")), "item_not_found")
+        return read_item(given, self.settings)
+
+    # Turns
+
+    async def _listen(self) -> None:
+        """Windows of sound, one after the other, to turns; one that fails harms no later one."""
+        while True:
+            window, end = await self._windows.get()
+            try:
+                probability = await self.service.activity.probability(self._voice, window)
+                turn = self.detector.push(probability, end, self._plays())
+                self.service.metrics.input_lag.set((self.buffer.end - end) / RATE_HZ)
+                if turn is not None:
+                    await self._on_turn(turn, end)
+                elif not self.detector.in_turn:
+                    self.buffer.drop_before(end - round(KEPT_BEFORE_S * RATE_HZ))
+            except Exception as error:
+                LOG.exception("session %s: listening", self.id)
+                self.send(protocol.error_event(
+                    EventError("server_error", f"listening failed: {type(error).__name__}")
+                ))  # fmt: skip
+
+    async def _on_turn(self, turn: Turn, end: int) -> None:
+        settings = self.detector.settings
+        match turn:
+            case Turn.STARTED:
+                if settings.interrupt_response and self.reply is not None and self._plays():
+                    self.service.metrics.interrupts.inc()
+                    if self.reply.is_active:
+                        self.reply.cancel("turn_detected")
+                self.speech_item = make_id("item")
+                start_ms = self.detector.start_sample * 1000 // RATE_HZ
+                self.send({"type": "input_audio_buffer.speech_started",
+                           "item_id": self.speech_item, "audio_start_ms": start_ms})  # fmt: skip
+            case Turn.PAUSED:
+                await self._at_pause(end)
+            case Turn.RESUMED:
+                self._drop_prepared()
+            case Turn.ENDED:
+                self._end_turn(end, respond=settings.create_response)
+
+    async def _at_pause(self, end: int) -> None:
+        """Prepare a reply in the hope that the turn is over; ask the turn model whether it is."""
+        model, start = self.service.turn_model, self.detector.start_sample
+        if self.detector.settings.kind == "semantic_vad" and model is not None:
+            samples = self.buffer.cut(start, end)
+            self.detector.complete = await asyncio.to_thread(model.is_complete, samples)
+            if not self.detector.complete:
+                return
+        is_busy = self.reply is not None and self.reply.is_active
+        if self.detector.settings.create_response and not is_busy:
+            self._drop_prepared()
+            self.prepared_clip = self._wav(start, end)
+            item = Item("user", [part("input_audio", None)], clip=self.prepared_clip)
+            self.prepared = self._generation([*self.items, item], self.settings, "")
+
+    def _end_turn(self, end: int, respond: bool) -> None:
+        start, prepared = self.detector.start_sample, self.prepared
+        self.prepared = None
+        self.detector.reset()
+        self._voice = VoiceState()
+        self.stopped_at = time.monotonic()
+        clip = self.prepared_clip if prepared is not None else self._wav(start, end)
+        self.send({"type": "input_audio_buffer.speech_stopped", "item_id": self.speech_item,
+                   "audio_end_ms": end * 1000 // RATE_HZ})  # fmt: skip
+        self._add_turn(self.speech_item, clip)
+        self.begin = end
+        if not respond or (self.reply is not None and self.reply.is_active):
+            if prepared is not None:
+                prepared.stop()
+            return
+        self._begin_response(self.items, self.settings, None, False, "", prepared)
+
+    def _add_turn(self, number: str, clip: bytes) -> None:
+        item = Item("user", [part("input_audio", None)], id=number, clip=clip)
+        before = self.items[-1].id if self.items else None
+        self.items.append(item)
+        self.turns += 1
+        self.send({"type": "input_audio_buffer.committed", "item_id": number,
+                   "previous_item_id": before})  # fmt: skip
+        self._tell_item(item)
+
+    def _wav(self, start: int, end: int) -> bytes:
+        longest = round(min(self.service.limits.audio_s, LONGEST_TURN_S) * RATE_HZ)
+        samples = self.buffer.cut(max(start, end - longest), end)
+        return encode_file(samples, RATE_HZ, "wav")
+
+    def _drop_prepared(self) -> None:
+        if self.prepared is not None:
+            self.prepared.stop()
+            self.prepared = None
+
+    def _plays(self) -> bool:
+        """A reply is being made, or what was sent of it is still playing."""
+        reply = self.reply
+        return reply is not None and (reply.is_active or time.monotonic() < reply.plays_until)
+
+    # Replies
+
+    def _generation(
+        self, items: list[Item], settings: SessionSettings, words: str
+    ) -> Generation:
+        conversation = Conversation(self.service.limits)
+        events = answer(self.service.assistant, conversation, items, settings.modality,
+                        settings.thinking, words)  # fmt: skip
+        return Generation(events, conversation, self.service.pool)
+
+    def _begin_response(
+        self, items: list[Item], settings: SessionSettings, metadata: Mapping[str, Any] | None,
+        alone: bool, words: str, prepared: Generation | None = None,
+    ) -> None:  # fmt: skip
+        generation = prepared or self._generation(list(items), settings, words)
+        options = ResponseOptions(
+            None if alone else self.conversation_id, settings.modality, settings.output_format,
+            settings.output(), settings.thinking, metadata, settings.own_events,
+        )  # fmt: skip
+        reply = ReplyStream(self, generation, options)
+        if not alone:
+            self.reply = reply
+        task = asyncio.create_task(reply.run())
+        self.others.add(task)
+        task.add_done_callback(self.others.discard)
+
+    # What a reply tells its session
+
+    def add_item(self, item: Item) -> str | None:
+        """A reply begins: it is part of the conversation, unless it was asked for alone."""
+        reply = self.reply
+        before = self.items[-1].id if self.items else None
+        if reply is not None and reply.item is item:
+            self.items.append(item)
+        return before
+
+    def before(self, item: Item) -> str | None:
+        """The id of the item before one."""
+        places = [number for number, one in enumerate(self.items) if one is item]
+        return self.items[places[0] - 1].id if places and places[0] else None
+
+    def heard(self, reply: ReplyStream, text: str) -> None:
+        """The user's words are known; told once, where the client wants a transcription."""
+        item = self._asked(reply)
+        if item is None or not item.clip or item.parts[0].get("transcript") is not None:
+            return
+        item.parts[0]["transcript"] = text
+        if self.settings.transcription is None:
+            return
+        seconds = len(item.clip) / 2 / RATE_HZ
+        place = {"item_id": item.id, "content_index": 0}
+        kind = "conversation.item.input_audio_transcription"
+        own = {"x_osum": item.perception} if item.perception else {}
+        self.send({"type": f"{kind}.delta", "delta": text, **place})
+        self.send({"type": f"{kind}.completed", "transcript": text, **place, **own,
+                   "usage": {"type": "duration", "seconds": round(seconds, 3)}})  # fmt: skip
+
+    def perceived(self, reply: ReplyStream, perception: Event) -> None:
+        """What was heard in the user's voice is known."""
+        item = self._asked(reply)
+        if item is None:
+            return
+        item.perception = perception
+        if self.settings.own_events:
+            self.send({"type": "osum.perception", "item_id": item.id, "response_id": reply.id,
+                       **perception})  # fmt: skip
+
+    def first_audio(self, reply: ReplyStream) -> None:
+        """The first sound of a reply leaves."""
+        if self.stopped_at:
+            self.service.metrics.first_audio.observe(time.monotonic() - self.stopped_at)
+
+    def finished(self, reply: ReplyStream) -> None:
+        """A response has ended, however."""
+        self.service.metrics.responses.labels(reply.status).inc()
+        item = self._asked(reply)
+        if self.service.record is not None and item is not None:
+            with suppress(OSError):
+                self.service.record(self.id, self.turns, item, reply)
+
+    def _asked(self, reply: ReplyStream) -> Item | None:
+        """The user's item that a reply of the conversation answers."""
+        if reply is not self.reply:
+            return None
+        ends = [number for number, one in enumerate(self.items) if one is reply.item]
+        earlier = self.items[: ends[0]] if ends else self.items
+        return next((one for one in reversed(earlier) if one.role == "user"), None)
+
+    def _tell_item(self, item: Item) -> None:
+        before = self.before(item)
+        for kind in ("added", "done"):
+            self.send({"type": f"conversation.item.{kind}", "item": item.told(),
+                       "previous_item_id": before})  # fmt: skip
+
+
+HANDLERS: dict[str, Callable[[RealtimeSession, Event], Any]] = {
+    "session.update": RealtimeSession._update,
+    "input_audio_buffer.append": RealtimeSession._append,
+    "input_audio_buffer.commit": RealtimeSession._commit,
+    "input_audio_buffer.clear": RealtimeSession._clear,
+    "conversation.item.create": RealtimeSession._create_item,
+    "conversation.item.retrieve": RealtimeSession._retrieve,
+    "conversation.item.delete": RealtimeSession._delete,
+    "conversation.item.truncate": RealtimeSession._truncate,
+    "response.create": RealtimeSession._respond,
+    "response.cancel": RealtimeSession._cancel,
+    "output_audio_buffer.clear": RealtimeSession._clear_output,
+}

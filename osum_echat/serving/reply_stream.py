@@ -1,0 +1,286 @@
+"""One reply of a live session: made in a thread, told in the protocol's order, paced, cut short."""
+
+import asyncio
+import base64
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from osum_echat.errors import OsumError
+from osum_echat.logs import logger
+from osum_echat.serving.audio_formats import Resampler, WireFormat
+from osum_echat.serving.items import Item
+from osum_echat.serving.protocol import Event, make_id, part
+from osum_echat.serving.session import Conversation
+
+if TYPE_CHECKING:
+    from osum_echat.inference.reply import Event as ReplyEvent
+    from osum_echat.inference.reply import Reply
+    from osum_echat.records import Labels
+
+LEAD_S = 2.0                    # of sound sent ahead of its playing
+SLICE_S = 0.2                   # of sound in an event
+LABELS = ("emotion", "age", "gender", "event", "style")
+
+LOG = logger(__name__)
+
+
+def perceived(labels: "Labels", thinking: str, thought: str | None = None) -> Event:
+    """What was heard in a voice, as typed fields; what is unknown is left out."""
+    found = {name: {"label": getattr(labels, name)} for name in LABELS if getattr(labels, name)}
+    return {**found, "thinking": thinking, **({"thought": thought} if thought else {})}
+
+
+class Generation:
+    """The events of a reply, made in a thread of the pool from the moment it is built."""
+
+    def __init__(
+        self, events: Iterator["ReplyEvent"], conversation: Conversation, pool: Any
+    ) -> None:
+        """conversation: whose reply it is; pool: of threads."""
+        self._events, self._conversation = events, conversation
+        self._loop = asyncio.get_running_loop()
+        self.queue: asyncio.Queue[ReplyEvent | Exception | None] = asyncio.Queue()
+        self._stopped = False
+        self.work = self._loop.run_in_executor(pool, self._run)
+
+    def stop(self) -> None:
+        """Nobody waits for it any longer; the decoding loop asks at every step."""
+        self._stopped = True
+        self._conversation.interrupt()
+
+    def _put(self, event: "ReplyEvent | Exception | None") -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.queue.put_nowait, event)
+
+    def _run(self) -> None:
+        try:
+            for event in self._events:
+                if self._stopped:
+                    break
+                self._put(event)
+        except OsumError as error:
+            self._put(error)
+        except Exception as error:
+            LOG.exception("a reply failed")
+            self._put(error)
+        finally:
+            close = getattr(self._events, "close", None)
+            if close is not None:
+                close()
+            self._put(None)
+
+
+@dataclass(slots=True)
+class ResponseOptions:
+    """What a response was asked with."""
+
+    conversation_id: str | None
+    modality: str
+    output_format: WireFormat
+    output: Event                       # voice, format and speed, as they are told
+    thinking: str
+    metadata: Mapping[str, Any] | None = None
+    own_events: bool = False
+
+
+class ReplyStream:
+    """A response: `run` tells a generation's events, `cancel` ends it early; it ends once."""
+
+    def __init__(self, owner: Any, generation: Generation, options: ResponseOptions) -> None:
+        """owner: the session, which sends events and hears of words, labels and the end."""
+        self.owner, self.generation, self.options = owner, generation, options
+        self.id, self.item = make_id("resp"), Item("assistant", status="in_progress")
+        self.status, self.reason = "in_progress", ""
+        self.failure: Event | None = None
+        self.thought = ""
+        self.perception: Event | None = None
+        self.opened = self.begun = False
+        self.sent_samples, self.first_sent = 0, 0.0
+        self.text = ""
+        self._resampler: Resampler | None = None
+
+    @property
+    def is_active(self) -> bool:
+        return self.status == "in_progress"
+
+    @property
+    def plays_until(self) -> float:
+        """Monotonic second at which a client that plays at once has played what was sent."""
+        return self.first_sent + self.sent_samples / self.options.output_format.rate_hz
+
+    async def run(self) -> None:
+        """Tell the reply until its end."""
+        try:
+            while self.is_active:
+                event = await self.generation.queue.get()
+                if event is None:
+                    self.finish("completed")
+                elif isinstance(event, Exception):
+                    self._fail(event)
+                else:
+                    await self._tell(event)
+        except asyncio.CancelledError:
+            self.finish("cancelled", self.reason or "client_cancelled")
+            raise
+
+    async def _tell(self, event: "ReplyEvent") -> None:
+        from osum_echat.inference import reply as kinds
+
+        match event:
+            case kinds.Heard(text=text):
+                self.owner.heard(self, text)
+            case kinds.LabelsFound(labels=labels):
+                self.perception = perceived(labels, self.options.thinking)
+                self.owner.perceived(self, self.perception)
+            case kinds.ThoughtPiece(text=text):
+                self.thought += text
+                self._own_event("osum.thought.delta", delta=text)
+            case kinds.TextPiece(text=text):
+                self._begin()
+                self.text += text
+                name = "audio_transcript" if self.options.modality == "audio" else "text"
+                self._send(f"response.output_{name}.delta", delta=text, **self._place())
+            case kinds.AudioPiece(samples=samples, sample_rate_hz=rate_hz):
+                self._begin()
+                await self._sound(samples.numpy(), rate_hz)
+            case kinds.Done(reply=reply):
+                await self._done(reply)
+
+    async def _sound(self, samples: Any, rate_hz: int, last: bool = False) -> None:
+        """Send sound, at most LEAD_S ahead of its playing."""
+        form = self.options.output_format
+        if self._resampler is None:
+            self._resampler = Resampler(rate_hz, form.rate_hz)
+        samples, step = self._resampler.push(samples, last), round(SLICE_S * form.rate_hz)
+        for start in range(0, len(samples), step):
+            if not self.first_sent:
+                self.first_sent = time.monotonic()
+                self.owner.first_audio(self)
+            cut = samples[start : start + step]
+            self.sent_samples += len(cut)
+            data = base64.b64encode(form.encode(cut)).decode()
+            self._send("response.output_audio.delta", delta=data, **self._place())
+            ahead = self.plays_until - time.monotonic() - LEAD_S
+            if ahead > 0:
+                await asyncio.sleep(ahead)
+
+    async def _done(self, reply: "Reply") -> None:
+        import numpy as np
+
+        self._begin()
+        self.thought, self.item.speech_tokens = reply.thought or self.thought, reply.speech_tokens
+        if self._resampler is not None and reply.sample_rate_hz:
+            await self._sound(np.zeros(0, np.float32), reply.sample_rate_hz, last=True)
+        if any(getattr(reply.labels, name) for name in LABELS) or self.thought:
+            self.perception = perceived(reply.labels, self.options.thinking, self.thought)
+            self.owner.perceived(self, self.perception)
+        self.owner.heard(self, reply.heard or "")
+        is_cut = reply.stopped_by == "limit"
+        self.finish("incomplete" if is_cut else "completed", "max_output_tokens" if is_cut else "")
+
+    def cancel(self, reason: str) -> None:
+        """End it: turn_detected or client_cancelled. Nothing of it is sent afterwards."""
+        self.generation.stop()
+        self.reason = reason
+        self.finish("cancelled", reason)
+
+    def _fail(self, error: Exception) -> None:
+        is_ours = isinstance(error, OsumError)
+        message = str(error) if is_ours else "the reply failed; the server's log says why"
+        self.failure = {"type": "invalid_request_error" if is_ours else "server_error",
+                        "code": "response_failed", "message": message}  # fmt: skip
+        self.finish("failed")
+
+    def finish(self, status: str, reason: str = "") -> None:
+        """Tell the end, once."""
+        if not self.is_active:
+            return
+        self.generation.stop()
+        self.open()
+        self.status, self.reason = status, reason
+        rate = self.options.output_format.rate_hz
+        self.item.audio_ms = 1000 * self.sent_samples // rate
+        if self.begun:
+            self.item.status = "completed" if status == "completed" else "incomplete"
+            self._end_item()
+        self._own_event("osum.thought.done", thought=self.thought)
+        self._send("response.done", response=self.told())
+        self.owner.finished(self)
+
+    def open(self) -> None:
+        """Tell that there is a response, with what was heard in the voice if that is known."""
+        if not self.opened:
+            self.opened = True
+            self._send("response.created", response=self.told())
+
+    def _begin(self) -> None:
+        """Tell the item and its one part, before the first words or sound."""
+        if self.begun:
+            return
+        self.open()
+        self.begun = True
+        before = self.owner.add_item(self.item)
+        place = {"response_id": self.id, "output_index": 0}
+        self._send("response.output_item.added", item=self.item.told(), **place)
+        self._send("conversation.item.added", item=self.item.told(), previous_item_id=before)
+        self._send("response.content_part.added", part=self._part(""), **self._place())
+
+    def _end_item(self) -> None:
+        is_audio = self.options.modality == "audio"
+        text = self.text.strip()
+        self.item.parts = [part("output_audio" if is_audio else "output_text", text)]
+        if is_audio:
+            self._send("response.output_audio.done", **self._place())
+            self._send(
+                "response.output_audio_transcript.done", transcript=text, **self._place()
+            )
+        else:
+            self._send("response.output_text.done", text=text, **self._place())
+        self._send("response.content_part.done", part=self._part(text), **self._place())
+        self._send("response.output_item.done", response_id=self.id, output_index=0,
+                   item=self.item.told())  # fmt: skip
+        self._send("conversation.item.done", item=self.item.told(),
+                   previous_item_id=self.owner.before(self.item))  # fmt: skip
+
+    def _part(self, text: str) -> Event:
+        """As content_part events tell it: their types are audio and text."""
+        return part("audio" if self.options.modality == "audio" else "text", text)
+
+    def _place(self) -> Event:
+        return {"response_id": self.id, "item_id": self.item.id, "output_index": 0,
+                "content_index": 0}  # fmt: skip
+
+    def told(self) -> Event:
+        """The response object."""
+        options = self.options
+        details: Event | None = None
+        if self.status in ("cancelled", "incomplete", "failed"):
+            details = {"type": self.status}
+            if self.reason:
+                details["reason"] = self.reason
+            if self.failure is not None:
+                details["error"] = self.failure
+        tokens, spoken = len(self.text.split()), len(self.item.speech_tokens)
+        return {
+            "object": "realtime.response", "id": self.id, "status": self.status,
+            "status_details": details, "conversation_id": options.conversation_id,
+            "output": [self.item.told()] if self.begun and not self.is_active else [],
+            "output_modalities": [options.modality], "max_output_tokens": "inf",
+            "audio": {"output": dict(options.output)}, "metadata": options.metadata,
+            "usage": {
+                "total_tokens": tokens + spoken, "input_tokens": 0,
+                "output_tokens": tokens + spoken,
+                "input_token_details": {"text_tokens": 0, "audio_tokens": 0, "cached_tokens": 0},
+                "output_token_details": {"text_tokens": tokens, "audio_tokens": spoken},
+            },
+            **({"x_osum": self.perception} if self.perception else {}),
+        }  # fmt: skip
+
+    def _own_event(self, kind: str, **more: Any) -> None:
+        if self.options.own_events:
+            self._send(kind, response_id=self.id, item_id=self.item.id, **more)
+
+    def _send(self, kind: str, **more: Any) -> None:
+        self.owner.send({"type": kind, **more})

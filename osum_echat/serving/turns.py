@@ -1,0 +1,224 @@
+"""Whose turn it is: voice activity of many sessions in one call, and what begins and ends a turn.
+
+Source of the window, context and hysteresis: Silero VAD v6 (MIT), whose ONNX file its package
+brings; of the turn model: Smart Turn v3.2 (BSD-2), an ONNX file of its own.
+"""
+
+import asyncio
+import importlib.util
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osum_echat.errors import ConfigError, InputError
+from osum_echat.serving.audio_formats import Samples
+
+RATE_HZ = 16_000
+WINDOW_SAMPLES, CONTEXT_SAMPLES = 512, 64           # 32 ms, and what the model sees before it
+WINDOW_MS = 1000 * WINDOW_SAMPLES // RATE_HZ
+STATE_SHAPE = (2, 1, 128)
+HYSTERESIS = 0.15                                   # below the threshold by so much is silence
+START_MS, INTERRUPT_MS = 96, 300                    # of speech before a turn begins; over a reply
+PAUSE_MS = 160                                      # of silence before a reply is prepared
+LONGEST_TURN_S = 30.0
+WAIT_MS = {"low": 8000, "medium": 4000, "auto": 4000, "high": 2000}     # of semantic_vad, at most
+TURN_MODEL_S = 8                                    # of sound that the turn model hears
+
+
+@dataclass(frozen=True, slots=True)
+class TurnSettings:
+    """turn_detection of a session. kind: server_vad or semantic_vad."""
+
+    kind: str = "server_vad"
+    threshold: float = 0.5
+    prefix_padding_ms: int = 300
+    silence_duration_ms: int = 500
+    create_response: bool = True
+    interrupt_response: bool = True
+    idle_timeout_ms: int | None = None
+    eagerness: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"turn_detection.threshold {self.threshold}: need 0 to 1")
+        if not 0 <= self.prefix_padding_ms <= 5000 or not 0 <= self.silence_duration_ms <= 10_000:
+            raise ConfigError("turn_detection: need 0 to 5000 ms of padding, 10000 of silence")
+
+
+class Turn(Enum):
+    """What a window of sound decided."""
+
+    STARTED = "started"         # someone speaks
+    PAUSED = "paused"           # a short silence: a reply may be prepared
+    RESUMED = "resumed"         # speech goes on after such a pause
+    ENDED = "ended"
+
+
+@dataclass(slots=True)
+class TurnDetector:
+    """Speech probabilities of one session, window by window, to the beginnings and ends of turns.
+
+    start_sample, end_sample: of the turn under way, counted from the session's first sample.
+    """
+
+    settings: TurnSettings
+    start_sample: int = 0
+    end_sample: int = 0
+    in_turn: bool = False
+    complete: bool | None = None    # of a semantic turn: what the turn model said at this pause
+    _speech: int = 0                # windows in a row
+    _silence: int = 0
+
+    def push(self, probability: float, end_sample: int, replying: bool) -> Turn | None:
+        """Take a window that ends at a sample. replying: a reply is being given or played."""
+        self.end_sample = end_sample
+        is_silent = probability < max(self.settings.threshold - HYSTERESIS, 0.01)
+        if not self.in_turn:
+            return self._wait(probability, end_sample, replying)
+        if probability >= self.settings.threshold:
+            paused, self._silence, self.complete = self._silence * WINDOW_MS >= PAUSE_MS, 0, None
+            if paused:
+                return Turn.RESUMED
+        elif is_silent or self._silence:
+            self._silence += 1
+        silent_ms = self._silence * WINDOW_MS
+        too_long = end_sample - self.start_sample > LONGEST_TURN_S * RATE_HZ
+        if too_long or silent_ms >= self._needed_ms():
+            self.in_turn, self._speech, self._silence, self.complete = False, 0, 0, None
+            return Turn.ENDED
+        if silent_ms >= PAUSE_MS > silent_ms - WINDOW_MS:
+            return Turn.PAUSED
+        return None
+
+    def _wait(self, probability: float, end_sample: int, replying: bool) -> Turn | None:
+        self._speech = self._speech + 1 if probability >= self.settings.threshold else 0
+        if self._speech * WINDOW_MS < (INTERRUPT_MS if replying else START_MS):
+            return None
+        padding = self.settings.prefix_padding_ms * RATE_HZ // 1000
+        self.start_sample = max(0, end_sample - self._speech * WINDOW_SAMPLES - padding)
+        self.in_turn, self._silence = True, 0
+        return Turn.STARTED
+
+    def _needed_ms(self) -> int:
+        """Silence that ends the turn."""
+        if self.settings.kind != "semantic_vad":
+            return max(self.settings.silence_duration_ms, WINDOW_MS)
+        return PAUSE_MS + WINDOW_MS if self.complete else WAIT_MS[self.settings.eagerness]
+
+    def reset(self) -> None:
+        """Forget what was heard: the next speech begins a turn."""
+        self.in_turn, self.complete, self._speech, self._silence = False, None, 0, 0
+
+
+@dataclass(slots=True)
+class VoiceState:
+    """What the VAD model keeps of one session."""
+
+    memory: np.ndarray[Any, Any] = field(
+        default_factory=lambda: np.zeros(STATE_SHAPE, np.float32)
+    )
+    context: Samples = field(default_factory=lambda: np.zeros(CONTEXT_SAMPLES, np.float32))
+
+
+class VoiceActivity:
+    """Silero VAD for all sessions: what is due at the same time goes through it in one call."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Raises InputError where the package with the model is missing."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._model = onnxruntime.InferenceSession(
+            str(path or silero_file()), options, providers=["CPUExecutionProvider"]
+        )
+        self._due: deque[tuple[VoiceState, Samples, asyncio.Future[float]]] = deque()
+        self._work: asyncio.Task[None] | None = None
+        self.seconds, self.windows = 0.0, 0         # spent in the model, and on how many windows
+
+    async def probability(self, state: VoiceState, window: Samples) -> float:
+        """How likely the window, (512,) at 16 kHz, is speech. A session asks one at a time."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[float] = loop.create_future()
+        self._due.append((state, window, answer))
+        if self._work is None or self._work.done():
+            self._work = loop.create_task(self._serve())
+        return await answer
+
+    async def _serve(self) -> None:
+        while self._due:
+            batch = list(self._due)
+            self._due.clear()
+            try:
+                found = await asyncio.to_thread(
+                    self.run, [one[0] for one in batch], [one[1] for one in batch]
+                )
+            except Exception as error:
+                for *_, answer in batch:
+                    if not answer.done():
+                        answer.set_exception(error)
+                continue
+            for (*_, answer), value in zip(batch, found, strict=True):
+                if not answer.done():
+                    answer.set_result(value)
+
+    def run(self, states: list[VoiceState], windows: list[Samples]) -> list[float]:
+        """Probabilities of one window of each session; the states go on."""
+        start = time.perf_counter()
+        given = np.stack([np.concatenate((state.context, window))
+                          for state, window in zip(states, windows, strict=True)])  # fmt: skip
+        found, memory = self._model.run(None, {
+            "input": given, "state": np.concatenate([state.memory for state in states], axis=1),
+            "sr": np.array(RATE_HZ, np.int64),
+        })  # fmt: skip
+        for number, (state, window) in enumerate(zip(states, windows, strict=True)):
+            state.memory = memory[:, number : number + 1]
+            state.context = window[-CONTEXT_SAMPLES:]
+        self.seconds += time.perf_counter() - start
+        self.windows += len(windows)
+        return [float(value) for value in found[:, 0]]
+
+
+def silero_file() -> Path:
+    """The ONNX file inside the silero-vad package, which is not imported."""
+    found = importlib.util.find_spec("silero_vad")
+    if found is None or found.origin is None:
+        raise InputError("voice activity needs one more package: pip install silero-vad")
+    return Path(found.origin).parent / "data" / "silero_vad.onnx"
+
+
+class TurnModel:
+    """Smart Turn: is the speaker done, judged by how the words so far sound."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError for a file that is not there or not this model."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        try:
+            self._model = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise InputError(f"turn model {path}: cannot be read ({error})") from error
+
+    def is_complete(self, samples: Samples) -> bool:
+        """samples: (samples,) of the turn at 16 kHz, of which the last 8 s count."""
+        import torch
+
+        from osum_echat import audio
+
+        wanted = TURN_MODEL_S * RATE_HZ
+        given = np.zeros(wanted, np.float32)
+        last = samples[-wanted:]
+        if len(last):
+            given[-len(last) :] = (last - last.mean()) / (last.std() + 1e-7)
+        features = audio.log_mel(torch.from_numpy(given), 80).T[None, :, : TURN_MODEL_S * 100]
+        (found,) = self._model.run(None, {"input_features": features.numpy()})
+        return float(np.asarray(found).reshape(-1)[0]) > 0.5
