@@ -32,7 +32,7 @@ INSECURE_KEY = "openai-insecure-api-key."       # how browsers hand a key over
 POLICY, TOO_SLOW = 1008, 1013                   # close codes
 HERE = Path(__file__).parent
 PAGE_FILES = ("live.js", "live.css", "player.js")
-CSP = "default-src 'self'; connect-src 'self' ws: wss:; media-src 'self' blob:"
+CSP = "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:"
 
 LOG = logs.logger(__name__)
 
