@@ -127,7 +127,7 @@ if (typeof registerProcessor === "function") {
       if (event.response.status === "cancelled" && reply) reply.classList.add("cut");
       show("listening");
     },
-    error: (event) => notice(event.error.message),
+    error: (event) => { if (event.error.code !== "response_cancel_not_active") notice(event.error.message); },
   };
 
   const configure = () => send({ type: "session.update", session: {

@@ -304,14 +304,14 @@ class Server:
         from fastapi import WebSocketDisconnect
 
         outgoing: asyncio.Queue[Event | None] = asyncio.Queue(MOST_WAITING_EVENTS)
-        reader = asyncio.current_task()
-        assert reader is not None, "served outside of a task"
+        closing: list[asyncio.Task[None]] = []
 
         def send(event: Event) -> None:
             try:
                 outgoing.put_nowait(event)
             except asyncio.QueueFull:
-                reader.cancel()
+                if not closing:
+                    closing.append(asyncio.create_task(socket.close(TOO_SLOW, "reads too slowly")))
 
         session = RealtimeSession(self.service, send, dict(socket.query_params))
         self.open[session.id] = session
@@ -322,8 +322,6 @@ class Server:
         try:
             session.start()
             code, reason = await self._read(socket, session)
-        except asyncio.CancelledError:
-            code, reason = TOO_SLOW, "the client reads too slowly"
         finally:
             del self.open[session.id]
             self.service.metrics.sessions.set(len(self.open))

@@ -56,7 +56,7 @@ def read_event(text: str | bytes) -> Event:
             "unknown_or_invalid_event", f"type {kind!r}: not one of {', '.join(known)}", "type"
         )
     checked = {**raw}
-    if kind == "session.update":
+    if kind == "session.update" and isinstance(raw.get("session"), dict):
         checked["session"] = {"type": "realtime"}   # its settings are merged one by one
     if kind == "response.create" and isinstance(raw.get("response"), dict):
         checked["response"] = {

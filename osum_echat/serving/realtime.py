@@ -129,7 +129,7 @@ class RealtimeSession:
             self.reply.generation.stop()
         for task in list(self.others):
             task.cancel()
-        await asyncio.gather(self._listener, *self.others, return_exceptions=True)
+        await asyncio.wait([self._listener, *self.others])
 
     # What comes in
 

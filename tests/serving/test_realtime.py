@@ -1,0 +1,457 @@
+"""Claims about live sessions: every event of the protocol, in its order, whatever clients do."""
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from osum_echat.serving import items, protocol
+from osum_echat.serving.audio_formats import FORMATS, Resampler, encode_file
+from osum_echat.serving.live_metrics import LiveMetrics
+from osum_echat.serving.online import Server
+from osum_echat.serving.protocol import EventError, SessionSettings, read_event
+from osum_echat.serving.realtime import HANDLERS, Service
+from osum_echat.serving.turns import Turn, TurnDetector, TurnSettings
+from tests.serving.canned import HEARD, LABELS, THOUGHT, WORDS, Canned
+
+PCM = FORMATS["audio/pcm"]
+WINDOW = 512
+
+
+class Loud:
+    """Voice activity of a loud window; no model."""
+
+    async def probability(self, state: Any, window: Any) -> float:
+        return float(np.abs(window).mean() > 0.05)
+
+
+def service(assistant: Any = None, **more: Any) -> Service:
+    return Service(assistant or Canned(), "tiny", Loud(), None, ThreadPoolExecutor(4),
+                   LiveMetrics(), **more)  # fmt: skip
+
+
+@contextmanager
+def connected(server: Server, **options: Any) -> Iterator[Any]:
+    from starlette.testclient import TestClient
+
+    with (
+        TestClient(server.app()) as client,
+        client.websocket_connect("/v1/realtime?model=any&x_osum=events", **options) as socket,
+    ):
+        yield Client(socket)
+
+
+class Client:
+    """A client of the protocol; what it has seen is kept."""
+
+    def __init__(self, socket: Any) -> None:
+        self.socket, self.seen = socket, []
+
+    def send(self, kind: str, **more: Any) -> None:
+        self.socket.send_text(json.dumps({"type": kind, **more}))
+
+    def until(self, kind: str) -> dict[str, Any]:
+        while True:
+            event = json.loads(self.socket.receive_text())
+            self.seen.append(event)
+            assert event["event_id"].startswith("event_")
+            if event["type"] == kind:
+                return event
+
+    def types(self) -> list[str]:
+        return [event["type"] for event in self.seen]
+
+    def speak(self, seconds: float, level: float = 0.3) -> None:
+        """Sound of some loudness, in pieces of 100 ms."""
+        for _ in range(round(seconds * 10)):
+            data = PCM.encode(np.full(PCM.rate_hz // 10, level, np.float32))
+            self.send("input_audio_buffer.append", audio=base64.b64encode(data).decode())
+
+    def update(self, **audio_input: Any) -> dict[str, Any]:
+        self.send("session.update", session={"type": "realtime", "audio": {"input": audio_input}})
+        return self.until("session.updated")["session"]
+
+
+RESPONSE = [
+    "response.created", "response.output_item.added", "conversation.item.added",
+    "response.content_part.added", "response.output_audio_transcript.delta",
+    "response.output_audio.delta", "response.output_audio.done",
+    "response.output_audio_transcript.done", "response.content_part.done",
+    "response.output_item.done", "conversation.item.done", "response.done",
+]  # fmt: skip
+
+
+def ordered(types: list[str], wanted: list[str]) -> list[str]:
+    """The first places of the wanted types, as they came."""
+    return sorted(wanted, key=types.index)
+
+
+def test_a_spoken_turn_goes_through_all_events_in_order():
+    with connected(Server(service())) as client:
+        assert client.until("conversation.created")["conversation"]["object"]
+        client.update(transcription={"model": "whisper-1"})
+        client.speak(0.5)
+        client.speak(0.8, 0.0)
+        started = client.until("input_audio_buffer.speech_started")
+        stopped = client.until("input_audio_buffer.speech_stopped")
+        committed = client.until("input_audio_buffer.committed")
+        assert started["item_id"] == stopped["item_id"] == committed["item_id"]
+        assert started["audio_start_ms"] == 0 and 900 <= stopped["audio_end_ms"] <= 1100
+        heard = client.until("conversation.item.input_audio_transcription.completed")
+        assert heard["transcript"] == HEARD and heard["usage"]["type"] == "duration"
+        perception = client.until("osum.perception")
+        assert perception["emotion"] == {"label": LABELS.emotion}
+        done = client.until("response.done")["response"]
+        types = client.types()[client.types().index("response.created") :]
+        assert ordered(types, RESPONSE) == RESPONSE
+        assert (done["status"], done["metadata"]) == ("completed", None)
+        assert done["x_osum"]["thought"] == THOUGHT and done["x_osum"]["style"] == {"label": "SOFT"}
+        (item,) = done["output"]
+        assert item["content"] == [{"type": "output_audio", "transcript": "".join(WORDS)}]
+        sound = b"".join(base64.b64decode(one["delta"]) for one in client.seen
+                         if one["type"] == "response.output_audio.delta")  # fmt: skip
+        assert len(sound) / 2 / PCM.rate_hz == pytest.approx(0.4, abs=0.001)
+        assert not any(THOUGHT in json.dumps(one) for one in client.seen
+                       if "transcript" in one["type"])  # fmt: skip
+
+
+def test_nothing_optional_is_null_and_types_belong_to_their_places():
+    with connected(Server(service())) as client:
+        content = [{"type": "input_text", "text": "hi"}]
+        client.send("conversation.item.create",
+                    item={"type": "message", "role": "user", "content": content})  # fmt: skip
+        client.send("response.create", response={"metadata": {"a": "b"}})
+        done = client.until("response.done")
+        assert done["response"]["metadata"] == {"a": "b"}
+        assert client.seen[client.types().index("response.created")]["response"]["metadata"] == {
+            "a": "b"
+        }
+        for event in client.seen:
+            for item in (event.get("item"), *event.get("response", {}).get("output", ())):
+                if item:
+                    assert None not in item.values()
+                    assert {one["type"] for one in item["content"]} <= {
+                        "input_text", "input_audio", "output_text", "output_audio"}  # fmt: skip
+                    assert all("transcript" in one for one in item["content"]
+                               if one["type"].endswith("audio"))  # fmt: skip
+            if "content_part" in event["type"]:
+                assert event["part"]["type"] in ("text", "audio")
+
+
+def test_speaking_over_a_reply_ends_it_first_and_then_tells_that_speech_began():
+    assistant = Canned(words=("word ",) * 3)
+    with connected(Server(service(assistant))) as client:
+        client.speak(0.5)
+        client.speak(0.8, 0.0)
+        client.until("response.output_audio.delta")
+        del client.seen[:]
+        client.speak(0.5)
+        client.until("input_audio_buffer.speech_started")
+        assert client.types().index("response.done") < len(client.types()) - 1
+        client.speak(0.8, 0.0)
+        client.until("response.done")
+
+
+def test_a_cough_does_not_stop_a_reply_and_half_duplex_hears_nothing_then():
+    detector = TurnDetector(TurnSettings())
+    assert [detector.push(1.0, n * WINDOW, True) for n in range(1, 9)] == [None] * 8
+    assert detector.push(0.0, 9 * WINDOW, True) is None and not detector.in_turn
+    with connected(Server(service())) as client:
+        client.send("session.update", session={"type": "realtime", "x_osum": {"half_duplex": True}})
+        client.speak(0.5)
+        client.speak(0.8, 0.0)
+        client.until("response.output_audio.delta")
+        client.speak(0.3)
+        client.until("response.done")
+        client.send("input_audio_buffer.clear")
+        client.until("input_audio_buffer.cleared")
+        assert client.types().count("input_audio_buffer.speech_started") == 1
+
+
+@pytest.mark.parametrize("silence_ms", [200, 500, 1000])
+def test_silence_ends_a_turn_after_as_long_as_was_asked(silence_ms: int):
+    detector = TurnDetector(TurnSettings(silence_duration_ms=silence_ms))
+    found = []
+    for number in range(1, 100):
+        turn = detector.push(float(number <= 20), number * WINDOW, False)
+        if turn is not None:
+            found.append((turn, number))
+    assert [turn for turn, _ in found] == [Turn.STARTED, Turn.PAUSED, Turn.ENDED]
+    assert (found[-1][1] - 20) * 32 == pytest.approx(silence_ms, abs=32)
+    assert found[0][1] == 3 and detector.start_sample == 0
+
+
+def test_a_turn_that_never_ends_is_ended():
+    detector = TurnDetector(TurnSettings())
+    turns = [detector.push(1.0, number * WINDOW, False) for number in range(1, 1000)]
+    assert Turn.ENDED in turns
+
+
+def test_a_semantic_turn_waits_for_its_model():
+    detector = TurnDetector(TurnSettings("semantic_vad", eagerness="high"))
+    for number in range(1, 10):
+        detector.push(1.0, number * WINDOW, False)
+    places = {detector.push(0.0, number * WINDOW, False): number for number in range(10, 100)}
+    assert (places[Turn.ENDED] - 9) * 32 == pytest.approx(2000, abs=32)
+    detector = TurnDetector(TurnSettings("semantic_vad"))
+    for number in range(1, 10):
+        detector.push(1.0, number * WINDOW, False)
+    for number in range(10, 20):
+        turn = detector.push(0.0, number * WINDOW, False)
+        if turn is Turn.PAUSED:
+            detector.complete = True
+        if turn is Turn.ENDED:
+            break
+    assert (number - 9) * 32 <= 224
+
+
+def test_manual_turns_need_commit_and_response_create():
+    with connected(Server(service())) as client:
+        assert client.update(turn_detection=None)["audio"]["input"]["turn_detection"] is None
+        client.send("input_audio_buffer.commit", event_id="mine")
+        error = client.until("error")["error"]
+        assert (error["code"], error["event_id"]) == ("input_audio_buffer_commit_empty", "mine")
+        client.speak(0.5)
+        client.send("input_audio_buffer.commit")
+        client.until("conversation.item.done")
+        client.send("response.create")
+        assert client.until("response.done")["response"]["status"] == "completed"
+
+
+def test_the_second_turn_knows_the_first_as_far_as_it_was_heard():
+    assistant = Canned(words=("one ", "two ", "three ", "four"))
+    with connected(Server(service(assistant))) as client:
+        client.update(turn_detection=None)
+        for number in range(2):
+            client.speak(0.5)
+            client.send("input_audio_buffer.commit")
+            client.send("response.create")
+            item = client.until("response.done")["response"]["output"][0]
+            if number == 0:
+                client.send("conversation.item.truncate", item_id=item["id"], content_index=0,
+                            audio_end_ms=200)  # fmt: skip
+                assert client.until("conversation.item.truncated")["audio_end_ms"] == 200
+                client.send("conversation.item.retrieve", item_id=item["id"])
+                held = client.until("conversation.item.retrieved")["item"]["content"]
+                assert held == [{"type": "output_audio", "transcript": "one two"}]
+    (turn,) = assistant.asked[1][0].history
+    assert turn.reply_text == "one two" and isinstance(turn.audio, bytes)
+
+
+def test_items_are_created_placed_deleted_and_refused():
+    def message(number: str, role: str = "user") -> dict[str, Any]:
+        kind = "input_text" if role == "user" else "output_text"
+        return {"id": number, "type": "message", "role": role,
+                "content": [{"type": kind, "text": number}]}  # fmt: skip
+
+    with connected(Server(service())) as client:
+        for number, place in (("b", None), ("a", "root"), ("c", "b")):
+            more = {} if place is None else {"previous_item_id": place}
+            client.send("conversation.item.create", item=message(number), **more)
+            client.until("conversation.item.done")
+        assert client.seen[-1]["previous_item_id"] == "b"
+        client.send("conversation.item.create", item=message("a"), event_id="e1")
+        assert client.until("error")["error"] == {
+            "type": "invalid_request_error", "code": "item_create_duplicate_item_id",
+            "message": "item.id a: there is one already", "event_id": "e1"}  # fmt: skip
+        client.send("conversation.item.delete", item_id="b")
+        assert client.until("conversation.item.deleted")["item_id"] == "b"
+        for kind in ("retrieve", "delete"):
+            client.send(f"conversation.item.{kind}", item_id="b")
+            assert client.until("error")["error"]["code"] == f"item_{kind}_invalid_item_id"
+
+
+def test_one_response_at_a_time_and_nothing_to_cancel():
+    with connected(Server(service())) as client:
+        client.send("response.cancel")
+        error = client.until("error")["error"]
+        assert error["code"] == "response_cancel_not_active"
+        assert error["message"].startswith("Cancellation failed")
+        client.send("response.create")
+        done = client.until("response.done")["response"]
+        assert done["status"] == "failed" and done["status_details"]["error"]["code"]
+        client.send("response.create", response={"instructions": "Say hello."})
+        assert client.until("response.done")["response"]["status"] == "completed"
+
+
+def test_a_reply_that_fails_ends_and_the_session_goes_on():
+    assistant = Canned(error=RuntimeError("inside"))
+    with connected(Server(service(assistant))) as client:
+        client.send("response.create", response={"instructions": "x"})
+        done = client.until("response.done")["response"]
+        assert done["status"] == "failed" and "inside" not in json.dumps(done)
+        assistant.error = None
+        client.send("response.create", response={"instructions": "x"})
+        assert client.until("response.done")["response"]["status"] == "completed"
+
+
+CLIENT_EVENTS = {
+    "session.update": {"session": {"type": "realtime"}},
+    "input_audio_buffer.append": {"audio": ""}, "input_audio_buffer.commit": {},
+    "input_audio_buffer.clear": {},
+    "conversation.item.create": {"item": {"type": "message", "role": "user", "content": []}},
+    "conversation.item.retrieve": {"item_id": "x"}, "conversation.item.delete": {"item_id": "x"},
+    "conversation.item.truncate": {"item_id": "x", "content_index": 0, "audio_end_ms": 1},
+    "response.create": {}, "response.cancel": {}, "output_audio_buffer.clear": {},
+}  # fmt: skip
+
+
+def test_every_client_event_of_the_protocol_is_handled():
+    assert set(protocol.client_events()) == set(HANDLERS) == set(CLIENT_EVENTS)
+    for kind, more in CLIENT_EVENTS.items():
+        assert read_event(json.dumps({"type": kind, **more}))["type"] == kind
+        if more:
+            with pytest.raises(EventError, match=kind):
+                read_event(json.dumps({"type": kind}))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "{}", '{"type": 1}', '{"type": "nope"}',
+                                  '{"type": "input_audio_buffer.append", "audio": 7}',
+                                  "[" * 100_000])  # fmt: skip
+def test_what_is_no_event_is_an_error_and_the_session_goes_on(text: str):
+    with connected(Server(service())) as client:
+        client.socket.send_text(text)
+        assert client.until("error")["error"]["type"] == "invalid_request_error"
+        client.send("input_audio_buffer.append", audio="no base64!")
+        assert client.until("error")["error"]["code"] == "invalid_base64"
+        client.update()
+
+
+def test_settings_of_stock_clients_are_taken_without_an_error():
+    given = {
+        "type": "realtime", "model": "gpt-realtime", "tracing": "auto", "truncation": "auto",
+        "tools": [{"type": "function", "name": "f", "parameters": {}}], "tool_choice": "auto",
+        "instructions": "Be kind.", "include": ["x"], "prompt": {"id": "p"},
+        "audio": {"input": {"noise_reduction": {"type": "near_field"},
+                            "turn_detection": {"type": "semantic_vad", "eagerness": "auto"}},
+                  "output": {"voice": {"id": "marin"}, "speed": 1.0}},
+    }  # fmt: skip
+    told = SessionSettings("tiny", "default").merged(given, has_turn_model=False).session("s", 1)
+    assert told["audio"]["input"]["turn_detection"] == {
+        "type": "server_vad", "create_response": True, "interrupt_response": True,
+        "threshold": 0.5, "prefix_padding_ms": 300, "silence_duration_ms": 500,
+        "idle_timeout_ms": None,
+    }  # fmt: skip
+    assert told["audio"]["output"]["voice"] == "default" and told["model"] == "tiny"
+    assert told["x_osum"]["ignored"] == ["instructions", "prompt", "tools"]
+    from openai.types.realtime import RealtimeSessionCreateRequest
+
+    RealtimeSessionCreateRequest.model_validate(told)
+
+
+@pytest.mark.parametrize("given", [
+    {"output_modalities": ["text", "audio"]}, {"audio": {"input": {"format": {"type": "x"}}}},
+    {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16000}}}}, {"audio": []},
+    {"audio": {"input": {"turn_detection": {"type": "x"}}}},
+    {"audio": {"input": {"turn_detection": {"threshold": 7}}}},
+])  # fmt: skip
+def test_settings_that_cannot_be_are_refused(given: dict[str, Any]):
+    with pytest.raises(EventError):
+        SessionSettings("tiny", "default").merged(given, False)
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_sound_survives_its_format(name: str):
+    form = FORMATS[name]
+    wave = 0.5 * np.sin(np.arange(form.rate_hz) * 0.05).astype(np.float32)
+    assert np.abs(form.decode(form.encode(wave)) - wave).max() < 0.03
+    assert np.abs(FORMATS["audio/pcm"].encode(np.array([2.0, -2.0], np.float32))[1]) == 127
+
+
+@pytest.mark.parametrize("size", [1, 7, 160, 999])
+def test_resampling_in_pieces_is_resampling_the_whole(size: int):
+    wave = np.random.default_rng(0).normal(0, 0.1, 2_400).astype(np.float32)
+    whole = Resampler(24_000, 16_000).push(wave, last=True)
+    pieces = Resampler(24_000, 16_000)
+    parts = [pieces.push(wave[at : at + size]) for at in range(0, len(wave), size)]
+    joined = np.concatenate([*parts, pieces.push(wave[:0], last=True)])
+    np.testing.assert_allclose(joined, whole, atol=1e-6)
+
+
+def test_who_may_come():
+    from starlette.testclient import TestClient
+    from starlette.websockets import WebSocketDisconnect
+
+    server = Server(service(), sessions=1, key="right")
+    with TestClient(server.app()) as client:
+        evil = {"Authorization": "Bearer right", "Origin": "http://evil.example"}
+        for headers in ({}, {"Authorization": "Bearer wrong"}, evil):
+            with pytest.raises(WebSocketDisconnect), client.websocket_connect(
+                "/v1/realtime", headers=headers
+            ):
+                pass
+            assert client.get("/v1/models", headers=headers).status_code in (401, 403)
+        good = {"Authorization": "Bearer right"}
+        secret = client.post("/v1/realtime/client_secrets", json={}, headers=good).json()["value"]
+        offered = ["realtime", f"openai-insecure-api-key.{secret}"]
+        with client.websocket_connect("/v1/realtime", subprotocols=offered) as socket:
+            assert socket.accepted_subprotocol == "realtime"
+            assert json.loads(socket.receive_text())["type"] == "session.created"
+            with client.websocket_connect("/v1/realtime", headers=good) as second:
+                full = json.loads(second.receive_text())
+                assert full["error"]["code"] == "session_limit_reached"
+        for _ in range(100):
+            if not server.open:
+                break
+            time.sleep(0.02)
+        assert not server.open
+        assert "osum_sessions_active 0" in client.get("/metrics").text
+        assert client.get("/ready").json()["status"] == "ready"
+
+
+def test_http_routes_speak_the_protocol():
+    from starlette.testclient import TestClient
+
+    clip = encode_file(np.zeros(16_000, np.float32), 16_000, "wav")
+    with TestClient(Server(service()).app()) as client:
+        said = client.post("/v1/audio/speech", json={"input": "hi", "response_format": "wav"})
+        assert said.headers["content-type"] == "audio/wav" and said.content[:4] == b"RIFF"
+        pcm = client.post("/v1/audio/speech", json={"input": "hi", "response_format": "pcm"})
+        assert len(pcm.content) / 2 / 24_000 == pytest.approx(0.4, abs=0.001)
+        lines = client.post("/v1/audio/speech", json={"input": "hi", "stream_format": "sse"}).text
+        assert "speech.audio.delta" in lines and "speech.audio.done" in lines
+        heard = client.post("/v1/audio/transcriptions", files={"file": ("a.wav", clip)})
+        assert heard.status_code == 200 and "text" in heard.json()
+        chat = {"messages": [{"role": "user", "content": [
+            {"type": "input_audio", "input_audio": {
+                "data": base64.b64encode(clip).decode(), "format": "wav"}}]}],
+            "modalities": ["text", "audio"]}  # fmt: skip
+        message = client.post("/v1/chat/completions", json=chat).json()["choices"][0]["message"]
+        assert message["audio"]["transcript"] == "".join(WORDS)
+        assert message["x_osum"]["emotion"] == {"label": LABELS.emotion}
+        again = [*chat["messages"], {"role": "assistant", "audio": {"id": message["audio"]["id"]}},
+                 {"role": "user", "content": "and now?"}]  # fmt: skip
+        assert client.post("/v1/chat/completions", json={"messages": again}).status_code == 200
+        streamed = client.post("/v1/chat/completions", json={**chat, "stream": True}).text
+        assert streamed.endswith("data: [DONE]\n\n") and '"transcript"' in streamed
+
+
+@pytest.mark.parametrize(("path", "body", "status"), [
+    ("audio/speech", {"input": ""}, 400), ("audio/speech", {"input": "x" * 5000}, 400),
+    ("audio/speech", {"input": "x", "response_format": "tape"}, 400),
+    ("chat/completions", {}, 400), ("chat/completions", {"messages": [{"role": "user"}]}, 400),
+    ("chat/completions", {"messages": [{"role": "assistant", "audio": {"id": "no"}}]}, 400),
+    ("nope", {}, 404),
+])  # fmt: skip
+def test_bad_calls_get_the_error_object(path: str, body: dict[str, Any], status: int):
+    from starlette.testclient import TestClient
+
+    with TestClient(Server(service()).app()) as client:
+        answer = client.post(f"/v1/{path}", json=body)
+        assert answer.status_code == status
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        assert client.post(f"/v1/{path}", content=b"{").status_code in (400, 404)
+
+
+def test_turns_pair_questions_with_replies():
+    part = protocol.part
+    told = [items.Item("user", [part("input_text", "a")]), items.Item("user", clip=b"x"),
+            items.Item("assistant", [part("output_audio", "b")], speech_tokens=(1,))]  # fmt: skip
+    (turn,) = items.turns(told)
+    assert (turn.audio, turn.reply_text, turn.reply_speech) == (b"x", "b", (1,))
