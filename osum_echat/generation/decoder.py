@@ -179,9 +179,10 @@ def decode(
         if llm is None:
             llm = CachedLLM(model.llm, prompts)
         else:
-            llm.step(_embed_tokens(model, tokens))
+            llm.step(embed_tokens(model, tokens))
         tokens, places = [], []
-        for place, logits in enumerate(_logits(model, llm.state, [answers[row] for row in live])):
+        growing = [answers[row] for row in live]
+        for place, logits in enumerate(row_logits(model, llm.state, growing)):
             answer = answers[live[place]]
             token = answer.choose(logits)
             yield live[place], token
@@ -203,7 +204,7 @@ def _stop(answers: Sequence[Answer], live: Sequence[int], reason: StoppedBy) -> 
         answers[row].stopped_by = reason
 
 
-def _logits(model: EChatModel, state: Tensor, answers: Sequence[Answer]) -> Sequence[Tensor]:
+def row_logits(model: EChatModel, state: Tensor, answers: Sequence[Answer]) -> Sequence[Tensor]:
     """The logits of each row's own head: (vocab,), float32; state: (rows, width)."""
     in_speech = [answer.phases.in_speech for answer in answers]
     if len(set(in_speech)) == 1:
@@ -216,7 +217,7 @@ def _logits(model: EChatModel, state: Tensor, answers: Sequence[Answer]) -> Sequ
     return [of_place[place] for place in range(len(answers))]
 
 
-def _embed_tokens(model: EChatModel, tokens: Sequence[Token]) -> Tensor:
+def embed_tokens(model: EChatModel, tokens: Sequence[Token]) -> Tensor:
     """(rows, width): each token from the table of its phase."""
     if len(tokens) == 1:
         table = model.speech_embedding if tokens[0].is_speech else model.llm.get_input_embeddings()

@@ -38,7 +38,10 @@ class CachedLLM:
     """Rows of one batch and what the LLM keeps of them; `state` is (rows, width), at their ends."""
 
     def __init__(self, llm: Any, prompts: Sequence[Tensor]) -> None:
-        """llm: a Qwen2ForCausalLM or Qwen3ForCausalLM; prompts: (tokens, width) each, embedded."""
+        """llm: a Qwen2ForCausalLM or Qwen3ForCausalLM; prompts: (tokens, width) each, embedded.
+
+        Without prompts there are no rows until some `join`.
+        """
         self.model, config = llm.model, llm.config
         self.layers = [_taken_apart(layer) for layer in self.model.layers]
         self.queries, self.groups = config.num_attention_heads, config.num_key_value_heads
@@ -46,6 +49,9 @@ class CachedLLM:
         self.scale = self.model.layers[0].self_attn.scaling
         self.norm = _norm(self.model.norm)
         self.limit_tokens = longest_row(config)
+        if not prompts:
+            self._clear(config)
+            return
         lengths = [len(prompt) for prompt in prompts]
         self.tokens = max(lengths)
         check_length(llm, self.tokens)
@@ -54,6 +60,34 @@ class CachedLLM:
         )
         self.is_padded = min(lengths) < self.tokens
         self._prefill(prompts)
+
+    def _clear(self, config: Any) -> None:
+        """No rows."""
+        some = self.model.embed_tokens.weight
+        self.tokens, self.is_padded = 0, True
+        self.padding = torch.zeros(0, dtype=torch.long, device=some.device)
+        self.state = some.new_zeros(0, some.shape[1])
+        self.keys = some.new_zeros(len(self.layers), 0, self.groups, 0, self.head_width)
+        self.values = self.keys
+
+    def join(self, one: "Prefill") -> None:
+        """Another row beside those that grow; it ends where they end."""
+        length = one.done
+        shift = max(0, length - self.tokens)        # rows that grow are moved to the right
+        self.tokens += shift
+        room = self.keys.shape[3] + shift
+        room += max(0, self.tokens + 1 - room)
+        left = self.tokens - length
+        self.padding = torch.cat((self.padding + shift, self.padding.new_tensor([left])))
+        self.state = torch.cat((self.state, one.state[None]))
+
+        def joined(kept: Tensor, new: Tensor) -> Tensor:
+            old = functional.pad(kept, (0, 0, shift, room - shift - kept.shape[3]))
+            return torch.cat((old, functional.pad(new, (0, 0, left, room - self.tokens))), dim=1)
+
+        self.keys, self.values = joined(self.keys, one.keys), joined(self.values, one.values)
+        self.is_padded = True
+        self._make_tables()
 
     def _prefill(self, prompts: Sequence[Tensor]) -> None:
         """Prompts side by side, padded on the left, so that all rows grow at the same place."""
@@ -81,6 +115,10 @@ class CachedLLM:
         """More places in the cache: (layers, rows, groups, places, head width), and their turns."""
         room = (0, 0, 0, ROOM_TOKENS)
         self.keys, self.values = (functional.pad(one, room) for one in (self.keys, self.values))
+        self._make_tables()
+
+    def _make_tables(self) -> None:
+        """The turns of all places, and which of them are padding."""
         columns = torch.arange(self.keys.shape[3], device=self.keys.device)
         cosine, sine = self.model.rotary_emb(self.keys, columns[None])
         half = self.head_width // 2
@@ -140,13 +178,57 @@ class CachedLLM:
         """No row can grow any longer."""
         return self.tokens >= self.limit_tokens
 
+    def full_rows(self) -> set[int]:
+        """The rows that can grow no longer."""
+        lengths = (self.tokens - self.padding).tolist()
+        return {row for row, length in enumerate(lengths) if length >= self.limit_tokens}
+
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
         left = torch.tensor(rows, device=self.padding.device)
         self.keys, self.values = self.keys[:, left], self.values[:, left]
         self.padding, self.state = self.padding[left], self.state[left]
-        if self.is_padded:
+        unused = int(self.padding.min()) if len(rows) else self.tokens
+        if unused >= ROOM_TOKENS or (unused and not len(rows)):
+            self.keys, self.values = self.keys[:, :, :, unused:], self.values[:, :, :, unused:]
+            self.padding, self.tokens = self.padding - unused, self.tokens - unused
+            self._make_tables()
+        elif self.is_padded:
             self.mask = self.mask[left]
+
+
+class Prefill:
+    """A prompt on its way through the model, a piece at a time. state: (width,), at its end."""
+
+    def __init__(self, llm: Any, prompt: Tensor) -> None:
+        """prompt: (tokens, width), embedded. Raises InputError for one that is too long."""
+        from transformers import DynamicCache
+
+        check_length(llm, len(prompt))
+        self.model, self.prompt, self.done = llm.model, prompt, 0
+        self.cache = DynamicCache(config=llm.model.config)
+        self.state = prompt[-1]
+
+    def advance(self, tokens: int) -> bool:
+        """Take the next piece of so many tokens. True: that was the last."""
+        piece = self.prompt[None, self.done : self.done + tokens]
+        places = torch.arange(self.done, self.done + piece.shape[1], device=piece.device)
+        self.state = self.model(
+            inputs_embeds=piece, past_key_values=self.cache, use_cache=True,
+            position_ids=places[None],
+        ).last_hidden_state[0, -1]  # fmt: skip
+        self.done += piece.shape[1]
+        return self.done == len(self.prompt)
+
+    @property
+    def keys(self) -> Tensor:
+        """(layers, 1, groups, tokens, head width)."""
+        return torch.stack([layer.keys for layer in self.cache.layers])
+
+    @property
+    def values(self) -> Tensor:
+        """As keys."""
+        return torch.stack([layer.values for layer in self.cache.layers])
 
 
 def _taken_apart(layer: Any) -> _Layer:

@@ -18,6 +18,7 @@ from osum_echat import device as devices
 from osum_echat import logs
 from osum_echat.errors import InputError, OsumError
 from osum_echat.generation import decoder
+from osum_echat.generation.batch_engine import BatchEngine
 from osum_echat.generation.ctc_prefix import CtcPrefixScorer, label_ids, spoken_ids
 from osum_echat.generation.decoder import Token
 from osum_echat.inference.load import LoadedModel, LoadOptions, load
@@ -85,6 +86,10 @@ class EChat:
         assistant = cls(model, seed)
         assistant.load_s = time.perf_counter() - start
         return assistant
+
+    def share(self) -> None:
+        """Decode for all callers, whatever their threads, in one loop: for servers."""
+        self.model = replace(self.model, engine=BatchEngine(self.network))
 
     def reply(
         self, source: Source, *, task: str | None = None, labels: Sequence[str] = (),
@@ -240,7 +245,12 @@ def _decode(
     words, a model that turns words to speech tokens) takes its place here.
     """
     answers = [state.answer for state in states]
-    for row, token in decoder.decode(model.network, prompts, answers, interrupt):
+    made: Iterator[tuple[int, Token]]
+    if model.engine is not None and len(answers) == 1:
+        made = ((0, token) for token in model.engine.decode(prompts[0], answers[0], interrupt))
+    else:
+        made = decoder.decode(model.network, prompts, answers, interrupt)
+    for row, token in made:
         states[row].timer.mark("token")
         states[row].timer.mark("speech" if token.is_speech else "text")
         yield row, token

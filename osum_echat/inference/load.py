@@ -10,6 +10,7 @@ import torch
 from osum_echat import device as devices
 from osum_echat import logs
 from osum_echat.errors import CheckpointError, ConfigError, InputError
+from osum_echat.generation.batch_engine import BatchEngine
 from osum_echat.generation.logits_rules import NoLoops
 from osum_echat.generation.sampling import Sampling
 from osum_echat.models import checkpoint, int8, pretrained
@@ -92,6 +93,7 @@ class LoadedModel:
     generation: GenerationSettings
     voice: Token2Wav | None
     prompts: Prompts
+    engine: BatchEngine | None = None   # that many callers share; None: each decodes by itself
 
 
 def load(

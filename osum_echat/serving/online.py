@@ -104,6 +104,7 @@ def load(arguments: argparse.Namespace) -> Service:
         tokenizer=arguments.tokenizer, token2wav=arguments.token2wav, voice=arguments.voice,
         dtype=arguments.dtype, keep_lora=arguments.keep_lora,
     )  # fmt: skip
+    assistant.share()
     turn_model = None if arguments.turn_model is None else TurnModel(arguments.turn_model)
     service = Service(
         assistant, Path(str(arguments.model)).name, VoiceActivity(), turn_model,

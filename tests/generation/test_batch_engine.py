@@ -1,0 +1,117 @@
+"""Claims about the shared loop: each caller gets what it would get alone, whoever else is there."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from osum_echat.errors import InputError
+from osum_echat.generation import decoder
+from osum_echat.generation.batch_engine import BatchEngine
+from osum_echat.generation.decoder import Answer, Limits
+from osum_echat.generation.sampling import Sampling
+from osum_echat.tasks import TASKS
+from tests.tiny_network import VOCAB, network, row
+
+NAMES = ("s2s", "t2t", "tts", "s2t", "s2s_streaming", "s2s")
+
+
+def answer_to(name: str, tokens: int = 40) -> Answer:
+    return Answer(TASKS[name], VOCAB, Sampling(greedy=True), limits=Limits(tokens, tokens))
+
+
+def prompts(model, names=NAMES) -> list[torch.Tensor]:
+    return decoder.embed(model, [row(name, answered=False) for name in names], VOCAB)
+
+
+@pytest.fixture
+def engine():
+    made = BatchEngine(network())
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("piece", [1, 3, 64])
+def test_callers_get_the_tokens_that_they_would_get_alone(engine, monkeypatch, piece: int):
+    monkeypatch.setattr("osum_echat.generation.batch_engine.PIECE_TOKENS", piece)
+    given = prompts(engine.model)
+    lengths = [40, 7, 25, 12, 33, 3]
+    alone = []
+    for prompt, name, length in zip(given, NAMES, lengths, strict=True):
+        answer = answer_to(name, length)
+        alone.append((list(decoder.stream_embedded(engine.model, prompt, answer)), answer))
+    answers = [answer_to(name, length) for name, length in zip(NAMES, lengths, strict=True)]
+    with ThreadPoolExecutor(len(given)) as pool:
+        found = list(pool.map(lambda one: list(engine.decode(*one)),
+                              zip(given, answers, strict=True)))  # fmt: skip
+    for tokens, answer, (wanted, own) in zip(found, answers, alone, strict=True):
+        assert tokens == wanted and answer.stopped_by == own.stopped_by
+
+
+def test_more_callers_than_rows_wait_for_their_turn():
+    engine = BatchEngine(network(), most_rows=2)
+    given = prompts(engine.model)
+    with ThreadPoolExecutor(len(given)) as pool:
+        tokens = pool.map(lambda one: list(engine.decode(one, answer_to("t2t", 9))), given)
+        found = [len(one) for one in tokens]
+    engine.close()
+    assert max(found) <= 9 and min(found) >= 1
+
+
+def test_one_that_leaves_or_fails_harms_no_other(engine):
+    class Broken:
+        in_speech = False
+
+        def __call__(self, history, logits):
+            raise InputError("a rule that fails")
+
+    given = prompts(engine.model, ("t2t", "t2t", "t2t"))
+    wanted = list(decoder.stream_embedded(engine.model, given[0], answer_to("t2t", 60)))
+    leaving = engine.decode(given[1], answer_to("t2t", 60))
+    steady = engine.decode(given[0], answer_to("t2t", 60))
+    tokens = [next(steady)]
+    next(leaving)
+    leaving.close()
+    broken = answer_to("t2t", 60)
+    broken.text.rules.append(Broken())
+    with pytest.raises(InputError, match="a rule"):
+        list(engine.decode(given[2], broken))
+    assert [*tokens, *steady] == wanted
+
+
+def test_an_interrupt_ends_an_answer_at_the_next_step(engine):
+    stop = threading.Event()
+    (prompt,) = prompts(engine.model, ("t2t",))
+    answer = answer_to("t2t", 2000)
+    tokens = engine.decode(prompt, answer, stop.is_set)
+    next(tokens)
+    stop.set()
+    assert len(list(tokens)) < 1990 and answer.stopped_by == "interrupt"
+
+
+def test_closing_ends_every_answer():
+    engine = BatchEngine(network())
+    (prompt,) = prompts(engine.model, ("t2t",))
+    answer = answer_to("t2t", 100_000)
+    tokens = engine.decode(prompt, answer)
+    next(tokens)
+    engine.close()
+    list(tokens)
+    assert answer.stopped_by in ("interrupt", "limit")
+    with pytest.raises(RuntimeError, match="closed"):
+        next(engine.decode(prompt, answer))
+
+
+def test_rows_that_come_and_go_for_long_take_no_more_room(engine):
+    given = prompts(engine.model, ("t2t", "t2t"))
+    first = engine.decode(given[0], answer_to("t2t", 600))
+    next(first)
+    for _ in range(30):
+        second = engine.decode(given[1], answer_to("t2t", 40))
+        for _ in range(20):
+            next(second, None)
+            next(first, None)
+        first, second = second, first
+        second.close()
+    assert engine._rows.tokens < 1500
