@@ -185,7 +185,7 @@ class CachedLLM:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
-        left = torch.tensor(rows, device=self.padding.device)
+        left = torch.tensor(rows, dtype=torch.long, device=self.padding.device)
         self.keys, self.values = self.keys[:, left], self.values[:, left]
         self.padding, self.state = self.padding[left], self.state[left]
         unused = int(self.padding.min()) if len(rows) else self.tokens

@@ -1,0 +1,218 @@
+"""How soon a live session is answered, alone and beside others: the real server on loopback.
+
+python -m benchmarks.online [--model pretrained/tiny] [--turns 10] [--sessions 1 2 4]
+
+Each session speaks the bundled questions in real time, with 300 ms of silence asked. First audio is
+counted from the end of the user's speech (VAD included) and from `speech_stopped` (ours alone).
+"""
+
+import argparse
+import asyncio
+import base64
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osum_echat import audio, cli, logs
+from osum_echat.errors import InputError
+from osum_echat.paths import HOUSE, TINY
+from osum_echat.serving.audio_formats import FORMATS, PCM_RATE_HZ, Resampler, Samples
+
+PIECE_S = 0.02
+SILENCE_MS = 300
+QUESTIONS = ("question_3.wav", "question_4.wav", "question_5.wav")
+START_S, TURN_S = 180.0, 60.0
+
+
+@dataclass
+class Measures:
+    """Seconds, a value a turn."""
+
+    from_speech: list[float] = field(default_factory=list)
+    from_stopped: list[float] = field(default_factory=list)
+    barge_in: list[float] = field(default_factory=list)
+    underruns: list[float] = field(default_factory=list)
+
+
+def questions() -> list[Samples]:
+    """The bundled questions at 24 kHz, ending with their last loud sample."""
+    found = []
+    for name in QUESTIONS:
+        samples = audio.load(TINY / "samples" / name).numpy()
+        loud = np.nonzero(np.abs(samples) > 0.02)[0]
+        cut = samples[: loud[-1] + 1]
+        found.append(Resampler(audio.SAMPLE_RATE_HZ, PCM_RATE_HZ).push(cut, last=True))
+    return found
+
+
+class Caller:
+    """One session: a microphone that never stops, and what comes back."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.waiting: list[Samples] = []    # to be spoken
+        self.spoken_at = 0.0                # the end of what was to be spoken
+        self.events: asyncio.Queue[tuple[float, dict[str, Any]]] = asyncio.Queue()
+        self.tasks = [asyncio.create_task(self._speak()), asyncio.create_task(self._hear())]
+
+    async def _speak(self) -> None:
+        step = round(PIECE_S * PCM_RATE_HZ)
+        silence = np.zeros(step, np.float32)
+        due = time.monotonic()
+        while True:
+            piece = silence
+            if self.waiting:
+                piece, rest = self.waiting[0][:step], self.waiting[0][step:]
+                self.waiting[0] = rest
+                if not len(rest):
+                    del self.waiting[0]
+                    self.spoken_at = time.monotonic() + PIECE_S
+                piece = np.pad(piece, (0, step - len(piece)))
+            data = base64.b64encode(FORMATS["audio/pcm"].encode(piece)).decode()
+            await self.send(type="input_audio_buffer.append", audio=data)
+            due += PIECE_S
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+    async def _hear(self) -> None:
+        async for text in self.connection:
+            self.events.put_nowait((time.monotonic(), json.loads(text)))
+
+    async def send(self, **event: Any) -> None:
+        await self.connection.send(json.dumps(event))
+
+    async def until(self, *kinds: str) -> tuple[float, dict[str, Any]]:
+        while True:
+            when, event = await asyncio.wait_for(self.events.get(), TURN_S)
+            if event["type"] == "error":
+                raise InputError(f"the server answered with an error: {event['error']}")
+            if event["type"] in kinds:
+                return when, event
+
+    async def turn(self, question: Samples, found: Measures, interrupt: bool) -> None:
+        """Speak, wait for the reply's end; or break into it."""
+        self.waiting.append(question)
+        stopped, _ = await self.until("input_audio_buffer.speech_stopped")
+        first, event = await self.until("response.output_audio.delta")
+        found.from_speech.append(first - self.spoken_at)
+        found.from_stopped.append(first - stopped)
+        if interrupt:
+            begin = time.monotonic()
+            self.waiting.append(question)
+            last = first
+            while True:
+                when, event = await self.until(
+                    "response.output_audio.delta", "response.done",
+                    "input_audio_buffer.speech_started",
+                )  # fmt: skip
+                if event["type"] == "response.output_audio.delta":
+                    last = when
+                elif event["type"] == "input_audio_buffer.speech_started":
+                    break
+            found.barge_in.append(max(0.0, last - begin))
+            await self.until("response.done")
+            return
+        played, underrun = first, 0.0
+        while event["type"] != "response.done":
+            if event["type"] == "response.output_audio.delta":
+                seconds = len(event["delta"]) * 3 / 4 / 2 / PCM_RATE_HZ
+                underrun = max(underrun, when - played if played > first else 0.0)
+                played = max(played, when) + seconds if played > first else first + seconds
+            when, event = await self.until("response.output_audio.delta", "response.done")
+        found.underruns.append(underrun)
+        await asyncio.sleep(max(0.0, played - time.monotonic()))
+
+    async def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await self.connection.close()
+
+
+async def measure(port: int, sessions: int, turns: int) -> Measures:
+    """So many sessions at once, each with so many turns; every third is broken into."""
+    import websockets
+
+    found, spoken = Measures(), questions()
+    address = f"ws://127.0.0.1:{port}/v1/realtime"
+
+    async def session(number: int) -> None:
+        async with websockets.connect(address, max_size=None) as connection:
+            caller = Caller(connection)
+            detection = {"type": "server_vad", "silence_duration_ms": SILENCE_MS}
+            await caller.send(type="session.update", session={
+                "type": "realtime", "audio": {"input": {"turn_detection": detection}}})  # fmt: skip
+            await caller.until("session.updated")
+            await asyncio.sleep(0.3 * number)
+            for turn in range(turns):
+                question = spoken[(number + turn) % len(spoken)]
+                await caller.turn(question, found, interrupt=turn % 3 == 2)
+            await caller.close()
+
+    await asyncio.gather(*(session(number) for number in range(sessions)))
+    return found
+
+
+def start(model: str, port: int) -> subprocess.Popen[bytes]:
+    """The server, ready."""
+    door = str(HOUSE / "infer_online.py")
+    command = [sys.executable, door, "--model", model, "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    give_up = time.monotonic() + START_S
+    while time.monotonic() < give_up and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return process
+        time.sleep(0.2)
+    process.kill()
+    raise InputError(f"the server did not start within {START_S:g} s")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def share(values: Sequence[float], percent: float) -> str:
+    return f"{1000 * float(np.percentile(values, percent)):6.0f}" if values else "     -"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 2 for what the user can put right, told in one line."""
+    parser = argparse.ArgumentParser(prog="benchmarks.online", description=__doc__)
+    parser.add_argument("--model", type=Path, default=TINY)
+    parser.add_argument("--turns", type=int, default=10, help="of each session (default: 10)")
+    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 2, 4], help="at once")
+    arguments = parser.parse_args(argv)
+
+    def work() -> None:
+        port = free_port()
+        process = start(str(arguments.model), port)
+        logs.out("ms           from end of speech   from speech_stopped   barge-in   underrun")
+        logs.out("sessions  n       p50     p95          p50     p95       p50  p95      worst")
+        try:
+            for sessions in arguments.sessions:
+                one = asyncio.run(measure(port, sessions, arguments.turns))
+                worst = share(one.underruns, 100)
+                logs.out(
+                    f"{sessions:8}{len(one.from_speech):4}   {share(one.from_speech, 50)}  "
+                    f"{share(one.from_speech, 95)}       {share(one.from_stopped, 50)}  "
+                    f"{share(one.from_stopped, 95)}   {share(one.barge_in, 50)} "
+                    f"{share(one.barge_in, 95)}     {worst}"
+                )
+        finally:
+            process.terminate()
+            process.wait()
+
+    return cli.run("benchmarks.online", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
