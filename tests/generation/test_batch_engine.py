@@ -97,6 +97,7 @@ def test_an_empty_batch_begins_again(engine, caplog):
             answer = answer_to("t2t", 30)
             wanted = list(decoder.stream_embedded(engine.model, prompt, answer_to("t2t", 30)))
             assert list(engine.decode(prompt, answer)) == wanted
+    engine.close()
     assert not caplog.records and engine._rows.tokens == 0
 
 
