@@ -22,7 +22,7 @@ def answer_to(name: str, tokens: int = 40) -> Answer:
 
 
 def prompts(model, names=NAMES) -> list[torch.Tensor]:
-    return decoder.embed(model, [row(name, answered=False) for name in names], VOCAB)
+    return decoder.embed_prompts(model, [row(name, answered=False) for name in names], VOCAB)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_callers_get_the_tokens_that_they_would_get_alone(engine, monkeypatch, p
     alone = []
     for prompt, name, length in zip(given, NAMES, lengths, strict=True):
         answer = answer_to(name, length)
-        alone.append((list(decoder.stream_embedded(engine.model, prompt, answer)), answer))
+        alone.append((list(decoder.stream(engine.model, prompt, answer)), answer))
     answers = [answer_to(name, length) for name, length in zip(NAMES, lengths, strict=True)]
     with ThreadPoolExecutor(len(given)) as pool:
         found = list(pool.map(lambda one: list(engine.decode(*one)),
@@ -67,7 +67,7 @@ def test_one_that_leaves_or_fails_harms_no_other(engine):
             raise InputError("a rule that fails")
 
     given = prompts(engine.model, ("t2t", "t2t", "t2t"))
-    wanted = list(decoder.stream_embedded(engine.model, given[0], answer_to("t2t", 60)))
+    wanted = list(decoder.stream(engine.model, given[0], answer_to("t2t", 60)))
     leaving = engine.decode(given[1], answer_to("t2t", 60))
     steady = engine.decode(given[0], answer_to("t2t", 60))
     tokens = [next(steady)]
@@ -95,7 +95,7 @@ def test_an_empty_batch_begins_again(engine, caplog):
     for _ in range(3):
         for prompt in given:
             answer = answer_to("t2t", 30)
-            wanted = list(decoder.stream_embedded(engine.model, prompt, answer_to("t2t", 30)))
+            wanted = list(decoder.stream(engine.model, prompt, answer_to("t2t", 30)))
             assert list(engine.decode(prompt, answer)) == wanted
     engine.close()
     assert not caplog.records and engine._rows.tokens == 0
