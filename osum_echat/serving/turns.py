@@ -115,6 +115,29 @@ class TurnDetector:
         self.in_turn, self.complete, self._speech, self._silence = False, None, 0, 0
 
 
+class InputBuffer:
+    """What was heard and may still be needed, (samples,) at 16 kHz, by its place in the session."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Samples] = []
+        self.start = self.end = 0       # samples since the session's first
+
+    def push(self, samples: Samples) -> None:
+        self._pieces.append(samples)
+        self.end += len(samples)
+
+    def cut(self, start: int, end: int) -> Samples:
+        """What lies between two places, as far as it is still there."""
+        whole = np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.float32)
+        self._pieces = [whole]
+        return whole[max(0, start - self.start) : max(0, end - self.start)]
+
+    def drop_before(self, place: int) -> None:
+        """Let go of what is older."""
+        while self._pieces and self.start + len(self._pieces[0]) <= place:
+            self.start += len(self._pieces.pop(0))
+
+
 @dataclass(slots=True)
 class VoiceState:
     """What the VAD model keeps of one session."""
