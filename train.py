@@ -16,12 +16,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     from osum_echat import cli
-    from osum_echat.training import experiment, trainer
+    from osum_echat.training import experiment
 
     def train() -> int:
-        loaded = experiment.load(arguments.config, arguments.overrides)
-        training = experiment.build(loaded)
-        outcome = trainer.train(training, loaded.run, loaded.schedule)
+        outcome = experiment.train(experiment.load(arguments.config, arguments.overrides))
         return 0 if outcome.signal is None else 128 + outcome.signal
 
     return cli.run("train.py", train, arguments.quiet)

@@ -59,6 +59,28 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Inside, no other process holds the lock file `path`; a killed process holds nothing.
+
+    Raises InputError where another one holds it, or it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another output"
+        ) from error
+    with file:
+        _lock(file, path)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)    # for worker processes that have the file too
+
+
 def write_json(path: Path, value: object) -> None:
     """Write a value as JSON to be read by people, whole or not at all."""
     with whole_file(path) as file:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from osum_echat import device as devices
-from osum_echat.errors import ConfigError
+from osum_echat.errors import ConfigError, InputError
 from osum_echat.logs import logger
 from osum_echat.models.attention import chosen
 from osum_echat.models.echat import EChatModel, LossReport
@@ -240,10 +240,13 @@ class LocalEngine:
         return report
 
     def finish(self) -> None:
-        """Keep what the encoder made of the clips."""
+        """Keep what the encoder made of the clips; no training is lost where it cannot be kept."""
         cache, file = self.model.encoder_cache, self.settings.encoder_cache_file
         if cache is not None and file and self.ranks.is_first:
-            cache.save(Path(file))
+            try:
+                cache.save(Path(file))
+            except InputError as error:
+                LOG.warning("engine.encoder_cache_file: %s; the next stage encodes anew", error)
 
     def _parameters(self) -> list[nn.Parameter]:
         return [part for group in self.optimizer.param_groups for part in group["params"]]

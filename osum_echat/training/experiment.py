@@ -1,11 +1,12 @@
 """One training is one YAML: its settings, and all that it works on made from them."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 import yaml
@@ -23,7 +24,8 @@ from osum_echat.data.loader import (
 from osum_echat.data.prepare import Preparer
 from osum_echat.data.settings import PrepareSettings
 from osum_echat.errors import ConfigError
-from osum_echat.logs import logger
+from osum_echat.files import locked, whole_folder
+from osum_echat.logs import is_first_rank, logger
 from osum_echat.models import checkpoint, pretrained
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.pretrained import (
@@ -35,17 +37,25 @@ from osum_echat.models.pretrained import (
 )
 from osum_echat.sequence import Batch
 from osum_echat.settings import override, parse, read_mapping
+from osum_echat.training import state as states
+from osum_echat.training import trainer
 from osum_echat.training.deepspeed_engine import DeepSpeedEngine
 from osum_echat.training.distributed import Ranks
 from osum_echat.training.engine import EngineSettings, LocalEngine
 from osum_echat.training.scheduler import ScheduleSettings
 from osum_echat.training.stages import StageSettings
-from osum_echat.training.trainer import RunSettings, Training
+from osum_echat.training.trainer import Outcome, RunSettings, Training, finished_step
 from osum_echat.training.validation import Question, answered, figures, questions
 from osum_echat.vocab import Vocab
 
 LOG = logger(__name__)
 PROMPTS_FILE = "prompts.yaml"
+HARMLESS = (  # beginnings of settings that change nothing of what a step learns
+    "output", "device", "run.", "schedule.total_steps", "schedule.budget_minutes", "data.held_out",
+    "data.prefetch", "data.workers", "data.bad_in_a_row", "engine.encoder_cache_file",
+)  # fmt: skip
+NOT_HARMLESS = ("run.average",)
+MOST_CHANGES = 10
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
@@ -87,6 +97,76 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
     raw = read_mapping(path)
     override(raw, overrides)
     return parse(Experiment, raw, path.name)
+
+
+def train(experiment: Experiment) -> Outcome:
+    """Train as it says, going on from what its output holds.
+
+    Raises ConfigError where that was trained with other settings that matter, InputError where
+    another training writes there.
+    """
+    output = Path(experiment.output)
+    with locked(output / states.LOCK_FILE) if is_first_rank() else nullcontext():
+        tell_changes(experiment)
+        step = finished_step(output, experiment.run)
+        if step is not None:
+            LOG.info("already finished at step %d: see %s", step, output)
+            return Outcome(step, None)
+        return trainer.train(build(experiment), experiment.run, experiment.schedule)
+
+
+def tell_changes(experiment: Experiment) -> None:
+    """Log which settings differ from those that the output was trained with last.
+
+    Raises ConfigError where one of them changes what is learnt, unless run.changed says so.
+    """
+    checkpoint_directory = states.newest(Path(experiment.output))
+    if checkpoint_directory is None:
+        return
+    path = checkpoint_directory / states.CONFIG_FILE
+    try:
+        stored = parse(Experiment, _renamed(Experiment, read_mapping(path)), path.name)
+    except ConfigError as error:
+        LOG.warning("%s: not compared with these settings (%s)", path, error)
+        return
+    before, now = (dict(_leaves(asdict(one))) for one in (stored, experiment))
+    told = {key: f"{key} {before.get(key)!r}, now {now.get(key)!r}"
+            for key in sorted({*before, *now}) if before.get(key) != now.get(key)}  # fmt: skip
+    serious = [text for key, text in told.items() if not key.startswith(HARMLESS)
+               or key in NOT_HARMLESS]  # fmt: skip
+    if serious and not experiment.run.changed:
+        more = f" and {len(serious) - MOST_CHANGES} more" if len(serious) > MOST_CHANGES else ""
+        raise ConfigError(
+            f"{experiment.output}: was trained with other settings: "
+            f"{'; '.join(serious[:MOST_CHANGES])}{more}. Begin in another output, or put them "
+            "back, or go on with the new ones by run.changed=true"
+        )
+    if told:
+        LOG.info("%s goes on with other settings: %s", experiment.output, "; ".join(told.values()))
+
+
+def _renamed(kind: type, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings by their names of today; what is no setting any more is left out."""
+    hints, names = get_type_hints(kind), getattr(kind, "RENAMED", {})
+    known = {item.name: hints[item.name] for item in fields(kind)}
+    found = {}
+    for old, value in raw.items():
+        name = names.get(old, old)
+        inner = known.get(name)
+        if is_dataclass(inner) and isinstance(inner, type) and isinstance(value, dict):
+            value = _renamed(inner, value)
+        if name in known:
+            found[name] = value
+    return found
+
+
+def _leaves(value: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its place: run.steps."""
+    for name, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _leaves(inner, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", list(inner) if isinstance(inner, tuple) else inner
 
 
 def dump(experiment: Experiment) -> str:
@@ -188,21 +268,21 @@ def network(experiment: Experiment, settings: EChatSettings) -> EChatModel:
 
 def export(directory: Path, experiment: Experiment, model: EChatModel, preparer: Preparer) -> None:
     """The trained model as a directory that a later stage or inference loads, whole or not."""
-    part = directory.with_name(f".{directory.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    prepare = experiment.prepare
-    checkpoint.save(part, model, notes={"thinking": prepare.thinking, "template": prepare.template})
-    pools = {tag: list(pool) for tag, pool in preparer.prompts.pools.items()}
-    if pools:
-        text = yaml.safe_dump(pools, sort_keys=False, allow_unicode=True)
-        (part / PROMPTS_FILE).write_text(text, encoding="utf-8")
-    tokenizer = _tokenizer_directory(experiment)
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, part / name)
+    fresh = directory.with_name(f".{directory.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    notes = {"thinking": experiment.prepare.thinking, "template": experiment.prepare.template}
+    with whole_folder(fresh) as part:
+        checkpoint.save(part, model, notes=notes)
+        pools = {tag: list(pool) for tag, pool in preparer.prompts.pools.items()}
+        if pools:
+            text = yaml.safe_dump(pools, sort_keys=False, allow_unicode=True)
+            (part / PROMPTS_FILE).write_text(text, encoding="utf-8")
+        tokenizer = _tokenizer_directory(experiment)
+        for name in TOKENIZER_FILES:
+            if (tokenizer / name).is_file():
+                shutil.copyfile(tokenizer / name, part / name)
     shutil.rmtree(directory, ignore_errors=True)
-    part.rename(directory)
+    fresh.rename(directory)
 
 
 def _held_out(experiment: Experiment, vocab: Vocab, mels: int) -> Callable[[], Sequence[Batch]]:

@@ -31,6 +31,11 @@ class MetricLogger:
         self._places = self._padding = self._clips = self._utterances = 0
         self._since = time.monotonic()
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether steps were counted since the last line."""
+        return bool(self._norms)
+
     def add(self, report: StepReport, batches: Sequence[Batch]) -> None:
         """Count a step."""
         for task, score in report.by_task.items():

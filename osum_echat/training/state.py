@@ -15,7 +15,8 @@ from osum_echat.logs import logger
 
 LOG = logger(__name__)
 FOLDER = "checkpoints"
-STATE_FILE = "state.pt"
+STATE_FILE, CONFIG_FILE = "state.pt", "config.yaml"
+LOCK_FILE = ".lock"
 LATEST_FILE = "latest"
 
 
@@ -40,7 +41,7 @@ def save(output: Path, step: int, state: dict[str, Any], config_text: str, keep:
     target = part.with_name(f"step_{step:08d}")
     try:
         part.mkdir(parents=True, exist_ok=True)
-        (part / "config.yaml").write_text(config_text, encoding="utf-8")
+        (part / CONFIG_FILE).write_text(config_text, encoding="utf-8")
         with (part / STATE_FILE).open("wb") as file:
             torch.save(state, file)
             file.flush()
@@ -63,20 +64,22 @@ def save(output: Path, step: int, state: dict[str, Any], config_text: str, keep:
 
 
 @contextmanager
-def full_disk_told(output: Path) -> Iterator[None]:
-    """Raises CheckpointError in place of the system's error where the disk is full.
+def write_errors_told(output: Path) -> Iterator[None]:
+    """Raises CheckpointError in place of the system's error where `output` cannot be written.
 
     For what is written beside checkpoints: metrics, the exported model.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        is_own = str(error.filename or "").startswith(str(output))
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) and not is_own:
             raise
         earlier = newest(output)
         kept = f"{earlier} is as it was" if earlier else "there is no checkpoint yet"
         raise CheckpointError(
-            f"{error.filename or output}: {error.strerror}; {kept}: make room, then run again"
+            f"{error.filename or output}: {error.strerror}; {kept}: make room or choose another "
+            "output, then run again"
         ) from error
 
 
@@ -92,11 +95,14 @@ def newest(output: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
-def load(checkpoint: Path, device: torch.device) -> dict[str, Any]:
-    """Read the state of a checkpoint; plain values and tensors only."""
+def load(checkpoint: Path, device: torch.device, mapped: bool = False) -> dict[str, Any]:
+    """Read the state of a checkpoint; plain values and tensors only. mapped: tensors stay on disk.
+    """
     path = checkpoint / STATE_FILE
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(
+            path, map_location=device, weights_only=True, mmap=mapped
+        )
     except (OSError, RuntimeError, EOFError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}); remove {checkpoint} to go on from the one before"

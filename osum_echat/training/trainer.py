@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from osum_echat import device as devices
-from osum_echat.errors import ConfigError, DataError
+from osum_echat.errors import CheckpointError, ConfigError, DataError
 from osum_echat.logs import logger
 from osum_echat.models.echat import EChatModel
 from osum_echat.sequence import Batch
@@ -25,6 +25,7 @@ from osum_echat.training.scheduler import ScheduleSettings, ending, learning_rat
 
 LOG = logger(__name__)
 METRICS_FILE = "metrics.jsonl"
+MOST_REASON = 200  # letters of a reason of torch's, which may name every weight
 FINAL_FOLDER, BEST_FOLDER = "final", "best"
 
 
@@ -46,6 +47,7 @@ class RunSettings:
     # check, for word error rate and label accuracy; 0 = none
     answer_tokens: int = 200  # of such an answer, at most
     average: float = 0.0  # decay of the running mean of weights that is exported; 0 = off
+    changed: bool = False  # go on in an output that was trained with other settings
 
     def __post_init__(self) -> None:
         if not (self.steps or self.minutes or self.epochs):
@@ -102,6 +104,7 @@ class Progress:
     bad_in_a_row: int = 0
     finished: bool = False
     best: float = float("inf")  # lowest held-out loss
+    epoch: int = 0  # of the last batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +115,25 @@ class Outcome:
     signal: int | None
 
 
+def limit_of(run: RunSettings, progress: Progress) -> str | None:
+    """The limit of steps, minutes or epochs that is reached, in words; None: none is."""
+    limits = (("run.steps", run.steps, progress.step), ("run.minutes", run.minutes,
+              progress.minutes), ("run.epochs", run.epochs, progress.epoch))  # fmt: skip
+    return next((f"{name} {limit:g}" for name, limit, now in limits if 0 < limit <= now), None)
+
+
+def finished_step(output: Path, run: RunSettings) -> int | None:
+    """Where a training ended for good; None: it has not, or its limits were raised since."""
+    checkpoint = states.newest(output)
+    if checkpoint is None:
+        return None
+    progress = Progress(**states.load(checkpoint, torch.device("cpu"), mapped=True)["progress"])
+    return progress.step if progress.finished and limit_of(run, progress) else None
+
+
 def train(training: Training, run: RunSettings, schedule: ScheduleSettings) -> Outcome:
     """Train until a limit or a signal, going on from the newest checkpoint in the output."""
-    with states.full_disk_told(training.output):
+    with states.write_errors_told(training.output):
         return _train(training, run, schedule)
 
 
@@ -122,7 +141,7 @@ def _train(training: Training, run: RunSettings, schedule: ScheduleSettings) -> 
     torch.set_flush_denormal(True)  # tiny optimizer moments cost a CPU up to half its speed
     loop = _Loop(training, run, ending(schedule, run.steps, run.minutes))
     loop.resume()
-    if loop.progress.finished and not loop.limit_reached():
+    if loop.progress.finished and loop.limit_reached() is None:
         LOG.info("finished before, and the limits were raised: going on")
         loop.progress.finished = False
     if loop.progress.finished:
@@ -166,6 +185,7 @@ class _Loop:
         self.progress = Progress()
         self.average = WeightAverage(training.engine.model, run.average) if run.average else None
         self.ranks = training.engine.ranks
+        self.rate = 0.0
         self.metrics = MetricLogger(
             training.output / METRICS_FILE if self.ranks.is_first else None, run.tensorboard
         )
@@ -173,6 +193,7 @@ class _Loop:
         self._clock = time.monotonic()
         self._saved_at = self._clock
         self._held_out: Sequence[Batch] | None = None
+        self._checked_at = -1
 
     def tick(self) -> None:
         """Add the time since the last tick to the training's minutes."""
@@ -186,26 +207,22 @@ class _Loop:
         first = self.ranks.is_first
         minutes, ended, saved, signal_number = self.ranks.largest((
             self.progress.minutes if first else 0.0,
-            float(first and self.limit_reached()),
+            float(first and self.limit_reached() is not None),
             float(first and saves),
             float(caught[0]) if caught else 0.0,
         ))  # fmt: skip
         self.progress.minutes = minutes
         return Decision(int(signal_number), bool(ended), bool(saved))
 
-    def limit_reached(self) -> bool:
-        """True where steps, minutes or epochs are used up."""
-        run, progress = self.run, self.progress
-        return (
-            (0 < run.steps <= progress.step)
-            or (0 < run.minutes <= progress.minutes)
-            or (0 < run.epochs <= self.training.batches.epoch)
-        )
+    def limit_reached(self) -> str | None:
+        """The limit that is used up, in words."""
+        self.progress.epoch = self.training.batches.epoch
+        return limit_of(self.run, self.progress)
 
     def one_step(self) -> None:
         """Batches, optimizer step, and whatever is due after it."""
         batches = [next(self.training.batches) for _ in range(self.training.accumulate)]
-        rate = learning_rate(self.schedule, self.progress.step, self.progress.minutes)
+        self.rate = rate = learning_rate(self.schedule, self.progress.step, self.progress.minutes)
         report = self._engine_step(batches, rate)
         self._guard(report, batches)
         self.progress.step += 1
@@ -216,12 +233,16 @@ class _Loop:
         self.tick()
         self.metrics.add(report, batches)
         if self.progress.step % self.run.log_steps == 0:
-            self.metrics.write(
-                self.progress.step, self.progress.minutes, rate, self.training.batches.epoch,
-                self.minutes_left(), devices.peak_memory_bytes(self.training.engine.device),
-            )  # fmt: skip
+            self.write_metrics()
         if self.run.check_steps and self.progress.step % self.run.check_steps == 0:
             self.check_and_keep_best()
+
+    def write_metrics(self) -> None:
+        """One line for the steps since the last one."""
+        self.metrics.write(
+            self.progress.step, self.progress.minutes, self.rate, self.training.batches.epoch,
+            self.minutes_left(), devices.peak_memory_bytes(self.training.engine.device),
+        )  # fmt: skip
 
     def minutes_left(self) -> float | None:
         """Until the nearest limit of steps or minutes, at the speed so far; None: no such limit."""
@@ -284,6 +305,7 @@ class _Loop:
 
     def check_and_keep_best(self) -> None:
         """Held-out scores; where they are the best so far, the model too (run.best)."""
+        self._checked_at = self.progress.step
         scores = self.check()
         if not self.run.best:
             return
@@ -331,6 +353,7 @@ class _Loop:
                 "bad_in_a_row": progress.bad_in_a_row,
                 "finished": progress.finished,
                 "best": progress.best,
+                "epoch": self.training.batches.epoch,
             },
             "metrics_bytes": self.metrics.size(),
         }
@@ -349,13 +372,22 @@ class _Loop:
             self.metrics.cut(0)
             return
         state = states.load(checkpoint, self.training.engine.device)
-        self.training.engine.load_state_dict(state["engine"])
-        self.training.engine.load_pieces(checkpoint)
-        names = sorted(self.training.batches.state_dict())
         place = self.ranks.own(state["batches"]).tolist()
+        try:
+            self.training.engine.load_state_dict(state["engine"])
+            self.training.engine.load_pieces(checkpoint)
+            if self.average is not None and state["average"] is not None:
+                self.average.load_state_dict(state["average"])
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{checkpoint}: of another model, or of other trained parts "
+                f"({' '.join(str(error).split())[:MOST_REASON]}); begin in another output, with "
+                f"init={self.training.output / FINAL_FOLDER} to start from what it has learnt"
+            ) from error
+        if self.average is not None and state["average"] is None:
+            self.average = WeightAverage(self.training.engine.model, self.run.average)
+        names = sorted(self.training.batches.state_dict())
         self.training.batches.load_state_dict(dict(zip(names, place, strict=True)))
-        if self.average is not None and state["average"] is not None:
-            self.average.load_state_dict(state["average"])
         devices.set_random_state(self.ranks.own(state["random"]), self.training.engine.device)
         self.progress = Progress(**state["progress"])
         self.metrics.cut(state["metrics_bytes"])
@@ -364,13 +396,16 @@ class _Loop:
 
     def finish(self) -> None:
         """Last scores, the exported model, and a checkpoint that says that all is done."""
-        self.check_and_keep_best()
-        final = self.training.output / FINAL_FOLDER
+        if self.metrics.has_steps:
+            self.write_metrics()
+        if self._checked_at != self.progress.step:
+            self.check_and_keep_best()
+        final, reached = self.training.output / FINAL_FOLDER, self.limit_reached()
         self.export(final)
-        self.training.engine.finish()
         self.progress.finished = True
         self.save()
-        LOG.info("finished at step %d: %s", self.progress.step, final)
+        self.training.engine.finish()
+        LOG.info("finished at step %d (%s): %s", self.progress.step, reached, final)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ def test_a_stage_trains_from_the_command(tmp_path: Path) -> None:
         ("tokenizer=gone", "gone: no such directory"),
         ("init_encoder=gone", "gone"),
         ("device=tpu", "device 'tpu'"),
+        ("output=/dev/null/out", "cannot be written (Not a directory)"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(

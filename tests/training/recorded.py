@@ -28,8 +28,7 @@ def main() -> None:
     path, log, *overrides = sys.argv[1:]
     Recorded.log = Path(f"{log}.{os.environ.get('RANK', '0')}")
     trainer._Loop = Recorded
-    loaded = experiment.load(path, overrides)
-    trainer.train(experiment.build(loaded), loaded.run, loaded.schedule)
+    experiment.train(experiment.load(path, overrides))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from osum_echat.errors import CheckpointError, ConfigError, DataError
+from osum_echat import files
+from osum_echat.errors import CheckpointError, ConfigError, DataError, InputError
 from osum_echat.models import checkpoint
 from osum_echat.sequence import Batch
 from osum_echat.settings import read_mapping
@@ -22,8 +24,15 @@ from tests.training.experiment import write_experiment
 
 
 def run(path: Path, *overrides: str) -> trainer.Outcome:
-    loaded = experiment.load(path, overrides)
-    return trainer.train(experiment.build(loaded), loaded.run, loaded.schedule)
+    return experiment.train(experiment.load(path, overrides))
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    logger = logging.getLogger("osum_echat")
+    logger.propagate = True
+    logger.setLevel(logging.INFO)
+    return caplog
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
@@ -87,8 +96,11 @@ def test_a_later_stage_starts_from_the_result(unbroken: Path, tmp_path: Path) ->
     assert torch.equal(model.speech_head.weight, checkpoint.load(final).speech_head.weight)
 
 
-def test_a_finished_training_is_left_as_it_is(unbroken: Path) -> None:
+def test_a_finished_training_is_left_as_it_is_without_reading_its_data(
+    unbroken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = losses(unbroken)
+    monkeypatch.setattr(experiment, "build", None)
     assert run(unbroken) == trainer.Outcome(6, None)
     assert losses(unbroken) == before
 
@@ -132,9 +144,16 @@ def test_lines_written_after_the_checkpoint_are_forgotten(tmp_path: Path) -> Non
     assert len(losses(path)) == 2
 
 
-def test_epochs_end_a_training(tmp_path: Path) -> None:
+def test_epochs_end_a_training_and_the_last_steps_are_told_once(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
     path = write_experiment(tmp_path)
-    assert run(path, "run.steps=0", "run.epochs=1").step > 2
+    step = run(path, "run.steps=0", "run.epochs=1", "run.log_steps=50").step
+    assert step > 2 and f"finished at step {step} (run.epochs 1)" in log.text
+    lines = metrics(path)
+    assert [line["step"] for line in lines] == [step, step]
+    assert "loss" in lines[0] and "held_out" in lines[1]
+    assert run(path, "run.steps=0", "run.epochs=1").step == step
 
 
 def test_gradients_that_are_not_finite_are_left_out_then_given_up(
@@ -247,7 +266,8 @@ def test_the_best_model_so_far_is_kept_and_later_worse_ones_do_not_replace_it(
     run(path, "run.steps=2", "run.check_steps=2", "run.best=true")
     best = tmp_path / "out" / trainer.BEST_FOLDER
     first = checkpoint.load(best).state_dict()
-    run(path, "run.steps=4", "run.check_steps=2", "run.best=true", "schedule.rate=30")
+    run(path, "run.steps=4", "run.check_steps=2", "run.best=true", "schedule.rate=30",
+        "run.changed=true")  # fmt: skip
     held_out = [line["held_out"]["s2s_think"]["loss"] for line in metrics(path)
                 if "held_out" in line]  # fmt: skip
     assert held_out[-1] > held_out[0]
@@ -289,3 +309,105 @@ def test_a_stage_with_lora_trains_it_and_its_result_is_merged_when_read(tmp_path
         model.eval().run(ones, segments, torch.arange(3)[None]) for model in (plain, with_layers)
     ]
     torch.testing.assert_close(*hidden, atol=1e-5, rtol=1e-5)
+
+
+# An output that was trained in before, or that cannot be written
+
+
+def test_other_settings_are_told_and_go_on_only_where_they_change_nothing_or_are_wanted(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    path = write_experiment(tmp_path)
+    run(path, "run.steps=1")
+    said = r"schedule\.rate 0\.01, now 0\.5; seed 777, now 3\. Begin in another.*run\.changed=true"
+    with pytest.raises(ConfigError, match=said):
+        run(path, "run.steps=2", "schedule.rate=0.5", "seed=3")
+    with pytest.raises(ConfigError, match=r"data\.lists\.t2t\.path '.*', now None"):
+        raw = yaml.safe_load(path.read_text())
+        del raw["data"]["lists"]["t2t"]
+        (tmp_path / "fewer.yaml").write_text(yaml.safe_dump(raw))
+        run(tmp_path / "fewer.yaml", "run.steps=2")
+    assert run(path, "run.steps=2", "data.workers=1").step == 2
+    assert "goes on with other settings: data.workers 0, now 1; run.steps 1, now 2" in log.text
+    assert run(path, "run.steps=3", "schedule.rate=0.5", "run.changed=true").step == 3
+    assert run(path, "run.steps=3", "schedule.rate=0.5").step == 3
+
+
+def test_other_trained_parts_are_one_line_even_where_the_change_is_wanted(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path)
+    run(path, "run.steps=1")
+    said = r"step_00000001: of another model, or of other trained parts .*init=.*out/final"
+    with pytest.raises(CheckpointError, match=said) as caught:
+        run(path, "run.steps=2", "stage.train=[llm]", "run.changed=true")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_by_its_old_names(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, prepare={"ctc_targets": True}, engine={"ctc_weight": 0.5})
+    run(path, "run.steps=1")
+    (stored,) = (tmp_path / "out" / state.FOLDER).glob("*/config.yaml")
+    text = stored.read_text().replace("ctc_weight", "hearing").replace("ctc_targets", "name_heard")
+    stored.write_text(text + "gone: 3\n")
+    assert run(path, "run.steps=2").step == 2
+    with pytest.raises(ConfigError, match=r"engine\.ctc_weight 0\.5, now 0\.25"):
+        run(path, "run.steps=2", "engine.ctc_weight=0.25")
+
+
+def test_a_second_training_in_one_output_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_experiment(tmp_path)
+    monkeypatch.setattr(files, "LOCK_WAIT_S", 0.0)
+    with (files.locked(tmp_path / "out" / state.LOCK_FILE),
+          pytest.raises(InputError, match="another process is writing here")):  # fmt: skip
+        run(path, "run.steps=1")
+    assert run(path, "run.steps=1").step == 1
+
+
+def test_an_output_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_experiment(tmp_path)
+    (tmp_path / "file").touch()
+    for place in ("file", "file/out"):
+        with pytest.raises(InputError, match=r"cannot be written \(.*choose another output"):
+            run(path, f"output={tmp_path / place}")
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "out" / "metrics.jsonl"))
+
+    monkeypatch.setattr(trainer.MetricLogger, "write", refused)
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: Permission denied; there is no"):
+        run(path, "run.steps=1")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_encoder_cache_that_cannot_be_kept_does_not_spoil_the_end(
+    tmp_path: Path, is_there: bool, log: pytest.LogCaptureFixture
+) -> None:
+    path = write_experiment(tmp_path, stage={"train": ["llm"]})
+    (tmp_path / "no_folder").touch()
+    place = tmp_path / ("new/folder" if is_there else "no_folder") / "cache.safetensors"
+    settings = ["run.steps=1", "engine.encoder_cache_mb=1", f"engine.encoder_cache_file={place}"]
+    assert run(path, *settings).step == 1
+    assert place.is_file() == is_there
+    assert ("the next stage encodes anew" in log.text) != is_there
+    assert "finished at step 1 (run.steps 1)" in log.text
+    assert run(path, *settings).step == 1 and "already finished at step 1" in log.text
+
+
+def test_a_full_disk_at_the_result_leaves_nothing_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_experiment(tmp_path)
+
+    def full(directory: Path, *_: Any, **__: Any) -> None:
+        (directory / "model.safetensors").write_bytes(b"a part")
+        raise OSError(28, "No space left on device", str(directory))
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(InputError, match=r"final\.new: not written \(No space left"):
+        run(path, "run.steps=1")
+    assert not [*(tmp_path / "out").glob("*final*")] and not [*(tmp_path / "out").glob(".final*")]
+    monkeypatch.undo()
+    assert run(path, "run.steps=1").step == 1
