@@ -24,12 +24,11 @@ import torch
 from benchmarks.speech_corpus import make_corpus
 from benchmarks.tar_readers import READERS, reader
 from benchmarks.upstream_batches import Sample, upstream_batches
-from osum_echat.data.loader import DataSettings, ListSettings, Loader, open_sources
+from osum_echat.data.loader import DataSettings, ListSettings, Loader, Place, Windows, open_sources
 from osum_echat.data.manifest import open_source
 from osum_echat.data.prepare import Draft, Preparer
-from osum_echat.data.settings import PrepareSettings
 from osum_echat.data.sources import Dropped
-from osum_echat.data.windows import Place, Windows
+from osum_echat.data.targets import PrepareSettings
 from osum_echat.logs import out, setup
 from osum_echat.records import Utterance
 from osum_echat.sequence import Batch

@@ -30,7 +30,7 @@ from osum_echat import logs
 from osum_echat.data.batching import LAYOUTS
 from osum_echat.data.loader import DataSettings, ListSettings, held_out_batches
 from osum_echat.data.prepare import Preparer
-from osum_echat.data.settings import PrepareSettings
+from osum_echat.data.targets import PrepareSettings
 from osum_echat.models import checkpoint, pretrained
 from osum_echat.models.adapter import AdapterSettings
 from osum_echat.models.echat import EChatModel, EChatSettings

@@ -19,8 +19,7 @@ from common_utils.jobs import Job, Made, Report, add_job_options, digest, run, s
 from common_utils.make_shard_from_raw import UNSAID
 from osum_echat.data.files import Files
 from osum_echat.data.manifest import COMBINES_LIST, RAW_LIST, TAR_ROOT, list_shards
-from osum_echat.data.shards import Shard
-from osum_echat.data.sources import Dropped
+from osum_echat.data.sources import Dropped, Shard
 from osum_echat.data.tar import Member, walk
 from osum_echat.data.tar_index import make_index, open_tar, split_name
 from osum_echat.errors import DataError, InputError

@@ -1,14 +1,22 @@
-"""Which rows share a batch: packed, bucketed by length, or as they come; all of a window are used.
+"""Which utterances share a batch: the order of an epoch, its windows, and the rows of each.
 
-Works on anything with a length in tokens, so that batches are known before sound is decoded.
+An epoch's visits are cut into windows: some hundred utterances laid out together, then decoded
+batch by batch. A window is made from its place in the data alone, always to the same batches.
+Layouts work on anything with a length in tokens, so that batches are known before sound is decoded.
 """
 
 import random
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
 from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from osum_echat.sequence import pack
+import numpy as np
+
+from osum_echat.data.prepare import Draft, Preparer
+from osum_echat.data.sources import Dropped, Noted, Source
+from osum_echat.errors import ConfigError
+from osum_echat.sequence import Batch, Sequence, collate, pack
 
 Item = TypeVar("Item", bound=Sized)
 Rows = list[list[Item]]  # of one batch; a row holds one sequence or several
@@ -59,15 +67,6 @@ def bucketed_batches(
     return batches
 
 
-def static_batches(
-    window: Items[Item], row_tokens: int, rows: int, rng: random.Random
-) -> list[Rows[Item]]:
-    """Batches of `rows` sequences, one a row, in the order they come; `row_tokens` is no limit."""
-    return [
-        [[one] for one in window[start : start + rows]] for start in range(0, len(window), rows)
-    ]
-
-
 def within_frames(
     batches: Items[Rows[Item]], limit: int, frames: Callable[[Item], list[int]]
 ) -> list[Rows[Item]]:
@@ -89,4 +88,275 @@ def within_frames(
     return parted
 
 
-LAYOUTS = {"packed": packed_batches, "bucketed": bucketed_batches, "static": static_batches}
+LAYOUTS = {"packed": packed_batches, "bucketed": bucketed_batches}
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutSettings:
+    """How the rows of a window share batches."""
+
+    layout: str = "packed"  # packed: rows shared; bucketed: one a row, like lengths together
+    row_tokens: int = 2048  # packed: of a row; bucketed: rows times this is what a batch holds
+    rows: int = 8
+    window: int = 256  # utterances that are laid out together
+    batch_frames: int = 0  # clips of a batch times the frames of the longest, at most; 0: any
+    stretch: int = 16  # utterances of one tar that are read on end
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            known = ", ".join(LAYOUTS)
+            raise ConfigError(f"data.layout: {self.layout!r} is not one of {known}")
+        for name in ("row_tokens", "rows", "window", "stretch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name}: {getattr(self, name)}, need 1 or more")
+        if self.batch_frames < 0:
+            raise ConfigError(f"data.batch_frames: {self.batch_frames}, need 0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One reading of a unit in an epoch; `repeat` counts those of a list with weight over 1."""
+
+    source: int
+    repeat: int
+    unit: int
+
+
+class EpochSampler:
+    """The visits of an epoch. Memory goes with the number of stretches, not of visits.
+
+    lists: of each source the edges of its stretches (stretches + 1,) and its weight. A weight of
+    2.5 visits every unit twice and a part of int(0.5 * units) of them, drawn anew each epoch, once
+    more. Stretches are shuffled, the units inside them are not.
+    """
+
+    def __init__(
+        self,
+        lists: Items[tuple[np.ndarray, float]],
+        seed: int,
+        epoch: int,
+        shuffle: bool = True,
+    ) -> None:
+        rng = np.random.default_rng([seed, epoch])
+        parts = [
+            stretch
+            for source, (edges, weight) in enumerate(lists)
+            for stretch in _visited(source, edges, weight, rng, shuffle)
+        ]
+        table = np.concatenate([np.zeros((4, 0), dtype=np.int64), *parts], axis=1)
+        if shuffle:
+            table = table[:, rng.permutation(table.shape[1])]
+        self._source, self._repeat, self._first, sizes = table
+        self._ends = np.cumsum(sizes)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def visits(self, start: int, stop: int, step: int = 1) -> list[Visit]:
+        """The visits at these places of the order."""
+        places = np.arange(start, min(stop, len(self)), step)
+        stretch = np.searchsorted(self._ends, places, side="right")
+        before = np.concatenate([[0], self._ends])[stretch]
+        units = self._first[stretch] + places - before
+        columns = (self._source[stretch], self._repeat[stretch], units)
+        return [Visit(*row) for row in zip(*(one.tolist() for one in columns), strict=True)]
+
+
+def _visited(
+    source: int, edges: np.ndarray, weight: float, rng: np.random.Generator, shuffle: bool
+) -> list[np.ndarray]:
+    """Tables (source, repeat, first unit, units; stretches) of the visits of one list."""
+    firsts, sizes = edges[:-1], np.diff(edges)
+    whole = int(weight)
+    tables = [_table(source, repeat, firsts, sizes) for repeat in range(whole)]
+    part = int((weight - whole) * int(edges[-1]))
+    if part:
+        chosen = rng.permutation(len(sizes)) if shuffle else np.arange(len(sizes))
+        ends = np.cumsum(sizes[chosen])
+        last = int(np.searchsorted(ends, part))
+        chosen = chosen[: last + 1]
+        own = sizes[chosen].copy()
+        own[-1] -= int(ends[last]) - part
+        tables.append(_table(source, whole, firsts[chosen], own))
+    return tables
+
+
+def _table(source: int, repeat: int, firsts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    kept = sizes > 0
+    firsts, sizes = firsts[kept], sizes[kept]
+    return np.stack([np.full_like(firsts, source), np.full_like(firsts, repeat), firsts, sizes])
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a loader is: batches already given of the window that starts at `visit` of `epoch`."""
+
+    epoch: int = 0
+    visit: int = 0
+    batches: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Visits `start` to `end` of an epoch's share; the first `given` batches are not wanted."""
+
+    epoch: int
+    start: int
+    end: int
+    given: int
+    is_last: bool  # of its epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a record of a list: left out for a reason, or used and something told of it."""
+
+    source: str
+    dropped: Dropped | None = None
+    notes: tuple[Noted, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MadeBatch:
+    """A batch, the place after it, and what came of the records on the way.
+
+    A batch whose rows are all lost is None. drafted: of the whole window, with its first batch.
+    """
+
+    batch: Batch | None
+    place: Place
+    drafted: list[Outcome] = field(default_factory=list)
+    decoded: list[Outcome] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _ListDraft:
+    """A draft and the name of the list it is from."""
+
+    source: str
+    draft: Draft
+
+    def __len__(self) -> int:
+        return len(self.draft)
+
+
+class Windows:
+    """The windows of one process's share (rank of world) of every epoch, and how each is made.
+
+    As a map-style data set, `windows[window]` is what `make` gives.
+    """
+
+    def __init__(
+        self,
+        sources: Items[tuple[Source, float]],
+        preparer: Preparer,
+        settings: LayoutSettings,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.sources = [source for source, _ in sources]
+        self.preparer = preparer
+        self.settings = settings
+        self.seed, self.rank, self.world = seed, rank, world
+        stretch = settings.stretch * world  # so that each process reads some utterances on end
+        self._lists = [(source.stretches(stretch), weight) for source, weight in sources]
+        self._sampler: tuple[int, EpochSampler] | None = None
+
+    def visits(self, epoch: int) -> int:
+        """How many visits this process has in an epoch."""
+        return len(range(self.rank, len(self._epoch(epoch)), self.world))
+
+    def share(self, epoch: int, start: int = 0, end: int | None = None) -> list[Visit]:
+        """This process's visits `start` to `end` of an epoch."""
+        sampler = self._epoch(epoch)
+        last = len(sampler) if end is None else self.rank + end * self.world
+        return sampler.visits(self.rank + start * self.world, last, self.world)
+
+    def after(self, place: Place) -> Iterator[Window]:
+        """The windows from a place on, without end."""
+        while True:
+            visits = self.visits(place.epoch)
+            while place.visit < visits:
+                end = min(place.visit + self.settings.window, visits)
+                yield Window(place.epoch, place.visit, end, place.batches, end == visits)
+                place = Place(place.epoch, end)
+            place = Place(place.epoch + 1)
+
+    def lay_out(self, window: Window) -> tuple[list[Rows[_ListDraft]], list[Outcome]]:
+        """All batches of a window, nothing decoded yet, and what came of its utterances."""
+        drafts, outcomes = self._drafts(window)
+        rng = random.Random(f"{self.seed} {window.epoch} window {window.start} {self.rank}")
+        settings = self.settings
+        batches = LAYOUTS[settings.layout](drafts, settings.row_tokens, settings.rows, rng)
+        if settings.batch_frames:
+            batches = within_frames(batches, settings.batch_frames, lambda one: one.draft.frames)
+        return batches, outcomes
+
+    def make(self, window: Window) -> Iterator[MadeBatch]:
+        """The batches of a window that were not given yet. Sound is decoded a batch at a time."""
+        batches, drafted = self.lay_out(window)
+        if window.given:
+            drafted = []  # they were told with the first batch of the window
+        after = Place(window.epoch + 1) if window.is_last else Place(window.epoch, window.end)
+        for number in range(window.given, len(batches)):
+            is_end = number + 1 == len(batches)
+            place = after if is_end else Place(window.epoch, window.start, number + 1)
+            rows, decoded = self._finished(batches[number])
+            batch = collate(rows, self.preparer.vocab) if rows else None
+            yield MadeBatch(batch, place, drafted, decoded)
+            drafted = []
+        if window.given >= len(batches):
+            yield MadeBatch(None, after, drafted)
+
+    def __getitem__(self, window: Window) -> Iterator[MadeBatch]:
+        return self.make(window)
+
+    def _epoch(self, epoch: int) -> EpochSampler:
+        if self._sampler is None or self._sampler[0] != epoch:
+            sampler = EpochSampler(self._lists, self.seed, epoch, self.settings.shuffle)
+            self._sampler = (epoch, sampler)
+        return self._sampler[1]
+
+    def _drafts(self, window: Window) -> tuple[list[_ListDraft], list[Outcome]]:
+        """The rows of a window without their sound, and what came of each utterance."""
+        drafts: list[_ListDraft] = []
+        outcomes: list[Outcome] = []
+        for visit in self.share(window.epoch, window.start, window.end):
+            source = self.sources[visit.source]
+            for number, utterance in enumerate(source.read(visit.unit)):
+                draft: Draft | Dropped = (
+                    utterance
+                    if isinstance(utterance, Dropped)
+                    else self.preparer.draft(utterance, self._rng(window.epoch, visit, number))
+                )
+                if isinstance(draft, Dropped):
+                    outcomes.append(Outcome(source.name, draft))
+                else:
+                    outcomes.append(Outcome(source.name, None, draft.notes))
+                    drafts.append(_ListDraft(source.name, draft))
+        return drafts, outcomes
+
+    def _rng(self, epoch: int, visit: Visit, number: int) -> random.Random:
+        """The chance of one utterance at one visit."""
+        name = f"{self.seed} {epoch} {visit.source} {visit.repeat} {visit.unit} {number}"
+        return random.Random(name)
+
+    def _finished(self, rows: Rows[_ListDraft]) -> tuple[list[list[Sequence]], list[Outcome]]:
+        """The rows of a batch with their sound; rows that lose all they hold are left out."""
+        finished: list[list[Sequence]] = []
+        outcomes: list[Outcome] = []
+        for row in rows:
+            whole: list[Sequence] = []
+            for one in row:
+                notes: list[Noted] = []
+                sequence = self.preparer.finish(one.draft, notes)
+                if isinstance(sequence, Dropped):
+                    outcomes.append(Outcome(one.source, sequence, tuple(notes)))
+                else:
+                    outcomes.append(Outcome(one.source, None, tuple(notes)))
+                    whole.append(sequence)
+            if whole:
+                finished.append(whole)
+        return finished, outcomes

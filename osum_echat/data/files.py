@@ -31,6 +31,7 @@ class Files:
     """
 
     schemes: tuple[str, ...] = ()
+    setting: str | None = None  # what allows more of them, for advice
 
     def open(self, place: str) -> BinaryIO:
         """The bytes of a file, to read and to seek in."""

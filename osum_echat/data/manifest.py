@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from osum_echat.data.files import Files
-from osum_echat.data.shards import Shard, TarSource
-from osum_echat.data.sources import Dropped, RawSource, Source
+from osum_echat.data.sources import Dropped, RawSource, Shard, Source, TarSource
 from osum_echat.errors import ConfigError, DataError, InputError
 from osum_echat.logs import logger
 from osum_echat.records import Utterance

@@ -12,16 +12,88 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from osum_echat.data.clips import ClipReader, PendingClip
-from osum_echat.data.settings import PrepareSettings
-from osum_echat.data.sources import Dropped
-from osum_echat.data.targets import Target, clean, make_target
+from osum_echat import audio
+from osum_echat.data.augment import Augmenter, Change, mask, substitute
+from osum_echat.data.sources import Dropped, Noted
+from osum_echat.data.targets import PrepareSettings, Target, clean, make_target
 from osum_echat.errors import DataError, InputError
 from osum_echat.records import Turn, Utterance
 from osum_echat.sequence import Clip, Sequence, compose
 from osum_echat.tasks import Prompts, Task
 from osum_echat.thinking import template_named, without_labels
 from osum_echat.vocab import Vocab
+
+_PLAIN = Change()
+
+
+@dataclass(frozen=True, slots=True)
+class PendingClip:
+    """A turn's sound at one visit, not decoded yet."""
+
+    turn: Turn
+    frames: int  # as its header promises
+    change: Change
+    mask: float | None  # seed of the masks
+
+
+class ClipReader:
+    """Features of a turn's audio, kept in memory up to a limit, changed at random by setting.
+
+    With a cache every clip goes through half precision, kept or not, so that a training that was
+    stopped sees the same numbers as one that was not.
+    """
+
+    def __init__(self, settings: PrepareSettings, mels: int) -> None:
+        self.settings = settings
+        self.mels = mels
+        self.augmenter = Augmenter(settings.augment)
+        self._kept: dict[tuple[Path, tuple[float, float] | None], Tensor] = {}
+        self._free_bytes = settings.cache_mb * 2**20
+
+    def draft(self, turn: Turn, rng: random.Random) -> PendingClip:
+        """What a clip will be, without decoding it. Raises InputError for what is no audio."""
+        seed = rng.random() if self._masks else None
+        change = self.augmenter.draw(rng) if self.settings.augment.changes_sound else _PLAIN
+        kept = self._kept.get(self._name(turn)) if change == _PLAIN else None
+        if kept is not None:
+            return PendingClip(turn, len(kept), change, seed)
+        assert turn.audio is not None, "asked for the clip of a turn without audio"
+        samples = audio.length(turn.audio, audio.SAMPLE_RATE_HZ, turn.segment_s)
+        return PendingClip(turn, change.length(samples) // audio.HOP_SAMPLES, change, seed)
+
+    def read(self, clip: PendingClip) -> Tensor:
+        """(frames, mels) float32. Raises InputError for audio that cannot be used."""
+        name = self._name(clip.turn) if clip.change == _PLAIN else None
+        kept = self._kept.get(name) if name else None
+        if kept is None:
+            kept = self._features(clip)
+            if name and kept.nbytes <= self._free_bytes:
+                self._kept[name] = kept
+                self._free_bytes -= kept.nbytes
+        features = kept.float()
+        if clip.mask is None:
+            return features
+        masked, rng = features.clone(), random.Random(clip.mask)
+        mask(masked, rng, self.settings.time_masks, self.settings.band_masks)
+        substitute(masked, rng, self.settings.augment.substitutes)
+        return masked
+
+    @property
+    def _masks(self) -> int:
+        settings = self.settings
+        return settings.time_masks + settings.band_masks + settings.augment.substitutes
+
+    def _name(self, turn: Turn) -> tuple[Path, tuple[float, float] | None]:
+        return (turn.audio if isinstance(turn.audio, Path) else Path()), turn.segment_s
+
+    def _features(self, clip: PendingClip) -> Tensor:
+        assert clip.turn.audio is not None
+        samples = audio.load(clip.turn.audio, audio.SAMPLE_RATE_HZ, clip.turn.segment_s)
+        if clip.change != _PLAIN:
+            samples = self.augmenter.apply(samples, clip.change)
+        features = audio.log_mel(samples, self.mels)
+        return features.half() if self.settings.cache_mb else features
+
 
 # Blank steps after a stand-in for a piece, from and to, and how often: speech pauses now and then.
 STAND_IN_GAPS, STAND_IN_GAP_WEIGHTS = ((0, 2), (2, 5), (6, 20)), (6, 3, 1)
@@ -34,6 +106,7 @@ class Draft:
     row: Sequence
     clips: tuple[PendingClip, ...]
     compose: Callable[[list[Clip]], Sequence]
+    notes: tuple[Noted, ...] = ()
 
     def __len__(self) -> int:
         return len(self.row)
@@ -101,8 +174,8 @@ class Preparer:
         pending = tuple(clip for clip in clips if isinstance(clip, PendingClip))
         return self._too_long(row) or Draft(row, pending, composed)
 
-    def finish(self, draft: Draft) -> Sequence | Dropped:
-        """The row with its sound decoded, or what is wrong with that."""
+    def finish(self, draft: Draft, notes: list[Noted] | None = None) -> Sequence | Dropped:
+        """The row with its sound decoded, or what is wrong with that; `notes` are added to."""
         if not draft.clips:
             return draft.row
         clips: list[Tensor] = []

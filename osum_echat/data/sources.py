@@ -3,16 +3,22 @@
 Equal data gives equal utterances in every form; only the audio is a path or bytes as it is stored.
 """
 
+import io
 import json
+import os
 from array import array
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from osum_echat.data.files import Files
+from osum_echat.data.tar import Member, walk
+from osum_echat.data.tar_index import Index, load_index, open_tar, split_name
 from osum_echat.errors import DataError
 from osum_echat.records import Utterance
 
@@ -26,6 +32,14 @@ class Dropped:
     reason: str
     detail: str
     file: str | None = None  # the file that is at fault; None: nothing is broken
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Something to be told of a record that is used all the same; counted by `reason`."""
+
+    reason: str
+    detail: str
 
 
 class Source(Protocol):
@@ -146,3 +160,200 @@ def line_starts(files: Files, place: str) -> np.ndarray:
     if not starts:
         raise DataError(f"list {place}: no records; one JSON object a line is needed")
     return np.frombuffer(starts, dtype=np.int64)
+
+
+SOUNDS = ("flac", "mp3", "m4a", "ogg", "opus", "wav", "wma")
+PACKED = (".gz", ".tgz")  # names of tars that can only be read from front to back
+_NOTHING = "none"  # what the shard writer puts for a field that is missing
+_OPEN_TARS, _INDEXES = 8, 64  # kept at hand
+_RANGE_LIMIT = 1 << 30  # bytes of one utterance
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A tar; `lines`: the jsonl that holds the words of its audio (combine)."""
+
+    tar: str
+    lines: str | None = None
+
+
+class TarSource:
+    """Shards and combine pairs of one list: a unit is an utterance, wherever its tar ends.
+
+    Only the number of utterances of each tar is kept in memory. What is lost in a damaged tar is a
+    unit too, so that it is counted. `task` overrides the tags in the tars.
+    """
+
+    def __init__(
+        self, name: str, shards: Items[Shard], task: str | None = None, files: Files | None = None
+    ) -> None:
+        self.name = name
+        self.shards = tuple(shards)
+        self.task = task
+        self.files = files or Files()
+        self._indexes: _Recent[Shard, Index] = _Recent(self._index, _INDEXES)
+        self._tars: _Recent[str, BinaryIO] = _Recent(self._open, _OPEN_TARS)
+        self._lines: _Recent[str, BinaryIO] = _Recent(self.files.open, _OPEN_TARS)
+        self._missing: dict[Shard, str] = {}
+        counts = [self._count(shard) for shard in self.shards]
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        if not counts:
+            raise DataError(f"list {name}: no tars in it; give one path of a tar a line")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def stretches(self, units: int) -> np.ndarray:
+        """Runs of `units` utterances of one tar; a packed tar is read from front to back."""
+        parts, start = [], 0
+        for shard, end in zip(self.shards, self._ends.tolist(), strict=True):
+            size = end - start if shard.tar.endswith(PACKED) else units
+            parts.append(np.arange(start, end, max(size, 1)))
+            start = end
+        return np.concatenate([*parts, [start]])
+
+    def read(self, unit: int) -> Iterator[Utterance | Dropped]:
+        """One utterance, or why there is none."""
+        place = int(np.searchsorted(self._ends, unit, side="right"))
+        shard = self.shards[place]
+        if shard in self._missing:
+            yield Dropped("missing tar", self._missing[shard], shard.tar)
+            return
+        number = unit - (int(self._ends[place - 1]) if place else 0)
+        index = self._indexes[shard]
+        fault = index.faults.get(number)
+        if fault is not None:
+            file = shard.tar if fault.broken else None
+            yield Dropped(fault.reason, f"{shard.tar}: {fault.detail}", file)
+            return
+        start, end, line_start, line_end = index.ranges[number].tolist()
+        found = self._members(shard, start, end)
+        if isinstance(found, Dropped):
+            yield found
+            return
+        key, members = found
+        where = f"{shard.tar} ({key})"
+        record = _record(key, members, where, shard.tar)
+        if shard.lines is not None and not isinstance(record, Dropped):
+            record = self._with_line(record, shard, line_start, line_end)
+        yield (
+            record
+            if isinstance(record, Dropped)
+            else utterance_of(record, where, shard.tar, self.task)
+        )
+
+    def _count(self, shard: Shard) -> int:
+        """How many units a tar has; one for a tar that is not there."""
+        try:
+            return len(self._indexes[shard])
+        except DataError as error:
+            self._missing[shard] = str(error)
+            return 1
+
+    def _index(self, shard: Shard) -> Index:
+        return load_index(self.files, shard.tar, shard.lines)
+
+    def _open(self, tar: str) -> BinaryIO:
+        return open_tar(self.files, tar)
+
+    def _members(
+        self, shard: Shard, start: int, end: int
+    ) -> tuple[str, dict[str, bytes]] | Dropped:
+        """The key and the contents by postfix of the members in a range of a tar."""
+        if end - start > _RANGE_LIMIT:
+            return Dropped("too large", f"{shard.tar}: {end - start} bytes at {start}", shard.tar)
+        try:
+            tar = self._tars[shard.tar]
+            tar.seek(start)
+            data = tar.read(end - start)
+        except (OSError, EOFError, DataError) as error:
+            return Dropped("tar cannot be read", f"{shard.tar}: {error}", shard.tar)
+        members: dict[str, bytes] = {}
+        key = None
+        for part in walk(io.BytesIO(data)):
+            named = split_name(part.name) if isinstance(part, Member) and part.is_file else None
+            if isinstance(part, Member) and named is not None:
+                key = named[0]
+                members[named[1]] = data[part.data : part.data + part.size]
+        if key is None:
+            return Dropped("damaged tar", f"{shard.tar}: nothing at byte {start}", shard.tar)
+        return key, members
+
+    def _with_line(
+        self, record: dict[str, Any], shard: Shard, start: int, end: int
+    ) -> dict[str, Any] | Dropped:
+        """The record with the words of its line; the tar's own stand where the line has none."""
+        assert shard.lines is not None
+        where = f"{shard.lines} ({record['key']})"
+        try:
+            lines = self._lines[shard.lines]
+            lines.seek(start)
+            line = json_object(lines.read(end - start), where, shard.lines)
+        except (OSError, DataError) as error:
+            return Dropped("list cannot be read", f"{where}: {error}", shard.lines)
+        if isinstance(line, Dropped):
+            return line
+        if line.get("key") != record["key"]:
+            return Dropped("list and tar differ", f"{where}: {line.get('key')!r}", shard.lines)
+        words = {name: value for name, value in line.items()
+                 if value is not None and not _is_sound(name)}  # fmt: skip
+        return {**record, **words}
+
+
+def _is_sound(name: str) -> bool:
+    return name == "wav" or (name.startswith("wav_") and name[4:].isdigit())
+
+
+def _record(key: str, members: dict[str, bytes], where: str, file: str) -> dict[str, Any] | Dropped:
+    """Members as the fields of a raw object; sounds are bytes."""
+    record: dict[str, Any] = {"key": key}
+    for postfix, contents in members.items():
+        if postfix in SOUNDS:
+            record["wav"] = contents
+        elif _is_sound(postfix):
+            record[postfix] = contents
+        elif postfix in ("txt", "task", "extra") or postfix.startswith("txt_"):
+            try:
+                text = contents.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return Dropped("text is not UTF-8", f"{where}: .{postfix}: {error}", file)
+            if postfix == "extra":
+                extra = _extra(text, where, file)
+                if isinstance(extra, Dropped):
+                    return extra
+                record["extra"] = extra
+            elif postfix != "task" or text != _NOTHING:
+                record[postfix] = text
+    return record
+
+
+def _extra(text: str, where: str, file: str) -> dict[str, Any] | Dropped | None:
+    if not text.strip() or text == _NOTHING:
+        return None
+    return json_object(text, f"{where}: .extra", file)
+
+
+class _Recent(Generic[Key, Value]):
+    """The values made last, each made when first asked for. A forked process makes its own."""
+
+    def __init__(self, make: Callable[[Key], Value], limit: int) -> None:
+        self.make, self.limit = make, limit
+        self._process = os.getpid()
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+
+    def __getitem__(self, key: Key) -> Value:
+        if os.getpid() != self._process:  # open files share their place with the parent's
+            self._process, self._values = os.getpid(), OrderedDict()
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key]
+        value = self._values[key] = self.make(key)
+        if len(self._values) > self.limit:
+            self._values.popitem(last=False)
+        return value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.make, self.limit)

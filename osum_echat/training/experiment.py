@@ -22,7 +22,7 @@ from osum_echat.data.loader import (
     open_sources,
 )
 from osum_echat.data.prepare import Preparer
-from osum_echat.data.settings import PrepareSettings
+from osum_echat.data.targets import PrepareSettings
 from osum_echat.errors import ConfigError
 from osum_echat.files import locked, whole_folder
 from osum_echat.logs import is_first_rank, logger

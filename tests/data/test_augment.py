@@ -17,8 +17,8 @@ from osum_echat.data.augment import (
     substitute,
     with_noise,
 )
-from osum_echat.data.clips import ClipReader
-from osum_echat.data.settings import PrepareSettings
+from osum_echat.data.prepare import ClipReader
+from osum_echat.data.targets import PrepareSettings
 from osum_echat.errors import ConfigError
 from osum_echat.records import Turn
 

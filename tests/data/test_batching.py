@@ -64,12 +64,6 @@ def test_packed_rows_waste_little() -> None:
     assert used > 0.97 * sum(map(tokens, batches))
 
 
-def test_static_batches_keep_the_order() -> None:
-    batches = LAYOUTS["static"](sequences(5), 1, 2, random.Random(0))
-    keys = [[one.key for row in rows for one in row] for rows in batches]
-    assert keys == [["0", "1"], ["2", "3"], ["4"]]
-
-
 @given(sizes=st.lists(st.integers(1, 90), max_size=60), limit=st.integers(1, 120),
        rows=st.integers(1, 5), layout=st.sampled_from(sorted(LAYOUTS)))  # fmt: skip
 def test_layouts_lose_nothing_and_keep_their_limit(
@@ -82,7 +76,7 @@ def test_layouts_lose_nothing_and_keep_their_limit(
     assert sorted(kept, key=int) == [one.key for one in window]
     for batch in batches:
         longest = max(len(one) for row in batch for one in row)
-        assert tokens(batch) <= limit * rows or layout == "static" or longest > limit
+        assert tokens(batch) <= limit * rows or longest > limit
 
 
 @given(sizes=st.lists(st.integers(1, 50), max_size=40), limit=st.integers(1, 300))

@@ -11,8 +11,7 @@ import pytest
 
 from osum_echat.data import tar_index
 from osum_echat.data.manifest import open_source
-from osum_echat.data.shards import Shard, TarSource
-from osum_echat.data.sources import Dropped
+from osum_echat.data.sources import Dropped, Shard, TarSource
 from osum_echat.errors import DataError
 from osum_echat.records import Utterance
 from tests.data.forms import members, plain, raw_rows, read_all, tar_bytes, write_lines

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from osum_echat.data.settings import PrepareSettings
 from osum_echat.data.sources import Dropped
-from osum_echat.data.targets import Target, make_target
+from osum_echat.data.targets import PrepareSettings, Target, make_target
 from osum_echat.errors import InputError
 from osum_echat.records import Utterance
 from osum_echat.thinking import CHINESE

@@ -1,7 +1,12 @@
-"""Claims about the endless batches."""
+"""Claims about the endless batches: order, resume, drops, and the processes that make them."""
 
 import json
 import logging
+import multiprocessing
+import os
+import signal
+import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from osum_echat.data.batching import EpochSampler
 from osum_echat.data.loader import (
     DataSettings,
     ListSettings,
@@ -18,7 +24,6 @@ from osum_echat.data.loader import (
     held_out_batches,
     open_sources,
 )
-from osum_echat.data.order import EpochOrder
 from osum_echat.data.prepare import Preparer, PrepareSettings
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.sequence import Batch
@@ -74,34 +79,141 @@ def test_epochs_differ_and_seeds_repeat(lists: dict[str, Path]) -> None:
     assert orders[0] != orders[1]
 
 
-@pytest.mark.parametrize("prefetch", [0, 2])
-@pytest.mark.parametrize("given", [1, 4, 9])
-def test_a_resume_goes_on_with_the_very_next_batch(
-    lists: dict[str, Path], given: int, prefetch: int
+def same(one: Batch, other: Batch) -> bool:
+    """Whether two batches hold the same, to the last digit."""
+    names = ("keys", "tasks", "spans", "ids", "targets", "valid", "positions", "joint", "segments",
+             "mel_lengths", "mels")  # fmt: skip
+    pairs = [(getattr(one, name), getattr(other, name)) for name in names]
+    return all(a.equal(b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def told(lists: dict[str, Path]) -> list[tuple[dict[str, int], Batch]]:
+    """An epoch and a bit, made in line: each batch and the state after it."""
+    source = loader(lists)
+    return [(source.state_dict(), batch) for batch in islice(source, 14)]
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(0, 0), (0, 2), (1, 1), (1, 3), (3, 1)])
+def test_a_resume_at_any_step_is_exact_however_many_make_the_batches(
+    lists: dict[str, Path], told: list[tuple[dict[str, int], Batch]], workers: int, prefetch: int
 ) -> None:
-    whole = loader(lists)
-    for _ in range(given):
-        next(whole)
-    state = whole.state_dict()
-    other = loader(lists, prefetch=prefetch)
-    other.load_state_dict(state)
-    for _ in range(9):
-        expected, found = next(whole), next(other)
-        assert torch.equal(expected.ids, found.ids)
-        assert expected.mels is None or torch.equal(expected.mels, found.mels)
-        assert whole.state_dict() == other.state_dict()
-    other.close()
+    assert told[-1][0]["epoch"] == 1
+    source = loader(lists, workers=workers, prefetch=prefetch)
+    for start in range(len(told)):
+        if start:
+            source.load_state_dict(told[start - 1][0])
+        rest = told[start:] if start == 0 else told[start : start + 2]
+        for state, expected in rest:
+            assert same(next(source), expected), (start, state)
+            assert source.state_dict() == state
+    source.close()
 
 
-def test_preparing_ahead_changes_nothing(lists: dict[str, Path]) -> None:
-    ahead = loader(lists, prefetch=3)
-    for expected in one_epoch(loader(lists)):
-        assert keys(next(ahead)) == keys(expected)
-    ahead.close()
+def test_workers_draw_no_chance_from_that_of_the_training(lists: dict[str, Path]) -> None:
+    before = torch.get_rng_state()
+    source = loader(lists, workers=1)
+    next(source)
+    source.close()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_one_list_feeds_all_ranks(lists: dict[str, Path]) -> None:
+    settings = DataSettings(lists={"tts": ListSettings(str(lists["tts"]))}, prefetch=0)
+    shares = [
+        [visit.unit for visit in Loader(open_sources(settings), PREPARER, settings, 3, rank, 3)
+         .windows.share(0)]
+        for rank in range(3)
+    ]  # fmt: skip
+    assert sorted(unit for share in shares for unit in share) == list(range(8))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.slow  # torch looks every five seconds
+def test_a_killed_worker_is_an_error_not_a_wait(lists: dict[str, Path]) -> None:
+    source = loader(lists, workers=1, prefetch=1)
+    next(source)
+    (process,) = multiprocessing.active_children()
+    os.kill(process.pid or 0, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"worker.* exited unexpectedly.*lower data\.workers"):
+        for _ in range(50):
+            next(source)
+    source.close()
+
+
+def test_an_error_of_a_worker_comes_after_the_batches_before_it(
+    lists: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [keys(batch) for batch in islice(loader(lists), 6)]
+    source = loader(lists, workers=2)
+    make, calls = source.windows.make, iter(range(9))
+
+    def failing(window: Any) -> Any:
+        for made in make(window):
+            if window.start == 7 and next(calls) == 1:
+                raise DataError("x.tar: gone")
+            yield made
+
+    monkeypatch.setattr(source.windows, "make", failing)
+    given = []
+    with pytest.raises(DataError, match=r"^x\.tar: gone$"):
+        while True:
+            given.append(keys(next(source)))
+    assert 1 < len(given) < 6
+    assert given == wanted[: len(given)]
+    source.close()
+
+
+@pytest.mark.parametrize("ending", ["close", "forget"])
+def test_workers_end_with_their_loader(lists: dict[str, Path], ending: str) -> None:
+    source = loader(lists, workers=2)
+    next(source)
+    processes = multiprocessing.active_children()
+    assert len(processes) == 2
+    if ending == "close":
+        source.close()
+    del source
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_a_worker_ends_when_asked_though_its_parent_only_notes_signals(
+    lists: dict[str, Path],
+) -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # as a training does
+    try:
+        source = loader(lists, workers=1)
+        next(source)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (process,) = multiprocessing.active_children()
+    process.terminate()  # what the interpreter does with workers when it ends, and then waits
+    process.join(20)
+    assert process.exitcode is not None
+    source.close()
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_parent_end(lists: dict[str, Path]) -> None:
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        source = loader(lists, workers=2, prefetch=1)
+        next(source)
+        numbers = [process.pid for process in multiprocessing.active_children()]
+        os.write(writer, " ".join(map(str, numbers)).encode())
+        time.sleep(60)
+        os._exit(0)
+    numbers = [int(one) for one in os.read(reader, 100).split()]
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    until = time.monotonic() + 20
+    while time.monotonic() < until and any(Path(f"/proc/{one}").exists() for one in numbers):
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{one}").exists() for one in numbers)
 
 
 def test_a_list_of_weight_two_and_a_half_comes_two_or_three_times() -> None:
-    order = EpochOrder([(np.arange(11), 2.5), (np.arange(5), 0.0)], seed=1, epoch=0)
+    order = EpochSampler([(np.arange(11), 2.5), (np.arange(5), 0.0)], seed=1, epoch=0)
     visits = order.visits(0, len(order))
     counts = [sum(visit.unit == unit for visit in visits) for unit in range(10)]
     assert {visit.source for visit in visits} == {0}
@@ -109,7 +221,7 @@ def test_a_list_of_weight_two_and_a_half_comes_two_or_three_times() -> None:
 
 
 def test_another_half_is_drawn_each_epoch() -> None:
-    orders = [EpochOrder([(np.arange(21), 0.5)], 1, epoch) for epoch in range(3)]
+    orders = [EpochSampler([(np.arange(21), 0.5)], 1, epoch) for epoch in range(3)]
     halves = [frozenset(order.visits(0, len(order))) for order in orders]
     assert [len(half) for half in halves] == [10] * 3
     assert len(set(halves)) == 3
@@ -196,7 +308,7 @@ def test_an_epoch_visits_what_the_weights_say(
     lists: list[tuple[list[int], float]], seed: int, shuffle: bool
 ) -> None:
     edges = [(np.concatenate([[0], np.cumsum(sizes)]), weight) for sizes, weight in lists]
-    order = EpochOrder(edges, seed, 0, shuffle)
+    order = EpochSampler(edges, seed, 0, shuffle)
     visits = order.visits(0, len(order))
     assert len(set(visits)) == len(visits)
     for number, (sizes, weight) in enumerate(lists):

@@ -10,7 +10,7 @@ import pytest
 from osum_echat.data import tar_index
 from osum_echat.data.files import Files
 from osum_echat.data.manifest import OfKind, list_shards, open_source, read_manifest
-from osum_echat.data.shards import Shard
+from osum_echat.data.sources import Shard
 from osum_echat.errors import ConfigError, DataError
 from tests.data.forms import plain, raw_rows, read_all, write_lines, write_shard
 

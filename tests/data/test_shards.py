@@ -12,8 +12,7 @@ import pytest
 
 from osum_echat.data import tar_index
 from osum_echat.data.manifest import open_source
-from osum_echat.data.shards import Shard, TarSource
-from osum_echat.data.sources import RawSource
+from osum_echat.data.sources import RawSource, Shard, TarSource
 from tests.data.forms import members, plain, raw_rows, read_all, tar_bytes, write_lines, write_shard
 
 LISTS = ("understand", "tts", "s2s", "s2s_think", "s2t", "t2t", "history")
