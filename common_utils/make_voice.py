@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = _arguments(argv)
     logs.setup()
     from osum_echat.inference.load import token2wav_place
-    from osum_echat.token2wav.model import listen
+    from osum_echat.token2wav.model import measure_voice
 
     try:
-        voice = listen(token2wav_place(chosen.model), chosen.wav)
+        voice = measure_voice(token2wav_place(chosen.model), chosen.wav)
         voice.save(chosen.out)
     except OsumError as error:
         sys.stderr.write(f"make_voice.py: {' '.join(str(error).split())}\n")

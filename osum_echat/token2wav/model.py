@@ -170,7 +170,7 @@ class Token2Wav(nn.Module):
         prompt_frames, rate = state.known.shape[1], self.settings.flow.tokens_per_s
         lengths = [prompt_frames + frames_for(len(tokens), rate) for tokens in lists]
         made: dict[int, Tensor] = {}
-        for group in alike(lengths, most_frames):
+        for group in length_groups(lengths, most_frames):
             rows = [torch.tensor(lists[one], dtype=torch.long, device=self.device) for one in group]
             noises = [
                 mel_noise(drawn[one], prompt_frames, lengths[one] - prompt_frames) for one in group
@@ -236,11 +236,11 @@ class Token2Wav(nn.Module):
         other.voice, other.has_voice = voice, True
         return other
 
-    def listen(self, wav: str | Path) -> VoicePrompt:
+    def measure_voice(self, wav: str | Path) -> VoicePrompt:
         """Measure a recording as a voice to speak in, with the model's own two ONNX files."""
         if self.source is None:
             raise CheckpointError("a voice can only be measured with a token2wav model loaded")
-        return listen(self.source, wav)
+        return measure_voice(self.source, wav)
 
     def voice_of(self, path: str | Path) -> VoicePrompt:
         """The voice of a file: one that was saved (.safetensors), or a recording to measure.
@@ -248,7 +248,7 @@ class Token2Wav(nn.Module):
         Raises InputError for a voice that another model's tokens speak of.
         """
         saved = Path(path).suffix == ".safetensors"
-        voice = VoicePrompt.load(path) if saved else self.listen(path)
+        voice = VoicePrompt.load(path) if saved else self.measure_voice(path)
         self.flow.check_voice(voice, str(path))
         return voice
 
@@ -297,7 +297,7 @@ def _bytes(file: Path | TarMember) -> bytes:
         return stream.read()
 
 
-def listen(source: Path, wav: str | Path) -> VoicePrompt:
+def measure_voice(source: Path, wav: str | Path) -> VoicePrompt:
     """Measure a recording with the two ONNX models of a token2wav directory or tar."""
     files = find_files(source)
     tokenizer = SpeechTokenizer(first_of(files, TOKENIZER_FILES, source))
@@ -343,7 +343,7 @@ def _empty(settings: Token2WavSettings, voice: VoicePrompt) -> Token2Wav:
         ) from error
 
 
-def alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+def length_groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
     """The numbers of rows that are worth padding to one length, `most` frames in all or one row."""
     group: list[int] = []
     for number in sorted(range(len(lengths)), key=lengths.__getitem__):

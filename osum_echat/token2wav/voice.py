@@ -169,7 +169,7 @@ def open_onnx(file: Path | TarMember) -> Session:
         raise CheckpointError(f"{file}: not a readable ONNX model ({first})") from error
 
 
-class Listener:
+class OnnxModel:
     """An ONNX model that hears a recording; told from others by the inputs that it asks for."""
 
     def __init__(self, source: str | Path | TarMember, kind: str) -> None:
@@ -196,7 +196,7 @@ class Listener:
             raise CheckpointError(f"{self.file}: fails on a recording ({first})") from error
 
 
-class SpeechTokenizer(Listener):
+class SpeechTokenizer(OnnxModel):
     """The published `speech_tokenizer_v1.onnx`, or one like it with other mel bins."""
 
     def __init__(self, source: str | Path | TarMember) -> None:
@@ -239,7 +239,7 @@ def speaker_features(samples: Tensor) -> Tensor:
     return (features - features.mean(0, keepdim=True)).unsqueeze(0)
 
 
-class SpeakerEncoder(Listener):
+class SpeakerEncoder(OnnxModel):
     """The published `campplus.onnx`, or one like it: who speaks, as a vector (192 numbers)."""
 
     def __init__(self, source: str | Path | TarMember) -> None:

@@ -80,7 +80,7 @@ class DeepSpeedEngine:
         self.model.train()
         count = sum(_trained(batch, self.settings.ctc_weight) for batch in batches)
         tokens = torch.tensor([float(count)], device=self.device)
-        self.ranks.add([tokens])
+        self.ranks.all_reduce_sum([tokens])
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         share = self.ranks.world / max(1.0, float(tokens))

@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError
 
-PATIENCE = timedelta(hours=1)  # how long a process waits for another that scores or saves
+TIMEOUT = timedelta(hours=1)  # how long a process waits for another that scores or saves
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Ranks:
             return cls()
         if not distributed.is_initialized():
             try:
-                distributed.init_process_group(devices.dist_backend(device), timeout=PATIENCE)
+                distributed.init_process_group(devices.dist_backend(device), timeout=TIMEOUT)
             except (ValueError, RuntimeError) as error:
                 raise ConfigError(
                     f"WORLD_SIZE is {world} but the processes cannot meet ({error}); "
@@ -50,7 +50,7 @@ class Ranks:
         """Whether this process logs, scores and writes."""
         return self.rank == 0
 
-    def add(self, tensors: list[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its sum over the processes: the same bits in all of them."""
         if self.world == 1:
             return
@@ -61,7 +61,7 @@ class Ranks:
             part.view_as(one) for part, one in zip(parts, tensors, strict=True)
         ])  # fmt: skip
 
-    def largest(self, values: tuple[float, ...]) -> tuple[float, ...]:
+    def all_reduce_max(self, values: tuple[float, ...]) -> tuple[float, ...]:
         """Each value's maximum over the processes, so that all decide alike."""
         if self.world == 1:
             return values
@@ -69,9 +69,9 @@ class Ranks:
         distributed.all_reduce(shared, distributed.ReduceOp.MAX)
         return tuple(shared.tolist())
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until every process has come here."""
-        self.largest((0.0,))
+        self.all_reduce_max((0.0,))
 
     def gather(self, state: Tensor) -> list[Tensor]:
         """The state of every process, in the order of their ranks; all of one shape."""

@@ -224,7 +224,7 @@ class LocalEngine:
                     part.grad = torch.zeros_like(part)
         gradients = [part.grad for part in parameters if part.grad is not None]
         count = torch.tensor([float(tokens)], device=self.device)  # exact up to 16 million
-        self.ranks.add([*gradients, count])
+        self.ranks.all_reduce_sum([*gradients, count])
         return int(count), gradients
 
     def _report(self, batch: Batch) -> LossReport:

@@ -205,7 +205,7 @@ class _Loop:
         """The first process's clock and limits, and any process's signal, told to all."""
         saves = 0 < self.run.save_minutes * 60.0 <= time.monotonic() - self._saved_at
         first = self.ranks.is_first
-        minutes, ended, saved, signal_number = self.ranks.largest((
+        minutes, ended, saved, signal_number = self.ranks.all_reduce_max((
             self.progress.minutes if first else 0.0,
             float(first and self.limit_reached() is not None),
             float(first and saves),
@@ -311,7 +311,7 @@ class _Loop:
             return
         whole = whole_score(scores)
         loss = whole.loss if whole.tokens else float("inf")
-        is_better, *_ = self.ranks.largest(
+        is_better, *_ = self.ranks.all_reduce_max(
             (float(self.ranks.is_first and loss < self.progress.best),)
         )
         if is_better:
@@ -336,9 +336,9 @@ class _Loop:
         half_done = states.half_done(self.training.output, progress.step)
         if self.ranks.is_first:
             states.begin(half_done)
-        self.ranks.wait()
+        self.ranks.barrier()
         self.training.engine.save_pieces(half_done)
-        self.ranks.wait()
+        self.ranks.barrier()
         self._saved_at = time.monotonic()
         if not self.ranks.is_first:
             return

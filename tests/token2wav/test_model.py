@@ -13,7 +13,7 @@ from osum_echat import weights
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.hift import Hift, HiftSettings
-from osum_echat.token2wav.model import Token2Wav, Token2WavSettings, alike
+from osum_echat.token2wav.model import Token2Wav, Token2WavSettings, length_groups
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.token2wav.tiny_flow import (
     CODES,
@@ -71,10 +71,10 @@ def test_many_utterances_sound_as_each_by_itself(speaker: Token2Wav, most_frames
 
 def test_rows_of_like_length_are_worked_on_together():
     lengths = [100, 10, 90, 300, 95]
-    assert list(alike(lengths, 0)) == [[1], [2], [4], [0], [3]]
-    assert list(alike(lengths, 300)) == [[1], [2, 4, 0], [3]]
-    assert list(alike(lengths, 200)) == [[1], [2, 4], [0], [3]]
-    assert list(alike([], 100)) == []
+    assert list(length_groups(lengths, 0)) == [[1], [2], [4], [0], [3]]
+    assert list(length_groups(lengths, 300)) == [[1], [2, 4, 0], [3]]
+    assert list(length_groups(lengths, 200)) == [[1], [2, 4], [0], [3]]
+    assert list(length_groups([], 100)) == []
 
 
 def test_a_call_leaves_nothing_behind(speaker: Token2Wav):

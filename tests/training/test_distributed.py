@@ -17,9 +17,9 @@ from tests.training.processes import launch
 
 def test_alone_nothing_is_exchanged() -> None:
     alone, tensor = Ranks(), torch.tensor([2.0])
-    alone.add([tensor])
+    alone.all_reduce_sum([tensor])
     assert tensor.item() == 2.0
-    assert alone.largest((1.0, 0.0)) == (1.0, 0.0)
+    assert alone.all_reduce_max((1.0, 0.0)) == (1.0, 0.0)
     assert alone.own(alone.gather(tensor)) is tensor
 
 
