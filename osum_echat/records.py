@@ -49,6 +49,7 @@ class Turn:
     text: str | None = None                     # what the user said, or the written question
     reply_text: str | None = None               # the target text (the text to speak, in TTS)
     reply_speech: tuple[int, ...] = ()          # codes without the edges
+    speech_starts: tuple[int, ...] = ()         # codes before each piece of the reply's text
     segment_s: tuple[float, float] | None = None    # the part of the audio that is meant
 
 
@@ -84,6 +85,7 @@ class Utterance:
                 reply_text=reader.required("txt"),
                 reply_speech=(reader.codes("speech_token", extra)
                               or reader.codes("speech_token", raw)),
+                speech_starts=reader.codes("speech_starts", extra),
                 segment_s=reader.segment(),
             ),
             labels=Labels(
@@ -168,7 +170,10 @@ class _Reader:
                         "need seconds, 0 <= start < end")
 
     def history(self) -> tuple[Turn, ...]:
-        """Earlier turns wav_1, txt_1, speech_token_1 ...; () when one of them was lost."""
+        """Earlier turns wav_1, txt_1, speech_token_1 ...; () when one of them was lost.
+
+        Earlier clauses of a text to speak have no wav, but speech_starts_1 ...
+        """
         numbers = {int(name[4:]) for name in self.raw
                    if name.startswith(("wav_", "txt_")) and name[4:].isdigit()}
         turns = []
@@ -178,13 +183,15 @@ class _Reader:
             if MISSING_TURN in (reply, self.raw.get(f"wav_{number}"), codes):
                 return ()
             audio = self.audio(f"wav_{number}")
-            if audio is None:
+            starts = self.codes(f"speech_starts_{number}", self.extra)
+            if audio is None and not starts:
                 raise DataError(f"{self.where}: wav_{number} is missing, need a string")
             turns.append(Turn(
                 audio=audio,
                 text=self.text(f"q_txt_{number}", self.extra),
                 reply_text=reply,
                 reply_speech=self.codes(f"speech_token_{number}", self.extra),
+                speech_starts=starts,
             ))
         return tuple(turns)
 

@@ -18,6 +18,7 @@ from osum_echat.vocab import UNKNOWN, Vocab
 
 IGNORED = -100                  # the target of a token without loss
 TEXT_CHUNK, SPEECH_CHUNK = 6, 18
+NEXT_CLAUSE = f"{TURN_END}{USER_START}"     # between the clauses of one text to speak
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ def compose(
     user_text: str | None = None,
     answer_text: str | None = None,
     answer_speech: Items[int] | None = None,
+    speech_starts: Items[int] = (),
     opening: str | None = None,
     key: str = "",
 ) -> Sequence:
@@ -90,11 +92,16 @@ def compose(
 
     clips: those of earlier turns that have audio, then the user's own; user_text: the prompt,
     question or words to speak; answer_text: thought included; answer_speech: codes without edges;
-    opening: the answer's forced first words. Raises DataError when the parts do not fit the task.
+    speech_starts: of an interleaved answer, the codes before each piece of its text, where that is
+    known; then earlier turns are earlier clauses of the text to speak; opening: the answer's forced
+    first words. Raises DataError when the parts do not fit the task.
     """
     waiting = list(clips)
     segments = [Segment(vocab.encode(task.opening))]
-    segments += _history(vocab, history, waiting, key)
+    if any(turn.speech_starts for turn in history):
+        segments += _clauses(task, vocab, history, key)
+    else:
+        segments += _history(vocab, history, waiting, key)
     if user_text is not None:
         if not task.user_text:
             raise DataError(f"{key}: task {task.name} takes no text from the user; leave it out")
@@ -108,7 +115,7 @@ def compose(
         raise DataError(f"{key}: {len(waiting)} clips more than task {task.name} and its history "
                         "take")
     segments.append(Segment(vocab.encode(SWITCH)))
-    segments += _answer(task, vocab, answer_text, answer_speech, opening, key)
+    segments += _answer(task, vocab, answer_text, answer_speech, speech_starts, opening, key)
     return _lay(task, vocab, segments, key)
 
 
@@ -138,6 +145,17 @@ def _history(vocab: Vocab, history: Items[Turn], waiting: list[Clip], key: str) 
     return segments
 
 
+def _clauses(task: Task, vocab: Vocab, history: Items[Turn], key: str) -> list[Segment]:
+    """Earlier clauses of a text to speak: laid out as the last one is, and trained as it is."""
+    segments: list[Segment] = []
+    for turn in history:
+        text = turn.reply_text or ""
+        segments += [Segment(vocab.encode(text)), Segment(vocab.encode(SWITCH))]
+        segments += _answer(task, vocab, text, turn.reply_speech, turn.speech_starts, None, key)
+        segments.append(Segment(vocab.encode(NEXT_CLAUSE)))
+    return segments
+
+
 def _speech_ids(vocab: Vocab, codes: Items[int], key: str) -> tuple[int, ...]:
     """Edge, codes, edge in the joint space."""
     wrong = [code for code in {*codes} if not 0 <= code < vocab.speech_codes]
@@ -152,6 +170,7 @@ def _answer(
     vocab: Vocab,
     text: str | None,
     speech: Items[int] | None,
+    starts: Items[int],
     opening: str | None,
     key: str,
 ) -> list[Segment]:
@@ -172,6 +191,8 @@ def _answer(
     codes = _speech_ids(vocab, speech, key) if speech is not None else ()
     if not task.interleaved:
         return [Segment(words + codes, trained=True)]
+    if starts:
+        return [Segment(tuple(aligned(words, codes, starts, key)), trained=True)]
     if 3 * len(words) > len(codes):
         raise DataError(f"{key}: {len(words)} text tokens to interleave with {len(codes)} speech "
                         "tokens, need three times as many")
@@ -205,6 +226,24 @@ def interleave(
         mixed += text[:text_chunk] + speech[:speech_chunk]
         text, speech = text[text_chunk:], speech[speech_chunk:]
     return mixed + speech
+
+
+def aligned(text: Items[int], speech: Items[int], starts: Items[int], key: str) -> list[int]:
+    """Each piece of text before its own speech, the end mark after all codes.
+
+    text: with the end mark; speech: with its edges; starts: the codes before each piece of text.
+    """
+    codes = speech[1:-1]
+    if len(starts) != len(text) - 1:
+        raise DataError(f"{key}: {len(starts)} speech_starts for {len(text) - 1} pieces of text; "
+                        "make the list with the model's own tokenizer")
+    if list(starts) != sorted(starts) or starts[-1] > len(codes):
+        raise DataError(f"{key}: speech_starts must rise from 0 to {len(codes)} codes")
+    edges = (0, *starts, len(codes))
+    mixed = [speech[0]]
+    for piece, begin, end in zip(text, edges, edges[1:], strict=False):
+        mixed += [*codes[begin:end], piece]
+    return [*mixed, speech[-1]]
 
 
 def _lay(task: Task, vocab: Vocab, segments: Iterable[Segment], key: str) -> Sequence:

@@ -54,6 +54,13 @@ def test_a_lost_earlier_turn_empties_the_history():
     assert read(txt_1="-1").history == ()
 
 
+def test_earlier_clauses_of_a_text_to_speak_have_starts_in_place_of_audio():
+    extra = {"speech_token_1": [1, 2], "speech_starts_1": [0, 1], "speech_starts": [0]}
+    utterance = read(wav=None, wav_1=None, extra=extra)
+    assert utterance.history == (Turn(None, None, "Hello.", (1, 2), (0, 1)),)
+    assert utterance.user.speech_starts == (0,)
+
+
 def test_a_part_of_the_audio_can_be_meant():
     assert read(start=1, end=2.5).user.segment_s == (1.0, 2.5)
 

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 
 from osum_echat.errors import DataError
 from osum_echat.records import Turn
-from osum_echat.sequence import IGNORED, Span, clip_steps, collate, compose, interleave, pack
+from osum_echat.sequence import (
+    IGNORED,
+    NEXT_CLAUSE,
+    Span,
+    clip_steps,
+    collate,
+    compose,
+    interleave,
+    pack,
+)
 from osum_echat.tasks import SWITCH, TASKS, TURN_END, USER_START
 from tests.letters import letter_vocab
 
@@ -83,6 +92,34 @@ def test_synthesis_starts_from_the_primed_edge():
     assert tuple(row.ids) == (
         *VOCAB.encode(TASKS["tts"].opening), *VOCAB.encode("ok"), *VOCAB.encode(SWITCH), EDGE
     )  # fmt: skip
+
+
+def test_aligned_rows_put_each_piece_before_its_speech_clause_after_clause():
+    """A talker's row: all it has spoken before is trained as the last clause is."""
+    task, clause = TASKS["tts_streaming"], Turn(None, None, "ab", (5, 6, 7), (0, 2))
+    row = compose(task, VOCAB, history=[clause], user_text="c", answer_text="c",
+                  answer_speech=(8,), speech_starts=(1,))  # fmt: skip
+    a, b, c = VOCAB.encode("abc")
+    first = (EDGE, a, *map(VOCAB.joint, (5, 6)), b, VOCAB.joint(7), VOCAB.text_end, EDGE)
+    last = (EDGE, VOCAB.joint(8), c, VOCAB.text_end, EDGE)
+    fixed = [VOCAB.encode(text) for text in (task.opening, "ab", SWITCH, NEXT_CLAUSE, "c", SWITCH)]
+    opening, said, switch, after, again, switch = fixed
+    assert tuple(row.ids) == (
+        *opening, *said, *switch, *first, *after, *again, *switch, *last
+    )  # fmt: skip
+    spoken = [ids for ids, trained in zip(row.ids, row.trained, strict=True) if trained]
+    assert tuple(spoken) == first + last
+    start = compose(task, VOCAB, history=[clause], user_text="c")
+    assert row.ids[: len(start)] == start.ids
+
+
+@pytest.mark.parametrize(
+    ("starts", "message"), [((0,), "1 speech_starts for 2"), ((2, 1), "rise"), ((0, 9), "rise")]
+)
+def test_an_alignment_that_does_not_fit_is_refused(starts, message):
+    with pytest.raises(DataError, match=message):
+        compose(TASKS["tts_streaming"], VOCAB, user_text="ab", answer_text="ab",
+                answer_speech=(5, 6, 7), speech_starts=starts)  # fmt: skip
 
 
 def test_text_can_stand_in_for_audio():

@@ -158,10 +158,11 @@ class Preparer:
                 task,
                 self.vocab,
                 clips=clips,
-                history=utterance.history if task.hears else (),
+                history=utterance.history if task.hears or task.interleaved else (),
                 user_text=user_text,
                 answer_text=target.text if task.answers_text else None,
                 answer_speech=utterance.user.reply_speech if task.speaks else None,
+                speech_starts=utterance.user.speech_starts,
                 opening=target.opening,
                 key=utterance.key,
             )

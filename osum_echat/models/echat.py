@@ -78,6 +78,8 @@ class EChatModel(nn.Module):
         self.settings = settings
         self.encoder_cache: EncoderCache | None = None
         self.attends_by = "mask"
+        self.speech_noise = 0.0  # in training: share of speech codes that are read as random ones
+        self.runs_in: torch.dtype | None = None  # what the LLM's layers hand on; None: as embedded
         self.llm = build_llm(settings.llm)
         if settings.lora is not None:
             add_layers(self.llm, settings.lora)
@@ -114,6 +116,12 @@ class EChatModel(nn.Module):
         """In training, make activations again in backward instead of keeping them."""
         self.llm.gradient_checkpointing_enable({"use_reentrant": False})
         self.encoder.recompute = True
+
+    def compile_layers(self, dtype: torch.dtype | None) -> None:
+        """Turn the LLM's layers into machine code when first used; dtype: of what they hand on."""
+        for layer in self.llm.model.layers:
+            layer.compile(dynamic=True)
+        self.runs_in = dtype
 
     @property
     def text_rows(self) -> int:
@@ -192,12 +200,20 @@ class EChatModel(nn.Module):
         spoken = self.speech_embedding((ids - self.text_rows).clamp(min=0))
         return torch.where(is_speech[..., None], spoken, written)
 
+    def _with_noise(self, ids: Tensor) -> Tensor:
+        """ids: (rows, tokens) in joint space. The same, some of the speech codes at random."""
+        first, codes = self.text_rows, self.settings.speech_codes
+        hit = torch.rand(ids.shape, device=ids.device) < self.speech_noise
+        hit &= (ids >= first) & (ids < first + codes)
+        return torch.where(hit, torch.randint_like(ids, first, first + codes), ids)
+
     def embed(self, batch: Batch, encoded: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The rows with every clip in its place. Returns (rows, tokens, width).
 
         encoded: what `encode_audio` made of the clips, where the caller needs it too.
         """
-        embedded = self.embed_ids(batch.ids)
+        ids = self._with_noise(batch.ids) if self.training and self.speech_noise else batch.ids
+        embedded = self.embed_ids(ids)
         if batch.mels is None:
             return embedded if encoded is None else embedded + 0.0 * encoded[0].sum()
         clips, lengths = encoded or self.encode_audio(batch.mels, batch.mel_lengths)
@@ -240,6 +256,7 @@ class EChatModel(nn.Module):
         its row, -1 on padding; positions: (rows, tokens), from 0 in every sequence; visible: (rows,
         tokens), False on tokens hidden from the others. Returns (rows, tokens, width).
         """
+        embedded = embedded if self.runs_in is None else embedded.to(self.runs_in)
         if visible is None and int(segments.max()) == 0:
             # One sequence a row, padded on the right: the causal order alone keeps padding out.
             columns = torch.arange(embedded.shape[1], device=embedded.device)[None]

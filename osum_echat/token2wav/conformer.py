@@ -18,6 +18,7 @@ class ConformerSettings:
     feed_forward: int = 2048
     blocks: int = 6
     dropout: float = 0.1
+    kernel: int = 0  # of a convolution behind each layer's attention; 0: none, as published
 
 
 def relative_positions(steps: int, width: int) -> Tensor:
@@ -85,6 +86,22 @@ class FeedForward(nn.Module):
         return self.w_2(self.dropout(F.silu(self.w_1(x))))
 
 
+class Neighbours(nn.Module):
+    """A convolution over neighbouring steps, gated: (batch, steps, width) both."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Conv1d(width, 2 * width, kernel, padding=kernel // 2)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        normed = self.norm(x)
+        if valid is not None:
+            normed = normed * valid.unsqueeze(-1)
+        return self.out(F.glu(self.mix(normed.transpose(1, 2)).transpose(1, 2)))
+
+
 class Layer(nn.Module):
     """Attention, then feed-forward, each on a normed copy and added back."""
 
@@ -96,9 +113,12 @@ class Layer(nn.Module):
         self.norm_mha = nn.LayerNorm(width, eps=1e-12)
         self.norm_ff = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(settings.dropout)
+        self.neighbours = Neighbours(width, settings.kernel) if settings.kernel else None
 
     def forward(self, x: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
         x = x + self.dropout(self.self_attn(self.norm_mha(x), positions, valid))
+        if self.neighbours is not None:
+            x = x + self.dropout(self.neighbours(x, valid))
         return x + self.dropout(self.feed_forward(self.norm_ff(x)))
 
 

@@ -34,7 +34,9 @@ class FlowSettings:
 
     The network sees (mel - mel_mean) / mel_scale. `temperature` scales the noise that synthesis
     starts from; `guidance` is the weight of classifier-free guidance; `spacing` above 1 crowds
-    the solver's steps further at the start, which serves few steps better.
+    the solver's steps further at the start, which serves few steps better. `mean_start`, where it
+    is not None, lets the solver start at the mean mel, with noise of so many deviations, and tells
+    the speaker to the mean too (not published).
     """
 
     codes: int = 4096
@@ -47,6 +49,7 @@ class FlowSettings:
     steps: int = 10
     spacing: float = 1.0
     temperature: float = 1.0
+    mean_start: float | None = None
     smallest_noise: float = 1e-6
     mel_mean: float = 0.0
     mel_scale: float = 1.0
@@ -205,16 +208,20 @@ class Matching(nn.Module):
         """Euler steps from `noise`, guided, each row as if it were alone. Shapes as in
         `Estimator.forward`; times: (steps + 1,); extends: one a step."""
         x, alone = noise, valid is not None
-        mu, speaker, known = (torch.cat((part, part * 0)) for part in (mu, speaker, known))
-        valid = None if valid is None else torch.cat((valid, valid))
+        copies = 2 if guidance else 1
+        if guidance:
+            mu, speaker, known = (torch.cat((part, part * 0)) for part in (mu, speaker, known))
+            valid = None if valid is None else torch.cat((valid, valid))
         times, steps = times.to(noise.device), len(times) - 1
         now, pace = times[0], times[1] - times[0]
         for step in range(1, steps + 1):
-            both, time = x.repeat(2, 1, 1), now.expand(len(mu))
+            both, time = x.repeat(copies, 1, 1), now.expand(len(mu))
             extend = None if extends is None else extends[step - 1]
-            velocity = self.estimator(both, mu, time, speaker, known, valid, alone, extend)
-            guided, free = velocity.float().chunk(2)
-            x = x + pace * ((1 + guidance) * guided - guidance * free)
+            velocity = self.estimator(both, mu, time, speaker, known, valid, alone, extend).float()
+            if guidance:
+                guided, free = velocity.chunk(2)
+                velocity = (1 + guidance) * guided - guidance * free
+            x = x + pace * velocity
             now = now + pace
             if step < steps:
                 pace = times[step + 1] - now
@@ -244,6 +251,21 @@ class Flow(nn.Module):
         if valid is not None:
             embedded = embedded * valid.unsqueeze(-1)
         return self.encoder_proj(self.encoder(embedded, valid))
+
+    def mean(self, paced: Tensor, speaker: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The mean mel, normalised: (rows, frames, mel).
+
+        paced: what `encode` gave at the mel's pace, the same shape; speaker: (rows, mel).
+        """
+        if self.settings.mean_start is not None:
+            paced = paced + speaker[:, None]
+        return self.length_regulator(paced, valid)
+
+    def start(self, mu: Tensor, noise: Tensor) -> Tensor:
+        """Where the solver starts: (rows, frames, mel) all."""
+        if self.settings.mean_start is None:
+            return noise
+        return mu + self.settings.mean_start * noise
 
     def normalise(self, mel: Tensor) -> Tensor:
         return (mel - self.settings.mel_mean) / self.settings.mel_scale
@@ -281,9 +303,10 @@ class Flow(nn.Module):
         if keep <= 0:
             return voice
         kept = tuple(KeyValues() for _ in range(settings.steps))
-        mu = self.length_regulator(stretch(self.encode(voice.tokens), frames))
+        mu = self.mean(stretch(self.encode(voice.tokens), frames), voice.speaker)
+        heated = noise.T[None].to(mu.device) * settings.temperature
         self.decoder.solve(
-            noise.T[None].to(mu.device) * settings.temperature, mu, voice.speaker,
+            self.start(mu, heated), mu, voice.speaker,
             voice.known.to(mu.dtype), solver_times(settings.steps, settings.spacing),
             settings.guidance, extends=[keeping(one, frames, keep) for one in kept],
         )  # fmt: skip
@@ -331,7 +354,7 @@ class Flow(nn.Module):
         self.check(tokens)
         voice = prompt if isinstance(prompt, VoiceState) else self.voice_state(prompt)
         encoded = self.encode(torch.cat((voice.tokens, tokens), dim=1))
-        mu = self.length_regulator(self.stretched(encoded, voice, first))
+        mu = self.mean(self.stretched(encoded, voice, first), voice.speaker)
         if noise is None:
             noise = torch.randn(1, MELS, mu.shape[1], generator=generator)
         return self._solved(mu, noise, voice, None, temperature, steps)
@@ -355,7 +378,7 @@ class Flow(nn.Module):
             for one, row in zip(encoded, told, strict=True)
         ]
         valid = padding_of(paced)
-        mu = self.length_regulator(pad_sequence(paced, batch_first=True), valid)
+        mu = self.mean(pad_sequence(paced, batch_first=True), voice.speaker, valid)
         noise = pad_sequence([one.T for one in noises], batch_first=True).transpose(1, 2)
         solved = self._solved(mu, noise, voice, valid)
         ends = [len(row) - voice.known.shape[1] for row in paced]
@@ -379,7 +402,7 @@ class Flow(nn.Module):
                     "prepare it again"
                 )
         solved = self.decoder.solve(
-            noise.to(mu.device).transpose(1, 2)[:, skip:] * heat, mu[:, skip:],
+            self.start(mu, noise.to(mu.device).transpose(1, 2) * heat)[:, skip:], mu[:, skip:],
             voice.speaker.expand(len(mu), -1), known.expand(len(mu), -1, -1)[:, skip:],
             solver_times(steps or settings.steps, settings.spacing), settings.guidance, valid,
             extends,
@@ -432,7 +455,8 @@ class Flow(nn.Module):
         target = self.normalise(mel)
         valid = None if mel_lengths is None else within(mel_lengths, frames)
         heard = None if token_lengths is None else within(token_lengths, tokens.shape[1])
-        mu = self.length_regulator(stretch(self.encode(tokens, heard), frames))
+        told = self.speaker(speaker)
+        mu = self.mean(stretch(self.encode(tokens, heard), frames), told)
         shown = torch.arange(frames, device=mel.device) < draws.known.unsqueeze(1)
         known = target * shown.unsqueeze(-1)
         weight = target.new_ones(rows, frames) if valid is None else valid.to(target.dtype)
@@ -441,14 +465,15 @@ class Flow(nn.Module):
         count = weight.sum() * MELS
         mu_loss = ((mu.float() - target).abs() * weight.unsqueeze(-1)).sum() / count
         kept = draws.kept.to(target.dtype)
-        start, time = draws.noise, draws.times.view(-1, 1, 1)
+        # Only L1 teaches the mean: a start that moved with the loss would run to the target.
+        start, time = self.start(mu.detach(), draws.noise), draws.times.view(-1, 1, 1)
         least = self.settings.smallest_noise
         mixed = (1 - (1 - least) * time) * start + time * target
         velocity = self.decoder.estimator(
             mixed,
             mu * kept.view(-1, 1, 1),
             draws.times,
-            self.speaker(speaker) * kept.view(-1, 1),
+            told * kept.view(-1, 1),
             known * kept.view(-1, 1, 1),
             valid,
         )

@@ -40,6 +40,9 @@ class EngineSettings:
     encoder_cache_augment: float = 0.0  # how much cached clips are varied at each use, 0 to 1
     deepspeed: str | None = None  # a DeepSpeed file, see conf/ds_*.json; None: without DeepSpeed
     attention: str = "auto"  # auto | mask | eager | segments | varlen: see models/attention.py
+    speech_noise: float = 0.0  # share of speech codes that are read as random ones in training
+    compile: bool = False  # the LLM's layers to machine code when first used, and what runs between
+    # them in the precision's type: twice as fast for a small LLM; on a CPU it takes a C++ compiler
     recompute: bool = False  # forget activations and make them again in backward: less memory
     RENAMED: ClassVar[dict[str, str]] = {
         "hearing": "ctc_weight", "hearing_alone": "ctc_only", "remember_mb": "encoder_cache_mb",
@@ -57,6 +60,8 @@ class EngineSettings:
         augment = self.encoder_cache_augment
         if not 0 <= augment <= 1 or (augment and not self.encoder_cache_mb):
             raise ConfigError("engine.encoder_cache_augment: 0 to 1, with encoder_cache_mb only")
+        if not 0 <= self.speech_noise < 1:
+            raise ConfigError(f"engine.speech_noise: {self.speech_noise}, need 0 to below 1")
         if self.accumulate < 1:
             raise ConfigError(f"engine.accumulate: {self.accumulate}, need 1 or more")
 
@@ -260,6 +265,9 @@ def prepared(
     model.attend_by(chosen(settings.attention, device))
     if settings.recompute:
         model.recompute_activations()
+    if settings.compile:
+        model.compile_layers(compute_dtype(settings.precision, device))
+    model.speech_noise = settings.speech_noise
     return model.to(device)
 
 

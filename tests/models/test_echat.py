@@ -92,6 +92,17 @@ def test_a_speech_id_is_looked_up_in_the_speech_table():
     assert torch.equal(model.embed_ids(both)[1], model.speech_embedding.weight[7])
 
 
+def test_in_training_alone_some_speech_codes_are_read_as_others():
+    model, batch = network(), collate([[row("tts", speech=range(30))]], VOCAB)
+    model.speech_noise = 0.5
+    assert torch.equal(model.embed(batch), model.embed_ids(batch.ids))
+    torch.manual_seed(0)
+    moved = (model.train().embed(batch) != model.embed_ids(batch.ids)).any(-1)[0]
+    first = model.text_rows
+    is_code = (batch.ids[0] >= first) & (batch.ids[0] < first + model.settings.speech_codes)
+    assert 5 < int(moved.sum()) < 25 and not (moved & ~is_code).any()
+
+
 def test_the_loss_is_the_sum_of_its_tasks_alone():
     model = network()
     whole = model.loss(collate(pack([ROWS[0], ROWS[1], ROWS[3]], 700), VOCAB))
