@@ -174,3 +174,19 @@ def test_warped_times_crowd_at_the_start():
 def test_a_scale_of_zero_is_refused():
     with pytest.raises(ConfigError, match="mel_scale 0"):
         FlowSettings(mel_scale=0)
+
+
+def test_a_flow_that_starts_at_the_mean_stays_there_where_nothing_moves_it():
+    conformer = replace(FLOW.conformer, kernel=3)
+    flow = tiny_flow(replace(FLOW, mean_start=0.5, guidance=0.0, conformer=conformer))
+    torch.nn.init.zeros_(flow.decoder.estimator.final_proj.weight)
+    torch.nn.init.zeros_(flow.decoder.estimator.final_proj.bias)
+    tokens = torch.arange(30)[None] % CODES
+    quiet = flow.mel(tokens, temperature=0.0)
+    speaker = torch.zeros(1, FLOW.speaker_width)
+    speaker[0, 0] = 1.0
+    other = flow.mel(tokens, VoicePrompt.absent(speaker), temperature=0.0)
+    assert not torch.allclose(quiet, other)     # the mean knows who speaks
+    noise = torch.randn(1, 80, quiet.shape[2])
+    moved = flow.mel(tokens, noise=noise, temperature=1.0) - quiet
+    assert torch.allclose(moved, 0.5 * FLOW.mel_scale * noise, atol=1e-5)
