@@ -79,9 +79,6 @@ train() {
     local meet=(--standalone)
     if [[ "$NNODES" -gt 1 ]]; then
         [[ -n "${MASTER_ADDR:-}" ]] || fail "NNODES is $NNODES: set MASTER_ADDR to the first machine"
-        if [[ "$NODE_RANK" -eq 0 ]]; then
-            "$PYTHON" -m osum_echat.training.distributed "$MASTER_PORT" || exit 2
-        fi
         meet=(--nnodes "$NNODES" --node_rank "$NODE_RANK"
               --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
     fi

@@ -1,8 +1,6 @@
 """Several processes on one training: gradients summed over all, one clock, one writer."""
 
 import os
-import socket
-import sys
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -93,30 +91,3 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-def check_port(port: int) -> None:
-    """Raises ConfigError where another program holds the port at which processes would meet."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {port}: {error.strerror}; name another: MASTER_PORT={port + 1} on every "
-                "machine"
-            ) from error
-
-
-def main(argv: list[str]) -> int:
-    """Check the port that train.sh is going to use."""
-    try:
-        check_port(int(argv[0]))
-    except (ConfigError, ValueError, OverflowError) as error:
-        sys.stderr.write(f"ranks: {error}\n")
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

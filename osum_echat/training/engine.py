@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -101,53 +101,11 @@ class StepReport:
     by_task: dict[str, Score]
 
 
-class Engine(Protocol):
-    """Owns model and optimizer; the loop sees neither processes nor precision."""
-
-    model: EChatModel
-    device: torch.device
-    ranks: Ranks
-    every_process_scores: bool  # whether `score` needs all processes at once
-    has_pieces: bool  # whether a process holds no weight whole outside `whole_model`
-
-    def step(self, batches: Sequence[Batch], rate: float) -> StepReport:
-        """One optimizer step on the mean loss of all trained tokens of the batches."""
-        ...
-
-    def score(self, batches: Sequence[Batch]) -> dict[str, Score]:
-        """Loss and accuracy by task, without training."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Model and optimizer, for an exact resume."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        ...
-
-    def save_pieces(self, directory: Path) -> None:
-        """Write what one process alone cannot save; every process calls it."""
-        ...
-
-    def load_pieces(self, directory: Path) -> None:
-        """Take back what `save_pieces` wrote."""
-        ...
-
-    def whole_model(self) -> AbstractContextManager[EChatModel]:
-        """Inside, this process holds all weights; every process enters it."""
-        ...
-
-    def finish(self) -> None:
-        """Called once when the training has ended."""
-        ...
-
-
 class LocalEngine:
     """A whole model and optimizer in each process, on one device each: one process or several."""
 
-    every_process_scores = False
-    has_pieces = False
+    every_process_scores = False  # whether `score` needs all processes at once
+    has_pieces = False  # whether a process holds no weight whole outside `whole_model`
 
     def __init__(
         self,
@@ -162,7 +120,7 @@ class LocalEngine:
         self.device = device
         self.dtype = compute_dtype(settings.precision, device)
         self.model = prepared(model, stage, settings, device)
-        if settings.encoder_cache_mb and "encoder" in stage.groups:
+        if settings.encoder_cache_mb and "encoder" in stage.train:
             raise ConfigError(
                 "engine.encoder_cache_mb: needs a frozen encoder; take encoder out of stage.train"
             )
@@ -245,7 +203,7 @@ class LocalEngine:
         return report
 
     def finish(self) -> None:
-        """Keep what the encoder made of the clips; no training is lost where it cannot be kept."""
+        """The training has ended: keep what the encoder made of the clips, where that can be."""
         cache, file = self.model.encoder_cache, self.settings.encoder_cache_file
         if cache is not None and file and self.ranks.is_first:
             try:

@@ -121,36 +121,32 @@ class EarlyWarnings:
     """Tells what should be looked at before hours are lost: each thing once, or seldom."""
 
     def __init__(self) -> None:
-        self.seen: set[str] = set()
         self.usual = 0.0
+        self._tasks: set[str] = set()
         self._steps = self._quiet_until = 0
-        self._told: set[str] = set()
 
-    def step(self, number: int, norm: float, tasks: Iterable[str]) -> bool:
-        """Count a step; True where its gradient norm was a spike."""
-        self.seen.update(tasks)
+    def step(self, number: int, norm: float, tasks: Iterable[str]) -> None:
+        """Count a step; a gradient norm far above the usual one is told, and does not become usual.
+        """
+        self._tasks.update(tasks)
         self._steps += 1
-        spike = self._steps > WARM_STEPS and norm > SPIKE * self.usual
-        if spike and number >= self._quiet_until:
-            LOG.warning(
-                "step %d: gradient norm %.3g, usually %.3g: if the loss rises now, lower "
-                "schedule.rate or engine.clip", number, norm, self.usual,
-            )  # fmt: skip
-            self._quiet_until = number + QUIET_STEPS
-        if not spike and norm > 0.0:
+        if self._steps > WARM_STEPS and norm > SPIKE * self.usual:
+            if number >= self._quiet_until:
+                LOG.warning(
+                    "step %d: gradient norm %.3g, usually %.3g: if the loss rises now, lower "
+                    "schedule.rate or engine.clip", number, norm, self.usual,
+                )  # fmt: skip
+                self._quiet_until = number + QUIET_STEPS
+        elif norm > 0.0:
             keep = min(MEMORY, 1.0 - 1.0 / self._steps)
             self.usual = keep * self.usual + (1.0 - keep) * norm
-        return spike
 
-    def check(self, scored: Iterable[str]) -> list[str]:
-        """Tasks that are scored but had no trained token so far: told once, and returned."""
-        silent = {*scored} - self.seen - self._told if self._steps else set()
-        new = sorted(silent)
-        for name in new:
+    def check(self, scored: Iterable[str]) -> None:
+        """Tell tasks that are scored but had no trained token so far."""
+        for name in sorted({*scored} - self._tasks) if self._steps else ():
             LOG.warning("task %s: scored, but nothing of it was trained so far; see data.lists and "
                         "their weights", name)  # fmt: skip
-        self._told.update(new)
-        return new
+            self._tasks.add(name)
 
 
 def flat(line: Mapping[str, Any], place: str = "") -> dict[str, float]:

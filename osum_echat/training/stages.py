@@ -15,53 +15,31 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "speech": ("speech_embedding.", "speech_head."),
 }
 
-# Upstream's ladder of names, for those who come with its configuration files.
-FIRE_MODULES: dict[str, tuple[str, ...]] = {
-    "link": ("adapter", "speech"),
-    "encoder": ("encoder",),
-    "llm": ("llm",),
-    "link_and_encoder": ("encoder", "adapter", "speech"),
-    "link_and_lora": ("adapter", "llm", "speech"),
-    "link_and_encoder_and_lora": ("encoder", "adapter", "llm", "speech"),
-}
-
 LORA_MARK = "lora_"
 
 
 @dataclass(frozen=True, slots=True)
 class StageSettings:
-    """`train` names groups, or `fire_module` one of upstream's names: one of the two.
+    """`train` names the groups that train; `rates` scales the learning rate of single ones.
 
-    `rates` scales the learning rate of single groups, e.g. {encoder: 0.3}. `lora` gives the LLM
-    LoRA layers, which train in place of its own weights; what is exported is merged when read.
+    `lora` gives the LLM LoRA layers, which train in place of its own weights; what is exported is
+    merged when read.
     """
 
-    train: tuple[str, ...] = ()
-    fire_module: str | None = None
+    train: tuple[str, ...]
     rates: dict[str, float] = field(default_factory=dict)
     lora: LoraSettings | None = None
 
     def __post_init__(self) -> None:
-        if self.fire_module is not None and self.fire_module not in FIRE_MODULES:
-            known = ", ".join(FIRE_MODULES)
-            raise ConfigError(f"stage.fire_module: {self.fire_module!r} is not one of {known}")
-        if bool(self.train) == (self.fire_module is not None):
-            raise ConfigError(
-                f"stage: name what trains, either train: [{', '.join(GROUPS)}] or fire_module"
-            )
+        if not self.train:
+            raise ConfigError(f"stage.train: name what trains: {', '.join(GROUPS)}")
         for where, names in (("train", self.train), ("rates", tuple(self.rates))):
             for name in names:
                 if name not in GROUPS:
                     known = ", ".join(GROUPS)
                     raise ConfigError(f"stage.{where}: {name!r} is not one of {known}")
-
-        if self.lora is not None and "llm" not in self.groups:
+        if self.lora is not None and "llm" not in self.train:
             raise ConfigError("stage.lora: trains within the group llm; add it to stage.train")
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The names of the groups that train."""
-        return self.train if self.fire_module is None else FIRE_MODULES[self.fire_module]
 
 
 def group_of(parameter_name: str) -> str:
@@ -82,7 +60,7 @@ def freeze(model: nn.Module, settings: StageSettings) -> None:
     for name, parameter in model.named_parameters():
         group = group_of(name)
         frozen_base = with_lora and group == "llm" and LORA_MARK not in name
-        parameter.requires_grad_(group in settings.groups and not frozen_base)
+        parameter.requires_grad_(group in settings.train and not frozen_base)
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -101,7 +79,7 @@ def optimizer_groups(
     for name, parameter in trained_parameters(model):
         kinds.setdefault((group_of(name), parameter.dim() > 1), []).append(parameter)
     if not kinds:
-        raise ConfigError(f"stage: nothing trains with the groups {', '.join(settings.groups)}")
+        raise ConfigError(f"stage: nothing trains with the groups {', '.join(settings.train)}")
     return [
         {
             "params": parameters,

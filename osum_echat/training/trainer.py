@@ -8,18 +8,19 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 import torch
 
 from osum_echat import device as devices
+from osum_echat.data.loader import Loader
 from osum_echat.errors import CheckpointError, ConfigError, DataError
 from osum_echat.logs import logger
 from osum_echat.models.echat import EChatModel
 from osum_echat.sequence import Batch
 from osum_echat.training import state as states
+from osum_echat.training.deepspeed_engine import DeepSpeedEngine
 from osum_echat.training.ema import WeightAverage
-from osum_echat.training.engine import Engine, Score, StepReport, is_finite, whole_score
+from osum_echat.training.engine import LocalEngine, Score, StepReport, is_finite, whole_score
 from osum_echat.training.metric_logger import EarlyWarnings, MetricLogger
 from osum_echat.training.scheduler import ScheduleSettings, ending, learning_rate
 
@@ -60,24 +61,6 @@ class RunSettings:
             raise ConfigError(f"run.average: {self.average}, need 0 (off) to below 1")
 
 
-class BatchStream(Protocol):
-    """Endless batches whose place can be kept; `epoch` is that of the last batch given."""
-
-    epoch: int
-
-    def __next__(self) -> Batch:
-        """The next batch."""
-        ...
-
-    def state_dict(self) -> dict[str, int]:
-        """The place after the last batch given."""
-        ...
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a place."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Training:
     """What the loop works on. `export` writes the model as a directory to load from.
@@ -85,8 +68,8 @@ class Training:
     answers: figures of held-out questions that the model answers by generation; None: not asked.
     """
 
-    engine: Engine
-    batches: BatchStream
+    engine: LocalEngine | DeepSpeedEngine
+    batches: Loader
     held_out: Callable[[], Sequence[Batch]]
     export: Callable[[Path], None]
     output: Path

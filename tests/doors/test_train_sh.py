@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,8 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from osum_echat.errors import ConfigError
-from osum_echat.training.distributed import check_port
 from osum_echat.training.state import newest
 from tests.training.experiment import write_experiment
 
@@ -60,16 +57,6 @@ def test_every_file_that_it_names_is_there() -> None:
     words = (ROOT / "train.sh").read_text().replace("(", " ").replace(",", " ").split()
     named = {word for word in words if word.startswith("conf/") and "." in word}
     assert named and all((ROOT / word.rstrip(".;)")).exists() for word in named), named
-
-
-def test_a_port_that_is_taken_is_told() -> None:
-    with socket.socket() as other:
-        other.bind(("", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port {port}: .*MASTER_PORT={port + 1}"):
-            check_port(port)
-    check_port(port)
 
 
 def test_stages_run_by_name_and_only_the_first_starts_from_what_is_given(tmp_path: Path) -> None:
