@@ -2,6 +2,7 @@
 
 Text ids come first (0 to text_rows), speech ids after them: speech id `s` is `text_rows + s`.
 """
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,31 @@ UNKNOWN = "&&"                  # inside <>: a label nobody knows, no loss on it
 SPEECH_CODES = 4096
 _MARK = re.compile(r"<\|.*\|>|\[PAD\]")
 _CACHED_TEXTS = 4096
+
+
+class Pieces:
+    """The first merges of a byte-pair tokenizer: coarser spelling with the tokenizer's own ids."""
+
+    def __init__(self, tokenizer: "Tokenizer", merges: int) -> None:
+        """Raises CheckpointError for a tokenizer that has fewer merges, or none."""
+        from tokenizers import Tokenizer as Backend
+
+        backend = getattr(tokenizer, "backend", None)
+        raw = json.loads(backend.to_str())["model"] if backend is not None else {}
+        kept = raw.get("merges", [])[:merges]
+        if len(kept) < merges:
+            raise CheckpointError(f"tokenizer: {len(kept)} merges, need {merges}; lower "
+                                  "prepare.audio_as_text_merges")
+        whole = json.loads(backend.to_str())
+        whole["model"]["merges"] = kept
+        self.inner = Backend.from_str(json.dumps(whole))
+        self.ids = tuple(
+            raw["vocab"]["".join(one if isinstance(one, list) else one.split(" "))] for one in kept
+        )  # of the merges
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, none of them past the merges."""
+        return list(self.inner.encode(text, add_special_tokens=False).ids)
 
 
 class Tokenizer(Protocol):

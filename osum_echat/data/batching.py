@@ -95,6 +95,7 @@ LAYOUTS = {"packed": packed_batches, "bucketed": bucketed_batches}
 class LayoutSettings:
     """How the rows of a window share batches."""
 
+    by_task: bool = False  # a batch holds one task; see engine.share_start
     layout: str = "packed"  # packed: rows shared; bucketed: one a row, like lengths together
     row_tokens: int = 2048  # packed: of a row; bucketed: rows times this is what a batch holds
     rows: int = 8
@@ -241,6 +242,14 @@ class _ListDraft:
         return len(self.draft)
 
 
+def _by_task(drafts: list[_ListDraft]) -> list[list[_ListDraft]]:
+    """The drafts of each task together, in the order of the tasks' names."""
+    own: dict[str, list[_ListDraft]] = {}
+    for one in drafts:
+        own.setdefault(one.draft.row.task, []).append(one)
+    return [own[task] for task in sorted(own)]
+
+
 class Windows:
     """The windows of one process's share (rank of world) of every epoch, and how each is made.
 
@@ -289,7 +298,11 @@ class Windows:
         drafts, outcomes = self._drafts(window)
         rng = random.Random(f"{self.seed} {window.epoch} window {window.start} {self.rank}")
         settings = self.settings
-        batches = LAYOUTS[settings.layout](drafts, settings.row_tokens, settings.rows, rng)
+        batches = []
+        for group in _by_task(drafts) if settings.by_task else [drafts]:
+            batches += LAYOUTS[settings.layout](group, settings.row_tokens, settings.rows, rng)
+        if settings.by_task:
+            rng.shuffle(batches)
         if settings.batch_frames:
             batches = within_frames(batches, settings.batch_frames, lambda one: one.draft.frames)
         return batches, outcomes

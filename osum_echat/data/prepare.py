@@ -5,6 +5,7 @@ rows are laid out before anything is decoded.
 """
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +20,9 @@ from osum_echat.data.targets import PrepareSettings, Target, clean, make_target
 from osum_echat.errors import DataError, InputError
 from osum_echat.records import Turn, Utterance
 from osum_echat.sequence import Clip, Sequence, compose
-from osum_echat.tasks import Prompts, Task
+from osum_echat.tasks import Prompts, Task, task_for
 from osum_echat.thinking import template_named, without_labels
-from osum_echat.vocab import Vocab
+from osum_echat.vocab import Pieces, Vocab
 
 _PLAIN = Change()
 
@@ -97,6 +98,8 @@ class ClipReader:
 
 # Blank steps after a stand-in for a piece, from and to, and how often: speech pauses now and then.
 STAND_IN_GAPS, STAND_IN_GAP_WEIGHTS = ((0, 2), (2, 5), (6, 20)), (6, 3, 1)
+SILENT_STEPS = 4  # blanks that stand in for a clip in which nothing was said
+_LABEL = re.compile(r"<([A-Z ]+)>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,8 @@ class Preparer:
         if prompts is None and settings.prompts is not None:
             prompts = Prompts.from_file(Path(settings.prompts), settings.prompt_language)
         self.prompts = prompts or Prompts({})
+        merges = settings.audio_as_text_merges
+        self.pieces = Pieces(vocab.tokenizer, merges) if merges else None
 
     def __call__(self, utterance: Utterance, rng: random.Random) -> Sequence | Dropped:
         """The row of an utterance at one visit, or why it has none."""
@@ -286,26 +291,36 @@ class Preparer:
 
         The mark before a clip is the blank. Some ids are lost, some mistaken for another.
         """
-        ids = self.vocab.encode(text)
+        ids = self.pieces.encode(_as_words(text)) if self.pieces else self.vocab.encode(text)
+        wrong = self.pieces.ids if self.pieces else range(self.vocab.text_rows)
+        most = 2 if self.settings.audio_as_text_gaps else 1
         noise, blank = self.settings.audio_as_text_noise, self.vocab.joint(self.vocab.audio_begin)
         steps: list[int] = []
         for number in ids:
             chance = rng.random()
             if chance < noise / 2:
                 continue
-            heard = rng.randrange(self.vocab.text_rows) if chance < noise else number
+            heard = rng.choice(wrong) if chance < noise else number
             gap = rng.choices(STAND_IN_GAPS, weights=STAND_IN_GAP_WEIGHTS)[0]
             pause = round(self.settings.audio_as_text_gaps * rng.randint(*gap))
-            steps += [heard] * rng.randint(1, 2) + [blank] * pause
-        return tuple(steps or ids)
+            steps += [heard] * rng.randint(1, most) + [blank] * pause
+        return tuple(steps or ids or (blank,) * SILENT_STEPS)
 
 
 def _labels_and_words(utterance: Utterance) -> str:
     """What the user's clip holds: the labels of the voice, then the words."""
     labels = utterance.labels
     known = (labels.age, labels.gender, labels.emotion, labels.event)
-    words = utterance.user.text or without_labels(utterance.user.reply_text or "")
+    words = utterance.user.text or ""
+    if not words and task_for(utterance.task).transcript:
+        words = without_labels(utterance.user.reply_text or "")
     return "".join(f"<{label}>" for label in known if label) + words
+
+
+def _as_words(text: str) -> str:
+    """Labels as words, no sound event as nothing, and a space before each word."""
+    words = _LABEL.sub(lambda found: "" if found[1] == "OTHER" else f" {found[1].lower()} ", text)
+    return "".join(f" {word}" for word in words.split())
 
 
 def _broken_audio(key: str, turn: Turn, error: InputError) -> Dropped:

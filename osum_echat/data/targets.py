@@ -46,6 +46,8 @@ class PrepareSettings:
     # LLM's pre-training, and what keeps it reading the adapter's steps later
     audio_as_text_noise: float = 0.1  # chance of a stand-in token to be lost or mistaken
     audio_as_text_gaps: float = 1.0  # how long stand-ins pause, against the adapter's steps
+    audio_as_text_merges: int = 0  # stand-ins spelt by the tokenizer's first merges, labels as
+    # words, as an ear of pieces writes; 0: by the whole tokenizer
     speech_answers: bool = True  # false: spoken answers are cut off after their text
     speech_per_text: float = 0.8  # least speech tokens for a text token of the answer; 0 = any
     min_frames: int = 20  # of the user's own audio, 10 ms each

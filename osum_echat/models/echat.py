@@ -21,6 +21,7 @@ from osum_echat.sequence import IGNORED, Batch
 MARKS = 3  # rows of the speech table beyond the codes: edge, audio begin, audio end
 LLM_KINDS = {"qwen2": "Qwen2", "qwen3": "Qwen3"}  # model_type -> the stock classes
 SILENCE_FRAMES = 16  # of the clip that a batch without clips may have to hear
+LEAST_SHARED = 24  # tokens: a shorter common start is not worth a pass of its own
 WINDOWS_TOGETHER = 16  # of up to 30 s, elsewhere
 CLIPS_TOGETHER = 4  # on a CPU; of like length, so that little of the work goes into padding
 FRAMES_PER_STEP = 8  # mel frames (10 ms) that become one step of the adapter
@@ -80,6 +81,7 @@ class EChatModel(nn.Module):
         self.attends_by = "mask"
         self.speech_noise = 0.0  # in training: share of speech codes that are read as random ones
         self.runs_in: torch.dtype | None = None  # what the LLM's layers hand on; None: as embedded
+        self.shares_start = False
         self.llm = build_llm(settings.llm)
         if settings.lora is not None:
             add_layers(self.llm, settings.lora)
@@ -237,7 +239,8 @@ class EChatModel(nn.Module):
         """
         embedded = self.embed(batch) if embedded is None else embedded
         if hide_unknown is None:
-            return self.run(embedded, batch.segments, batch.positions)
+            shared = common_start(batch) if self.shares_start else 0
+            return self.run(embedded, batch.segments, batch.positions, shared=shared)
         nothing = self.embed_ids(torch.zeros_like(batch.ids))
         embedded = torch.where(hide_unknown[..., None], nothing, embedded)
         before = hide_unknown.cumsum(1)
@@ -247,18 +250,26 @@ class EChatModel(nn.Module):
         positions = (batch.positions - passed).masked_fill(hide_unknown, 1)
         return self.run(embedded, batch.segments, positions, visible=~hide_unknown)
 
+    def share_start(self, shares: bool = True) -> None:
+        """Compute what all rows of a batch begin with once: for batches of one task."""
+        self.shares_start = shares
+
     def run(
-        self, embedded: Tensor, segments: Tensor, positions: Tensor, visible: Tensor | None = None
-    ) -> Tensor:
+        self, embedded: Tensor, segments: Tensor, positions: Tensor, visible: Tensor | None = None,
+        shared: int = 0,
+    ) -> Tensor:  # fmt: skip
         """The LLM on embedded rows.
 
         embedded: (rows, tokens, width); segments: (rows, tokens), the number of the sequence within
         its row, -1 on padding; positions: (rows, tokens), from 0 in every sequence; visible: (rows,
-        tokens), False on tokens hidden from the others. Returns (rows, tokens, width).
+        tokens), False on tokens hidden from the others; shared: tokens that all rows begin with.
+        Returns (rows, tokens, width).
         """
         embedded = embedded if self.runs_in is None else embedded.to(self.runs_in)
         if visible is None and int(segments.max()) == 0:
             # One sequence a row, padded on the right: the causal order alone keeps padding out.
+            if shared >= LEAST_SHARED and len(embedded) > 1:
+                return self._run_shared(embedded, shared)
             columns = torch.arange(embedded.shape[1], device=embedded.device)[None]
             return self.llm.model(
                 inputs_embeds=embedded, position_ids=columns, use_cache=False
@@ -267,6 +278,24 @@ class EChatModel(nn.Module):
         return self.llm.model(
             inputs_embeds=embedded, position_ids=positions, use_cache=False, **apart
         ).last_hidden_state
+
+    def _run_shared(self, embedded: Tensor, shared: int) -> Tensor:
+        """As `run` for one sequence a row; the common start goes through the LLM once."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.llm.config)
+        columns = torch.arange(embedded.shape[1], device=embedded.device)[None]
+        first, rest = embedded[:1, :shared], embedded[:, shared:]
+        start = self.llm.model(
+            inputs_embeds=first, position_ids=columns[:, :shared], past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state  # fmt: skip
+        cache.batch_repeat_interleave(len(embedded))
+        end = self.llm.model(
+            inputs_embeds=rest, position_ids=columns[:, shared:], past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state  # fmt: skip
+        return torch.cat((start.expand(len(embedded), -1, -1), end), 1)
 
     def logits_text(self, hidden: Tensor) -> Tensor:
         """hidden: (..., width). Returns (..., text rows)."""
@@ -339,6 +368,14 @@ class EChatModel(nn.Module):
             states, targets, joint, self.llm.lm_head.weight, speech.weight, speech.bias, whole
         )
         return LossReport(total, len(losses), by_task(losses, right, task_of, task_names))
+
+
+def common_start(batch: Batch) -> int:
+    """How many tokens all rows begin with, before the first clip and the first trained token."""
+    same = (batch.ids == batch.ids[:1]).all(0) & (batch.targets == IGNORED).all(0)
+    for span in batch.spans:
+        same[span.start :] = False
+    return int(same.long().cumprod(0).sum())
 
 
 def tasks_at(batch: Batch, rows: Tensor, columns: Tensor) -> tuple[list[str], Tensor]:

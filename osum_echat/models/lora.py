@@ -22,8 +22,11 @@ class LoraSettings:
     alpha: float = 32
     dropout: float = 0.1
     targets: tuple[str, ...] = TARGETS
+    top_layers: int | None = None  # only in so many blocks next to the heads; None: in all
 
     def __post_init__(self) -> None:
+        if self.top_layers is not None and self.top_layers < 1:
+            raise ConfigError(f"lora.top_layers: {self.top_layers}, need 1 or more, or null")
         if self.rank < 1 or self.alpha <= 0:
             raise ConfigError(f"lora: rank {self.rank}, alpha {self.alpha}: both must be above 0")
         if not self.targets or "lm_head" in self.targets:
@@ -36,7 +39,11 @@ def add_layers(llm: nn.Module, settings: LoraSettings) -> None:
     """Give the target layers of an LLM their LoRA layers, in place; the change starts as zero."""
     from peft import LoraConfig, inject_adapter_in_model
 
+    blocks = range(llm.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    top = None if settings.top_layers is None else list(blocks)[-settings.top_layers :]
     config: Any = LoraConfig(
+        layers_to_transform=top,
+        layers_pattern=None if top is None else "layers",
         r=settings.rank,
         lora_alpha=int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha,
         lora_dropout=settings.dropout,

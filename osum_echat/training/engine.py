@@ -43,6 +43,8 @@ class EngineSettings:
     speech_noise: float = 0.0  # share of speech codes that are read as random ones in training
     compile: bool = False  # the LLM's layers to machine code when first used, and what runs between
     # them in the precision's type: twice as fast for a small LLM; on a CPU it takes a C++ compiler
+    share_start: bool = False  # what all rows of a batch begin with is computed once: for short
+    # rows behind long system prompts, bucketed, with data.by_task
     recompute: bool = False  # forget activations and make them again in backward: less memory
     RENAMED: ClassVar[dict[str, str]] = {
         "hearing": "ctc_weight", "hearing_alone": "ctc_only", "remember_mb": "encoder_cache_mb",
@@ -221,6 +223,7 @@ def prepared(
     """The model on its device, with gradients for what trains in this stage."""
     freeze(model, stage)
     model.attend_by(chosen(settings.attention, device))
+    model.share_start(settings.share_start)
     if settings.recompute:
         model.recompute_activations()
     if settings.compile:

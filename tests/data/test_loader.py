@@ -349,3 +349,12 @@ def test_held_out_batches_are_always_the_same(lists: dict[str, Path]) -> None:
 def test_wrong_settings_are_told(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DataSettings(**{"lists": {"a": ListSettings("a.list")}, **changes})
+
+
+def test_batches_of_one_task_hold_every_utterance_once(lists: dict[str, Path]) -> None:
+    batches = one_epoch(loader(lists, layout="bucketed", by_task=True, window=100))
+    assert all(len({task for row in batch.tasks for task in row}) == 1 for batch in batches)
+    mixed = one_epoch(loader(lists, layout="bucketed", window=100))
+    assert sorted(pair for batch in batches for pair in keys(batch)) == sorted(
+        pair for batch in mixed for pair in keys(batch)
+    )

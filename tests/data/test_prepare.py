@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from osum_echat.data.prepare import Preparer, PrepareSettings, clean, make_target
+from osum_echat.data.prepare import Preparer, PrepareSettings, _as_words, clean, make_target
 from osum_echat.data.sources import Dropped, RawSource
-from osum_echat.errors import ConfigError
+from osum_echat.errors import CheckpointError, ConfigError
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Sequence
 from osum_echat.tasks import Prompts
 from osum_echat.thinking import CHINESE, ENGLISH, TEMPLATES
+from osum_echat.vocab import Pieces, Vocab
 from tests.data.world import CODES, write_world
 from tests.letters import letter_vocab
 
@@ -233,3 +234,38 @@ def test_wrong_settings_are_told(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(**changes)
     assert set(TEMPLATES) == {"chinese", "english"}
+
+
+def test_stand_ins_can_be_spelt_by_the_first_merges_alone(tmp_path: Path) -> None:
+    vocab = merges_vocab(tmp_path)
+    pieces = Pieces(vocab.tokenizer, 1)
+    assert vocab.tokenizer.decode(pieces.encode("abab")) == "abab"
+    assert len(pieces.encode("abab")) == 2 and len(vocab.encode("abab")) == 1
+    assert set(pieces.encode("abab")) == set(pieces.ids)
+    with pytest.raises(CheckpointError, match="2 merges, need 9"):
+        Pieces(vocab.tokenizer, 9)
+
+
+def test_labels_are_words_among_pieces_and_no_event_is_none(lists: dict[str, Path]) -> None:
+    assert _as_words("<CHILD><OTHER><SAD>i am  sad") == " child sad i am sad"
+
+
+def test_a_wordless_clip_does_not_stand_in_by_its_reply(lists: dict[str, Path]) -> None:
+    one = first(lists, "s2s")
+    silent = replace(one, user=replace(one.user, text=None), labels=Labels())
+    row = row_of(silent, audio_as_text=1.0, thinking="natural")
+    assert user_words(row).lstrip().startswith("assistant")  # no words of the user
+
+
+def merges_vocab(folder: Path) -> Vocab:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    pieces = ["a", "b", "ab", "abab", "<|im_end|>"]
+    inner = Tokenizer(models.BPE({one: place for place, one in enumerate(pieces)},
+                                 [("a", "b"), ("ab", "ab")]))  # fmt: skip
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(["<|im_end|>"])
+    inner.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    return Vocab.from_directory(folder)

@@ -8,8 +8,9 @@ from torch.nn import functional
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.inference.assistant import EChat
 from osum_echat.models import int8
-from osum_echat.models.echat import EChatModel, EChatSettings
+from osum_echat.models.echat import LEAST_SHARED, EChatModel, EChatSettings, common_start
 from osum_echat.models.int8 import Int8Linear
+from osum_echat.models.lora import LoraSettings
 from osum_echat.sequence import IGNORED, collate, pack
 from tests.tiny_network import LLM, SETTINGS, VOCAB, network, row
 
@@ -209,3 +210,41 @@ def test_an_assistant_answers_with_int8_weights(model_directory, question_wav):
     assert reply.speech_tokens and reply.wave is not None
     with pytest.raises(InputError, match="dtype int8: only on a CPU, and with LoRA merged"):
         EChat.load(model_directory, device="cpu", dtype="int8", keep_lora=True)
+
+
+def test_a_common_start_computed_once_gives_the_same_states_and_gradients():
+    model, rows = network(), [row("s2s", 40), row("s2s", 23, "fine"), row("s2s", 57, "yes")]
+    batch = collate([[one] for one in rows], VOCAB)
+    assert common_start(batch) >= LEAST_SHARED
+    found = []
+    for shares in (False, True):
+        model.share_start(shares)
+        model.zero_grad()
+        report = model.loss(batch)
+        report.total.backward()
+        weight = model.llm.model.layers[0].self_attn.k_proj.weight
+        found.append((report.total.detach(), weight.grad.clone()))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_common_start_ends_before_clips_and_answers():
+    rows = [row("s2s", 40), row("s2s", 23)]
+    batch = collate([[one] for one in rows], VOCAB)
+    assert common_start(batch) == rows[0].spans[0].start
+    same = collate([[row("t2t")], [row("t2t")]], VOCAB)
+    assert common_start(same) == rows_before_answer(row("t2t"))
+
+
+def rows_before_answer(sequence) -> int:
+    return sequence.trained.index(True)
+
+
+def test_lora_in_the_top_blocks_alone_leaves_the_others_frozen():
+    model = network()
+    model.add_lora(LoraSettings(rank=2, alpha=4, dropout=0.0, targets=("q_proj",), top_layers=1))
+    names = [name for name, _ in model.named_parameters() if "lora_" in name]
+    layers = {name.split(".layers.")[1][0] for name in names}
+    assert layers == {str(LLM["num_hidden_layers"] - 1)}
+    with pytest.raises(ConfigError, match="top_layers"):
+        LoraSettings(top_layers=0)
