@@ -39,6 +39,7 @@ from osum_echat.inference.request import (
     RequestState,
     Source,
     make_request,
+    nothing_heard,
     prepare,
 )
 from osum_echat.paths import TINY
@@ -195,7 +196,7 @@ def answer_many(
     model: LoadedModel, states: Sequence[RequestState]
 ) -> list[Reply | OsumError]:
     """Answer requests side by side, in one padded batch: a reply for each, or its error."""
-    prompts = _embed(model, states)
+    states, prompts = _embed(model, states)
     for _ in _decode(model, states, prompts):
         pass
     waves = _speak_many(model, states)
@@ -205,22 +206,26 @@ def answer_many(
     ]
 
 
-def _embed(model: LoadedModel, states: Sequence[RequestState]) -> list[Tensor]:
-    """The prompts as the LLM reads them, (tokens, width) each, and what of them it is told twice.
+def _embed(
+    model: LoadedModel, states: Sequence[RequestState]
+) -> tuple[list[RequestState], list[Tensor]]:
+    """The prompts as the LLM reads them, (tokens, width) each: clips are heard here.
 
     Where the user's words are written down, the CTC score of the clip weighs on each next id.
+    The request of a clip without words gets another state, which says so.
     """
+    states = [nothing_heard(model, one) if one.is_silent else one for one in states]
     prompts = decoder.embed_prompts(model.network, [state.row for state in states], model.vocab)
-    for state, prompt in zip(states, prompts, strict=True):
-        if model.generation.ctc_weight and state.request.writes_heard:
-            state.answer.text.rules.append(_ctc_rule(model, state, prompt))
+    for number, state in enumerate(states):
+        if model.generation.ctc_weight and state.request.task.hears and not state.is_silent:
+            states[number], prompts[number] = _hear(model, state, prompts[number])
     for state in states:
         state.timer.mark("prompt")
-    return prompts
+    return states, prompts
 
 
-def _ctc_rule(model: LoadedModel, state: RequestState, prompt: Tensor) -> CtcPrefixScorer:
-    """Joint CTC and LLM decoding of the user's words and labels.
+def _hear(model: LoadedModel, state: RequestState, prompt: Tensor) -> tuple[RequestState, Tensor]:
+    """What the CTC head reads in the user's clip: whether there are words, and how likely each is.
 
     prompt: (tokens, width), embedded: the steps of its last clip are the user's.
     """
@@ -228,11 +233,18 @@ def _ctc_rule(model: LoadedModel, state: RequestState, prompt: Tensor) -> CtcPre
     with torch.inference_mode():
         steps = prompt[span.start : span.start + span.length]
         log_probs = model.network.ctc_log_probs(steps).cpu()
-    return CtcPrefixScorer(
-        log_probs, *spoken_ids(model.vocab), label_ids(model.vocab),
-        weight=model.generation.ctc_weight,
-        begins=request.task.transcript or (request.kind == "label" and bool(request.opening)),
-    )  # fmt: skip
+    words, first = spoken_ids(model.vocab)
+    if request.task.transcript or not request.task.understands:
+        best = log_probs.argmax(-1)
+        if not words[best[best < len(words)]].any():
+            state = nothing_heard(model, state)
+            return state, decoder.embed_prompts(model.network, [state.row], model.vocab)[0]
+    if request.writes_heard:
+        state.answer.text.rules.append(CtcPrefixScorer(
+            log_probs, words, first, label_ids(model.vocab), weight=model.generation.ctc_weight,
+            begins=request.task.transcript or (request.kind == "label" and bool(request.opening)),
+        ))  # fmt: skip
+    return state, prompt
 
 
 def _decode(
@@ -244,16 +256,20 @@ def _decode(
     The LLM makes both. Whatever else chooses words or speaks them (another decoder of the heard
     words, a model that turns words to speech tokens) takes its place here.
     """
-    answers = [state.answer for state in states]
+    live = [row for row, state in enumerate(states) if state.answer.stopped_by is None]
+    if not live:
+        return
+    answers, begun = [states[row].answer for row in live], [prompts[row] for row in live]
     made: Iterator[tuple[int, Token]]
-    if model.engine is not None and len(answers) == 1:
-        made = ((0, token) for token in model.engine.decode(prompts[0], answers[0], interrupt))
+    if model.engine is not None and len(live) == 1:
+        made = ((0, token) for token in model.engine.decode(begun[0], answers[0], interrupt))
     else:
-        made = decoder.decode(model.network, prompts, answers, interrupt)
-    for row, token in made:
-        states[row].timer.mark("token")
-        states[row].timer.mark("speech" if token.is_speech else "text")
-        yield row, token
+        made = decoder.decode(model.network, begun, answers, interrupt)
+    for place, token in made:
+        state = states[live[place]]
+        state.timer.mark("token")
+        state.timer.mark("speech" if token.is_speech else "text")
+        yield live[place], token
 
 
 class _Interrupted(Exception):
@@ -266,17 +282,17 @@ class _Stream:
     def __init__(
         self, model: LoadedModel, state: RequestState, interrupt: Interrupt | None, whole: bool
     ) -> None:
-        self.model, self.state, self.interrupt, self.whole = model, state, interrupt, whole
-        self.answer, self.parser, self.timer = state.answer, state.parser, state.timer
+        self.model, self.interrupt, self.whole = model, interrupt, whole
+        (self.state,), self.prompts = _embed(model, [state])
+        self.answer, self.parser = self.state.answer, self.state.parser
+        self.timer = self.state.timer
         self.detokenizer = Detokenizer(model.vocab)
         self.pieces: list[Tensor] = []
 
     def events(self) -> Iterator[Event]:
         """All that happens, Done last."""
-        states = [self.state]
-        prompts = _embed(self.model, states)
         yield from self.parser.push(self.detokenizer.push(self.state.opening))
-        decoded = _decode(self.model, states, prompts, self.interrupt)
+        decoded = _decode(self.model, [self.state], self.prompts, self.interrupt)
         tokens = (token for _, token in decoded)
         for token in tokens:
             if token.is_speech:

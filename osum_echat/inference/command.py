@@ -325,7 +325,7 @@ def table(shown: Mapping[str, Any], source: str) -> str:
     lines = {
         "task": shown["task"],
         "asked": source,
-        "heard": shown["heard"],
+        "heard": "(nothing)" if shown["heard"] == "" else shown["heard"],
         "labels": _named(shown["labels"]),
         "thought": shown["thought"],
         "reply": shown["text"],

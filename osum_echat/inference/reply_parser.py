@@ -210,16 +210,16 @@ class DialogueParser:
 class GivenText:
     """The answer of a task that speaks given words: they are known before it begins."""
 
-    heard = thought = None
+    thought = None
     labels = Labels()
 
-    def __init__(self, words: str) -> None:
-        self.text = without_labels(words)
+    def __init__(self, words: str, heard: str | None = None) -> None:
+        self.text, self.heard = without_labels(words), heard
         self._is_told = False
 
     def push(self, text: str) -> list[Event]:
         told, self._is_told = self._is_told, True
-        return [] if told else [TextPiece(self.text)]
+        return [TextPiece(self.text)] if self.text and not told else []
 
     def finish(self) -> list[Event]:
         return self.push("")

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from osum_echat import audio, logs
 from osum_echat.data.prepare import clean
@@ -31,6 +33,12 @@ DEFAULT_TASK = "s2s_think"
 LIMITS = Limits(text_tokens=1000, total_tokens=2000)
 LONGEST_TURN_S = 30             # of a question that is answered; listening alone goes on for longer
 TOKENS_PER_S, MORE_TOKENS = 20, 60      # more than any transcript and its labels have
+SILENCE_RMS = 1e-4              # -80 dBFS: three steps of 16 bits, too faint to be anybody's voice
+SILENCE_WINDOW_SAMPLES = 400    # 25 ms
+NOTHING_HEARD = {               # by name of the template
+    "english": "I did not hear anything. Please say it again.",
+    "chinese": "我没有听到声音,请再说一遍。",
+}
 AGES = tuple(f"<{age}>" for age in sorted(VALUES["age"]))
 Source = Utterance | Path | bytes | str
 
@@ -83,6 +91,7 @@ class RequestState:
     seed: int
     timer: Timer
     opening: tuple[int, ...]    # the first ids of the answer, which the prompt ends in
+    is_silent: bool             # the user's clip holds no sound
 
 
 def make_request(model: LoadedModel, source: Source, options: Options) -> Request:
@@ -117,7 +126,7 @@ def make_request(model: LoadedModel, source: Source, options: Options) -> Reques
 def prepare(model: LoadedModel, request: Request, seed: int, timer: Timer) -> RequestState:
     """Lay the prompt out, and how it shall be decoded. Raises InputError, DataError."""
     task, utterance = request.task, request.utterance
-    clips, seconds = _clips(model, request)
+    clips, seconds, is_silent = _clips(model, request)
     row = compose(
         task, model.vocab, clips=clips, history=utterance.history, opening=request.opening,
         user_text=request.prompt if task.hears else words(task, utterance),
@@ -136,7 +145,30 @@ def prepare(model: LoadedModel, request: Request, seed: int, timer: Timer) -> Re
     )  # fmt: skip
     opening_ids = model.vocab.encode(request.opening) if request.opening else ()
     parser = _parser(model, request)
-    return RequestState(request, row, answer, parser, seconds, seed, timer, opening_ids)
+    return RequestState(
+        request, row, answer, parser, seconds, seed, timer, opening_ids, is_silent
+    )
+
+
+def nothing_heard(model: LoadedModel, state: RequestState) -> RequestState:
+    """The same request of a clip without words: it is answered that nothing was heard.
+
+    A task that speaks reads that sentence out; an understanding one has nothing to tell.
+    """
+    request = state.request
+    LOG.warning("task %s: the clip holds no words, so nothing is heard", request.task.name)
+    text = "" if request.task.understands else NOTHING_HEARD[model.generation.template.name]
+    heard = "" if request.task.transcript or not request.task.understands else None
+    spoken = Request(
+        task_for("tts"), (), Utterance("", "tts", Turn(reply_text=text)), None, None, None,
+        request.speaks, request.greedy,
+    )  # fmt: skip
+    parser = GivenText(text, heard)
+    if request.speaks:
+        made = prepare(model, spoken, state.seed, state.timer)
+        return replace(state, row=made.row, answer=made.answer, parser=parser, opening=())
+    state.answer.stopped_by = "end"
+    return replace(state, parser=parser, opening=())
 
 
 def _parser(model: LoadedModel, request: Request) -> ReplyParser:
@@ -183,17 +215,17 @@ def _kind(model: LoadedModel, wanted: str | None) -> str:
     return able
 
 
-def _clips(model: LoadedModel, request: Request) -> tuple[list[Clip], float | None]:
-    """The features of earlier turns and of the user's own, and the length of the latter."""
+def _clips(model: LoadedModel, request: Request) -> tuple[list[Clip], float | None, bool]:
+    """The features of earlier turns and of the user's own; the latter's length, and its silence."""
     turns = [turn for turn in request.utterance.history if turn.audio is not None]
     if request.task.hears:
         turns.append(request.utterance.user)
     clips: list[Clip] = []
-    seconds = None
+    seconds, is_silent = None, False
     for turn in turns:
         assert turn.audio is not None
         samples = audio.load(turn.audio, segment_s=turn.segment_s)
-        seconds = len(samples) / audio.SAMPLE_RATE_HZ
+        seconds, is_silent = len(samples) / audio.SAMPLE_RATE_HZ, _is_silent(samples)
         if seconds > LONGEST_TURN_S and not request.task.understands:
             name = turn.audio if isinstance(turn.audio, Path) else "audio"
             raise InputError(
@@ -202,7 +234,15 @@ def _clips(model: LoadedModel, request: Request) -> tuple[list[Clip], float | No
                 f"{audio.LONGEST_S // 60} minutes)"
             )
         clips.append(audio.log_mel(samples, model.network.settings.encoder.mels))
-    return clips, seconds if request.task.hears else None
+    return (clips, seconds, is_silent) if request.task.hears else (clips, None, False)
+
+
+def _is_silent(samples: Tensor) -> bool:
+    """Whether no stretch of (samples,) is loud enough to be heard. A constant offset is silence."""
+    padding = -len(samples) % SILENCE_WINDOW_SAMPLES
+    moving = functional.pad(samples - samples.mean(), (0, padding))
+    windows = moving.view(-1, SILENCE_WINDOW_SAMPLES)
+    return bool(windows.square().mean(1).max() < SILENCE_RMS**2)
 
 
 def _labelled(name: str, labels: Sequence[str]) -> Task:

@@ -28,7 +28,7 @@ def added(assistant: EChat, weight: float, source: str | Path = SAMPLE, **option
     model = replace(assistant.model, generation=settings)
     asked = request.make_request(model, source, Options(speak=False, **options))
     state = request.prepare(model, asked, 0, Timer(0.0))
-    answering._embed(model, [state])
+    (state,), _ = answering._embed(model, [state])
     return [rule for rule in state.answer.text.rules if isinstance(rule, CtcPrefixScorer)]
 
 
