@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from osum_echat.errors import ConfigError
 
@@ -72,6 +73,18 @@ class AllowedAfter:
         self.fired = True
         allowed = torch.tensor(list(self.allowed), device=logits.device)
         return torch.full_like(logits, -torch.inf).index_copy(0, allowed, logits[allowed])
+
+
+@dataclass(frozen=True, slots=True)
+class OnlyIds:
+    """Nothing but these ids may come. allowed: (ids,), True for them."""
+
+    allowed: Tensor
+    in_speech: ClassVar[bool] = False
+
+    def __call__(self, history: Sequence[int], logits: Tensor) -> Tensor:
+        allowed = functional.pad(self.allowed, (0, len(logits) - len(self.allowed)))
+        return logits.masked_fill(~allowed.to(logits.device), -torch.inf)
 
 
 def forbid(ids: Sequence[int], logits: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from osum_echat.generation import decoder
 from osum_echat.generation.batch_engine import BatchEngine
 from osum_echat.generation.ctc_prefix import CtcPrefixScorer, label_ids, spoken_ids
 from osum_echat.generation.decoder import Token
+from osum_echat.generation.logits_rules import OnlyIds
 from osum_echat.inference.load import LoadedModel, LoadOptions, load
 from osum_echat.inference.reply import (
     LABEL_FIELDS,
@@ -227,21 +228,25 @@ def _embed(
 def _hear(model: LoadedModel, state: RequestState, prompt: Tensor) -> tuple[RequestState, Tensor]:
     """What the CTC head reads in the user's clip: whether there are words, and how likely each is.
 
-    prompt: (tokens, width), embedded: the steps of its last clip are the user's.
+    prompt: (tokens, width), embedded: the steps of its last clip are the user's. A clip without
+    words may still have labels.
     """
     request, span = state.request, state.row.spans[-1]
     with torch.inference_mode():
         steps = prompt[span.start : span.start + span.length]
         log_probs = model.network.ctc_log_probs(steps).cpu()
     words, first = spoken_ids(model.vocab)
-    if request.task.transcript or not request.task.understands:
-        best = log_probs.argmax(-1)
-        if not words[best[best < len(words)]].any():
+    labels, rules = label_ids(model.vocab), state.answer.text.rules
+    read = log_probs[:, :-1].argmax(-1)[log_probs.argmax(-1) < len(words)]
+    if not words[read].any() and (request.task.transcript or not request.task.understands):
+        if request.task.understands and request.task.labels:
+            rules.append(OnlyIds(labels.index_fill(0, torch.tensor(model.vocab.text_end), True)))
+        else:
             state = nothing_heard(model, state)
             return state, decoder.embed_prompts(model.network, [state.row], model.vocab)[0]
     if request.writes_heard:
-        state.answer.text.rules.append(CtcPrefixScorer(
-            log_probs, words, first, label_ids(model.vocab), weight=model.generation.ctc_weight,
+        rules.append(CtcPrefixScorer(
+            log_probs, words, first, labels, weight=model.generation.ctc_weight,
             begins=request.task.transcript or (request.kind == "label" and bool(request.opening)),
         ))  # fmt: skip
     return state, prompt

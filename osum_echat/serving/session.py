@@ -128,8 +128,8 @@ class Conversation:
                 close()
 
     def _remember(self, question: Question, reply: Reply) -> None:
-        """Keep the turn, the oldest going first; one without a word of reply is not kept."""
-        if not reply.text:
+        """Keep the turn, the oldest going first; one without words is not kept."""
+        if not reply.text or reply.heard == "":
             return
         turn = Turn(question.clip, reply.heard, reply.text, reply.speech_tokens)
         self.history = (*self.history, turn)[-self.limits.turns :]

@@ -1,9 +1,12 @@
-"""Claims about reading along: which ids it weighs, and that answers are given it where it helps."""
+"""Claims about joint CTC decoding: which ids it weighs and where, and what silence is answered."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from osum_echat.generation.ctc_prefix import CtcPrefixScorer, label_ids, spoken_ids
@@ -13,6 +16,8 @@ from osum_echat.inference.assistant import EChat
 from osum_echat.inference.reply import Timer
 from osum_echat.inference.request import Options
 from osum_echat.paths import TINY
+from osum_echat.records import Labels
+from osum_echat.thinking import without_labels
 
 SAMPLE = next((TINY / "samples").glob("*.wav"))
 
@@ -72,3 +77,52 @@ def test_other_answers_are_the_llms_alone(assistant, options):
 
 def test_without_a_weight_nothing_reads_along(assistant):
     assert added(assistant, 0.0, task="asr") == []
+
+
+def sound(samples: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples.astype(np.float32), 16_000, subtype="FLOAT", format="WAV")
+    return file.getvalue()
+
+
+TIMES = np.arange(32_000) / 16_000
+NOISE = np.random.default_rng(0).normal(0, 1, 32_000)
+FAINT = {"zeros": np.zeros(32_000), "offset": np.full(32_000, 0.3), "dither": 3e-5 * NOISE}
+LOUD = {"noise": 0.01 * NOISE, "hum": 0.1 * np.sin(2 * np.pi * 50 * TIMES),
+        "clicks": np.where(np.arange(32_000) % 8_000 == 0, 0.8, 0.0)}  # fmt: skip
+
+
+@pytest.mark.parametrize("samples", (FAINT | LOUD).values(), ids=FAINT | LOUD)
+@pytest.mark.parametrize("task", ["asr", "understand", "s2t", "s2t_think"])
+def test_a_clip_without_speech_is_no_words(assistant, samples, task):
+    reply = assistant.reply(sound(samples), task=task)
+    assert reply.heard == ""
+    if "s2t" in task:
+        assert reply.text == request.NOTHING_HEARD["english"]
+    else:
+        assert without_labels(reply.text) == ""
+
+
+@pytest.mark.parametrize("samples", FAINT.values(), ids=FAINT)
+def test_what_is_below_the_noise_floor_has_no_labels(assistant, samples):
+    for task in ("understand", "<AGE> <GENDER>"):
+        assert assistant.reply(sound(samples), task=task).labels == Labels()
+
+
+def test_faint_speech_is_still_heard(assistant):
+    samples, rate = soundfile.read(SAMPLE)
+    faint = np.round(samples * 0.001 * 32_768) / 32_768     # 16 bits, 60 dB down
+    assert rate == 16_000
+    assert len(assistant.reply(sound(faint), task="asr").heard.split()) >= 3
+
+
+def test_silence_is_answered_aloud_and_beside_others(model_directory, question_wav):
+    echat = EChat.load(model_directory, device="cpu")
+    silent = sound(FAINT["zeros"])
+    alone = echat.reply(silent, task="s2s_think", seed=2)
+    assert alone.text == request.NOTHING_HEARD["english"] and alone.wave is not None
+    first, other, asked = echat.reply_many([silent, question_wav, silent], task="s2s_think", seed=2)
+    assert first.speech_tokens == asked.speech_tokens == alone.speech_tokens
+    assert other.text == echat.reply(question_wav, task="s2s_think", seed=2).text != alone.text
+    *_, done = echat.stream(silent, task="s2s_think", seed=2)
+    assert done.reply.speech_tokens == alone.speech_tokens and done.reply.heard == ""
