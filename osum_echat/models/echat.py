@@ -144,7 +144,8 @@ class EChatModel(nn.Module):
         Returns (clips, steps, llm width) and lengths (clips,) in steps: clip_steps(frames) of each
         clip alone, because clips that share a batch are padded to an odd number of frames.
         """
-        if mels.device.type != "cpu" or len(mels) <= CLIPS_TOGETHER:
+        cached, few = self.encoder_cache is not None, len(mels) <= CLIPS_TOGETHER
+        if mels.device.type != "cpu" or few or cached:
             return self._encode_together(mels, lengths)
         order = lengths.argsort()
         parts = []

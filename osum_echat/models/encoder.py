@@ -16,6 +16,7 @@ from osum_echat.errors import ConfigError
 
 Activation = Literal["gelu", "relu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
+FEW_STEPS = 512  # of attention that trains faster on a CPU without the fused kernel
 LONGEST_PERIOD = 10_000.0  # of the sinusoids, as in "Attention is all you need"
 
 
@@ -63,8 +64,22 @@ class SelfAttention(nn.Module):
             linear(steps).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for linear in (self.linear_q, self.linear_k, self.linear_v)
         )
-        heard = functional.scaled_dot_product_attention(query, key, value, attn_mask=valid)
+        heard = attend(query, key, value, valid)
         return self.linear_out(heard.transpose(1, 2).flatten(2))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
+    """Attention of (clips, heads, steps, head width); valid: (clips, 1, 1, steps) or None.
+
+    The fused kernel is slow backward on a CPU in bf16: training over few steps does without it.
+    """
+    is_bf16 = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if not (is_bf16 and query.requires_grad and query.shape[2] <= FEW_STEPS):
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=valid)
+    scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
+    if valid is not None:
+        scores = scores.masked_fill(~valid, float("-inf"))
+    return scores.softmax(-1).to(value.dtype) @ value
 
 
 class FeedForward(nn.Module):

@@ -1,5 +1,6 @@
 """The outputs of a frozen encoder, kept: epochs repeat, the encoder need not."""
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -35,7 +36,13 @@ class EncoderCache:
         write_safetensors_file(path, kept, {"encoder": self._fingerprint()})
 
     def load(self, path: Path) -> bool:
-        """Take over what `save` wrote; False if there is none or another encoder made it."""
+        """Take over what `save` wrote; False if there is none or another encoder made it.
+
+        path: the file, or a folder of such files. What is kept stays mapped to it.
+        """
+        if path.is_dir():
+            found = sorted(path.glob("*.safetensors"))
+            return bool(found) and all(self.load(one) for one in found)
         if not path.is_file():
             return False
         with safe_open(path, framework="pt") as file:
@@ -74,16 +81,31 @@ class EncoderCache:
         padded = torch.nn.utils.rnn.pad_sequence(heard, batch_first=True)
         return padded.to(mels.device, mels.dtype), counts
 
+    @torch.no_grad()
+    def fill(self, mels: Sequence[Tensor]) -> None:
+        """Keep what the encoder makes of clips of like length, together; (frames, mel) each.
+
+        It differs from what it makes of one at a time in the last digits only.
+        """
+        lengths = torch.tensor([len(mel) for mel in mels])
+        padded = torch.nn.utils.rnn.pad_sequence(list(mels), batch_first=True)
+        encoded, counts = self.encoder(padded, lengths, alone=True)
+        for mel, steps, count in zip(mels, encoded, counts.tolist(), strict=True):
+            self._keep(_name(mel), steps[:count].half().cpu())
+
     def _heard(self, mel: Tensor) -> Tensor:
         """mel: (frames, mel) of one clip. Returns (steps, width) in half precision."""
-        content = mel.cpu().contiguous().numpy().tobytes()
-        name = blake2b(content, digest_size=16).digest()
+        name = _name(mel)
         steps = self._kept.get(name)
         if steps is None:
             encoded, _ = self.encoder(mel[None], torch.tensor([len(mel)], device=mel.device))
             steps = encoded[0].half().cpu()
             self._keep(name, steps)
         return steps
+
+
+def _name(mel: Tensor) -> bytes:
+    return blake2b(mel.cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
 def augmented(steps: Tensor, much: float) -> Tensor:

@@ -36,7 +36,7 @@ class EngineSettings:
     ctc_weight: float = 0.0  # of the CTC loss of the adapter's steps; 0 = none (as published)
     ctc_only: bool = False  # train by it alone: the LLM is not run
     encoder_cache_mb: int = 0  # memory for what a frozen encoder made of clips; 0 = hear them anew
-    encoder_cache_file: str | None = None  # keeps it for the next stage
+    encoder_cache_file: str | None = None  # keeps it for the next stage; or a folder of such files
     encoder_cache_augment: float = 0.0  # how much cached clips are varied at each use, 0 to 1
     deepspeed: str | None = None  # a DeepSpeed file, see conf/ds_*.json; None: without DeepSpeed
     attention: str = "auto"  # auto | mask | eager | segments | varlen: see models/attention.py
@@ -207,7 +207,7 @@ class LocalEngine:
     def finish(self) -> None:
         """The training has ended: keep what the encoder made of the clips, where that can be."""
         cache, file = self.model.encoder_cache, self.settings.encoder_cache_file
-        if cache is not None and file and self.ranks.is_first:
+        if cache is not None and file and not Path(file).is_dir() and self.ranks.is_first:
             try:
                 cache.save(Path(file))
             except InputError as error:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from osum_echat.errors import ConfigError
 from osum_echat.models.adapter import Adapter, AdapterSettings
@@ -9,6 +10,7 @@ from osum_echat.models.echat import LONGEST_FRAMES, MARGIN_FRAMES, windows
 from osum_echat.models.encoder import (
     Encoder,
     EncoderSettings,
+    attend,
     interleaved_sinusoid,
     split_sinusoid,
     valid_mask,
@@ -92,6 +94,15 @@ def test_no_mask_is_made_when_nothing_is_padded():
     assert valid_mask(torch.tensor([4, 4]), 4) is None
     mask = valid_mask(torch.tensor([4, 2]), 4)
     assert mask is not None and mask[:, 0, 0].tolist() == [[True] * 4, [True, True, False, False]]
+
+
+def test_attention_that_trains_in_bf16_is_the_fused_one():
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 2, 6, 8, dtype=torch.bfloat16) for _ in range(3)]
+    valid = valid_mask(torch.tensor([6, 3]), 6)
+    fused = functional.scaled_dot_product_attention(*parts, attn_mask=valid)
+    plain = attend(parts[0].requires_grad_(), parts[1], parts[2], valid)
+    assert torch.allclose(plain, fused, atol=0.02)
 
 
 def test_the_tables_hold_the_same_sines_in_different_places():
@@ -178,6 +189,23 @@ def test_a_memory_is_taken_over_only_from_the_same_encoder(tmp_path):
     assert same.encoder_cache is not None and same.encoder_cache.load(path)
     assert other.encoder_cache is not None and not other.encoder_cache.load(path)
     assert not same.encoder_cache.load(tmp_path / "absent.safetensors")
+
+
+def test_a_folder_of_caches_made_beforehand_is_taken_over(tmp_path):
+    model, batch = network(), batch_of(row("s2t", 41), row("s2t", 80))
+    with torch.no_grad():
+        plain, lengths = model.encode_audio(batch.mels, batch.mel_lengths)
+    for clip, frames in enumerate(batch.mel_lengths.tolist()):
+        model.cache_encoder(1)
+        model.encoder_cache.fill([batch.mels[clip, :frames]])
+        model.encoder_cache.save(tmp_path / f"{clip}.safetensors")
+    model.cache_encoder(1)
+    assert model.encoder_cache.load(tmp_path) and not model.encoder_cache.load(tmp_path / "no")
+    with torch.no_grad():
+        model.encoder.after_norm.weight.zero_()          # what were encoded now would be nothing
+        found, _ = model.encode_audio(batch.mels, batch.mel_lengths)
+    for clip, steps in enumerate(lengths.tolist()):
+        assert torch.allclose(found[clip, :steps], plain[clip, :steps], atol=0.02)
 
 
 def test_a_remembered_clip_is_augmented_in_training_only():

@@ -1,0 +1,1 @@
+"""The recipe of the small model: what it learns from and how it is put together."""

