@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -290,38 +290,49 @@ class Kokoro:
 
     PITCH_SHARE = 0.6           # of the wanted change of pitch: the rest would sound another age
 
-    def __init__(self, paths: AssetPaths) -> None:
+    def __init__(
+        self, paths: AssetPaths, styles: Mapping[str, NDArray[np.float32]] | None = None
+    ) -> None:
+        """styles: tables of styles by length of text; None: those of the model's package."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(
             str(paths.kokoro_model), options, providers=["CPUExecutionProvider"]
         )
         self._ids: dict[str, int] = json.loads(paths.kokoro_vocab.read_text("utf-8"))["vocab"]
-        with np.load(paths.kokoro_styles) as file:
-            self._styles = {name: file[name] for name in file.files}
+        if styles is None:
+            with np.load(paths.kokoro_styles) as file:
+                styles = {name: file[name] for name in file.files}
+        self._styles = styles
         self._phonemes = Phonemes(paths.espeak_library, paths.espeak_data, "en-us")
 
     def say(self, text: str, voice: Voice, manner: Manner = Manner()) -> Spoken:
         """`text` as this voice says it: (samples,) at 24000 Hz."""
-        ids = [self._ids[sign] for sign in self._phonemes(text) if sign in self._ids]
-        if not ids:
-            raise InputError(f"text {text!r}: nothing in it can be spoken")
         parts = _parts(voice.variant)
         plain = math.exp(sum(share * math.log(KOKORO_STYLES[name][0]) for name, share in parts))
         tract = sum(share * KOKORO_STYLES[name][1] for name, share in parts)
         # Both pitch and resonances move with the speed: meet half-way between the two wishes.
         speed = math.sqrt(voice.f0_hz / plain * voice.formants / tract)
         speed *= manner.pitch**self.PITCH_SHARE
+        return Spoken(
+            self.speak(text, parts, voice.rate * manner.rate / speed), KOKORO_RATE_HZ, speed
+        )
+
+    def speak(self, text: str, parts: Sequence[tuple[str, float]], rate: float) -> Wave:
+        """`text` in a mixture of styles: (samples,) at 24000 Hz. rate: times faster than plain."""
+        ids = [self._ids[sign] for sign in self._phonemes(text) if sign in self._ids]
+        if not ids:
+            raise InputError(f"text {text!r}: nothing in it can be spoken")
         samples = self._session.run(None, {
             "tokens": np.array([[0, *ids, 0]], np.int64),
-            "style": self._style(voice.variant, len(ids)),
-            "speed": np.array([voice.rate * manner.rate / speed], np.float32),
+            "style": self._style(parts, len(ids)),
+            "speed": np.array([rate], np.float32),
         })[0]
-        return Spoken(np.asarray(samples, np.float32).reshape(-1), KOKORO_RATE_HZ, speed)
+        return np.asarray(samples, np.float32).reshape(-1)
 
-    def _style(self, variant: str, length: int) -> NDArray[np.float32]:
+    def _style(self, parts: Sequence[tuple[str, float]], length: int) -> NDArray[np.float32]:
         mixed = np.zeros((1, STYLE_WIDTH), np.float32)
-        for name, share in _parts(variant):
+        for name, share in parts:
             table = self._styles[name]
             mixed += np.float32(share) * table[min(length, len(table)) - 1].reshape(mixed.shape)
         return mixed

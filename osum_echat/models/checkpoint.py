@@ -56,7 +56,8 @@ UPSTREAM_PREFIXES = (
 )
 # Of parallel training, of torch.compile, and of the loss that our DeepSpeed engine runs.
 WRAPPERS = re.compile(
-    r"^(?:module\.|_orig_mod\.|model\.(?=(?:encoder|adapter|llm|speech_embedding|speech_head)\.))+"
+    r"^(?:module\.|_orig_mod\."
+    r"|model\.(?=(?:encoder|adapter|llm|speech_embedding|speech_head|ctc_labels)\.))+"
 )
 # Never read, with the reason that a report gives.
 IGNORED = (

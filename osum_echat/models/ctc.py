@@ -5,6 +5,7 @@ how to read (ours, not the paper's).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import groupby
 
@@ -12,10 +13,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from osum_echat.errors import ConfigError
 from osum_echat.models.loss import LossReport, TaskLoss
 
 CTC = "ctc"                     # the name of the CTC loss in reports by task
 SHARPNESS = 12.0                # score of a step that equals the embedding of its piece
+
+
+@dataclass(frozen=True, slots=True)
+class CtcSettings:
+    """Classes of the CTC, in this order; the blank comes last. Absent: every row of the text table.
+
+    pieces: the first rows of the LLM's text table (the bytes and first merges of its BPE, of which
+    all its tokens are made); labels: of a voice or a sound, each with a row of the model's own.
+    """
+
+    pieces: int
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.pieces < 1 or len(set(self.labels)) < len(self.labels):
+            raise ConfigError(
+                f"ctc: {self.pieces} pieces, labels {', '.join(self.labels)}: need 1 piece or more,"
+                " and each label once"
+            )
 
 
 def log_probs(steps: Tensor, table: Tensor) -> Tensor:

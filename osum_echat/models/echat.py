@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.models import attention, ctc
 from osum_echat.models.adapter import Adapter, AdapterSettings
+from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.models.encoder_cache import EncoderCache
 from osum_echat.models.lora import LoraSettings, add_layers
@@ -33,7 +34,8 @@ MARGIN_FRAMES = 200  # 2 s that a window hears beyond what is kept of it
 class EChatSettings:
     """All sizes of the model; `llm` is the config.json of a Qwen2 or Qwen3.
 
-    lora: of the LLM's LoRA layers; None: it has none.
+    lora: of the LLM's LoRA layers; None: it has none. ctc: what its CTC spells with; None: with
+    the whole text table.
     """
 
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
@@ -41,6 +43,7 @@ class EChatSettings:
     llm: Mapping[str, Any] = field(default_factory=dict)
     speech_codes: int = 4096
     lora: LoraSettings | None = None
+    ctc: CtcSettings | None = None
 
     def __post_init__(self) -> None:
         kind = self.llm.get("model_type", "qwen2")
@@ -89,6 +92,8 @@ class EChatModel(nn.Module):
         self.encoder = Encoder(settings.encoder)
         self.adapter = Adapter(settings.adapter, settings.encoder.width, width)
         self.speech_embedding = nn.Embedding(settings.speech_codes + MARKS, width)
+        labels = len(settings.ctc.labels) if settings.ctc is not None else 0
+        self.ctc_labels = nn.Embedding(labels, width) if labels else None
         self.speech_head = nn.Linear(width, settings.speech_codes + 1)
         nn.init.normal_(self.speech_embedding.weight, std=self.llm.config.initializer_range)
         nn.init.normal_(self.speech_head.weight, std=self.llm.config.initializer_range)
@@ -307,15 +312,19 @@ class EChatModel(nn.Module):
         return self.speech_head(hidden)
 
     def ctc_log_probs(self, steps: Tensor) -> Tensor:
-        """How likely each step of a clip is each text id or, last, the blank: see models/ctc.py.
+        """How likely each step of a clip is each class of the CTC or, last, the blank.
 
-        steps: (..., steps, width), of `encode_audio`. Returns (..., steps, text rows + 1), float32.
-        The mark before a clip stands for the blank.
+        steps: (..., steps, width), of `encode_audio`. Returns (..., steps, classes + 1), float32:
+        see models/ctc.py. The mark before a clip stands for the blank.
         """
         begin = self.settings.speech_codes + 1
-        blank = self.speech_embedding.weight[begin : begin + 1]
-        table = torch.cat((self.llm.get_input_embeddings().weight, blank)).detach()
-        return ctc.log_probs(steps, table)
+        rows = [self.llm.get_input_embeddings().weight]
+        if self.settings.ctc is not None:
+            rows = [rows[0][: self.settings.ctc.pieces]]
+        if self.ctc_labels is not None:
+            rows.append(self.ctc_labels.weight)
+        rows.append(self.speech_embedding.weight[begin : begin + 1])
+        return ctc.log_probs(steps, torch.cat(rows).detach())
 
     def ctc_loss(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> LossReport:
         """CTC of the clips whose words are known; encoded: (clips, steps, width) and lengths."""

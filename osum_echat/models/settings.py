@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from osum_echat.errors import CheckpointError, ConfigError
 from osum_echat.models.adapter import AdapterSettings
+from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import EChatSettings
 from osum_echat.models.encoder import EncoderSettings
 from osum_echat.models.lora import LoraSettings
@@ -29,7 +30,7 @@ UPSTREAM_CHOICES: dict[str, tuple[object, ...]] = {
     "encoder_conf.normalize_before": (True,),
 }
 
-Settings = TypeVar("Settings", EncoderSettings, AdapterSettings, LoraSettings)
+Settings = TypeVar("Settings", EncoderSettings, AdapterSettings, LoraSettings, CtcSettings)
 
 
 def read_settings(source: Path) -> EChatSettings:
@@ -58,13 +59,14 @@ def our_settings(raw: Mapping[str, Any]) -> EChatSettings:
     for key in ("encoder", "adapter", "llm"):
         if not isinstance(raw.get(key), dict):
             raise ConfigError(f"{key}: missing; it holds the sizes of the {key}")
-    lora = raw.get("lora")
+    lora, classes = raw.get("lora"), raw.get("ctc")
     return EChatSettings(
         sizes(EncoderSettings, raw["encoder"], "encoder"),
         sizes(AdapterSettings, raw["adapter"], "adapter"),
         {key: number(value) for key, value in raw["llm"].items()},
         int(raw.get("speech_codes", EChatSettings().speech_codes)),
         sizes(LoraSettings, lora, "lora") if lora is not None else None,
+        sizes(CtcSettings, classes, "ctc") if classes is not None else None,
     )
 
 
@@ -110,6 +112,10 @@ def as_plain(settings: EChatSettings) -> dict[str, Any]:
         del raw["lora"]
     else:
         raw["lora"]["targets"] = list(raw["lora"]["targets"])
+    if raw["ctc"] is None:
+        del raw["ctc"]
+    else:
+        raw["ctc"]["labels"] = list(raw["ctc"]["labels"])
     raw["llm"] = dict(settings.llm)
     return raw
 

@@ -10,7 +10,7 @@ from osum_echat.models.lora import LoraSettings
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "encoder": ("encoder.",),
-    "adapter": ("adapter.",),
+    "adapter": ("adapter.", "ctc_labels."),
     "llm": ("llm.",),
     "speech": ("speech_embedding.", "speech_head."),
 }

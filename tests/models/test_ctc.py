@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from osum_echat.errors import DataError
-from osum_echat.models import ctc
+from osum_echat.errors import ConfigError, DataError
+from osum_echat.models import checkpoint, ctc
+from osum_echat.models.ctc import CtcSettings
+from osum_echat.models.echat import EChatModel
 from osum_echat.sequence import collate
-from tests.tiny_network import VOCAB, network, row
+from tests.tiny_network import SETTINGS, VOCAB, network, row
 
 
 def batch_of(*rows):
@@ -58,3 +60,23 @@ def test_ctc_adds_its_weighted_loss_to_that_of_the_tokens():
 def test_ctc_alone_refuses_a_batch_without_clips():
     with pytest.raises(DataError, match="take text tasks out"):
         network().loss(batch_of(row("t2t")), ctc_weight=1.0, ctc_only=True)
+
+
+def test_classes_of_the_ctc_are_the_first_pieces_and_a_row_for_each_label(tmp_path):
+    settings = replace(SETTINGS, ctc=CtcSettings(pieces=5, labels=("CHILD", "OLD")))
+    torch.manual_seed(0)
+    model = EChatModel(settings).eval()
+    steps = torch.randn(1, 3, model.llm.config.hidden_size)
+    scores = model.ctc_log_probs(steps)
+    table = model.llm.get_input_embeddings().weight[:5]
+    rows = torch.cat((table, model.ctc_labels.weight, model.speech_embedding.weight[-2:-1]))
+    assert torch.allclose(scores, ctc.log_probs(steps, rows))
+    checkpoint.save(tmp_path, model)
+    again = checkpoint.load(tmp_path)
+    assert again.settings.ctc == settings.ctc
+    assert torch.equal(again.ctc_labels.weight, model.ctc_labels.weight)
+
+
+def test_classes_that_make_no_sense_are_refused():
+    with pytest.raises(ConfigError, match="each label once"):
+        CtcSettings(pieces=5, labels=("CHILD", "CHILD"))

@@ -1,0 +1,88 @@
+"""What the frozen encoder makes of every clip of lists, made once, in files that training maps.
+
+    python -m common_utils.small_model.features --model build/ear/start --out build/ear/features \\
+        build/ear/people/train_0.list ...
+
+A list has one file; a list whose file is newer than itself is not heard again.
+"""
+
+import argparse
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from osum_echat import device as devices
+from osum_echat.data.manifest import open_source
+from osum_echat.data.prepare import ClipReader
+from osum_echat.data.sources import Dropped
+from osum_echat.data.targets import PrepareSettings
+from osum_echat.logs import logger, setup
+from osum_echat.models import checkpoint
+from osum_echat.models.encoder_cache import EncoderCache
+from osum_echat.training.engine import compute_dtype
+
+TOGETHER_FRAMES = 4800  # of the clips that are heard at once
+WINDOW = 256  # clips that are sorted by length
+LIMIT_BYTES = 1 << 40
+
+log = logger(__name__)
+
+
+def clips(path: Path, mels: int) -> Iterator[Tensor]:
+    """The features of each clip of a list as training reads them: (frames, mels)."""
+    reader = ClipReader(PrepareSettings(cache_mb=1), mels)  # as with a cache: half precision
+    source = open_source(path.stem, str(path))
+    for unit in range(len(source)):
+        for utterance in source.read(unit):
+            if not isinstance(utterance, Dropped):
+                yield reader.read(reader.draft(utterance.user, random.Random(0)))
+
+
+def groups(found: Iterator[Tensor]) -> Iterator[list[Tensor]]:
+    """Clips of like length, for as many as are heard at once."""
+    waiting: list[Tensor] = []
+    while True:
+        waiting = [clip for clip, _ in zip(found, range(WINDOW), strict=False)]
+        if not waiting:
+            return
+        waiting.sort(key=len)
+        group: list[Tensor] = []
+        for clip in waiting:
+            if group and len(clip) * (len(group) + 1) > TOGETHER_FRAMES:
+                yield group
+                group = []
+            group.append(clip)
+        yield group
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="whose encoder hears")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("lists", type=Path, nargs="+")
+    chosen = parser.parse_args(argv)
+    setup()
+    torch.set_num_threads(1)
+    model = checkpoint.load(chosen.model)
+    cpu = torch.device("cpu")
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for path in chosen.lists:
+        target = chosen.out / f"{path.parent.name}_{path.stem}.safetensors"
+        if target.is_file() and target.stat().st_mtime > path.stat().st_mtime:
+            continue
+        cache, frames = EncoderCache(model.encoder, LIMIT_BYTES), 0
+        for group in groups(clips(path, model.settings.encoder.mels)):
+            with devices.autocast(cpu, compute_dtype("auto", cpu)):
+                cache.fill(group)
+            frames += sum(map(len, group))
+        cache.save(target)
+        log.info("%s: %.2f h", target, frames / 360_000)
+
+
+if __name__ == "__main__":
+    main()
