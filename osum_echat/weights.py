@@ -4,6 +4,7 @@ Tensors of .pt and .safetensors files are mapped, not copied: the file's pages a
 file must be replaced (written beside, then renamed), never overwritten, while a model uses it.
 """
 
+import io
 import json
 import pickle
 import struct
@@ -33,7 +34,7 @@ SHOWN_KEYS = 10
 WRAPPING_KEYS = ("engine", "module", "model", "state_dict", "model_state_dict")
 WRAPPER = "module."             # before every key where a parallel wrapper was saved along
 LFS_MARK = b"version https://git-lfs"
-SAVE_AGAIN = "save it again by torch.save, as a dict of plain tensors"
+LONGEST_REASON = 200            # of what torch says, without its advice to trust the file
 DAMAGE = (
     RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError,
     EOFError, MemoryError, OverflowError,
@@ -110,14 +111,17 @@ def read_torch_file(source: Path | TarMember) -> Any:
             if isinstance(source, Path):
                 return torch.load(source, map_location="cpu", weights_only=True, mmap=True)
             return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
+        except (pickle.UnpicklingError, *DAMAGE) as error:
+            lines = str(error).splitlines() or [repr(error)]
+            named = [line.strip() for line in lines if "GLOBAL" in line or "Unsupported" in line]
+            is_code = isinstance(error, pickle.UnpicklingError)     # or may be; torch cannot know
+            said = (
+                "holds more than plain tensors, which could be code; nothing was run" if is_code
+                else "not readable as weights"
+            )  # fmt: skip
             raise CheckpointError(
-                f"{source}: holds more than plain tensors, which could be code; nothing was run "
-                f"({_reason(error)}); {SAVE_AGAIN}"
-            ) from error
-        except DAMAGE as error:
-            raise CheckpointError(
-                f"{source}: not readable as weights ({_reason(error)}); {SAVE_AGAIN}"
+                f"{source}: {said} ({(named or lines)[0][:LONGEST_REASON]}); save it again by "
+                "torch.save, as a dict of plain tensors"
             ) from error
 
 
@@ -125,7 +129,7 @@ def _check_zip(file: IO[bytes], source: Path | TarMember) -> None:
     """Raises CheckpointError for what torch.save does not write; the file is at its start after."""
     if file.read(len(LFS_MARK)) == LFS_MARK:
         raise CheckpointError(f"{source}: a pointer of Git LFS, not the file; run git lfs pull")
-    size = file.seek(0, 2)
+    size = file.seek(0, io.SEEK_END)
     try:
         entries = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
@@ -140,13 +144,6 @@ def _check_zip(file: IO[bytes], source: Path | TarMember) -> None:
             "writes that, so it is not opened"
         )
     file.seek(0)
-
-
-def _reason(error: BaseException) -> str:
-    """What torch found, without its advice to trust the file."""
-    lines = str(error).splitlines() or [repr(error)]
-    named = [line.strip() for line in lines if "GLOBAL" in line or "Unsupported" in line]
-    return (named or lines)[0][:200]
 
 
 def _read_safetensors(source: Path | TarMember) -> dict[str, Tensor]:
@@ -268,33 +265,16 @@ def write_safetensors(
 
     Files that are there are replaced whole. Raises InputError where they cannot be written.
     """
-    shards = _shards(tensors, shard_bytes)
-    if len(shards) == 1:
-        write_safetensors_file(directory / WEIGHTS_FILE, tensors)
-        (directory / INDEX_FILE).unlink(missing_ok=True)
-        return [directory / WEIGHTS_FILE]
-    places: dict[str, str] = {}
-    for number, names in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors_file(directory / file, {name: tensors[name] for name in names})
-        places |= dict.fromkeys(names, file)
-    total = sum(value.nbytes for value in tensors.values())
-    write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": places})
-    (directory / WEIGHTS_FILE).unlink(missing_ok=True)
-    return [directory / file for file in dict.fromkeys(places.values())]
+    from huggingface_hub import split_torch_state_dict_into_shards
 
-
-def _shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[list[str]]:
-    """Names in order, as many together as fit; a tensor that is too large is alone."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, value in tensors.items():
-        if shards[-1] and filled + value.nbytes > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += value.nbytes
-    return shards
+    split = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=shard_bytes)
+    for name, keys in split.filename_to_tensors.items():
+        write_safetensors_file(directory / name, {key: tensors[key] for key in keys})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(directory / INDEX_FILE, index)
+    (directory / (WEIGHTS_FILE if split.is_sharded else INDEX_FILE)).unlink(missing_ok=True)
+    return [directory / name for name in split.filename_to_tensors]
 
 
 def write_safetensors_file(

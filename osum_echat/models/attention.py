@@ -53,23 +53,18 @@ def use(llm: Any, way: str) -> None:
     llm.set_attn_implementation(WAYS[way])
 
 
-def arguments(
-    way: str, segments: Tensor, visible: Tensor | None, dtype: torch.dtype
-) -> dict[str, Any]:
+def arguments(way: str, segments: Tensor, dtype: torch.dtype) -> dict[str, Any]:
     """What the LLM must be told for sequences of a row to stay apart.
 
-    segments: (rows, tokens), the number of the sequence within its row, -1 on padding; visible:
-    (rows, tokens), False on tokens that no other may attend to; dtype: of the embedded rows. Where
-    a sequence has holes, or tokens are hidden, the mask serves in their place.
+    segments: (rows, tokens), the number of the sequence within its row, -1 on padding; dtype: of
+    the embedded rows. Where a sequence has holes the mask serves.
     """
-    if way == "segments" and visible is None:
+    if way == "segments":
         own = segments_of(segments)
         if own is not None:
             return {"attention_mask": {"full_attention": None, "sliding_attention": None},
                     "own_segments": own}  # fmt: skip
     allowed = (segments[:, :, None] == segments[:, None]).tril()
-    if visible is not None:
-        allowed &= visible[:, None]
     mask = allowed[:, None]
     if way == "eager":  # adds its mask
         mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)

@@ -25,6 +25,7 @@ from osum_echat.models.settings import SETTINGS_FILE, as_plain, read_settings
 from osum_echat.paths import PUBLISHED_SETTINGS
 from osum_echat.weights import INDEX_FILE, SHARD_BYTES, WEIGHTS_FILE
 
+LOG = logs.logger(__name__)
 Value = TypeVar("Value")
 
 # Ours, upstream's, and what upstream's training leaves beside its states.
@@ -32,7 +33,9 @@ SETTINGS_NAMES = (SETTINGS_FILE, "ct_config.yaml", "train.yaml")
 DEEPSPEED_STATES = "mp_rank_00_model_states.pt"
 ZERO3_STATES = f"zero_pp_rank_*_{DEEPSPEED_STATES}"
 OPTIMIZER_STATES = "*zero_pp_rank_*_optim_states.pt"
-DEEPSPEED_LATEST = "latest"     # holds the name of the newest step's folder
+# Of our own trainings (see training/state.py) and DeepSpeed's: `latest` names the newest step.
+FINISHED, CHECKPOINTS, LATEST, STATE_FILE = "final", "checkpoints", "latest", "state.pt"
+DEEPSPEED = "deepspeed"         # in a checkpoint: what DeepSpeed wrote
 OTHER_MODEL = (
     f"use weights and {SETTINGS_FILE} of one model (--config YAML; in a training model=YAML, or "
     "model=null for the settings of init)"
@@ -184,45 +187,69 @@ def weights_file(place: Path) -> Path:
             f"{place}: no such model directory or file; give the path of a model, or "
             "hub:OWNER/NAME[/FILE]"
         )
+    folder = trained_folder(place)
+    if folder != place:
+        LOG.info("%s: of a training; taking %s", place, folder.relative_to(place))
     for name in (WEIGHTS_FILE, INDEX_FILE):
-        if (place / name).is_file():
-            return place / name
-    states = deepspeed_states(place)
+        if (folder / name).is_file():
+            return folder / name
+    states = deepspeed_states(folder)
     if states is not None:
         return states
-    pieces = zero3_states(place)
+    pieces = zero3_states(folder)
     if pieces is not None:
         raise CheckpointError(
             f"{pieces.parent}: weights in pieces (ZeRO 3); put them together first: "
             f"python common_utils/convert_checkpoint.py {place} DIR --to ours"
         )
-    found = sorted(path.name for path in place.glob("*.pt"))
+    found = sorted(path.name for path in folder.glob("*.pt"))
     if len(found) == 1:
-        return place / found[0]
+        return folder / found[0]
     choices = f", and {len(found)} .pt files to choose from: name one of {', '.join(found)}"
     raise CheckpointError(
-        f"{place / WEIGHTS_FILE}: no such file{choices if found else '; copy the model again'}"
+        f"{folder / WEIGHTS_FILE}: no such file{choices if found else '; copy the model again'}"
     )
+
+
+def trained_folder(place: Path) -> Path:
+    """Where the weights of a training lie; a directory of another kind is returned as it is.
+
+    Of the output of a training: the finished model, or the newest checkpoint; of a checkpoint:
+    itself, or the folder in it that DeepSpeed wrote.
+    """
+    if any((place / name).is_file() for name in (WEIGHTS_FILE, INDEX_FILE)):
+        return place
+    if any((place / FINISHED / name).is_file() for name in (WEIGHTS_FILE, INDEX_FILE)):
+        return place / FINISHED
+    steps = place / CHECKPOINTS if (place / CHECKPOINTS).is_dir() else place
+    latest = steps / LATEST
+    if latest.is_file():
+        step = steps / latest.read_text(encoding="utf-8").strip()
+        if step.parent == steps and (step / STATE_FILE).is_file():
+            place = step
+    if (place / STATE_FILE).is_file() and (place / DEEPSPEED).is_dir():
+        return place / DEEPSPEED
+    return place
 
 
 def deepspeed_states(directory: Path) -> Path | None:
     """The file of the whole weights that DeepSpeed saved (ZeRO 0 to 2); None: there is none.
 
-    directory: a step's folder, or the one that holds it. CheckpointError: a step must be named.
+    directory: a step's folder, or one that holds it. CheckpointError: a step must be named.
     """
-    return _states(directory, DEEPSPEED_STATES)
+    return _states(trained_folder(directory), DEEPSPEED_STATES)
 
 
 def zero3_states(directory: Path) -> Path | None:
     """As deepspeed_states, of ZeRO 3, which leaves a file of pieces for each process: the first."""
-    return _states(directory, ZERO3_STATES)
+    return _states(trained_folder(directory), ZERO3_STATES)
 
 
 def _states(directory: Path, pattern: str) -> Path | None:
     own = sorted(directory.glob(pattern))
     if own:
         return own[0]
-    latest = directory / DEEPSPEED_LATEST
+    latest = directory / LATEST
     if latest.is_file():
         name = latest.read_text(encoding="utf-8").strip()
         if Path(name).name == name and (directory / name).is_dir():
@@ -233,18 +260,23 @@ def _states(directory: Path, pattern: str) -> Path | None:
     if len(folders) > 1:
         names = ", ".join(folder.name for folder in folders)
         raise CheckpointError(
-            f"{directory}: no {DEEPSPEED_LATEST} to choose by: give one of {names}"
+            f"{directory}: no {LATEST} to choose by: give one of {names}"
         )
     return min(folders[0].glob(pattern)) if folders else None
 
 
 def settings_file(path: Path) -> Path:
-    """The settings that belong to a file of weights: beside it, or above a DeepSpeed folder.
+    """The settings that belong to a file of weights: beside it, or above DeepSpeed's folder.
 
-    A published file alone gets the published settings. Raises CheckpointError where none are found.
+    Of a checkpoint without any: those of the finished model. A published file alone gets the
+    published settings. Raises CheckpointError where none are found.
     """
-    is_deepspeed = path.name.endswith(DEEPSPEED_STATES)
-    homes = [path.parent, path.parent.parent] if is_deepspeed else [path.parent]
+    homes = [path.parent]
+    if path.name.endswith(DEEPSPEED_STATES):
+        homes += [path.parent.parent, path.parent.parent.parent]
+    step = next((home for home in homes if (home / STATE_FILE).is_file()), None)
+    if step is not None and step.parent.name == CHECKPOINTS:
+        homes.append(step.parent.parent / FINISHED)
     for home in homes:
         for name in SETTINGS_NAMES:
             if (home / name).is_file():
@@ -254,8 +286,13 @@ def settings_file(path: Path) -> Path:
         raise CheckpointError(
             f"{path.parent}: an LLM alone, no whole model; train from it with init_llm"
         )
+    if step is not None:
+        raise CheckpointError(
+            f"{step / SETTINGS_FILE}: no such file, the checkpoint is an older one; give the "
+            "model.yaml that it was trained with (--config YAML)"
+        )
     if is_ours or not PUBLISHED_SETTINGS.is_file():
-        raise CheckpointError(f"{homes[-1] / SETTINGS_FILE}: No such file; copy the model again")
+        raise CheckpointError(f"{homes[0] / SETTINGS_FILE}: No such file; copy the model again")
     return PUBLISHED_SETTINGS
 
 

@@ -234,45 +234,30 @@ class EChatModel(nn.Module):
         placed = clips[clip, step].to(embedded.dtype)
         return embedded.index_put((rows[clip], starts[clip] + step), placed)
 
-    def forward(
-        self, batch: Batch, *, embedded: Tensor | None = None, hide_unknown: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, batch: Batch, *, embedded: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm: (rows, tokens, width); packed sequences stay apart.
 
         embedded: (rows, tokens, width), None: the rows of the batch are embedded here.
-        hide_unknown: (rows, tokens), True on unknown labels that no other token may attend to; such
-        a token enters as id 0 at position 1: so upstream trains; only for comparison with it.
         """
         embedded = self.embed(batch) if embedded is None else embedded
-        if hide_unknown is None:
-            shared = common_start(batch) if self.shares_start else 0
-            return self.run(embedded, batch.segments, batch.positions, shared=shared)
-        nothing = self.embed_ids(torch.zeros_like(batch.ids))
-        embedded = torch.where(hide_unknown[..., None], nothing, embedded)
-        before = hide_unknown.cumsum(1)
-        columns = torch.arange(before.shape[1], device=before.device)
-        starts = (columns - batch.positions).clamp(min=0)
-        passed = before - (before - hide_unknown.long()).gather(1, starts)
-        positions = (batch.positions - passed).masked_fill(hide_unknown, 1)
-        return self.run(embedded, batch.segments, positions, visible=~hide_unknown)
+        shared = common_start(batch) if self.shares_start else 0
+        return self.run(embedded, batch.segments, batch.positions, shared)
 
     def share_start(self, shares: bool = True) -> None:
         """Compute what all rows of a batch begin with once: for batches of one task."""
         self.shares_start = shares
 
     def run(
-        self, embedded: Tensor, segments: Tensor, positions: Tensor, visible: Tensor | None = None,
-        shared: int = 0,
-    ) -> Tensor:  # fmt: skip
+        self, embedded: Tensor, segments: Tensor, positions: Tensor, shared: int = 0
+    ) -> Tensor:
         """The LLM on embedded rows.
 
         embedded: (rows, tokens, width); segments: (rows, tokens), the number of the sequence within
-        its row, -1 on padding; positions: (rows, tokens), from 0 in every sequence; visible: (rows,
-        tokens), False on tokens hidden from the others; shared: tokens that all rows begin with.
-        Returns (rows, tokens, width).
+        its row, -1 on padding; positions: (rows, tokens), from 0 in every sequence; shared: tokens
+        that all rows begin with. Returns (rows, tokens, width).
         """
         embedded = embedded if self.runs_in is None else embedded.to(self.runs_in)
-        if visible is None and int(segments.max()) == 0:
+        if int(segments.max()) == 0:
             # One sequence a row, padded on the right: the causal order alone keeps padding out.
             if shared >= LEAST_SHARED and len(embedded) > 1:
                 return self._run_shared(embedded, shared)
@@ -280,7 +265,7 @@ class EChatModel(nn.Module):
             return self.llm.model(
                 inputs_embeds=embedded, position_ids=columns, use_cache=False
             ).last_hidden_state
-        apart = attention.arguments(self.attends_by, segments, visible, embedded.dtype)
+        apart = attention.arguments(self.attends_by, segments, embedded.dtype)
         return self.llm.model(
             inputs_embeds=embedded, position_ids=positions, use_cache=False, **apart
         ).last_hidden_state

@@ -211,6 +211,7 @@ def build(experiment: Experiment) -> Training:
         batches=loader,
         held_out=_held_out(experiment, vocab, mels),
         export=lambda directory: export(directory, experiment, engine.model, preparer),
+        describe=lambda directory: describe(directory, experiment, engine.model),
         output=Path(experiment.output),
         config_text=dump(experiment),
         accumulate=experiment.engine.accumulate,
@@ -270,9 +271,8 @@ def export(directory: Path, experiment: Experiment, model: EChatModel, preparer:
     """The trained model as a directory that a later stage or inference loads, whole or not."""
     fresh = directory.with_name(f".{directory.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    notes = {"thinking": experiment.prepare.thinking, "template": experiment.prepare.template}
     with whole_folder(fresh) as part:
-        checkpoint.save(part, model, notes=notes)
+        checkpoint.save(part, model, notes=notes(experiment))
         pools = {tag: list(pool) for tag, pool in preparer.prompts.pools.items()}
         if pools:
             text = yaml.safe_dump(pools, sort_keys=False, allow_unicode=True)
@@ -283,6 +283,17 @@ def export(directory: Path, experiment: Experiment, model: EChatModel, preparer:
                 shutil.copyfile(tokenizer / name, part / name)
     shutil.rmtree(directory, ignore_errors=True)
     fresh.rename(directory)
+
+
+def describe(directory: Path, experiment: Experiment, model: EChatModel) -> None:
+    """Write the settings of the model as it is trained, for those who open a checkpoint."""
+    tokenizer = {"tokenizer": str(_tokenizer_directory(experiment).absolute())}
+    checkpoint.write_settings(directory, model.settings, notes(experiment) | tokenizer)
+
+
+def notes(experiment: Experiment) -> dict[str, str]:
+    """What model.yaml says beside the sizes: how the model was taught to think."""
+    return {"thinking": experiment.prepare.thinking, "template": experiment.prepare.template}
 
 
 def _held_out(experiment: Experiment, vocab: Vocab, mels: int) -> Callable[[], Sequence[Batch]]:

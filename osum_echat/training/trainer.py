@@ -63,7 +63,9 @@ class RunSettings:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What the loop works on. `export` writes the model as a directory to load from.
+    """What the loop works on.
+
+    export: writes the model as a directory to load from; describe: only its settings.
 
     answers: figures of held-out questions that the model answers by generation; None: not asked.
     """
@@ -72,6 +74,7 @@ class Training:
     batches: Loader
     held_out: Callable[[], Sequence[Batch]]
     export: Callable[[Path], None]
+    describe: Callable[[Path], None]
     output: Path
     config_text: str
     accumulate: int = 1
@@ -319,6 +322,7 @@ class _Loop:
         half_done = states.half_done(self.training.output, progress.step)
         if self.ranks.is_first:
             states.begin(half_done)
+            self.training.describe(half_done)
         self.ranks.barrier()
         self.training.engine.save_pieces(half_done)
         self.ranks.barrier()

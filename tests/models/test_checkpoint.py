@@ -249,6 +249,34 @@ def test_a_deepspeed_directory_is_a_source(good: Path):
         assert same(checkpoint.load(place), network())
 
 
+def test_the_folders_of_a_training_are_resolved(tmp_path: Path):
+    out, step = tmp_path / "out", tmp_path / "out" / "checkpoints" / "step_2"
+    step.mkdir(parents=True)
+    engine = {"model": dict(network().state_dict()), "optimizer": {"state": {}}}
+    torch.save({"engine": engine, "batches": torch.zeros(1), "average": None}, step / "state.pt")
+    (step.parent / "latest").write_text("step_2\n")
+    with pytest.raises(CheckpointError, match=r"step_2.model\.yaml: no such file.*--config YAML"):
+        checkpoint.load(out)
+    checkpoint.write_settings(step, SETTINGS, {"tokenizer": str(tmp_path / "words")})
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "tokenizer.json").write_text("{}")
+    for place in (out, step.parent, step):
+        assert pretrained.find(place).weights == step / "state.pt"
+        assert same(checkpoint.load(place), network())
+    assert pretrained.find(out).tokenizer() == tmp_path / "words"
+    checkpoint.save(out / "final", network(1))
+    assert same(checkpoint.load(out), network(1)) and same(checkpoint.load(step), network())
+    (step / "model.yaml").unlink()
+    assert pretrained.find(step).settings == out / "final" / "model.yaml"
+    pieces = step / "deepspeed" / "pieces"
+    pieces.mkdir(parents=True)
+    raw = {f"model.{name}": value for name, value in network(2).state_dict().items()}
+    torch.save({"module": raw}, pieces / "mp_rank_00_model_states.pt")
+    (pieces.parent / "latest").write_text("pieces")
+    for place in (step, step / "deepspeed", pieces):
+        assert same(checkpoint.load(place), network(2))
+
+
 def test_the_tokenizer_is_looked_for_beside_and_where_the_settings_say(good: Path):
     checkpoint.write_settings(good.parent, SETTINGS, {"tokenizer": "far/away"})
     found = pretrained.find(good.parent)

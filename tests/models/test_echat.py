@@ -145,27 +145,6 @@ def test_every_parameter_learns_from_a_mixed_batch():
     assert silent == []
 
 
-def test_a_hidden_token_changes_no_other():
-    model, batch = network(), collate([[row("t2t", text="so &&, well"), row("t2t")]], VOCAB)
-    hidden = batch.ids == VOCAB.unknown_label
-    at = int(hidden[0].nonzero())
-    with torch.no_grad():
-        shown = model(batch, hide_unknown=hidden)
-        batch.ids[0, at] = 77
-        assert torch.equal(model(batch, hide_unknown=hidden), shown)
-        assert not torch.allclose(model(batch)[0, at + 1], shown[0, at + 1], atol=1e-3)
-
-
-def test_hiding_a_token_equals_leaving_it_out():
-    model = network()
-    with_label, without = row("t2t", text="so &&, well"), row("t2t", text="so , well")
-    batch = collate([[with_label]], VOCAB)
-    hidden = batch.ids == VOCAB.unknown_label
-    with torch.no_grad():
-        shown = model(batch, hide_unknown=hidden)[0][~hidden[0]]
-    assert torch.allclose(shown, alone(model, without), atol=1e-5)
-
-
 def test_an_llm_of_another_kind_is_refused():
     with pytest.raises(ConfigError, match="only qwen2, qwen3"):
         EChatSettings(SETTINGS.encoder, SETTINGS.adapter, {**LLM, "model_type": "llama"})

@@ -324,11 +324,10 @@ class TrainingRow:
         stored = {key: torch.from_numpy(values[self.row])[mask] for key, values in arrays.items()
                   if values.shape[:2] == arrays["attention_mask"].shape}  # fmt: skip
         embedded = fixture.network.embed(batch)
-        start = embedded.clone()
-        start[0, seen] = stored["inputs_embeds"]
-        hide = hidden if bool(hidden.any()) else None
-        states = fixture.network(batch, embedded=start, hide_unknown=hide)
-        ours = {"inputs_embeds": embedded[0][seen], "last_hidden": states[0][seen]}
+        places = torch.arange(count)[None]      # upstream hides unknown labels from the others
+        start = stored["inputs_embeds"][None]
+        states = fixture.network.run(start, torch.zeros_like(places), places)
+        ours = {"inputs_embeds": embedded[0][seen], "last_hidden": states[0]}
         found = [exact(f"{self.name} targets", batch.targets[0][seen], self.targets()[mask])]
         if "position_ids" in stored:
             found.append(exact(f"{self.name} position_ids", torch.arange(count),

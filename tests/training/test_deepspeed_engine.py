@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from common_utils import convert_checkpoint
 from osum_echat.errors import ConfigError
 from osum_echat.models import checkpoint
 from osum_echat.training import state, trainer
-from osum_echat.training.deepspeed_engine import OURS, _config
+from osum_echat.training.deepspeed_engine import OURS, PIECES_FOLDER, _config
 from osum_echat.training.engine import EngineSettings
 from tests.training.experiment import write_experiment
 from tests.training.processes import command, kill_when, launch
@@ -68,6 +69,12 @@ def test_two_processes_move_the_weights_as_the_plain_engine_does(tmp_path: Path,
     assert losses(parted) == pytest.approx(losses(plain), rel=1e-4)
     for name, value in first.items():
         torch.testing.assert_close(value, second[name], atol=2e-3, rtol=0)
+    step = parted.parent / "out" / state.FOLDER / "step_00000002"
+    for number, place in enumerate((step, step / PIECES_FOLDER)):
+        out = tmp_path / f"ours_{number}"
+        assert convert_checkpoint.main([str(place), str(out), "--to", "ours", "--quiet"]) == 0
+        own = checkpoint.load(out).state_dict()
+        assert all(torch.equal(value, own[name]) for name, value in first.items())
 
 
 @pytest.mark.slow
