@@ -27,8 +27,17 @@ from typing import Any
 from benchmarks.ablation_world import PLAIN, THINKING, UNDERSTANDING, Part, Question
 from osum_echat import logs
 from osum_echat.errors import InputError, OsumError
-from osum_echat.evaluation import paper, report
-from osum_echat.evaluation.results import Block, Cell, Measure, Table, Words, mean, share
+from osum_echat.evaluation import report
+from osum_echat.evaluation.report import (
+    CATEGORIES,
+    Block,
+    Cell,
+    Measure,
+    Table,
+    Words,
+    mean,
+    share,
+)  # fmt: skip
 from osum_echat.evaluation.runner import versions
 from osum_echat.files import write_json
 from osum_echat.inference.assistant import EChat, Reply
@@ -209,7 +218,7 @@ def _row(
 ) -> Row:  # fmt: skip
     verdicts = [part.judge(one.exchange, found[one.key]["text"]) for one in questions]
     cells = {name: share([verdict.whole for one, verdict in zip(questions, verdicts, strict=True)
-                          if one.category == name]) for name in paper.CATEGORIES}  # fmt: skip
+                          if one.category == name]) for name in CATEGORIES}  # fmt: skip
     cells["all"] = share([one.whole for one in verdicts])
     cells["opener"] = share([one.voice for one in verdicts])
     cells["rest"] = share([one.words for one in verdicts])
@@ -225,13 +234,13 @@ def _row(
 def blocks(part: Part, rows: Sequence[Row]) -> list[Block]:
     """The tables of the report."""
     deaf = mean([100 * one for one in part.deaf.values()], "%")
-    printed = {str(row[0]): row[1:] for row in paper.ECHAT_EVAL.rows}
+    printed = {str(row[0]): row[1:] for row in report.paper("echat_eval").rows}
     main = [row for row in rows if row.thinking != "natural"]
     beside: list[list[Cell]] = []
     for row in main:
         if row.variant.printed:
             beside.append([row.variant.printed, *printed[row.variant.printed], None])
-            beside.append([f"here: {row.title}", *_cells(row, (*paper.CATEGORIES, "all"))])
+            beside.append([f"here: {row.title}", *_cells(row, (*CATEGORIES, "all"))])
     others = [[f"here: {row.title}", *_cells(row, ("all", "opener", "rest"))] for row in rows]
     full = next((row for row in main if row.variant.name == "full"), None)
     less: list[list[Cell]] = [[row.title, _difference(full, row)] for row in main
@@ -246,7 +255,7 @@ def blocks(part: Part, rows: Sequence[Row]) -> list[Block]:
               "trainings). The reply to another exchange, drawn blindly, is "
               f"right in {deaf} of the cases. The paper's figures are GPT-4o's scores from 0 to "
               "100 of another test set: compare the order and the gaps, not the figures."),
-        Table("The paper's Table 1 at tiny scale", ("system", *paper.CATEGORIES, "all"), beside,
+        Table("The paper's Table 1 at tiny scale", ("system", *CATEGORIES, "all"), beside,
               own=frozenset(range(1, len(beside), 2))),
         Table("Every variant", ("system", "right reply", "right opener (the voice)",
                                 "right rest (words, emotion)"), others),

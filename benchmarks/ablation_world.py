@@ -16,8 +16,9 @@ from zlib import crc32
 from common_utils.tiny_world.manner import Traits, opener
 from common_utils.tiny_world.world import World, load_world, normalise
 from osum_echat.errors import InputError
-from osum_echat.evaluation import echat_items
-from osum_echat.evaluation.echat_items import WORLD_FILE
+from osum_echat.evaluation import echat_eval
+from osum_echat.evaluation.echat_eval import WORLD_FILE
+from osum_echat.evaluation.runner import read_lines
 from osum_echat.files import whole_file
 from osum_echat.records import Turn, Utterance
 
@@ -126,7 +127,7 @@ def _questions(folder: Path) -> list[Question]:
     raw = {one["key"]: one for one in _exchanges(folder)}
     return [
         Question(raw[item.key], item.category, Utterance(item.key, PLAIN, Turn(audio=item.wav)))
-        for item in echat_items.read(folder) if raw[item.key]["kind"] == "single"
+        for item in echat_eval.read(folder)[0] if raw[item.key]["kind"] == "single"
     ]  # fmt: skip
 
 
@@ -140,4 +141,4 @@ def _exchanges(folder: Path) -> list[Exchange]:
 def _lines(place: Path) -> list[dict[str, Any]]:
     if not place.is_file():
         raise InputError(f"{place}: not there; make it by python -m common_utils.tiny_world.lists")
-    return [raw for _, raw in echat_items.objects(place)]
+    return read_lines(place, lambda raw, _: raw)[0]

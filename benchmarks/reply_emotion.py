@@ -19,10 +19,18 @@ import numpy as np
 
 from osum_echat import audio, logs
 from osum_echat.errors import InputError, OsumError
-from osum_echat.evaluation.delivery import Delivery, delivery, middle
-from osum_echat.evaluation.echat_items import WORLD_FILE, objects
-from osum_echat.evaluation.reply_emotion import MANNERS, Acoustic, read_neutral, shifts
-from osum_echat.evaluation.results import share
+from osum_echat.evaluation.echat_eval import WORLD_FILE
+from osum_echat.evaluation.reply_emotion import (
+    MANNERS,
+    Acoustic,
+    Delivery,
+    delivery,
+    middle,
+    read_neutral,
+    shifts,
+)  # fmt: skip
+from osum_echat.evaluation.report import share
+from osum_echat.evaluation.runner import read_lines
 from osum_echat.inference.assistant import EChat
 from osum_echat.metrics import Confusion
 
@@ -43,7 +51,7 @@ class Recording:
 def recordings(folder: Path, each: int) -> list[Recording]:
     """Up to `each` of every manner, drawn by a fixed seed. Raises InputError without any."""
     found: dict[str, dict[str, Recording]] = {manner: {} for manner in MANNERS}
-    for _, raw in objects(folder / WORLD_FILE):
+    for raw in read_lines(folder / WORLD_FILE, lambda raw, _: raw)[0]:
         for turn in (raw, *raw["turns"]):
             wav = folder / turn["reply_wav"]
             if wav.exists():

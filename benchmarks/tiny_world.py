@@ -25,7 +25,7 @@ from benchmarks.judge import JUDGE_RATE_HZ, Recogniser, error_rate, rating
 from common_utils.tiny_world.world import World, load_world, normalise
 from osum_echat import audio, logs
 from osum_echat.errors import InputError, OsumError
-from osum_echat.evaluation.delivery import Delivery, delivery, middle
+from osum_echat.evaluation.reply_emotion import Delivery, delivery, middle
 from osum_echat.inference.assistant import LABEL_FIELDS, TINY, EChat, Reply
 from osum_echat.records import Turn, Utterance
 from osum_echat.token2wav.voice import SpeechTokenizer

@@ -36,6 +36,8 @@ HOMES = {                   # library -> the only places inside the package that
     "openai": ("serving/", "evaluation/judge.py"),
     "prometheus_client": ("serving/",),
     "torch_npu": ("device.py",),
+    "jinja2": ("evaluation/report.py",),
+    "openai": ("evaluation/judge.py",),
     "torchaudio": (),
     "librosa": (),
 }

@@ -1,34 +1,69 @@
-"""Answer a whole list and score the answers: python -m osum_echat.evaluation.batch --help."""
+"""Answer a whole list and score the answers: python -m osum_echat.evaluation.batch --help.
+
+    OUT/settings.json    what the answers depend on; other settings are refused
+    OUT/parts/           what each process has written so far, a journal each
+    OUT/wav/             what the model said
+    OUT/results.jsonl    all results in the order of the list, when the last one is there
+    OUT/text.scp         the same as `key text`
+    OUT/scores.json      error rates, label accuracy
+"""
 
 import argparse
 import json
+import os
+import re
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from osum_echat import logs
-from osum_echat.cli import add_model
+from osum_echat import cli, logs
 from osum_echat.errors import InputError, OsumError
+from osum_echat.files import Journal, read_journal, whole_file, write_json
+from osum_echat.tasks import Task, task_for
 
 if TYPE_CHECKING:
-    from osum_echat.evaluation.grading import Grade
-    from osum_echat.evaluation.job import Job
+    from multiprocessing.queues import SimpleQueue
+
+    from osum_echat.evaluation.understanding import Asked, Grade, UtteranceList
+    from osum_echat.inference.assistant import EChat
+    from osum_echat.inference.reply import Reply
+    from osum_echat.metrics import Confusion
+    from osum_echat.records import Utterance
 
 NAME = "osum_echat.evaluation.batch"
-SOME_FAILED, BAD_INPUT, STOPPED = 1, 2, 130
+SOME_FAILED = 1
 DESCRIPTION = (
     "Answer every utterance of a list, in text and speech, and score the answers. Stopped at any "
-    "point, the same command goes on where it was."
+    "point, the same command goes on where it was; it asks again what failed, and what has "
+    "another sound now."
 )
 EPILOG = (
     "Several machines share a list under torchrun (-m osum_echat.evaluation.batch ...), or when "
     "each process has RANK and WORLD_SIZE in its environment; OUT must be a directory that all of "
-    "them see. Exit code: 0 all answered; 1 some failed, or the list is not done; 2 wrong use."
+    "them see. Exit code: 0 all answered; 1 some failed, or the list is not done; 2 wrong use, or "
+    "nothing could be answered."
 )
+WINDOW_BATCHES = 8                      # read together and sorted by length
+FINAL = 3                               # tries of what is not asked again
+TELL_S = 60.0                           # between two lines of progress where no bar is watched
+# What may change from one run of a job to the next.
+FREE = ("out", "device", "batch_size", "limit", "language", "retry", "processes", "overwrite")
+OF_RUN = ("sounds", "tries")            # of a record, for this command alone
+WIDEST = 12                             # labels of a confusion that is printed
+SPOKEN = re.compile(r"\d{6,}-.*\.wav")
 
 LOG = logs.logger(__name__)
+Record = dict[str, Any]
+Thing = TypeVar("Thing")
+
+
+Load = Callable[[Namespace], "EChat"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,50 +87,62 @@ def parser() -> argparse.ArgumentParser:
     add("--limit", type=int, metavar="N", help="only the first N utterances")
     add("--language", default="auto", metavar="NAME", help="of the words that are compared: "
         "english, chinese or auto (default: auto, after each reference)")
-    add("--retry", action="store_true", help="answer those again that failed before")
+    add("--retry", action="store_true", help="answer those again, too, that failed three times")
     add("--overwrite", action="store_true", help="forget what is in --out")
-    add_model(made.add_argument_group("model"))
+    cli.add_model(made.add_argument_group("model"))
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 all answered, 1 some not, 2 wrong use, 130 stopped by Ctrl-C."""
-    arguments = parser().parse_args(argv)
-    logs.setup()
-    try:
-        return run(arguments)
-    except OsumError as error:
-        sys.stderr.write(f"{NAME}: {' '.join(str(error).split())}\n")
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{NAME}: stopped; the same command goes on from here\n")
-        return STOPPED
+    job = parser().parse_args(argv)
+    return cli.run(NAME, lambda: run(job))
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(job: Namespace) -> int:
     """Answer, put together, score. Returns the exit code; raises an OsumError for wrong use."""
-    from osum_echat.evaluation.job import Job, Rank
-
-    given = vars(arguments)
-    given["out"] = arguments.out or _default_out(arguments.data)
-    job = Job(**{field.name: given[field.name] for field in fields(Job)})
     rank = Rank.from_environment()
-    if rank.world > 1 and (arguments.overwrite or arguments.processes):
+    check(job, rank)
+    job.out = job.out or _default_out(job.data)
+    from osum_echat.evaluation import runner, understanding  # heavy: the options are known good
+
+    utterances = understanding.UtteranceList(job.data, job.limit)
+    if job.overwrite:
+        spoken = [path for path in job.out.glob("wav/*.wav") if SPOKEN.fullmatch(path.name)]
+        names = ("results.jsonl", "text.scp", "scores.json", runner.SETTINGS)
+        own = [*job.out.glob("parts/part-*.jsonl"), *(job.out / name for name in names)]
+        runner.clear(job.out, [*own, *spoken])
+    depends = {name: value for name, value in vars(job).items() if name not in FREE}
+    runner.settle(job.out, depends | {"lists": utterances.identity(), "tars": utterances.tars()})
+    lost = answer_all(job, rank, utterances)
+    graded = finish(job, len(utterances))
+    if graded is None:
+        return _unfinished(job, rank.world, lost)
+    if not graded.answered:
+        raise InputError(f"{job.data}: nothing was answered: {graded.failed} failed, "
+                         f"{graded.left_out} are left out by the list; see {job.out}/results.jsonl")
+    return SOME_FAILED if graded.failed or lost else 0
+
+
+def check(job: Namespace, rank: "Rank") -> None:
+    """Raises InputError for options that cannot be used."""
+    from osum_echat.metrics import LANGUAGES
+
+    for name in ("batch_size", "processes", "limit"):
+        value = getattr(job, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
+    if job.language not in LANGUAGES:
+        raise InputError(f"--language {job.language!r}: not one of {', '.join(LANGUAGES)}")
+    if job.task is not None:
+        task_for(job.task)
+    if not job.data:
+        raise InputError("--data: name a list; see --help")
+    if rank.world > 1 and (job.overwrite or job.processes):
         raise InputError(
             "--overwrite and --processes: not under torchrun, where each rank is one process; "
             "remove --out by hand, and give torchrun --nproc_per_node"
         )
-    utterances = job.utterances()
-    if arguments.overwrite:
-        job.clear()
-    job.settle(utterances)
-    from osum_echat.evaluation import workers  # the heavy part: by now the options are known good
-
-    lost = workers.answer_all(job, rank, len(utterances), arguments.processes)
-    graded = finish(job, len(utterances))
-    if graded is None:
-        return _unfinished(job, rank.world, lost)
-    return SOME_FAILED if graded.failed or lost else 0
 
 
 def _default_out(data: str) -> Path:
@@ -103,7 +150,7 @@ def _default_out(data: str) -> Path:
     return Path("exp", "batch", "-".join(name for name in (place.parent.name, place.stem) if name))
 
 
-def _unfinished(job: "Job", world: int, lost: int) -> int:
+def _unfinished(job: Namespace, world: int, lost: bool) -> int:
     """Not all is there: under torchrun the last rank to end puts all together."""
     if world > 1 and not lost:
         LOG.info("%s: this rank is done; the last one puts all together", job.out)
@@ -112,29 +159,330 @@ def _unfinished(job: "Job", world: int, lost: int) -> int:
     return SOME_FAILED
 
 
-def finish(job: "Job", length: int) -> "Grade | None":
-    """Put the results in list order, score and print them; None while some are missing."""
-    from osum_echat.evaluation.grading import grade, table
-    from osum_echat.evaluation.parts import find_results, read_results
-    from osum_echat.files import whole_file, write_json
+def find_results(out: Path) -> dict[int, Record]:
+    """The results in all parts by the number of their utterance.
 
-    found = find_results(job.parts)
+    Where there are several of one, the last of its part counts, and one that did not fail before
+    one that did.
+    """
+    found: dict[int, Record] = {}
+    for path in sorted(out.glob("parts/part-*.jsonl")):
+        for number, one in read_journal(path):
+            if not isinstance(one.get("index"), int):
+                raise InputError(f"{path} line {number}: no result; remove the line")
+            if one["index"] not in found or one.get("error") is None:
+                found[one["index"]] = one
+            elif found[one["index"]].get("error") is not None:
+                tries = found[one["index"]].get("tries", 1), one.get("tries", 1)
+                found[one["index"]] = one | {"tries": max(tries)}
+    return found
+
+
+def finish(job: Namespace, length: int) -> "Grade | None":
+    """Put the results in list order, score and print them; None while some are missing."""
+    from osum_echat.evaluation.understanding import grade
+
+    found = find_results(job.out)
     if any(index not in found for index in range(length)):
         return None
-    with whole_file(job.results) as file:
-        for record in read_results(found, length):
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    records = [{name: value for name, value in found[index].items() if name not in OF_RUN}
+               for index in range(length)]  # fmt: skip
+    results = job.out / "results.jsonl"
+    with whole_file(results) as file:
+        for one in records:
+            file.write(json.dumps(one, ensure_ascii=False).encode(errors="replace") + b"\n")
     with whole_file(job.out / "text.scp") as file:
-        for record in read_results(found, length):
-            if record["key"] is not None:
-                text = " ".join((record.get("text") or "").split())
-                file.write(f"{record['key']} {text}".rstrip().encode() + b"\n")
-    graded = grade(read_results(found, length), job.language)
-    scores = {"data": job.data, "model": job.model, **graded.to_json()}
-    write_json(job.out / "scores.json", scores)
+        for one in records:
+            if one["key"] is not None:
+                text = " ".join((one.get("text") or "").split())
+                file.write(f"{one['key']} {text}".rstrip().encode(errors="replace") + b"\n")
+    graded = grade(records, job.language)
+    write_json(job.out / "scores.json", {"data": job.data, "model": job.model, **graded.to_json()})
     logs.out(table(graded))
-    logs.out(f"{graded.answered} answered, {graded.failed} failed: {job.results}")
+    logs.out(f"{graded.answered} answered, {graded.failed} failed: {results}")
     return graded
+
+
+def table(graded: "Grade") -> str:
+    """A grade for people."""
+    lines = []
+    for task in graded.tasks:
+        failed = f", {task.failed} failed" if task.failed else ""
+        lines.append(f"{task.task}: {task.answered} answered{failed}")
+        lines += [f"  {score}" for score in task.words.values()]
+        for name, score in task.labels.items():
+            lines.append(f"  {name}  {score}")
+            lines += [f"    {line}" for line in _confusion_lines(score.confusion)]
+    if graded.unread:
+        lines.append(f"{graded.unread} records could not be read")
+    if graded.left_out:
+        lines.append(f"{graded.left_out} records are left out by their list")
+    return "\n".join(lines)
+
+
+def _confusion_lines(confusion: "Confusion") -> Iterator[str]:
+    """Listed labels down, found ones across; nothing for more labels than a line can hold."""
+    labels = confusion.labels
+    if len(labels) > WIDEST:
+        return
+    width = max(map(len, labels))
+    yield " ".join([f"{'':<{width}}", *(f"{label:>{max(5, len(label))}}" for label in labels)])
+    for label, row in zip(labels, confusion.counts, strict=True):
+        if any(row):
+            cells = (f"{count or '.':>{max(5, len(other))}}"
+                     for count, other in zip(row, labels, strict=True))  # fmt: skip
+            yield " ".join([f"{label:<{width}}", *cells])
+
+
+# Answering
+
+
+def load_assistant(job: Namespace) -> "EChat":
+    """The model of a job. Raises CheckpointError."""
+    from osum_echat.inference.assistant import EChat
+
+    speaks = job.speak and (job.task is None or task_for(job.task).speaks)
+    return EChat.load(
+        job.model, job.device, job.seed, speaks=speaks, config=job.config, tokenizer=job.tokenizer,
+        token2wav=job.token2wav, voice=job.voice, dtype=job.dtype, keep_lora=job.keep_lora,
+    )  # fmt: skip
+
+
+def answer(
+    job: Namespace, rank: "Rank", utterances: "UtteranceList", load: Load = load_assistant
+) -> Iterator[Record]:
+    """Answer what is left of this process's share; each record is on disk when it is given.
+
+    The shares of all ranks together are the whole list, whatever was done before. Raises an
+    OsumError for what ends the whole job.
+    """
+    from osum_echat.evaluation.runner import Isolated
+
+    with Journal(job.out / "parts" / f"part-{rank.number:05d}.jsonl") as part:
+        found = find_results(job.out)
+        windows = [left for window in shares(len(utterances), rank, job.batch_size)
+                   if (left := left_of(job, utterances, found, window))]  # fmt: skip
+        if not windows:
+            return
+        replies = Isolated(partial(_replies, job, load(job)))
+        for window in windows:
+            records, asked = _read(job, utterances, window)
+            part.write(records)
+            yield from records
+            for batch in alike(asked, job.batch_size):
+                told = zip(batch, replies(batch), strict=True)
+                records = [_record(job, one, reply, found, utterances) for one, reply in told]
+                part.write(records)
+                yield from records
+
+
+def left_of(
+    job: Namespace, utterances: "UtteranceList", found: Mapping[int, Record], share: Iterable[int]
+) -> list[int]:
+    """Those of a share that are to be answered, or once more."""
+    from osum_echat.evaluation.runner import MOST_TRIES, is_left, stamp
+
+    tries = sys.maxsize if job.retry else MOST_TRIES
+    return [index for index in share
+            if is_left(found.get(index), stamp(utterances.files(index)), tries)]  # fmt: skip
+
+
+def shares(length: int, rank: "Rank", batch_size: int) -> Iterator[range]:
+    """The stretches of the list that one rank answers: every world-th one, of like size."""
+    size = max(1, min(batch_size * WINDOW_BATCHES, -(-length // rank.world)))
+    for start in range(rank.number * size, length, rank.world * size):
+        yield range(start, min(start + size, length))
+
+
+def _read(
+    job: Namespace, utterances: "UtteranceList", indexes: Sequence[int]
+) -> tuple[list[Record], list["Asked"]]:
+    """Records of the utterances that cannot be asked, and those that can."""
+    from osum_echat.data.sources import Dropped
+    from osum_echat.evaluation.understanding import Asked
+
+    asked: list[Asked] = []
+    unread: list[Record] = []
+    for index in indexes:
+        one = utterances.read(index)
+        if isinstance(one, Dropped):
+            facts: Record = {"index": index, "key": None, "task": None}
+            why = f"{one.reason}: {one.detail}"
+            unread.append({**facts, "left_out": why} if one.file is None else _failed(facts, why))
+            continue
+        try:
+            listed = task_for(one.task)
+        except InputError as error:
+            if job.task is None:
+                facts = {"index": index, "key": one.key, "task": one.task}
+                unread.append(_failed(facts, str(error)))
+                continue
+            listed = None
+        task = task_for(job.task) if job.task else listed
+        assert task is not None
+        asked.append(Asked(index, replace(one, task=task.tag), task, listed))
+    return unread, asked
+
+
+def _failed(facts: Record, why: str) -> Record:
+    """Asked again only by --retry: an equal list gives an equal line."""
+    LOG.warning("utterance %d (%s): %s", facts["index"] + 1, facts["key"] or "no key", why)
+    return {**facts, "error": " ".join(why.split()), "tries": FINAL}
+
+
+def _replies(job: Namespace, assistant: "EChat", batch: Sequence["Asked"]) -> Sequence[Any]:
+    return assistant.reply_many(
+        [one.utterance for one in batch], greedy=job.greedy, seed=job.seed, speak=job.speak,
+        thinking=job.thinking if batch[0].task.thinks else None, batch_size=len(batch),
+    )  # fmt: skip
+
+
+def _record(
+    job: Namespace, asked: "Asked", reply: "Reply | Exception", found: Mapping[int, Record],
+    utterances: "UtteranceList",
+) -> Record:  # fmt: skip
+    from osum_echat.evaluation.runner import of_reply, record_of, stamp
+
+    facts, key = asked.facts(), asked.utterance.key
+    own = stamp(utterances.files(asked.index))
+    facts |= {"sounds": own} if own else {}
+    if isinstance(reply, Exception):
+        name = f"utterance {asked.index + 1} ({key or 'no key'})"
+        return facts | record_of(name, reply, found.get(asked.index, {}).get("tries", 0))
+    kept = of_reply(reply, job.out, f"{asked.index:06d}-{key}", "wav")
+    return {**facts, **kept, "task": asked.task.tag, "error": None}
+
+
+def alike(asked: Sequence["Asked"], size: int) -> Iterator[list["Asked"]]:
+    """Utterances of one task and of like length together, the longest first."""
+
+    def rank(one: "Asked") -> tuple[Any, ...]:
+        return one.task.tag, -_length(one.utterance, one.task), one.index
+
+    for _, same in groupby(sorted(asked, key=rank), key=lambda one: one.task.tag):
+        every = list(same)
+        for start in range(0, len(every), size):
+            yield every[start : start + size]
+
+
+def _length(utterance: "Utterance", task: Task) -> int:
+    """What an utterance's cost grows with: samples that are heard, or characters that are read."""
+    from osum_echat import audio
+
+    if not task.hears:
+        return len(utterance.user.reply_text or "") + len(utterance.prompt or "")
+    length = 0
+    for turn in (*utterance.history, utterance.user):
+        if turn.audio is not None:
+            try:
+                length += audio.length(turn.audio, audio.SAMPLE_RATE_HZ, turn.segment_s)
+            except InputError:  # told when it is answered
+                continue
+    return length
+
+
+# Several processes
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """This process among those that share a list; `local`: its number on this machine."""
+
+    number: int = 0
+    world: int = 1
+    local: int = 0
+
+    @classmethod
+    def from_environment(cls) -> "Rank":
+        """As torchrun sets it; alone without. Raises InputError for what cannot be."""
+        names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        given = {name: os.environ.get(name, usual) for name, usual in names.items()}
+        for name, value in given.items():
+            if not value.isdecimal():
+                raise InputError(f"{name}={value}: a whole number is needed, as torchrun sets it")
+        rank = cls(*map(int, given.values()))
+        if rank.number >= rank.world:
+            raise InputError(f"RANK {rank.number} of WORLD_SIZE {rank.world}: ranks go from 0 to "
+                             "the size less 1")
+        return rank
+
+
+def answer_all(
+    job: Namespace, rank: Rank, utterances: "UtteranceList", load: Load = load_assistant
+) -> bool:
+    """Answer what is left of the list: this rank's share, or all with several processes.
+
+    Returns whether a process was ended from outside. Raises an OsumError for what ends the job.
+    """
+    from osum_echat import device as devices
+
+    cards = devices.count(job.device) if rank.world == 1 else 1
+    processes = min((job.processes or cards) if rank.world == 1 else 1, len(utterances))
+    found = find_results(job.out)
+    share = (index for one in shares(len(utterances), rank, job.batch_size) for index in one)
+    left = len(left_of(job, utterances, found, share))
+    LOG.info("%s: %d to answer", job.out, left)
+    if processes > 1 and left:
+        return _spread(job, processes, cards, load)
+    for _ in told(answer(job, rank, utterances, load), left):
+        pass
+    return False
+
+
+def _spread(job: Namespace, count: int, cards: int, load: Load) -> bool:
+    """Answer with so many processes of this machine; the cards go round."""
+    from torch import multiprocessing
+
+    faults: SimpleQueue[str] = multiprocessing.get_context("spawn").SimpleQueue()
+    running = multiprocessing.start_processes(
+        _work, (job, count, cards, load, faults), count, join=False, start_method="spawn"
+    )
+    try:
+        while not running.join():
+            continue
+    except multiprocessing.ProcessExitedException as error:
+        if not faults.empty():
+            raise InputError(faults.get()) from error
+        LOG.error("%s (out of memory?); what is done is kept: start again", error)
+        return True
+    return False
+
+
+def _work(
+    number: int, job: Namespace, count: int, cards: int, load: Load, faults: "SimpleQueue[str]"
+) -> None:
+    """One process; torch's wrapper ends it with the one that started it."""
+    import torch
+
+    from osum_echat.evaluation.understanding import UtteranceList
+
+    rank = Rank(number, count, number % cards)
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank.local)}
+    logs.setup()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    try:
+        utterances = UtteranceList(job.data, job.limit)
+        share = (index for one in shares(len(utterances), rank, job.batch_size) for index in one)
+        left = len(left_of(job, utterances, find_results(job.out), share))
+        for _ in told(answer(job, rank, utterances, load), left):
+            pass
+    except OsumError as error:
+        faults.put(str(error))
+        sys.exit(cli.BAD_INPUT)
+
+
+def told(items: Iterable[Thing], total: int) -> Iterator[Thing]:
+    """Pass the items through behind a bar; where nobody watches one, a line now and then."""
+    start = last = now = time.monotonic()
+    count = 0
+    for count, item in enumerate(logs.progress(items, "answered", total), 1):
+        yield item
+        now = time.monotonic()
+        if now - last > TELL_S and not sys.stderr.isatty():
+            last, rest = now, (now - start) / count * (total - count)
+            LOG.info("%d of %d answered, about %.0f min left", count, total, rest / 60)
+    if count:
+        LOG.info("%d answered in %.0f s", count, now - start)
 
 
 if __name__ == "__main__":

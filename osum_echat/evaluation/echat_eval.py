@@ -2,49 +2,209 @@
 
 Source: arXiv:2508.09600, section on EChat-eval: the judge sees the words of the query, its labels,
 the reply text and the emotion heard in the reply. Several kinds of thought are asked in one run.
+
+The items come in several forms, told apart by what is there:
+- a folder with exchanges.jsonl: the tiny world's test split;
+- jsonl whose objects have `turns` with roles, or `dialogue`: HumDial-like conversations, of which
+  the last user turn is answered with the turns before it as history;
+- any other jsonl: EChat-eval style, one query a line. The raw lists of training do too.
+
+EChat-eval style fields (the first that is there counts):
+    key | id | utt (else the name of the sound)     wav | audio | query_wav | path
+    transcript | q_txt | question | query | user_text | text
+    labels {emotion, age, gender, event}, or these fields themselves or in `extra` (q_emotion,
+    caption)                           category | task_category | type: emotion age gender event
+    multi; others keep their name; without one: `multi` where several cues are known.
+HumDial-like: {"id", "category"?, "turns": [{"role": "user", "audio", "text", "emotion" ...},
+{"role": "assistant", "text", "audio"?}, ...]}
+Relative paths start at the folder of the jsonl. A line that cannot be used costs itself only.
 """
 
-from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mode
 from typing import Any
 
 from osum_echat import audio
-from osum_echat.errors import OsumError
-from osum_echat.evaluation import echat_items, paper, predictions
-from osum_echat.evaluation.asking_together import ask
-from osum_echat.evaluation.echat_items import EChatItem
-from osum_echat.evaluation.heard_emotions import HeardEmotions
-from osum_echat.evaluation.judge import Judge, Judged
-from osum_echat.evaluation.predictions import Prediction
-from osum_echat.evaluation.results import (
-    Bars,
-    Block,
+from osum_echat.errors import DataError, InputError, OsumError
+from osum_echat.evaluation import report, runner
+from osum_echat.evaluation.judge import Exhibit, Judge, Judged, judge_of
+from osum_echat.evaluation.reply_emotion import HeardEmotions
+from osum_echat.evaluation.report import (
+    CATEGORIES,
     Cell,
     Clip,
     Measure,
     Outcome,
-    Players,
     Table,
-    Words,
     mean,
     percentile,
     share,
 )  # fmt: skip
-from osum_echat.evaluation.rubric import Exhibit
-from osum_echat.evaluation.runner import Model
-from osum_echat.evaluation.start import judge_of, limited
+from osum_echat.evaluation.runner import Model, Prediction, Run, Suite, limited
 from osum_echat.inference.reply import Reply
-from osum_echat.records import Labels, Turn, Utterance
+from osum_echat.records import Labels, Turn, Utterance, canonical_label
 from osum_echat.token2wav.voice import SpeechTokenizer
 
+WORLD_FILE = "exchanges.jsonl"
+CUES = ("emotion", "age", "gender", "event")
+MULTI, MULTI_TURN, IDENTITY = "multi", "multi-turn", "identity"
+KEYS = ("key", "id", "utt")
+SOUNDS = ("wav", "audio", "query_wav", "path")
+TRANSCRIPTS = ("transcript", "q_txt", "question", "query", "user_text", "text")
+CATEGORY = ("category", "task_category", "type")
+LABELS = {"emotion": ("emotion", "q_emotion"), "age": ("age",), "gender": ("gender",),
+          "event": ("event", "caption", "sound_event")}  # fmt: skip
 NONE = "none"
 TASKS = {"label": "s2s_think", "natural": "s2s_think", NONE: "s2s"}
 TIMED = 4                               # replies of each kind of thought
 CODEC = Path("token2wav") / "speech_tokenizer.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class EChatItem:
+    """One query. earlier: the turns before, whose reply speech is a sound file where known."""
+
+    key: str
+    category: str
+    wav: Path
+    transcript: str
+    labels: Labels
+    earlier: tuple[Turn, ...] = ()
+    earlier_replies: tuple[Path | None, ...] = ()
+    real: bool | None = None            # a recording of a person; None: not told
+
+
+def read(data: Path) -> tuple[list[EChatItem], dict[str, str]]:
+    """The items of a folder or jsonl, and which lines are lost and why. Raises InputError."""
+    if data.is_dir() and not (data / WORLD_FILE).exists():
+        found = sorted(data.glob("*.jsonl"))
+        if len(found) != 1:
+            raise InputError(f"--data {data}: no {WORLD_FILE} and {len(found)} other jsonl files "
+                             "in it; name the jsonl itself")
+        data = found[0]
+    if data.is_dir():
+        numbers: list[int] = []         # of the single turns before, which go round the categories
+        return runner.read_lines(data / WORLD_FILE, partial(_of_world, data, numbers))
+    return runner.read_lines(data, partial(_item, data.parent))
+
+
+def _of_world(root: Path, singles: list[int], raw: Mapping[str, Any], where: str) -> EChatItem:
+    """An exchange of the tiny world: a dialogue, identity, or a single turn by category."""
+    try:
+        labels = Labels(**raw["labels"])
+        category = {"dialogue": MULTI_TURN, "identity": IDENTITY}.get(raw["kind"])
+        if category is None:
+            category = _world_category(labels, len(singles))
+            singles.append(len(singles))
+        turns = tuple(Turn(root / turn["wav"], turn["user_text"], turn["reply_text"])
+                      for turn in raw["turns"])  # fmt: skip
+        replies = tuple(root / turn["reply_wav"] for turn in raw["turns"])
+        return EChatItem(raw["key"], category, root / raw["wav"], raw["user_text"], labels, turns,
+                         replies, real=False)  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{where}: no exchange of the tiny world ({error!r}); make the split "
+                        "again") from error
+
+
+def _world_category(labels: Labels, number: int) -> str:
+    """Go round the categories; one whose cue is absent in this voice makes way for the next."""
+    absent = {"emotion": labels.emotion == "NEUTRAL", "event": labels.event == "OTHER",
+              MULTI: labels.emotion == "NEUTRAL" and labels.event == "OTHER"}  # fmt: skip
+    turned = (CATEGORIES[(number + step) % len(CATEGORIES)] for step in range(len(CATEGORIES)))
+    return next((one for one in turned if not absent.get(one)), "gender")
+
+
+def _item(root: Path, raw: Mapping[str, Any], where: str) -> EChatItem:
+    turns = raw.get("turns") or raw.get("dialogue")
+    if isinstance(turns, list):
+        return _conversation(raw, turns, where, root)
+    wav = root / _text(raw, SOUNDS, where)
+    return EChatItem(
+        key=_text({"key": wav.stem} | {k: v for k, v in raw.items() if v}, KEYS, where),
+        category=_category(raw, _labels(raw, where)), wav=wav,
+        transcript=_text(_merged(raw), TRANSCRIPTS, where), labels=_labels(raw, where),
+        real=_real(raw),
+    )  # fmt: skip
+
+
+def _conversation(
+    raw: Mapping[str, Any], turns: Sequence[Any], where: str, root: Path
+) -> EChatItem:
+    """The last user turn, with the exchanges before it as history."""
+    last = max((place for place, turn in enumerate(turns) if _is_user(turn, where)), default=-1)
+    if last < 0:
+        raise DataError(f"{where}: no turn with the role user; one is needed")
+    earlier: list[Turn] = []
+    replies: list[Path | None] = []
+    asked: Mapping[str, Any] | None = None
+    for turn in turns[:last]:
+        if _is_user(turn, where):
+            asked = turn
+        elif asked is not None:
+            said, answered = (_text(one, TRANSCRIPTS, where) for one in (asked, turn))
+            earlier.append(Turn(root / _text(asked, SOUNDS, where), said, answered))
+            sound = next((turn[name] for name in SOUNDS if turn.get(name)), None)
+            replies.append(root / sound if sound else None)
+            asked = None
+    question = turns[last]
+    labels = _labels(question, where)
+    named = any(raw.get(name) for name in CATEGORY)
+    return EChatItem(
+        key=_text(raw, KEYS, where), wav=root / _text(question, SOUNDS, where),
+        category=_category(raw, labels) if named or not earlier else MULTI_TURN,
+        transcript=_text(question, TRANSCRIPTS, where), labels=labels,
+        earlier=tuple(earlier), earlier_replies=tuple(replies), real=_real(raw),
+    )  # fmt: skip
+
+
+def _is_user(turn: Any, where: str) -> bool:
+    role = turn.get("role", turn.get("speaker")) if isinstance(turn, dict) else None
+    if not isinstance(role, str):
+        raise DataError(f"{where}: a turn without a role; need user or assistant")
+    return role.lower() in ("user", "human")
+
+
+def _merged(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The object with what its `extra` and `labels` hold."""
+    merged = dict(raw)
+    for name in ("extra", "labels"):
+        if isinstance(raw.get(name), dict):
+            merged = {**raw[name], **{key: value for key, value in merged.items() if value}}
+    return merged
+
+
+def _labels(raw: Mapping[str, Any], where: str) -> Labels:
+    merged = _merged(raw)
+    found: dict[str, str | None] = {}
+    for cue, names in LABELS.items():
+        value = next((merged[name] for name in names if merged.get(name)), None)
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"{where}: {cue} is {value!r}, need a string")
+        found[cue] = canonical_label(value)
+    return Labels(**found)
+
+
+def _category(raw: Mapping[str, Any], labels: Labels) -> str:
+    named = next((str(raw[name]).lower() for name in CATEGORY if raw.get(name)), None)
+    known = [cue for cue in CUES if asdict(labels)[cue]]
+    return named or (known[0] if len(known) == 1 else MULTI)
+
+
+def _real(raw: Mapping[str, Any]) -> bool | None:
+    """Whether the query is a recording of a person, where the line tells."""
+    value = _merged(raw).get("real")
+    return value if isinstance(value, bool) else None
+
+
+def _text(raw: Mapping[str, Any], names: Sequence[str], where: str) -> str:
+    for name in names:
+        if isinstance(raw.get(name), str) and raw[name]:
+            return str(raw[name])
+    raise DataError(f"{where}: none of {', '.join(names)}; one of them is needed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,120 +219,146 @@ class Query:
     def key(self) -> str:
         return f"{self.item.key}/{self.thinking}"
 
+    def sounds(self) -> Iterator[Path]:
+        yield self.item.wav
+        yield from (turn.audio for turn in self.item.earlier if isinstance(turn.audio, Path))
+        yield from filter(None, self.item.earlier_replies)
 
-@dataclass(frozen=True)
-class EChatEval:
-    """The suite."""
 
-    model: Model
-    asked: tuple[Query, ...]
-    judge: Judge
-    emotions: HeardEmotions
-    seed: int
-    greedy: bool
-    players: int
-    fixed: dict[str, Any]
-    name: str = "echat_eval"
-    title: str = "EChat-eval"
+def build(run: Run) -> Suite[Query]:
+    """The suite that the options ask for. Raises InputError or DataError for the data."""
+    options, model = run.options, run.model
+    every, lost = read(options.data)
+    items = limited(every, options.limit, lambda one: one.category)
+    kinds = tuple(options.thinking or _kinds(model)) if items else ()
+    asked = [(item, kind) for item in items for kind in ((NONE,) if item.earlier else kinds)]
+    timed = {id(one) for kind in (*kinds, NONE)
+             for one in [one for one in asked if one[1] == kind][:TIMED]}  # fmt: skip
+    queries = tuple(Query(*one, id(one) in timed) for one in asked)
+    judge, languages = judge_of(options), [exhibit(item, "", None).language for item in items]
+    emotions = HeardEmotions(model, options.reply_emotion, mode(languages or ["en"]),
+                             options.neutral_style)  # fmt: skip
 
-    @property
-    def shown(self) -> dict[str, Any]:
-        return self.judge.settings() | {"reply emotion": self.emotions.name}
+    def score(found: Sequence[Prediction], out: Path) -> Outcome:
+        made = runner.made(found)
+        by_key = {query.key: query.item for query in queries}
+        heard = emotions.of(made, out)
+        exhibits = [exhibit(by_key[one["key"]], one["text"], heard.get(one["key"]), one["key"])
+                    for one in made]  # fmt: skip
+        verdicts = judge(exhibits, out)
+        return Summary(judge, verdicts, made, by_key, heard, out, options.players).outcome()
 
-    def items(self) -> Sequence[Query]:
-        return self.asked
+    return Suite(
+        "EChat-eval", queries, partial(ask, run), score,
+        kind=lambda query: None if query.is_timed else query.thinking, sounds=Query.sounds,
+        lost=lost, shown=judge.settings() | {"reply emotion": emotions.name},
+    )  # fmt: skip
 
-    def kind(self, item: Query) -> str | None:
-        """Those of one kind of thought together; the first of each alone, for the clock."""
-        return None if item.is_timed else item.thinking
 
-    def predict(self, items: Sequence[Query], out: Path) -> list[Prediction | OsumError]:
-        """The spoken replies to queries of one kind of thought."""
-        thinking = items[0].thinking
+def _kinds(model: Model) -> tuple[str, ...]:
+    """The kinds of thought that the model can think."""
+    able = model.assistant.thinking
+    return ("label", "natural") if able in ("both", "either") else (able,)
 
-        def kept(query: Query, reply: Reply) -> Prediction:
-            return {
-                "item": query.item.key, "category": query.item.category, "thinking": thinking,
-                "timed": query.is_timed,
-                "malformed": malformed(reply.thought, reply.labels, reply.text, thinking),
-            } | predictions.of_reply(reply, out, query.key)  # fmt: skip
 
-        return ask(self.model.assistant, items, self.seed, self._utterance, kept,
-                   task=TASKS[thinking], thinking=None if thinking == NONE else thinking,
-                   greedy=self.greedy)  # fmt: skip
+def ask(run: Run, queries: Sequence[Query], out: Path) -> list[Prediction | OsumError]:
+    """The spoken replies to queries of one kind of thought."""
+    thinking = queries[0].thinking
 
-    def _utterance(self, query: Query) -> Utterance:
-        """The query with its history; earlier replies get their speech tokens where they sound."""
-        item = query.item
+    def source(query: Query) -> Utterance:
+        """The query with its history; earlier replies get their codes where they sound."""
         turns = []
-        for turn, wav in zip(item.earlier, item.earlier_replies, strict=True):
-            codec = self.model.assistant.directory / CODEC
+        for turn, wav in zip(query.item.earlier, query.item.earlier_replies, strict=True):
+            codec = run.model.assistant.directory / CODEC
             if wav is not None and codec.exists():
-                codes = SpeechTokenizer(codec)(audio.load(wav))
-                turn = replace(turn, reply_speech=tuple(codes))
+                turn = replace(turn, reply_speech=tuple(SpeechTokenizer(codec)(audio.load(wav))))
             turns.append(turn)
-        return Utterance(item.key, TASKS[query.thinking], Turn(audio=item.wav),
+        return Utterance(query.item.key, TASKS[thinking], Turn(audio=query.item.wav),
                          history=tuple(turns))  # fmt: skip
 
-    def score(self, found: Sequence[Prediction], out: Path) -> Outcome:
-        """Ask the judge and sum up by kind of thought and category."""
-        made = predictions.made(found)
-        items = {query.key: query.item for query in self.asked}
-        heard = self.emotions.of(made, out)
-        judged = self.judge([exhibit(items[one["key"]], one, heard.get(one["key"]))
-                             for one in made], out)  # fmt: skip
-        return Summary(self, made, items, heard, judged, out).outcome()
+    def kept(query: Query, reply: Reply) -> Prediction:
+        return {
+            "item": query.item.key, "category": query.item.category, "thinking": thinking,
+            "timed": query.is_timed,
+            "malformed": malformed(reply.thought, reply.labels, reply.text, thinking),
+        } | runner.of_reply(reply, out, query.key)  # fmt: skip
+
+    return run.ask(queries, source, kept, task=TASKS[thinking],
+                   thinking=None if thinking == NONE else thinking)  # fmt: skip
 
 
+def malformed(thought: str | None, labels: Labels, text: str, thinking: str) -> bool:
+    """Whether a reply lacks what its kind of thought promises."""
+    if not text.strip() or thinking == NONE:
+        return not text.strip()
+    told = all(getattr(labels, cue) for cue in CUES)
+    return not thought or (thinking == "label" and not told)
+
+
+def exhibit(item: EChatItem, reply: str, emotion: str | None, key: str = "") -> Exhibit:
+    """What the judge sees of one reply."""
+    earlier = tuple((turn.text or "", turn.reply_text or "") for turn in item.earlier)
+    return Exhibit(key, item.category, item.transcript, item.labels, reply, emotion, earlier)
+
+
+@dataclass(frozen=True)
 class Summary:
     """Scores by kind of thought and category, and the report made of them."""
 
-    def __init__(
-        self, suite: EChatEval, made: Sequence[Prediction], items: dict[str, EChatItem],
-        heard: dict[str, str], judged: Judged, out: Path,
-    ) -> None:  # fmt: skip
-        self.suite, self.made, self.items, self.heard = suite, made, items, heard
-        self.judged, self.out = judged, out
-        self.kinds = list(dict.fromkeys(one["thinking"] for one in made))
-        known = dict.fromkeys(one["category"] for one in made)
-        order = (*paper.CATEGORIES, echat_items.MULTI_TURN, echat_items.IDENTITY)
-        self.categories = [one for one in order if one in known]
-        self.categories += [one for one in known if one not in order]
-        self.overall: dict[tuple[str, str], Measure] = {}
-        for kind in self.kinds:
-            for category in self.categories:
-                self.overall[kind, category] = self._score(kind, category, None)
+    judge: Judge
+    judged: Judged
+    made: Sequence[Prediction]
+    items: Mapping[str, EChatItem]
+    heard: Mapping[str, str]
+    out: Path
+    players: int
 
-    def _of(self, kind: str, category: str | None = None) -> list[Prediction]:
-        return [one for one in self.made if one["thinking"] == kind
-                and category in (None, one["category"])]  # fmt: skip
+    @property
+    def kinds(self) -> list[str]:
+        return list(dict.fromkeys(one["thinking"] for one in self.made))
 
-    def _score(self, kind: str, category: str | None, dimension: str | None) -> Measure:
-        values = []
-        for one in self._of(kind, category):
-            verdict = self.judged.verdicts.get(one["key"])
-            if verdict is None:
-                continue
-            value = verdict.scores[dimension] if dimension else verdict.overall
-            if value is not None:
-                values.append(value)
-        return mean(values)
+    @property
+    def categories(self) -> list[str]:
+        known = dict.fromkeys(one["category"] for one in self.made)
+        ordered = [one for one in (*CATEGORIES, MULTI_TURN, IDENTITY) if one in known]
+        return list(dict.fromkeys([*ordered, *known]))
+
+    def _of(self, kind: str) -> list[Prediction]:
+        return [one for one in self.made if one["thinking"] == kind]
+
+    def _score(
+        self, kind: str, category: str | None = None, dimension: str | None = None
+    ) -> Measure:
+        own = [self.judged.verdicts[one["key"]] for one in self._of(kind)
+               if category in (None, one["category"]) and one["key"] in self.judged.verdicts]
+        values = [one.scores[dimension] if dimension else one.overall for one in own]
+        return mean([value for value in values if value is not None])
+
+    def _lengths(self, kind: str) -> list[float]:
+        return [float(len(one["thought"])) for one in self._of(kind) if one["thought"]]
+
+    def _malformed(self, kind: str) -> Measure:
+        return share([one["malformed"] for one in self._of(kind)])
+
+    def _times(self, kind: str, name: str) -> list[float]:
+        times = [one["timings"][name] for one in self._of(kind) if one["timed"]]
+        return [time for time in times if time is not None]
 
     def outcome(self) -> Outcome:
-        measures = {f"{kind}/{category}": one for (kind, category), one in self.overall.items()
-                    if one.count}  # fmt: skip
+        measures = {f"{kind}/{category}": one for kind in self.kinds for category in self.categories
+                    if (one := self._score(kind, category)).count}  # fmt: skip
         timings: dict[str, Measure] = {}
         for kind in self.kinds:
-            measures[f"{kind}/all"] = self._score(kind, None, None)
-            for name in self.suite.judge.rubric.names:
+            measures[f"{kind}/all"] = self._score(kind)
+            for name in self.judge.rubric.names:
                 measures[f"{kind}/{name}"] = self._score(kind, None, name)
-            measures[f"{kind}/malformed"] = share([one["malformed"] for one in self._of(kind)])
+            measures[f"{kind}/malformed"] = self._malformed(kind)
             measures[f"{kind}/thought length"] = mean(self._lengths(kind), "letters")
             firsts = self._times(kind, "first_audio_s")
             timings[f"{kind}/first audio p50"] = Measure(percentile(firsts, 50), "s", len(firsts))
         measures["judge failed"] = Measure(float(len(self.judged.failed)), "", len(self.made))
         details = {
-            "judge": self.suite.judge.settings() | self.judged.bill.to_json(),
+            "judge": self.judge.settings() | asdict(self.judged.bill),
             "judge failed": dict(self.judged.failed),
             "verdicts": {key: {"overall": one.overall, **one.scores}
                          for key, one in self.judged.verdicts.items()},
@@ -180,64 +366,50 @@ class Summary:
         }  # fmt: skip
         return Outcome(measures, self._blocks(), timings, details)
 
-    def _lengths(self, kind: str) -> list[float]:
-        return [float(len(one["thought"])) for one in self._of(kind) if one["thought"]]
-
-    def _times(self, kind: str, name: str) -> list[float]:
-        times = [one["timings"][name] for one in self._of(kind) if one["timed"]]
-        return [time for time in times if time is not None]
-
-    def _blocks(self) -> list[Block]:
-        judge, bill = self.suite.judge, self.judged.bill
-        own = [(f"this model, {kind} thinking, by {judge.name}",
-                [self.overall.get((kind, name)) for name in paper.CATEGORIES])
-               for kind in self.kinds
-               if any(self.overall[kind, name].count for name in paper.CATEGORIES
-                      if name in self.categories)]  # fmt: skip
-        blocks: list[Block] = [
-            Words(f"Judge: {judge.name}; rubric {judge.rubric.version}. Scores from 0 to 100, with "
-                  "95 % bootstrap intervals over items. Scores of different judges or test sets "
-                  "do not compare: the paper's rows stand here for orientation."),
-            paper.ECHAT_EVAL.beside(own),
-            self._table("Every category", self.categories, lambda kind, name:
-                        self.overall[kind, name]),
-            Bars("Score by category", self.categories,
-                 {kind: [self.overall[kind, name] for name in self.categories]
-                  for kind in self.kinds}),
-            self._table("Dimensions", judge.rubric.names, lambda kind, name:
-                        self._score(kind, None, name)),
+    def _blocks(self) -> list[report.Block]:
+        judge, bill = self.judge, self.judged.bill
+        rows = {kind: [self._score(kind, name) for name in CATEGORIES] for kind in self.kinds}
+        own = [(f"this model, {kind} thinking, by {judge.name}", row) for kind, row in rows.items()
+               if any(one.count for one in row)]  # fmt: skip
+        cost = "" if bill.cost is None else f", cost {bill.cost:.4f}"
+        lost = list(self.judged.failed.items())
+        return [
+            report.Words(
+                f"Judge: {judge.name}; rubric {judge.rubric.version}. Scores from 0 to 100, with "
+                "95 % bootstrap intervals over items. Scores of different judges or test sets do "
+                "not compare: the paper's rows stand here for orientation."),
+            report.paper("echat_eval").beside(own),
+            self._table("Every category", self.categories, self._score),
+            report.Bars("Score by category", self.categories, {
+                kind: [self._score(kind, name) for name in self.categories]
+                for kind in self.kinds}),
+            self._table("Dimensions", judge.rubric.names,
+                        lambda kind, name: self._score(kind, None, name)),
             self._thoughts(),
             self._emotions(),
+            report.Words(
+                f"Judge: {bill.calls} answered requests, {bill.prompt_tokens} + "
+                f"{bill.completion_tokens} tokens{cost}; {bill.unparsable} answers could not be "
+                f"read; {len(lost)} replies without a verdict, left out of every mean."),
+            *([Table("Replies without a verdict", ("reply", "why"), lost)] if lost else []),
+            report.Players("Some replies", self._clips()),
         ]  # fmt: skip
-        cost = "" if bill.cost is None else f", cost {bill.cost:.4f}"
-        blocks.append(Words(
-            f"Judge: {bill.calls} answered requests, {bill.prompt_tokens} + "
-            f"{bill.completion_tokens} tokens{cost}; {bill.unparsable} answers could not be read; "
-            f"{len(self.judged.failed)} replies without a verdict, left out of every mean."
-        ))  # fmt: skip
-        if self.judged.failed:
-            blocks.append(Table("Replies without a verdict", ("reply", "why"),
-                                list(self.judged.failed.items())))  # fmt: skip
-        return [*blocks, Players("Some replies", self._clips())]
 
     def _table(
         self, title: str, columns: Sequence[str], cell: Callable[[str, str], Measure]
     ) -> Table:
-        rows: list[list[Cell]] = []
-        for kind in self.kinds:
-            rows.append([f"{kind} thinking", *(cell(kind, name) for name in columns)])
+        rows: list[list[Cell]] = [[f"{kind} thinking", *(cell(kind, name) for name in columns)]
+                                  for kind in self.kinds]  # fmt: skip
         return Table(title, ("", *columns), rows)
 
     def _thoughts(self) -> Table:
         """The kinds of thought side by side."""
-        rows: list[list[Cell]] = []
-        for kind in self.kinds:
-            times = [percentile(self._times(kind, name), 50)
-                     for name in ("first_text_s", "first_audio_s", "total_s")]  # fmt: skip
-            rows.append([
-                kind, self._score(kind, None, None), mean(self._lengths(kind)),
-                share([one["malformed"] for one in self._of(kind)]), *times,
-            ])  # fmt: skip
+        rows: list[list[Cell]] = [
+            [kind, self._score(kind), mean(self._lengths(kind)), self._malformed(kind),
+             *(percentile(self._times(kind, name), 50)
+               for name in ("first_text_s", "first_audio_s", "total_s"))]
+            for kind in self.kinds
+        ]  # fmt: skip
         columns = ("thinking", "score", "thought, letters", "malformed", "first text p50, s",
                    "first audio p50, s", "whole reply p50, s")  # fmt: skip
         return Table("Kinds of thought", columns, rows,
@@ -252,15 +424,15 @@ class Summary:
             user = self.items[one["key"]].labels.emotion or "not known"
             counts[user][self.heard.get(one["key"], "not told")] += 1
         columns = sorted({name for row in counts.values() for name in row})
-        rows = [[user, *(str(counts[user][name] or "-") for name in columns)]
+        rows: list[list[Cell]] = [[user, *(str(counts[user][name] or "-") for name in columns)]
                 for user in sorted(counts)]  # fmt: skip
         return Table("Emotion heard in the reply (across) by the user's (down)",
-                     ("user", *columns), rows, f"Heard by {self.suite.emotions.name}.")  # fmt: skip
+                     ("user", *columns), rows)  # fmt: skip
 
     def _clips(self) -> list[Clip]:
         sounding = [one for one in self.made if one["wav"]]
         return [clip_of(self.items[one["key"]], one, self.out, self._verdict_line(one))
-                for one in limited(sounding, self.suite.players, lambda one: one["category"])]
+                for one in limited(sounding, self.players, lambda one: one["category"])]
 
     def _verdict_line(self, one: Prediction) -> dict[str, str]:
         verdict = self.judged.verdicts.get(one["key"])
@@ -276,59 +448,10 @@ def clip_of(
     item: EChatItem, one: Prediction, out: Path, more: dict[str, str] | None = None
 ) -> Clip:
     """Players of a query and its reply."""
-    cues = ", ".join(f"{name} {value}" for name, value in _cues(item.labels).items())
+    cues = ", ".join(f"{cue} {value}" for cue in CUES if (value := getattr(item.labels, cue)))
     lines = {"User: ": f"{item.transcript} ({cues})"}
     if one["thought"]:
         lines["Thought: "] = one["thought"]
     lines["Reply: "] = one["text"]
     return Clip(f"{one['category']}: {one['key']}",
                 {"user": item.wav, "reply": out / one["wav"]}, lines | (more or {}))  # fmt: skip
-
-
-def _cues(labels: Labels) -> dict[str, str]:
-    return {name: value for name in echat_items.CUES if (value := getattr(labels, name))}
-
-
-def exhibit(item: EChatItem, one: Prediction, emotion: str | None) -> Exhibit:
-    """What the judge sees of one reply."""
-    earlier = tuple((turn.text or "", turn.reply_text or "") for turn in item.earlier)
-    return Exhibit(one["key"], item.category, item.transcript, item.labels, one["text"],
-                   emotion, earlier)  # fmt: skip
-
-
-def malformed(thought: str | None, labels: Any, text: str, thinking: str) -> bool:
-    """Whether a reply lacks what its kind of thought promises."""
-    if not text.strip():
-        return True
-    if thinking == NONE:
-        return False
-    missing = thinking == "label" and not all(
-        getattr(labels, cue) for cue in echat_items.CUES
-    )
-    return not thought or missing
-
-
-def build(arguments: Namespace, model: Model) -> EChatEval:
-    """The suite that the options ask for. Raises InputError or DataError for the data."""
-    items = limited(echat_items.read(arguments.data), arguments.limit, lambda one: one.category)
-    kinds = tuple(arguments.thinking or _kinds(model))
-    asked = [(item, kind) for item in items for kind in ((NONE,) if item.earlier else kinds)]
-    timed = {id(one) for kind in (*kinds, NONE)
-             for one in [one for one in asked if one[1] == kind][:TIMED]}  # fmt: skip
-    queries = tuple(Query(*one, id(one) in timed) for one in asked)
-    language = mode(_exhibited(item).language for item in items)
-    return EChatEval(
-        model, queries, judge_of(arguments),
-        HeardEmotions(model, arguments.reply_emotion, language, arguments.neutral_style),
-        arguments.seed, arguments.greedy, arguments.players, {},
-    )  # fmt: skip
-
-
-def _kinds(model: Model) -> tuple[str, ...]:
-    """The kinds of thought that the model can think."""
-    able = model.assistant.thinking
-    return ("label", "natural") if able in ("both", "either") else (able,)
-
-
-def _exhibited(item: EChatItem) -> Exhibit:
-    return Exhibit(item.key, item.category, item.transcript, item.labels, "", None)

@@ -1,26 +1,168 @@
-"""Judges of replies: a chat model asked over the network, its answers kept; see also rules_judge.
+"""Judges of replies: a rubric, word rules that need no network, and a chat model asked over it.
 
-Every answer goes to a jsonl as it comes, so that a second run asks for nothing twice. An answer
-that cannot be read is counted and asked for again with another seed; an item without any readable
-answer is failed, never 0.
+Every answer of a chat model goes to a jsonl as it comes, so that a second run asks for nothing
+twice. An answer that cannot be read is counted and asked for again with another seed; an item
+without any readable answer is failed, never 0.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import re
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from osum_echat import logs
-from osum_echat.errors import InputError
-from osum_echat.evaluation.endpoint import Endpoint, EndpointError
-from osum_echat.evaluation.predictions import Lines
-from osum_echat.evaluation.rubric import Exhibit, Rubric, Verdict
+from osum_echat.errors import ConfigError, InputError
+from osum_echat.evaluation.runner import Lines
+from osum_echat.records import Labels
+from osum_echat.settings import read_mapping
 
 LOG = logs.logger(__name__)
+RUBRICS = Path(__file__).parent / "rubrics"
+EMPATHY, OPEN = RUBRICS / "empathy-v1.yaml", RUBRICS / "open-v1.yaml"
+LANGUAGES = ("en", "zh")
+RULES = "rules-v1"
+ENOUGH_TAKEN_UP = 1 / 3
+FEWEST_WORDS, MOST_WORDS = 3, 80
+DEFAULT_URL = "https://api.openai.com/v1"
+WAIT_S = 2.0                            # before an answer that is no completion is asked for again
 PER_PRICE_TOKENS = 1_000_000
+_HANZI = re.compile(r"[\u4e00-\u9fff]")
+_WORD = re.compile(r"[a-z0-9']+|[\u4e00-\u9fff]")
+_MARKUP = re.compile(r"<[^<>]*>|\*\*|^#+ |^[-*] |\|.*\|", re.MULTILINE)
+_END = (".", "!", "?", "。", "！", "？", "~", "…", '"', "”")
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """What a judge sees of one reply. earlier: (user, assistant) of the turns before."""
+
+    key: str
+    category: str
+    transcript: str
+    labels: Labels
+    reply: str
+    reply_emotion: str | None
+    earlier: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def language(self) -> str:
+        """zh where the words of the user or the reply hold Chinese."""
+        return "zh" if _HANZI.search(self.transcript + self.reply) else "en"
+
+    @property
+    def cues(self) -> dict[str, str]:
+        """What is known of the user's voice; an event of OTHER is none."""
+        known = {name: value for name, value in asdict(self.labels).items() if value}
+        known.pop("style", None)
+        if known.get("event", "").upper() == "OTHER":
+            known.pop("event")
+        return known
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judge's scores. An undecided one is None; `overall` is the weighted mean of all else."""
+
+    scores: Mapping[str, float | None]
+    overall: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rubric:
+    """What is scored from 0 to 100, and the words around it.
+
+    wording: of each dimension, language -> what is asked.
+    """
+
+    version: str
+    weights: Mapping[str, float]
+    wording: Mapping[str, Mapping[str, str]]
+    words: Mapping[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.weights)
+
+    @classmethod
+    def load(cls, path: Path = EMPATHY) -> "Rubric":
+        """Read a rubric. Raises ConfigError naming what is missing."""
+        raw = read_mapping(path)
+        try:
+            weights = {one["name"]: float(one["weight"]) for one in raw["dimensions"]}
+            wording = {one["name"]: {own: one[own] for own in LANGUAGES}
+                       for one in raw["dimensions"]}  # fmt: skip
+            words = {name: raw[name] for name in ("anchors", "system", "answer", "fields")}
+            return cls(str(raw["version"]), weights, wording, words)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"rubric {path}: {error!r}; its form: {EMPATHY.name}") from error
+
+    def verdict(self, scores: Mapping[str, float | None], reason: str = "") -> Verdict:
+        """The scores with their weighted mean."""
+        known = [(self.weights[name], one) for name, one in scores.items() if one is not None]
+        overall = sum(weight * one for weight, one in known) / sum(weight for weight, _ in known)
+        return Verdict(scores, overall, reason)
+
+    def messages(self, exhibit: Exhibit) -> list[dict[str, str]]:
+        """The chat that asks a judge for its scores."""
+        language = exhibit.language
+        told = [self.words["system"][language], ""]
+        told += [f"- {name}: {own[language]}" for name, own in self.wording.items()]
+        shape = ", ".join(f'"{name}": 0-100' for name in self.names)
+        asked = self.words["answer"][language].replace("DIMENSIONS", shape)
+        told += ["", self.words["anchors"][language], "", asked]
+        shown = "\n".join(self._shown(exhibit, self.words["fields"][language]))
+        return [{"role": "system", "content": "\n".join(told)}, {"role": "user", "content": shown}]
+
+    def _shown(self, exhibit: Exhibit, field: Mapping[str, str]) -> Iterator[str]:
+        cues = ", ".join(f"{name} {value}" for name, value in exhibit.cues.items())
+        yield f"{field['category']}: {exhibit.category}"
+        if exhibit.earlier:
+            yield f"<{field['earlier']}>"
+            for user, assistant in exhibit.earlier:
+                yield f"{field['user']}: {user}"
+                yield f"{field['assistant']}: {assistant}"
+            yield f"</{field['earlier']}>"
+        for name, value in (
+            ("transcript", exhibit.transcript), ("labels", cues or field["none"]),
+            ("reply", exhibit.reply), ("reply_emotion", exhibit.reply_emotion or field["none"]),
+        ):  # fmt: skip
+            yield f"<{field[name]}>{value}</{field[name]}>"
+
+    def read(self, answer: str) -> Verdict | None:
+        """The verdict in a judge's answer; None where it holds no complete one.
+
+        Takes the first JSON object with usable `scores`: each dimension a number from 0 to 100, or
+        null; at least one a number. Words and code fences around it do no harm.
+        """
+        decoder = json.JSONDecoder()
+        for brace in re.finditer("{", answer):
+            try:
+                found, _ = decoder.raw_decode(answer, brace.start())
+            except (ValueError, RecursionError):
+                continue
+            scores = found.get("scores")
+            if not isinstance(scores, dict) or set(self.names) - set(scores):
+                continue
+            values = {name: scores[name] for name in self.names}
+            if all(map(_is_score, values.values())) and any(v is not None for v in values.values()):
+                kept = {name: None if one is None else float(one) for name, one in values.items()}
+                return self.verdict(kept, str(found.get("reason", "")))
+        return None
+
+
+def _is_score(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (is_number and 0 <= float(value) <= 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +174,6 @@ class Bill:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,133 +197,277 @@ class Judge(Protocol):
     def settings(self) -> dict[str, Any]: """What its scores depend on, for the report."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChatSettings:
-    """How a chat model is asked. n: readable answers an item; rounds: most requests for them.
+def judge_of(options: Namespace) -> Judge:
+    """The judge that the options name. Raises InputError for what it lacks."""
+    return RulesJudge() if options.judge == RULES else ChatJudge(options, Rubric.load())
 
-    prices: money for a million prompt and completion tokens.
+
+class RulesJudge:
+    """`rules-v1`: a judge that needs no network and no model, the same on every machine.
+
+    It counts words and is no substitute for a chat model or for people: its figures compare systems
+    and versions under the same rules, and do not compare with the paper's. The rules, each from 0
+    to 100 (word lists: rubrics/rules-v1.yaml):
+
+    relevance    0 without a reply; else 50, and up to 50 more by the share of the user's content
+                 words that the reply takes up (pairs of characters in Chinese), a third being
+                 enough.
+    perception   the mean over the cues that the category tests (all known cues for other
+                 categories): 100 for a word that shows the cue, 50 for none, 10 for one that says
+                 the opposite. A cue whose list is empty (a neutral voice) asks for nothing.
+    empathy      40, and 30 for a word that suits the user's emotion, 30 for a word of care; less 40
+                 for a word against the emotion; for a neutral or unknown emotion the first 30 are
+                 given.
+    delivery     the table of the user's emotion against the one heard in the reply; left out
+                 without.
+    naturalness  100 less: 40 for left-over tags or markup, 30 for under 3 or over 80 words, 30 by
+                 the share of repeated word pairs, 10 without an end mark.
+    An empty reply gets 0 everywhere.
     """
 
-    model: str
-    temperature: float = 0.0
-    n: int = 1
-    seed: int = 0
-    rounds: int = 3
-    workers: int = 8
-    prices: tuple[float, float] | None = None
+    name = RULES
 
-    def __post_init__(self) -> None:
-        if min(self.n, self.rounds, self.workers) < 1:
-            raise InputError(f"judge: n {self.n}, rounds {self.rounds}, workers {self.workers}; "
-                             "give 1 or more of each")
+    def __init__(self) -> None:
+        self.rubric = Rubric.load()
+        self.rules = read_mapping(RUBRICS / f"{RULES}.yaml")
+
+    def settings(self) -> dict[str, Any]:
+        return {"judge": f"{RULES} (word rules, no model)", "rubric": self.rubric.version}
+
+    def __call__(self, exhibits: Sequence[Exhibit], out: Path) -> Judged:
+        """Verdicts of all; nothing is written."""
+        return Judged({one.key: self.judge(one) for one in exhibits})
+
+    def judge(self, exhibit: Exhibit) -> Verdict:
+        """The verdict on one reply."""
+        if not exhibit.reply.strip():
+            return self.rubric.verdict(dict.fromkeys(self.rubric.names, 0.0), "no reply")
+        emotion = (exhibit.labels.emotion or "NEUTRAL").upper()
+        delivery = self.rules["delivery"].get(emotion)
+        scores = {
+            "relevance": self._relevance(exhibit),
+            "perception": self._perception(exhibit),
+            "empathy": self._empathy(exhibit.reply, emotion),
+            "delivery": None if exhibit.reply_emotion is None or delivery is None else float(
+                delivery.get(exhibit.reply_emotion.upper(), delivery["other"])),
+            "naturalness": _naturalness(exhibit.reply),
+        }  # fmt: skip
+        return self.rubric.verdict(scores, RULES)
+
+    def _relevance(self, exhibit: Exhibit) -> float:
+        asked = self._content(exhibit.transcript)
+        if not asked:
+            return 100.0
+        taken_up = len(asked & self._content(exhibit.reply)) / len(asked)
+        return 50.0 + 50.0 * min(1.0, taken_up / ENOUGH_TAKEN_UP)
+
+    def _content(self, text: str) -> set[str]:
+        """The words that tell what a text is about: stems, and pairs of characters."""
+        words = _WORD.findall(text.lower())
+        pairs = {a + b for a, b in zip(words, words[1:], strict=False)
+                 if _HANZI.match(a) and _HANZI.match(b)}  # fmt: skip
+        plain = set(self.rules["plain"])
+        return pairs | {_stem(word) for word in words if word not in plain and len(word) > 1}
+
+    def _perception(self, exhibit: Exhibit) -> float:
+        cues = exhibit.cues
+        tested = {exhibit.category: cues[exhibit.category]} if exhibit.category in cues else cues
+        marks = []
+        for cue, value in tested.items():
+            words = self.rules["cues"].get(cue, {}).get(value.upper())
+            if not words:
+                continue
+            against = self.rules["contrary"].get(cue, {}).get(value.upper(), ())
+            noticed = 100.0 if _holds(exhibit.reply, words) else 50.0
+            marks.append(10.0 if _holds(exhibit.reply, against) else noticed)
+        return sum(marks) / len(marks) if marks else 100.0
+
+    def _empathy(self, reply: str, emotion: str) -> float:
+        suiting = self.rules["cues"]["emotion"].get(emotion) or ()
+        score = 40.0 + 30.0 * (not suiting or _holds(reply, suiting))
+        score += 30.0 * _holds(reply, self.rules["care"])
+        against = self.rules["contrary"]["emotion"].get(emotion, ())
+        return max(0.0, score - 40.0 * _holds(reply, against))
+
+
+def _naturalness(reply: str) -> float:
+    words = _WORD.findall(reply.lower())
+    pairs = list(zip(words, words[1:], strict=False))
+    repeated = 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
+    score = 100.0 - 30.0 * repeated
+    score -= 40.0 * bool(_MARKUP.search(reply))
+    score -= 30.0 * (not FEWEST_WORDS <= len(words) <= MOST_WORDS)
+    score -= 10.0 * (not reply.rstrip().endswith(_END))
+    return max(0.0, score)
+
+
+def _holds(text: str, words: Sequence[str]) -> bool:
+    """Whether any of the words stands in the text."""
+    lowered = text.lower()
+    return any(word in lowered if _HANZI.search(word) else bool(_pattern(word).search(lowered))
+               for word in words)  # fmt: skip
+
+
+@cache
+def _pattern(word: str) -> re.Pattern[str]:
+    return re.compile(rf"\b{re.escape(word)}(?:s|es|ing|ed)?\b")
+
+
+def _stem(word: str) -> str:
+    """Without the commonest endings: `kites` and `kite` are one."""
+    for ending in ("ing", "ed", "es", "s"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            return word.removesuffix(ending)
+    return word
+
+
+class EndpointError(RuntimeError):
+    """No answer after all tries; asking again later may help."""
 
 
 class ChatJudge:
-    """A chat model behind an endpoint."""
+    """A chat model behind OPENAI_BASE_URL, asked as --judge-... say."""
 
-    def __init__(self, endpoint: Endpoint, settings: ChatSettings, rubric: Rubric) -> None:
-        self.endpoint, self.chat, self.rubric = endpoint, settings, rubric
-        self.name = settings.model
+    def __init__(self, options: Namespace, rubric: Rubric) -> None:
+        """Raises InputError for what is missing or cannot be."""
+        if not options.judge_model:
+            raise InputError("--judge chat: name the judge by --judge-model, such as gpt-4o")
+        for name in ("judge_n", "judge_rounds", "judge_workers", "judge_tries"):
+            if getattr(options, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: "
+                                 "give 1 or more")
+        self.options, self.rubric, self.name = options, rubric, str(options.judge_model)
+        self.url = os.environ.get("OPENAI_BASE_URL", DEFAULT_URL)
+        key = os.environ.get("OPENAI_API_KEY", "")
+        if not key and self.url == DEFAULT_URL:
+            raise InputError("OPENAI_API_KEY is not set; set it, or OPENAI_BASE_URL of a server "
+                             "that needs none, or take --judge rules-v1")
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(f"OPENAI_BASE_URL {self.url!r}: need http(s)://host, such as "
+                             f"{DEFAULT_URL}")
+        import openai
+
+        # A key goes to the host that was named and to no other.
+        self._client = openai.OpenAI(
+            api_key=key or "none", base_url=self.url, timeout=options.judge_timeout,
+            max_retries=options.judge_tries - 1,
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+        )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
-        chat = self.chat
-        return {"judge": chat.model, "rubric": self.rubric.version, "n": chat.n,
-                "temperature": chat.temperature, "judge seed": chat.seed,
-                "judge url": self.endpoint.url}  # fmt: skip
+        options = self.options
+        return {"judge": self.name, "rubric": self.rubric.version, "n": options.judge_n,
+                "temperature": options.judge_temperature, "judge seed": options.judge_seed,
+                "judge url": self.url}  # fmt: skip
 
     def __call__(self, exhibits: Sequence[Exhibit], out: Path) -> Judged:
-        """Ask for all, several at a time.
+        """Ask for all, several at a time; one question serves all exhibits that are alike.
 
         Raises InputError where the endpoint refuses for good (a wrong key, no such model).
         """
-        verdicts: dict[str, Verdict] = {}
-        lost: dict[str, str] = {}
+        alike: dict[str, list[Exhibit]] = {}
+        for one in exhibits:
+            alike.setdefault(self._digest(one), []).append(one)
+        found: dict[str, Verdict | str] = {}
         used: list[dict[str, Any]] = []
-        equal = self._equal(exhibits)
-        with Lines(out / "judgements.jsonl") as kept, ThreadPoolExecutor(self.chat.workers) as pool:
-            waiting = {pool.submit(self._judge, asked, equal[asked][0], kept): asked
-                       for asked in equal}
+        workers = self.options.judge_workers
+        with Lines(out / "judgements.jsonl") as kept, ThreadPoolExecutor(workers) as pool:
+            waiting = {pool.submit(self._judge, asked, own[0], kept): own
+                       for asked, own in alike.items()}  # fmt: skip
             try:
                 for done in logs.progress(as_completed(waiting), "judge", len(waiting)):
-                    keys = [one.key for one in equal[waiting[done]]]
                     try:
                         verdict, answers = done.result()
+                        used += answers
+                        told = verdict or f"none of {len(answers)} answers holds the scores"
                     except EndpointError as error:
-                        lost |= dict.fromkeys(keys, str(error))
-                        continue
-                    used += answers
-                    if verdict is None:
-                        why = f"none of {len(answers)} answers holds the scores"
-                        lost |= dict.fromkeys(keys, why)
-                    else:
-                        verdicts |= dict.fromkeys(keys, verdict)
+                        told = str(error)
+                    found |= {one.key: told for one in waiting[done]}
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        in_order = [one.key for one in exhibits]
-        return Judged(
-            {key: verdicts[key] for key in in_order if key in verdicts},
-            {key: lost[key] for key in in_order if key in lost},
-            self._bill(used),
-        )
+        both = [(one.key, found[one.key]) for one in exhibits]
+        return Judged({key: one for key, one in both if isinstance(one, Verdict)},
+                      {key: one for key, one in both if isinstance(one, str)}, self._bill(used))
 
-    def _equal(self, exhibits: Sequence[Exhibit]) -> dict[str, list[Exhibit]]:
-        """Exhibits by what would be asked: one question serves all that are alike."""
-        equal: dict[str, list[Exhibit]] = {}
-        for one in exhibits:
-            equal.setdefault(self._digest(self.rubric.messages(one)), []).append(one)
-        return equal
+    def _digest(self, exhibit: Exhibit) -> str:
+        options = self.options
+        asked = [self.name, options.judge_temperature, options.judge_n, options.judge_seed,
+                 self.rubric.messages(exhibit)]  # fmt: skip
+        return sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
 
     def _judge(
         self, asked: str, exhibit: Exhibit, kept: Lines
     ) -> tuple[Verdict | None, list[dict[str, Any]]]:
         """The mean of n readable answers (fewer, where rounds run out), and all that was said."""
-        messages = self.rubric.messages(exhibit)
+        most = self.options.judge_n
         read: list[Verdict] = []
         answers: list[dict[str, Any]] = []
-        for number in range(self.chat.rounds):
-            if len(read) >= self.chat.n:
+        for number in range(self.options.judge_rounds):
+            if len(read) >= most:
                 break
-            key = f"{asked}:{number}"
+            key, seed = f"{asked}:{number}", self.options.judge_seed + number
             if key not in kept.found:
-                wanted = self.chat.n - len(read)
-                seed = self.chat.seed + number
-                got = self.endpoint.ask(
-                    self.chat.model, messages, self.chat.temperature, wanted, seed
-                )
-                kept.add({
-                    "key": key, "item": exhibit.key, "model": self.chat.model, "seed": seed,
-                    "answers": list(got.texts), "tries": got.tries,
-                    "prompt_tokens": got.prompt_tokens, "completion_tokens": got.completion_tokens,
-                })  # fmt: skip
+                got = self._ask(self.rubric.messages(exhibit), most - len(read), seed)
+                kept.add({"key": key, "item": exhibit.key, "model": self.name, "seed": seed} | got)
             answers.append(kept.found[key])
             found = map(self.rubric.read, kept.found[key]["answers"])
             read += [verdict for verdict in found if verdict is not None]
-        return (self._mean(read[: self.chat.n]) if read else None), answers
-
-    def _digest(self, messages: Iterable[dict[str, str]]) -> str:
-        chat = self.chat
-        asked = [chat.model, chat.temperature, chat.n, chat.seed, list(messages)]
-        return sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
-
-    def _mean(self, read: Sequence[Verdict]) -> Verdict:
-        """The mean of each dimension over those that decided it."""
+        if not read:
+            return None, answers
         scores: dict[str, float | None] = {}
         for name in self.rubric.names:
-            known = [value for one in read if (value := one.scores[name]) is not None]
+            known = [value for one in read[:most] if (value := one.scores[name]) is not None]
             scores[name] = sum(known) / len(known) if known else None
-        return self.rubric.verdict(scores, read[0].reason)
+        return self.rubric.verdict(scores, read[0].reason), answers
+
+    def _ask(self, messages: list[dict[str, str]], n: int, seed: int) -> dict[str, Any]:
+        """One question, again after a growing pause where that may help.
+
+        Raises InputError for what the user must put right (401, 404 ...), else EndpointError.
+        """
+        import openai
+
+        reason = ""
+        for attempt in range(self.options.judge_tries):
+            time.sleep(WAIT_S * attempt)
+            try:
+                got = self._client.chat.completions.with_raw_response.create(
+                    model=self.name, messages=messages,  # type: ignore[arg-type]
+                    temperature=self.options.judge_temperature, n=n, seed=seed,
+                )  # fmt: skip
+                return _completion(json.loads(got.content)) | {"tries": got.retries_taken + 1}
+            except openai.APIStatusError as error:
+                reason = f"HTTP {error.status_code}: {error.message}"
+                if error.status_code < 500 and error.status_code not in (408, 409, 429):
+                    raise InputError(
+                        f"judge at {self.url}: {reason}; check OPENAI_BASE_URL, OPENAI_API_KEY and "
+                        "--judge-model"
+                    ) from error
+                break
+            except openai.APIError as error:
+                reason = f"{type(error).__name__}: {error.__cause__ or error}"
+                break
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                reason = f"not a chat completion ({error!r})"
+        raise EndpointError(f"{self.url}: no answer in {self.options.judge_tries} tries; last: "
+                            f"{reason}")
 
     def _bill(self, used: Sequence[dict[str, Any]]) -> Bill:
-        texts = [text for one in used for text in one["answers"]]
-        bill = Bill(
-            calls=len(used),
-            unparsable=sum(self.rubric.read(text) is None for text in texts),
-            prompt_tokens=sum(one["prompt_tokens"] for one in used),
-            completion_tokens=sum(one["completion_tokens"] for one in used),
-        )
-        if self.chat.prices is None:
-            return bill
-        first, second = self.chat.prices
-        cost = bill.prompt_tokens * first + bill.completion_tokens * second
-        return replace(bill, cost=cost / PER_PRICE_TOKENS)
+        unread = sum(self.rubric.read(text) is None for one in used for text in one["answers"])
+        asked, said = (sum(one[name] for one in used)
+                       for name in ("prompt_tokens", "completion_tokens"))  # fmt: skip
+        prices = self.options.judge_prices
+        cost = (asked * prices[0] + said * prices[1]) / PER_PRICE_TOKENS if prices else None
+        return Bill(len(used), unread, asked, said, cost)
+
+
+def _completion(raw: Any) -> dict[str, Any]:
+    """The texts and tokens of a completion. Raises an error of a value where it is none."""
+    texts = [str(one["message"]["content"] or "") for one in raw["choices"]]
+    if not texts:
+        raise ValueError("a completion without choices")
+    usage = raw.get("usage") or {}
+    return {"answers": texts} | {name: int(usage.get(name) or 0)
+                                 for name in ("prompt_tokens", "completion_tokens")}  # fmt: skip

@@ -6,29 +6,19 @@ tokens are the assistant's own timings; the sound is timed as its pieces arrive.
 """
 
 import time
-from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from osum_echat import audio
 from osum_echat import device as devices
-from osum_echat.evaluation import echat_items, predictions
-from osum_echat.evaluation.echat_items import EChatItem
-from osum_echat.evaluation.predictions import Prediction
-from osum_echat.evaluation.results import (
-    Block,
-    Cell,
-    Measure,
-    Outcome,
-    Stack,
-    Table,
-    Words,
-    percentile,
-)  # fmt: skip
-from osum_echat.evaluation.runner import Model
-from osum_echat.evaluation.start import limited
+from osum_echat.errors import InputError
+from osum_echat.evaluation import echat_eval, report, runner
+from osum_echat.evaluation.echat_eval import EChatItem
+from osum_echat.evaluation.report import Measure, Outcome, percentile
+from osum_echat.evaluation.runner import Prediction, Run, Suite, limited
 from osum_echat.inference.reply import AudioPiece, Done, TextPiece
 
 TASK = "s2s_think"
@@ -37,6 +27,8 @@ TURNS = 20
 PARTS = ("decode", "features", "encoder", "prefill", "to first text", "to first speech token",
          "to first audio")  # fmt: skip
 POINTS = ("first text", "first speech token", "first audio", "whole reply")
+UNITS = {"real-time factor": "x", "peak memory": "MB"}      # else s
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,94 +43,68 @@ class TimedTurn:
         return f"{self.item.key}/{COLD if self.is_cold else 'warm'}"
 
 
-@dataclass(frozen=True)
-class Latency:
-    """The suite."""
-
-    model: Model
-    asked: tuple[TimedTurn, ...]
-    seed: int
-    greedy: bool
-    fixed: dict[str, Any]
-    shown: dict[str, Any]
-    name: str = "latency"
-    title: str = "Latency of a spoken exchange"
-
-    def items(self) -> Sequence[TimedTurn]:
-        return self.asked
-
-    def kind(self, item: TimedTurn) -> None:
-        """Each alone, as one user would ask."""
-
-    def predict(self, items: Sequence[TimedTurn], out: Path) -> list[Prediction]:
-        """Exchanges, their sound thrown away."""
-        return [self._timed(item) for item in items]
-
-    def _timed(self, item: TimedTurn) -> Prediction:
-        assistant = self.model.assistant
-        if not item.is_cold and not self.model.is_warm:
-            self._turn(item)            # a run that goes on begins cold again
-        timed = self._turn(item)
-        self.model.is_warm = True
-        peak_mb = devices.peak_memory_bytes(assistant.network.device) / 2**20
-        return {"cold": item.is_cold, "peak_mb": peak_mb, "load_s": assistant.load_s} | timed
-
-    def _turn(self, item: TimedTurn) -> Prediction:
-        assistant = self.model.assistant
-        data = item.item.wav.read_bytes()
-        decode_s, samples = _timed(lambda: audio.load(data))
-        mels = assistant.network.settings.encoder.mels
-        features_s, _ = _timed(lambda: audio.log_mel(samples, mels))
-        firsts: dict[str, float] = {}
-        start = time.perf_counter()
-        reply = None
-        for event in assistant.stream(
-            data, task=TASK, greedy=self.greedy,
-            seed=predictions.seed_of(self.seed, item.item.key),
-        ):  # fmt: skip
-            now = time.perf_counter() - start
-            if isinstance(event, TextPiece):
-                firsts.setdefault("first text", now)
-            elif isinstance(event, AudioPiece):
-                firsts.setdefault("first audio", now)
-            elif isinstance(event, Done):
-                reply = event.reply
-        assert reply is not None
-        devices.synchronize(assistant.network.device)
-        return {
-            "decode_s": decode_s, "features_s": features_s,
-            "encode_s": reply.timings.encode_s, "prefill_s": reply.timings.prefill_s,
-            "first_text_s": firsts.get("first text"),
-            "first_speech_token_s": reply.timings.first_speech_token_s,
-            "first_audio_s": firsts.get("first audio"),
-            "total_s": time.perf_counter() - start,
-            "audio_in_s": reply.audio_in_s, "audio_out_s": reply.audio_out_s,
-        }  # fmt: skip
-
-    def score(self, found: Sequence[Prediction], out: Path) -> Outcome:
-        """Percentiles of every part, cold and warm apart."""
-        made = predictions.made(found)
-        groups = {name: [one for one in made if one["cold"] is cold]
-                  for name, cold in ((COLD, True), ("warm", False))}  # fmt: skip
-        groups = {name: group for name, group in groups.items() if group}
-        timings: dict[str, Measure] = {}
-        for name, group in groups.items():
-            for what, values in _figures(group):
-                for percent in (50, 90):
-                    timings[f"{name}/{what} p{percent}"] = Measure(
-                        percentile(values, percent), _unit(what), len(values)
-                    )
-        return Outcome({}, _blocks(groups, timings), timings)
+def build(run: Run) -> Suite[TimedTurn]:
+    """The suite that the options ask for: the first item cold, then all of them warm."""
+    options = run.options
+    every, lost = echat_eval.read(options.data)
+    single = [one for one in every if not one.earlier]
+    items = limited(single, options.limit or TURNS, lambda one: one.category)
+    turns = [TimedTurn(item, False) for item in items]
+    return Suite(
+        "Latency of a spoken exchange", [*(TimedTurn(item, True) for item in items[:1]), *turns],
+        lambda turns, out: [timed_turn(run, turn) for turn in turns], score,
+        kind=lambda turn: None, sounds=lambda turn: [turn.item.wav], lost=lost,
+        fixed={"device": options.device, "dtype": options.dtype},
+    )  # fmt: skip
 
 
-def _timed(work: Any) -> tuple[float, Any]:
+def timed_turn(run: Run, turn: TimedTurn) -> Prediction:
+    """An exchange by itself, as one user would ask; its sound is thrown away."""
+    assistant = run.model.assistant
+    if not turn.is_cold and not run.model.is_warm:
+        _exchange(run, turn.item)       # a run that goes on begins cold again
+    timed = _exchange(run, turn.item)
+    run.model.is_warm = True
+    peak_mb = devices.peak_memory_bytes(assistant.network.device) / 2**20
+    return {"cold": turn.is_cold, "peak_mb": peak_mb, "load_s": assistant.load_s} | timed
+
+
+def _exchange(run: Run, item: EChatItem) -> Prediction:
+    assistant = run.model.assistant
+    try:
+        data = item.wav.read_bytes()
+    except OSError as error:
+        raise InputError(f"{item.wav}: {error.strerror}; give a sound file") from error
+    decode_s, samples = _timed(partial(audio.load, data))
+    mels = assistant.network.settings.encoder.mels
+    features_s, _ = _timed(partial(audio.log_mel, samples, mels))
+    firsts: dict[str, float] = {}
+    start = time.perf_counter()
+    reply = None
+    seed = runner.seed_of(run.options.seed, item.key)
+    for event in assistant.stream(data, task=TASK, greedy=run.options.greedy, seed=seed):
+        now = time.perf_counter() - start
+        if isinstance(event, TextPiece):
+            firsts.setdefault("first text", now)
+        elif isinstance(event, AudioPiece):
+            firsts.setdefault("first audio", now)
+        elif isinstance(event, Done):
+            reply = event.reply
+    assert reply is not None
+    devices.synchronize(assistant.network.device)
+    return {
+        "decode_s": decode_s, "features_s": features_s, "encode_s": reply.timings.encode_s,
+        "prefill_s": reply.timings.prefill_s, "first_text_s": firsts.get("first text"),
+        "first_speech_token_s": reply.timings.first_speech_token_s,
+        "first_audio_s": firsts.get("first audio"), "total_s": time.perf_counter() - start,
+        "audio_in_s": reply.audio_in_s, "audio_out_s": reply.audio_out_s,
+    }  # fmt: skip
+
+
+def _timed(work: Callable[[], Made]) -> tuple[float, Made]:
     start = time.perf_counter()
     made = work()
     return time.perf_counter() - start, made
-
-
-def _unit(what: str) -> str:
-    return {"real-time factor": "x", "peak memory": "MB"}.get(what, "s")
 
 
 def parts_of(one: Prediction) -> dict[str, float]:
@@ -164,29 +130,30 @@ def _figures(group: Sequence[Prediction]) -> Iterator[tuple[str, list[float]]]:
     yield "peak memory", [one["peak_mb"] for one in group]
 
 
-def _blocks(groups: dict[str, list[Prediction]], timings: dict[str, Measure]) -> list[Block]:
-    columns = [f"{name} p{percent}" for name in groups for percent in (50, 90)]
-    rows: list[list[Cell]] = []
-    for what in (*PARTS, *POINTS, "real-time factor", "peak memory"):
-        cells = (timings[f"{name}/{what} p{percent}"] for name in groups for percent in (50, 90))
+def score(found: Sequence[Prediction], out: Path) -> Outcome:
+    """Percentiles of every part, cold and warm apart."""
+    made = runner.made(found)
+    groups = {name: own for name, cold in ((COLD, True), ("warm", False))
+              if (own := [one for one in made if one["cold"] is cold])}  # fmt: skip
+    ways = [(name, percent) for name in groups for percent in (50, 90)]
+    timings: dict[str, Measure] = {}
+    for name, group in groups.items():
+        for what, values in _figures(group):
+            for percent in (50, 90):
+                timings[f"{name}/{what} p{percent}"] = Measure(
+                    percentile(values, percent), UNITS.get(what, "s"), len(values))
+    rows: list[list[report.Cell]] = []
+    for what in (*PARTS, *POINTS, *UNITS):
+        cells = (timings[f"{name}/{what} p{percent}"] for name, percent in ways)
         rows.append([what, *(None if cell.value is None else
                              f"{cell.value:.3f} {cell.unit}" for cell in cells)])  # fmt: skip
     counts = ", ".join(f"{len(group)} {name}" for name, group in groups.items())
+    columns = [f"{name} p{percent}" for name, percent in ways]
     stacks = {f"{name} p{percent}": [timings[f"{name}/{part} p{percent}"].value or 0.0
-                                     for part in PARTS]
-              for name in groups for percent in (50, 90)}  # fmt: skip
-    return [
-        Words(f"Task {TASK}, streamed; {counts} turns. Times from the call to the event; cold is "
-              "the first turn after loading. Percentiles of parts need not add up."),
-        Table("Parts and milestones", ("what", *columns), rows),
-        Stack("Up to the first sound", PARTS, stacks),
-    ]  # fmt: skip
-
-
-def build(arguments: Namespace, model: Model) -> Latency:
-    """The suite that the options ask for: the first item cold, then all of them warm."""
-    items = [one for one in echat_items.read(arguments.data) if not one.earlier]
-    items = limited(items, arguments.limit or TURNS, lambda one: one.category)
-    asked = (TimedTurn(items[0], True), *(TimedTurn(item, False) for item in items))
-    return Latency(model, asked, arguments.seed, arguments.greedy,
-                   {"device": arguments.device, "dtype": arguments.dtype}, {})  # fmt: skip
+                                     for part in PARTS] for name, percent in ways}  # fmt: skip
+    return Outcome({}, [
+        report.Words(f"Task {TASK}, streamed; {counts} turns. Times from the call to the event; "
+                     "cold is the first turn after loading. Percentiles of parts need not add up."),
+        report.Table("Parts and milestones", ("what", *columns), rows),
+        report.Stack("Up to the first sound", PARTS, stacks),
+    ], timings)  # fmt: skip

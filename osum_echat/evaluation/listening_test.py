@@ -1,14 +1,14 @@
-"""A blind listening test: one page that holds its sounds, and what the raters' files amount to.
+"""What people hear of echat_eval runs: a blind listening test, and a page of players by category.
 
-The page shows each item once for every system, in an order of its own for each item, without
-names. key.json, which raters must not see, tells which is which.
+The test's page shows each item once for every system, in an order of its own for each item, without
+names or texts, which would give systems away. key.json, which raters must not see, tells which is
+which.
 """
 
 import json
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -18,46 +18,65 @@ from zlib import crc32
 import numpy as np
 
 from osum_echat.errors import InputError
-from osum_echat.evaluation import paper, report
-from osum_echat.evaluation.echat_items import EChatItem
-from osum_echat.evaluation.gallery import of_run
-from osum_echat.evaluation.results import Block, Cell, Measure, Table, Words, mean
-from osum_echat.evaluation.runner import versions
-from osum_echat.files import whole_file, write_json
+from osum_echat.evaluation import report, runner
+from osum_echat.evaluation.echat_eval import IDENTITY, MULTI, MULTI_TURN, EChatItem, clip_of, read
+from osum_echat.evaluation.report import CATEGORIES, Clip, Measure, Players, Table, Words, mean
+from osum_echat.evaluation.runner import Prediction
+from osum_echat.files import read_journal, write_json
+from osum_echat.settings import read_mapping
 
 QUESTIONS = ("fitting words", "fitting voice", "natural speech")
+LETTERS = "ABCDEFGHIJ"                  # of the systems
 LOWEST, HIGHEST = 0, 100
-STEP = 5
-SCRIPT = """
-const form=document.getElementById('form'),state=JSON.parse(localStorage.getItem(KEY)||'{}');
-const show=()=>{document.getElementById('done').textContent=
- Object.keys(state).length+' of '+document.querySelectorAll('input[type=range]').length};
-document.querySelectorAll('input[type=range]').forEach(one=>{
- const said=one.nextElementSibling;
- if(one.name in state){one.value=state[one.name];said.textContent=one.value}
- one.addEventListener('input',()=>{state[one.name]=+one.value;said.textContent=one.value;
-  localStorage.setItem(KEY,JSON.stringify(state));show()})});
-show();
-document.getElementById('save').addEventListener('click',()=>{
- const rater=document.getElementById('rater').value.trim();
- if(!rater){alert('Please give a name or number of yours first.');return}
- const data=JSON.stringify({test:KEY,rater:rater,ratings:state},null,1);
- const link=document.createElement('a');
- link.href=URL.createObjectURL(new Blob([data],{type:'application/json'}));
- link.download='ratings-'+rater.replace(/[^A-Za-z0-9_-]/g,'_')+'.json';link.click()});
-"""
+SECTIONS: Mapping[str, Sequence[str]] = {
+    "Emotion": ("emotion",), "Age and gender": ("age", "gender"), "Sound events": ("event",),
+    "Several cues at once": (MULTI,), "Knowledge": ("knowledge", "qa"),
+    "Several turns": (MULTI_TURN,), "Who it is": (IDENTITY,),
+}  # fmt: skip
+OTHER = "More"
 
 
-def run(arguments: Namespace) -> str:
-    """Make a test or score one; what came of it."""
-    return make(arguments) if arguments.make else score(arguments)
+def run(options: Namespace) -> str:
+    """Make or score a test, or write a gallery; what came of it. Raises an OsumError."""
+    if options.command == "gallery":
+        return gallery(options)
+    return make(options) if options.make else score(options)
 
 
-def make(arguments: Namespace) -> str:
+def of_run(out: Path) -> tuple[dict[str, EChatItem], list[Prediction]]:
+    """The items of an echat_eval run by key, and its predictions. Raises InputError."""
+    settings = read_mapping(out / runner.SETTINGS, InputError, "give what echat_eval wrote")
+    if settings.get("suite") != "echat_eval":
+        raise InputError(f"{out}: a run of {settings.get('suite')}; give one of echat_eval")
+    items, _ = read(Path(str(settings.get("data"))))
+    found = {one["key"]: one for _, one in read_journal(out / runner.PREDICTIONS)}
+    return {one.key: one for one in items}, runner.made(list(found.values()))
+
+
+def gallery(options: Namespace) -> str:
+    """Write index.html; where it is."""
+    items, found = of_run(options.source)
+    sounding = [one for one in found if one["wav"] and one["item"] in items]
+    if not sounding:
+        raise InputError(f"{options.source}: no spoken replies to show; run echat_eval first")
+    named = {category for categories in SECTIONS.values() for category in categories}
+    more = tuple({one["category"] for one in sounding} - named)
+    blocks = []
+    for title, categories in {**SECTIONS, OTHER: more}.items():
+        own = [one for one in sounding if one["category"] in categories][: options.each]
+        if own:
+            clips = [clip_of(items[one["item"]], one, options.source) for one in own]
+            blocks.append(Players(title, clips))
+    place: Path = options.out / "index.html"
+    report.write_html(report.Page(options.title, blocks, links=True), place)
+    return f"{place}: {len(blocks)} sections"
+
+
+def make(options: Namespace) -> str:
     """Write test.html and key.json. Raises InputError where the systems share no items."""
     systems: dict[str, dict[str, Path]] = {}
     items: dict[str, EChatItem] = {}
-    for given in arguments.make:
+    for given in options.make:
         name, sign, place = given.partition("=")
         if not sign or name in systems:
             raise InputError(f"--make {given}: write NAME=OUT, each name once")
@@ -66,31 +85,31 @@ def make(arguments: Namespace) -> str:
         # Of several kinds of thought in one run, the first stands for the system.
         systems[name] = {one["item"]: Path(place) / one["wav"] for one in reversed(found)
                          if one["wav"]}  # fmt: skip
-    shared = sorted(set.intersection(*(set(one) for one in systems.values())))
+    shared = sorted(set.intersection(*(set(one) for one in systems.values())) & set(items))
     if not shared:
         raise InputError("--make: no item that every system has spoken; use runs of the same data")
-    rng = Random(arguments.seed)
-    picked = _by_turns([items[key] for key in shared], arguments.items, rng)
+    rng = Random(options.seed)
+    picked = _by_turns([items[key] for key in shared], options.items, rng)
     key: dict[str, dict[str, str]] = {}
-    parts = []
+    clips = []
     for number, item in enumerate(picked):
         names = list(systems)
         rng.shuffle(names)
-        for letter, name in zip("ABCDEFGHIJ", names, strict=False):
-            slot = f"{number}{letter}"
-            key[slot] = {"item": item.key, "category": item.category, "system": name}
-        parts.append(_asked(number, item, [systems[name][item.key] for name in names]))
-    test = f"listening-{arguments.seed}-{len(picked)}-{_digest(key)}"
-    with whole_file(arguments.out / "test.html") as file:
-        file.write(_page(test, parts).encode())
-    write_json(arguments.out / "key.json", {"test": test, "slots": key})
-    return (f"{arguments.out / 'test.html'}: {len(picked)} items of {len(systems)} systems; keep "
-            f"{arguments.out / 'key.json'} from the raters")  # fmt: skip
-
-
-def _digest(value: Any) -> str:
-    """Changes with the value, the same on every machine."""
-    return f"{crc32(json.dumps(value, sort_keys=True).encode()):08x}"
+        sounds = {"user": item.wav}
+        for letter, name in zip(LETTERS, names, strict=False):
+            key[f"{number}{letter}"] = {"item": item.key, "category": item.category, "system": name}
+            sounds[letter] = systems[name][item.key]
+        sliders = {letter: {f"{number}{letter}/{place}": question
+                            for place, question in enumerate(QUESTIONS)}
+                   for letter in sounds if letter != "user"}  # fmt: skip
+        clips.append(Clip(f"{number + 1}. {item.transcript}", sounds, sliders=sliders))
+    digest = f"{crc32(json.dumps(key, sort_keys=True).encode()):08x}"
+    test = f"listening-{options.seed}-{len(picked)}-{digest}"
+    page = report.Page("Listening test", [Players("", clips)], test=test)
+    report.write_html(page, options.out / "test.html")
+    write_json(options.out / "key.json", {"test": test, "slots": key})
+    return (f"{options.out / 'test.html'}: {len(picked)} items of {len(systems)} systems; keep "
+            f"{options.out / 'key.json'} from the raters")  # fmt: skip
 
 
 def _by_turns(items: Sequence[EChatItem], count: int, rng: Random) -> list[EChatItem]:
@@ -108,89 +127,51 @@ def _by_turns(items: Sequence[EChatItem], count: int, rng: Random) -> list[EChat
     return picked
 
 
-def _asked(number: int, item: EChatItem, wavs: Sequence[Path]) -> str:
-    """The query and every reply with its sliders; the replies' texts would give systems away."""
-    rows = []
-    for letter, wav in zip("ABCDEFGHIJ", wavs, strict=False):
-        sliders = "".join(
-            f'<label><span class="asked">{escape(question)}</span> <input type="range" '
-            f'name="{number}{letter}/{place}" min="{LOWEST}" max="{HIGHEST}" step="{STEP}" '
-            'value="50"><output>-</output></label><br>'
-            for place, question in enumerate(QUESTIONS)
-        )
-        rows.append(f'<div><b>{letter}</b><audio controls preload="none" '
-                    f'src="{report.data_uri(wav)}"></audio>{sliders}</div>')
-    return (f'<div class="clip"><strong>{number + 1}</strong> {escape(item.transcript)}'
-            f'<audio controls preload="none" src="{report.data_uri(item.wav)}"></audio>'
-            f"{''.join(rows)}</div>\n")  # fmt: skip
-
-
-def _page(test: str, parts: Sequence[str]) -> str:
-    body = (
-        "<p>Listen to the user, then to each reply. Rate every reply from 0 (very bad) to 100 "
-        "(very good): do its <b>words</b> fit what was said and how it was said; does its "
-        "<b>voice</b> fit the user's state; is it <b>natural</b> speech? The order of the systems "
-        "changes from item to item. Your ratings stay in this browser until you save them.</p>"
-        '<p><label>Your name or number <input id="rater"></label> <button id="save" type="button">'
-        f'Save ratings</button> <span id="done"></span></p><form id="form">{"".join(parts)}</form>'
-        f"<script>const KEY={json.dumps(test)};{SCRIPT}</script>\n"
-    )
-    return report.document("Listening test", body)
-
-
-def score(arguments: Namespace) -> str:
+def score(options: Namespace) -> str:
     """Write scores.json, report.html and report.md of the raters' files. Raises InputError."""
-    key = _key(arguments.key or arguments.out / "key.json")
-    raters = [_ratings(path, key) for path in arguments.score]
+    place = options.key or options.out / "key.json"
+    key = read_mapping(place, InputError, "give --key FILE")
+    if not isinstance(key.get("slots"), dict) or "test" not in key:
+        raise InputError(f"{place}: not the key of a test; give --key FILE")
+    raters = [_ratings(path, key) for path in options.score]
     slots: Mapping[str, Mapping[str, str]] = key["slots"]
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
     for ratings in raters:
         for name, value in ratings.items():
             slot, _, question = name.partition("/")
-            system = slots[slot]["system"]
             for column in (slots[slot]["category"], QUESTIONS[int(question)], "all"):
-                values[system, column].append(value)
-    systems = list(dict.fromkeys(one["system"] for one in slots.values()))
-    categories = list(dict.fromkeys(one["category"] for one in slots.values()))
+                values[slots[slot]["system"], column].append(value)
+    systems = dict.fromkeys(one["system"] for one in slots.values())
+    categories = dict.fromkeys(one["category"] for one in slots.values())
     measures = {f"{system}/{column}": mean(values[system, column]) for system in systems
                 for column in (*categories, *QUESTIONS, "all") if values[system, column]}
     agreement = alpha(raters)
     measures["agreement"] = Measure(agreement, "", len(raters))
-    own: list[tuple[str, list[Cell]]] = [
-        (system, [measures.get(f"{system}/{name}") for name in paper.CATEGORIES])
-        for system in systems]  # fmt: skip
-    rows: list[list[Cell]] = [[name, one, str(one.count)] for name, one in measures.items()]
-    blocks: list[Block] = [
+    own = [(system, [measures.get(f"{system}/{name}") for name in CATEGORIES])
+           for system in systems]  # fmt: skip
+    rows: list[list[report.Cell]] = [[name, one, str(one.count)] for name, one in measures.items()]
+    blocks: list[report.Block] = [
         Words(f"{len(raters)} raters. Means with 95 % bootstrap intervals over ratings. Agreement "
               "is Krippendorff's alpha for intervals: 1 is perfect, 0 is chance."),
-        paper.HUMAN.beside(own), Table("Scores", ("what", "mean", "ratings"), rows),
+        report.paper("human").beside(own), Table("Scores", ("what", "mean", "ratings"), rows),
     ]  # fmt: skip
-    page = report.Page("Rated by people", blocks, {"test": key["test"]}, versions())
-    report.write(page, arguments.out)
+    report.write(report.Page("Rated by people", blocks, {"test": key["test"]}, runner.versions()),
+                 options.out)  # fmt: skip
     found = {name: one.to_json() for name, one in measures.items()}
-    write_json(arguments.out / "scores.json", {"measures": found})
-    return f"{arguments.out / 'report.html'}: {len(raters)} raters, agreement " + (
+    write_json(options.out / "scores.json", {"measures": found})
+    return f"{options.out / 'report.html'}: {len(raters)} raters, agreement " + (
         "-" if agreement is None else f"{agreement:.2f}")
-
-
-def _key(place: Path) -> dict[str, Any]:
-    try:
-        key: dict[str, Any] = json.loads(place.read_bytes())
-        return {"test": key["test"], "slots": key["slots"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{place}: not the key of a test ({error!r}); give --key FILE") from error
 
 
 def _ratings(path: Path, key: Mapping[str, Any]) -> dict[str, float]:
     """One rater's numbers by slot and question. Raises InputError for another test's file."""
-    try:
-        raw = json.loads(path.read_bytes())
-        test, ratings = raw["test"], dict(raw["ratings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not what the page saves ({error!r})") from error
-    if test != key["test"]:
-        raise InputError(f"{path}: ratings of test {test}, the key is of {key['test']}")
+    raw = read_mapping(path, InputError, "give what the page saves")
+    if not isinstance(raw.get("ratings"), dict) or "test" not in raw:
+        raise InputError(f"{path}: not what the page saves")
+    if raw["test"] != key["test"]:
+        raise InputError(f"{path}: ratings of test {raw['test']}, the key is of {key['test']}")
     known = {f"{slot}/{place}" for slot in key["slots"] for place in range(len(QUESTIONS))}
+    ratings: dict[str, float] = raw["ratings"]
     for name, value in ratings.items():
         is_number = isinstance(value, int | float) and LOWEST <= value <= HIGHEST
         if name not in known or not is_number:

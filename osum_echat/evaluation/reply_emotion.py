@@ -14,19 +14,22 @@ SURPRISE there as one, a lively manner. benchmarks/reply_emotion.py measures all
 again. It tells arousal well and pleasure badly: read its labels as a manner of speaking.
 """
 
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from osum_echat import audio
+from osum_echat import audio, logs
 from osum_echat.errors import InputError
-from osum_echat.evaluation.delivery import Delivery, delivery, middle
+from osum_echat.evaluation.runner import Lines, Model, Prediction, reply_key
+from osum_echat.files import write_json
 from osum_echat.inference.assistant import EChat
+from osum_echat.settings import read_mapping
 
 ACOUSTIC, MODEL = "acoustic-v2", "own-model"
-NAMES = (ACOUSTIC, MODEL)
 # One step: pitch 1 semitone, range 2 semitones, rate 10 %, level 2 dB.
 PITCH_STEP_SEMITONES, RANGE_STEP_SEMITONES, RATE_STEP, LEVEL_STEP_DB = 1.0, 2.0, 0.10, 2.0
 MOST_STEPS = 4.0
@@ -48,6 +51,76 @@ NEUTRAL_SENTENCES = {
     "zh": ("会议上午十点开始。", "房间里有四把椅子。", "公共汽车停在街角。",
            "他把信放在桌子上。", "商店从九点开到六点。", "河水从老桥下流过。"),
 }  # fmt: skip
+RATE_HZ = audio.SAMPLE_RATE_HZ
+FRAME_SAMPLES, HOP_SAMPLES = 640, 160   # 40 and 10 ms
+PITCH_RANGE_HZ = (60, 420)
+VOICED_FROM = 0.5                       # height of the autocorrelation peak
+GOOD_PEAK = 0.9                         # of the highest
+ACTIVE_RANGE_DB = 35.0                  # below the loudest frame: pauses
+FARTHEST_SEMITONES = 9.0                # from the median: farther ones are slips by an octave
+LETTERS_PER_HANZI = 3                   # about as long to say as a syllable of English
+_LETTER = re.compile(r"[^\W\d_]")
+_HANZI = re.compile(r"[\u4e00-\u9fff]")
+_TAG = re.compile(r"<[^<>]*>")
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The delivery of one utterance; nan where nothing is voiced."""
+
+    pitch_hz: float                     # median over voiced frames
+    letters_per_s: float                # over the frames that are not pauses
+    level_db: float                     # of the same frames
+    range_semitones: float              # from the 10th to the 90th percentile of pitch
+
+
+def delivery(samples: np.ndarray, text: str) -> Delivery:
+    """Measure pitch, rate and level. samples: (samples,) at 16 kHz; text: what is said."""
+    if len(samples) < FRAME_SAMPLES:
+        samples = np.pad(samples, (0, FRAME_SAMPLES - len(samples)))
+    frames = np.lib.stride_tricks.sliding_window_view(samples, FRAME_SAMPLES)[::HOP_SAMPLES]
+    power = np.square(frames, dtype=np.float64).mean(axis=1) + 1e-12
+    active = power > power.max() * 10 ** (-ACTIVE_RANGE_DB / 10)
+    pitches = _pitches(frames[active])
+    pitch = float(np.median(pitches)) if len(pitches) else float("nan")
+    semitones = 12 * np.log2(pitches / pitch)
+    low, high = np.percentile(semitones[abs(semitones) <= FARTHEST_SEMITONES], (10, 90)) \
+        if len(semitones) else (float("nan"),) * 2  # fmt: skip
+    return Delivery(
+        pitch_hz=pitch,
+        letters_per_s=letters(text) / (active.sum() * HOP_SAMPLES / RATE_HZ),
+        level_db=float(10 * np.log10(power[active].mean())),
+        range_semitones=float(high - low),
+    )
+
+
+def middle(deliveries: Sequence[Delivery]) -> Delivery:
+    """The median of each aspect, over the utterances that have it."""
+    rows = np.array([astuple(one) for one in deliveries])
+    known = [column[~np.isnan(column)] for column in rows.T]
+    return Delivery(*(float(np.median(one)) if len(one) else float("nan") for one in known))
+
+
+def letters(text: str) -> int:
+    """How much there is to say: letters, a Chinese character counted as a syllable; no tags."""
+    text = _TAG.sub(" ", text)
+    return len(_LETTER.findall(text)) + (LETTERS_PER_HANZI - 1) * len(_HANZI.findall(text))
+
+
+def _pitches(frames: np.ndarray) -> np.ndarray:
+    """(voiced,) pitches in Hz of the voiced ones among (frames, samples)."""
+    frames = (frames - frames.mean(axis=1, keepdims=True)) * np.hanning(FRAME_SAMPLES)
+    size = 2 * FRAME_SAMPLES
+    window = np.fft.irfft(np.abs(np.fft.rfft(np.hanning(FRAME_SAMPLES), size)) ** 2)
+    spread = np.fft.irfft(np.abs(np.fft.rfft(frames, size, axis=1)) ** 2, axis=1)
+    shortest, longest = (RATE_HZ // edge for edge in reversed(PITCH_RANGE_HZ))
+    peaks = spread[:, shortest:longest] / (spread[:, :1] + 1e-12)
+    peaks = peaks * window[0] / window[shortest:longest]
+    highest = peaks.max(axis=1, keepdims=True)
+    # The shortest period among the good ones: twice the true period fits just as well.
+    tops = (peaks >= GOOD_PEAK * highest) & (peaks >= np.roll(peaks, -1, axis=1))
+    best = tops.argmax(axis=1)
+    return RATE_HZ / (shortest + best[highest[:, 0] > VOICED_FROM])
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +135,6 @@ class ReplyEmotion:
 class Recogniser(Protocol):
     """Tells the emotion of a sound file."""
 
-    @property
-    def name(self) -> str: """What it is called in reports."""
-
     def __call__(self, wav: Path, text: str) -> ReplyEmotion | None:
         """text: what is said in it. None where nothing can be told."""
 
@@ -74,7 +144,6 @@ class Acoustic:
     """`acoustic-v2`, against a neutral reading of the same voice."""
 
     neutral: Delivery
-    name: str = ACOUSTIC
 
     def __call__(self, wav: Path, text: str) -> ReplyEmotion | None:
         return self.of(delivery(audio.load(wav).numpy(), text))
@@ -104,18 +173,6 @@ def shifts(found: Delivery, neutral: Delivery) -> np.ndarray:
     return np.clip(np.array(steps, dtype=float), -MOST_STEPS, MOST_STEPS)
 
 
-@dataclass(frozen=True, slots=True)
-class OwnModel:
-    """The understanding task of a model of ours, asked for the emotion of its reply."""
-
-    assistant: EChat
-    name: str = MODEL
-
-    def __call__(self, wav: Path, text: str) -> ReplyEmotion | None:
-        reply = self.assistant.reply(wav, task="understand", labels=("emotion",), greedy=True)
-        return ReplyEmotion(reply.labels.emotion) if reply.labels.emotion else None
-
-
 def read_neutral(assistant: EChat, language: str, style: str | None = None) -> Delivery:
     """How the model's voice reads plain sentences: the median of each measure.
 
@@ -137,5 +194,53 @@ def read_neutral(assistant: EChat, language: str, style: str | None = None) -> D
     return neutral
 
 
-def to_json(emotion: ReplyEmotion | None) -> dict[str, Any] | None:
-    return None if emotion is None else asdict(emotion)
+@dataclass(frozen=True, slots=True)
+class HeardEmotions:
+    """A recogniser by name; what it hears is kept beside the predictions.
+
+    language, style: of the plain sentences that show the voice's neutral.
+    """
+
+    model: Model
+    name: str
+    language: str
+    style: str | None = None
+
+    def of(self, made: Sequence[Prediction], out: Path) -> dict[str, str]:
+        """Key -> emotion of the replies that sound and whose emotion can be told."""
+        found: dict[str, str] = {}
+        recogniser: Recogniser | None = None
+        with Lines(out / "reply_emotions.jsonl") as kept:
+            for one in logs.progress(made, "reply emotion", len(made)):
+                if one["wav"] is None:
+                    continue
+                key = f"{self.name}:{reply_key(one)}"
+                if key not in kept.found:
+                    recogniser = recogniser or self._recogniser(out)
+                    told = recogniser(out / one["wav"], one["text"])
+                    kept.add({"key": key, "emotion": None if told is None else asdict(told)})
+                emotion = kept.found[key]["emotion"]
+                if emotion is not None:
+                    found[one["key"]] = emotion["label"]
+        return found
+
+    def _recogniser(self, out: Path) -> Recogniser:
+        return self._as_heard if self.name == MODEL else Acoustic(self._neutral(out))
+
+    def _as_heard(self, wav: Path, text: str) -> ReplyEmotion | None:
+        """The understanding task of the model, asked for the emotion of its reply."""
+        reply = self.model.assistant.reply(wav, task="understand", labels=("emotion",), greedy=True)
+        return ReplyEmotion(reply.labels.emotion) if reply.labels.emotion else None
+
+    def _neutral(self, out: Path) -> Delivery:
+        """The voice's neutral, read out once a run."""
+        place = out / "neutral.json"
+        if place.exists():
+            raw = read_mapping(place, InputError)
+            try:
+                return Delivery(**raw)
+            except TypeError as error:
+                raise InputError(f"{place}: cannot be used ({error}); remove it") from error
+        neutral = read_neutral(self.model.assistant, self.language, self.style)
+        write_json(place, asdict(neutral))
+        return neutral

@@ -1,37 +1,55 @@
-"""How every suite runs: items to predictions, predictions to scores, scores to a report.
+"""How suites run: items to predictions, predictions to scores, scores to a report.
 
     OUT/settings.json      what the predictions depend on; another model or seed is refused
-    OUT/predictions.jsonl  one raw line an item, flushed; a second run goes on behind the last, and
-                           asks what failed again, up to MOST_TRIES times over all runs
+    OUT/predictions.jsonl  one raw line an item; a second run goes on behind the last, and asks
+                           again what failed, up to MOST_TRIES times over all runs, and what has
+                           other sounds now
     OUT/audio/             what the system said
     OUT/scores.json        measures with intervals, timings, settings, versions
     OUT/report.html .md    the same to look at
+
+A new suite touches two files: its own module, whose `build(run)` gives a Suite, and a row of SUITES
+in __main__.py. Lists that are answered without a suite: batch.py, on the same journal.
 """
 
+import json
 import platform
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+import zlib
+from argparse import Namespace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from threading import Lock
+from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
+from torch import Tensor
+
+from osum_echat import device as devices
 from osum_echat import logs
-from osum_echat.errors import InputError, OsumError
-from osum_echat.evaluation import kept_settings, report
-from osum_echat.evaluation.predictions import Lines, Prediction, failed, in_order
-from osum_echat.evaluation.results import Outcome, Table
-from osum_echat.files import write_json
+from osum_echat.errors import DataError, InputError, OsumError
+from osum_echat.evaluation import report
+from osum_echat.evaluation.report import Outcome, Table
+from osum_echat.files import Journal, Line, read_journal, text_lines, whole_file, write_json
 from osum_echat.inference.assistant import EChat
+from osum_echat.inference.reply import Reply
+from osum_echat.inference.request import Source
 
 LOG = logs.logger(__name__)
+SETTINGS, PREDICTIONS = "settings.json", "predictions.jsonl"
+# What --overwrite removes: all that is kept of answers, of their sounds, and of what judges said.
+MADE = (PREDICTIONS, "judgements.jsonl", "reply_emotions.jsonl", "neutral.json", "heard.jsonl",
+        "similarity.jsonl", SETTINGS)  # fmt: skip
 PACKAGES = ("torch", "transformers", "numpy", "onnxruntime", "soundfile")
 DIGESTED_BYTES = 1 << 20                # of each file of a model, beside its size
 ASKED_AT_ONCE = 8                       # items that share a batch
-# What --overwrite removes: all that is kept of answers, of their sounds, and of what judges said.
-MADE = ("predictions.jsonl", "judgements.jsonl", "reply_emotions.jsonl", "neutral.json",
-        "heard.jsonl", "similarity.jsonl", kept_settings.FILE)  # fmt: skip
 MOST_TRIES = 3                          # of an item that fails, one a run
+FAULTS_IN_A_ROW = 8     # answers that failed for no reason of the data: the machine is at fault
+SHOWN_LETTERS = 60                      # of a setting in a message
+Prediction = dict[str, Any]
 
 
 class Keyed(Protocol):
@@ -42,24 +60,30 @@ class Keyed(Protocol):
 
 
 Item = TypeVar("Item", bound=Keyed)
+Thing = TypeVar("Thing")
+Answers = Sequence[Prediction | OsumError]
 
 
-class Suite(Protocol[Item]):
-    """One kind of evaluation, its options settled."""
+@dataclass(frozen=True)
+class Suite(Generic[Item]):
+    """One kind of evaluation, its options settled.
 
-    name: str
+    items: what is asked, always in the same order; ask: a raw answer to each of some items, or why
+    there is none, files go to the folder; score: what all answers amount to; kind: items of one
+    kind may be asked together, None: alone; sounds: files that an item's answer depends on; lost:
+    where a line of the data cannot be used, and why; fixed: settings that predictions depend on;
+    shown: other ones.
+    """
+
     title: str
-
-    def items(self) -> Sequence[Item]: """What is asked, always in the same order."""
-
-    def kind(self, item: Item) -> Hashable | None:
-        """Items of one kind may be asked together; None: this one is asked alone."""
-
-    def predict(self, items: Sequence[Item], out: Path) -> Sequence[Prediction | OsumError]:
-        """A raw answer to each item, or why there is none; files go to out."""
-
-    def score(self, predictions: Sequence[Prediction], out: Path) -> Outcome:
-        """What the answers amount to; those that failed are among them, with an `error`."""
+    items: Sequence[Item]
+    ask: Callable[[Sequence[Item], Path], Answers]
+    score: Callable[[Sequence[Prediction], Path], Outcome]
+    kind: Callable[[Item], Hashable | None] = lambda item: ""
+    sounds: Callable[[Item], Iterable[Path]] = lambda item: ()
+    lost: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    shown: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Model:
@@ -88,81 +112,186 @@ class Model:
         return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
-    """Where a run goes and what it is told. fixed: what predictions depend on; shown: the rest."""
+    """One run of a suite: its name, the options of its command, the model."""
 
-    out: Path
-    fixed: dict[str, Any]
-    shown: dict[str, Any]
-    overwrite: bool = False
+    name: str
+    options: Namespace
+    model: Model
+
+    def ask(
+        self, items: Sequence[Item], source: Callable[[Item], Source],
+        kept: Callable[[Item, Reply], Prediction], **options: Any,
+    ) -> list[Prediction | OsumError]:  # fmt: skip
+        """What is kept of the assistant's reply to each item, or why there is none.
+
+        source: what is asked; kept: what is written down. Either may raise an OsumError for its
+        item. Each item draws from its own seed; options: those of `EChat.reply_many`.
+        """
+        found: dict[int, Prediction | OsumError] = {}
+        sources: dict[int, Source] = {}
+        for number, item in enumerate(items):
+            try:
+                sources[number] = source(item)
+            except OsumError as error:
+                found[number] = error
+        seeds = [seed_of(self.options.seed, items[number].key) for number in sources]
+        replies = self.model.assistant.reply_many(
+            list(sources.values()), seed=seeds, greedy=self.options.greedy, batch_size=len(items),
+            **options,
+        )  # fmt: skip
+        for number, reply in zip(sources, replies, strict=True):
+            try:
+                found[number] = kept(items[number], reply) if isinstance(reply, Reply) else reply
+            except OsumError as error:
+                found[number] = error
+        return [found[number] for number in range(len(items))]
 
 
-def run(suite: Suite[Item], asked: Run) -> Outcome:
-    """Do what is left to do of a suite, score it and write its report.
+class Lines:
+    """A journal of objects with a `key`, the last line of a key counts; several threads may add."""
 
-    Raises InputError where OUT holds predictions of other settings.
+    def __init__(self, path: Path) -> None:
+        """Raises InputError where it cannot be read or written."""
+        self._lock, self._journal = Lock(), Journal(path)
+        self.found: dict[str, Prediction] = {}
+        for number, one in read_journal(path):
+            if not isinstance(one.get("key"), str):
+                raise InputError(f"{path} line {number}: no object with a key; remove it")
+            self.found[one["key"]] = one
+
+    def add(self, *records: Prediction) -> None:
+        """Write lines, safe on disk when this returns."""
+        with self._lock:
+            self._journal.write(records)
+            self.found |= {one["key"]: one for one in records}
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._journal.close()
+
+
+def run(suite: Suite[Item], asked: Run) -> tuple[Outcome, int]:
+    """Do what is left to do of a suite, score it and write its report. Also: how many items failed.
+
+    Raises InputError where OUT holds predictions of other settings, and for no items.
     """
-    _settle(asked)
-    items = suite.items()
-    if not items:
-        raise InputError(f"{suite.name}: no items in --data; see --help for what it reads")
-    keys = [item.key for item in items]
+    out, fixed = asked.options.out, _fixed(suite, asked)
+    if asked.options.overwrite:
+        clear(out, [out / name for name in MADE])
+    settle(out, fixed)
+    if not suite.items:
+        why = f" ({next(iter(suite.lost.values()))})" if suite.lost else ""
+        raise InputError(f"{asked.name}: no items in --data{why}; see --help for what it reads")
+    keys = [item.key for item in suite.items]
     if doubles := len(keys) - len(set(keys)):
-        raise InputError(f"{suite.name}: {doubles} keys of --data stand there twice; make each own")
-    with Lines(asked.out / "predictions.jsonl") as lines:
-        left = {key for key in keys if _is_left(lines.found.get(key))}
-        if len(left) < len(items):
-            LOG.info("%s: %d of %d items are there", suite.name, len(items) - len(left), len(items))
-        for key, made in logs.progress(_asked(suite, left, asked.out), suite.name, len(left)):
-            if "error" in made:
-                LOG.warning("%s: %s: %s", suite.name, key, made["error"])
-                made["tries"] = lines.found.get(key, {}).get("tries", 0) + 1
-            lines.add(made | {"key": key})
-        predictions = in_order(keys, lines.found)
-    outcome = suite.score(predictions, asked.out)
-    _write(suite, asked, outcome, predictions)
-    return outcome
+        raise InputError(f"{asked.name}: {doubles} keys of --data stand there twice; make each own")
+    with Lines(out / PREDICTIONS) as lines:
+        _predict(suite, asked, lines)
+        predictions = [lines.found[key] for key in keys]
+    outcome = suite.score(predictions, out)
+    failed = {one["key"]: one["error"] for one in predictions if "error" in one}
+    failed |= suite.lost
+    _write(suite, asked, outcome, predictions, failed)
+    return outcome, len(failed)
 
 
-def _is_left(found: Prediction | None) -> bool:
-    """Whether an item is still to be asked, or once more."""
-    return found is None or ("error" in found and found.get("tries", 1) < MOST_TRIES)
+def _fixed(suite: Suite[Item], asked: Run) -> dict[str, Any]:
+    """What the predictions depend on. The judge and the look of the report may change."""
+    options = asked.options
+    return {
+        "suite": asked.name, "model": asked.model.source, "fingerprint": asked.model.fingerprint(),
+        "data": str(Path(options.data).resolve()), "seed": options.seed, "greedy": options.greedy,
+        "voice": options.voice and str(options.voice), **suite.fixed,
+    }  # fmt: skip
 
 
-def _asked(suite: Suite[Item], left: set[str], out: Path) -> Iterator[tuple[str, Prediction]]:
-    """Keys that are left with their answers, or why there is none: one item harms no other.
+def _predict(suite: Suite[Item], asked: Run, lines: Lines) -> None:
+    """Ask what is left: one item harms no other.
 
     What shares a batch depends on the items alone: where a kill left half of a batch, the whole is
     asked again, so that a run with stops computes the same numbers as one without.
     """
-    for batch in batches(suite):
-        if not left.isdisjoint(item.key for item in batch):
-            for item, answer in zip(batch, _answers(suite, batch, out), strict=True):
-                if item.key not in left:
-                    continue
-                if isinstance(answer, OsumError):
-                    yield item.key, {"error": str(answer)}
-                else:
-                    yield item.key, dict(answer)
+    stamps = {item.key: stamp(suite.sounds(item)) for item in suite.items}
+    left = {key for key, own in stamps.items() if is_left(lines.found.get(key), own)}
+    if len(left) < len(stamps):
+        LOG.info("%s: %d of %d items are there", asked.name, len(stamps) - len(left), len(stamps))
+    if not left:
+        return
+    _ = asked.model.assistant           # a model that cannot be loaded is no fault of an item
+    ask: Isolated[Item] = Isolated(lambda batch: suite.ask(batch, asked.options.out))
+    for batch in logs.progress(batches(suite), asked.name):
+        own = [item.key for item in batch if item.key in left]
+        if not own:
+            continue
+        answers = dict(zip((item.key for item in batch), ask(batch), strict=True))
+        made = []
+        for key in own:
+            tries = lines.found.get(key, {}).get("tries", 0)
+            kept = record_of(f"{asked.name}: {key}", answers[key], tries) | {"key": key}
+            made.append(kept | ({"sounds": stamps[key]} if stamps[key] else {}))
+        lines.add(*made)
 
 
-def _answers(
-    suite: Suite[Item], batch: Sequence[Item], out: Path
-) -> Sequence[Prediction | OsumError]:
-    try:
-        return suite.predict(batch, out)
-    except OsumError as error:
-        if len(batch) > 1:
-            return [answer for item in batch for answer in _answers(suite, [item], out)]
-        return [error]
+def is_left(found: Prediction | None, stamp: str | None, most_tries: int = MOST_TRIES) -> bool:
+    """Whether an item is still to be asked, or once more: it failed, or its sounds have changed."""
+    if found is None or (found.get("sounds") or stamp) != stamp:
+        return True
+    return found.get("error") is not None and found.get("tries", 1) < most_tries
+
+
+def stamp(paths: Iterable[Path]) -> str | None:
+    """Changes with the name, size or time of any of these files; None for no files."""
+    told = []
+    for path in paths:
+        try:
+            stat = path.stat()
+            told.append(f"{path.name} {stat.st_size} {stat.st_mtime_ns}")
+        except (OSError, ValueError):
+            told.append(f"{path.name} absent")
+    return f"{zlib.crc32(' '.join(told).encode(errors='replace')):08x}" if told else None
+
+
+def record_of(name: str, answer: Prediction | Exception, tries: int) -> Prediction:
+    """An answer as it is kept. tries: how often its item has failed before."""
+    if not isinstance(answer, Exception):
+        return answer
+    own = isinstance(answer, OsumError)
+    error = " ".join((str(answer) if own else f"{type(answer).__name__}: {answer}").split())
+    LOG.warning("%s: %s", name, error)
+    return {"error": error, "tries": tries + 1}
+
+
+class Isolated(Generic[Thing]):
+    """Asks in batches; what breaks a batch is looked for one by one, so that it harms no other."""
+
+    def __init__(self, ask: Callable[[Sequence[Thing]], Sequence[Any]]) -> None:
+        self._ask, self._faults = ask, 0
+
+    def __call__(self, batch: Sequence[Thing]) -> Sequence[Any]:
+        """Raises what is no OsumError after FAULTS_IN_A_ROW of them."""
+        try:
+            answers = self._ask(batch)
+        except Exception as error:  # whatever one item breaks, the others are answered
+            if len(batch) > 1:
+                LOG.warning("%d items together: %s; each by itself now", len(batch), error)
+                return [answer for one in batch for answer in self([one])]
+            self._faults += not isinstance(error, OsumError)
+            if self._faults >= FAULTS_IN_A_ROW and not devices.is_out_of_memory(error):
+                raise
+            return [error]
+        self._faults = 0
+        return answers
 
 
 def batches(suite: Suite[Item]) -> list[list[Item]]:
     """The items of a suite, those of one kind up to ASKED_AT_ONCE together."""
     made: list[list[Item]] = []
     filling: dict[Hashable, list[Item]] = {}
-    for item in suite.items():
+    for item in suite.items:
         kind = suite.kind(item)
         batch = filling.get(kind) if kind is not None else None
         if batch is None or len(batch) >= ASKED_AT_ONCE:
@@ -174,43 +303,62 @@ def batches(suite: Suite[Item]) -> list[list[Item]]:
     return made
 
 
-def _settle(asked: Run) -> None:
-    """Make sure that what OUT holds was made with the same settings."""
+def settle(out: Path, own: Mapping[str, Any]) -> None:
+    """Compare with the settings that `out` was made with, or write them down.
+
+    own: plain values by name; names that only one of both has are not compared. Raises InputError
+    naming those that differ.
+    """
+    place = out / SETTINGS
+    wanted = json.loads(json.dumps(own))
+    if not place.exists():
+        write_json(place, wanted)
+        return
     try:
-        if asked.overwrite:
-            for name in MADE:
-                (asked.out / name).unlink(missing_ok=True)
+        earlier = json.loads(place.read_bytes())
+        other = [name for name in wanted if earlier.get(name, wanted[name]) != wanted[name]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{place}: not read ({error}); --overwrite starts anew") from error
+    if other:
+        told = (json.dumps(one[other[0]], ensure_ascii=False) for one in (earlier, wanted))
+        was, now = (one if len(one) <= SHOWN_LETTERS else f"{one[:SHOWN_LETTERS]}..."
+                    for one in told)  # fmt: skip
+        raise InputError(f"--out {out}: holds answers of another {', '.join(other)} ({was}, not "
+                         f"{now}); choose another --out, or --overwrite")  # fmt: skip
+
+
+def clear(out: Path, made: Iterable[Path]) -> None:
+    """Remove what an earlier run has made. Raises InputError where that cannot be done."""
+    try:
+        for path in made:
+            path.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"--out {asked.out}: cannot be cleared ({error}); remove it") from error
-    kept_settings.settle(asked.out, asked.fixed)
+        raise InputError(f"--out {out}: cannot be cleared ({error}); remove it") from error
 
 
 def _write(
-    suite: Suite[Item], asked: Run, outcome: Outcome, predictions: Sequence[Prediction]
-) -> None:
-    lost = failed(predictions)
-    settings, used = asked.fixed | asked.shown, versions()
-    notes = {
-        "suite": suite.name,
-        "items": len(predictions),
-        "failed": {one["key"]: one["error"] for one in lost},
-        "settings": settings,
+    suite: Suite[Item], asked: Run, outcome: Outcome, predictions: Sequence[Prediction],
+    failed: Mapping[str, str],
+) -> None:  # fmt: skip
+    options = asked.options
+    settings = _fixed(suite, asked) | {"device": options.device, "dtype": options.dtype,
+                                       "limit": options.limit, **suite.shown}  # fmt: skip
+    used = versions()
+    write_json(options.out / "scores.json", {
+        "suite": asked.name, "items": len(predictions), "failed": failed, "settings": settings,
         "versions": used,
-    }
-    write_json(asked.out / "scores.json", {
-        **notes,
         "measures": {name: one.to_json() for name, one in outcome.measures.items()},
         "timings": {name: one.to_json() for name, one in outcome.timings.items()},
         "details": outcome.details,
     })  # fmt: skip
     blocks = [*outcome.blocks]
-    if lost:
-        rows = [(one["key"], one["error"], str(one.get("tries", 1))) for one in lost]
+    if failed:
+        tries = {one["key"]: str(one["tries"]) for one in predictions if "error" in one}
+        rows = [(key, why, tries.get(key, "-")) for key, why in failed.items()]
         note = f"Started again, the same command asks them again, up to {MOST_TRIES} times in all."
         blocks.append(Table("Items that failed", ("item", "why", "tries"), rows, note))
-    page = report.Page(suite.title, blocks, settings, used)
-    report.write(page, asked.out)
-    LOG.info("%s: %s", suite.name, asked.out / "report.html")
+    report.write(report.Page(suite.title, blocks, settings, used), options.out)
+    LOG.info("%s: %s", asked.name, options.out / "report.html")
 
 
 def versions() -> dict[str, str]:
@@ -222,3 +370,100 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "-"
     return found
+
+
+def of_reply(reply: Reply, out: Path, name: str, folder: str = "audio") -> Prediction:
+    """A reply as it is kept; its sound goes to `out`/`folder`/`name`.wav."""
+    wav = None
+    if reply.wave is not None and reply.sample_rate_hz is not None:
+        wav = f"{folder}/{file_name(name)}.wav"
+        write_wav(out / wav, reply.wave, reply.sample_rate_hz)
+    return {
+        "task": reply.task, "heard": reply.heard, "thought": reply.thought,
+        "labels": asdict(reply.labels), "text": reply.text,
+        "speech_tokens": len(reply.speech_tokens), "wav": wav, "audio_in_s": reply.audio_in_s,
+        "audio_out_s": reply.audio_out_s, "timings": asdict(reply.timings),
+    }  # fmt: skip
+
+
+def write_wav(path: Path, samples: Tensor, rate_hz: int) -> None:
+    """Write a 16-bit wav, whole or not at all. samples: (samples,) in [-1, 1]."""
+    import soundfile
+
+    clipped = np.clip(samples.detach().float().cpu().numpy(), -1.0, 1.0)
+    with whole_file(path) as file:
+        soundfile.write(file, clipped, rate_hz, subtype="PCM_16", format="WAV")
+
+
+def seed_of(seed: int, key: str) -> int:
+    """A seed that belongs to one item, whatever came before it."""
+    return zlib.crc32(f"{seed}:{key}".encode())
+
+
+def file_name(key: str) -> str:
+    """A key as a file name: its own letters, and a digest where some had to go."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", key)
+    if plain == key and len(key) <= 80:
+        return plain
+    return f"{plain[:60]}-{zlib.crc32(key.encode(errors='replace')):08x}"
+
+
+def made(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Those that did not fail."""
+    return [one for one in predictions if "error" not in one]
+
+
+def reply_key(one: Prediction) -> str:
+    """Names a reply among those of one key: another where it was made from other sounds."""
+    return f"{one['key']}:{one['sounds']}" if "sounds" in one else str(one["key"])
+
+
+def limited(
+    items: Sequence[Thing], limit: int | None, kind: Callable[[Thing], Hashable]
+) -> list[Thing]:
+    """The first `limit` items, taken by turns from each kind so that none is left out."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    queues: dict[Hashable, list[int]] = {}
+    for place, item in enumerate(items):
+        queues.setdefault(kind(item), []).append(place)
+    turns = [places[turn] for turn in range(len(items)) for places in queues.values()
+             if turn < len(places)]  # fmt: skip
+    return [items[place] for place in sorted(turns[:limit])]
+
+
+def read_lines(
+    path: Path, make: Callable[[dict[str, Any], str], Thing]
+) -> tuple[list[Thing], dict[str, str]]:
+    """What `make` finds in each object of a jsonl, told where it stands; what is lost, by line.
+
+    One bad line costs itself only: make may raise an OsumError. Raises InputError for a file that
+    cannot be read.
+    """
+    found: list[Thing] = []
+    lost: dict[str, str] = {}
+    try:
+        with path.open("rb") as file:
+            for line in text_lines(file):
+                where = f"{path} line {line.number}"
+                try:
+                    if line.text is None or line.text.strip():
+                        found.append(make(_object(line, where), where))
+                except OsumError as error:
+                    LOG.warning("%s", error)
+                    lost[where] = str(error)
+    except OSError as error:
+        raise InputError(f"--data {path}: cannot be read ({error}); give a jsonl") from error
+    return found, lost
+
+
+def _object(line: Line, where: str) -> dict[str, Any]:
+    if line.text is None:
+        raise DataError(f"{where}: {line.problem}; mend or remove the line")
+    try:
+        raw = json.loads(line.text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error}); mend or remove the line") from error
+    if not isinstance(raw, dict):
+        raise DataError(f"{where}: a JSON {type(raw).__name__}, need an object")
+    return raw

@@ -4,10 +4,9 @@ Source of the lists and of the layout: SEED-TTS-eval. Its own scripts score OUT/
 meta.lst: `bash cal_wer.sh meta.lst OUT/wavs zh` and `bash cal_sim.sh meta.lst OUT/wavs ...`.
 """
 
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +14,23 @@ import torch
 
 from osum_echat import audio
 from osum_echat.errors import DataError, InputError, OsumError
-from osum_echat.evaluation import echat_items, paper, predictions
-from osum_echat.evaluation.asking_together import ask
-from osum_echat.evaluation.asr_judge import listener
-from osum_echat.evaluation.grading import RATES
-from osum_echat.evaluation.predictions import Lines, Prediction
-from osum_echat.evaluation.results import (
-    Block,
-    Cell,
-    Clip,
-    Measure,
-    Outcome,
-    Players,
-    Table,
-    Words,
-    mean,
-)  # fmt: skip
-from osum_echat.evaluation.runner import Model
-from osum_echat.evaluation.start import limited
+from osum_echat.evaluation import echat_eval, report, runner
+from osum_echat.evaluation.report import Cell, Clip, Measure, Outcome, Table, mean
+from osum_echat.evaluation.runner import Lines, Model, Prediction, Run, Suite, limited, reply_key
+from osum_echat.evaluation.understanding import RATES
+from osum_echat.files import text_lines
 from osum_echat.inference.reply import Reply
 from osum_echat.metrics import error_rate, errors_of_each, interval, language_of, normalised_pair
 from osum_echat.tasks import task_for
-from osum_echat.token2wav.voice import (
-    SpeakerEncoder,
-    SpeechTokenizer,
-    VoicePrompt,
-    make_prompt,
-)  # fmt: skip
+from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, make_prompt
 
+OWN = "own-model"
 ENCODERS = ("speaker.onnx", "campplus.onnx")
 TOKENIZERS = ("speech_tokenizer.onnx", "speech_tokenizer_v1.onnx")
-WAVS = "wavs"
+WHISPER_FILES = ("model.bin", "tokenizer.json")
+LANGUAGES = {"english": "en", "chinese": "zh"}
 COLUMNS = {"english": "test-en", "chinese": "test-zh"}
+Recogniser = Callable[[Path, str], str]     # of a wav and its language: the words heard
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,157 +47,87 @@ class Sentence:
         return f"<{self.style}>{self.text}" if self.style else self.text
 
 
-def read(data: Path) -> list[Sentence]:
-    """A meta.lst (name|prompt text|prompt wav|text), or the replies of a tiny world's folder."""
-    if data.is_dir():
-        place = data / echat_items.WORLD_FILE
-        if not place.exists():
-            raise InputError(f"--data {data}: a folder without {echat_items.WORLD_FILE}; name the "
-                             "meta.lst itself")
-        return [Sentence(raw["key"], raw["reply_text"], data / raw["reply_wav"],
-                         raw["reply_style"]) for _, raw in echat_items.objects(place)
-                if raw["kind"] == "single"]  # fmt: skip
+def read(data: Path) -> tuple[list[Sentence], dict[str, str]]:
+    """The lines of a meta.lst (name|prompt text|prompt wav|text), or the replies of a tiny world.
+
+    A jsonl, such as the samples of a model: its reply_text. Also: which lines are lost, and why.
+    """
+    if data.is_dir() or data.suffix == ".jsonl":
+        place = data / echat_eval.WORLD_FILE if data.is_dir() else data
+        found, lost = runner.read_lines(place, partial(_reply, place.parent))
+        return [one for one in found if one is not None], lost
+    sentences: list[Sentence] = []
+    lost = {}
     try:
-        lines = data.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        with data.open("rb") as file:
+            for line in text_lines(file):
+                where = f"{data} line {line.number}"
+                try:
+                    if line.text is None or line.text.strip():
+                        sentences.append(_sentence(line.text, where, data.parent))
+                except DataError as error:
+                    lost[where] = str(error)
+    except OSError as error:
         raise InputError(f"--data {data}: cannot be read ({error}); give a meta.lst") from error
-    return [_sentence(line, f"{data} line {number}", data.parent)
-            for number, line in enumerate(lines, 1) if line.strip()]  # fmt: skip
+    return sentences, lost
 
 
-def _sentence(line: str, where: str, root: Path) -> Sentence:
-    parts = [part.strip() for part in line.split("|")]
+def _reply(root: Path, raw: Mapping[str, Any], where: str) -> Sentence | None:
+    if raw.get("kind", "single") != "single":
+        return None
+    try:
+        wav = raw.get("reply_wav")
+        return Sentence(raw.get("key") or Path(raw["wav"]).stem, raw["reply_text"],
+                        root / wav if wav else None, raw.get("reply_style"))  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{where}: no reply to read out ({error!r})") from error
+
+
+def _sentence(line: str | None, where: str, root: Path) -> Sentence:
+    parts = [part.strip() for part in (line or "").split("|")]
     if len(parts) < 4 or not parts[0] or not parts[3]:
         raise DataError(f"{where}: {len(parts)} fields; need name|prompt text|prompt wav|text")
     return Sentence(parts[0].removesuffix(".wav"), parts[3], root / parts[2] if parts[2] else None)
 
 
-@dataclass(frozen=True)
-class Tts:
-    """The suite. in_own_voice: prompts are not spoken like."""
+def build(run: Run) -> Suite[Sentence]:
+    """The suite that the options ask for. Raises InputError or DataError for the data."""
+    options = run.options
+    if not task_for(options.tts_task).speaks or task_for(options.tts_task).hears:
+        raise InputError(f"--tts-task {options.tts_task}: does not read out; take tts")
+    every, lost = read(options.data)
+    sentences = limited(every, options.limit, lambda one: one.style)
+    # The tiny world's replies are in the model's own voice already.
+    own_voice = options.no_prompt or options.data.is_dir() or options.data.suffix == ".jsonl"
 
-    model: Model
-    sentences: tuple[Sentence, ...]
-    task: str
-    asr: str
-    in_own_voice: bool
-    seed: int
-    greedy: bool
-    players: int
-    fixed: dict[str, Any]
-    shown: dict[str, Any]
-    name: str = "tts"
-    title: str = "Speech synthesis"
-
-    def items(self) -> Sequence[Sentence]:
-        return self.sentences
-
-    def kind(self, item: Sentence) -> str:
-        """All together."""
-        return self.task
-
-    def predict(self, items: Sequence[Sentence], out: Path) -> list[Prediction | OsumError]:
-        """The words spoken; OUT/wavs/NAME.wav is what the official scripts score."""
-        return ask(
-            self.model.assistant, items, self.seed, lambda one: one.words,
-            lambda one, reply: self._kept(one, reply, out), task=self.task, greedy=self.greedy,
-        )  # fmt: skip
-
-    def _kept(self, item: Sentence, reply: Reply, out: Path) -> Prediction:
+    def kept(item: Sentence, reply: Reply, out: Path) -> Prediction:
         """The reply in the voice of its prompt. Raises InputError without speech."""
-        if item.prompt is not None and not self.in_own_voice and reply.speech_tokens:
-            voice = self.model.assistant.voice
-            assert voice is not None
-            seed = predictions.seed_of(self.seed, item.key)
-            wave = voice(list(reply.speech_tokens), self._prompt(item.prompt), seed)
-            reply = replace(reply, wave=wave.float().cpu())
+        if item.prompt is not None and not own_voice and reply.speech_tokens:
+            reply = _in_voice(run, item, item.prompt, reply)
         if reply.wave is None:
             raise InputError("the model gave no speech")
-        return predictions.of_reply(reply, out, item.key, WAVS)
+        return runner.of_reply(reply, out, item.key, "wavs")
 
-    def _prompt(self, wav: Path) -> VoicePrompt:
-        folder = str(self.model.assistant.directory / "token2wav")
-        return make_prompt(wav, _tokenizer(folder), _encoder(folder))
+    def ask(items: Sequence[Sentence], out: Path) -> list[Prediction | OsumError]:
+        return run.ask(items, lambda one: one.words, lambda one, reply: kept(one, reply, out),
+                       task=options.tts_task)  # fmt: skip
 
-    def score(self, found: Sequence[Prediction], out: Path) -> Outcome:
-        """Errors by language, and likeness to the prompts."""
-        made = predictions.made(found)
-        heard = self._heard(made, out)
-        likeness = self._likeness(made, out)
-        sentences = {one.key: one for one in self.sentences}
-        measures: dict[str, Measure] = {}
-        own: dict[str, Measure] = {}
-        for language in dict.fromkeys(language_of(sentences[one["key"]].text) for one in made):
-            pairs = [normalised_pair(sentences[one["key"]].text, heard[one["key"]], language)
-                     for one in made if language_of(sentences[one["key"]].text) == language
-                     ]  # fmt: skip
-            name, unit = RATES[language]
-            low, high = interval(*errors_of_each(pairs, unit))
-            rate = Measure(100 * error_rate(pairs, unit).rate, "%", len(pairs), 100 * low,
-                           100 * high)  # fmt: skip
-            measures[f"{name} {language}"] = own[COLUMNS[language]] = rate
-        if likeness:
-            measures["speaker similarity"] = mean(list(likeness.values()))
-        lengths = [one["audio_out_s"] for one in made if one["audio_out_s"]]
-        measures["length"] = mean(lengths, "s")
-        rows = [[one["key"], sentences[one["key"]].text, heard[one["key"]],
-                 likeness.get(one["key"])] for one in made]  # fmt: skip
-        return Outcome(measures, self._blocks(made, own, measures, rows, out),
-                       details={"heard": heard, "similarity": likeness})  # fmt: skip
+    return Suite(
+        "Speech synthesis", sentences, ask, partial(score, run, sentences, own_voice),
+        sounds=lambda one: [one.prompt] if one.prompt else [], lost=lost,
+        fixed={"tts task": options.tts_task, "own voice": own_voice}, shown={"asr": options.asr},
+    )  # fmt: skip
 
-    def _heard(self, made: Sequence[Prediction], out: Path) -> dict[str, str]:
-        """What the recogniser hears in every wav, each listened to once."""
-        judge = None
-        texts = {one.key: one.text for one in self.sentences}
-        with Lines(out / "heard.jsonl") as kept:
-            for one in made:
-                key = f"{self.asr}:{one['key']}"
-                if key not in kept.found:
-                    judge = judge or listener(self.asr, self.model)
-                    language = language_of(texts[one["key"]])
-                    kept.add({"key": key, "heard": judge(out / one["wav"], language)})
-            return {one["key"]: kept.found[f"{self.asr}:{one['key']}"]["heard"] for one in made}
 
-    def _likeness(self, made: Sequence[Prediction], out: Path) -> dict[str, float]:
-        """Cosine between the speaker vectors of a wav and its prompt, where there is one."""
-        prompts = {one.key: one.prompt for one in self.sentences if one.prompt}
-        found = {}
-        with Lines(out / "similarity.jsonl") as kept:
-            for one in made:
-                key, prompt = one["key"], prompts.get(one["key"])
-                if prompt is None:
-                    continue
-                if key not in kept.found:
-                    encoder = _encoder(str(self.model.assistant.directory / "token2wav"))
-                    spoken, wanted = (encoder(audio.load(path))
-                                      for path in (out / one["wav"], prompt))  # fmt: skip
-                    cosine = torch.cosine_similarity(spoken, wanted).item()
-                    kept.add({"key": key, "cosine": round(cosine, 4)})
-                found[key] = kept.found[key]["cosine"]
-        return found
-
-    def _blocks(
-        self, made: Sequence[Prediction], own: dict[str, Measure], measures: dict[str, Measure],
-        rows: list[list[Cell]], out: Path,
-    ) -> list[Block]:  # fmt: skip
-        clips = []
-        sentences = {one.key: one for one in self.sentences}
-        for one in made[: self.players]:
-            sounds = {"spoken": out / one["wav"]}
-            if prompt := sentences[one["key"]].prompt:
-                sounds = {"prompt": prompt} | sounds
-            clips.append(Clip(one["key"], sounds, {"Text: ": sentences[one["key"]].words}))
-        voice = "the model's own voice" if self.in_own_voice else "the voice of each prompt"
-        note = f"Errors as {self.asr} hears them, on --data and not on the SEED test set unless " \
-               "that was given."  # fmt: skip
-        return [
-            Words(f"Task {self.task}, in {voice}. Similarity is the cosine of our speaker "
-                  "encoder's vectors: it does not compare with figures of WavLM."),
-            Table("Scores", ("what", "value"), list(measures.items())),
-            paper.TTS.beside([("this model", [own.get(name) for name in paper.TTS.columns])], note),
-            Players("Some sentences", clips),
-            Table("Every sentence", ("name", "text", "heard", "similarity"), rows),
-        ]  # fmt: skip
+def _in_voice(run: Run, item: Sentence, prompt: Path, reply: Reply) -> Reply:
+    """The same speech tokens in the voice of a recording."""
+    assistant = run.model.assistant
+    assert assistant.voice is not None
+    folder = str(assistant.directory / "token2wav")
+    voice = make_prompt(prompt, _tokenizer(folder), _encoder(folder))
+    seed = runner.seed_of(run.options.seed, item.key)
+    wave = assistant.voice(list(reply.speech_tokens), voice, seed)
+    return replace(reply, wave=wave.float().cpu())
 
 
 @cache
@@ -234,15 +148,117 @@ def _first(folder: Path, names: Sequence[str]) -> Path:
     return found
 
 
-def build(arguments: Namespace, model: Model) -> Tts:
-    """The suite that the options ask for. Raises InputError or DataError for the data."""
-    if not task_for(arguments.tts_task).speaks or task_for(arguments.tts_task).hears:
-        raise InputError(f"--tts-task {arguments.tts_task}: does not read out; take tts")
-    sentences = limited(read(arguments.data), arguments.limit, lambda one: one.style)
-    # The tiny world's replies are in the model's own voice already.
-    in_own_voice = arguments.no_prompt or arguments.data.is_dir()
-    fixed = {"tts task": arguments.tts_task, "own voice": in_own_voice}
-    return Tts(
-        model, tuple(sentences), arguments.tts_task, arguments.asr, in_own_voice,
-        arguments.seed, arguments.greedy, arguments.players, fixed, {"asr": arguments.asr},
-    )  # fmt: skip
+def recogniser(name: str, model: Model) -> Recogniser:
+    """What writes down the words of a wav: our own asr task, or faster-whisper of a directory.
+
+    The model under test may have learnt the faults that it listens for. Raises InputError for a
+    folder that is no Whisper in CTranslate2's layout.
+    """
+    if name == OWN:
+        return lambda wav, language: model.assistant.reply(wav, task="asr", greedy=True).heard or ""
+    whisper = load_whisper(Path(name), "--asr", device="auto")
+
+    def hear(wav: Path, language: str) -> str:
+        segments, _ = whisper.transcribe(
+            audio.load(wav).numpy(), language=LANGUAGES[language], beam_size=5,
+            condition_on_previous_text=False,
+        )  # fmt: skip
+        return " ".join(segment.text.strip() for segment in segments)
+
+    return hear
+
+
+def load_whisper(directory: Path, option: str, **settings: Any) -> Any:
+    """faster-whisper's model of a directory. Raises InputError for a folder that is none."""
+    for name in WHISPER_FILES:
+        if not (directory / name).is_file():
+            raise InputError(f"{option} {directory}: no {name}; give a faster-whisper directory, "
+                             "such as python -m common_utils.tiny_world.assets makes")
+    try:
+        from faster_whisper import WhisperModel
+    except ImportError as error:
+        raise InputError(f"{option}: {error}; pip install -r requirements-bench.txt") from error
+    return WhisperModel(str(directory), compute_type="float32", **settings)
+
+
+def score(
+    run: Run, sentences: Sequence[Sentence], own_voice: bool, found: Sequence[Prediction],
+    out: Path,
+) -> Outcome:  # fmt: skip
+    """Errors by language, and likeness to the prompts."""
+    made, said = runner.made(found), {one.key: one for one in sentences}
+    heard = _heard(run, made, said, out)
+    likeness = _likeness(run, made, said, out)
+    by_language: dict[str, list[tuple[str, str]]] = {}
+    for one in made:
+        text = said[one["key"]].text
+        own = by_language.setdefault(language_of(text), [])
+        own.append(normalised_pair(text, heard[one["key"]], language_of(text)))
+    measures: dict[str, Measure] = {}
+    rates: dict[str, Measure] = {}
+    for language, pairs in by_language.items():
+        name, unit = RATES[language]
+        low, high = interval(*errors_of_each(pairs, unit))
+        rates[COLUMNS[language]] = measures[f"{name} {language}"] = Measure(
+            100 * error_rate(pairs, unit).rate, "%", len(pairs), 100 * low, 100 * high)
+    if likeness:
+        measures["speaker similarity"] = mean(list(likeness.values()))
+    measures["length"] = mean([one["audio_out_s"] for one in made if one["audio_out_s"]], "s")
+    rows: list[list[Cell]] = [[one["key"], said[one["key"]].text, heard[one["key"]],
+                               likeness.get(one["key"])] for one in made]  # fmt: skip
+    clips = []
+    for one in made[: run.options.players]:
+        sentence = said[one["key"]]
+        sounds = {"prompt": sentence.prompt} if sentence.prompt else {}
+        clips.append(Clip(one["key"], {**sounds, "spoken": out / one["wav"]},
+                          {"Text: ": sentence.words}))  # fmt: skip
+    voice = "the model's own voice" if own_voice else "the voice of each prompt"
+    paper = report.paper("tts")
+    note = f"Errors as {run.options.asr} hears them, on --data and not on the SEED test set " \
+           "unless that was given."  # fmt: skip
+    blocks: list[report.Block] = [
+        report.Words(f"Task {run.options.tts_task}, in {voice}. Similarity is the cosine of our "
+                     "speaker encoder's vectors: it does not compare with figures of WavLM."),
+        Table("Scores", ("what", "value"), list(measures.items())),
+        paper.beside([("this model", [rates.get(name) for name in paper.columns[1:]])], note),
+        report.Players("Some sentences", clips),
+        Table("Every sentence", ("name", "text", "heard", "similarity"), rows),
+    ]  # fmt: skip
+    return Outcome(measures, blocks, details={"heard": heard, "similarity": likeness})
+
+
+def _heard(
+    run: Run, made: Sequence[Prediction], said: Mapping[str, Sentence], out: Path
+) -> dict[str, str]:
+    """What the recogniser hears in every wav, each listened to once."""
+    hear: Recogniser | None = None
+    asr = run.options.asr
+    found = {}
+    with Lines(out / "heard.jsonl") as kept:
+        for one in made:
+            key = f"{asr}:{reply_key(one)}"
+            if key not in kept.found:
+                hear = hear or recogniser(asr, run.model)
+                text = hear(out / one["wav"], language_of(said[one["key"]].text))
+                kept.add({"key": key, "heard": text})
+            found[one["key"]] = kept.found[key]["heard"]
+    return found
+
+
+def _likeness(
+    run: Run, made: Sequence[Prediction], said: Mapping[str, Sentence], out: Path
+) -> dict[str, float]:
+    """Cosine between the speaker vectors of a wav and its prompt, where there is one."""
+    found = {}
+    with Lines(out / "similarity.jsonl") as kept:
+        for one in made:
+            key, prompt = reply_key(one), said[one["key"]].prompt
+            if prompt is None:
+                continue
+            if key not in kept.found:
+                encoder = _encoder(str(run.model.assistant.directory / "token2wav"))
+                spoken, wanted = (encoder(audio.load(path)) for path in (out / one["wav"], prompt))
+                cosine = torch.cosine_similarity(spoken, wanted).item()
+                kept.add({"key": key, "cosine": round(cosine, 4)})
+            found[one["key"]] = kept.found[key]["cosine"]
+    return found

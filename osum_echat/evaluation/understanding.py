@@ -1,53 +1,324 @@
 """What the model hears: words, emotion, gender, age, event and style, and how noise changes that.
 
 Each entry of a data yaml is a set of its own in the report, so that recordings of people stand
-apart from synthetic speech.
+apart from synthetic speech. The grading of results serves batch.py, too.
 """
 
 import io
-from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from osum_echat import audio
+from osum_echat import audio, metrics
+from osum_echat.data.manifest import Entry, open_source, read_manifest
+from osum_echat.data.shards import TarSource
 from osum_echat.data.sources import Dropped
+from osum_echat.data.targets import ANSWER_START
 from osum_echat.errors import DataError, InputError, OsumError
-from osum_echat.evaluation import echat_items, paper, predictions
-from osum_echat.evaluation.asking_together import ask
-from osum_echat.evaluation.clerk import Asked
-from osum_echat.evaluation.grading import RATES, Grade, LabelScore, grade
-from osum_echat.evaluation.lists import UtteranceList
-from osum_echat.evaluation.predictions import Prediction
-from osum_echat.evaluation.results import (
-    Bars,
-    Block,
-    Cell,
-    Clip,
-    Matrix,
-    Measure,
-    Outcome,
-    Players,
-    Table,
-    Words,
-)  # fmt: skip
-from osum_echat.evaluation.runner import Model
-from osum_echat.evaluation.start import limited
+from osum_echat.evaluation import echat_eval, report, runner
+from osum_echat.evaluation.report import Measure, Outcome, Table
+from osum_echat.evaluation.runner import Prediction, Run, Suite, limited, of_reply
 from osum_echat.inference.reply import Reply
-from osum_echat.metrics import error_rate, language_of, normalised_pair, spelt
+from osum_echat.metrics import Confusion, ErrorRate, interval, normalised_pair, spelt
 from osum_echat.records import Turn, Utterance
-from osum_echat.tasks import task_for
+from osum_echat.tasks import Task, task_for
+from osum_echat.thinking import FIELDS, read_labels, without_labels
 
 CLEAN = "clean"
 WHOLE = "understand"                    # words and four labels
 FEWEST = 3                              # items that make a cell of the robustness table
 MOST_CELLS = 24
 VOICE = ("age", "gender", "emotion")
+# How the words of a language are counted, and what the rate is called.
+RATES = {"english": ("WER", "word"), "chinese": ("CER", "mixed")}
+HEARD_FIELDS = tuple(name for name in FIELDS if name != "style")  # a style is the reply's own
+YAML = (".yaml", ".yml")
+Record = dict[str, Any]
+
+
+# What is asked
+
+
+class EChatSource:
+    """What echat_eval reads, each query asked for all that it holds."""
+
+    def __init__(self, data: Path) -> None:
+        self.name = "tiny-world" if data.is_dir() else data.stem
+        items, self.lost = echat_eval.read(data)
+        self._all = [Utterance(one.key, task_for(WHOLE).tag, Turn(one.wav, one.transcript),
+                               one.labels) for one in items if not one.earlier]  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def read(self, unit: int) -> Iterator[Utterance | Dropped]:
+        yield self._all[unit]
+
+    @staticmethod
+    def fits(data: Path) -> bool:
+        """Whether this is a folder of the tiny world, or a jsonl without the tasks of training."""
+        if data.suffix != ".jsonl" or not data.is_file():
+            return (data / echat_eval.WORLD_FILE).exists()
+        with data.open(encoding="utf-8", errors="replace") as file:
+            first = file.readline()
+        return '"task"' not in first and '"txt"' not in first
+
+
+class UtteranceList:
+    """The utterances of a path in order, each by its number; none is read before it is asked for.
+
+    place: whatever `data.manifest.open_source` or echat_eval reads, or a YAML of names with `path`
+    and `weight`; here each entry is read once, and weight 0 leaves it out. limit: only so many,
+    from the first. Raises DataError, ConfigError for what is not there.
+    """
+
+    def __init__(self, place: str, limit: int | None = None) -> None:
+        self.entries = [Entry(Path(place).stem, place)]
+        self.lost: Mapping[str, str] = {}
+        if place.endswith(YAML):
+            self.entries = [entry for entry in read_manifest(place) if entry.weight > 0]
+        if not self.entries:
+            raise InputError(f"--data {place}: every entry has weight 0; nothing is left to answer")
+        self.sources: list[Any] = []
+        if EChatSource.fits(Path(place)):
+            source = EChatSource(Path(place))
+            self.sources, self.lost = [source], source.lost
+        else:
+            self.sources = [open_source(entry.name, entry.path) for entry in self.entries]
+        self._ends = np.cumsum([len(source) for source in self.sources])
+        self._length = min(int(self._ends[-1]), limit or int(self._ends[-1]))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _place(self, index: int) -> tuple[Any, int]:
+        """The source, and the number within it."""
+        place = int(np.searchsorted(self._ends, index, side="right"))
+        return self.sources[place], index - (int(self._ends[place - 1]) if place else 0)
+
+    def part(self, index: int) -> str:
+        """The name of the source."""
+        return str(self._place(index)[0].name)
+
+    def read(self, index: int) -> Utterance | Dropped:
+        """One utterance, or why there is none."""
+        source, unit = self._place(index)
+        found: Utterance | Dropped = next(source.read(unit))
+        return found
+
+    def files(self, index: int) -> list[Path]:
+        """The sound files of an utterance; none for one of a tar."""
+        source, unit = self._place(index)
+        one = None if isinstance(source, TarSource) else next(source.read(unit))
+        turns = (*one.history, one.user) if isinstance(one, Utterance) else ()
+        return [turn.audio for turn in turns if isinstance(turn.audio, Path)]
+
+    def tars(self) -> str | None:
+        """Changes with the tars that hold sounds."""
+        return runner.stamp(Path(shard.tar) for source in self.sources
+                            if isinstance(source, TarSource) for shard in source.shards)
+
+    def identity(self) -> list[dict[str, Any]]:
+        """What tells this list from another: names, lengths, and digests of the list files."""
+        return [
+            {"name": entry.name, "utterances": len(source), "sha256": _digest(Path(entry.path))}
+            for entry, source in zip(self.entries, self.sources, strict=True)
+        ]
+
+
+def _digest(path: Path) -> str | None:
+    """Of a list file; None for a folder. Tars are told by how many utterances they hold."""
+    if not path.is_file() or path.suffix in (".tar", ".gz", ".tgz"):
+        return None
+    with path.open("rb") as file:
+        digest = sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An utterance by its number in the list, with the task that it is asked."""
+
+    index: int
+    utterance: Utterance
+    task: Task
+    listed: Task | None  # the task that its own text belongs to; None: no task that is known
+
+    def facts(self) -> Record:
+        """What is known of it before it is answered."""
+        user = self.utterance.user
+        text = user.reply_text
+        labels, heard = asdict(self.utterance.labels), user.text
+        if self.listed is not None and self.listed.name == WHOLE and text:
+            told = asdict(read_labels(text, self.listed.labels))
+            labels |= {name: label for name, label in told.items() if label}
+            heard = transcript(text) if self.listed.transcript else heard
+        return {
+            "index": self.index, "key": self.utterance.key, "task": self.task.tag,
+            "reference": text, "reference_heard": heard, "reference_labels": labels,
+        }  # fmt: skip
+
+
+def transcript(text: str) -> str:
+    """The words of an understanding answer: before the mark of a reply, and without labels."""
+    return without_labels(text.partition(ANSWER_START)[0])
+
+
+# Grading
+
+
+@dataclass(frozen=True, slots=True)
+class WordScore:
+    """Words heard against words said, in one language. low, high: 95 % bootstrap interval."""
+
+    name: str  # WER or CER
+    found: ErrorRate
+    low: float
+    high: float
+    utterances: int
+
+    def __str__(self) -> str:
+        found = self.found
+        return (
+            f"{self.name}  {100 * found.rate:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}]"
+            f"  {found.substitutions} wrong, {found.deletions} missing, {found.insertions} too "
+            f"many of {found.total}; {self.utterances} utterances"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """Labels found against labels listed. low, high: 95 % bootstrap interval of the accuracy."""
+
+    confusion: Confusion
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Accuracy and macro-F1 beside the counts."""
+        confusion = self.confusion
+        return {
+            "accuracy": confusion.accuracy, "low": self.low, "high": self.high,
+            "macro_f1": confusion.macro_f1, "utterances": confusion.total, **asdict(confusion),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        confusion = self.confusion
+        return (
+            f"{100 * confusion.accuracy:.1f} % right [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+            f", macro-F1 {confusion.macro_f1:.3f}; {confusion.total} utterances"
+        )
+
+
+@dataclass(slots=True)
+class TaskGrade:
+    """One task of the list. words: by language; labels: by field."""
+
+    task: str
+    answered: int = 0
+    failed: int = 0
+    words: dict[str, WordScore] = field(default_factory=dict)
+    labels: dict[str, LabelScore] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """All tasks of a list. unread: records that could not be read, and so belong to no task."""
+
+    tasks: tuple[TaskGrade, ...]
+    unread: int
+    left_out: int
+
+    @property
+    def answered(self) -> int:
+        return sum(task.answered for task in self.tasks)
+
+    @property
+    def failed(self) -> int:
+        return sum(task.failed for task in self.tasks) + self.unread
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for scores.json."""
+        tasks = {
+            one.task: {
+                "answered": one.answered, "failed": one.failed,
+                "words": {name: asdict(score) for name, score in one.words.items()},
+                "labels": {name: score.to_json() for name, score in one.labels.items()},
+            }
+            for one in self.tasks
+        }  # fmt: skip
+        return {"answered": self.answered, "failed": self.failed, "unread": self.unread,
+                "left_out": self.left_out, "tasks": tasks}  # fmt: skip
+
+
+def grade(records: Iterable[Record], language: str = "auto") -> Grade:
+    """Score results. language: of the texts, auto: each by its reference.
+
+    Utterances that failed are counted, and are in no other figure.
+    """
+    by_task: dict[str, list[Record]] = {}
+    unread = left_out = 0
+    for record in records:
+        if "left_out" in record:
+            left_out += 1
+        elif record["task"] is None:
+            unread += 1
+        else:
+            by_task.setdefault(record["task"], []).append(record)
+    tasks = []
+    for name in sorted(by_task):
+        answered = [record for record in by_task[name] if record["error"] is None]
+        made = TaskGrade(name, len(answered), len(by_task[name]) - len(answered))
+        if answered:  # a task that is unknown has none
+            made.words = dict(_word_scores(task_for(name), answered, language))
+            made.labels = dict(_label_scores(task_for(name), answered))
+        tasks.append(made)
+    return Grade(tuple(tasks), unread, left_out)
+
+
+def _word_scores(
+    task: Task, records: Sequence[Record], language: str
+) -> Iterator[tuple[str, WordScore]]:
+    """The error rate of each language that the references are in."""
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    for record in records:
+        heard = transcript(record["text"]) if task.transcript else record["heard"]
+        said = record["reference_heard"]
+        if heard is None or not said:
+            continue
+        own = metrics.language_of(said) if language == "auto" else language
+        pairs.setdefault(own, []).append(normalised_pair(said, heard, own))
+    for own, found in sorted(pairs.items()):
+        rate_name, unit = RATES[own]
+        low, high = interval(*metrics.errors_of_each(found, unit))
+        yield own, WordScore(rate_name, metrics.error_rate(found, unit), low, high, len(found))
+
+
+def _label_scores(task: Task, records: Sequence[Record]) -> Iterator[tuple[str, LabelScore]]:
+    """The confusion of each field that the task asks for, or that its thoughts tell."""
+    for label in FIELDS:
+        told = label in HEARD_FIELDS and any(record["labels"][label] for record in records)
+        if label not in task.labels and not told:
+            continue
+        pairs = [(record["reference_labels"][label], record["labels"][label])
+                 for record in records]  # fmt: skip
+        confusion = Confusion.of(pairs)
+        if confusion.total:
+            each = [Confusion.of([pair]) for pair in pairs]
+            low, high = interval([one.accuracy for one in each if one.total])
+            yield label, LabelScore(confusion, low, high)
+
+
+# The suite
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,101 +338,35 @@ class Sound:
         return f"{self.part}/{self.number:06d}/{self.noise}"
 
 
-class Corpus:
-    """The utterances of a list, a data yaml or a folder of the tiny world, read when asked for."""
+def ask(
+    run: Run, corpus: UtteranceList, items: Sequence[Sound], out: Path
+) -> list[Prediction | OsumError]:
+    """What is heard in some utterances, and what should be."""
+    asked: dict[str, Asked] = {}
 
-    def __init__(self, data: Path) -> None:
-        world = data / echat_items.WORLD_FILE
-        self._world = [_of_world(item) for item in echat_items.read(data)
-                       if not item.earlier] if world.exists() else None  # fmt: skip
-        self._list = None if self._world is not None else UtteranceList(str(data))
+    def source(item: Sound) -> Utterance:
+        utterance = corpus.read(item.number)
+        if isinstance(utterance, Dropped):
+            raise DataError(f"{utterance.reason}: {utterance.detail}")
+        listed = task_for(utterance.task)
+        task = task_for(run.options.task) if run.options.task else listed
+        if not task.hears:
+            raise InputError(f"{utterance.key}: task {utterance.task} hears nothing; give --task")
+        utterance = replace(utterance, task=task.tag)
+        asked[item.key] = Asked(item.number, utterance, task, listed)
+        if item.snr_db is None:
+            return utterance
+        return with_noise(utterance, item.snr_db, runner.seed_of(0, item.key))
 
-    def sounds(self) -> list[Sound]:
-        """Everything there is, by set."""
-        if self._world is not None:
-            return [Sound("tiny-world", number) for number in range(len(self._world))]
-        assert self._list is not None
-        names = [entry.name for entry, source in zip(
-            self._list.entries, self._list.sources, strict=True) for _ in range(len(source))
-        ]  # fmt: skip
-        return [Sound(name, number) for number, name in enumerate(names)]
+    def kept(item: Sound, reply: Reply) -> Prediction:
+        facts = asked[item.key].facts()
+        sound = asked[item.key].utterance.user.audio if item.snr_db is None else None
+        played = str(sound.resolve()) if isinstance(sound, Path) else None
+        return {"utterance": facts.pop("key")} | of_reply(reply, out, item.key) | (
+            facts | {"set": item.part, "noise": item.noise, "source": played}
+        )
 
-    def read(self, number: int) -> Utterance:
-        """Raises DataError for a record that cannot be used."""
-        if self._world is not None:
-            return self._world[number]
-        assert self._list is not None
-        one = self._list.read(number)
-        if isinstance(one, Dropped):
-            raise DataError(f"{one.reason}: {one.detail}")
-        return one
-
-
-def _of_world(item: echat_items.EChatItem) -> Utterance:
-    return Utterance(item.key, task_for(WHOLE).tag,
-                     Turn(audio=item.wav, text=item.transcript), item.labels)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Understanding:
-    """The suite."""
-
-    model: Model
-    corpus: Corpus
-    sounds: tuple[Sound, ...]
-    task: str | None
-    seed: int
-    greedy: bool
-    players: int
-    fixed: dict[str, Any]
-    shown: dict[str, Any]
-    name: str = "understanding"
-    title: str = "Speech understanding"
-
-    def items(self) -> Sequence[Sound]:
-        return self.sounds
-
-    def kind(self, item: Sound) -> str:
-        """All together: a batch may hold several tasks."""
-        return self.name
-
-    def predict(self, items: Sequence[Sound], out: Path) -> list[Prediction | OsumError]:
-        """What is heard in some utterances, and what should be."""
-        asked: dict[str, Asked] = {}
-
-        def source(item: Sound) -> Utterance:
-            utterance = self.corpus.read(item.number)
-            listed = task_for(utterance.task)
-            task = task_for(self.task) if self.task else listed
-            if not task.hears:
-                raise InputError(
-                    f"{utterance.key}: task {utterance.task} hears nothing; give --task"
-                )
-            utterance = replace(utterance, task=task.tag)
-            asked[item.key] = Asked(item.number, utterance, task, listed)
-            if item.snr_db is None:
-                return utterance
-            return with_noise(utterance, item.snr_db, predictions.seed_of(0, item.key))
-
-        def kept(item: Sound, reply: Reply) -> Prediction:
-            facts = asked[item.key].facts()
-            sound = asked[item.key].utterance.user.audio if item.snr_db is None else None
-            return {"utterance": facts.pop("key")} | predictions.of_reply(reply, out, item.key) | (
-                facts | {"set": item.part, "noise": item.noise, "source": _playable(sound)}
-            )
-
-        return ask(self.model.assistant, items, self.seed, source, kept, greedy=self.greedy,
-                   speak=False)  # fmt: skip
-
-    def score(self, found: Sequence[Prediction], out: Path) -> Outcome:
-        """Errors and right labels by set; the clean ones head the report."""
-        made = [one | {"error": None} for one in predictions.made(found)]
-        return Summary(made, self.players, out).outcome()
-
-
-def _playable(sound: Path | bytes | None) -> str | None:
-    """Where the report can play an utterance from: its own file; None for one inside a tar."""
-    return str(sound.resolve()) if isinstance(sound, Path) else None
+    return run.ask(items, source, kept, speak=False)
 
 
 def with_noise(utterance: Utterance, snr_db: float, seed: int) -> Utterance:
@@ -179,149 +384,122 @@ def with_noise(utterance: Utterance, snr_db: float, seed: int) -> Utterance:
     return replace(utterance, user=replace(utterance.user, audio=file.getvalue(), segment_s=None))
 
 
-class Summary:
-    """Scores by set and noise, and the report made of them."""
-
-    def __init__(self, made: Sequence[Prediction], players: int, out: Path) -> None:
-        self.made, self.players, self.out = made, players, out
-        self.grades: dict[str, Grade] = {}
-        for part, noise in dict.fromkeys((one["set"], one["noise"]) for one in made):
-            name = part if noise == CLEAN else f"{part}, {noise}"
-            self.grades[name] = grade([one for one in made if (one["set"], one["noise"]) ==
-                                       (part, noise)])  # fmt: skip
-
-    def outcome(self) -> Outcome:
-        measures = dict(self._measures())
-        details = {name: one.to_json() for name, one in self.grades.items()}
-        return Outcome(measures, self._blocks(), {}, {"sets": details})
-
-    def _measures(self) -> Iterator[tuple[str, Measure]]:
-        for name, graded in self.grades.items():
-            for task in graded.tasks:
-                where = f"{name}/{task.task}" if len(graded.tasks) > 1 else name
-                for language, words in task.words.items():
-                    yield f"{where}/{words.name} {language}", Measure(
-                        100 * words.found.rate, "%", words.utterances, 100 * words.low,
-                        100 * words.high)  # fmt: skip
-                for field, score in task.labels.items():
-                    yield f"{where}/{field}", _accuracy(score)
-                    macro = Measure(100 * score.confusion.macro_f1, "%", score.confusion.total)
-                    yield f"{where}/{field} macro-F1", macro
-
-    def _blocks(self) -> list[Block]:
-        measures = dict(self._measures())
-        rows: list[list[Cell]] = [[name, one, str(one.count)] for name, one in measures.items()]
-        blocks: list[Block] = [
-            Words("Errors of words (WER, CER: lower is better) and right labels (higher is "
-                  "better), in percent, with 95 % bootstrap intervals over utterances."),
-            Table("Scores", ("set / task / what", "%", "items"), rows),
-            paper.UNDERSTANDING,
-        ]  # fmt: skip
-        accuracies = {name: one for name, one in measures.items()
-                      if not name.endswith("macro-F1") and "ER " not in name}  # fmt: skip
-        fields = list(dict.fromkeys(name.rpartition("/")[2] for name in accuracies))
-        places = list(dict.fromkeys(name.rpartition("/")[0] for name in accuracies))
-        if accuracies:
-            blocks.append(Bars("Right labels", fields, {
-                place: [accuracies.get(f"{place}/{field}") for field in fields]
-                for place in places}, "%"))  # fmt: skip
-        for name, graded in self.grades.items():
-            for task in graded.tasks:
-                blocks += [Matrix(f"{name}: {field}", score.confusion)
-                           for field, score in task.labels.items()]  # fmt: skip
-        return [*blocks, *robustness(self.made), Players("Some utterances", self._clips())]
-
-    def _clips(self) -> list[Clip]:
-        playable = [one for one in self.made if one["source"] and Path(one["source"]).exists()]
-        clips = []
-        for one in limited(playable, self.players, lambda one: one["set"]):
-            lines = {"Said: ": f"{one['reference_heard']} {_told(one['reference_labels'])}",
-                     "Heard: ": one["text"]}  # fmt: skip
-            clips.append(Clip(one["key"], {"utterance": Path(one["source"])}, lines))
-        return clips
-
-
-def _accuracy(score: LabelScore) -> Measure:
-    return Measure(100 * score.confusion.accuracy, "%", score.confusion.total,
-                   100 * score.low, 100 * score.high)  # fmt: skip
-
-
-def _told(labels: dict[str, str | None]) -> str:
-    return " ".join(f"<{value}>" for value in labels.values() if value)
-
-
-@dataclass(frozen=True, slots=True)
-class RobustnessCell:
-    """One voice in one noise: right labels in percent, and errors of words where any were asked."""
-
-    name: tuple[str, ...]
-    right: float
-    errors: float | None
-    count: int
-
-
-def robustness(made: Sequence[Prediction]) -> list[Block]:
-    """Age x gender x emotion x noise, the worst cells first; nothing where voices are not known."""
-    groups: dict[tuple[str, ...], list[Prediction]] = defaultdict(list)
+def score(players: int, found: Sequence[Prediction], out: Path) -> Outcome:
+    """Errors and right labels by set; the clean ones head the report."""
+    made = [one | {"error": None} for one in runner.made(found)]
+    sets: dict[tuple[str, str], list[Prediction]] = defaultdict(list)
     for one in made:
-        voice = [spelt(one["reference_labels"].get(field)) for field in VOICE]
-        if all(voice):
-            groups[(*map(str, voice), one["noise"])].append(one)
-    cells = [_cell(name, group) for name, group in groups.items() if len(group) >= FEWEST]
-    if not cells:
-        return []
-    cells.sort(key=lambda cell: (cell.right, -(cell.errors or 0.0), cell.name))
-    worst = cells[0]
-    rows = [[*cell.name, cell.right, cell.errors, str(cell.count)] for cell in cells[:MOST_CELLS]]
-    words = "" if worst.errors is None else f", {worst.errors:.1f} % word errors"
-    told = Words(
-        f"Worst of {len(cells)} cells with {FEWEST} or more items: {', '.join(worst.name)}: "
-        f"{worst.right:.1f} % of labels right{words} ({worst.count} items)."
-    )
-    return [Table("Robustness: age, gender, emotion, noise; the worst first",
-                  (*VOICE, "noise", "labels right, %", "word errors, %", "items"), rows),
-            told, *_margins(made)]  # fmt: skip
+        sets[one["set"], one["noise"]].append(one)
+    grades = {part if noise == CLEAN else f"{part}, {noise}": grade(own)
+              for (part, noise), own in sets.items()}  # fmt: skip
+    measures = dict(_measures(grades))
+    rows: list[list[report.Cell]] = [[name, one, str(one.count)] for name, one in measures.items()]
+    blocks: list[report.Block] = [
+        report.Words("Errors of words (WER, CER: lower is better) and right labels (higher is "
+                     "better), in percent, with 95 % bootstrap intervals over utterances."),
+        Table("Scores", ("set / task / what", "%", "items"), rows), report.paper("understanding"),
+    ]  # fmt: skip
+    accuracies = {name: one for name, one in measures.items()
+                  if not name.endswith("macro-F1") and "ER " not in name}  # fmt: skip
+    if accuracies:
+        names, places = (list(dict.fromkeys(name.rpartition("/")[part] for name in accuracies))
+                         for part in (2, 0))  # fmt: skip
+        blocks.append(report.Bars("Right labels", names, {
+            place: [accuracies.get(f"{place}/{name}") for name in names] for place in places
+        }, "%"))  # fmt: skip
+    blocks += [report.Matrix(f"{name}: {label}", one.confusion) for name, graded in grades.items()
+               for task in graded.tasks for label, one in task.labels.items()]  # fmt: skip
+    blocks += [*robustness(made), report.Players("Some utterances", _clips(made, players))]
+    details = {name: one.to_json() for name, one in grades.items()}
+    return Outcome(measures, blocks, details={"sets": details})
 
 
-def _margins(made: Sequence[Prediction]) -> list[Block]:
-    """Each trait by itself against noise."""
-    noises = list(dict.fromkeys(one["noise"] for one in made))
-    rows: list[list[Cell]] = []
-    for field in VOICE:
-        values = {spelt(one["reference_labels"].get(field)) for one in made} - {None}
-        for value, noise in product(sorted(map(str, values)), noises):
-            group = [one for one in made if one["noise"] == noise
-                     and spelt(one["reference_labels"].get(field)) == value]  # fmt: skip
-            if group:
-                cell = _cell((), group)
-                rows.append([field, value, noise, cell.right, cell.errors, str(cell.count)])
-    columns = ("trait", "value", "noise", "labels right, %", "word errors, %", "items")
-    return [Table("Robustness, one trait at a time", columns, rows)]
+def _measures(grades: Mapping[str, Grade]) -> Iterator[tuple[str, Measure]]:
+    for name, graded in grades.items():
+        for task in graded.tasks:
+            where = f"{name}/{task.task}" if len(graded.tasks) > 1 else name
+            for language, words in task.words.items():
+                yield f"{where}/{words.name} {language}", Measure(
+                    100 * words.found.rate, "%", words.utterances, 100 * words.low,
+                    100 * words.high)  # fmt: skip
+            for label, one in task.labels.items():
+                count = one.confusion.total
+                yield f"{where}/{label}", Measure(
+                    100 * one.confusion.accuracy, "%", count, 100 * one.low, 100 * one.high)
+                yield f"{where}/{label} macro-F1", Measure(100 * one.confusion.macro_f1, "%", count)
 
 
-def _cell(name: tuple[str, ...], group: Sequence[Prediction]) -> RobustnessCell:
+def _clips(made: Sequence[Prediction], players: int) -> list[report.Clip]:
+    playable = [one for one in made if one["source"] and Path(one["source"]).exists()]
+    clips = []
+    for one in limited(playable, players, lambda one: one["set"]):
+        labels = " ".join(f"<{label}>" for label in one["reference_labels"].values() if label)
+        lines = {"Said: ": f"{one['reference_heard']} {labels}", "Heard: ": one["text"]}
+        clips.append(report.Clip(one["key"], {"utterance": Path(one["source"])}, lines))
+    return clips
+
+
+def _cell(group: Sequence[Prediction]) -> tuple[float, float | None, str]:
+    """Right labels in percent, errors of words where any were asked, and how many items."""
     rights = [
-        spelt(one["labels"].get(field)) == spelt(wanted)
+        spelt(one["labels"].get(label)) == spelt(wanted)
         for one in group
-        for field, wanted in one["reference_labels"].items()
-        if wanted and field in task_for(one["task"]).labels
+        for label, wanted in one["reference_labels"].items()
+        if wanted and label in task_for(one["task"]).labels
     ]
     pairs = [normalised_pair(one["reference_heard"], one["heard"]) for one in group
              if one["reference_heard"] and one["heard"] is not None]  # fmt: skip
-    unit = RATES[language_of(" ".join(said for said, _ in pairs))][1]
-    errors = 100 * error_rate(pairs, unit).rate if pairs else None
-    return RobustnessCell(name, 100 * sum(rights) / max(1, len(rights)), errors, len(group))
+    unit = RATES[metrics.language_of(" ".join(said for said, _ in pairs))][1]
+    errors = 100 * metrics.error_rate(pairs, unit).rate if pairs else None
+    return 100 * sum(rights) / max(1, len(rights)), errors, str(len(group))
 
 
-def build(arguments: Namespace, model: Model) -> Understanding:
+def robustness(made: Sequence[Prediction]) -> list[report.Block]:
+    """Age x gender x emotion x noise, the worst cells first, then each trait by itself.
+
+    Nothing where voices are not known.
+    """
+    voices = [tuple(spelt(one["reference_labels"].get(label)) for label in VOICE) for one in made]
+    groups: dict[tuple[str, ...], list[Prediction]] = defaultdict(list)
+    for voice, one in zip(voices, made, strict=True):
+        if all(voice):
+            groups[(*map(str, voice), one["noise"])].append(one)
+    found = [(name, *_cell(own)) for name, own in groups.items() if len(own) >= FEWEST]
+    if not found:
+        return []
+    found.sort(key=lambda cell: (cell[1], -(cell[2] or 0.0), cell[0]))
+    name, right, errors, count = found[0]
+    words = "" if errors is None else f", {errors:.1f} % word errors"
+    traits = []
+    for place, label in enumerate(VOICE):
+        values = sorted({str(voice[place]) for voice in voices if voice[place]})
+        for value, noise in product(values, dict.fromkeys(one["noise"] for one in made)):
+            own = [one for voice, one in zip(voices, made, strict=True)
+                   if voice[place] == value and one["noise"] == noise]  # fmt: skip
+            if own:
+                traits.append((label, value, noise, *_cell(own)))
+    figures = ("noise", "labels right, %", "word errors, %", "items")
+    return [
+        Table("Robustness: age, gender, emotion, noise; the worst first", (*VOICE, *figures),
+              [(*name, *cells) for name, *cells in found[:MOST_CELLS]]),
+        report.Words(f"Worst of {len(found)} cells with {FEWEST} or more items: {', '.join(name)}: "
+                     f"{right:.1f} % of labels right{words} ({count} items)."),
+        Table("Robustness, one trait at a time", ("trait", "value", *figures), traits),
+    ]  # fmt: skip
+
+
+def build(run: Run) -> Suite[Sound]:
     """The suite that the options ask for. Raises InputError or DataError for the data."""
-    corpus = Corpus(arguments.data)
-    clean = limited(corpus.sounds(), arguments.limit, lambda one: one.part)
-    snrs = (None, *dict.fromkeys(arguments.noise))
-    sounds = tuple(replace(one, snr_db=snr) for snr in snrs for one in clean)
-    if arguments.task:
-        task_for(arguments.task)
-    return Understanding(
-        model, corpus, sounds, arguments.task, arguments.seed, arguments.greedy,
-        arguments.players, {"task": arguments.task}, {"noise": list(arguments.noise)},
+    options = run.options
+    corpus = UtteranceList(str(options.data))
+    every = [Sound(corpus.part(number), number) for number in range(len(corpus))]
+    clean = limited(every, options.limit, lambda one: one.part)
+    snrs = (None, *dict.fromkeys(options.noise))
+    items = [replace(one, snr_db=snr) for snr in snrs for one in clean]
+    if options.task:
+        task_for(options.task)
+    return Suite(
+        "Speech understanding", items, partial(ask, run, corpus), partial(score, options.players),
+        sounds=lambda one: corpus.files(one.number), lost=corpus.lost, fixed={"task": options.task},
+        shown={"noise": list(options.noise)},
     )  # fmt: skip

@@ -6,15 +6,15 @@ batch. NAP_S in the environment makes a batch take so long; DEAF and DEAD break 
 
 import os
 import time
+from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from osum_echat.errors import CheckpointError, InputError, OsumError
-from osum_echat.evaluation.job import Job
+from osum_echat.evaluation import batch
 from osum_echat.inference.reply import Reply, Timings
 from osum_echat.records import Labels, Utterance
 from osum_echat.tasks import task_for
@@ -61,7 +61,7 @@ def answer(utterance: Utterance, speak: bool = True) -> Reply:
     )  # fmt: skip
 
 
-def load(job: Job) -> Answers:
+def load(job: Namespace) -> Answers:
     """Stands for the loading of a model."""
     if os.environ.get("DEAF"):
         raise CheckpointError(f"{job.model}: no such model")
@@ -91,5 +91,7 @@ def write_texts(path: Path, count: int) -> Path:
     return write_list(path, rows)
 
 
-def job_of(data: Path, out: Path, **options: Any) -> Job:
-    return replace(Job(str(data), out), **options)
+def job_of(data: Path, out: Path, **options: Any) -> Namespace:
+    """Settled options of a batch job."""
+    job = batch.parser().parse_args(["--data", str(data), "--out", str(out)])
+    return Namespace(**vars(job) | options)

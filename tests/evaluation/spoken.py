@@ -117,7 +117,7 @@ def write_queries(folder: Path, names: tuple[str, ...] = ("q0", "q1", "q2", "q3"
 
 def arguments(command: str, data: Path, out: Path, *more: str) -> Any:
     """Parsed options of a suite."""
-    from osum_echat.evaluation import options
+    from osum_echat.evaluation import __main__ as door
 
     argv = [command, "--data", str(data), "--out", str(out), *more]
-    return options.parser().parse_args(argv)
+    return door.parser().parse_args(argv)

@@ -1,33 +1,44 @@
-"""Claims about batch jobs as a whole: the files, the exit codes, kills, several processes."""
+"""Claims about batch jobs: the files, the exit codes, kills, several processes, what is redone."""
 
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from osum_echat.evaluation import batch, workers
-from osum_echat.evaluation.parts import find_results
-from osum_echat.paths import HOUSE
-from tests.data.world import write_world
+from osum_echat.errors import InputError
+from osum_echat.evaluation import batch
+from osum_echat.evaluation.batch import Rank, answer, find_results, shares
+from osum_echat.evaluation.runner import FAULTS_IN_A_ROW
+from osum_echat.evaluation.understanding import UtteranceList
+from osum_echat.files import Journal
+from osum_echat.paths import FAKE_DATA, HOUSE
+from tests.data.world import write_list, write_world
 from tests.evaluation import answers
-from tests.evaluation.answers import write_mixed_list, write_texts
+from tests.evaluation.answers import Answers, job_of, write_mixed_list, write_texts
 
+ALONE = Rank()
 Run = Callable[..., tuple[int, str, str]]
 JOB = "from tests.evaluation.test_batch import main_with_answers as main; raise SystemExit(main())"
 
 
 def main_with_answers() -> int:
     """The door of batches, with an assistant that answers at once in place of a model."""
-    workers.answer_all = partial(workers.answer_all, load=answers.load)  # type: ignore[assignment]
+    batch.answer_all = partial(batch.answer_all, load=answers.load)  # type: ignore[assignment]
     return batch.main(sys.argv[1:])
 
 
@@ -37,8 +48,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.setenv(name, "0")       # so that what a job sets is taken back
         monkeypatch.delenv(name)
-    quick = partial(workers.answer_all, load=answers.load)
-    monkeypatch.setattr(workers, "answer_all", quick)
+    monkeypatch.setattr(batch, "answer_all", partial(batch.answer_all, load=answers.load))
 
     def call(*options: object) -> tuple[int, str, str]:
         code = batch.main([str(option) for option in options])
@@ -83,7 +93,7 @@ def test_overwriting_begins_anew(run: Run, tmp_path: Path) -> None:
     code, _, told = run(*options, "--seed", 3)
     assert code == 2 and "another seed (0, not 3)" in told and told.count("\n") == 1
     assert run(*options, "--seed", 3, "--overwrite")[0] == 0
-    assert len(find_results(tmp_path / "out" / "parts")) == 5
+    assert len(find_results(tmp_path / "out")) == 5
 
 
 def test_the_last_of_several_ranks_puts_all_together(
@@ -111,6 +121,7 @@ def test_the_last_of_several_ranks_puts_all_together(
         (("--data", "a.list", "--limit", "-1"), "--limit -1: give 1 or more"),
         (("--data", "a.list", "--language", "dutch"), "not one of auto, english, chinese"),
         (("--data", "a.list", "--out", "a.list"), "a.list"),
+        (("--data", ""), "--data: name a list"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_and_exit_code_2(
@@ -142,9 +153,9 @@ def test_the_default_place_is_named_after_the_list(
 
 
 def test_progress_is_told_where_no_bar_is_watched(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
-    monkeypatch.setattr(workers, "TELL_S", 0.0)
+    monkeypatch.setattr(batch, "TELL_S", 0.0)
     with caplog.at_level("INFO", "osum_echat"):
-        assert list(workers.told(range(3), 3)) == [0, 1, 2]
+        assert list(batch.told(range(3), 3)) == [0, 1, 2]
     assert "2 of 3 answered, about 0 min left" in caplog.text
 
 
@@ -229,3 +240,280 @@ def test_killed_three_times_at_random_gives_every_result_once(tmp_path: Path) ->
     lines = [json.loads(line) for path in (out / "parts").iterdir()
              for line in path.read_bytes().splitlines()]  # fmt: skip
     assert sorted(one["index"] for one in lines) == list(range(200))    # and none twice
+
+
+
+
+def records(job: Namespace) -> list[dict[str, Any]]:
+    found = find_results(job.out)
+    return [found[index] for index in sorted(found)]
+
+
+def steps(job: Namespace, rank: Rank = ALONE, load: Any = answers.load) -> Iterator[Any]:
+    return answer(job, rank, UtteranceList(job.data, job.limit), load)
+
+
+def finish(job: Namespace, rank: Rank = ALONE) -> Answers:
+    """Answer a share to its end; the assistant that was asked."""
+    used = Answers()
+    assert all(steps(job, rank, lambda job: used))
+    return used
+
+
+def test_every_utterance_has_one_record_and_bad_ones_tell_why(tmp_path: Path) -> None:
+    job = job_of(write_mixed_list(tmp_path), tmp_path / "out", batch_size=4)
+    finish(job)
+    found = records(job)
+    assert [one["index"] for one in found] == list(range(19))
+    errors = {one["key"]: one["error"] for one in found if one["error"] is not None}
+    assert list(errors) == ["bad-u2", None, "crash-u1"]
+    assert errors["bad-u2"] == "bad-u2: not audio"
+    assert errors["crash-u1"] == "RuntimeError: the kernel gave up"
+    assert errors[None].startswith("not JSON") and "record 5" in errors[None]
+
+
+def test_a_record_holds_what_was_asked_and_what_came(tmp_path: Path) -> None:
+    job = job_of(write_mixed_list(tmp_path), tmp_path / "out")
+    finish(job)
+    heard, spoken = records(job)[0], records(job)[9]
+    assert heard["reference"] == "i lost my kite<CHILD><MALE>"
+    assert heard["reference_heard"] == "i lost my kite" and heard["wav"] is None
+    assert heard["reference_labels"]["age"] == "CHILD" == heard["labels"]["age"]
+    assert heard["timings"]["total_s"] == 0.2 and heard["task"] == "<TRANSCRIBE> <AGE> <GENDER>"
+    assert (spoken["task"], spoken["speech_tokens"]) == ("<TEXT2TOKEN>", 3)
+    samples, rate = soundfile.read(job.out / spoken["wav"])
+    assert spoken["wav"] == "wav/000009-k8-u2.wav"
+    assert rate == 22_050 and len(samples) == 100 + len(spoken["text"])
+
+
+def test_no_speech_is_written_where_none_is_wanted(tmp_path: Path) -> None:
+    job = job_of(write_mixed_list(tmp_path), tmp_path / "out", speak=False)
+    finish(job)
+    assert not any(one.get("wav") for one in records(job)) and not (job.out / "wav").exists()
+
+
+def test_another_task_can_be_asked_of_all(tmp_path: Path) -> None:
+    job = job_of(write_mixed_list(tmp_path), tmp_path / "out", task="asr")
+    finish(job)
+    found = [one for one in records(job) if one["key"]]
+    assert {one["task"] for one in found} == {"<TRANSCRIBE>"}
+    # the words of an understanding record stand in its text, those of a dialogue beside it
+    assert found[0]["reference_heard"] == "i lost my kite"
+    assert found[-1]["reference_heard"] == "we won" and found[-1]["reference"] == "Well done."
+
+
+def test_an_unknown_task_is_told_unless_another_is_asked(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "a.list", 2)
+    path.write_text(path.read_text().replace("<TEXT2TEXT>", "<SING>", 1))
+    job = job_of(path, tmp_path / "out")
+    finish(job)
+    assert "task '<SING>': not one of" in records(job)[0]["error"]
+    other = job_of(path, tmp_path / "other", task="t2t")
+    finish(other)
+    assert [one["error"] for one in records(other)] == [None, None]
+
+
+def test_batches_hold_one_task_and_like_lengths(tmp_path: Path) -> None:
+    data = write_mixed_list(tmp_path, 8)
+    asked = finish(job_of(data, tmp_path / "out", batch_size=4, limit=30)).asked
+    full = [batch for batch in asked if len(batch) > 1]
+    assert all(len(batch) <= 4 for batch in asked)
+    tasks = [{int(key.split("-")[0].strip("k")) // 8 for key in batch if key[0] == "k"}
+             for batch in full]  # fmt: skip
+    assert all(len(one) == 1 for one in tasks)
+    heard = [int(key[-1]) for batch, task in zip(full, tasks, strict=True) if task == {0}
+             for key in batch]  # fmt: skip
+    assert heard == [7, 6, 5, 4, 3, 2, 1, 0]    # the longest first
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 10))
+def test_shares_are_the_whole_list_once(length: int, world: int, size: int) -> None:
+    every = [list(shares(length, Rank(rank, world), size)) for rank in range(world)]
+    flat = sorted(index for windows in every for one in windows for index in one)
+    assert flat == list(range(length))
+    assert all(len(one) <= size * batch.WINDOW_BATCHES for windows in every for one in windows)
+
+
+@pytest.mark.parametrize("world", [2, 5])
+def test_n_parts_equal_one(tmp_path: Path, world: int) -> None:
+    data = write_mixed_list(tmp_path)
+    whole = job_of(data, tmp_path / "whole", batch_size=3)
+    parted = job_of(data, tmp_path / "parted", batch_size=3)
+    finish(whole)
+    for rank in reversed(range(world)):
+        finish(parted, Rank(rank, world))
+    assert len(list((parted.out / "parts").iterdir())) == world
+    assert records(parted) == records(whole)
+    for one in records(whole):
+        if one.get("wav"):
+            assert (whole.out / one["wav"]).read_bytes() == (parted.out / one["wav"]).read_bytes()
+
+
+def stopped_after(count: int, steps: Iterator[Any]) -> None:
+    for _ in range(count):
+        next(steps)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40, 200])
+def test_a_cut_part_is_answered_again_from_there_and_nothing_twice(
+    tmp_path: Path, cut: int
+) -> None:
+    job = job_of(write_texts(tmp_path / "a.list", 40), tmp_path / "out", batch_size=4)
+    stopped_after(10, steps(job))
+    part = (job.out / "parts") / "part-00000.jsonl"
+    part.write_bytes(part.read_bytes()[: -cut or None])
+    kept = set(find_results(job.out))
+    asked = [key for batch in finish(job).asked for key in batch]
+    assert len(asked) == 40 - len(kept) and not {int(key[1:]) for key in asked} & kept
+    lines = [json.loads(line)["index"] for line in part.read_bytes().splitlines()]
+    assert sorted(lines) == list(range(40))
+
+
+def test_another_number_of_processes_can_go_on(tmp_path: Path) -> None:
+    job = job_of(write_texts(tmp_path / "a.list", 50), tmp_path / "out", batch_size=2)
+    for rank in range(3):
+        stopped_after(5, steps(job, Rank(rank, 3)))
+    before = len(find_results(job.out))
+    asked = [len(batch) for rank in range(2) for batch in finish(job, Rank(rank, 2)).asked]
+    assert before >= 15 and sum(asked) == 50 - before
+    assert written(job.out) == 50 == len(records(job))
+
+
+def test_a_finished_share_loads_no_model(tmp_path: Path) -> None:
+    job = job_of(write_mixed_list(tmp_path), tmp_path / "out", retry=False)
+    for _ in range(3):
+        finish(job)
+
+    def load(job: Namespace) -> Answers:
+        raise AssertionError("loaded for nothing")
+
+    assert list(steps(job, load=load)) == []
+
+
+def test_failures_are_answered_again_three_times_in_all_or_when_asked_to(tmp_path: Path) -> None:
+    job = job_of(write_mixed_list(tmp_path), tmp_path / "out")
+    asked = [sorted({key for batch in finish(job).asked for key in batch}) for _ in range(4)]
+    assert len(asked[0]) == 18 and asked[1] == asked[2] == ["bad-u2", "crash-u1"] and not asked[3]
+    job.retry = True
+    again = {key for batch in finish(job).asked for key in batch}
+    assert again == {"bad-u2", "crash-u1"} and len(records(job)) == 19
+
+
+def test_a_sound_that_is_there_now_or_another_is_answered_anew(run: Run, tmp_path: Path) -> None:
+    data, out = write_world(tmp_path, 4)["understand"], tmp_path / "out"
+    keys = ("--data", data, "--out", out, "--task", "asr")
+    assert run(*keys)[0] == 0
+    first = results(out)
+    wav = Path(next(data.parent.rglob("*.wav")))
+    said = [json.loads(line) for line in data.read_text().splitlines()]
+    mine = {one["key"] for one in said if Path(one["wav"]).name == wav.name}
+    os.utime(wav, (1, 1))
+    before = written(out)
+    assert run(*keys)[0] == 0 and written(out) - before == len(mine) > 0
+    assert results(out) == first and "sounds" not in first[0] and "tries" not in first[0]
+
+
+def test_a_tar_that_has_changed_is_another_job(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(FAKE_DATA / "shard", tmp_path / "shard")
+    keys = ("--data", tmp_path / "shard", "--out", tmp_path / "out", "--task", "asr")
+    assert run(*keys)[0] == 0
+    os.utime(next((tmp_path / "shard").glob("*.tar")), (1, 1))
+    code, _, told = run(*keys)
+    assert code == 2 and "holds answers of another tars" in told
+
+
+def test_nothing_that_can_be_answered_is_exit_code_2(run: Run, tmp_path: Path) -> None:
+    data = write_list(tmp_path / "a.list", [{"key": "bad", "wav": "x.wav", "task": "<TEXT2TEXT>",
+                                             "txt": "a", "extra": {"question": "b"}}])  # fmt: skip
+    code, _, told = run("--data", data, "--out", tmp_path / "out")
+    assert code == 2 and "nothing was answered: 1 failed" in told
+    assert len(results(tmp_path / "out")) == 1
+
+
+def test_a_machine_that_fails_at_everything_ends_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(write_texts(tmp_path / "a.list", 60), tmp_path / "out", batch_size=4)
+    monkeypatch.setenv("DEAD", "1")
+    with pytest.raises(RuntimeError, match="the kernel gave up"):
+        finish(job)
+    assert len(find_results(job.out)) < FAULTS_IN_A_ROW
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("--model", "exp/other"), r'another model (".*tiny", not "exp/other")'),
+        (("--seed", 2), "another seed (0, not 2)"),
+        (("--greedy", "--task", "t2t"), "another task, greedy"),
+        (("--no-speak",), "another speak"),
+    ],
+)
+def test_another_job_does_not_go_on_in_the_same_place(
+    run: Run, tmp_path: Path, change: tuple[object, ...], named: str
+) -> None:
+    keys = ("--data", write_texts(tmp_path / "a.list", 3), "--out", tmp_path / "out")
+    run(*keys)
+    before = (tmp_path / "out" / "settings.json").read_bytes()
+    assert run(*keys, "--batch-size", 1, "--device", "cpu", "--language", "english")[0] == 0
+    assert (tmp_path / "out" / "settings.json").read_bytes() == before
+    code, _, told = run(*keys, *change)
+    assert code == 2 and re.search(named.replace("(", r"\(").replace(")", r"\)"), told), told
+
+
+def test_a_list_that_has_changed_is_another_job(run: Run, tmp_path: Path) -> None:
+    keys = ("--data", write_texts(tmp_path / "a.list", 3), "--out", tmp_path / "out")
+    run(*keys)
+    write_texts(tmp_path / "a.list", 4)
+    assert "another lists" in run(*keys)[2]
+    (tmp_path / "out" / "settings.json").write_text("{")
+    assert "settings.json: not read" in run(*keys)[2]
+
+
+def test_overwriting_removes_what_a_job_made_and_nothing_else(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    others = ("notes.txt", "wav/mine.wav", "parts/other.txt")
+    for name in (*others, "wav/000001-a.wav", "parts/part-00001.jsonl"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+    assert run("--data", write_texts(tmp_path / "a.list", 3), "--out", out, "--overwrite")[0] == 0
+    left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert left == {*others, "settings.json", "results.jsonl", "text.scp", "scores.json",
+                    "parts/part-00000.jsonl"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rank", "told"), [("4", "RANK 4 of WORLD_SIZE 4"), (
+    "two", "RANK=two: a whole number is needed")])  # fmt: skip
+def test_ranks_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, rank: str, told: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert Rank.from_environment() == Rank(0, 1, 0)
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert Rank.from_environment() == Rank(3, 4, 1)
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(InputError, match=told):
+        Rank.from_environment()
+
+
+def write(out: Path, rank: int, *records: dict[str, object]) -> None:
+    with Journal(out / "parts" / f"part-{rank:05d}.jsonl") as part:
+        part.write(records)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_results_of_all_parts_are_found_and_an_answer_counts_before_a_failure(
+    tmp_path: Path, order: tuple[int, int]
+) -> None:
+    both = ({"index": 4, "error": "failed"}, {"index": 4, "error": None})
+    write(tmp_path, 1, {"index": 3, "error": None}, both[order[0]])
+    write(tmp_path, 0, both[order[1]])
+    found = find_results(tmp_path)
+    assert sorted(found) == [3, 4] and found[4]["error"] is None
+    with (tmp_path / "parts" / "part-00000.jsonl").open("ab") as file:
+        file.write(b'{"key": "a"}\n')
+    with pytest.raises(InputError, match="line 2: no result"):
+        find_results(tmp_path)

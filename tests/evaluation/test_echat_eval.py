@@ -1,12 +1,13 @@
 """Claims about EChat-eval: what is asked, what the judge sees, how kinds of thought compare."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from osum_echat.errors import InputError
-from osum_echat.evaluation.echat_eval import malformed
-from osum_echat.evaluation.start import run_suite
+from osum_echat.evaluation.__main__ import run_suite
+from osum_echat.evaluation.echat_eval import malformed, read
 from osum_echat.records import Labels
 from tests.evaluation.judge_server import scores as judged_scores
 from tests.evaluation.judge_server import serving
@@ -108,3 +109,99 @@ def test_a_chat_judge_needs_a_name(tmp_path, monkeypatch):
 ])  # fmt: skip
 def test_a_malformed_reply_lacks_what_its_kind_promises(thought, labels, text, kind, expected):
     assert malformed(thought, labels, text, kind) is expected
+
+
+def write(folder: Path, *rows: object, name: str = "items.jsonl") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / name
+
+
+WORLD = {
+    "kind": "single", "user_text": "I lost my kite.", "reply_text": "Oh no.", "turns": [],
+    "labels": {"age": "CHILD", "gender": "MALE", "emotion": "SAD", "event": "CRY"},
+    "wav": "audio/k.wav", "reply_wav": "replies/k.wav",
+}  # fmt: skip
+
+
+def test_echat_style_reads_labels_wherever_they_stand(tmp_path):
+    place = write(
+        tmp_path,
+        {"key": "a", "wav": "a.wav", "transcript": "hi", "labels": {"emotion": "happy"}},
+        {"id": "b", "query_wav": "/x/b.wav", "q_txt": "ho", "age": "<OLD>", "gender": "FEMALE"},
+        {"utt": "c", "audio": "c.wav", "text": "he", "category": "Event", "real": True,
+         "extra": {"caption": "<COUGH>", "q_emotion": "angry"}},
+    )  # fmt: skip
+    first, second, third = read(place)[0]
+    assert (first.category, first.labels, first.wav) == (
+        "emotion", Labels(emotion="HAPPY"), tmp_path / "a.wav")  # fmt: skip
+    assert (second.category, second.wav) == ("multi", Path("/x/b.wav"))
+    assert second.labels == Labels(age="OLD", gender="FEMALE")
+    assert third.category == "event" and third.real is True
+    assert third.labels == Labels(emotion="ANGER", event="COUGH")
+
+
+def test_humdial_style_answers_the_last_user_turn(tmp_path):
+    turns = [
+        {"role": "user", "audio": "1.wav", "text": "one", "emotion": "sad"},
+        {"role": "assistant", "text": "first answer", "audio": "r1.wav"},
+        {"role": "user", "audio": "2.wav", "text": "two", "emotion": "happy"},
+        {"role": "assistant", "text": "the reference, not shown"},
+    ]
+    (item,), _ = read(write(tmp_path, {"id": "d", "turns": turns}))
+    assert (item.category, item.transcript, item.labels.emotion) == ("multi-turn", "two", "HAPPY")
+    assert [(turn.text, turn.reply_text) for turn in item.earlier] == [("one", "first answer")]
+    assert item.earlier_replies == (tmp_path / "r1.wav",)
+
+
+def test_the_tiny_world_gives_every_category(tmp_path):
+    rows = [WORLD | {"key": f"k{number}"} for number in range(5)]
+    rows.append(WORLD | {"key": "d", "kind": "dialogue", "turns": [WORLD]})
+    rows.append(WORLD | {"key": "i", "kind": "identity"})
+    write(tmp_path, *rows, name="exchanges.jsonl")
+    items, _ = read(tmp_path)
+    assert [one.category for one in items] == [
+        "emotion", "age", "gender", "event", "multi", "multi-turn", "identity",
+    ]  # fmt: skip
+    assert items[5].earlier[0].audio == tmp_path / "audio/k.wav"
+    assert items[5].earlier_replies == (tmp_path / "replies/k.wav",)
+
+
+def test_a_voice_without_a_cue_is_not_asked_about_it(tmp_path):
+    plain = {"age": "ADULT", "gender": "MALE", "emotion": "NEUTRAL", "event": "OTHER"}
+    rows = [WORLD | {"key": f"k{number}", "labels": plain} for number in range(10)]
+    write(tmp_path, *rows, name="exchanges.jsonl")
+    assert {one.category for one in read(tmp_path)[0]} == {"age", "gender"}
+
+
+@pytest.mark.parametrize("row, told", [
+    ({"key": "a", "transcript": "x"}, "none of wav, audio"),
+    ({"key": "a", "wav": "a.wav"}, "none of transcript"),
+    ({"key": "a", "wav": "a.wav", "text": "x", "age": 7}, "age is 7, need a string"),
+    ({"id": "a", "turns": [{"text": "x"}]}, "a turn without a role"),
+    ({"id": "a", "turns": [{"role": "assistant", "text": "x"}]}, "no turn with the role user"),
+    ([1], "a JSON list, need an object"),
+])  # fmt: skip
+def test_a_line_that_cannot_be_used_costs_itself_and_is_told_with_its_number(tmp_path, row, told):
+    good = {"wav": "good.wav", "text": "hello"}
+    place = write(tmp_path, row, good)
+    items, lost = read(place)
+    assert [one.key for one in items] == ["good"]
+    assert list(lost) == [f"{place} line 1"] and told in lost[f"{place} line 1"]
+
+
+def test_a_broken_line_is_among_what_failed_and_a_missing_or_empty_file_is_told(tmp_path):
+    data = write_queries(tmp_path / "d")
+    with data.open("ab") as file:
+        file.write(b'{"torn\n{"key": "\xff"}\n')
+    found = run(data, tmp_path / "out", Spoken())
+    torn, other = found["failed"].values()
+    assert "line 5: not JSON" in torn and "line 6: byte 10 is not UTF-8" in other
+    assert found["measures"]["label/all"]["count"] == 4
+    with pytest.raises(InputError, match="cannot be read"):
+        read(tmp_path / "absent.jsonl")
+    with pytest.raises(InputError, match="no items in --data"):
+        run(write(tmp_path / "empty"), tmp_path / "none", Spoken())
+    with pytest.raises(InputError, match=r"no exchanges\.jsonl and 0 other"):
+        (tmp_path / "folder").mkdir()
+        read(tmp_path / "folder")

@@ -1,13 +1,13 @@
-"""Claims about the chat judge: every item scored or listed, nothing asked twice, nothing made 0."""
+"""Claims about judges: every item scored or listed, nothing asked twice, nothing made 0."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from osum_echat.errors import InputError
-from osum_echat.evaluation.endpoint import Endpoint
-from osum_echat.evaluation.judge import ChatJudge, ChatSettings
-from osum_echat.evaluation.rubric import Exhibit, Rubric
+from osum_echat.errors import ConfigError, InputError
+from osum_echat.evaluation.judge import ChatJudge, Exhibit, Rubric, RulesJudge
 from osum_echat.records import Labels
 from tests.evaluation.judge_server import NAMES, scores, serving
 
@@ -20,9 +20,22 @@ def exhibits(count: int = 4) -> list[Exhibit]:
                     f"reply {number}", "SAD") for number in range(count)]  # fmt: skip
 
 
-def judge(url: str, **settings) -> ChatJudge:
-    endpoint = Endpoint(url, timeout_s=0.3, tries=3, sleep=lambda seconds: None)
-    return ChatJudge(endpoint, ChatSettings("judge-x", **{"workers": 3, **settings}), RUBRIC)
+@pytest.fixture(autouse=True)
+def quick(monkeypatch) -> None:
+    """No pauses between tries."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.setattr("osum_echat.evaluation.judge.WAIT_S", 0.0)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+
+
+def judge(url: str, **options) -> ChatJudge:
+    """A chat judge of these --judge-... options."""
+    given = {"model": "judge-x", "temperature": 0.0, "n": 1, "seed": 0, "rounds": 3, "workers": 3,
+             "timeout": 0.3, "tries": 3, "prices": None} | options  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", url)
+        own = SimpleNamespace(**{f"judge_{name}": value for name, value in given.items()})
+        return ChatJudge(own, RUBRIC)
 
 
 def number_of(body: dict) -> int:
@@ -125,6 +138,181 @@ def test_a_dimension_left_undecided_is_left_out_of_the_mean(tmp_path):
     assert judged.verdicts["item-0"].overall == 60
 
 
-def test_settings_that_ask_for_nothing_are_refused():
-    with pytest.raises(InputError, match="give 1 or more"):
-        ChatSettings("judge-x", n=0)
+def test_the_request_holds_all_that_was_set_and_the_key_goes_in_the_header(tmp_path):
+    with serving() as server:
+        judge(server.url, n=2, seed=7, temperature=0.5)(exhibits(1), tmp_path)
+    asked = RUBRIC.messages(exhibits(1)[0])
+    assert server.requests == [
+        {"model": "judge-x", "messages": asked, "temperature": 0.5, "n": 2, "seed": 7}
+    ]
+    assert server.headers[0]["authorization"] == "Bearer secret-key"
+    assert "secret-key" not in repr(judge(server.url).settings())
+
+
+@pytest.mark.parametrize("fault", [429, 500, 503, "drop", "late", "not json"])
+def test_a_passing_fault_is_tried_again_and_one_that_stays_fails_its_item(tmp_path, fault):
+    with serving(lambda body: [fault, fault, scores(70)]) as server:
+        judged = judge(server.url)(exhibits(1), tmp_path)
+        assert judged.verdicts["item-0"].overall == 70 and len(server.requests) == 3
+        server.plan = lambda body: [fault]
+        lost = judge(server.url, seed=1)(exhibits(1), tmp_path)
+        assert "no answer in 3 tries" in lost.failed["item-0"] and len(server.requests) == 6
+
+
+def test_a_server_that_is_not_there_is_a_fault_too(tmp_path):
+    with serving() as server:
+        url = server.url
+    assert "no answer in 2 tries" in judge(url, tries=2)(exhibits(1), tmp_path).failed["item-0"]
+
+
+@pytest.mark.parametrize("status", [302, 400, 401, 403, 404])
+def test_what_the_user_must_put_right_is_not_tried_again_and_tells_no_key(tmp_path, status):
+    with serving(lambda body: [status]) as server, pytest.raises(InputError) as caught:
+        judge(server.url, workers=1)(exhibits(1), tmp_path)
+    assert len(server.requests) == 1
+    assert f"HTTP {status}" in str(caught.value) and "OPENAI_API_KEY" in str(caught.value)
+    assert "secret-key" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("url", "options", "told"), [
+    ("127.0.0.1:8000/v1", {}, r"need http\(s\)://host"),
+    ("http://host/v1", {"model": None}, "--judge-model"),
+    ("http://host/v1", {"n": 0}, "--judge-n 0: give 1 or more"),
+])  # fmt: skip
+def test_settings_that_cannot_be_used_are_told(url, options, told):
+    with pytest.raises(InputError, match=told):
+        judge(url, **options)
+
+
+def test_openais_own_address_needs_a_key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    with pytest.raises(InputError, match="OPENAI_API_KEY is not set"):
+        judge("https://api.openai.com/v1")
+
+
+def exhibit(transcript: str = "I lost my kite", **more) -> Exhibit:
+    return Exhibit("k", "multi", transcript, Labels(age="CHILD", emotion="SAD", event="OTHER"),
+                   "Oh no.", "SAD", **more)  # fmt: skip
+
+
+def told(**more) -> str:
+    return "\n".join(one["content"] for one in RUBRIC.messages(exhibit(**more)))
+
+
+def test_the_rubric_has_a_version_and_its_dimensions_in_both_languages():
+    assert RUBRIC.version == "empathy-v1" and RUBRIC.names == NAMES
+    assert all(set(one) == {"en", "zh"} for one in RUBRIC.wording.values())
+
+
+def test_a_judge_sees_words_labels_reply_and_the_emotion_heard():
+    text = told(earlier=(("hello", "hi there"),))
+    for part in ("I lost my kite", "age CHILD, emotion SAD", "Oh no.", "hi there", *NAMES):
+        assert part in text
+    assert "OTHER" not in text
+
+
+def test_a_chinese_query_is_asked_about_in_chinese():
+    text = told(transcript="我的风筝丢了")
+    assert "回复" in text and "You judge" not in text
+
+
+@pytest.mark.parametrize("before, after", [
+    ("", ""), ("```json\n", "\n```"), ("Let me think {not this}. ", " That is all."),
+    ('{"other": 1} ', ""),
+])  # fmt: skip
+def test_scores_are_found_whatever_stands_around_them(before, after):
+    verdict = RUBRIC.read(f"{before}{scores(70)}{after}")
+    assert verdict is not None and verdict.overall == 70 and verdict.reason == "fine"
+
+
+@pytest.mark.parametrize("spoilt", [
+    {"relevance": 101}, {"relevance": -1}, {"relevance": "80"}, {"relevance": True},
+    dict.fromkeys(NAMES),
+])  # fmt: skip
+def test_scores_out_of_range_or_of_no_number_are_no_answer(spoilt):
+    given = dict.fromkeys(NAMES, 70) | spoilt
+    assert RUBRIC.read(json.dumps({"scores": given})) is None
+
+
+@pytest.mark.parametrize("answer", ["", "80", "{", '{"scores": {"relevance": 80}}', "{" * 5000,
+                                    '{"scores": {"relevance": NaN}}'])  # fmt: skip
+def test_what_is_incomplete_is_no_answer(answer):
+    assert RUBRIC.read(answer) is None
+
+
+def test_a_file_that_is_no_rubric_is_told(tmp_path):
+    (tmp_path / "r.yaml").write_text("version: x\n")
+    with pytest.raises(ConfigError, match="its form: empathy-v1"):
+        Rubric.load(tmp_path / "r.yaml")
+
+
+JUDGE = RulesJudge()
+KITE = "I lost my kite in the park."
+
+
+def score(reply: str, category: str = "emotion", emotion: str | None = "SAD", **labels) -> dict:
+    return dict(JUDGE.judge(Exhibit("k", category, KITE, Labels(emotion="SAD", **labels),
+                                    reply, emotion)).scores)  # fmt: skip
+
+
+def test_its_name_says_that_it_is_no_model():
+    assert JUDGE.name == "rules-v1" and "no model" in JUDGE.settings()["judge"]
+
+
+def test_an_empty_reply_gets_nothing():
+    assert set(score(" ").values()) == {0.0}
+
+
+def test_a_reply_about_the_matter_is_more_relevant_than_one_about_none():
+    assert score("Kites fly away in a park.")["relevance"] == 100
+    assert score("Bananas are yellow.")["relevance"] == 50
+
+
+@pytest.mark.parametrize("reply, expected", [
+    ("Goodbye, little one.", 100), ("Goodbye.", 50), ("Goodbye, madam.", 10),
+])  # fmt: skip
+def test_a_cue_is_noticed_ignored_or_mistaken(reply, expected):
+    assert score(reply, "age", age="CHILD")["perception"] == expected
+
+
+def test_a_category_without_a_cue_of_its_own_tests_all_that_are_known():
+    both = score("Bless you, I am sorry.", "multi", event="COUGH")["perception"]
+    one = score("I am sorry.", "multi", event="COUGH")["perception"]
+    assert (both, one) == (100, 75)
+
+
+def test_sympathy_beats_cheer_towards_the_sad():
+    kind, plain, cheerful = (score(reply)["empathy"] for reply in (
+        "I am so sorry for you.", "The sky is blue.", "Congratulations!"))  # fmt: skip
+    assert (kind, plain, cheerful) == (100, 40, 0)
+
+
+@pytest.mark.parametrize("emotion, expected", [("SAD", 100), ("NEUTRAL", 75), ("HAPPY", 20)])
+def test_delivery_is_read_from_the_table(emotion, expected):
+    assert score("Oh no.", emotion=emotion)["delivery"] == expected
+
+
+def test_without_sound_delivery_is_left_out_of_the_overall():
+    judged = JUDGE.judge(Exhibit("k", "emotion", KITE, Labels(emotion="SAD"), "Oh no.", None))
+    known = [value for value in judged.scores.values() if value is not None]
+    assert judged.scores["delivery"] is None and judged.overall == sum(known) / 4
+
+
+@pytest.mark.parametrize("reply, expected", [
+    ("That is a pity, my friend.", 100), ("<SAD> That is a pity, my friend.", 60),
+    ("Pity.", 70), ("That is a pity, my friend", 90), ("no no no no no no no no.", 74.3),
+])  # fmt: skip
+def test_naturalness_counts_markup_length_repetition_and_the_end(reply, expected):
+    assert score(reply)["naturalness"] == pytest.approx(expected, abs=0.1)
+
+
+def test_chinese_replies_are_judged_by_chinese_words():
+    asked = Exhibit("k", "event", "我今天咳嗽得厉害", Labels(age="OLD", event="COUGH"),
+                    "爷爷，您咳嗽了，请多喝水，去看看医生吧。", None)  # fmt: skip
+    scores = JUDGE.judge(asked).scores
+    assert scores["perception"] == 100 and scores["relevance"] > 50
+
+
+def test_verdicts_are_the_same_every_time():
+    asked = [Exhibit(str(number), "emotion", KITE, Labels(), "Oh no.", None) for number in range(3)]
+    assert JUDGE(asked, Path("unused")) == JUDGE(asked, Path("unused"))

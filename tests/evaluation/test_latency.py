@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from osum_echat.evaluation.__main__ import run_suite
 from osum_echat.evaluation.latency import PARTS, parts_of
-from osum_echat.evaluation.start import run_suite
 from tests.evaluation.spoken import Spoken, arguments, model, write_queries
 
 TURN = {"decode_s": 0.01, "features_s": 0.02, "encode_s": 0.2, "prefill_s": 0.1,

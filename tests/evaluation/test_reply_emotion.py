@@ -9,15 +9,20 @@ import torch
 
 from common_utils.tiny_world.manner import STYLES
 from osum_echat.errors import InputError
-from osum_echat.evaluation.delivery import Delivery
 from osum_echat.evaluation.reply_emotion import (
     MANNERS,
     PROTOTYPES,
+    RATE_HZ,
     Acoustic,
+    Delivery,
+    delivery,
+    letters,
+    middle,
     read_neutral,
     shifts,
 )  # fmt: skip
-from tests.evaluation.spoken import RATE_HZ, tone, write_wav
+from tests.evaluation import spoken
+from tests.evaluation.spoken import write_wav
 
 NEUTRAL = Delivery(pitch_hz=150.0, letters_per_s=14.0, level_db=-25.0, range_semitones=5.0)
 HEAR = Acoustic(NEUTRAL)
@@ -70,17 +75,60 @@ def test_what_has_no_voice_has_no_emotion(tmp_path):
 
 
 def speaker(wave):
-    reply = SimpleNamespace(wave=wave, sample_rate_hz=RATE_HZ)
+    reply = SimpleNamespace(wave=wave, sample_rate_hz=spoken.RATE_HZ)
     return SimpleNamespace(reply=lambda words, task, seed: reply)
 
 
 def test_the_neutral_is_what_the_voice_reads_plainly():
-    neutral = read_neutral(speaker(tone(120.0, 0.8, RATE_HZ)), "en")
+    neutral = read_neutral(speaker(spoken.tone(120.0, 0.8, spoken.RATE_HZ)), "en")
     assert neutral.pitch_hz == pytest.approx(120, rel=0.1)
 
 
 def test_a_voice_without_voiced_sound_has_no_neutral():
-    noise = torch.from_numpy(np.random.default_rng(1).normal(0, 0.1, RATE_HZ).astype("f4"))
+    noise = torch.from_numpy(np.random.default_rng(1).normal(0, 0.1, spoken.RATE_HZ).astype("f4"))
     for wave in (noise, None):
         with pytest.raises(InputError, match="take --reply-emotion own-model"):
             read_neutral(speaker(wave), "en")
+
+
+def tone(pitch_hz: float, seconds: float = 1.0, level: float = 0.1) -> np.ndarray:
+    times = np.arange(int(seconds * RATE_HZ)) / RATE_HZ
+    harmonics = [np.sin(2 * np.pi * pitch_hz * k * times) / k for k in range(1, 9)]
+    return (level * sum(harmonics)).astype(np.float32)
+
+
+@pytest.mark.parametrize("pitch_hz", [95.0, 140.0, 220.0, 330.0])
+def test_pitch_is_found_within_three_percent(pitch_hz):
+    assert delivery(tone(pitch_hz), "a").pitch_hz == pytest.approx(pitch_hz, rel=0.03)
+
+
+def test_pauses_do_not_slow_the_rate_and_loudness_is_told():
+    speech, pause = tone(120.0), np.zeros(RATE_HZ, np.float32)
+    plain = delivery(speech, "hello world")
+    paused = delivery(np.concatenate([speech, pause]), "hello world")
+    assert paused.letters_per_s == pytest.approx(plain.letters_per_s, rel=0.05)
+    loud = delivery(2 * speech, "hello world")
+    assert loud.level_db - plain.level_db == pytest.approx(6.02, abs=0.01)
+
+
+def test_noise_has_no_pitch():
+    noise = np.random.default_rng(1).normal(0, 0.1, RATE_HZ).astype(np.float32)
+    assert np.isnan(delivery(noise, "a").pitch_hz)
+
+
+def test_a_glide_has_a_range_and_a_steady_tone_has_none():
+    times = np.arange(RATE_HZ) / RATE_HZ
+    phase = 2 * np.pi * np.cumsum(120 * 2**times) / RATE_HZ      # an octave up in a second
+    glide = sum(np.sin(k * phase) / k for k in range(1, 9)).astype(np.float32)
+    assert delivery(glide, "a").range_semitones == pytest.approx(9.6, abs=0.5)
+    assert delivery(tone(120.0), "a").range_semitones < 0.3
+
+
+def test_chinese_characters_count_as_syllables_and_tags_as_nothing():
+    assert letters("<HAPPY>Hi, 你好 7") == 2 + 2 * 3
+
+
+def test_the_middle_passes_over_what_is_not_voiced():
+    noise = np.random.default_rng(1).normal(0, 0.1, RATE_HZ).astype(np.float32)
+    found = [delivery(tone(pitch), "a") for pitch in (100.0, 200.0, 300.0)]
+    assert middle([*found, delivery(noise, "a")]).pitch_hz == pytest.approx(200, rel=0.03)

@@ -1,18 +1,24 @@
-"""Claims about the report: it stands alone, shows every block, and nothing in it can run."""
+"""Claims about what people open: pages stand alone, show every block, and ratings are summed."""
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from osum_echat.errors import InputError
-from osum_echat.evaluation import paper, pictures, report
-from osum_echat.evaluation.report import Page
-from osum_echat.evaluation.results import (
+from osum_echat.evaluation import __main__ as door
+from osum_echat.evaluation import listening_test, report
+from osum_echat.evaluation.__main__ import run_suite
+from osum_echat.evaluation.report import (
     Bars,
     Clip,
     Matrix,
     Measure,
+    Page,
     Players,
     Stack,
     Table,
@@ -22,7 +28,8 @@ from osum_echat.evaluation.results import (
     share,
 )  # fmt: skip
 from osum_echat.metrics import Confusion
-from tests.evaluation.spoken import write_wav
+from tests.browsing import chromium
+from tests.evaluation.spoken import Spoken, arguments, model, write_queries, write_wav
 
 EVIL = '<script>alert(1)</script>"&'
 MEASURE = Measure(50.0, "%", 4, 40.0, 60.0)
@@ -44,7 +51,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing(tmp_path):
     html = report.html(page(tmp_path, EVIL))
     assert "<script" not in html and "onerror" not in html
     links = re.findall(r'(?:src|href)="([^"]*)"', html)
-    assert links and all(link.startswith("data:audio/wav;base64,") for link in links)
+    assert links and all(one.startswith(("data:", "#")) for one in links)
 
 
 def test_html_and_markdown_show_the_same_figures(tmp_path):
@@ -58,19 +65,13 @@ def test_html_and_markdown_show_the_same_figures(tmp_path):
 def test_every_picture_is_well_formed(tmp_path):
     for block in page(tmp_path, EVIL).blocks:
         if isinstance(block, Bars | Stack | Matrix):
-            draw = {Bars: pictures.bars, Stack: pictures.stack, Matrix: pictures.matrix}
-            assert ElementTree.fromstring(draw[type(block)](block)).tag.endswith("svg")
-
-
-def test_a_bar_is_as_high_as_its_value():
-    drawn = pictures.bars(Bars("t", ["a", "b"], {"s": [Measure(100.0), Measure(25.0)]}))
-    heights = [float(one) for one in re.findall(r'height="([0-9.]+)" fill="#3b6ea5">', drawn)]
-    assert heights == [220.0, 55.0]
+            drawn = report.picture(block)
+            assert ElementTree.fromstring(drawn).tag.endswith("svg") and report.INK not in drawn
 
 
 def test_bars_and_stacks_of_nothing_are_drawn_too():
-    assert pictures.bars(Bars("t", ["a"], {"s": [None]})).startswith("<svg")
-    assert pictures.stack(Stack("t", ["a"], {"s": [0.0]})).startswith("<svg")
+    assert report.picture(Bars("t", ["a"], {"s": [None]})).startswith("<svg")
+    assert report.picture(Stack("t", ["a"], {"s": [0.0]})).startswith("<svg")
 
 
 def test_a_sound_that_is_missing_or_too_long_or_none_is_told(tmp_path):
@@ -82,19 +83,18 @@ def test_a_sound_that_is_missing_or_too_long_or_none_is_told(tmp_path):
 
 
 def test_own_rows_stand_below_the_papers_and_are_marked():
-    table = paper.ECHAT_EVAL.beside([("ours", [MEASURE] * 5)])
+    table = report.paper("echat_eval").beside([("ours", [MEASURE] * 5)])
     assert table.rows[-1][0] == "ours" and table.own == {len(table.rows) - 1}
-    assert '<tr class="own"><td>ours' in report.html_of(table)
+    assert re.search(r'<tr class="own">\s*<td>ours', report.html(Page("t", [table])))
 
 
-@pytest.mark.parametrize("printed", [
-    paper.ECHAT_EVAL, paper.HUMAN, paper.VOICEBENCH, paper.TTS], ids=lambda one: one.title)
-def test_a_table_of_the_paper_has_a_figure_for_each_column(printed):
-    assert all(len(row) == 1 + len(printed.columns) for row in printed.rows)
+@pytest.mark.parametrize("name", ["echat_eval", "human", "voicebench", "understanding", "tts"])
+def test_a_table_of_the_paper_has_a_figure_for_each_column(name):
+    assert all(len(row) == len(report.paper(name).columns) for row in report.paper(name).rows)
 
 
 def test_the_papers_overall_is_the_mean_of_its_sets():
-    *_, own = paper.VOICEBENCH.rows
+    *_, own = report.paper("voicebench").rows
     figures = [value * (20 if place < 2 else 1) for place, value in enumerate(own[1:-1])]
     assert sum(figures) / 7 == pytest.approx(own[-1], abs=0.01)
 
@@ -106,3 +106,203 @@ def test_means_have_intervals_and_percentiles_lie_between():
     assert share([True, False]).value == 50
     assert percentile([4.0, 1.0, 2.0, 3.0], 50) == 2.5 and percentile([], 50) is None
     assert percentile([1.0, 2.0], 90) == pytest.approx(1.9)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A test of two systems, and its key."""
+    folder = tmp_path_factory.mktemp("human")
+    data = write_queries(folder / "d")
+    for name, seed in (("first", "0"), ("second", "1")):
+        given = arguments("echat_eval", data, folder / name, "--thinking", "label", "--seed", seed)
+        run_suite("echat_eval", given, model(Spoken()))
+    asked = ["human", "--make", f"Alpha={folder / 'first'}", f"Beta={folder / 'second'}",
+             "--out", str(folder / "test"), "--items", "3"]  # fmt: skip
+    listening_test.run(door.parser().parse_args(asked))
+    return folder, json.loads((folder / "test" / "key.json").read_text())
+
+
+def ratings(folder, key, name, rate):
+    values = {f"{slot}/{place}": rate(one["system"], place)
+              for slot, one in key["slots"].items() for place in range(3)}  # fmt: skip
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({"test": key["test"], "rater": name, "ratings": values}))
+    return path
+
+
+def score(folder, *paths):
+    asked = ["human", "--score", *map(str, paths), "--out", str(folder / "test")]
+    listening_test.run(door.parser().parse_args(asked))
+    return json.loads((folder / "test" / "scores.json").read_text())["measures"]
+
+
+def test_the_page_is_blind_and_asks_for_nothing_from_outside(made):
+    folder, key = made
+    page = (folder / "test" / "test.html").read_text()
+    assert "Alpha" not in page and "Beta" not in page and "http" not in page
+    assert page.count('type="range"') == 3 * 2 * 3 and page.count("<audio") == 3 * 3
+    assert set(re.findall(r'name="(\d[A-B])/', page)) == set(key["slots"])
+
+
+def test_every_item_holds_every_system_once_in_an_order_of_its_own(made):
+    slots = made[1]["slots"]
+    for number in range(3):
+        assert {slots[f"{number}{letter}"]["system"] for letter in "AB"} == {"Alpha", "Beta"}
+    assert len({slots[f"{number}A"]["item"] for number in range(3)}) == 3
+
+
+def test_raters_that_agree_give_their_means_and_full_agreement(made):
+    folder, key = made
+    paths = [ratings(folder, key, name, lambda system, place: 80 if system == "Alpha" else 40)
+             for name in ("one", "two")]  # fmt: skip
+    found = score(folder, *paths)
+    assert found["Alpha/all"]["value"] == 80 and found["Beta/natural speech"]["value"] == 40
+    assert found["Alpha/all"]["count"] == 2 * 3 * 3 and found["agreement"]["value"] == 1.0
+
+
+def test_alpha_is_that_of_krippendorffs_example():
+    """Krippendorff 2011, section D: four observers, twelve units, interval data: 0.849."""
+    rows = (
+        "1 2 3 3 2 1 4 1 2 . . .", "1 2 3 3 2 2 4 1 2 5 . 3", ". 3 3 3 2 3 4 2 2 5 1 .",
+        "1 2 3 3 2 4 4 1 2 5 1 .",
+    )  # fmt: skip
+    raters = [{str(unit): float(value) for unit, value in enumerate(row.split()) if value != "."}
+              for row in rows]  # fmt: skip
+    assert listening_test.alpha(raters) == pytest.approx(0.849, abs=0.001)
+    assert listening_test.alpha(raters[:1]) is None
+
+
+def test_files_of_another_test_or_out_of_range_are_refused(made):
+    folder, key = made
+    other = ratings(folder, key | {"test": "another"}, "other", lambda *_: 50)
+    with pytest.raises(InputError, match="ratings of test another"):
+        score(folder, other)
+    wild = ratings(folder, key, "wild", lambda *_: 500)
+    with pytest.raises(InputError, match="is 500; need one of the page's sliders"):
+        score(folder, wild)
+
+
+@pytest.mark.parametrize("given, told", [
+    (["Alpha"], "write NAME=OUT"), (["A=x", "A=y"], "give what echat_eval wrote"),
+])  # fmt: skip
+def test_systems_that_cannot_be_used_are_told(tmp_path, given, told):
+    with pytest.raises(InputError, match=told):
+        listening_test.run(door.parser().parse_args(
+            ["human", "--make", *given, "--out", str(tmp_path)]))  # fmt: skip
+
+
+def show(folder, *more):
+    asked = ["gallery", "--from", str(folder / "run"), "--out", str(folder / "show"), *more]
+    return listening_test.run(door.parser().parse_args(asked))
+
+
+def test_the_page_has_a_section_a_category_and_its_players(tmp_path):
+    data = write_queries(tmp_path / "d")
+    run_suite("echat_eval", arguments("echat_eval", data, tmp_path / "run"), model(Spoken()))
+    assert show(tmp_path, "--each", "1", "--title", "Show <me>").endswith("4 sections")
+    page = (tmp_path / "show" / "index.html").read_text()
+    assert "Show &lt;me&gt;" in page and page.count("<audio") == 4 * 2
+    for title in ("Emotion", "Age and gender", "Sound events", "Several cues at once"):
+        assert f">{title}</h2>" in page
+    assert "http" not in page and "I lost kite 0" in page
+
+
+def test_a_folder_of_something_else_is_told(tmp_path):
+    with pytest.raises(InputError, match="give what echat_eval wrote"):
+        show(tmp_path)
+
+
+SOUNDS_JS = """() => Promise.all([...document.querySelectorAll('audio')].map((sound) =>
+    new Promise((done) => { sound.addEventListener('loadedmetadata', () => done(sound.duration));
+    sound.addEventListener('error', () => done(-1)); sound.preload = 'auto'; sound.load(); })))"""
+WIDER_JS = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+Open = Callable[[Path], Any]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(params=[(1200, 900), (390, 800)], ids=["desk", "phone"])
+def tab(browser: Any, request: pytest.FixtureRequest) -> Iterator[Open]:
+    """Opens a file offline; it may ask for nothing else, and nothing in it may fail."""
+    width, height = request.param
+    context = browser.new_context(viewport={"width": width, "height": height}, offline=True)
+    asked: list[str] = []
+    faults: list[str] = []
+
+    def opened(path: Path) -> Any:
+        page = context.new_page()
+        page.on("request", lambda one: asked.append(one.url))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda one: one.type == "error" and faults.append(one.text))
+        page.goto(path.resolve().as_uri())
+        return page
+
+    yield opened
+    context.close()
+    assert not faults
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an echat_eval run wrote."""
+    folder = tmp_path_factory.mktemp("pages")
+    data = write_queries(folder / "d")
+    run_suite("echat_eval", arguments("echat_eval", data, folder / "run"), model(Spoken()))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_report_shows_its_tables_pictures_and_sounds(run: Path, tab: Open) -> None:
+    page = tab(run / "run" / "report.html")
+    assert page.title() == "EChat-eval"
+    assert page.locator("table").count() >= 5 and "OSUM-EChat (paper)" in page.content()
+    for picture in page.locator("svg").all():
+        box = picture.bounding_box()
+        assert box is not None and box["width"] > 100 and box["height"] > 30
+    lengths = page.evaluate(SOUNDS_JS)
+    assert len(lengths) == 16 and all(0.3 < seconds < 0.6 for seconds in lengths)
+    assert page.evaluate(WIDER_JS) <= 0
+
+
+@pytest.mark.slow
+def test_the_gallery_plays_every_sound(run: Path, tab: Open) -> None:
+    asked = ["gallery", "--from", str(run / "run"), "--out", str(run / "show")]
+    listening_test.run(door.parser().parse_args(asked))
+    page = tab(run / "show" / "index.html")
+    assert page.locator("h2").count() == 4
+    lengths = page.evaluate(SOUNDS_JS)
+    assert len(lengths) >= 8 and min(lengths) > 0.3
+    assert page.evaluate(WIDER_JS) <= 0
+
+
+@pytest.mark.slow
+def test_a_rater_listens_rates_comes_back_and_saves_what_can_be_scored(
+    run: Path, tab: Open, tmp_path: Path
+) -> None:
+    asked = ["human", "--make", f"Alpha={run / 'run'}", "--out", str(tmp_path / "test"),
+             "--items", "2"]  # fmt: skip
+    listening_test.run(door.parser().parse_args(asked))
+    page = tab(tmp_path / "test" / "test.html")
+    assert min(page.evaluate(SOUNDS_JS)) > 0.3
+    sliders = page.locator("input[type=range]")
+    assert page.locator("#done").inner_text() == f"0 of {sliders.count()}"
+    for slider in sliders.all():
+        slider.fill("85")
+    page.reload()
+    assert page.locator("#done").inner_text() == f"{sliders.count()} of {sliders.count()}"
+    assert sliders.first.input_value() == "85" and page.evaluate(WIDER_JS) <= 0
+    page.locator("#rater").fill("rater 1")
+    with page.expect_download() as saved:
+        page.locator("#save").click()
+    path = tmp_path / saved.value.suggested_filename
+    saved.value.save_as(path)
+    assert path.name == "ratings-rater_1.json"
+    scored = ["human", "--score", str(path), "--out", str(tmp_path / "test")]
+    listening_test.run(door.parser().parse_args(scored))
+    measures = json.loads((tmp_path / "test" / "scores.json").read_text())["measures"]
+    assert {one["value"] for name, one in measures.items() if name.startswith("Alpha")} == {85.0}

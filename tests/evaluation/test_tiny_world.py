@@ -6,7 +6,7 @@ import pytest
 
 from common_utils.tiny_world.world import load_world
 from osum_echat.errors import InputError
-from osum_echat.evaluation.start import run_suite
+from osum_echat.evaluation.__main__ import run_suite
 from tests.evaluation.spoken import Spoken, arguments, model
 
 

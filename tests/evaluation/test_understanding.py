@@ -1,16 +1,24 @@
 """Claims about understanding: what is heard in every form of list, by set, and under noise."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from osum_echat import audio
-from osum_echat.errors import InputError
-from osum_echat.evaluation.start import run_suite
-from osum_echat.evaluation.understanding import robustness, with_noise
+from osum_echat.data.sources import Dropped
+from osum_echat.errors import DataError, InputError
+from osum_echat.evaluation.__main__ import run_suite
+from osum_echat.evaluation.batch import table
+from osum_echat.evaluation.understanding import UtteranceList, grade, robustness, with_noise
+from osum_echat.metrics import NO_LABEL
 from osum_echat.paths import FAKE_DATA
 from osum_echat.records import Labels, Turn, Utterance
+from osum_echat.thinking import FIELDS
+from tests.data.forms import raw_rows, write_lines, write_shard
+from tests.data.world import write_world
 from tests.evaluation.spoken import Spoken, arguments, model, write_wav
 
 TAG = "<TRANSCRIBE> <AGE> <EMOTION>"
@@ -92,3 +100,156 @@ def test_an_unknown_task_is_told_before_anything_runs(tmp_path):
     write_list(tmp_path, "a", [("CHILD", "SAD")])
     with pytest.raises(InputError, match="'<NOTHING>'"):
         run(tmp_path / "a.list", tmp_path / "out", "--task", "<NOTHING>")
+
+
+Record = dict[str, Any]
+
+
+def labels(**known: str | None) -> dict[str, str | None]:
+    return {name: known.get(name) for name in FIELDS}
+
+
+def record(task: str, said: str | None, heard: str | None, **other: Any) -> Record:
+    return {
+        "task": task, "reference": said, "reference_heard": said, "heard": heard,
+        "text": heard or "", "labels": labels(), "reference_labels": labels(), "error": None,
+        **other,
+    }  # fmt: skip
+
+
+def test_words_are_counted_by_language_after_normalising() -> None:
+    found = grade([
+        record("<TRANSCRIBE>", "Two colours, please!", "2 colors please"),
+        record("<TRANSCRIBE>", "who are you", "who is you"),
+        record("<TRANSCRIBE>", "今天3点", "今天三点。"),
+        record("<TRANSCRIBE>", "我爱 python", "我 python"),
+    ])  # fmt: skip
+    (task,) = found.tasks
+    english, chinese = task.words["english"], task.words["chinese"]
+    assert (english.name, english.found.errors, english.found.total) == ("WER", 1, 6)
+    assert (chinese.name, chinese.found.deletions, chinese.found.total) == ("CER", 1, 7)
+    assert english.low <= english.found.rate <= english.high and english.utterances == 2
+
+
+def test_the_language_can_be_told() -> None:
+    records = [record("<TRANSCRIBE>", "ok", "okay"), record("<TRANSCRIBE>", "好", "好")]
+    assert set(grade(records, "chinese").tasks[0].words) == {"chinese"}
+
+
+def test_words_before_the_mark_of_a_reply_are_the_transcript() -> None:
+    tag = "<TRANSCRIBE> <S2TCHAT>"
+    said = record(tag, "who are you", "who are you I am nobody",
+                  text="who are you<开始回答>I am nobody")  # fmt: skip
+    assert grade([said]).tasks[0].words["english"].found.rate == 0
+
+
+def test_labels_that_are_asked_or_told_are_counted_in_any_spelling() -> None:
+    understand, think = "<TRANSCRIBE> <AGE>", "<S2TCHAT> <THINKER>"
+    found = grade([
+        record(understand, "a", "a", labels=labels(), reference_labels=labels(age="CHILD")),
+        record(understand, "a", "a", labels=labels(age="YOUTH"),
+               reference_labels=labels(age="ADULT", emotion="SAD")),
+        record(think, "a", "a", labels=labels(emotion="angry", style="SOFT"),
+               reference_labels=labels(emotion="ANGER", style="CALM", age="OLD")),
+    ])  # fmt: skip
+    scores = {task.task: task.labels for task in found.tasks}
+    assert list(scores[understand]) == ["age"] and list(scores[think]) == ["emotion"]
+    age = scores[understand]["age"].confusion
+    assert (age.labels, age.accuracy) == (("ADULT", "CHILD", NO_LABEL), 0.5)
+    assert scores[think]["emotion"].confusion.accuracy == 1.0
+
+
+def test_failures_are_counted_and_in_no_figure() -> None:
+    found = grade([
+        record("<TRANSCRIBE>", "one", "one"),
+        {"task": "<TRANSCRIBE>", "reference_heard": "two", "error": "not audio"},
+        {"task": None, "error": "not JSON"},
+        {"task": None, "left_out": "no line in the list"},
+        {"task": "<SING>", "error": "task '<SING>': not one of"},
+    ])  # fmt: skip
+    assert (found.answered, found.failed, found.unread, found.left_out) == (1, 3, 1, 1)
+    assert found.tasks[1].words["english"].found.total == 1
+    told = table(found)
+    assert "<TRANSCRIBE>: 1 answered, 1 failed" in told and "<SING>: 0 answered, 1 failed" in told
+    assert "1 records could not be read" in told and "1 records are left out" in told
+
+
+def test_a_task_without_words_or_labels_is_only_counted() -> None:
+    found = grade([record("<TEXT2TEXT>", None, None), record("<TEXT2TOKEN>", None, None)])
+    assert [(task.answered, task.words, task.labels) for task in found.tasks] == [(1, {}, {})] * 2
+
+
+def test_a_grade_is_json_and_a_table() -> None:
+    pairs = [("SAD", "SAD"), ("SAD", "HAPPY"), ("HAPPY", "HAPPY")]
+    found = grade([
+        record("<TRANSCRIBE> <EMOTION>", "we won", "we want", labels=labels(emotion=heard),
+               reference_labels=labels(emotion=said))
+        for said, heard in pairs
+    ])  # fmt: skip
+    plain = json.loads(json.dumps(found.to_json()))["tasks"]["<TRANSCRIBE> <EMOTION>"]
+    assert plain["words"]["english"]["found"]["rate"] == 0.5
+    assert plain["labels"]["emotion"]["counts"] == [[1, 0], [1, 1]]
+    assert plain["labels"]["emotion"]["accuracy"] == pytest.approx(2 / 3)
+    assert table(found).splitlines()[1:] == [
+        "  WER  50.00 % [50.00, 50.00]  3 wrong, 0 missing, 0 too many of 6; 3 utterances",
+        "  emotion  66.7 % right [0.0, 100.0], macro-F1 0.667; 3 utterances",
+        "          HAPPY   SAD",
+        "    HAPPY     1     .",
+        "    SAD       1     1",
+    ]
+
+
+def keys(utterances: UtteranceList) -> list[str]:
+    every = [utterances.read(index) for index in range(len(utterances))]
+    return [one.key for one in every if isinstance(one, Utterance)]
+
+
+@pytest.mark.parametrize(
+    "name", ["raw/data.list", "shard/shards_list.txt", "combine/combines_list.txt", "combine"]
+)
+def test_every_form_of_the_bundled_data_gives_the_same_utterances(name: str) -> None:
+    utterances = UtteranceList(str(FAKE_DATA / name))
+    assert len(utterances) == 10
+    assert keys(utterances) == keys(UtteranceList(str(FAKE_DATA / "raw" / "data.list")))
+
+
+def test_a_yaml_reads_each_entry_once_and_leaves_out_weight_0(tmp_path: Path) -> None:
+    rows = raw_rows(tmp_path, "understand", 5)
+    write_shard(tmp_path / "a.tar", rows[:3], tmp_path)
+    write_lines(tmp_path / "a.list", rows[1:3])
+    (tmp_path / "data.yaml").write_text(
+        "tts: {path: tts.list, weight: 4}\n"
+        "none: {path: absent.list, weight: 0}\n"
+        "shard: {path: a.tar, weight: 0.5}\n"
+    )
+    utterances = UtteranceList(str(tmp_path / "data.yaml"))
+    assert keys(utterances) == ["u0", "u1", "u2", "u3", "u4", "u0", "u1", "u2"]
+    assert [entry["name"] for entry in utterances.identity()] == ["tts", "shard"]
+
+
+def test_a_line_taken_out_of_a_combine_list_leaves_its_utterance_out(tmp_path: Path) -> None:
+    rows = raw_rows(tmp_path, "s2t", 3)
+    write_shard(tmp_path / "a.tar", rows, tmp_path)
+    write_lines(tmp_path / "a.list", rows[1:])
+    (tmp_path / "pairs.txt").write_text("a.list|a.tar\n")
+    utterances = UtteranceList(str(tmp_path / "pairs.txt"))
+    first = utterances.read(0)
+    assert isinstance(first, Dropped) and first.file is None and keys(utterances) == ["u1", "u2"]
+
+
+def test_a_limit_cuts_and_the_identity_is_that_of_the_content(tmp_path: Path) -> None:
+    path = write_world(tmp_path, 5)["tts"]
+    whole, cut = UtteranceList(str(path)), UtteranceList(str(path), 2)
+    assert keys(cut) == ["u0", "u1"] and len(UtteranceList(str(path), 99)) == 5
+    before = whole.identity()
+    assert before == cut.identity()
+    path.write_text(path.read_text().replace("Hello", "Hallo"))
+    assert UtteranceList(str(path)).identity() != before
+
+
+def test_what_cannot_be_listed_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        UtteranceList(str(tmp_path / "absent.list"))
+    (tmp_path / "none.yaml").write_text("a: {path: a.list, weight: 0}\n")
+    with pytest.raises(InputError, match="every entry has weight 0"):
+        UtteranceList(str(tmp_path / "none.yaml"))

@@ -1,0 +1,377 @@
+"""Claims about every run: a kill costs one item at most, and the scores are those of one run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from osum_echat.errors import InputError
+from osum_echat.evaluation import __main__ as door
+from osum_echat.evaluation.__main__ import SUITES, run_suite
+from osum_echat.evaluation.echat_eval import TIMED
+from osum_echat.evaluation.runner import (
+    ASKED_AT_ONCE,
+    Lines,
+    batches,
+    file_name,
+    limited,
+    seed_of,
+)  # fmt: skip
+from osum_echat.paths import HOUSE, TINY
+from osum_echat.records import Utterance
+from tests.evaluation.judge_server import JudgeServer, serving
+from tests.evaluation.judge_server import scores as judged_scores
+from tests.evaluation.spoken import Spoken, arguments, model, write_queries
+
+QUERIES = 7                             # 4 are asked alone, 3 share a batch
+LONGEST_S = 400
+
+
+def run(data, out, assistant, *more):
+    return run_suite("echat_eval", arguments("echat_eval", data, out, *more), model(assistant))
+
+
+def scores(out):
+    raw = json.loads((out / "scores.json").read_text())
+    return {name: raw[name] for name in ("measures", "details", "failed", "items")}
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_a_run_stopped_anywhere_and_started_again_gives_the_scores_of_one_run(tmp_path):
+    data = write_queries(tmp_path / "data")
+    run(data, tmp_path / "whole", Spoken())
+    for stop in (1, 5):
+        out = tmp_path / f"stopped-{stop}"
+        with pytest.raises(KeyboardInterrupt):
+            run(data, out, Spoken(stop_after=stop))
+        with (out / "predictions.jsonl").open("a") as file:
+            file.write('{"key": "q3/natural", "tex')       # a line that the kill cut short
+        again = Spoken()
+        run(data, out, again)
+        queries = [one for one in again.asked if one["task"] == "s2s_think"]
+        assert len(queries) == 8 - stop
+        assert scores(out) == scores(tmp_path / "whole")
+
+
+def test_half_a_batch_is_asked_again_in_the_same_company_and_its_first_half_is_kept(tmp_path):
+    data = write_queries(tmp_path / "data", tuple(f"q{number}" for number in range(12)))
+    whole, out = Spoken(), tmp_path / "out"
+    run(data, tmp_path / "whole", whole)
+    queries = [size for size in whole.batches if size > 1]
+    assert queries == [12 - TIMED] * 2                      # label, natural
+    run(data, out, Spoken())
+    kept = lines(out)[:10]                                  # 8 timed ones, and 2 of a batch of 8
+    (out / "predictions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in kept))
+    again = Spoken()
+    run(data, out, again)
+    assert [size for size in again.batches if size > 1] == queries
+    assert lines(out)[:10] == kept and len(lines(out)) == 24
+    assert scores(out) == scores(tmp_path / "whole")
+
+
+def test_batches_hold_one_kind_and_depend_on_the_items_alone():
+    items = [SimpleNamespace(key=str(number), sort="ab"[number % 2] if number else None)
+             for number in range(40)]  # fmt: skip
+    suite = SimpleNamespace(items=items, kind=lambda one: one.sort)
+    made = batches(suite)
+    assert sorted(int(one.key) for batch in made for one in batch) == list(range(40))
+    assert all(len({one.sort for one in batch}) == 1 for batch in made)
+    assert made[0] == items[:1] and max(map(len, made)) == ASKED_AT_ONCE
+
+
+def test_a_second_run_asks_the_model_for_nothing_and_changes_nothing(tmp_path):
+    data, out = write_queries(tmp_path / "data"), tmp_path / "out"
+    run(data, out, Spoken())
+    before, again = scores(out), Spoken()
+    run(data, out, again)
+    assert again.asked == [] and scores(out) == before
+
+
+def test_a_larger_limit_adds_to_what_is_there(tmp_path):
+    data, out = write_queries(tmp_path / "data"), tmp_path / "out"
+    run(data, out, Spoken(), "--limit", "2")
+    more = Spoken()
+    run(data, out, more, "--limit", "3")
+    assert len([one for one in more.asked if one["task"] == "s2s_think"]) == 2
+
+
+@pytest.mark.parametrize("other", [["--seed", "1"], ["--greedy"]])
+def test_predictions_of_other_settings_are_not_mixed(tmp_path, other):
+    data, out = write_queries(tmp_path / "data"), tmp_path / "out"
+    run(data, out, Spoken(), "--limit", "1")
+    with pytest.raises(InputError, match=f"another {other[0].strip('-')} .*choose another --out"):
+        run(data, out, Spoken(), "--limit", "1", *other)
+    run(data, out, Spoken(), "--limit", "1", *other, "--overwrite")
+
+
+def test_a_query_that_cannot_be_used_harms_no_other_and_is_listed(tmp_path):
+    data, out = write_queries(tmp_path / "data", ("q0", "bad", "q2")), tmp_path / "out"
+    run(data, out, Spoken())
+    found = scores(out)
+    assert set(found["failed"]) == {"bad/label", "bad/natural"} and found["items"] == 6
+    assert found["measures"]["label/all"]["count"] == 2
+    assert "Items that failed" in (out / "report.html").read_text()
+
+
+def test_what_failed_is_asked_again_by_the_next_runs_three_times_in_all(tmp_path):
+    data, out = write_queries(tmp_path / "data", ("q0", "bad", "q2")), tmp_path / "out"
+    for number, tries in enumerate((1, 2, 3, 3)):
+        assistant = Spoken()
+        run(data, out, assistant)
+        asked = {one["source"].user.audio.stem for one in assistant.asked
+                 if one["task"] == "s2s_think"}  # fmt: skip
+        assert asked == ({"q0", "bad", "q2"}, {"bad"}, {"bad"}, set())[number]
+        last = {one["key"]: one["tries"] for one in lines(out) if "error" in one}
+        assert last == {"bad/label": tries, "bad/natural": tries}
+
+
+def test_what_failed_for_a_reason_that_has_gone_is_mended_by_a_second_run(tmp_path):
+    data, out = write_queries(tmp_path / "data"), tmp_path / "out"
+    run(data, tmp_path / "whole", Spoken())
+    hidden = (data.parent / "q1.wav").rename(tmp_path / "hidden.wav")
+    run(data, out, Strict())
+    assert set(scores(out)["failed"]) == {"q1/label", "q1/natural"}
+    hidden.rename(data.parent / "q1.wav")
+    run(data, out, Strict())
+    assert scores(out) == scores(tmp_path / "whole") and scores(out)["failed"] == {}
+
+
+class Strict(Spoken):
+    """Hears only what is there."""
+
+    def reply(self, source, **options):
+        if isinstance(source, Utterance) and not source.user.audio.exists():
+            raise InputError(f"{source.user.audio}: not there")
+        return super().reply(source, **options)
+
+
+def test_overwriting_forgets_what_was_heard_in_the_sounds_of_before(tmp_path):
+    data, out = write_queries(tmp_path / "data"), tmp_path / "out"
+    run(data, out, Spoken())
+    assert (out / "reply_emotions.jsonl").exists() and (out / "neutral.json").exists()
+    run(data, out, Spoken(), "--seed", "5", "--overwrite")
+    run(data, tmp_path / "fresh", Spoken(), "--seed", "5")
+    for name in ("reply_emotions.jsonl", "neutral.json"):
+        assert (out / name).read_text() == (tmp_path / "fresh" / name).read_text()
+
+
+def test_the_same_item_gets_the_same_seed_whatever_came_before(tmp_path):
+    data = write_queries(tmp_path / "data")
+    seeds = []
+    for limit in ("1", "4"):
+        assistant = Spoken()
+        run(data, tmp_path / limit, assistant, "--limit", limit)
+        seeds.append({str(one["source"]): one["seed"] for one in assistant.asked})
+    assert seeds[0].items() <= seeds[1].items()
+
+
+def test_settings_and_versions_are_in_the_scores_and_no_key_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    data, out = write_queries(tmp_path / "data"), tmp_path / "out"
+    run(data, out, Spoken(), "--limit", "1")
+    raw = json.loads((out / "scores.json").read_text())
+    assert raw["settings"]["seed"] == 0 and raw["versions"]["torch"]
+    assert not any("secret-key" in path.read_text(errors="ignore") for path in out.glob("*.*"))
+
+
+def test_keys_that_stand_twice_are_refused(tmp_path):
+    data = write_queries(tmp_path / "data", ("q0", "q0"))
+    with pytest.raises(InputError, match="stand there twice"):
+        run(data, tmp_path / "out", Spoken())
+
+
+def test_a_limit_of_nothing_is_refused(tmp_path):
+    with pytest.raises(InputError, match="--limit 0"):
+        run(write_queries(tmp_path / "data"), tmp_path / "out", Spoken(), "--limit", "0")
+
+
+def test_lines_are_there_again_and_the_last_of_a_key_counts(tmp_path):
+    with Lines(tmp_path / "a.jsonl") as lines:
+        for value in (1, 2):
+            lines.add({"key": "k", "value": value})
+    with Lines(tmp_path / "a.jsonl") as lines:
+        assert lines.found == {"k": {"key": "k", "value": 2}}
+
+
+@pytest.mark.parametrize("cut", range(1, 20))
+def test_a_line_cut_anywhere_is_dropped_and_what_follows_is_whole(tmp_path, cut):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"key": "a"}\n' + '{"key": "b", "x": "é"}\n'.encode()[:-cut])
+    with Lines(path) as lines:
+        assert list(lines.found) == ["a"]
+        lines.add({"key": "c"})
+    assert path.read_bytes() == b'{"key": "a"}\n{"key": "c"}\n'
+
+
+def test_a_broken_line_in_the_middle_is_told_and_nothing_is_thrown_away(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"key": "a"}\nnot json\n{"key": "b"}\n')
+    with pytest.raises(InputError, match="line 2: not JSON"):
+        Lines(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_text('{"no": "key"}\n')
+    with pytest.raises(InputError, match="no object with a key"):
+        Lines(tmp_path / "a.jsonl")
+
+
+def test_threads_do_not_mix_their_lines(tmp_path):
+    with Lines(tmp_path / "a.jsonl") as lines, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: lines.add({"key": str(n), "x": "y" * 500}), range(40)))
+    with Lines(tmp_path / "a.jsonl") as lines:
+        assert set(lines.found) == {str(number) for number in range(40)}
+
+
+def test_file_names_are_plain_and_never_the_same_for_two_keys():
+    keys = ["a", "a/b", "a_b", "../../etc/passwd", "é", "x" * 300, "x" * 301]
+    names = [file_name(key) for key in keys]
+    assert len(set(names)) == len(keys) and names[0] == "a"
+    assert all(len(name) <= 80 and "/" not in name for name in names)
+
+
+def test_seeds_belong_to_a_run_and_a_key():
+    assert seed_of(0, "a") == seed_of(0, "a") != seed_of(0, "b")
+    assert seed_of(1, "a") != seed_of(0, "a")
+
+
+@pytest.fixture()
+def spoken(monkeypatch):
+    monkeypatch.setattr(door, "model_of", lambda *_: model(Spoken()))
+
+
+def test_one_command_runs_a_suite_and_prints_its_measures(tmp_path, spoken, capsys):
+    data = write_queries(tmp_path / "d")
+    assert door.main(["echat_eval", "--data", str(data), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "label/all" in printed and printed.strip().endswith("report.html")
+
+
+def test_all_runs_what_finds_its_data_and_tells_what_does_not(tmp_path, spoken, capsys):
+    data = write_queries(tmp_path / "d")
+    argv = ["all", "--data", f"echat_eval={data}", "--data", f"tiny_world={tmp_path}",
+            "--data", f"latency={data}", "--out", str(tmp_path / "out")]  # fmt: skip
+    assert door.main(argv) == 0
+    printed = capsys.readouterr().out
+    assert "voicebench: left out, no --data voicebench=PATH" in printed
+    assert "tiny_world: left out: --data" in printed
+    assert (tmp_path / "out/latency/report.html").exists()
+    assert (tmp_path / "out/echat_eval/report.html").exists()
+
+
+def test_wrong_data_is_one_line_and_exit_code_2(tmp_path, spoken, capsys):
+    argv = ["echat_eval", "--data", str(tmp_path / "absent"), "--out", str(tmp_path / "out")]
+    assert door.main(argv) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("evaluation: --data") and "cannot be read" in told
+
+
+@pytest.mark.parametrize("command", [*SUITES, "all", "human", "gallery"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        door.main([command, "--help"])
+    assert ended.value.code == 0 and "--out" in capsys.readouterr().out
+
+
+def test_help_loads_nothing_heavy():
+    code = ("import sys; from osum_echat.evaluation import __main__, batch;"
+            "__main__.parser(), batch.parser();"
+            "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)")  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_limit_takes_from_every_kind_by_turns():
+    items = ["a1", "a2", "a3", "a4", "b1", "b2"]
+    assert limited(items, 3, lambda one: one[0]) == ["a1", "a2", "b1"]
+    assert limited(items, None, lambda one: one[0]) == limited(items, 9, str) == items
+
+
+def write_one_question(folder: Path) -> Path:
+    """One question in many wordings: the judge sees another exhibit each time."""
+    wav = (TINY / "samples" / "question.wav").resolve()
+    path = folder / "queries.jsonl"
+    path.write_text("".join(json.dumps({
+        "key": f"q{number}", "wav": str(wav), "transcript": f"question {number}",
+        "labels": {"emotion": "SAD"},
+    }) + "\n" for number in range(QUERIES)))  # fmt: skip
+    return path
+
+
+def start(data: Path, out: Path, judge: JudgeServer) -> subprocess.Popen:
+    command = [
+        sys.executable, "-m", "osum_echat.evaluation", "echat_eval", "--model", str(TINY),
+        "--data", str(data), "--out", str(out), "--thinking", "label", "--judge", "chat",
+        "--judge-model", "judge-x", "--judge-workers", "1",
+    ]  # fmt: skip
+    environment = os.environ | {"OPENAI_BASE_URL": judge.url, "OPENAI_API_KEY": "none",
+                                "OMP_NUM_THREADS": "1"}  # fmt: skip
+    return subprocess.Popen(command, cwd=HOUSE, env=environment, stderr=subprocess.PIPE)
+
+
+def finish(data: Path, out: Path, judge: JudgeServer) -> None:
+    _, told = start(data, out, judge).communicate(timeout=LONGEST_S)
+    assert (out / "report.html").exists(), told.decode()
+
+
+def killed(data: Path, out: Path, judge: JudgeServer, when: Callable[[], bool]) -> None:
+    """Start the command and kill it as soon as `when` says so."""
+    process = start(data, out, judge)
+    deadline = time.monotonic() + LONGEST_S
+    while not when():
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before the kill"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def count(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def found(out: Path) -> dict:
+    raw = json.loads((out / "scores.json").read_text())
+    raw["details"]["judge"].pop("judge url")
+    return {name: raw[name] for name in ("measures", "details", "failed", "items")}
+
+
+@pytest.mark.slow
+def test_killed_at_many_moments_it_ends_as_one_run_and_no_answer_is_asked_for_twice(tmp_path):
+    data = write_one_question(tmp_path)
+
+    def slow(body: dict) -> list[str]:
+        time.sleep(0.3)                 # so that a kill may fall into a request
+        return [judged_scores(10 * (len(body["messages"][1]["content"]) % 9))]
+
+    with serving(slow) as judge:
+        finish(data, tmp_path / "whole", judge)
+        assert len(judge.requests) == QUERIES
+    out = tmp_path / "killed"
+    with serving(slow) as judge:
+        moments: list[Callable[[], bool]] = [
+            lambda: (out / "settings.json").exists(),
+            lambda: count(out / "predictions.jsonl") >= 1,
+            lambda: count(out / "predictions.jsonl") >= 5,          # inside a batch's writing
+            lambda: count(out / "reply_emotions.jsonl") >= 3,
+            lambda: count(out / "judgements.jsonl") >= 1,
+            lambda: len(judge.requests) >= 5,                       # while the judge thinks
+        ]
+        for moment in moments:
+            killed(data, out, judge, moment)
+        finish(data, out, judge)
+        asked = Counter(json.dumps(one["messages"]) for one in judge.requests)
+    assert found(out) == found(tmp_path / "whole")
+    kept = [json.loads(line)["key"] for line in (out / "judgements.jsonl").read_text().splitlines()]
+    assert len(kept) == len(set(kept)) == len(asked) == QUERIES
+    # Only a request that the kill cut off, whose answer never came, is made once more.
+    assert sum(asked.values()) - QUERIES <= 2
+    predicted = [json.loads(line)["key"]
+                 for line in (out / "predictions.jsonl").read_text().splitlines()]  # fmt: skip
+    assert len(predicted) == len(set(predicted)) == QUERIES
