@@ -105,7 +105,7 @@ class Trained:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, replies: str = "right") -> None:
         self.runs: dict[str, SimpleNamespace] = {}
-        monkeypatch.setattr(ablation.build, "training", lambda experiment: experiment)
+        monkeypatch.setattr(ablation.experiment, "build", lambda loaded: loaded)
         monkeypatch.setattr(ablation.trainer, "train", self.train)
         monkeypatch.setattr(ablation.EChat, "load", lambda place, **_: self)
 
