@@ -37,7 +37,6 @@ HOMES = {                   # library -> the only places inside the package that
     "prometheus_client": ("serving/",),
     "torch_npu": ("device.py",),
     "jinja2": ("evaluation/report.py",),
-    "openai": ("evaluation/judge.py",),
     "torchaudio": (),
     "librosa": (),
 }
