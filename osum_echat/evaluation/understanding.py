@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from hashlib import sha256
+from hashlib import file_digest
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,6 @@ RATES = {"english": ("WER", "word"), "chinese": ("CER", "mixed")}
 HEARD_FIELDS = tuple(name for name in FIELDS if name != "style")  # a style is the reply's own
 YAML = (".yaml", ".yml")
 Record = dict[str, Any]
-
-
-# What is asked
 
 
 class EChatSource:
@@ -137,10 +134,7 @@ def _digest(path: Path) -> str | None:
     if not path.is_file() or path.suffix in (".tar", ".gz", ".tgz"):
         return None
     with path.open("rb") as file:
-        digest = sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+        return file_digest(file, "sha256").hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +164,6 @@ class Asked:
 def transcript(text: str) -> str:
     """The words of an understanding answer: before the mark of a reply, and without labels."""
     return without_labels(text.partition(ANSWER_START)[0])
-
-
-# Grading
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,9 +306,6 @@ def _label_scores(task: Task, records: Sequence[Record]) -> Iterator[tuple[str, 
             each = [Confusion.of([pair]) for pair in pairs]
             low, high = interval([one.accuracy for one in each if one.total])
             yield label, LabelScore(confusion, low, high)
-
-
-# The suite
 
 
 @dataclass(frozen=True, slots=True)
