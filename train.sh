@@ -71,6 +71,10 @@ train() {
     for word in "$@"; do [[ "$word" == device=* ]] && device="${word#device=}"; done
     processes="${NPROC:-$("$PYTHON" -m osum_echat.device "$device")}" || exit 2
     echo "train.sh: $1: $processes process(es) on each of $NNODES machine(s)" >&2
+    if [[ "$1" == conf/tiny/* && ! -d build/world/tokenizer ]]; then
+        echo "train.sh: the stages of conf/tiny learn from build/world, which is not here: make" \
+             "tiny-data makes it (some hours); each stage starts from the one before it" >&2
+    fi
     if [[ "$NNODES" -eq 1 && "$processes" -eq 1 ]]; then
         run "$PYTHON" train.py --config "$@"
         return

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 from torch import Tensor
 from torch.nn import functional as F
 
 from osum_echat import audio
 from osum_echat.errors import CheckpointError, InputError
-from osum_echat.weights import TarMember, opened
+from osum_echat.weights import TarMember, opened, write_safetensors_file
 
 SAMPLE_RATE_HZ = 22_050
 HOP_SAMPLES = 256                       # 11.6 ms
@@ -71,13 +71,7 @@ class VoicePrompt:
     def save(self, path: str | Path) -> None:
         """Write a small safetensors file, whole or not at all. Raises InputError if it cannot."""
         tensors = {"tokens": self.tokens, "mel": self.mel, "speaker": self.speaker}
-        path = Path(path)
-        part = path.with_name(f".{path.name}.part")
-        try:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, part)
-            part.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: not written ({error}); choose another path") from error
+        write_safetensors_file(Path(path), tensors)
 
     @classmethod
     def load(cls, path: str | Path) -> "VoicePrompt":

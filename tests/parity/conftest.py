@@ -15,7 +15,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "row" in metafunc.fixturenames:
         directory, rows = metafunc.config.getoption("--tensors", default=None), []
         if directory is not None:
-            from tests.parity.directory import compared
+            from tests.parity.__main__ import compared
 
             try:
                 rows = compared(directory)

@@ -1,6 +1,8 @@
 """Claims about a token2wav directory or tar: it loads, speaks, and says what is wrong with it."""
 
+import io
 import os
+import tarfile
 from dataclasses import asdict, replace
 from json import dumps, loads
 from pathlib import Path
@@ -13,7 +15,13 @@ from osum_echat import weights
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.hift import Hift, HiftSettings
-from osum_echat.token2wav.model import Token2Wav, Token2WavSettings, length_groups
+from osum_echat.token2wav.model import (
+    Token2Wav,
+    Token2WavSettings,
+    find_files,
+    first_of,
+    length_groups,
+)
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.token2wav.tiny_flow import (
     CODES,
@@ -299,3 +307,47 @@ def test_a_yaml_that_was_stored_before_a_setting_existed_is_read(tmp_path: Path)
     del raw["flow"]["speaker_width"], raw["flow"]["spacing"]
     (directory / "token2wav.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     assert Token2Wav.load(directory).settings.flow == FLOW
+
+
+# Tars, whose members are only ever read in place
+
+
+def write_members(path: Path, *members: str, **kinds: bytes) -> Path:
+    """A tar of members that hold their own names; kinds: links and devices by their type."""
+    with tarfile.open(path, "w") as archive:
+        for name in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(name)
+            archive.addfile(member, io.BytesIO(name.encode()))
+        for name, kind in kinds.items():
+            member = tarfile.TarInfo(f"{name}.pt")
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+    return path
+
+
+def test_names_are_only_names_and_links_are_passed_over(tmp_path: Path):
+    path = write_members(tmp_path / "a.tar", "../../../flow.pt", "/etc/campplus.onnx", "a/llm.pt",
+                         hift=tarfile.SYMTYPE, flow=tarfile.CHRTYPE)  # fmt: skip
+    files = find_files(path)
+    assert set(files) == {"flow.pt", "campplus.onnx"}
+    with weights.opened(files["flow.pt"]) as stream:
+        assert stream.read() == b"../../../flow.pt"
+    assert {one.name for one in tmp_path.iterdir()} == {"a.tar"}
+    with pytest.raises(CheckpointError, match=r"holds no hift\.pt or vocoder\.pt"):
+        first_of(files, ("hift.pt", "vocoder.pt"), path)
+
+
+def test_a_tar_that_is_damaged_packed_or_of_two_models_is_refused(tmp_path: Path):
+    twice = write_members(tmp_path / "a.tar", "a/flow.pt", "b/flow.pt")
+    with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as archive:
+        archive.add(__file__, "flow.pt")
+    long_name = tarfile.TarInfo("flow.pt")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 1 << 33
+    (tmp_path / "c.tar").write_bytes(long_name.tobuf(tarfile.GNU_FORMAT) + b"\0" * 2048)
+    (tmp_path / "d.tar").write_bytes(twice.read_bytes()[:515])
+    for name, said in (("a.tar", "holds flow.pt twice"), ("b.tar.gz", "not a readable, uncomp"),
+                       ("c.tar", "not a readable"), ("d.tar", "cut short at flow.pt"),
+                       ("gone", "no such file or directory; give a token2wav")):  # fmt: skip
+        with pytest.raises(CheckpointError, match=said):
+            find_files(tmp_path / name)
