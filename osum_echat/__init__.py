@@ -1,4 +1,6 @@
 """OSUM-EChat: hears speech, understands words and voice, answers in text and speech."""
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -7,6 +9,10 @@ if TYPE_CHECKING:
     from osum_echat.records import Turn, Utterance
 
 __all__ = ["EChat", "Reply", "Turn", "Utterance"]
+if "torch" not in sys.modules and "GOMP_SPINCOUNT" not in os.environ:
+    # Threads that wait for each other sleep: where they spin, as libgomp's do by default, a reply
+    # beside two busy processes takes ten times as long. Read once, when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _HOMES = {"EChat": "inference.assistant", "Reply": "inference.reply", "Turn": "records",
           "Utterance": "records"}  # fmt: skip
 

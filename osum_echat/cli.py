@@ -1,8 +1,10 @@
 """What commands share: the options that choose a model, and how a command ends."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from osum_echat import logs
 from osum_echat.errors import OsumError
@@ -27,6 +29,26 @@ def run(name: str, work: Callable[[], int | None], quiet: bool = False) -> int:
         return INTERRUPTED
 
 
+class _Threads(argparse.Action):
+    """Takes hold before torch is loaded, and where it is."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any, **_: Any) -> None:
+        count = given[1]
+        if not count.isdigit() or not int(count):
+            raise argparse.ArgumentError(self, f"{count!r}: give a whole number from 1")
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = count
+        if "torch" in sys.modules:
+            import torch
+
+            torch.set_num_threads(int(count))
+
+
+def add_threads(one: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add --threads."""
+    one.add_argument("--threads", action=_Threads, metavar="N", help="of the processor (default: "
+                     "one for each core; fewer where other programs are at work)")  # fmt: skip
+
+
 def add_model(one: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --model and what belongs to it."""
     add = one.add_argument
@@ -39,4 +61,5 @@ def add_model(one: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     add("--voice", metavar="FILE", help="a recording or a saved voice to speak in")
     add("--device", default="auto", help="auto, cpu, cuda, npu (default: auto)")
     add("--dtype", default="auto", help="auto, bf16, fp32, on a CPU int8 (default: auto)")
+    add_threads(one)
     add("--keep-lora", action="store_true", help="leave LoRA layers as they are, do not merge them")

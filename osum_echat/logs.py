@@ -1,4 +1,6 @@
 """Where words go: logs and progress to standard error, results to standard output."""
+import io
+import json
 import logging
 import os
 import sys
@@ -21,6 +23,9 @@ def logger(name: str) -> logging.Logger:
 
 def setup(quiet: bool = False) -> None:
     """Send the package's logs to standard error; warnings only when quiet or off the first rank."""
+    for stream in (sys.stdout, sys.stderr):     # a terminal without a letter gets its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     root = logging.getLogger(_ROOT)
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
@@ -35,6 +40,16 @@ def out(text: str) -> None:
     """Write one result to standard output: the only way there from inside the package."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def out_json(value: object) -> None:
+    """Write one result as a line of JSON, its letters as they are where the terminal has them."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        text = json.dumps(value)
+    out(text)
 
 
 def progress(

@@ -209,7 +209,7 @@ TURN_KEYS = ("wav", "text", "reply", "reply_speech")
 def read_turns(path: Path) -> tuple[Turn, ...]:
     """The turns of a file. Raises InputError naming the turn that cannot be used."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a file of earlier turns") from error
     except ValueError as error:

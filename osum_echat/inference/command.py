@@ -1,7 +1,6 @@
 """What `infer_runtime.py` understands: options, the requests they make, what is printed of them."""
 
 import argparse
-import json
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -39,6 +38,10 @@ TOUR = ("asr", UNDERSTAND, *(task.name for task in sorted(
     (task for task in TASKS.values() if task.in_menu),
     key=lambda task: (task.speaks, task.speaks and task.hears),
 )))  # fmt: skip
+FORMATS = {                     # by the end of a file's name: what libsndfile calls it
+    "": ("WAV", "PCM_16"), ".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"), ".ogg": ("OGG", "VORBIS"),
+}  # fmt: skip
 WIDTH = 8                       # of the names in a printed reply
 DESCRIPTION = (
     "Ask the model once: a wav or a text goes in, a reply comes out; several wavs are answered "
@@ -77,8 +80,8 @@ def parser() -> argparse.ArgumentParser:
     add("--thinking", choices=("label", "natural"), help="the kind of thought of a thinking task")
     add("--history", type=Path, metavar="JSON", help="the conversation so far: a list of turns, "
         '[{"wav": FILE or "text": WORDS, "reply": WORDS}, ...], oldest first')
-    add("--out", type=Path, metavar="FILE", help="write the spoken reply to this wav (of several "
-        "wavs: to files of their names in this directory)")
+    add("--out", type=Path, metavar="FILE", help="write the spoken reply to this file, .wav, "
+        ".flac, .mp3 or .ogg (of several wavs: to wavs of their names in this directory)")
     add("--stream", action="store_true", help="print everything as soon as it is known")
     add("--batch-size", type=int, default=8, metavar="N", help="of several wavs (default: 8)")
     add("--hear", action="store_true", help="ask again for the words where the task tells none")
@@ -112,11 +115,11 @@ def run(arguments: argparse.Namespace) -> None:
         reply = _answer(assistant, job, labels, arguments, is_tour)
         reports.append(report(reply, job.task, _write(reply, job.out)))
         if arguments.stream and arguments.json:
-            logs.out(json.dumps({"event": "done", "reply": reports[-1]}, ensure_ascii=False))
+            logs.out_json({"event": "done", "reply": reports[-1]})
         elif not arguments.json:
             logs.out(table(reports[-1], str(job.source)))
     if arguments.json and not arguments.stream:
-        logs.out(json.dumps({"replies": reports} if is_tour else reports[0], ensure_ascii=False))
+        logs.out_json({"replies": reports} if is_tour else reports[0])
 
 
 def _answer(
@@ -141,7 +144,7 @@ def _answer(
             return event.reply
         at_s = time.perf_counter() - start
         if arguments.json:
-            logs.out(json.dumps(event_report(event, at_s), ensure_ascii=False))
+            logs.out_json(event_report(event, at_s))
         else:
             logs.out(event_line(event, at_s))
     raise AssertionError("a stream ends with Done")
@@ -166,7 +169,7 @@ def _answer_together(
         if not arguments.json:
             logs.out(table(shown, str(job.source)))
     if arguments.json:
-        logs.out(json.dumps({"replies": reports}, ensure_ascii=False))
+        logs.out_json({"replies": reports})
     if faults:
         raise InputError(f"{len(faults)} of {len(jobs)} not answered: {'; '.join(faults)}")
 
@@ -201,6 +204,8 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
         return _several(arguments, name, out)
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise InputError(f"--out {out}: not a file in a directory that exists; make it first")
+    if out is not None:
+        _check_out(out, arguments)
     return [Job(name, arguments.wav[0] if task.hears else arguments.text, out)]
 
 
@@ -214,7 +219,22 @@ def _several(arguments: argparse.Namespace, name: str, out: Path | None) -> list
     names = [path.stem for path in arguments.wav]
     if out is not None and len(set(names)) < len(names):
         raise InputError("--out: two of the wavs have one name; rename one")
-    return [Job(name, path, out / f"{path.stem}.wav" if out else None) for path in arguments.wav]
+    jobs = [Job(name, path, out / f"{path.stem}.wav" if out else None) for path in arguments.wav]
+    for job in jobs:
+        if job.out is not None:
+            _check_out(job.out, arguments)
+    return jobs
+
+
+def _check_out(out: Path, arguments: argparse.Namespace) -> None:
+    """Raise InputError for a reply that would go over an input, or in an unknown format."""
+    if out.suffix.lower() not in FORMATS:
+        known = ", ".join(name for name in FORMATS if name)
+        raise InputError(f"--out {out}: {out.suffix} is not written; choose one of {known}")
+    given = [*(arguments.wav or ()), arguments.history, arguments.voice]
+    for path in (Path(one) for one in given if one is not None):
+        if path.exists() and out.exists() and out.samefile(path):
+            raise InputError(f"--out {out}: this is the input {path}; choose another name")
 
 
 def _tour() -> list[Job]:
@@ -244,12 +264,23 @@ def _write(reply: Reply, path: Path | None) -> Path | None:
     """Write the reply's wave; the path it went to."""
     if path is None or reply.wave is None or reply.sample_rate_hz is None:
         return None
+    import io
+
     import soundfile
 
+    from osum_echat.files import whole_file
+
+    kind, subtype = FORMATS[path.suffix.lower()]
+    sound = io.BytesIO()
     wave = reply.wave.clamp(-1, 1).numpy()
     try:
-        soundfile.write(path, wave, reply.sample_rate_hz, subtype="PCM_16", format="WAV")
-    except (OSError, soundfile.SoundFileError) as error:
+        soundfile.write(sound, wave, reply.sample_rate_hz, subtype=subtype, format=kind)
+        if path.exists() and not path.is_file():        # a pipe or /dev/null
+            path.write_bytes(sound.getvalue())
+        else:
+            with whole_file(path) as file:
+                file.write(sound.getvalue())
+    except (OSError, InputError, soundfile.SoundFileError) as error:
         raise InputError(f"--out {path}: not written ({error}); choose another path") from error
     return path
 

@@ -104,6 +104,7 @@ def make_request(model: LoadedModel, source: Source, options: Options) -> Reques
         task = _labelled(name, options.labels)
     if options.prompt is not None and not task.understands:
         raise InputError(f"prompt: task {name} takes none; use an understanding task")
+    _check_letters(options.prompt)
     if kind is not None and not task.thinks:
         raise InputError(f"thinking: task {name} does not think; use s2s_think or s2t_think")
     if task.thinks:
@@ -270,7 +271,21 @@ def _utterance(source: Source, task: Task) -> Utterance:
         raise InputError(f"task {task.name} hears: give it a sound file")
     if not task.hears and not words(task, utterance).strip():
         raise InputError(f"task {task.name} reads: give it a text that is not empty")
+    for turn in (utterance.user, *utterance.history):
+        for text in (turn.text, turn.reply_text):
+            _check_letters(text)
     return utterance
+
+
+def _check_letters(text: str | None) -> None:
+    """Raise InputError for half a surrogate pair, as which bytes that are not UTF-8 come too."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"text: character {error.start + 1} of {len(text or '')} is half of a pair or no UTF-8 "
+            "(\\u{0:04x}); write the text in UTF-8".format(ord(error.object[error.start]))
+        ) from error
 
 
 def words(task: Task, utterance: Utterance) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from osum_echat import logs
+from osum_echat.cli import add_threads
 from osum_echat.errors import InputError
 from osum_echat.paths import TINY
 from osum_echat.serving.session import MEGABYTE, Limits
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "saved voice to offer beside the model's own; give it again for more")
     add("--device", default="auto", help="auto, cpu, cuda, npu (default: auto)")
     add("--dtype", default="auto", help="auto, bf16, fp32, on a CPU int8 (default: auto)")
+    add_threads(model)
     server = made.add_argument_group("server")
     add = server.add_argument
     add("--host", default=LOOPBACK, help="address to listen at; 0.0.0.0 is every one of this "

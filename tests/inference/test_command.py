@@ -1,6 +1,7 @@
 """Claims about the inference door: what it prints, what it writes, one line for each fault."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -247,3 +248,76 @@ def test_help_needs_no_model_and_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           cwd=Path(infer_runtime.__file__).parent)  # fmt: skip
     assert "--thinking" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [("mp3", "MP3"), ("flac", "FLAC"), ("ogg", "OGG"), ("WAV", "WAV")]
+)
+def test_a_reply_is_written_in_the_format_of_its_name(run, tmp_path, suffix, kind):
+    out = tmp_path / f"reply.{suffix}"
+    assert run("--task", "tts", "--text", "<CALM>Hello there.", "--out", out)[0] == 0
+    found = soundfile.info(out)
+    assert (found.format, found.samplerate) == (kind, 22_050) and found.frames > 0
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_a_reply_goes_over_no_input_and_into_no_unknown_format(run, question_wav, tmp_path):
+    before, link = question_wav.read_bytes(), tmp_path / "link.wav"
+    link.symlink_to(question_wav)
+    for out in (question_wav, link):
+        line = refused(run("--task", "s2s", "--wav", question_wav, "--out", out))
+        assert "this is the input" in line
+    many = run("--task", "s2s", "--wav", question_wav, link, "--out", question_wav.parent)
+    assert "this is the input" in refused(many)
+    assert question_wav.read_bytes() == before
+    line = refused(run("--task", "s2s", "--wav", question_wav, "--out", tmp_path / "x.m4a"))
+    assert ".m4a is not written; choose one of .wav, .flac, .mp3, .ogg" in line
+
+
+@pytest.mark.parametrize("text", ["half \ud83d of a pair", os.fsdecode(b"not \xff UTF-8")])
+def test_a_text_that_is_no_unicode_is_one_line(run, question_wav, text):
+    for options in (("--task", "tts", "--text", text), ("--task", "t2t", "--text", text),
+                    ("--task", "asr", "--wav", question_wav, "--prompt", text)):  # fmt: skip
+        assert "write the text in UTF-8" in refused(run(*options))
+
+
+def test_a_terminal_of_another_encoding_gets_all_of_a_reply(model_directory, tmp_path):
+    text, folder = "<CALM>你好café 😀.", tmp_path / "ü"
+    folder.mkdir()
+    options = ["--task", "tts", "--text", text, "--model", str(model_directory), "--device", "cpu",
+               "--out", str(folder / "r.wav")]  # fmt: skip
+
+    def printed(*more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "infer_runtime.py", *options, *more], capture_output=True,
+            cwd=Path(infer_runtime.__file__).parent, check=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        )  # fmt: skip
+        return done.stdout.decode("ascii")
+
+    reply = json.loads(printed("--json"))
+    assert reply["text"] == "你好café 😀." and reply["wav"] == str(folder / "r.wav")
+    assert "\\u4f60" in printed()
+
+
+def test_a_mark_at_the_beginning_of_a_history_is_no_part_of_it(run, question_wav, tmp_path):
+    path = tmp_path / "dialogue.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps([{"text": "yes", "reply": "I see."}]).encode())
+    assert run("--task", "s2s", "--wav", question_wav, "--history", path)[0] == 0
+
+
+def test_threads_are_set_before_torch_loads_and_waiting_ones_sleep():
+    code = ("import os, sys, infer_runtime\n"
+            "from osum_echat.inference import command\n"
+            "command.parser().parse_args(['--threads', '1'])\n"
+            "assert 'torch' not in sys.modules\n"
+            "import torch\nprint(torch.get_num_threads(), os.environ['OMP_WAIT_POLICY'])")
+    base = {name: value for name, value in os.environ.items() if not name.startswith("OMP")}
+    for own, policy in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                              cwd=Path(infer_runtime.__file__).parent, env=base | own)  # fmt: skip
+        assert done.stdout.split() == ["1", policy], done.stderr
+
+
+def test_threads_must_be_a_number(run):
+    assert "--threads: 'many': give a whole number from 1" in refused(run("--threads", "many"))
