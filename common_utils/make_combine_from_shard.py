@@ -4,7 +4,6 @@ Editing such a list edits the corpus: a line that is changed or gone needs no ne
 """
 
 import argparse
-import io
 import json
 import os
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from common_utils import jobs
 from common_utils.jobs import Job, Made, Report, add_job_options, digest, run, stamp
@@ -20,8 +19,7 @@ from common_utils.make_shard_from_raw import UNSAID
 from osum_echat.data.files import Files
 from osum_echat.data.manifest import COMBINES_LIST, RAW_LIST, TAR_ROOT, list_shards
 from osum_echat.data.sources import Dropped, Shard
-from osum_echat.data.tar import Member, walk
-from osum_echat.data.tar_index import make_index, open_tar, split_name
+from osum_echat.data.tar import is_text, make_index, open_tar
 from osum_echat.errors import DataError, InputError
 from osum_echat.files import whole_file
 from osum_echat.records import DEFAULT_TASK
@@ -108,12 +106,13 @@ def rows(tar: Path, task: str | None = None) -> Iterator[dict[str, Any] | Droppe
     index = make_index(files, str(tar))
     keys: set[str] = set()
     with open_tar(files, str(tar)) as file:
-        for unit, (start, end, *_) in enumerate(index.ranges.tolist()):
+        for unit, key in enumerate(index.keys):
             fault = index.faults.get(unit)
             if fault is not None:
                 yield Dropped(fault.reason, f"{tar}: {fault.detail}")
                 continue
-            key, words = _words(file, start, end)
+            words = {kind: data if is_text(kind) else b""
+                     for kind, data in index.read(file, unit).items()}  # fmt: skip
             if key in keys:
                 yield Dropped("key twice in the tar", f"{tar}: {key!r}; a line can mean one only")
                 continue
@@ -124,29 +123,13 @@ def rows(tar: Path, task: str | None = None) -> Iterator[dict[str, Any] | Droppe
                 yield Dropped("bad record", f"{tar}: {key!r}: {error}")
 
 
-def _words(file: BinaryIO, start: int, end: int) -> tuple[str, dict[str, bytes]]:
-    """The key of an utterance, and its members: empty ones in the place of audio."""
-    file.seek(start)
-    data = file.read(end - start)
-    key, found = "", {}
-    for member in walk(io.BytesIO(data)):
-        named = split_name(member.name) if isinstance(member, Member) else None
-        if named is not None and isinstance(member, Member):
-            key, kind = named
-            is_text = kind in _TEXTS or kind.startswith("txt_")
-            found[kind] = data[member.data : member.data + member.size] if is_text else b""
-    return key, found
-
-
-_TEXTS = frozenset({"txt", "task", "extra"})
-
-
 def _row(key: str, words: dict[str, bytes], tar: Path, task: str | None) -> dict[str, Any]:
     """A line of the original's fields. Raises DataError for texts that cannot be used."""
     try:
         extra = json.loads(words.get("extra") or b"{}")
-        texts = {kind: data.decode() for kind, data in words.items() if kind.startswith("txt")}
-        own = words.get("task", b"").decode()
+        texts = {kind: data.decode("utf-8-sig") for kind, data in words.items()
+                 if kind.startswith("txt")}  # fmt: skip
+        own = words.get("task", b"").decode("utf-8-sig")
     except ValueError as error:
         raise DataError(f"a member that is no text or JSON ({error})") from error
     if "txt" not in texts or not isinstance(extra, dict):

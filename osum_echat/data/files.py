@@ -108,10 +108,12 @@ class Files:
         if found is None:
             return False
         if found[1] not in self.schemes or "::" in place:
-            allowed = ", ".join(self.schemes) or "none"
-            raise ConfigError(
-                f"{place}: data.schemes allows {allowed}; add {found[1]} there to read it"
-            )
+            if self.setting is None:
+                advice = "URLs are not read here; fetch it, and name the file by its path"
+            else:
+                allowed = ", ".join(self.schemes) or "none"
+                advice = f"{self.setting} allows {allowed}; add {found[1]} there to read it"
+            raise ConfigError(f"{place}: {advice}")
         return True
 
     def _remote(self, place: str) -> Any:

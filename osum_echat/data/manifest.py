@@ -4,8 +4,9 @@ A manifest is a YAML of free names, each with `path` and `weight`; every other k
 A path is a raw jsonl, a list of tars or of combine pairs, one tar, or a folder of these.
 """
 
+import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy as np
 
 from osum_echat.data.files import Files
 from osum_echat.data.sources import Dropped, RawSource, Shard, Source, TarSource
-from osum_echat.errors import ConfigError, DataError, InputError
+from osum_echat.errors import ConfigError, DataError, InputError, OsumError
+from osum_echat.files import Line, text_lines
 from osum_echat.logs import logger
 from osum_echat.records import Utterance
 from osum_echat.settings import mapping
@@ -25,7 +27,7 @@ SHARDS_LIST = "shards_list.txt"  # one tar a line
 COMBINES_LIST = "combines_list.txt"  # one jsonl a line, beside a tar of the same stem
 TAR_ROOT = "combines_tar_root.txt"  # one line: the folder of those tars
 RAW_LIST = "data.list"
-TARS = (".tar", ".tar.gz", ".tgz")
+TARS = (".tar", *(f".tar{one}" for one in (".gz", ".bz2", ".xz")), ".tgz", ".tbz2", ".txz")
 _LINE_BYTES = 1 << 16  # of a list of tars; a longer first line can only be a record
 
 
@@ -119,13 +121,27 @@ def open_source(
 
 
 def list_shards(place: str, files: Files | None = None) -> list[Shard]:
-    """The tars and combine pairs of a list file in order. Raises DataError."""
+    """The tars and combine pairs of a list file in order; a line that names none is a problem.
+
+    Raises DataError where no line names one.
+    """
     files = files or Files()
-    lines = _text_lines(files, place)
-    if place.endswith(COMBINES_LIST):
-        root = _tar_root(files, place)
-        return [_pair(files, place, line, root) for line in lines]
-    return [_line(files, place, line) for line in lines]
+    is_combine = place.endswith(COMBINES_LIST)
+    root = _tar_root(files, place) if is_combine else ""
+    shards = []
+    for line in _text_lines(files, place):
+        where = f"list {place} line {line.number}"
+        if line.text is None:
+            shards.append(Shard(where, problem=f"{where}: {line.problem}"))
+            continue
+        try:
+            shards.append(_pair(files, place, line.text, root) if is_combine
+                          else _line(files, place, line.text))  # fmt: skip
+        except OsumError as error:
+            shards.append(Shard(where, problem=f"{where}: {error}"))
+    if shards and all(shard.problem for shard in shards):
+        raise DataError(str(shards[0].problem))
+    return shards
 
 
 def _folder(name: str, path: str, inside: list[str], task: str | None, files: Files) -> Source:
@@ -149,12 +165,12 @@ def _is_raw(files: Files, place: str) -> bool:
     raise DataError(f"list {place}: no records; it is empty")
 
 
-def _text_lines(files: Files, place: str) -> list[str]:
-    try:
-        text = files.read(place).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"list {place}: not text: {error}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def _text_lines(files: Files, place: str) -> list[Line]:
+    """The lines of a list that are not blank, without white space around them."""
+    lines = text_lines(io.BytesIO(files.read(place)))
+    stripped = (line if line.text is None else replace(line, text=line.text.strip())
+                for line in lines)  # fmt: skip
+    return [line for line in stripped if line.text != ""]
 
 
 def _line(files: Files, place: str, line: str) -> Shard:
@@ -162,9 +178,7 @@ def _line(files: Files, place: str, line: str) -> Shard:
     before, bar, after = line.partition("|")
     tar = (after if bar else before).strip()
     if not tar.endswith(TARS):
-        raise DataError(
-            f"list {place}: {line[:200]!r} names no tar; write `tar`, `-|tar` or `jsonl|tar`"
-        )
+        raise DataError(f"{line[:200]!r} names no tar; write `tar`, `-|tar` or `jsonl|tar`")
     lines = before.strip() if bar and before.strip() != "-" else None
     return Shard(files.beside(place, tar), lines and files.beside(place, lines))
 
@@ -175,9 +189,10 @@ def _tar_root(files: Files, place: str) -> str:
     if not files.exists(beside):
         return files.folder(place)
     lines = _text_lines(files, beside)
-    if not lines:
-        raise DataError(f"{beside}: empty; write the folder of the tars into it")
-    return files.beside(beside, lines[0])
+    if not lines or lines[0].text is None:
+        what = lines[0].problem if lines else "empty"
+        raise DataError(f"{beside}: {what}; write the folder of the tars into it")
+    return files.beside(beside, lines[0].text)
 
 
 def _pair(files: Files, place: str, line: str, root: str) -> Shard:

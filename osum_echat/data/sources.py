@@ -3,9 +3,10 @@
 Equal data gives equal utterances in every form; only the audio is a path or bytes as it is stored.
 """
 
-import io
 import json
 import os
+import re
+import zlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -17,12 +18,20 @@ from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 import numpy as np
 
 from osum_echat.data.files import Files
-from osum_echat.data.tar import Member, walk
-from osum_echat.data.tar_index import Index, load_index, open_tar, split_name
-from osum_echat.errors import DataError
+from osum_echat.data.tar import SOUNDS, Index, is_sound, is_text, load_index, open_tar
+from osum_echat.errors import DataError, OsumError
+from osum_echat.files import text_lines
+from osum_echat.logs import logger
 from osum_echat.records import Utterance
 
-_SOUNDS = ("wav", "wav_")  # fields of a raw object that name sound files: wav, wav_1 ...
+LOG = logger(__name__)
+PACKED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")  # tars that are read from front to back
+_NOTHING = "none"  # what the shard writer puts for a field that is missing
+_OPEN_TARS, _INDEXES = 8, 64  # kept at hand
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half of a character
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +86,7 @@ class RawSource:
         self.files = files or Files()
         self.place = str(path)
         self._is_remote = self.files.is_url(self.place)
-        self._starts = line_starts(self.files, self.place)
+        self._starts, self._numbers = _lines_of(self.files, self.place)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -88,7 +97,7 @@ class RawSource:
 
     def read(self, unit: int) -> Iterator[Utterance | Dropped]:
         """The utterance of one line, or why there is none."""
-        where = f"{self.place} (record {unit + 1})"
+        where = f"{self.place} (record {unit + 1}, line {self._numbers[unit]})"
         try:
             with self.files.open(self.place) as lines:
                 lines.seek(int(self._starts[unit]))
@@ -102,7 +111,7 @@ class RawSource:
             return
         try:
             self._fetch(raw)
-        except DataError as error:
+        except OsumError as error:
             yield Dropped("audio cannot be fetched", f"{where}: {error}", self.place)
             return
         yield utterance_of(raw, where, self.place, self.task)
@@ -110,16 +119,24 @@ class RawSource:
     def _fetch(self, raw: dict[str, Any]) -> None:
         """Sounds that are URLs, as bytes. Raises DataError, ConfigError."""
         for name, value in raw.items():
-            if name.startswith(_SOUNDS) and isinstance(value, str) and value:
+            if is_sound(name) and isinstance(value, str) and value:
                 place = self.files.beside(self.place, value) if self._is_remote else value
                 if self.files.is_url(place):
                     raw[name] = self.files.read(place)
 
 
-def json_object(line: bytes | str, where: str, file: str) -> dict[str, Any] | Dropped:
+def json_object(line: bytes, where: str, file: str) -> dict[str, Any] | Dropped:
     """The object of a line of jsonl or of a member of JSON."""
+    (read,) = text_lines([line])
+    if read.text is None:
+        return Dropped("text is not UTF-8", f"{where}: {read.problem}", file)
     try:
-        raw = json.loads(line)
+        raw = json.loads(read.text)
+        if _HALF.search(read.text):
+            json.dumps(raw, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"half a character, {error.object[error.start]!a}"
+        return Dropped("text is not Unicode", f"{where}: {half}", file)
     except (ValueError, RecursionError) as error:
         return Dropped("not JSON", f"{where}: {error}", file)
     if not isinstance(raw, dict):
@@ -143,13 +160,19 @@ def line_starts(files: Files, place: str) -> np.ndarray:
 
     Raises DataError where there are none.
     """
-    starts = array("q")
+    return _lines_of(files, place)[0]
+
+
+def _lines_of(files: Files, place: str) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets and numbers, from 1, of the lines that are not blank."""
+    starts, numbers = array("q"), array("l")
     offset = 0
     try:
         with files.open(place) as lines:
-            for line in lines:
+            for number, line in enumerate(lines, 1):
                 if line.strip():
                     starts.append(offset)
+                    numbers.append(number)
                 offset += len(line)
     except DataError as error:
         raise DataError(
@@ -159,17 +182,7 @@ def line_starts(files: Files, place: str) -> np.ndarray:
         raise DataError(f"list {place}: cannot be read ({error.strerror or error})") from error
     if not starts:
         raise DataError(f"list {place}: no records; one JSON object a line is needed")
-    return np.frombuffer(starts, dtype=np.int64)
-
-
-SOUNDS = ("flac", "mp3", "m4a", "ogg", "opus", "wav", "wma")
-PACKED = (".gz", ".tgz")  # names of tars that can only be read from front to back
-_NOTHING = "none"  # what the shard writer puts for a field that is missing
-_OPEN_TARS, _INDEXES = 8, 64  # kept at hand
-_RANGE_LIMIT = 1 << 30  # bytes of one utterance
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
+    return np.frombuffer(starts, dtype=np.int64), np.frombuffer(numbers, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +191,7 @@ class Shard:
 
     tar: str
     lines: str | None = None
+    problem: str | None = None  # why its line in the list names no tar
 
 
 class TarSource:
@@ -198,6 +212,7 @@ class TarSource:
         self._tars: _Recent[str, BinaryIO] = _Recent(self._open, _OPEN_TARS)
         self._lines: _Recent[str, BinaryIO] = _Recent(self.files.open, _OPEN_TARS)
         self._missing: dict[Shard, str] = {}
+        self._held: dict[Shard, Index] = {}  # that could be kept nowhere
         counts = [self._count(shard) for shard in self.shards]
         self._ends = np.cumsum(counts, dtype=np.int64)
         if not counts:
@@ -229,16 +244,8 @@ class TarSource:
             file = shard.tar if fault.broken else None
             yield Dropped(fault.reason, f"{shard.tar}: {fault.detail}", file)
             return
-        start, end, line_start, line_end = index.ranges[number].tolist()
-        found = self._members(shard, start, end)
-        if isinstance(found, Dropped):
-            yield found
-            return
-        key, members = found
-        where = f"{shard.tar} ({key})"
-        record = _record(key, members, where, shard.tar)
-        if shard.lines is not None and not isinstance(record, Dropped):
-            record = self._with_line(record, shard, line_start, line_end)
+        where = f"{shard.tar} ({index.keys[number]})"
+        record = self._record(shard, index, number, where)
         yield (
             record
             if isinstance(record, Dropped)
@@ -248,92 +255,91 @@ class TarSource:
     def _count(self, shard: Shard) -> int:
         """How many units a tar has; one for a tar that is not there."""
         try:
+            if shard.problem is not None:
+                raise DataError(shard.problem)
             return len(self._indexes[shard])
-        except DataError as error:
+        except OsumError as error:
             self._missing[shard] = str(error)
             return 1
 
     def _index(self, shard: Shard) -> Index:
-        return load_index(self.files, shard.tar, shard.lines)
+        if shard in self._held:
+            return self._held[shard]
+        index, is_kept = load_index(self.files, shard.tar, shard.lines)
+        if not is_kept:
+            if not self._held:
+                LOG.warning("%s: no index can be kept beside it or in a cache; memory holds it",
+                            shard.tar)  # fmt: skip
+            self._held[shard] = index
+        return index
 
     def _open(self, tar: str) -> BinaryIO:
         return open_tar(self.files, tar)
 
-    def _members(
-        self, shard: Shard, start: int, end: int
-    ) -> tuple[str, dict[str, bytes]] | Dropped:
-        """The key and the contents by postfix of the members in a range of a tar."""
-        if end - start > _RANGE_LIMIT:
-            return Dropped("too large", f"{shard.tar}: {end - start} bytes at {start}", shard.tar)
+    def _record(
+        self, shard: Shard, index: Index, unit: int, where: str
+    ) -> dict[str, Any] | Dropped:
+        """A unit as the fields of a raw object; sounds are bytes."""
         try:
-            tar = self._tars[shard.tar]
-            tar.seek(start)
-            data = tar.read(end - start)
-        except (OSError, EOFError, DataError) as error:
+            members = index.read(self._tars[shard.tar], unit)
+        except DataError as error:
+            return Dropped("tar has changed", f"{shard.tar}: {error}; remove its index", shard.tar)
+        except (OSError, EOFError, OsumError) as error:
             return Dropped("tar cannot be read", f"{shard.tar}: {error}", shard.tar)
-        members: dict[str, bytes] = {}
-        key = None
-        for part in walk(io.BytesIO(data)):
-            named = split_name(part.name) if isinstance(part, Member) and part.is_file else None
-            if isinstance(part, Member) and named is not None:
-                key = named[0]
-                members[named[1]] = data[part.data : part.data + part.size]
-        if key is None:
-            return Dropped("damaged tar", f"{shard.tar}: nothing at byte {start}", shard.tar)
-        return key, members
+        record = _fields(index.keys[unit], members, where, shard.tar)
+        if shard.lines is None or isinstance(record, Dropped):
+            return record
+        return self._with_line(record, shard.lines, index.units[unit, 2:].tolist())
 
     def _with_line(
-        self, record: dict[str, Any], shard: Shard, start: int, end: int
+        self, record: dict[str, Any], file: str, place: list[int]
     ) -> dict[str, Any] | Dropped:
-        """The record with the words of its line; the tar's own stand where the line has none."""
-        assert shard.lines is not None
-        where = f"{shard.lines} ({record['key']})"
+        """The record with the words that its line in the jsonl has."""
+        start, end, total = place
+        where = f"{file} ({record['key']})"
         try:
-            lines = self._lines[shard.lines]
+            lines = self._lines[file]
             lines.seek(start)
-            line = json_object(lines.read(end - start), where, shard.lines)
-        except (OSError, DataError) as error:
-            return Dropped("list cannot be read", f"{where}: {error}", shard.lines)
+            data = lines.read(end - start)
+        except (OSError, OsumError) as error:
+            return Dropped("list cannot be read", f"{where}: {error}", file)
+        if zlib.crc32(data) != total:
+            return Dropped("list has changed", f"{where}: since it was indexed", file)
+        line = json_object(data, where, file)
         if isinstance(line, Dropped):
             return line
-        if line.get("key") != record["key"]:
-            return Dropped("list and tar differ", f"{where}: {line.get('key')!r}", shard.lines)
         words = {name: value for name, value in line.items()
-                 if value is not None and not _is_sound(name)}  # fmt: skip
+                 if value is not None and not is_sound(name)}  # fmt: skip
         return {**record, **words}
 
 
-def _is_sound(name: str) -> bool:
-    return name == "wav" or (name.startswith("wav_") and name[4:].isdigit())
-
-
-def _record(key: str, members: dict[str, bytes], where: str, file: str) -> dict[str, Any] | Dropped:
-    """Members as the fields of a raw object; sounds are bytes."""
+def _fields(key: str, members: dict[str, bytes], where: str, file: str) -> dict[str, Any] | Dropped:
     record: dict[str, Any] = {"key": key}
     for postfix, contents in members.items():
-        if postfix in SOUNDS:
-            record["wav"] = contents
-        elif _is_sound(postfix):
-            record[postfix] = contents
-        elif postfix in ("txt", "task", "extra") or postfix.startswith("txt_"):
-            try:
-                text = contents.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return Dropped("text is not UTF-8", f"{where}: .{postfix}: {error}", file)
-            if postfix == "extra":
-                extra = _extra(text, where, file)
-                if isinstance(extra, Dropped):
-                    return extra
-                record["extra"] = extra
-            elif postfix != "task" or text != _NOTHING:
-                record[postfix] = text
+        if is_sound(postfix):
+            record["wav" if postfix in SOUNDS else postfix] = contents
+        elif is_text(postfix):
+            value = _text(postfix, contents, f"{where}: .{postfix}", file)
+            if isinstance(value, Dropped):
+                return value
+            if value is not None:
+                record[postfix] = value
     return record
 
 
-def _extra(text: str, where: str, file: str) -> dict[str, Any] | Dropped | None:
-    if not text.strip() or text == _NOTHING:
+def _text(
+    postfix: str, contents: bytes, where: str, file: str
+) -> str | dict[str, Any] | Dropped | None:
+    """What a member of words says; None for one that says nothing."""
+    try:
+        text = contents.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return Dropped("text is not UTF-8", f"{where}: {error}", file)
+    if "\0" in text:  # what a size that is too large makes of the zeros behind a member
+        return Dropped("zeros in a text", where, file)
+    if postfix in ("task", "extra") and text.strip() in ("", _NOTHING):
         return None
-    return json_object(text, f"{where}: .extra", file)
+    return json_object(contents, where, file) if postfix == "extra" else text
 
 
 class _Recent(Generic[Key, Value]):

@@ -1,7 +1,9 @@
 """Claims about tars: every form gives the same utterances, and damage costs only what it hits."""
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import pickle
 import tarfile
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from osum_echat.data import tar_index
+from osum_echat.data import tar as tar_module
 from osum_echat.data.manifest import open_source
 from osum_echat.data.sources import RawSource, Shard, TarSource
 from tests.data.forms import members, plain, raw_rows, read_all, tar_bytes, write_lines, write_shard
@@ -20,7 +22,7 @@ LISTS = ("understand", "tts", "s2s", "s2s_think", "s2t", "t2t", "history")
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_index, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(tar_module, "CACHE", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("name", LISTS)
@@ -89,7 +91,7 @@ def test_an_index_is_kept_and_made_again_when_the_tar_changes(
     assert len(TarSource("a", [Shard(str(tar))])) == 3
     assert (tmp_path / "a.tar.index").is_file()
     with monkeypatch.context() as patch:
-        patch.setattr(tar_index, "make_index", None)  # must not be called
+        patch.setattr(tar_module, "make_index", None)  # must not be called
         assert len(TarSource("a", [Shard(str(tar))])) == 3
     write_shard(tar, rows, tmp_path)
     os.utime(tar, ns=(1, 1))
@@ -224,7 +226,8 @@ def changed(parts: list[tuple[str, bytes]], postfix: str, data: bytes | None) ->
 
 @pytest.mark.parametrize(
     ("postfix", "contents", "reason"),
-    [("txt", None, "bad record"), ("txt", b"\xff\xfe", "text is not UTF-8"),
+    [("txt", None, "lost .txt"), ("task", None, "lost .task"), ("extra", None, "lost .extra"),
+     ("txt", b"a\0\0", "zeros in a text"), ("txt", b"\xff\xfe", "text is not UTF-8"),
      ("extra", b"{oops", "not JSON"), ("extra", b"[1]", "not an object"),
      ("extra", b'{"speech_token": "x"}', "bad record")],
 )  # fmt: skip
@@ -235,6 +238,70 @@ def test_a_bad_member_costs_its_utterance_only(
     every[1] = changed(every[1], postfix, contents)
     kept, reasons = read_tar(tmp_path, tar_bytes(one for row in every for one in row))
     assert (kept, reasons) == (["u0", "u2"], [reason])
+
+
+@pytest.mark.parametrize("form", [gzip.compress, bz2.compress, lzma.compress])
+def test_marks_and_packed_tars_are_read(tmp_path: Path, form: Any) -> None:
+    """A mark at the beginning of a text is no part of it, and three packings are known."""
+    every = [[(name, b"\xef\xbb\xbf" + data if name.endswith((".txt", ".task", ".extra")) else data)
+              for name, data in row] for row in parts_of(tmp_path, 2)]  # fmt: skip
+    path = tmp_path / "x.tar"
+    path.write_bytes(form(tar_bytes(one for row in every for one in row)))
+    kept, dropped = read_all(TarSource("x", [Shard(str(path))]))
+    wanted, _ = read_all(RawSource("s2s", tmp_path / "s2s.list"))
+    assert [plain(one) for one in kept] == [plain(one) for one in wanted]
+    assert dropped == []
+
+
+def test_a_tar_that_no_one_here_unpacks_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(b"\x28\xb5\x2f\xfd" + bytes(100))
+    (dropped,) = read_all(TarSource("x", [Shard(str(path))]))[1]
+    assert "packed by zstd; unpack it" in dropped.detail
+
+
+@pytest.mark.parametrize("postfix", ["txt", "extra", "wav", "task"])
+def test_rot_under_a_kept_index_is_told(tmp_path: Path, postfix: str) -> None:
+    tar = write_shard(tmp_path / "a.tar", raw_rows(tmp_path, "s2s", 3), tmp_path)
+    pair = Shard(str(tar), str(write_lines(tmp_path / "a.list", raw_rows(tmp_path, "s2s", 3))))
+    for shard in (Shard(str(tar)), pair):
+        read_all(TarSource("a", [shard]))
+    data, stamp = bytearray(tar.read_bytes()), tar.stat().st_mtime_ns
+    data[header_place(bytes(data), f"u1.{postfix}") + 513] ^= 1
+    tar.write_bytes(data)
+    os.utime(tar, ns=(stamp, stamp))
+    for shard in (Shard(str(tar)), pair):
+        kept, dropped = read_all(TarSource("a", [shard]))
+        assert [one.key for one in kept] == ["u0", "u2"]
+        assert [one.reason for one in dropped] == ["tar has changed"]
+
+
+def test_rot_of_the_lines_of_a_pair_is_told(tmp_path: Path) -> None:
+    rows = raw_rows(tmp_path, "s2s", 3)
+    tar, lines = write_shard(tmp_path / "a.tar", rows, tmp_path), tmp_path / "a.list"
+    source = TarSource("a", [Shard(str(tar), str(write_lines(lines, rows)))])
+    text, stamp = lines.read_bytes(), lines.stat().st_mtime_ns
+    lines.write_bytes(text.replace(b"Well done", b"Hell done"))
+    os.utime(lines, ns=(stamp, stamp))
+    assert [one.reason for one in read_all(source)[1]] == ["list has changed"]
+
+
+def test_a_corpus_that_cannot_be_written_beside_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = write_shard(tmp_path / "a.tar", raw_rows(tmp_path, "t2t"), tmp_path)
+    (tmp_path / "a.tar.index").mkdir()  # nothing can take this name, for root as well
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tar_module, "CACHE", tmp_path / "file" / "cache")
+    source = TarSource("a", [Shard(str(tar))])
+    monkeypatch.setattr(tar_module, "make_index", None)  # must not be called again
+    assert len(read_all(source)[0]) == 8
+
+
+def test_tars_behind_one_another_are_read(tmp_path: Path) -> None:
+    every = parts_of(tmp_path)
+    tars = [tar_bytes(one for row in part for one in row) for part in (every[:2], every[2:])]
+    assert read_tar(tmp_path, b"".join(tars)) == ([f"u{one}" for one in range(6)], [])
 
 
 def test_missing_audio_stays_missing(tmp_path: Path) -> None:
