@@ -240,7 +240,7 @@ def _with(member: Member, total: int = 0, fault: str | None = None) -> Member:
 
 
 def _begins_anew(block: bytes) -> bool:
-    """Whether two blocks begin with a header that has a byte or two wrong, or is cut, or are zeros."""
+    """Whether blocks begin with a header, with a byte or two wrong or cut, or are all zeros."""
     is_header = sum(map(int.__eq__, block[257:262], b"ustar")) >= 4
     return len(block) < BLOCK or is_header or not any(block)
 
