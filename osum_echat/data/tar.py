@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -153,6 +153,7 @@ def is_sound(postfix: str) -> bool:
 
 
 def is_text(postfix: str) -> bool:
+    """Whether a postfix is that of words that are read."""
     return postfix in TEXTS or postfix.startswith("txt_")
 
 
@@ -206,15 +207,16 @@ class _Blocks:
             chunk = self.read(at, min(_CHUNK, end - at))
             inside = _header_in(chunk)
             if inside is not None:
-                return _with(member, fault="wrong size"), at + inside
+                return replace(member, fault="wrong size"), at + inside
             padding = chunk[max(0, stop - at) :]
             total = zlib.crc32(chunk[: max(0, stop - at)], total)
             at += len(chunk)
             if any(padding):
-                return _with(member, fault="wrong size"), end
+                return replace(member, fault="wrong size"), end
             if not chunk:
                 break
-        return _with(member, total, "cut short" if at < stop else None), max(at, member.data)
+        fault = "cut short" if at < stop else None
+        return replace(member, sum=total, fault=fault), max(at, member.data)
 
     def skip(self, start: int) -> tuple[Gap, tuple[Member, int] | None]:
         """The bytes before the next header from a place on, and its member; None: there is none."""
@@ -232,11 +234,6 @@ class _Blocks:
             is_zero = is_zero and not chunk.strip(b"\0")
             at += len(chunk)
         return Gap(start, at - start, is_zero, _begins_anew(head)), None
-
-
-def _with(member: Member, total: int = 0, fault: str | None = None) -> Member:
-    return Member(member.name, member.start, member.data, member.size, member.is_file,
-                  member.is_folder, total, fault)  # fmt: skip
 
 
 def _begins_anew(block: bytes) -> bool:
