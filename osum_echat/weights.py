@@ -313,7 +313,7 @@ def _written(path: Path) -> Iterator[IO[bytes]]:
         with whole_file(path) as file:
             yield file
     except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"{path}: not written ({error}); make room there") from error
+        raise InputError(f"{path}: not written; is the disk full? ({error})") from error
 
 
 def _separate(tensor: Tensor) -> Tensor:

@@ -146,7 +146,8 @@ def _to_ours(model: OpenModel, directory: Path) -> list[KeyReport]:
     if model.extras:
         weights.write_safetensors_file(directory / EXTRAS_FILE, model.extras)
     raw = model.files.settings_yaml()
-    notes = {key: value for key, value in raw.items() if key not in SIZES}
+    away = (*SIZES, "tokenizer") if _tokenizer(model.files) else SIZES     # it is copied
+    notes = {key: value for key, value in raw.items() if key not in away}
     if UPSTREAM_KEY in raw:
         notes = {"thinking": "either"}
     checkpoint.write_settings(directory, model.settings, notes)
@@ -183,11 +184,19 @@ def _computed(settings: EChatSettings) -> dict[str, Tensor]:
 
 
 def _copy_small_files(files: ModelFiles, directory: Path) -> None:
-    """Tokenizer and prompts that lie beside the weights or settings."""
-    for home in (files.settings.parent, files.home, files.settings.parent / "llm"):
+    """Prompts that lie beside the weights or settings, and the tokenizer wherever it is."""
+    for home in (_tokenizer(files), files.settings.parent, files.home):
         for name in COPIED:
-            if (home / name).is_file():
+            if home is not None and (home / name).is_file():
                 shutil.copyfile(home / name, directory / name)
+
+
+def _tokenizer(files: ModelFiles) -> Path | None:
+    """Where the tokenizer is; None where there is none, which a conversion does not need."""
+    try:
+        return files.tokenizer()
+    except CheckpointError:
+        return None
 
 
 def collect(states: Path, target: Path, raw: Mapping[str, Tensor] | None = None) -> list[KeyReport]:

@@ -106,6 +106,12 @@ def test_what_the_assistant_reads_and_small_files_go_along(tmp_path: Path):
     kept = yaml.safe_load((tmp_path / "two" / "model.yaml").read_text())
     assert {name: kept[name] for name in notes} == notes
     assert (tmp_path / "two" / "tokenizer.json").is_file()
+    (tmp_path / "words").mkdir()
+    (tmp_path / "one" / "tokenizer.json").rename(tmp_path / "words" / "tokenizer.json")
+    checkpoint.write_settings(tmp_path / "one", SETTINGS, {"tokenizer": str(tmp_path / "words")})
+    convert(tmp_path / "one", tmp_path / "far", "ours")
+    assert (tmp_path / "far" / "tokenizer.json").is_file()
+    assert "tokenizer" not in yaml.safe_load((tmp_path / "far" / "model.yaml").read_text())
     convert(PUBLISHED, tmp_path / "three", "ours")
     assert yaml.safe_load((tmp_path / "three" / "model.yaml").read_text())["thinking"] == "either"
 
