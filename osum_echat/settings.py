@@ -2,8 +2,8 @@
 
 import json
 import types
-from collections.abc import Iterable
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -177,3 +177,38 @@ def _plain(hint: Any, value: Any, where: str) -> Any:
     if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise ConfigError(f"{where}: {value!r} where {_WORDS.get(hint, hint.__name__)} is needed")
+
+
+def parse_stored(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
+    """As `parse`, of what an earlier version wrote: by the names of today, without what is gone."""
+    return parse(kind, _renamed(kind, raw), where)
+
+
+def _renamed(kind: type, raw: Mapping[str, Any]) -> dict[str, Any]:
+    hints, renamed = get_type_hints(kind), getattr(kind, "RENAMED", {})
+    known = {item.name: hints[item.name] for item in fields(kind)}
+    found = {}
+    for old, value in raw.items():
+        name = renamed.get(old, old)
+        inner = known.get(name)
+        if isinstance(inner, type) and is_dataclass(inner) and isinstance(value, dict):
+            value = _renamed(inner, value)
+        if name in known:
+            found[name] = value
+    return found
+
+
+def differences(before: Any, now: Any) -> dict[str, str]:
+    """Settings that differ between two dataclasses of a kind, in words, by their place: run.steps.
+    """
+    old, new = (dict(_leaves(asdict(one))) for one in (before, now))
+    return {name: f"{name} {old.get(name)!r}, now {new.get(name)!r}"
+            for name in sorted({*old, *new}) if old.get(name) != new.get(name)}  # fmt: skip
+
+
+def _leaves(value: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _leaves(inner, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", inner

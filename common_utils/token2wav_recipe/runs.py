@@ -4,7 +4,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -13,11 +13,12 @@ import yaml
 
 from osum_echat import cli, settings
 from osum_echat.errors import ConfigError, DataError
-from osum_echat.files import text_lines
+from osum_echat.files import locked, text_lines
 from osum_echat.logs import logger, out
 from osum_echat.training import state as states
 
 METRICS_FILE = "metrics.jsonl"
+HARMLESS = ("limits.", "output", "out", "device", "schedule.total_steps", "schedule.budget_minutes")
 
 T = TypeVar("T")
 
@@ -73,6 +74,7 @@ class LimitSettings:
     steps: int = 0                     # optimizer steps; 0: no limit
     save_minutes: float = 4.0
     log_steps: int = 20
+    changed: bool = False              # go on in an output that was trained with other settings
 
     def __post_init__(self) -> None:
         if not (self.minutes or self.steps):
@@ -106,11 +108,19 @@ class Trainer(Protocol):
         ...
 
 
-def run(trainer: Trainer, output: Path, limits: LimitSettings, record: dict[str, Any]) -> None:
+def run(make: Callable[[], Trainer], output: Path, limits: LimitSettings, training: Any) -> None:
     """Train to the limit, going on from the newest checkpoint in `output`.
 
-    record: the settings, written beside the checkpoints, as what was run.
+    make: reads the data and makes the trainer; training: all settings, a dataclass, written beside
+    the checkpoints. Raises ConfigError where the output was trained with other settings that
+    matter, InputError where another training writes there or nothing can be written.
     """
+    with locked(output / states.LOCK_FILE), states.write_errors_told(output):
+        states.tell_changes(output, training, HARMLESS, limits.changed, "limits.changed")
+        _run(make(), output, limits, asdict(training))
+
+
+def _run(trainer: Trainer, output: Path, limits: LimitSettings, record: dict[str, Any]) -> None:
     torch.set_flush_denormal(True)     # tiny optimizer moments slow a CPU down
     output.mkdir(parents=True, exist_ok=True)
     metrics = output / METRICS_FILE

@@ -285,8 +285,8 @@ class FlowTrainer:
 
 def train(training: FlowTraining) -> Path:
     """Train to the limit, going on from the newest checkpoint. Returns the exported weights."""
-    trainer = FlowTrainer(training, record(training))
-    run(trainer, Path(training.output), training.limits, asdict(training))
+    output = Path(training.output)
+    run(lambda: FlowTrainer(training, record(training)), output, training.limits, training)
     return Path(training.output) / FLOW_FILE
 
 

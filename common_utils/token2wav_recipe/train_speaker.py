@@ -10,7 +10,7 @@ import random
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +226,7 @@ class SpeakerTrainer:
 def train(training: SpeakerTraining) -> Path:
     """Train to the limit. Returns the ONNX file."""
     output = Path(training.output)
-    run(SpeakerTrainer(training, read(training)), output, training.limits, asdict(training))
+    run(lambda: SpeakerTrainer(training, read(training)), output, training.limits, training)
     return Path(training.out or output / SPEAKER_FILE)
 
 

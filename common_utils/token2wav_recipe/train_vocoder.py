@@ -316,7 +316,7 @@ def _magnitude(wave: Tensor, size: int) -> Tensor:
 def train(training: VocoderTraining) -> Path:
     """Train to the limit. Returns the exported weights."""
     output = Path(training.output)
-    run(VocoderTrainer(training, read(training)), output, training.limits, asdict(training))
+    run(lambda: VocoderTrainer(training, read(training)), output, training.limits, training)
     return output / VOCODER_FILE
 
 

@@ -1,12 +1,12 @@
 """One training is one YAML: its settings, and all that it works on made from them."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -50,12 +50,11 @@ from osum_echat.vocab import Vocab
 
 LOG = logger(__name__)
 PROMPTS_FILE = "prompts.yaml"
-HARMLESS = (  # beginnings of settings that change nothing of what a step learns
-    "output", "device", "run.", "schedule.total_steps", "schedule.budget_minutes", "data.held_out",
+HARMLESS = (  # settings, or beginnings of them, that change nothing of what a step learns
+    "output", "device", *(f"run.{item.name}" for item in fields(RunSettings)
+    if item.name != "average"), "schedule.total_steps", "schedule.budget_minutes", "data.held_out",
     "data.prefetch", "data.workers", "data.bad_in_a_row", "engine.encoder_cache_file",
 )  # fmt: skip
-NOT_HARMLESS = ("run.average",)
-MOST_CHANGES = 10
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
@@ -107,66 +106,12 @@ def train(experiment: Experiment) -> Outcome:
     """
     output = Path(experiment.output)
     with locked(output / states.LOCK_FILE) if is_first_rank() else nullcontext():
-        tell_changes(experiment)
+        states.tell_changes(output, experiment, HARMLESS, experiment.run.changed, "run.changed")
         step = finished_step(output, experiment.run)
         if step is not None:
             LOG.info("already finished at step %d: see %s", step, output)
             return Outcome(step, None)
         return trainer.train(build(experiment), experiment.run, experiment.schedule)
-
-
-def tell_changes(experiment: Experiment) -> None:
-    """Log which settings differ from those that the output was trained with last.
-
-    Raises ConfigError where one of them changes what is learnt, unless run.changed says so.
-    """
-    checkpoint_directory = states.newest(Path(experiment.output))
-    if checkpoint_directory is None:
-        return
-    path = checkpoint_directory / states.CONFIG_FILE
-    try:
-        stored = parse(Experiment, _renamed(Experiment, read_mapping(path)), path.name)
-    except ConfigError as error:
-        LOG.warning("%s: not compared with these settings (%s)", path, error)
-        return
-    before, now = (dict(_leaves(asdict(one))) for one in (stored, experiment))
-    told = {key: f"{key} {before.get(key)!r}, now {now.get(key)!r}"
-            for key in sorted({*before, *now}) if before.get(key) != now.get(key)}  # fmt: skip
-    serious = [text for key, text in told.items() if not key.startswith(HARMLESS)
-               or key in NOT_HARMLESS]  # fmt: skip
-    if serious and not experiment.run.changed:
-        more = f" and {len(serious) - MOST_CHANGES} more" if len(serious) > MOST_CHANGES else ""
-        raise ConfigError(
-            f"{experiment.output}: was trained with other settings: "
-            f"{'; '.join(serious[:MOST_CHANGES])}{more}. Begin in another output, or put them "
-            "back, or go on with the new ones by run.changed=true"
-        )
-    if told:
-        LOG.info("%s goes on with other settings: %s", experiment.output, "; ".join(told.values()))
-
-
-def _renamed(kind: type, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings by their names of today; what is no setting any more is left out."""
-    hints, names = get_type_hints(kind), getattr(kind, "RENAMED", {})
-    known = {item.name: hints[item.name] for item in fields(kind)}
-    found = {}
-    for old, value in raw.items():
-        name = names.get(old, old)
-        inner = known.get(name)
-        if is_dataclass(inner) and isinstance(inner, type) and isinstance(value, dict):
-            value = _renamed(inner, value)
-        if name in known:
-            found[name] = value
-    return found
-
-
-def _leaves(value: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting by its place: run.steps."""
-    for name, inner in value.items():
-        if isinstance(inner, Mapping):
-            yield from _leaves(inner, f"{place}{name}.")
-        else:
-            yield f"{place}{name}", list(inner) if isinstance(inner, tuple) else inner
 
 
 def dump(experiment: Experiment) -> str:

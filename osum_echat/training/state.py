@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
-from osum_echat.errors import CheckpointError
+from osum_echat.errors import CheckpointError, ConfigError
 from osum_echat.logs import logger
+from osum_echat.settings import differences, parse_stored, read_mapping
 
 LOG = logger(__name__)
 FOLDER = "checkpoints"
 STATE_FILE, CONFIG_FILE = "state.pt", "config.yaml"
 LOCK_FILE = ".lock"
+MOST_CHANGES = 10  # told in one line
 LATEST_FILE = "latest"
 
 
@@ -61,6 +63,35 @@ def save(output: Path, step: int, state: dict[str, Any], config_text: str, keep:
     for old in _complete(part.parent)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def tell_changes(
+    output: Path, settings: Any, harmless: tuple[str, ...], is_wanted: bool, switch: str
+) -> None:
+    """Log which settings differ from those that `output` was trained with last.
+
+    settings: a dataclass; harmless: beginnings of names. Raises ConfigError where another one
+    differs, unless `is_wanted`, which `switch` sets.
+    """
+    checkpoint = newest(output)
+    if checkpoint is None:
+        return
+    path = checkpoint / CONFIG_FILE
+    try:
+        stored = parse_stored(type(settings), read_mapping(path), path.name)
+    except ConfigError as error:
+        LOG.warning("%s: not compared with these settings (%s)", path, error)
+        return
+    told = differences(stored, settings)
+    serious = [text for name, text in told.items() if not name.startswith(harmless)]
+    if serious and not is_wanted:
+        more = f" and {len(serious) - MOST_CHANGES} more" if len(serious) > MOST_CHANGES else ""
+        raise ConfigError(
+            f"{output}: was trained with other settings: {'; '.join(serious[:MOST_CHANGES])}{more}."
+            f" Begin in another output, put them back, or go on with the new ones by {switch}=true"
+        )
+    if told:
+        LOG.info("%s goes on with other settings: %s", output, "; ".join(told.values()))
 
 
 @contextmanager

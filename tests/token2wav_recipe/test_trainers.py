@@ -130,6 +130,14 @@ def test_a_resumed_flow_training_ends_with_the_same_weights(tmp_path: Path):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_other_settings_in_one_output_are_told_and_go_on_where_that_is_wanted(tmp_path: Path):
+    train_flow.train(flow_training(tmp_path))
+    with pytest.raises(ConfigError, match=r"drop 0\.2, now 0\.5\. Begin .*limits\.changed=true"):
+        train_flow.train(flow_training(tmp_path, "limits.steps=3", "drop=0.5"))
+    wanted = ("limits.steps=3", "drop=0.5", "limits.changed=true")
+    assert train_flow.train(flow_training(tmp_path, *wanted)).is_file()
+
+
 def test_the_flows_losses_fall(tmp_path: Path):
     options = ("limits.steps=30", "limits.log_steps=5", "schedule.warmup_steps=2",
                "schedule.rate=1e-2")  # fmt: skip
