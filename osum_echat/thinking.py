@@ -18,7 +18,8 @@ VALUES = {
     "emotion": frozenset(
         {"SAD", "ANGER", "NEUTRAL", "HAPPY", "SURPRISE", "FEAR", "DISGUST", "OTHER"}),
     "event": frozenset(
-        {"LAUGH", "COUGH", "CRY", "SCREAMING", "SIGH", "THROAT CLEARING", "SNEEZE", "OTHER"}),
+        {"LAUGH", "COUGH", "CRY", "SCREAMING", "SIGH", "GROAN", "THROAT CLEARING", "SNEEZE",
+         "OTHER"}),
 }
 _LABEL = re.compile(r"<([^<>]+)>")
 THINK_END_MARK = re.compile(r"<\s*/?think end>|</think>")

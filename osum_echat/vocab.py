@@ -20,22 +20,28 @@ _CACHED_TEXTS = 4096
 class Pieces:
     """The first merges of a byte-pair tokenizer: coarser spelling with the tokenizer's own ids."""
 
-    def __init__(self, tokenizer: "Tokenizer", merges: int) -> None:
-        """Raises CheckpointError for a tokenizer that has fewer merges, or none."""
+    def __init__(self, tokenizer: "Tokenizer", merges: int | None = None, rows: int = 0) -> None:
+        """merges: how many; None: all those whose ids are among the first `rows`.
+
+        Raises CheckpointError for a tokenizer that has fewer merges, or none.
+        """
         from tokenizers import Tokenizer as Backend
 
         backend = getattr(tokenizer, "backend", None)
-        raw = json.loads(backend.to_str())["model"] if backend is not None else {}
-        kept = raw.get("merges", [])[:merges]
-        if len(kept) < merges:
-            raise CheckpointError(f"tokenizer: {len(kept)} merges, need {merges}; lower "
+        whole = json.loads(backend.to_str()) if backend is not None else {}
+        raw = whole.get("model", {})
+        every = [
+            raw["vocab"]["".join(one if isinstance(one, list) else one.split(" "))]
+            for one in raw.get("merges", [])
+        ]
+        if merges is None:
+            merges = sum(number < rows for number in every)
+        if not every or len(every) < merges:
+            raise CheckpointError(f"tokenizer: {len(every)} merges, need {merges}; lower "
                                   "prepare.audio_as_text_merges")
-        whole = json.loads(backend.to_str())
-        whole["model"]["merges"] = kept
+        raw["merges"] = raw["merges"][:merges]
         self.inner = Backend.from_str(json.dumps(whole))
-        self.ids = tuple(
-            raw["vocab"]["".join(one if isinstance(one, list) else one.split(" "))] for one in kept
-        )  # of the merges
+        self.ids = tuple(every[:merges])  # of the merges
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, none of them past the merges."""

@@ -291,7 +291,7 @@ class Preparer:
 
         The mark before a clip is the blank. Some ids are lost, some mistaken for another.
         """
-        ids = self.pieces.encode(_as_words(text)) if self.pieces else self.vocab.encode(text)
+        ids = self.pieces.encode(as_words(text)) if self.pieces else self.vocab.encode(text)
         wrong = self.pieces.ids if self.pieces else range(self.vocab.text_rows)
         most = 2 if self.settings.audio_as_text_gaps else 1
         noise, blank = self.settings.audio_as_text_noise, self.vocab.joint(self.vocab.audio_begin)
@@ -317,7 +317,7 @@ def _labels_and_words(utterance: Utterance) -> str:
     return "".join(f"<{label}>" for label in known if label) + words
 
 
-def _as_words(text: str) -> str:
+def as_words(text: str) -> str:
     """Labels as words, no sound event as nothing, and a space before each word."""
     words = _LABEL.sub(lambda found: "" if found[1] == "OTHER" else f" {found[1].lower()} ", text)
     return "".join(f" {word}" for word in words.split())

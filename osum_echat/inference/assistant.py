@@ -218,7 +218,8 @@ def _embed(
     states = [nothing_heard(model, one) if one.is_silent else one for one in states]
     prompts = decoder.embed_prompts(model.network, [state.row for state in states], model.vocab)
     for number, state in enumerate(states):
-        if model.generation.ctc_weight and state.request.task.hears and not state.is_silent:
+        is_read = state.request.task.hears and state.request.recognition is None
+        if model.generation.ctc_weight and is_read and not state.is_silent:
             states[number], prompts[number] = _hear(model, state, prompts[number])
     for state in states:
         state.timer.mark("prompt")
@@ -406,12 +407,20 @@ def _reply(model: LoadedModel, state: RequestState, wave: Tensor | None) -> Repl
     if wave is None and request.speaks and answer.stopped_by != "interrupt":
         LOG.warning("task %s: the model gave no speech", task.name)
     return Reply(
-        task=task.tag, heard=parser.heard, thought=parser.thought, labels=parser.labels,
+        task=task.tag, heard=_words_heard(state), thought=parser.thought, labels=parser.labels,
         text=parser.text, speech_tokens=tuple(answer.speech.ids) if request.speaks else (),
         wave=wave, sample_rate_hz=None if wave is None or voice is None else voice.sample_rate_hz,
         audio_in_s=state.audio_in_s, timings=state.timer.timings(task.hears),
         stopped_by=answer.stopped_by,
     )  # fmt: skip
+
+
+def _words_heard(state: RequestState) -> str | None:
+    """The user's words, as the answer tells them, or as they were recognized before it."""
+    recognition = state.request.recognition
+    if state.parser.heard is not None or recognition is None:
+        return state.parser.heard
+    return recognition.words
 
 
 def _may_hear_again(request: Request, reply: Reply) -> bool:

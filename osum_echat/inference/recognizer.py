@@ -1,24 +1,33 @@
 """What a model whose CTC spells hears in a clip: the words, and labels of the voice and of sounds.
 
-The CTC's best texts are weighed by the LLM, all in one batch: a word that it doubts is mended.
+The CTC's best texts are weighed by the LLM, all in one batch: a word that it doubts is mended. The
+LLM reads the labels and words in the place of the clip, and they are given to it as the words it
+would write down.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from osum_echat.data.prepare import as_words
 from osum_echat.errors import ConfigError
 from osum_echat.generation.ctc_beam import Weights, beam_search, llm_scores, total, without
 from osum_echat.models.echat import EChatModel
-from osum_echat.thinking import VALUES
-from osum_echat.vocab import Vocab
+from osum_echat.records import Labels
+from osum_echat.tasks import Task
+from osum_echat.thinking import VALUES, LabelTemplate, label_thought
+from osum_echat.vocab import Pieces, Vocab
 
 OPENING = "<|im_start|>user\n"  # what the LLM reads before the words
-SURE = -2.3  # log probability: a label less sure than one in ten is not told
-WEIGHTS = Weights()
+SURE = {"event": -1.0, "emotion": -3.0, "age": -9.0, "gender": -9.0}  # log probability at least
+PLAIN = {"event": "OTHER", "emotion": "NEUTRAL", "age": "ADULT", "gender": "MALE"}  # else
 NO_VOICE = "NOISE"  # the label of a clip in which nobody speaks
+NO_VOICE_SURE = -0.7
+WEIGHTS = Weights()
+VOCABULARIES = 4  # whose pieces are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +35,33 @@ class Recognition:
     """What was heard. words: lower case, "" for none; labels: by the names of thinking.VALUES."""
 
     words: str
-    labels: dict[str, str]
+    labels: Mapping[str, str]
+
+    @property
+    def is_nothing(self) -> bool:
+        """Neither words nor a sound that has a name."""
+        return not self.words and "event" not in self.labels
+
+    def ids(self, vocab: Vocab, rows: int) -> tuple[int, ...]:
+        """What the LLM reads in the clip's place: labels as words, then the words, by pieces.
+
+        rows: of the text table that are pieces. Nothing heard is four times the mark of a clip.
+        """
+        kinds = ("age", "gender", "emotion", "event")
+        tags = "".join(f"<{self.labels[kind]}>" for kind in kinds if kind in self.labels)
+        found = _pieces(vocab, rows).encode(as_words(f"{tags} {self.words}"))
+        return tuple(found) or (vocab.joint(vocab.audio_begin),) * 4
+
+    def thought(self, template: LabelTemplate) -> str:
+        """The label thought up to the style of the reply, which the LLM chooses."""
+        known = Labels(**{kind: self.labels.get(kind, PLAIN[kind]) for kind in PLAIN})
+        cue = template.cues[-1]
+        return label_thought(template, self.words, known).rpartition(cue)[0] + cue.rstrip()
+
+    def answer(self, task: Task) -> str:
+        """The whole answer of an understanding task."""
+        tags = "".join(f"<{self.labels.get(kind, PLAIN[kind])}>" for kind in task.labels)
+        return (self.words if task.transcript else "") + tags
 
 
 @torch.inference_mode()
@@ -40,14 +75,18 @@ def recognize(
     settings = network.settings.ctc
     if settings is None:
         raise ConfigError("ctc: missing in model.yaml; this model does not spell what it hears")
+    mel = mel.to(network.device)
     lengths = torch.tensor([len(mel)], device=mel.device)
     steps, _ = network.encode_audio_alone(mel[None], lengths)
     log_probs = network.ctc_log_probs(steps[0]).cpu()
     names = {name: settings.pieces + place for place, name in enumerate(settings.labels)}
     found = labels(log_probs, names)
-    if is_without_voice(log_probs, names):
-        return Recognition("", {name: value for name, value in found.items() if name == "event"})
-    return Recognition(words(network, vocab, without(log_probs, [*names.values()]), weights), found)
+    spelt = "" if is_without_voice(log_probs, names) else words(
+        network, vocab, without(log_probs, [*names.values()]), weights
+    )
+    if not spelt:
+        found = {kind: name for kind, name in found.items() if kind == "event"}
+    return Recognition(spelt, found)
 
 
 def words(network: EChatModel, vocab: Vocab, log_probs: Tensor, weights: Weights) -> str:
@@ -65,24 +104,27 @@ def words(network: EChatModel, vocab: Vocab, log_probs: Tensor, weights: Weights
     return spoken[worth.index(max(worth))][1]
 
 
-def labels(log_probs: Tensor, names: dict[str, int]) -> dict[str, str]:
+def labels(log_probs: Tensor, names: Mapping[str, int]) -> dict[str, str]:
     """Of each kind the label that some step is surest of, where that is sure enough.
 
     log_probs: (steps, classes + 1); names: the class of each label.
     """
-    return {kind: name for kind, name, score in _surest(log_probs, names) if score > SURE}
-
-
-def is_without_voice(log_probs: Tensor, names: dict[str, int]) -> bool:
-    """Whether a step is sure that nobody speaks."""
-    place = names.get(NO_VOICE)
-    return place is not None and float(log_probs[:, place].max()) > -0.7
-
-
-def _surest(log_probs: Tensor, names: dict[str, int]) -> Iterator[tuple[str, str, float]]:
-    best = log_probs.amax(0)
+    best, found = log_probs.amax(0), {}
     for kind, values in VALUES.items():
         known: Sequence[str] = sorted(values & names.keys())
         if known:
             name = max(known, key=lambda one: float(best[names[one]]))
-            yield kind, name, float(best[names[name]])
+            if best[names[name]] > SURE[kind]:
+                found[kind] = name
+    return found
+
+
+def is_without_voice(log_probs: Tensor, names: Mapping[str, int]) -> bool:
+    """Whether a step is sure that nobody speaks."""
+    place = names.get(NO_VOICE)
+    return place is not None and float(log_probs[:, place].max()) > NO_VOICE_SURE
+
+
+@lru_cache(maxsize=VOCABULARIES)
+def _pieces(vocab: Vocab, rows: int) -> Pieces:
+    return Pieces(vocab.tokenizer, rows=rows)

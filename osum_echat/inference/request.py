@@ -13,9 +13,10 @@ from osum_echat.data.prepare import clean
 from osum_echat.errors import InputError
 from osum_echat.generation.decoder import Answer, Limits
 from osum_echat.generation.kv_cache import check_length
-from osum_echat.generation.logits_rules import AllowedAfter, Rule
+from osum_echat.generation.logits_rules import AllowedAfter, OnlyIds, Rule
 from osum_echat.generation.sampling import PRESETS
 from osum_echat.inference.load import LoadedModel
+from osum_echat.inference.recognizer import Recognition, recognize
 from osum_echat.inference.reply import LABEL_FIELDS, Timer
 from osum_echat.inference.reply_parser import (
     DialogueParser,
@@ -72,6 +73,7 @@ class Request:
     opening: str | None         # the first words of the answer, given to the model
     speaks: bool
     greedy: bool
+    recognition: Recognition | None = None      # where the CTC spells: what was heard
 
     @property
     def writes_heard(self) -> bool:
@@ -128,6 +130,8 @@ def prepare(model: LoadedModel, request: Request, seed: int, timer: Timer) -> Re
     """Lay the prompt out, and how it shall be decoded. Raises InputError, DataError."""
     task, utterance = request.task, request.utterance
     clips, seconds, is_silent = _clips(model, request)
+    if model.network.settings.ctc is not None and task.hears and not is_silent:
+        request, clips, is_silent = _recognized(model, request, clips)
     row = compose(
         task, model.vocab, clips=clips, history=utterance.history, opening=request.opening,
         user_text=request.prompt if task.hears else words(task, utterance),
@@ -181,9 +185,15 @@ def _parser(model: LoadedModel, request: Request) -> ReplyParser:
 
 
 def _rules(model: LoadedModel, request: Request) -> tuple[Rule, ...]:
-    """A label thought must name a real age, once: models may have learnt unknown ones."""
+    """A label thought must name a real age, once: models may have learnt unknown ones.
+
+    Where an understanding answer was given whole, nothing but its end may come.
+    """
     loop = model.generation.text_loop
     rules: tuple[Rule, ...] = () if loop is None else (loop,)
+    if request.recognition is not None and request.task.understands:
+        ends = torch.zeros(model.vocab.text_rows, dtype=torch.bool)
+        return (OnlyIds(ends.index_fill(0, torch.tensor(model.vocab.text_end), True)),)
     if request.kind != "label":
         return rules
     cue = model.generation.template.cues[0].lstrip(",")
@@ -236,6 +246,26 @@ def _clips(model: LoadedModel, request: Request) -> tuple[list[Clip], float | No
             )
         clips.append(audio.log_mel(samples, model.network.settings.encoder.mels))
     return (clips, seconds, is_silent) if request.task.hears else (clips, None, False)
+
+
+def _recognized(
+    model: LoadedModel, request: Request, clips: Sequence[Clip]
+) -> tuple[Request, list[Clip], bool]:
+    """What a model whose CTC spells hears, in the places of the clips; whether it is nothing.
+
+    What the answer would write down of the user's words and labels is given to the model.
+    """
+    settings, task = model.network.settings.ctc, request.task
+    assert settings is not None, "asked for what a model without a CTC of its own hears"
+    mels = [clip for clip in clips if isinstance(clip, Tensor)]
+    found = [recognize(model.network, model.vocab, mel) for mel in mels]
+    given = request.opening
+    if task.understands:
+        given = found[-1].answer(task)
+    elif request.kind == "label":
+        given = found[-1].thought(model.generation.template)
+    ids: list[Clip] = [one.ids(model.vocab, settings.pieces) for one in found]
+    return replace(request, opening=given, recognition=found[-1]), ids, found[-1].is_nothing
 
 
 def _is_silent(samples: Tensor) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from osum_echat.data.prepare import Preparer, PrepareSettings, _as_words, clean, make_target
+from osum_echat.data.prepare import Preparer, PrepareSettings, as_words, clean, make_target
 from osum_echat.data.sources import Dropped, RawSource
 from osum_echat.errors import CheckpointError, ConfigError
 from osum_echat.records import Labels, Turn, Utterance
@@ -247,7 +247,7 @@ def test_stand_ins_can_be_spelt_by_the_first_merges_alone(tmp_path: Path) -> Non
 
 
 def test_labels_are_words_among_pieces_and_no_event_is_none(lists: dict[str, Path]) -> None:
-    assert _as_words("<CHILD><OTHER><SAD>i am  sad") == " child sad i am sad"
+    assert as_words("<CHILD><OTHER><SAD>i am  sad") == " child sad i am sad"
 
 
 def test_a_wordless_clip_does_not_stand_in_by_its_reply(lists: dict[str, Path]) -> None:

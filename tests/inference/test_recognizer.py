@@ -7,11 +7,22 @@ import torch
 
 from osum_echat.errors import ConfigError
 from osum_echat.generation.ctc_beam import Weights
-from osum_echat.inference.recognizer import is_without_voice, labels, recognize, words
+from osum_echat.inference import request
+from osum_echat.inference.assistant import EChat
+from osum_echat.inference.recognizer import (
+    Recognition,
+    is_without_voice,
+    labels,
+    recognize,
+    words,
+)
+from osum_echat.inference.reply import Timer
 from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import EChatModel
+from osum_echat.paths import TINY
 from tests.tiny_network import SETTINGS, VOCAB, network
 
+SAMPLE = next((TINY / "samples").glob("*.wav"))
 NAMES = {"CHILD": 3, "ADULT": 4, "LAUGH": 5, "NOISE": 6}
 
 
@@ -54,3 +65,44 @@ def test_a_clip_gives_words_and_labels():
     settings = replace(SETTINGS, ctc=CtcSettings(pieces=20, labels=("CHILD", "ADULT")))
     found = recognize(EChatModel(settings).eval(), VOCAB, torch.zeros(80, settings.encoder.mels))
     assert found.labels.keys() <= {"age"} and isinstance(found.words, str)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The tiny model as one whose CTC spells: it hears what the test puts into `heard`."""
+    told = {"heard": Recognition("hi you", {"age": "CHILD", "gender": "FEMALE", "emotion": "SAD"})}
+    monkeypatch.setattr(request, "recognize", lambda *_: told["heard"])
+    echat = EChat.load(TINY, device="cpu", speaks=False)
+    classes = CtcSettings(pieces=echat.vocab.text_rows, labels=("CHILD",))
+    echat.network.settings = replace(echat.network.settings, ctc=classes)
+    return echat, told
+
+
+def test_the_clip_is_read_as_labels_and_words(small):
+    echat, _ = small
+    made = request.make_request(echat.model, SAMPLE, request.Options("s2t_think", thinking="label"))
+    state = request.prepare(echat.model, made, 0, Timer(0.0))
+    assert not state.row.clips
+    assert " child female sad hi you" in echat.vocab.decode(state.row.ids)
+    assert echat.vocab.decode(state.row.ids).endswith(
+        "The user said: hi you, age: <CHILD>, gender: <FEMALE>, emotion: <SAD>, "
+        "sound event: <OTHER>, reply emotion:"
+    )
+
+
+def test_words_and_labels_are_answered_as_they_were_heard(small):
+    echat, _ = small
+    reply = echat.reply(SAMPLE, task="understand", labels=("age", "gender"))
+    assert (reply.heard, reply.labels.age, reply.labels.gender) == ("hi you", "CHILD", "FEMALE")
+
+
+def test_a_clip_of_nothing_is_answered_as_such(small):
+    echat, told = small
+    told["heard"] = Recognition("", {})
+    reply = echat.reply(SAMPLE, task="s2t_think", thinking="natural")
+    assert reply.heard == "" and reply.text
+
+
+def test_words_are_known_beside_a_thought_that_does_not_tell_them(small):
+    reply = small[0].reply(SAMPLE, task="s2t", greedy=True)
+    assert reply.heard == "hi you"
