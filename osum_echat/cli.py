@@ -59,6 +59,8 @@ def add_model(one: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     add("--token2wav", metavar="SOURCE", help="the model of speech: a directory or .tar of ours or "
         "of CosyVoice-300M-25Hz, or hub: (default: beside the weights)")
     add("--voice", metavar="FILE", help="a recording or a saved voice to speak in")
+    add("--talker", metavar="DIR", help="a model that speaks the words; none: the model speaks "
+        "them itself (default: what its settings name)")
     add("--device", default="auto", help="auto, cpu, cuda, npu (default: auto)")
     add("--dtype", default="auto", help="auto, bf16, fp32, on a CPU int8 (default: auto)")
     add_threads(one)

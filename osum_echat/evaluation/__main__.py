@@ -274,7 +274,8 @@ def model_of(options: Namespace, speaks: bool = True) -> "Model":
     return Model(str(options.model), lambda: EChat.load(
         str(options.model), device=options.device, seed=options.seed, speaks=speaks,
         config=options.config, tokenizer=options.tokenizer, token2wav=options.token2wav,
-        voice=options.voice, dtype=options.dtype, keep_lora=options.keep_lora,
+        voice=options.voice, talker=options.talker, dtype=options.dtype,
+        keep_lora=options.keep_lora,
     ))  # fmt: skip
 
 

@@ -244,7 +244,8 @@ def load_assistant(job: Namespace) -> "EChat":
     speaks = job.speak and (job.task is None or task_for(job.task).speaks)
     return EChat.load(
         job.model, job.device, job.seed, speaks=speaks, config=job.config, tokenizer=job.tokenizer,
-        token2wav=job.token2wav, voice=job.voice, dtype=job.dtype, keep_lora=job.keep_lora,
+        token2wav=job.token2wav, voice=job.voice, talker=job.talker, dtype=job.dtype,
+        keep_lora=job.keep_lora,
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from osum_echat.inference.reply import (
     Event,
     Heard,
     Reply,
+    TextPiece,
     Timer,
     Timings,
 )
@@ -43,8 +44,9 @@ from osum_echat.inference.request import (
     nothing_heard,
     prepare,
 )
+from osum_echat.inference.talker import Speech, Talker
 from osum_echat.paths import TINY
-from osum_echat.token2wav.model import Token2Wav
+from osum_echat.token2wav.voice import VoicePrompt
 
 __all__ = ["LABEL_FIELDS", "TINY", "EChat", "Reply", "Timings"]
 Interrupt = Callable[[], bool]
@@ -69,7 +71,8 @@ class EChat:
     def load(
         cls, source: str | Path = TINY, device: str = "auto", seed: int = 0, speaks: bool = True,
         *, config: str | Path | None = None, tokenizer: str | Path | None = None,
-        token2wav: str | Path | None = None, voice: str | Path | None = None, dtype: str = "auto",
+        token2wav: str | Path | None = None, voice: str | Path | None = None,
+        talker: str | Path | None = None, dtype: str = "auto",
         keep_lora: bool = False, share: "EChat | None" = None,
     ) -> "EChat":  # fmt: skip
         """Load a model.
@@ -77,13 +80,16 @@ class EChat:
         source: our directory, a published .pt, a DeepSpeed directory or hub:OWNER/NAME[/FILE];
         speaks: False leaves the voice out, for tasks that answer in text; config, tokenizer,
         token2wav: where settings, tokenizer and the model of the voice lie, None: beside the
-        weights; voice: a recording or saved voice to speak in, None: the model's own; dtype: auto,
-        bf16, fp32, or int8 on a CPU; keep_lora: do not merge LoRA layers; share: a loaded assistant
-        whose token2wav and equal weights this one uses too. Raises CheckpointError naming what does
-        not fit.
+        weights; voice: a recording or saved voice to speak in, None: the model's own; talker: the
+        directory of a model that speaks the words, none: the model itself, None: what the model's
+        settings name; dtype: auto, bf16, fp32, or int8 on a CPU; keep_lora: do not merge LoRA
+        layers; share: a loaded assistant whose token2wav and equal weights this one uses too.
+        Raises CheckpointError naming what does not fit.
         """
         start = time.perf_counter()
-        options = LoadOptions(source, config, tokenizer, token2wav, voice, dtype, keep_lora)
+        options = LoadOptions(
+            source, config, tokenizer, token2wav, voice, talker, dtype, keep_lora
+        )
         model = load(options, devices.pick(device), speaks, share.model if share else None)
         assistant = cls(model, seed)
         assistant.load_s = time.perf_counter() - start
@@ -200,11 +206,23 @@ def answer_many(
     states, prompts = _embed(model, states)
     for _ in _decode(model, states, prompts):
         pass
+    for state in states:
+        state.parser.push(model.vocab.decode((*state.opening, *state.answer.text.ids)))
+        state.parser.finish()
+        if model.talker is not None and state.request.speaks:
+            codes = model.talker.say(state.parser.text, state.parser.labels.style)
+            state.answer.speech.history.extend(codes)
     waves = _speak_many(model, states)
     return [
         wave if isinstance(wave, OsumError) else _whole_reply(model, state, wave)
         for state, wave in zip(states, waves, strict=True)
     ]
+
+
+def _voice_of(model: LoadedModel, state: RequestState) -> VoicePrompt | None:
+    """The voice in the reply's style; None: as it is."""
+    assert model.voice is not None, "a task that speaks has a voice"
+    return model.voice.styles.get(state.parser.labels.style or "")
 
 
 def _embed(
@@ -259,8 +277,8 @@ def _decode(
 ) -> Iterator[tuple[int, Token]]:  # fmt: skip
     """All tokens of the answers, words and speech: the number of a request and its next token.
 
-    The LLM makes both. Whatever else chooses words or speaks them (another decoder of the heard
-    words, a model that turns words to speech tokens) takes its place here.
+    The LLM makes both; where a talker speaks, the words alone. Whatever else chooses words (another
+    decoder of the heard words) takes its place here.
     """
     live = [row for row, state in enumerate(states) if state.answer.stopped_by is None]
     if not live:
@@ -294,31 +312,69 @@ class _Stream:
         self.timer = self.state.timer
         self.detokenizer = Detokenizer(model.vocab)
         self.pieces: list[Tensor] = []
+        self.is_finished = False
 
     def events(self) -> Iterator[Event]:
         """All that happens, Done last."""
-        yield from self.parser.push(self.detokenizer.push(self.state.opening))
-        decoded = _decode(self.model, [self.state], self.prompts, self.interrupt)
-        tokens = (token for _, token in decoded)
-        for token in tokens:
-            if token.is_speech:
-                yield from self._spoken(chain([token], tokens))
+        parts = self._parts()
+        if self.model.talker is not None and self.state.request.speaks:
+            parts = self._talked(parts, self.model.talker)
+        for part in parts:
+            if isinstance(part, int):
+                yield from self._spoken(chain([part], parts))
                 break
-            yield from self._written(token)
-        yield from self.parser.push(self.detokenizer.rest())
-        yield from self.parser.finish()
+            yield part
+        yield from self._finish()
         wave = torch.cat(self.pieces) if self.pieces else None
         yield Done(_reply(self.model, self.state, wave))
+
+    def _parts(self) -> Iterator[Event | int]:
+        """What the words tell, and the LLM's speech codes, in the order in which they come."""
+        yield from self.parser.push(self.detokenizer.push(self.state.opening))
+        for _, token in _decode(self.model, [self.state], self.prompts, self.interrupt):
+            if not token.is_speech:
+                yield from self._written(token)
+            elif token.id != self.answer.speech.end:
+                yield token.id
+        yield from self._finish()
 
     def _written(self, token: Token) -> list[Event]:
         if token.id == self.answer.text.end:
             return []
         return self.parser.push(self.detokenizer.push([token.id]))
 
-    def _spoken(self, tokens: Iterator[Token]) -> Iterator[Event]:
-        """Speech from its first token on; words that come in between go before the next sound."""
+    def _finish(self) -> list[Event]:
+        """What the end of the words tells, once."""
+        if self.is_finished:
+            return []
+        self.is_finished = True
+        return [*self.parser.push(self.detokenizer.rest()), *self.parser.finish()]
+
+    def _talked(self, parts: Iterator[Event | int], talker: Talker) -> Iterator[Event | int]:
+        """The same, and the codes of each clause as soon as its words are there."""
+        speech: Speech | None = None
+        for part in parts:
+            yield part
+            if isinstance(part, TextPiece):
+                speech = speech or talker.begin(self.parser.labels.style)
+                yield from self._told(speech.push(part.text))
+        if speech is not None:
+            yield from self._told(speech.finish())
+
+    def _told(self, codes: Iterator[int]) -> Iterator[int]:
+        """A talker's codes, noted as the answer's."""
+        for code in codes:
+            if self.interrupt is not None and self.interrupt():
+                self.answer.stopped_by = "interrupt"
+                return
+            self.timer.mark("speech")
+            self.answer.speech.history.append(code)
+            yield code
+
+    def _spoken(self, parts: Iterator[Event | int]) -> Iterator[Event]:
+        """Speech from its first code on; words that come in between go before the next sound."""
         between: list[Event] = []
-        for samples in self._sound(self._codes(tokens, between)):
+        for samples in self._sound(self._codes(parts, between)):
             if self.interrupt is not None and self.interrupt():
                 self.answer.stopped_by = "interrupt"
                 break
@@ -330,13 +386,13 @@ class _Stream:
             yield AudioPiece(samples, self.model.voice.sample_rate_hz)
         yield from between
 
-    def _codes(self, tokens: Iterator[Token], between: list[Event]) -> Iterator[int]:
-        """The codes among the tokens; what the words in between say is put aside."""
-        for token in tokens:
-            if not token.is_speech:
-                between += self._written(token)
-            elif token.id != self.answer.speech.end:
-                yield token.id
+    def _codes(self, parts: Iterator[Event | int], between: list[Event]) -> Iterator[int]:
+        """The codes among the parts; what the words in between say is put aside."""
+        for part in parts:
+            if isinstance(part, int):
+                yield part
+            else:
+                between.append(part)
         if self.answer.stopped_by == "interrupt":
             raise _Interrupted
 
@@ -352,9 +408,10 @@ class _Stream:
                 for _ in codes:     # to its end: words may come in between
                     pass
             elif self.whole:
-                yield voice(list(codes), seed=seed).float().cpu()
+                spoken = list(codes)
+                yield voice(spoken, _voice_of(self.model, self.state), seed).float().cpu()
             else:
-                yield from voice.stream(codes, seed=seed)
+                yield from voice.stream(codes, _voice_of(self.model, self.state), seed)
         except _Interrupted:
             return
 
@@ -363,35 +420,34 @@ def _speak_many(
     model: LoadedModel, states: Sequence[RequestState]
 ) -> list[Tensor | OsumError | None]:
     """The speech of answers that have ended, (samples,) each; None where there is none."""
-    speaking = [(row, state.answer.speech.ids, state.seed) for row, state in enumerate(states)
-                if state.request.speaks and state.answer.speech.ids]  # fmt: skip
     waves: list[Tensor | OsumError | None] = [None] * len(states)
-    if not speaking:
-        return waves
-    assert model.voice is not None, "a task that speaks has a voice"
-    rows, codes, seeds = zip(*speaking, strict=True)
-    made: Sequence[Tensor | OsumError]
-    try:
-        made = model.voice.many(codes, seeds=seeds)
-    except OsumError:
-        made = [_speak_alone(model.voice, *one) for one in zip(codes, seeds, strict=True)]
-    for row, wave in zip(rows, made, strict=True):
-        waves[row] = wave
+    by_style: dict[str | None, list[int]] = {}
+    for row, state in enumerate(states):
+        if state.request.speaks and state.answer.speech.ids:
+            by_style.setdefault(state.parser.labels.style, []).append(row)
+    for rows in by_style.values():
+        made = _speak_alike(model, [states[row] for row in rows])
+        for row, wave in zip(rows, made, strict=True):
+            waves[row] = wave
     return waves
 
 
-def _speak_alone(voice: Token2Wav, codes: Sequence[int], seed: int) -> Tensor | OsumError:
-    """One answer's speech: what is wrong with it is told of it alone."""
+def _speak_alike(
+    model: LoadedModel, states: Sequence[RequestState]
+) -> Sequence[Tensor | OsumError]:
+    """The speech of answers in one style; what is wrong with one is told of it alone."""
+    assert model.voice is not None, "a task that speaks has a voice"
+    codes, voice = [state.answer.speech.ids for state in states], _voice_of(model, states[0])
     try:
-        return voice(list(codes), seed=seed).float().cpu()
+        return model.voice.many(codes, voice, [state.seed for state in states])
     except OsumError as error:
-        return error
+        if len(states) == 1:
+            return [error]
+        return [wave for state in states for wave in _speak_alike(model, [state])]
 
 
 def _whole_reply(model: LoadedModel, state: RequestState, wave: Tensor | None) -> Reply:
-    """The reply of an answer that has ended, its text parsed at once."""
-    state.parser.push(model.vocab.decode((*state.opening, *state.answer.text.ids)))
-    state.parser.finish()
+    """The reply of an answer that has ended and was parsed."""
     if wave is not None:
         state.timer.mark("audio")
     return _reply(model, state, wave)

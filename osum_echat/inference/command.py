@@ -105,6 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.model, device=arguments.device, seed=arguments.seed,
         speaks=any(task_for(job.task).speaks for job in jobs), config=arguments.config,
         tokenizer=arguments.tokenizer, token2wav=arguments.token2wav, voice=arguments.voice,
+        talker=arguments.talker,
         dtype=arguments.dtype, keep_lora=arguments.keep_lora,
     )  # fmt: skip
     if several:

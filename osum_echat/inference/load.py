@@ -13,6 +13,7 @@ from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.generation.batch_engine import BatchEngine
 from osum_echat.generation.logits_rules import NoLoops
 from osum_echat.generation.sampling import Sampling
+from osum_echat.inference.talker import Talker
 from osum_echat.models import checkpoint, int8, pretrained
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.settings import read_settings
@@ -29,6 +30,7 @@ ENDS = (TEXT_END, "<|endoftext|>")  # what an LLM's eos_token_id may be: chat mo
 PROMPTS_FILE = "prompts.yaml"
 PUBLISHED_LANGUAGE = "chinese"
 MOST_OF_MEMORY = 0.8
+NO_TALKER = "none"
 CTC_WEIGHT, OLD_CTC_WEIGHT = "ctc_weight", "hearing"     # the old key: in models made before
 LOG = logs.logger(__name__)
 Own = TypeVar("Own", Sampling, NoLoops)
@@ -79,6 +81,7 @@ class LoadOptions:
     tokenizer: str | Path | None = None
     token2wav: str | Path | None = None
     voice: str | Path | None = None
+    talker: str | Path | None = None    # none: the model speaks itself
     dtype: str = "auto"
     keep_lora: bool = False
 
@@ -93,6 +96,7 @@ class LoadedModel:
     generation: GenerationSettings
     voice: Token2Wav | None
     prompts: Prompts
+    talker: Talker | None = None        # what speaks the words; None: the model itself
     engine: BatchEngine | None = None   # that many callers share; None: each decodes by itself
 
 
@@ -112,6 +116,7 @@ def load(
     vocab = _vocab(Path(wanted.tokenizer) if wanted.tokenizer else found.tokenizer(), settings)
     voice_place = token2wav_place(wanted.token2wav) if wanted.token2wav else found.token2wav()
     voice = _voice(voice_place, wanted, place, share) if speaks else None
+    talker = _talker(found, wanted, voice, place, share) if voice is not None else None
     dtype = pick_dtype(wanted.dtype, place, found.weights, settings.tied)
     network = checkpoint.load(
         found.weights, settings, dtype, device=place,
@@ -119,7 +124,7 @@ def load(
     )  # fmt: skip
     if wanted.dtype == "int8":
         int8.shrink(network)
-    return LoadedModel(found.home, network, vocab, generation, voice, _prompts(found))
+    return LoadedModel(found.home, network, vocab, generation, voice, _prompts(found), talker)
 
 
 def pick_dtype(name: str, place: torch.device, weights: Path, tied: bool = True) -> torch.dtype:
@@ -179,6 +184,21 @@ def _voice(
             "a saved voice), or save one there by common_utils/make_voice.py"
         )
     return loaded
+
+
+def _talker(
+    found: pretrained.ModelFiles, wanted: LoadOptions, voice: Token2Wav, device: torch.device,
+    share: LoadedModel | None,
+) -> Talker | None:  # fmt: skip
+    """The talker that is asked for or that the model's YAML names, a path from its folder."""
+    named = wanted.talker if wanted.talker is not None else found.settings_yaml().get("talker")
+    if named is None or str(named) == NO_TALKER:
+        return None
+    place = Path(named) if wanted.talker is not None else found.settings.parent / str(named)
+    loaded = share.talker if share else None
+    if loaded is not None and loaded.source == place:
+        return loaded
+    return Talker.load(place, voice.settings.flow.codes, device)
 
 
 def _prompts(found: pretrained.ModelFiles) -> Prompts:

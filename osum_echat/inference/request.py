@@ -143,11 +143,12 @@ def prepare(model: LoadedModel, request: Request, seed: int, timer: Timer) -> Re
     if request.greedy:
         text, speech = replace(text, greedy=True), replace(speech, greedy=True)
     answer = Answer(
-        # A task that must not speak now ends with its text; interleaved, both go on together.
-        replace(task, speaks=task.speaks and (request.speaks or task.interleaved)), model.vocab,
+        _decoded(model, request), model.vocab,
         text, _rules(model, request), _limits(request, seconds),
         torch.Generator(model.network.device).manual_seed(seed), speech,
     )  # fmt: skip
+    if model.talker is not None and not task.answers_text:
+        answer.stopped_by = "end"       # its words are given: there is nothing for the LLM to do
     opening_ids = model.vocab.encode(request.opening) if request.opening else ()
     parser = _parser(model, request)
     return RequestState(
@@ -174,6 +175,15 @@ def nothing_heard(model: LoadedModel, state: RequestState) -> RequestState:
         return replace(state, row=made.row, answer=made.answer, parser=parser, opening=())
     state.answer.stopped_by = "end"
     return replace(state, parser=parser, opening=())
+
+
+def _decoded(model: LoadedModel, request: Request) -> Task:
+    """The task as the LLM answers it: one that must not speak, or leaves it to a talker, ends with
+    its text; interleaved without a talker, both go on together."""
+    task = request.task
+    if model.talker is not None:
+        return replace(task, speaks=False, interleaved=False)
+    return replace(task, speaks=task.speaks and (request.speaks or task.interleaved))
 
 
 def _parser(model: LoadedModel, request: Request) -> ReplyParser:

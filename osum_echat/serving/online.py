@@ -102,6 +102,7 @@ def load(arguments: argparse.Namespace) -> Service:
     assistant = EChat.load(
         arguments.model, device=arguments.device, config=arguments.config,
         tokenizer=arguments.tokenizer, token2wav=arguments.token2wav, voice=arguments.voice,
+        talker=arguments.talker,
         dtype=arguments.dtype, keep_lora=arguments.keep_lora,
     )  # fmt: skip
     assistant.share()

@@ -5,6 +5,7 @@ a row of VOCODERS and a field of Token2WavSettings of that name.
 """
 
 import copy
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,7 @@ VOCODER_FILES = ("vocoder.safetensors", "hift.safetensors", "hift.pt")
 TOKENIZER_FILES = ("speech_tokenizer.onnx", "speech_tokenizer_v1.onnx")
 SPEAKER_FILES = ("speaker.onnx", "campplus.onnx")
 VOICE_FILE = "voice.safetensors"
+STYLE_FILE = re.compile(r"voice_(\w+)\.safetensors")         # the voice in a style of speaking
 FILES = (
     SETTINGS_FILE, VOICE_FILE, *FLOW_FILES, *VOCODER_FILES, *TOKENIZER_FILES, *SPEAKER_FILES,
 )  # fmt: skip
@@ -85,6 +87,7 @@ class Token2Wav(nn.Module):
         self.flow = Flow(settings.flow)
         self.vocoder = VOCODERS[settings.vocoder](getattr(settings, settings.vocoder))
         self.voice = voice
+        self.styles: dict[str, VoicePrompt] = {}    # the voice in styles of speaking
         self.has_voice = False          # of its own: without, a call should bring one
         self.dtype = torch.float32
         self.source: Path | None = None
@@ -126,6 +129,10 @@ class Token2Wav(nn.Module):
         sizes = "" if SETTINGS_FILE in files else f" (no {SETTINGS_FILE}: the published sizes)"
         weights.fill(made.flow, flow, f"{flow_file}{sizes}")
         weights.fill(made.vocoder, vocoder, f"{vocoder_file}{sizes}")
+        for name, file in files.items():
+            if style := STYLE_FILE.fullmatch(name):
+                made.styles[style[1]] = VoicePrompt.read(file)
+                made.flow.check_voice(made.styles[style[1]], str(file))
         made.source, made.dtype, made.has_voice = source, dtype, voice is not None
         return made.to(device).eval() if device is not None else made.eval()
 
@@ -233,7 +240,7 @@ class Token2Wav(nn.Module):
     def in_voice(self, voice: VoicePrompt) -> "Token2Wav":
         """The same networks, in memory once, with another voice of their own."""
         other = copy.copy(self)
-        other.voice, other.has_voice = voice, True
+        other.voice, other.has_voice, other.styles = voice, True, {}
         return other
 
     def measure_voice(self, wav: str | Path) -> VoicePrompt:
@@ -259,7 +266,8 @@ def find_files(source: Path) -> Files:
     Raises CheckpointError: nothing there, a damaged or packed tar, a name twice.
     """
     if source.is_dir():
-        return {name: source / name for name in FILES if (source / name).is_file()}
+        inside = sorted(source.iterdir())
+        return {one.name: one for one in inside if _is_ours(one.name) and one.is_file()}
     if not source.is_file():
         raise CheckpointError(
             f"{source}: no such file or directory; give a token2wav directory or its .tar"
@@ -269,7 +277,7 @@ def find_files(source: Path) -> Files:
         with tarfile.open(source, "r:") as archive:
             for member in archive:
                 name = PurePosixPath(member.name).name
-                if name not in FILES or not member.isreg() or member.issparse():
+                if not _is_ours(name) or not member.isreg() or member.issparse():
                     continue
                 if name in found:
                     raise tarfile.ReadError(f"holds {name} twice")
@@ -282,6 +290,10 @@ def find_files(source: Path) -> Files:
             "published, or the directory unpacked from it"
         ) from error
     return found
+
+
+def _is_ours(name: str) -> bool:
+    return name in FILES or STYLE_FILE.fullmatch(name) is not None
 
 
 def first_of(files: Files, names: tuple[str, ...], source: Path) -> Path | TarMember:
