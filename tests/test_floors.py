@@ -35,6 +35,7 @@ HOMES = {                   # library -> the only places inside the package that
     "uvicorn": ("serving/",),
     "openai": ("serving/", "evaluation/judge.py"),
     "prometheus_client": ("serving/",),
+    "hibari": ("inference/talker.py",),
     "torch_npu": ("device.py",),
     "jinja2": ("evaluation/report.py",),
     "torchaudio": (),

@@ -9,8 +9,9 @@ import yaml
 
 from osum_echat import EChat
 from osum_echat.errors import CheckpointError
+from osum_echat.generation import decoder
 from osum_echat.generation.decoder import Token
-from osum_echat.inference import talker
+from osum_echat.inference import assistant, talker
 from osum_echat.inference.reply import AudioPiece, Done, TextPiece
 from osum_echat.inference.talker import ClauseSplitter, Speech, Talker
 from osum_echat.token2wav.model import Token2Wav
@@ -42,7 +43,7 @@ def test_a_growing_text_is_cut_into_clauses_as_soon_as_they_are_whole():
 
 
 def test_given_words_are_spoken_by_the_talker_alone(echat, monkeypatch):
-    monkeypatch.setattr("osum_echat.inference.assistant._decode", None)
+    monkeypatch.setattr(decoder, "decode", None)
     reply = echat.reply(TEXT, task="tts")
     assert reply.text == TEXT and reply.stopped_by == "end"
     assert 0 < len(reply.speech_tokens) <= 2 * (len(echat.vocab.encode(TEXT)) + 2)
@@ -66,8 +67,8 @@ def test_speech_begins_with_the_first_clause_while_words_are_still_written(echat
             yield 0, Token(number, is_speech=False)
         states[0].answer.stopped_by = "end"
 
-    monkeypatch.setattr("osum_echat.inference.assistant._decode", decode)
-    monkeypatch.setattr("osum_echat.inference.assistant._embed", lambda model, states: [])
+    monkeypatch.setattr(assistant, "_decode", decode)
+    monkeypatch.setattr(assistant, "_embed", lambda model, states: (states, [None]))
     codes_at = []
     spoken = Speech.push
 
