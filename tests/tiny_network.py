@@ -34,7 +34,10 @@ def network(seed: int = 0) -> EChatModel:
     return model
 
 
-def row(name: str, frames: int = 40, text: str = "hi you", answered: bool = True) -> Sequence:
+def row(
+    name: str, frames: int = 40, text: str = "hi you", answered: bool = True,
+    speech: range = range(5, 50),
+) -> Sequence:  # fmt: skip
     """A row of a task, with its answer unless told otherwise."""
     task = TASKS[name]
     generator = torch.Generator().manual_seed(frames)
@@ -47,5 +50,5 @@ def row(name: str, frames: int = 40, text: str = "hi you", answered: bool = True
     return compose(
         task, VOCAB, **asked,
         answer_text=text if task.answers_text else None,
-        answer_speech=range(5, 50) if task.speaks else None,
+        answer_speech=speech if task.speaks else None,
     )  # fmt: skip

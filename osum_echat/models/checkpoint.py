@@ -58,10 +58,8 @@ UPSTREAM_PREFIXES = (
     ("speech_head.", "speech_head."),
 )
 # Of parallel training, of torch.compile, and of the loss that our DeepSpeed engine runs.
-WRAPPERS = re.compile(
-    r"^(?:module\.|_orig_mod\."
-    r"|model\.(?=(?:encoder|adapter|llm|speech_embedding|speech_head|ctc_labels)\.))+"
-)
+OWN_PARTS = "encoder|adapter|llm|speech_embedding|speech_head|ctc_labels"
+WRAPPERS = re.compile(rf"^(?:module\.|_orig_mod\.|model\.(?=(?:{OWN_PARTS})\.))+")
 # Never read, with the reason that a report gives.
 IGNORED = (
     (re.compile(r"^ln_speech\."), "a norm that upstream never applies"),

@@ -37,7 +37,7 @@ ENCODER_TABLE, ADAPTER_TABLE = "encoder.embed.pos_enc.pe", "adapter.transformer.
 ENCODER_POSITIONS, ADAPTER_POSITIONS = 30_000, 5_000  # rows of upstream's tables
 UNUSED_NORM = "ln_speech."
 EXTRAS = (ENCODER_TABLE, ADAPTER_TABLE, f"{UNUSED_NORM}weight", f"{UNUSED_NORM}bias")
-SIZES = ("encoder", "adapter", "llm", "speech_codes", "lora")   # of model.yaml; the rest is kept
+SIZES = ("encoder", "adapter", "llm", "speech_codes", "lora", "ctc")    # others of model.yaml stay
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "prompts.yaml",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",

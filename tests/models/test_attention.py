@@ -5,7 +5,6 @@ import torch
 
 from osum_echat.errors import ConfigError
 from osum_echat.models import attention
-from osum_echat.models.lora import LoraSettings
 from osum_echat.sequence import collate
 from osum_echat.training.engine import EngineSettings, LocalEngine
 from osum_echat.training.stages import StageSettings
@@ -69,28 +68,6 @@ def test_segments_are_counted_row_by_row():
     assert found is not None and found.lengths == ((3, 1), (1, 1)) and found.padding == (0, 2)
     assert attention.segments_of(torch.tensor([[0, 1, 0]])) is None
     assert attention.segments_of(torch.tensor([[-1, 0, 1]])) is None
-
-
-@pytest.mark.parametrize("way", HERE)
-def test_use_is_the_same_after_training_in_any_way(way):
-    model, sequence = model_of(way), row("t2t", answered=False)
-    batch = collate([[sequence]], VOCAB)
-    with torch.no_grad():
-        again = model.llm.model(inputs_embeds=model.embed(batch), use_cache=True)
-        plain = network()
-        expected = plain.llm.model(inputs_embeds=plain.embed(batch), use_cache=True)
-    assert torch.allclose(again.last_hidden_state, expected.last_hidden_state, atol=1e-5)
-
-
-def test_lora_layers_and_segments_agree_with_the_mask():
-    batch, found = collate([SEQUENCES], VOCAB), []
-    for way in ("mask", "segments"):
-        torch.manual_seed(4)
-        model = network()
-        model.add_lora(LoraSettings(rank=2, alpha=4, dropout=0.0, targets=("q_proj", "v_proj")))
-        model.attend_by(way)
-        found.append(model.loss(batch).total.item())
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["auto", *HERE])

@@ -152,25 +152,16 @@ def test_an_llm_of_another_kind_is_refused():
         EChatSettings(SETTINGS.encoder, SETTINGS.adapter, {**LLM, "tie_word_embeddings": "no"})
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 64), (2, 7, 64), (90, 64)])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("shape", "bias"), [((1, 1, 64), True), ((90, 64), False)])
 def test_a_layer_is_as_near_as_int8_and_bfloat16_can_be(shape, bias):
     torch.manual_seed(1)
     layer = nn.Linear(64, 48, bias=bias)
+    with torch.no_grad():
+        layer.weight[3] = 0.0
     states = torch.randn(shape)
     wanted, made = layer(states), Int8Linear(layer)(states.bfloat16())
     assert made.dtype == torch.bfloat16 and made.shape == wanted.shape
     assert (made.float() - wanted).norm() < 0.015 * wanted.norm()
-
-
-def test_each_weight_is_within_half_a_step_and_a_row_of_zeros_stays():
-    layer = nn.Linear(64, 48)
-    with torch.no_grad():
-        layer.weight[3] = 0.0
-    small = Int8Linear(layer)
-    steps = small.scale.float()[:, None]
-    assert ((small.weight * steps - layer.weight).abs() <= 0.501 * steps).all()
-    assert not small.weight[3].any() and small.scale.isfinite().all()
 
 
 def test_only_the_blocks_of_the_llm_shrink():

@@ -78,24 +78,8 @@ def test_under_autocast_the_loss_is_that_of_the_plain_one_under_autocast() -> No
         torch.testing.assert_close(one.grad, other.grad, rtol=0.05, atol=0.05)
 
 
-def test_without_gradients_the_loss_is_the_same() -> None:
-    (states, *heads), targets, joint = inputs()
-    with torch.no_grad():
-        scored = cross_entropy(states, targets, joint, *heads)
-    assert torch.equal(scored.total, cross_entropy(states, targets, joint, *heads).total.detach())
-    assert not scored.total.requires_grad
-
-
 def test_a_logit_that_is_not_a_number_makes_the_loss_not_one() -> None:
     (states, text, speech, bias), targets, joint = inputs(1.0)
     with torch.no_grad():
         bias[3] = torch.nan
     assert cross_entropy(states, targets, joint, text, speech, bias).total.isnan()
-
-
-def test_the_total_is_differentiated_once() -> None:
-    (states, *heads), targets, joint = inputs()
-    total = cross_entropy(states, targets, joint, *heads).total
-    total.backward(retain_graph=True)
-    with pytest.raises(AssertionError, match="differentiated before"):
-        total.backward()
