@@ -75,7 +75,9 @@ def labels_of(name: str, line: dict[str, Any]) -> dict[str, str | None]:
 
 def words_lists(people: Path, out: Path, copy: int, around: waves.Surroundings) -> None:
     """One copy of all that is spoken; copy 0 as recorded, with the dev list."""
-    train, dev, seconds = [], [], 0.0
+    train: list[dict[str, Any]] = []
+    dev: list[dict[str, Any]] = []
+    seconds = 0.0
     for name, line, wave, words in spoken(people):
         kept_out = is_dev(line)
         if copy and kept_out:
@@ -100,7 +102,7 @@ def burst_lists(people: Path, out: Path, around: waves.Surroundings) -> None:
     lists: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for name in ("emogator", "esc10_human"):
         for line, wave in waves.recordings(people, name):
-            kind = line.get("emotion") or line.get("event")
+            kind = str(line.get("emotion") or line.get("event"))
             labels = {"emotion": EMOTIONS.get(kind), "event": EVENTS.get(kind)}
             if not any(labels.values()) or len(wave) < waves.RATE_HZ // 3:
                 continue

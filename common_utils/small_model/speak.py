@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soxr
@@ -165,7 +166,8 @@ def make_piece(
     seconds: float, rng: Generator,
 ) -> int:  # fmt: skip
     """Speak until there are so many seconds, and write the list; returns its clips."""
-    lines, done = [], 0.0
+    lines: list[dict[str, Any]] = []
+    done = 0.0
     while done < seconds:
         text = next(said)
         words = heard_words(text)

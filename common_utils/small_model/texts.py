@@ -141,8 +141,8 @@ def world_sentences(split: str = "train", size: int = WORLD_EXCHANGES) -> list[s
     """Different sentences that people of the tiny world say, in a fixed order."""
     found: dict[str, None] = {}
     for exchange in load_world().exchanges(split, 0, size):
-        for turn in (*exchange.turns, exchange):
-            found.setdefault(turn.user_text)
+        for said in (*(turn.user_text for turn in exchange.turns), exchange.user_text):
+            found.setdefault(said)
     return sorted(found, key=lambda one: fraction(f"order {one}"))
 
 
