@@ -211,4 +211,4 @@ def _leaves(value: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, An
         if isinstance(inner, Mapping):
             yield from _leaves(inner, f"{place}{name}.")
         else:
-            yield f"{place}{name}", inner
+            yield f"{place}{name}", list(inner) if isinstance(inner, tuple) else inner
