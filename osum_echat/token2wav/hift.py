@@ -201,6 +201,9 @@ class Hift(nn.Module):
     def turns(self, pitch: Tensor) -> Tensor:
         """Cycles of each harmonic after each sample: (1, harmonics, samples), double precision.
 
+        The published arithmetic rounds them to single precision while they still count from the
+        start, which costs 1e-3 of a cycle at 10 s; `render` takes them modulo 1 before.
+
         pitch: (1, frames) in Hz.
         """
         f0 = pitch.repeat_interleave(self.samples_per_frame, dim=1).unsqueeze(1)
@@ -210,7 +213,7 @@ class Hift(nn.Module):
     def noisy(self, turns: Tensor, pitch: Tensor, noise: Tensor) -> Tensor:
         """Harmonics with noise, noise alone where unvoiced: (1, harmonics, samples).
 
-        turns: (1, harmonics, samples) cycles; pitch and noise as in `sines`.
+        turns: (1, harmonics, samples) cycles; pitch: (1, frames), Hz; noise: normal, as turns.
         """
         settings = self.settings
         f0 = pitch.repeat_interleave(self.samples_per_frame, dim=1).unsqueeze(1)
@@ -218,22 +221,6 @@ class Hift(nn.Module):
         voiced = (f0 > settings.voiced_above_hz).to(pitch.dtype)
         level = voiced * settings.noise_level + (1 - voiced) * settings.sine_level / 3
         return sine * voiced + level * noise
-
-    def sines(self, pitch: Tensor, phase: Tensor, noise: Tensor) -> Tensor:
-        """Noisy harmonics of the pitch, noise alone where unvoiced, by the published arithmetic.
-
-        Its cycles are rounded to single precision while they still count from the start, which
-        costs 1e-3 of a cycle at 10 s; `render` takes them modulo 1 before.
-        pitch: (1, frames) in Hz; phase: (1, harmonics, 1) radians, that of the fundamental is
-        taken as 0; noise: standard normal (1, harmonics, samples). Returns the shape of `noise`.
-        """
-        offset = torch.cat((torch.zeros_like(phase[:, :1]), phase[:, 1:]), dim=1)
-        turns = self.turns(pitch).to(pitch.dtype) % 1
-        return self.noisy(turns + offset / (2 * math.pi), pitch, noise)
-
-    def source(self, pitch: Tensor, phase: Tensor, noise: Tensor) -> Tensor:
-        """The harmonics mixed into one signal: (1, samples). Arguments as in `sines`."""
-        return self.mixed(self.sines(pitch, phase, noise))
 
     def mixed(self, sines: Tensor) -> Tensor:
         """(1, harmonics, samples) -> (1, samples)."""

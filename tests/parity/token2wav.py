@@ -33,7 +33,7 @@ STREAMING = OTHERWISE + "streaming pipelines"
 GIVEN = "given"
 FLOW = {                        # our setting -> its place in config.json
     "codes": "flow.vocab_size", "tokens_per_s": "flow.input_frame_rate",
-    "conformer.input_width": "flow.encoder.input_size",
+    "conformer.input_width": "flow.input_size",
     "conformer.width": "flow.encoder.output_size",
     "conformer.heads": "flow.encoder.attention_heads",
     "conformer.feed_forward": "flow.encoder.linear_units",
@@ -135,6 +135,17 @@ def read_hift(directory: Path, config: dict[str, Any], file: str, prefix: str = 
     hift = Hift(settings_of(HiftSettings, HIFT, config))
     weights.fill(hift, tensors, str(path))
     return hift.eval()
+
+
+def published_sines(hift: Hift, pitch: Tensor, phase: Tensor, noise: Tensor) -> Tensor:
+    """Noisy harmonics of the pitch by the published arithmetic, which rounds their cycles.
+
+    pitch: (1, frames) in Hz; phase: (1, harmonics, 1) radians, that of the fundamental is taken as
+    0; noise: standard normal (1, harmonics, samples). Returns the shape of `noise`.
+    """
+    offset = torch.cat((torch.zeros_like(phase[:, :1]), phase[:, 1:]), dim=1)
+    turns = hift.turns(pitch).to(pitch.dtype) % 1
+    return hift.noisy(turns + offset / (2 * torch.pi), pitch, noise)
 
 
 def at_speed(mel: Tensor, speed: float) -> Tensor:
@@ -304,7 +315,8 @@ def _hift_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]
         wave = hift.decode(mel, source)
         pitch = hift.f0_predictor(mel)
         drawn = arrays["f0"], arrays["phase"], arrays["noise"]
-        sines, own_source = hift.sines(*drawn), hift.source(*drawn)
+        sines = published_sines(hift, *drawn)
+        own_source = hift.mixed(sines)
         parts_first = _flipped(hift.spectrum(source))
     cached = arrays["cache_source"].shape[2] if "cache_source" in arrays else 0
     own_source = torch.cat((source[:, :cached], own_source[:, cached:]), dim=1)
@@ -333,8 +345,8 @@ def _pipeline_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, 
     heard = mel if speed == 1.0 else at_speed(mel, speed)
     with torch.no_grad():
         pitch = networks.hift.f0_predictor(_flipped(heard))
-        source = networks.hift.source(pitch, arrays["c0_phase"], arrays["c0_noise"])
-        wave = networks.hift.decode(_flipped(heard), source)
+        sines = published_sines(networks.hift, pitch, arrays["c0_phase"], arrays["c0_noise"])
+        wave = networks.hift.decode(_flipped(heard), networks.hift.mixed(sines))
     return {
         "wav": (wave, PIPELINE_WAVE),
         "c0_wav": (wave, PIPELINE_WAVE),

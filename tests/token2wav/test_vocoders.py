@@ -121,9 +121,9 @@ def test_a_mel_becomes_256_samples_a_frame_that_its_seed_decides(name: str):
 
 def test_a_silent_pitch_gives_noise_without_sines():
     hift = tiny_hift()
-    phase, noise = torch.zeros(1, 9, 1), torch.zeros(1, 9, 512)
-    assert not hift.sines(torch.zeros(1, 2), phase, noise).any()
-    assert hift.sines(torch.full((1, 2), 200.0), phase, noise).abs().max() > 0.09
+    low, high = torch.zeros(1, 2), torch.full((1, 2), 200.0)
+    assert not hift.noisy(hift.turns(high), low, torch.zeros(1, 9, 512)).any()
+    assert hift.noisy(hift.turns(high), high, torch.zeros(1, 9, 512)).abs().max() > 0.09
 
 
 # NSF-Vocos
