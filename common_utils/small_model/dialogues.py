@@ -1,0 +1,426 @@
+"""What the thinker learns to answer: what is said and how, a thought about it, a reply that fits.
+
+What is said comes from people's chats, hand-written topics, the tiny world, and crisis and wordless
+frames; replies are hand-written, the world's, or people's own.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from string import Template
+
+from common_utils.small_model import chats, manner
+from common_utils.small_model.pieces import heard_words
+from common_utils.small_model.reply_filters import content_words, is_fit
+from common_utils.small_model.texts import Conversation, conversations
+from common_utils.small_model.topics import (
+    Found,
+    Topic,
+    any_topic,
+    filled,
+    parts,
+    topic_of,
+    topics,
+)
+from common_utils.tiny_world.manner import EVENTS as WORLD_EVENTS
+from common_utils.tiny_world.world import load_world
+from osum_echat.records import Labels
+
+SIZES = {  # examples of each source
+    "topics": 6500,
+    "chats": 5000,
+    "people": 0,
+    "world": 1800,
+    "safety": 900,
+    "wordless": 400,
+    "dialogues": 1200,
+}
+MOST_ALIKE = 0.004  # of all examples: how many may share a reply, safety and wordless ones apart
+EVENTS = {
+    **WORLD_EVENTS,
+    "FEAR": {"OTHER": 0.6, "CRY": 0.15, "SCREAMING": 0.1, "SIGH": 0.15},
+    "DISGUST": {"OTHER": 0.7, "COUGH": 0.1, "GROAN": 0.2},
+}
+MORE_EVENTS = ("SNEEZE", "THROAT CLEARING", "GROAN", "SIGH")
+MORE_EVENTS_SHARE = 0.05
+MOODS = {  # how often an emotion goes with a mood of the words
+    "good": {"HAPPY": 0.6, "SURPRISE": 0.25, "NEUTRAL": 0.15},
+    "bad": {
+        "SAD": 0.38,
+        "ANGER": 0.22,
+        "FEAR": 0.18,
+        "DISGUST": 0.07,
+        "NEUTRAL": 0.1,
+        "SURPRISE": 0.05,
+    },
+    "plain": {
+        "NEUTRAL": 0.45,
+        "HAPPY": 0.15,
+        "SAD": 0.13,
+        "ANGER": 0.09,
+        "SURPRISE": 0.09,
+        "FEAR": 0.05,
+        "DISGUST": 0.04,
+    },
+    "ask": {
+        "NEUTRAL": 0.6,
+        "HAPPY": 0.12,
+        "SURPRISE": 0.1,
+        "SAD": 0.08,
+        "ANGER": 0.05,
+        "FEAR": 0.05,
+    },
+}
+FEELS = {  # topics whose bad news call for certain emotions
+    "death": ("SAD",),
+    "sadness": ("SAD",),
+    "worry": ("FEAR",),
+    "hate": ("ANGER", "SAD"),
+    "crime": ("FEAR", "ANGER", "SURPRISE"),
+    "clean": ("DISGUST", "ANGER"),
+    "bored": ("SAD", "NEUTRAL"),
+    "partner": ("SAD", "ANGER"),
+    "sick": ("SAD", "FEAR"),
+    "grandparent": ("SAD",),
+    "bugs": ("FEAR", "DISGUST"),
+    "politics": ("ANGER", "FEAR"),
+}
+GOOD, BAD = ("HAPPY", "SURPRISE"), ("SAD", "ANGER", "FEAR", "DISGUST")
+LEADS = ("Well ", "You know ", "Guess what ", "Hey ", "So ", "Listen ", "Honestly ", "Oh ")
+QUESTION_LEADS = ("Hey ", "So ", "Listen ", "Oh ", "Okay ")
+FOLLOW_UPS = {
+    "Tell me more": "plain",
+    "Why do you say that?": "plain",
+    "And what should I do now?": "bad",
+    "Do you have another idea?": "ask",
+    "What else?": "plain",
+    "I do not understand": "plain",
+    "Are you sure?": "plain",
+    "What do you think?": "ask",
+}
+CARING = ("selfharm", "abuse", "illness")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One turn: what was said and how, thought and reply; earlier turns as (said, reply)."""
+
+    key: str
+    source: str
+    question: str
+    labels: Labels
+    reply: str
+    thought: str
+    earlier: tuple[tuple[str, str], ...] = ()
+    score: float | None = field(default=None, compare=False)
+
+    @property
+    def heard(self) -> str:
+        """The words as the ear writes them."""
+        return (heard_words(self.question) or "").strip()
+
+
+def voice(emotion: str, rng: Random) -> Labels:
+    """A voice of that emotion: age, gender and sound event by chance."""
+    events = EVENTS[emotion]
+    event = rng.choices(tuple(events), weights=tuple(events.values()))[0]
+    if rng.random() < MORE_EVENTS_SHARE:
+        event = rng.choice(MORE_EVENTS)
+    if rng.random() < 0.35:
+        event = manner.NO_EVENT
+    age = rng.choices(manner.AGES, weights=(0.22, 0.56, 0.22))[0]
+    labels = Labels(age, rng.choice(manner.GENDERS), emotion, event)
+    return replace(labels, style=manner.style_for(labels))
+
+
+def joined(opening: str, core: str) -> str:
+    """Opening and core as one reply; an opening that ends in a comma goes on in lower case."""
+    if opening.endswith(",") and not core.startswith("I "):
+        core = core[:1].lower() + core[1:]
+    return f"{opening} {core}".strip()
+
+
+def fitting_mood(topic: Topic, mood: str, emotion: str, rng: Random) -> str:
+    """Which replies fit: those of the words' mood, unless the voice tells otherwise."""
+    felt = "good" if emotion in GOOD else "bad" if emotion in BAD else "plain"
+    if topic.is_act or (mood == "plain" and felt == "good" and rng.random() < 0.4):
+        return felt
+    return "plain" if mood == "good" and felt == "bad" else mood
+
+
+def answered(
+    question: str, found: Found, mood: str, emotion: str, key: str, source: str, rng: Random
+) -> Example | None:
+    """An example by a topic's replies; None where the draw does not fit."""
+    labels, topic = voice(emotion, rng), found.topic
+    core = filled(pointed(topic, fitting_mood(topic, mood, emotion, rng), rng), found.word)
+    if core is None:
+        return None
+    opening = "" if topic.is_act and emotion == "NEUTRAL" else manner.opening(labels, rng)
+    if topic.is_act and rng.random() < 0.4:
+        opening = ""
+    reply = joined(opening, core)
+    gist = Template(topic.gist).safe_substitute(it=found.word or "it")
+    return made(key, source, question, labels, reply, gist, rng)
+
+
+def made(
+    key: str,
+    source: str,
+    question: str,
+    labels: Labels,
+    reply: str,
+    gist: str,
+    rng: Random,
+    act: str | None = None,
+) -> Example | None:
+    """The example, None where the reply does not fit the question."""
+    if not is_fit(question, reply, labels):
+        return None
+    return Example(
+        key, source, question, labels, reply, manner.natural_thought(labels, gist, rng, act)
+    )
+
+
+def led(text: str, rng: Random) -> str:
+    """The sentence with a word or two before it."""
+    lead = rng.choice(QUESTION_LEADS if text.endswith("?") else LEADS)
+    return lead + (text if text.startswith("I ") else text[0].lower() + text[1:])
+
+
+def pointed(topic: Topic, mood: str, rng: Random) -> str:
+    """One of the topic's replies, rather one that names the topic."""
+    replies = topic.replies_for(mood)
+    weights = [3 if "$it" in one or topic.pattern.search(one.lower()) else 1 for one in replies]
+    return rng.choices(replies, weights=weights)[0]
+
+
+def emotion_for(mood: str, topic: str, rng: Random) -> str:
+    """An emotion that goes with the mood of what is said."""
+    if mood == "bad" and topic in FEELS and rng.random() < 0.85:
+        return rng.choice(FEELS[topic])
+    weights = MOODS[mood]
+    return rng.choices(tuple(weights), weights=tuple(weights.values()))[0]
+
+
+def from_topics(size: int, rng: Random) -> Iterator[Example]:
+    """What the hand-written topics say, in many moods."""
+    said = [
+        (topic, mood, text)
+        for topic in topics()
+        for mood, texts in topic.say.items()
+        for text in texts
+    ]
+    for number in range(size):
+        topic, mood, text = said[number % len(said)]
+        found = topic_of(text, (topic,)) or Found(topic, None)
+        emotion = emotion_for(mood, topic.name, rng)
+        if topic.is_act and rng.random() < 0.2:
+            emotion = rng.choice(manner.EMOTIONS)
+        question = text
+        if not topic.is_act and rng.random() < 0.25:
+            question = led(text, rng)
+        example = answered(question, found, mood, emotion, f"topic-{number:05d}", "topics", rng)
+        if example:
+            yield example
+
+
+def from_chats(chat: Iterable[Conversation], size: int, rng: Random) -> Iterator[Example]:
+    """What people wrote, answered by the topic it is about."""
+    asked = [
+        (key, place, text)
+        for key, place, text in chats.questions(chat)
+        if heard_words(text) and len(text.split()) >= 2
+    ]
+    counts = Counter(word for _, _, text in asked for word in content_words(text))
+    rng.shuffle(asked)
+    given: Counter[str] = Counter()
+    for key, place, question in asked:
+        if size <= 0:
+            return
+        found, mood = topic_of(question), chats.mood_of(question)
+        if found is None:
+            names = sorted(content_words(question), key=lambda word: (counts[word], word))
+            names = [
+                word
+                for word in names
+                if 3 < len(word) < 12
+                and counts[word] > 2
+                and not word.endswith(("ly", "ing", "ed", "'s"))
+            ]
+            if len(content_words(question)) < 2 or not names or rng.random() < 0.8:
+                continue
+            found = Found(any_topic(), names[0])
+        if given[found.topic.name] > 260:
+            continue
+        emotion = emotion_for(mood, found.topic.name, rng)
+        example = answered(question, found, mood, emotion, f"chat-{key}-{place}", "chats", rng)
+        if example:
+            given[found.topic.name] += 1
+            size -= 1
+            yield example
+
+
+def from_people(chat: Iterable[Conversation], size: int, rng: Random) -> Iterator[Example]:
+    """What people wrote and what they were answered, where that goes well together."""
+    known = list(chat)
+    if not size:
+        return
+    association = chats.Association(
+        (" ".join(one), " ".join(other))
+        for each in known
+        for one, other in zip(each.turns, each.turns[1:], strict=False)
+    )
+    pairs = [
+        (association.lift(one.question, one.reply), one)
+        for one in chats.exchanges(known)
+        if heard_words(one.question) and len(content_words(one.question)) >= 2
+    ]
+    pairs.sort(key=lambda pair: (-pair[0], pair[1].conversation, pair[1].place))
+    for lift, one in pairs[:size]:
+        mood = chats.mood_of(one.question)
+        labels = voice(emotion_for(mood, "", rng), rng)
+        opening = manner.opening(labels, rng) if rng.random() < 0.6 else ""
+        found = topic_of(one.question)
+        gist = found.topic.gist if found else "$he talks about something on $his mind"
+        gist = Template(gist).safe_substitute(it=found.word if found else "it")
+        key = f"people-{one.conversation}-{one.place}"
+        example = made(key, "people", one.question, labels, joined(opening, one.reply), gist, rng)
+        if example:
+            yield replace(example, score=lift)
+
+
+def from_world(size: int, rng: Random, split: str = "train") -> Iterator[Example]:
+    """The tiny world's turns; half with an opening of our own."""
+    world = load_world()
+    for exchange in world.exchanges(split, 11, size):
+        labels = Labels(
+            exchange.labels.age,
+            exchange.labels.gender,
+            exchange.labels.emotion,
+            exchange.labels.event,
+            exchange.reply_style,
+        )
+        sentences = list(exchange.reply_sentences)
+        if exchange.kind != "identity" and rng.random() < 0.6:
+            sentences = [
+                opening for opening in (manner.opening(labels, rng),) if opening
+            ] + sentences[1:]
+        earlier = tuple((turn.user_text, turn.reply_text) for turn in exchange.turns)
+        reply = " ".join(sentences)
+        if 3 <= len(reply.split()) <= 24:
+            yield Example(
+                exchange.key, "world", exchange.user_text, labels, reply, exchange.thought, earlier
+            )
+
+
+def from_safety(size: int, rng: Random) -> Iterator[Example]:
+    """Crisis and abuse."""
+    rows = manner.read("safety")
+    said = [(kind, text) for kind, raw in rows.items() for text in parts(raw["say"])]
+    feels = {
+        "selfharm": "SAD",
+        "overdose": "FEAR",
+        "abuse": "SAD FEAR",
+        "violence": "ANGER",
+        "insult": "ANGER",
+        "slur": "ANGER DISGUST",
+        "sexual": "NEUTRAL HAPPY",
+        "illness": "FEAR SAD",
+    }
+    for number in range(size):
+        kind, text = said[number % len(said)]
+        raw = rows[kind]
+        emotion = rng.choice([*feels[kind].split() * 3, "NEUTRAL"])
+        labels = replace(voice(emotion, rng), style="SOFT" if kind in CARING else "CALM")
+        if labels.event == "LAUGH":
+            labels = replace(labels, event=manner.NO_EVENT)
+        reply = rng.choice(parts(raw["reply"]))
+        if kind in ("selfharm", "abuse") and rng.random() < 0.3:
+            reply = joined(rng.choice(manner.openings()["emotion"]["SAD"]), reply)
+        question = text.rstrip(".?!")
+        if rng.random() < 0.3:
+            question = led(question, rng)
+        thought = manner.natural_thought(labels, raw["gist"], rng, raw["act"])
+        yield Example(f"safety-{number:04d}", "safety", question, labels, reply, thought)
+
+
+def from_wordless(size: int, rng: Random) -> Iterator[Example]:
+    """Silence and sounds without words."""
+    raw = manner.read("wordless")
+    for number in range(size):
+        event = rng.choice(("silence", "silence", *raw["sounds"]))
+        if event == "silence":
+            labels = Labels(None, None, None, None, "CALM")
+            thought, reply = (
+                "I hear nothing. Nobody says a word. I ask again and speak calmly.",
+                raw["silence"],
+            )
+        else:
+            emotions = [emotion for emotion, events in EVENTS.items() if event in events] or [
+                "NEUTRAL"
+            ]
+            labels = replace(voice(rng.choice(emotions), rng), event=event)
+            labels = replace(labels, style=manner.style_for(labels))
+            thought, reply = (
+                manner.natural_thought(labels, raw["gists"][event], rng),
+                raw["sounds"][event],
+            )
+        yield Example(
+            f"wordless-{number:04d}", "wordless", "", labels, rng.choice(parts(reply)), thought
+        )
+
+
+def from_dialogues(examples: list[Example], size: int, rng: Random) -> Iterator[Example]:
+    """Two and three turns: an example, then a follow-up that its topic answers again."""
+    firsts = [one for one in examples if one.source in ("topics", "chats") and not one.earlier]
+    for number in range(size):
+        first = rng.choice(firsts)
+        found = topic_of(first.question)
+        if found is None or found.topic.is_act:
+            continue
+        earlier = [(first.question, first.reply)]
+        for _ in range(rng.choice((1, 1, 2))):
+            text, mood = rng.choice(tuple(FOLLOW_UPS.items()))
+            emotion = first.labels.emotion or "NEUTRAL"
+            last = answered(text, found, mood, emotion, f"dialogue-{number:05d}", "dialogues", rng)
+            if last is None or last.reply in [reply for _, reply in earlier]:
+                break
+            yield replace(last, key=f"{last.key}-{len(earlier)}", earlier=tuple(earlier))
+            earlier.append((text, last.reply))
+
+
+def without_crowds(examples: Iterable[Example], most: int) -> list[Example]:
+    """The examples without those whose reply was given `most` times already, or pair twice."""
+    given: Counter[str] = Counter()
+    seen: set[tuple[str, str, str]] = set()
+    kept = []
+    for one in examples:
+        pair = (one.heard, one.reply, one.labels.emotion or "")
+        free = one.source in ("safety", "wordless")
+        if (pair in seen and not free) or (given[one.reply] >= most and not free):
+            continue
+        given[one.reply] += 1
+        seen.add(pair)
+        kept.append(one)
+    return kept
+
+
+def examples(
+    parts_folder: Path, seed: int = 0, sizes: dict[str, int] | None = None
+) -> list[Example]:
+    """All examples to train on, the same for the same seed."""
+    sizes, rng = {**SIZES, **(sizes or {})}, Random(f"thinker {seed}")
+    chat = [one for one in conversations(parts_folder) if not one.held_out]
+    found = [
+        *from_topics(sizes["topics"], rng),
+        *from_chats(chat, sizes["chats"], rng),
+        *from_people(chat, sizes["people"], rng),
+        *from_world(sizes["world"], rng),
+        *from_safety(sizes["safety"], rng),
+        *from_wordless(sizes["wordless"], rng),
+    ]
+    found += from_dialogues(found, sizes["dialogues"], rng)
+    return without_crowds(found, max(4, int(MOST_ALIKE * len(found))))

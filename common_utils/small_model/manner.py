@@ -1,0 +1,105 @@
+"""How a voice is answered: openings, speaking styles and thoughts by what the voice tells.
+
+The words stand in words/*.yaml; styles, persons and pronouns are the tiny world's, with the labels
+that it does not have.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+from string import Template
+from typing import Any
+
+import yaml
+
+from common_utils.small_model.topics import parts, sentence
+from common_utils.tiny_world import manner as tiny
+from osum_echat.records import Labels
+
+FOLDER = Path(__file__).parent / "words"
+AGES, GENDERS = tiny.AGES, tiny.GENDERS
+EMOTIONS = ("NEUTRAL", "HAPPY", "SAD", "ANGER", "SURPRISE", "FEAR", "DISGUST")
+NO_EVENT = "OTHER"
+EVENT_STYLES = {
+    **tiny.EVENT_STYLES,
+    "SNEEZE": "CALM",
+    "SCREAMING": "CALM",
+    "THROAT CLEARING": "CALM",
+    "GROAN": "SOFT",
+}
+EMOTION_STYLES = {**tiny.EMOTION_STYLES, "FEAR": "SOFT", "DISGUST": "CALM", "OTHER": "CALM"}
+SOUNDS = {
+    **tiny.SOUNDS,
+    "SNEEZE": " who sneezes",
+    "SCREAMING": " who screams",
+    "THROAT CLEARING": " who clears the throat",
+    "GROAN": " who groans",
+}
+FEELINGS = {**tiny.FEELINGS, "FEAR": "scared", "DISGUST": "disgusted"}
+SELVES = {"MALE": "himself", "FEMALE": "herself"}
+PERSONS = {**tiny.PERSONS}
+THOUGHTS = (
+    "I hear $person$sound. $Gist. $Act and speak $manner.",
+    "I hear $person$sound, and $gist. $Act and speak $manner.",
+    "I hear $person$sound. $Gist, so $act and speak $manner.",
+)
+
+
+@lru_cache(maxsize=1)
+def openings() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+    """`emotion`, `event`, `address` and `acts`, each by label."""
+    return {
+        kind: {label: parts(text) for label, text in rows.items()}
+        for kind, rows in read("openings").items()
+    }
+
+
+def read(name: str) -> dict[str, Any]:
+    """The file of that name in words/."""
+    raw: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text("utf-8"))
+    return raw
+
+
+def style_for(labels: Labels) -> str:
+    """How the reply is spoken: CALM, CHEERFUL, SOFT or BRISK."""
+    by_event = EVENT_STYLES.get(labels.event or NO_EVENT)
+    return by_event or EMOTION_STYLES[labels.emotion or "NEUTRAL"]
+
+
+def opening(labels: Labels, rng: Random) -> str:
+    """A first sentence that follows the labels, "" where none is wanted."""
+    event, emotion = labels.event or NO_EVENT, labels.emotion or "NEUTRAL"
+    if event != NO_EVENT and rng.random() < 0.6:
+        words = rng.choice(openings()["event"][event])
+    elif rng.random() < (0.2 if emotion == "NEUTRAL" else 0.9):
+        words = rng.choice(openings()["emotion"][emotion])
+    else:
+        return ""
+    names = openings()["address"].get(labels.age or "")
+    if names and words[-1] in ".!" and rng.random() < 0.25:
+        name = rng.choice(names).rstrip(".")
+        words = f"{words[:-1]}, {name[0].lower()}{name[1:]}{words[-1]}"
+    return words
+
+
+def natural_thought(labels: Labels, gist: str, rng: Random, act: str | None = None) -> str:
+    """A thought in plain words. gist: what $he says; act: what is done, None: by the emotion."""
+    emotion = labels.emotion or "NEUTRAL"
+    pronouns = {**tiny.PRONOUNS[labels.gender or "MALE"]}
+    pronouns["himself"] = SELVES[labels.gender or "MALE"]
+    act = act or rng.choice(openings()["acts"][emotion]).rstrip(".")
+    feeling = FEELINGS.get(emotion, "calm")
+    person = tiny.with_articles(
+        f"a {feeling} {PERSONS[labels.age or 'ADULT', labels.gender or 'MALE']}"
+    )
+    gist, act = (Template(text).safe_substitute(pronouns) for text in (gist, act))
+    return Template(rng.choice(THOUGHTS)).substitute(
+        person=person,
+        sound=SOUNDS[labels.event or NO_EVENT],
+        gist=gist,
+        Gist=sentence(gist).rstrip("."),
+        act=act,
+        Act=act,
+        manner=tiny.MANNERS[labels.style or style_for(labels)],
+    )

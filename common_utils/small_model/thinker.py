@@ -1,0 +1,120 @@
+"""The thinker before its training, and what its training changed, as small files.
+
+python -m common_utils.small_model.thinker start --llm DIR --ear DIR --out build/thinker/start
+python -m common_utils.small_model.thinker export --run build/thinker/stage3 --out DIR
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from osum_echat.errors import CheckpointError
+from osum_echat.logs import logger, setup
+from osum_echat.models import checkpoint
+from osum_echat.models.adapter import AdapterSettings
+from osum_echat.models.echat import MARKS, EChatModel, EChatSettings
+from osum_echat.models.encoder import EncoderSettings
+from osum_echat.models.lora import LoraSettings
+from osum_echat.models.pretrained import llm_settings, start_llm
+from osum_echat.training import state
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+PIECES = 2000  # merges that the ear spells with
+LORA = LoraSettings(
+    rank=16,
+    alpha=32,
+    dropout=0.0,
+    top_layers=14,
+    targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+)  # as in conf/small/stage3_empathy.yaml
+LORA_FILE = "lora.safetensors"
+# Never run: words and labels stand in for sound while the thinker trains.
+NO_ENCODER = EncoderSettings(mels=80, width=64, heads=2, units=64, blocks=1, dropout=0.0)
+NO_ADAPTER = AdapterSettings(heads=2, units=64, blocks=1, dropout=0.0)
+MARK_TABLE = "speech_embedding.weight"
+
+log = logger(__name__)
+
+
+def start(llm: Path, ear: Path, out: Path, codes: int = 500, seed: int = 1) -> None:
+    """A model of the stock LLM with the ear's marks around audio, one of which is its blank."""
+    torch.manual_seed(seed)
+    model = EChatModel(EChatSettings(NO_ENCODER, NO_ADAPTER, llm_settings(llm), codes))
+    start_llm(model, llm)
+    marks = load_file(ear / "model.safetensors")[MARK_TABLE][-MARKS:].float()
+    with torch.no_grad():
+        model.speech_embedding.weight[-MARKS:] = marks
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(out, model, dtype=torch.float32)
+    for name in TOKENIZER_FILES:
+        (out / name).write_bytes((llm / name).read_bytes())
+
+
+@torch.no_grad()
+def with_lora(model: EChatModel, file: Path) -> None:
+    """Add exported LoRA layers to the weights of the stock LLM. Raises CheckpointError."""
+    layers = load_file(file)
+    weights = dict(model.named_parameters())
+    downs = [name for name in layers if name.endswith(".lora_A.weight")]
+    if not downs:
+        raise CheckpointError(f"{file}: no LoRA layers; make it by the command export")
+    for name in downs:
+        target = f"{name.removesuffix('.lora_A.weight')}.weight"
+        up = layers[name.replace("lora_A", "lora_B")].float()
+        if target not in weights:
+            raise CheckpointError(f"{file}: {target} is not in the model")
+        change = up @ layers[name].float() * (LORA.alpha / LORA.rank)
+        weights[target].data = weights[target] + change  # a mapped file must not be written to
+
+
+def export(run: Path, out: Path) -> None:
+    """The LoRA layers of a run's newest checkpoint in fp16, and how they were trained."""
+    newest = state.newest(run)
+    if newest is None:
+        raise CheckpointError(
+            f"{run}: no checkpoint; train it first (conf/small/stage3_empathy.yaml)"
+        )
+    saved = state.load(newest, torch.device("cpu"))
+    layers = {
+        name.replace(".default.", "."): value.half().contiguous()
+        for name, value in saved["engine"]["model"].items()
+        if "lora_" in name
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(layers, out / LORA_FILE)
+    size = (out / LORA_FILE).stat().st_size / 1e6
+    told = {
+        "step": saved["progress"]["step"],
+        "minutes": round(saved["progress"]["minutes"], 1),
+        "megabytes": round(size, 2),
+        "tensors": len(layers),
+    }
+    (out / "training.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    log.info("%s: %s", out, told)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    first = commands.add_parser("start")
+    first.add_argument("--llm", type=Path, required=True, help="SmolLM2 as a Qwen2 directory")
+    first.add_argument("--ear", type=Path, required=True, help="the ear's directory")
+    first.add_argument("--out", type=Path, required=True)
+    last = commands.add_parser("export")
+    last.add_argument("--run", type=Path, required=True, help="the output of train.py")
+    last.add_argument("--out", type=Path, required=True)
+    chosen = parser.parse_args(argv)
+    setup()
+    if chosen.command == "start":
+        start(chosen.llm, chosen.ear, chosen.out)
+    else:
+        export(chosen.run, chosen.out)
+
+
+if __name__ == "__main__":
+    main()

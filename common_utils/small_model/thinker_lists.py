@@ -1,0 +1,117 @@
+"""The thinker's rows of stage 3 as raw lists without sound: one list a task, to train and to check.
+
+Words and labels stand in for sound (prepare.audio_as_text).
+
+    python -m common_utils.small_model.thinker_lists --parts build/parts --out build/thinker/rows
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from common_utils.small_model.dialogues import Example, examples
+from common_utils.small_model.pieces import heard_words
+from common_utils.small_model.texts import fraction
+from common_utils.small_model.topics import sentence
+from osum_echat.logs import logger, setup
+
+CHECK_SHARE = 0.02  # of the examples, that are not trained on
+SPEECH_TASKS = {"s2s_think": "<S2TCHAT> <TEXT2TOKEN> <THINK>", "s2s": "<S2TCHAT> <TEXT2TOKEN>"}
+TEXT_TASKS = {"s2t_think": "<S2TCHAT> <THINKER>", "s2t": "<S2TCHAT>"}
+HISTORY_TASK, WRITTEN_TASK = "<S2TCHAT> <TEXT2TOKEN> <HISTORY>", "<TEXT2TEXT>"
+UNDERSTAND_TASK = "<TRANSCRIBE> <CAPTION> <AGE> <GENDER> <EMOTION>"
+TEXT_ONLY = "text-only"  # the wav of an earlier turn that was never spoken
+
+log = logger(__name__)
+
+
+def row(example: Example, tag: str) -> dict[str, Any]:
+    """One object of a raw list."""
+    labels = example.labels
+    extra: dict[str, Any] = {"q_txt": example.heard}
+    named = {
+        "age": labels.age,
+        "gender": labels.gender,
+        "q_emotion": labels.emotion,
+        "caption": labels.event,
+        "reply_emotion": labels.style,
+    }
+    extra |= {name: value for name, value in named.items() if value}
+    if tag in (SPEECH_TASKS["s2s_think"], TEXT_TASKS["s2t_think"]):
+        extra["think_str"] = example.thought
+    made = {"key": f"{example.key}", "txt": example.reply, "task": tag, "extra": extra}
+    for number, (said, reply) in enumerate(example.earlier, start=1):
+        made[f"wav_{number}"], made[f"txt_{number}"] = TEXT_ONLY, reply
+        extra[f"q_txt_{number}"] = (heard_words(said) or "").strip()
+    return made
+
+
+def understanding(example: Example) -> dict[str, Any]:
+    """A row that asks for words and labels."""
+    labels = example.labels
+    tags = "".join(
+        f"<{label}>" for label in (labels.event, labels.age, labels.gender, labels.emotion)
+    )
+    return row(example, UNDERSTAND_TASK) | {"txt": example.heard + tags}
+
+
+def lists(found: Iterable[Example], rng: Random) -> dict[str, list[dict[str, Any]]]:
+    """Rows by list: each example once with a thought, and some again without or in writing."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+
+    def add(name: str, made: dict[str, Any]) -> None:
+        rows.setdefault(name, []).append(made | {"key": f"{made['key']}-{name}"})
+
+    for one in found:
+        if one.earlier:
+            add("history", row(one, HISTORY_TASK))
+            continue
+        name = rng.choices(("s2s_think", "s2t_think"), weights=(0.75, 0.25))[0]
+        add(name, row(one, (SPEECH_TASKS | TEXT_TASKS)[name]))
+        if rng.random() < 0.45:
+            name = rng.choices(("s2s", "s2t"), weights=(0.75, 0.25))[0]
+            add(name, row(one, (SPEECH_TASKS | TEXT_TASKS)[name]))
+        if one.question and rng.random() < 0.06:
+            made = row(one, WRITTEN_TASK)
+            made["extra"]["question"] = sentence(one.question)
+            add("t2t", made)
+        if one.question and one.labels.age and rng.random() < 0.05:
+            add("understand", understanding(one))
+    return rows
+
+
+def write(found: list[Example], out: Path, seed: int = 0) -> dict[str, int]:
+    """Write train/*.list and check/*.list; returns the sizes of the training lists."""
+    sizes = {}
+    held = [one for one in found if fraction(f"check {one.key}") < CHECK_SHARE]
+    for split, own in (("check", held), ("train", [one for one in found if one not in held])):
+        folder = out / split
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, rows in lists(own, Random(f"lists {seed}")).items():
+            Random(f"order {seed}").shuffle(rows)
+            text = "".join(json.dumps(one) + "\n" for one in rows)
+            (folder / f"{name}.list").write_text(text, encoding="utf-8")
+            sizes[name] = len(rows)
+    return sizes
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", type=Path, required=True, help="what parts.py unpacked")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args(argv)
+    setup()
+    found = examples(chosen.parts, chosen.seed)
+    sizes = write(found, chosen.out, chosen.seed)
+    by_source = Counter(one.source for one in found)
+    log.info("examples: %s", ", ".join(f"{name} {size}" for name, size in by_source.items()))
+    log.info("rows: %s", ", ".join(f"{name} {size}" for name, size in sizes.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Claims about the thinker's rows: fitting replies, openings by label, lists to read."""
+
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from common_utils.small_model import chats, dialogues, manner, thinker_lists
+from common_utils.small_model.reply_filters import (
+    copied_share,
+    ends_properly,
+    is_fit,
+    repeats,
+    wrong_labels,
+)
+from common_utils.small_model.texts import CHITCHAT_FILE
+from common_utils.small_model.topics import MOODS, filled, topic_of, topics
+from osum_echat.records import Labels, Utterance
+
+WOMAN = Labels("ADULT", "FEMALE", "SAD", "CRY")
+SIZES = {
+    "topics": 300,
+    "chats": 40,
+    "people": 10,
+    "world": 40,
+    "safety": 120,
+    "wordless": 40,
+    "dialogues": 20,
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dialogues.Example]:
+    parts = tmp_path_factory.mktemp("parts")
+    said = [
+        "I really love my two dogs",
+        "Dogs are the best friends",
+        "What movies did you watch?",
+        "That one with the cats was good",
+        "Call me at 555 123 4567",
+        "I have snow here today",
+    ]
+    talks = {
+        str(number): {"messages": [[{"text": text}] for text in said[number % 3 :]]}
+        for number in range(30)
+    }
+    place = parts / CHITCHAT_FILE
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(talks))
+    return dialogues.examples(parts, 1, SIZES)
+
+
+def test_half_of_the_content_words_may_be_copied_and_no_more():
+    assert copied_share("my dog ran", "Your dog will find home.") == 0.5
+    assert not is_fit("my dog ran away", "The dog ran away from you again.", WOMAN)
+    assert copied_share("how are you", "I am fine.") == 0.0
+
+
+@pytest.mark.parametrize(
+    "reply, wrong",
+    [
+        ("Please do not cry, little one.", ["little one"]),
+        ("You sound so happy!", ["happy"]),
+        ("What a lovely laugh!", ["laugh"]),
+        ("I hear how sad you are. Do not cry, my friend.", []),
+        ("A sad film can do good.", []),
+        ("Good day, sir.", ["sir"]),
+    ],
+)
+def test_labels_that_the_voice_does_not_have_are_found(reply, wrong):
+    assert wrong_labels(reply, WOMAN) == wrong
+
+
+def test_ends_and_repeats_are_seen():
+    assert ends_properly("Well done!") and not ends_properly("Well done and")
+    assert repeats("I am glad to hear, I am glad to hear it.") and not repeats("So so good.")
+
+
+def test_acts_are_found_by_what_is_said_of_them():
+    for topic in topics():
+        for text in sum(topic.say.values(), ()) if topic.is_act else ():
+            assert topic_of(text, (topic,)), f"{topic.name}: {text}"
+
+
+@pytest.mark.parametrize("text, name, word", [
+    ("Our old dog can hardly walk", "dog", "dog"),
+    ("I spilled coffee on my shirt", "coffee", "coffee"),
+    ("My grandmother died yesterday", "death", "died"),
+    ("I got a new phone today", "phone", "phone"),
+    ("hey how are you doing", "howareyou", None),
+])  # fmt: skip
+def test_a_message_is_about_what_it_names_first_but_for_general_and_strong_words(text, name, word):
+    found = topic_of(text)
+    assert found and (found.topic.name, found.word) == (name, word)
+
+
+def test_no_topic_is_none():
+    assert topic_of("she was so lit") is None
+
+
+def test_every_written_reply_is_a_sentence_of_fitting_length():
+    for topic in topics():
+        for replies in topic.replies.values():
+            for reply in replies:
+                whole = filled(reply, "snow")
+                assert whole and ends_properly(whole) and 3 <= len(whole.split()) <= 20, reply
+                assert not set(topic.replies) - set(MOODS)
+
+
+def test_an_opening_follows_event_and_emotion():
+    rng = Random(1)
+    words = {manner.opening(Labels("ADULT", "MALE", "SAD", "CRY"), rng) for _ in range(200)}
+    fitting = {*manner.openings()["event"]["CRY"], *manner.openings()["emotion"]["SAD"], ""}
+    assert words <= fitting and len(words) > 8
+    named = {manner.opening(Labels("CHILD", "MALE", "HAPPY", "OTHER"), rng) for _ in range(200)}
+    assert any("little one" in each for each in named)
+
+
+def test_messages_are_spelt_as_one_speaks():
+    assert chats.spoken("im so happy lol :)") == "I'm so happy"
+    assert chats.spoken("thats cool... u know??") == "That's cool. You know?"
+
+
+def test_examples_fit_are_the_same_again_and_hold_nothing_private(found):
+    for one in found:
+        assert ends_properly(one.reply), one
+        assert "555" not in one.question
+        if one.source in ("topics", "chats", "people"):
+            assert is_fit(one.question, one.reply, one.labels), one
+    assert {one.source for one in found} == {*SIZES} - {"people"} | (
+        {"people"} & {one.source for one in found}
+    )
+
+
+def test_whoever_may_hurt_himself_is_told_of_help(found):
+    words = tuple(manner.read("safety")["selfharm"]["say"].lower().split(" | "))
+    own = [one for one in found if one.source == "safety" and one.question.lower().endswith(words)]
+    assert len(own) > 20
+    for one in own:
+        assert any(name in one.reply for name in ("988", "crisis", "emergency", "helpline")), one
+        assert one.labels.style == "SOFT" and one.labels.event != "LAUGH"
+
+
+def test_nothing_said_is_answered_by_nothing_heard(found):
+    silent = [one for one in found if one.source == "wordless" and one.labels.emotion is None]
+    assert silent and all(one.heard == "" for one in silent)
+    assert all(
+        "hear" in one.reply or "microphone" in one.reply or "repeat" in one.reply for one in silent
+    )
+
+
+def test_lists_are_read_as_records_and_no_reply_crowds_them(found, tmp_path: Path):
+    sizes = thinker_lists.write(found, tmp_path)
+    assert sizes["s2s_think"] > sizes["s2t_think"] > 0 and sizes["history"] > 0
+    for path in (tmp_path / "train").glob("*.list"):
+        for line in path.read_text().splitlines():
+            utterance = Utterance.from_json(json.loads(line), path.name, tmp_path)
+            assert utterance.user.reply_text
+    written = [one.reply for one in found if one.source not in ("safety", "wordless")]
+    most = max(4, int(dialogues.MOST_ALIKE * len(found)))
+    assert max(map(written.count, set(written))) <= most
