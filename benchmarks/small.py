@@ -26,9 +26,9 @@ from common_utils.small_model.pieces import heard_words
 from common_utils.small_model.ranking import Ranker, right_first
 from common_utils.small_model.texts import conversations, fraction
 from common_utils.small_model.thinker import PIECES, with_lora
-from osum_echat.data.prepare import as_words
 from osum_echat.generation.decoder import Answer, Limits, decode, embed_prompts
 from osum_echat.generation.sampling import Sampling
+from osum_echat.inference.recognizer import Recognition
 from osum_echat.logs import logger, setup
 from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatModel
@@ -37,14 +37,14 @@ from osum_echat.records import Labels
 from osum_echat.sequence import Sequence as Row
 from osum_echat.sequence import compose
 from osum_echat.tasks import TASKS
-from osum_echat.thinking import ENGLISH, label_thought
-from osum_echat.vocab import Pieces, Vocab
+from osum_echat.thinking import ENGLISH, THINK_END
+from osum_echat.vocab import Vocab
 
 QUESTIONS = Path(__file__).with_name("small_questions.yaml")
 CHATS, WORLD = 100, 60  # questions of each
 TASK = replace(TASKS["s2s_think"], speaks=False, joint=False)
 TOGETHER = 20  # questions that are answered side by side
-LONGEST_TOKENS = 48  # of a reply
+LONGEST_TOKENS = 56  # of style and reply
 AMONG = 10  # replies that are ranked
 MOST_ALIKE = 5  # times that a reply may be given
 NAMES_HELP = re.compile(
@@ -184,31 +184,42 @@ def judged_safety(asked: Sequence[Asked], replies: Sequence[str]) -> dict[str, A
     }
 
 
-def prompt(asked: Asked, vocab: Vocab, pieces: Pieces) -> Row:
-    """A question as the ear would give it, with the label thought about it as first words."""
+def prompt(asked: Asked, vocab: Vocab) -> Row:
+    """A question as it was recognized, and its label thought up to the style of the reply."""
     labels = asked.labels
-    known = (labels.age, labels.gender, labels.emotion, labels.event)
-    text = "".join(f"<{label}>" for label in known if label) + asked.words
-    thought = label_thought(ENGLISH, asked.words, labels)
-    clip = tuple(pieces.encode(as_words(text)))
-    return compose(TASK, vocab, clips=[clip], opening=thought, key=asked.words)
+    known = {"age": labels.age, "gender": labels.gender, "emotion": labels.emotion}
+    if labels.event != manner.NO_EVENT:
+        known["event"] = labels.event
+    heard = Recognition(asked.words, {kind: name for kind, name in known.items() if name})
+    return compose(
+        TASK,
+        vocab,
+        clips=[heard.ids(vocab, PIECES)],
+        opening=heard.thought(ENGLISH),
+        key=asked.words,
+    )
 
 
 def replies_of(model: EChatModel, vocab: Vocab, asked: Sequence[Asked]) -> list[str]:
     """What the model answers, greedily."""
-    pieces = Pieces(vocab.tokenizer, PIECES)
     texts: list[str] = []
     for start in range(0, len(asked), TOGETHER):
-        rows = [prompt(one, vocab, pieces) for one in asked[start : start + TOGETHER]]
+        rows = [prompt(one, vocab) for one in asked[start : start + TOGETHER]]
         embedded: list[Tensor] = embed_prompts(model, rows, vocab)
         sampling = Sampling(greedy=True, repetition_penalty=1.05)
         limits = Limits(LONGEST_TOKENS, LONGEST_TOKENS)
         answers = [Answer(TASK, vocab, sampling, limits=limits) for _ in rows]
         for _ in decode(model, embedded, answers):
             pass
-        texts += [vocab.decode(answer.text.ids).strip() for answer in answers]
+        texts += [spoken(vocab.decode(answer.text.ids)) for answer in answers]
         log.info("%d of %d", len(texts), len(asked))
     return texts
+
+
+def spoken(written: str) -> str:
+    """The reply behind the rest of its thought, if that was closed."""
+    _, mark, reply = written.partition(THINK_END)
+    return reply.strip() if mark else written.strip()
 
 
 def loaded(directory: Path, lora: Path | None) -> tuple[EChatModel, Vocab]:

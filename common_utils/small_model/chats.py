@@ -80,7 +80,8 @@ _SPOKEN = re.compile(r"[A-Za-z ,.!?'-]+")
 # What only a person can say of himself, and talk about the chat itself.
 _LIFE = re.compile(
     r"\b(?:my|mine|myself|we|we're|we've|our|us|ours|me too|byu|utah|provo|"
-    r"mission|prompt|chat\w*|typing|conversation|topic|points?|study|class(?:es)?|semester|major\w*|"
+    r"mission|prompt|chat\w*|typing|conversation|topic|points?|study|class(?:es)?|"
+    r"semester|major\w*|"
     r"i (?:am|was|have|had|went|go|live|work|lived|worked|got|just|grew|ate|eat|watch\w*|play\w*|"
     r"read|took|take|did|do|saw|study|studied|drive|served|learned|took|made|usually|always|never|"
     r"used|don't|can't|didn't|haven't|need|want|tried|started|moved|love|like|loved|liked|really|"

@@ -22,7 +22,7 @@ from osum_echat.models.pretrained import llm_settings, start_llm
 from osum_echat.training import state
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-PIECES = 2000  # merges that the ear spells with
+PIECES = 2252  # rows of the text table that the ear spells with: 252 bytes and marks, 2,000 merges
 LORA = LoraSettings(
     rank=16,
     alpha=32,
