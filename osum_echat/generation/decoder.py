@@ -121,10 +121,10 @@ class Answer:
         """speech_sampling: for the speech phase, None: the same; generator: its own randomness."""
         self.limits, self.generator = limits, generator
         self.phases = Phases(task, vocab)
-        asked = {phase: [rule for rule in rules if rule.in_speech == phase]
-                 for phase in (False, True)}  # fmt: skip
-        self.text = PhaseSampler(sampling, asked[False], vocab.text_end)
-        self.speech = PhaseSampler(speech_sampling or sampling, asked[True], vocab.speech_edge)
+        own = {phase: [rule for rule in rules if rule.in_speech == phase]
+               for phase in (False, True)}  # fmt: skip
+        self.text = PhaseSampler(sampling, own[False], vocab.text_end)
+        self.speech = PhaseSampler(speech_sampling or sampling, own[True], vocab.speech_edge)
         self.stopped_by: StoppedBy | None = None
 
     def choose(self, logits: Tensor) -> Token:
@@ -210,10 +210,10 @@ def row_logits(model: EChatModel, state: Tensor, answers: Sequence[Answer]) -> S
     if len(set(in_speech)) == 1:
         head = model.logits_speech if in_speech[0] else model.logits_text
         return head(state).float().unbind()
-    spoken = [place for place, speech in enumerate(in_speech) if speech]
-    written = [place for place, speech in enumerate(in_speech) if not speech]
-    of_place = dict(zip(spoken, model.logits_speech(state[spoken]).float(), strict=True))
-    of_place |= dict(zip(written, model.logits_text(state[written]).float(), strict=True))
+    speaking = [place for place, speech in enumerate(in_speech) if speech]
+    writing = [place for place, speech in enumerate(in_speech) if not speech]
+    of_place = dict(zip(speaking, model.logits_speech(state[speaking]).float(), strict=True))
+    of_place |= dict(zip(writing, model.logits_text(state[writing]).float(), strict=True))
     return [of_place[place] for place in range(len(answers))]
 
 

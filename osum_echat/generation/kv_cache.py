@@ -112,13 +112,13 @@ class CachedLLM:
         self._make_room()
 
     def _make_room(self) -> None:
-        """More places in the cache: (layers, rows, groups, places, head width), and their turns."""
+        """More places in the cache, (layers, rows, groups, places, head width), and the tables."""
         room = (0, 0, 0, ROOM_TOKENS)
         self.keys, self.values = (functional.pad(one, room) for one in (self.keys, self.values))
         self._make_tables()
 
     def _make_tables(self) -> None:
-        """The turns of all places, and which of them are padding."""
+        """The rotary tables of all places, and which of them are padding."""
         columns = torch.arange(self.keys.shape[3], device=self.keys.device)
         cosine, sine = self.model.rotary_emb(self.keys, columns[None])
         half = self.head_width // 2
@@ -136,8 +136,8 @@ class CachedLLM:
         self.tokens += 1
         if self.tokens > self.keys.shape[3]:
             self._make_room()
-        turns = place - self.padding if self.is_padded else place
-        cosine, sine = self.cosine[turns], self.sine[turns]
+        position = place - self.padding if self.is_padded else place
+        cosine, sine = self.cosine[position], self.sine[position]
         if self.is_padded:
             cosine, sine = cosine[:, None], sine[:, None]
         mask = self.mask[..., : self.tokens] if self.is_padded else None
@@ -150,25 +150,23 @@ class CachedLLM:
             strict=True,
         )
         half, state = self.head_width // 2, embedded
-        queries, asked = self.queries, self.queries + self.groups
+        queries, rotated = self.queries, self.queries + self.groups
         for layer, new_key, new_value, keys, values in kept:
             heads = layer.query_key_value(layer.attention_norm(state))
             heads = heads.view(len(state), -1, self.head_width)
-            asking = heads[:, :asked]
+            query_key = heads[:, :rotated]
             if layer.query_norm is not None and layer.key_norm is not None:
-                asking = torch.cat(
-                    (layer.query_norm(heads[:, :queries]), layer.key_norm(heads[:, queries:asked])),
-                    dim=1,
-                )
-            turned = torch.addcmul(asking * cosine, asking.roll(half, 2), sine)
+                key = layer.key_norm(heads[:, queries:rotated])
+                query_key = torch.cat((layer.query_norm(heads[:, :queries]), key), dim=1)
+            turned = torch.addcmul(query_key * cosine, query_key.roll(half, 2), sine)
             new_key.copy_(turned[:, queries:])
-            new_value.copy_(heads[:, asked:])
-            # Heads that share keys are like so many places that ask.
+            new_value.copy_(heads[:, rotated:])
+            # Query heads that share a key are laid out as so many places of one head.
             query = turned[:, :queries].view(len(state), self.groups, -1, self.head_width)
-            heard = functional.scaled_dot_product_attention(
+            attended = functional.scaled_dot_product_attention(
                 query, keys, values, attn_mask=mask, scale=self.scale
             )
-            state = layer.add_output(state, heard.reshape(len(state), -1))
+            state = layer.add_output(state, attended.reshape(len(state), -1))
             gate, up = layer.gate_up(layer.feed_norm(state)).chunk(2, 1)
             state = layer.add_down(state, functional.silu(gate) * up)
         self.state = self.norm(state)

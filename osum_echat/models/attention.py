@@ -109,9 +109,9 @@ def _by_segments(
                for whole in (query, key, value)]  # fmt: skip
         found = [
             functional.scaled_dot_product_attention(
-                asked, known, told, None, dropout, True, scale=scaling, enable_gqa=True
+                one_query, one_key, one_value, None, dropout, True, scale=scaling, enable_gqa=True
             ).transpose(1, 2)
-            for asked, known, told in list(zip(*own, strict=True))[: len(lengths)]
+            for one_query, one_key, one_value in list(zip(*own, strict=True))[: len(lengths)]
         ]
         blank = value.new_zeros(1, padding, query.shape[1], query.shape[3])
         rows.append(torch.cat((*found, blank), 1))

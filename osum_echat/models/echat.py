@@ -21,13 +21,13 @@ from osum_echat.sequence import IGNORED, Batch
 
 MARKS = 3  # rows of the speech table beyond the codes: edge, audio begin, audio end
 LLM_KINDS = {"qwen2": "Qwen2", "qwen3": "Qwen3"}  # model_type -> the stock classes
-SILENCE_FRAMES = 16  # of the clip that a batch without clips may have to hear
+SILENCE_FRAMES = 16  # of the clip that a batch without clips may have to encode
 LEAST_SHARED = 24  # tokens: a shorter common start is not worth a pass of its own
 WINDOWS_TOGETHER = 16  # of up to 30 s, elsewhere
 CLIPS_TOGETHER = 4  # on a CPU; of like length, so that little of the work goes into padding
 FRAMES_PER_STEP = 8  # mel frames (10 ms) that become one step of the adapter
 LONGEST_FRAMES = 3000  # 30 s: what Whisper's encoder was trained on, and OSUM-EChat's clips
-MARGIN_FRAMES = 200  # 2 s that a window hears beyond what is kept of it
+MARGIN_FRAMES = 200  # 2 s that a window holds beyond what is kept of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +205,8 @@ class EChatModel(nn.Module):
         text = self.llm.get_input_embeddings()
         is_speech = ids >= self.text_rows
         written = text(ids.masked_fill(is_speech, 0))
-        spoken = self.speech_embedding((ids - self.text_rows).clamp(min=0))
-        return torch.where(is_speech[..., None], spoken, written)
+        speech = self.speech_embedding((ids - self.text_rows).clamp(min=0))
+        return torch.where(is_speech[..., None], speech, written)
 
     def _with_noise(self, ids: Tensor) -> Tensor:
         """ids: (rows, tokens) in joint space. The same, some of the speech codes at random."""

@@ -64,8 +64,8 @@ class SelfAttention(nn.Module):
             linear(steps).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for linear in (self.linear_q, self.linear_k, self.linear_v)
         )
-        heard = attend(query, key, value, valid)
-        return self.linear_out(heard.transpose(1, 2).flatten(2))
+        attended = attend(query, key, value, valid)
+        return self.linear_out(attended.transpose(1, 2).flatten(2))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ LONGEST_GAP = 12                # steps without anything: a quarter of a second
 class EncoderCache:
     """Stands in for a frozen encoder. Keeps outputs by the content of their clip, up to a limit.
 
-    Each clip is heard alone and passed through half precision, kept or not, so that neither its
+    Each clip is encoded alone and passed through half precision, kept or not, so that neither its
     neighbours nor a restart changes its numbers.
     """
 
@@ -72,13 +72,13 @@ class EncoderCache:
 
         Returns (clips, steps, width), right-padded with zeros, and lengths (clips,) in steps.
         """
-        heard = [
-            self._heard(mel[:frames]) for mel, frames in zip(mels, lengths.tolist(), strict=True)
+        encoded = [
+            self._encoded(mel[:frames]) for mel, frames in zip(mels, lengths.tolist(), strict=True)
         ]
         if training and self.vary:
-            heard = [augmented(steps.float(), self.vary) for steps in heard]
-        counts = torch.tensor([len(steps) for steps in heard], device=lengths.device)
-        padded = torch.nn.utils.rnn.pad_sequence(heard, batch_first=True)
+            encoded = [augmented(steps.float(), self.vary) for steps in encoded]
+        counts = torch.tensor([len(steps) for steps in encoded], device=lengths.device)
+        padded = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True)
         return padded.to(mels.device, mels.dtype), counts
 
     @torch.no_grad()
@@ -93,13 +93,13 @@ class EncoderCache:
         for mel, steps, count in zip(mels, encoded, counts.tolist(), strict=True):
             self._keep(_name(mel), steps[:count].half().cpu())
 
-    def _heard(self, mel: Tensor) -> Tensor:
+    def _encoded(self, mel: Tensor) -> Tensor:
         """mel: (frames, mel) of one clip. Returns (steps, width) in half precision."""
         name = _name(mel)
         steps = self._kept.get(name)
         if steps is None:
-            encoded, _ = self.encoder(mel[None], torch.tensor([len(mel)], device=mel.device))
-            steps = encoded[0].half().cpu()
+            made, _ = self.encoder(mel[None], torch.tensor([len(mel)], device=mel.device))
+            steps = made[0].half().cpu()
             self._keep(name, steps)
         return steps
 
