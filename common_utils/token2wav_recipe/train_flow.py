@@ -58,11 +58,12 @@ class FlowTraining:
     device: str = "auto"
     init: str | None = None             # weights to start from
     voice: str | None = None            # voice file whose speaker vector all rows get
+    voices: dict[str, str] = field(default_factory=dict)    # voice files by the rows' `voice`
     speaker_onnx: str | None = None     # speaker encoder: a vector for each row
 
     def __post_init__(self) -> None:
-        if self.voice and self.speaker_onnx:
-            raise ConfigError("flow training: give voice or speaker_onnx, not both")
+        if sum(map(bool, (self.voice, self.voices, self.speaker_onnx))) > 1:
+            raise ConfigError("flow training: give one of voice, voices and speaker_onnx")
         if not self.data or not self.crop_tokens or self.batch_tokens < max(self.crop_tokens):
             raise ConfigError(
                 f"flow training: data {self.data}, crop_tokens {self.crop_tokens}: neither may be "
@@ -113,13 +114,10 @@ class Recordings:
         )
 
 
-def read_rows(lists: Sequence[str]) -> list[tuple[Path, tuple[int, ...]]]:
-    """Wav and speech tokens of each row of raw lists, ordered by voice."""
+def read_rows(lists: Sequence[str]) -> list[tuple[VoiceRow, tuple[int, ...]]]:
+    """The rows of raw lists, ordered by voice, with their speech tokens."""
     rows = [row for name in lists for row in read_list(Path(name))]
-    found = []
-    for row in sorted(rows, key=lambda row: row.voice or ""):
-        found.append((row.wav, speech_tokens(row)))
-    return found
+    return [(row, speech_tokens(row)) for row in sorted(rows, key=lambda row: row.voice or "")]
 
 
 def speech_tokens(row: VoiceRow) -> tuple[int, ...]:
@@ -135,11 +133,13 @@ def record(training: FlowTraining) -> Recordings:
     rate, codes = training.flow.tokens_per_s, training.flow.codes
     encoder = voice.SpeakerEncoder(training.speaker_onnx) if training.speaker_onnx else None
     constant = torch.zeros(1, training.flow.speaker_width)
+    known = {name: voice.VoicePrompt.load(path).speaker for name, path in training.voices.items()}
     if training.voice:
         constant = voice.VoicePrompt.load(training.voice).speaker
     tokens: list[int] = []
     mels, starts, speakers = [], [], []
-    for wav, ids in logs.progress(read_rows(training.data), "mel"):
+    for row, ids in logs.progress(read_rows(training.data), "mel"):
+        wav = row.wav
         if min(ids) < 0 or max(ids) >= codes:
             raise DataError(f"{wav}: its speech tokens must be ids from 0 to {codes - 1}")
         samples = audio.load(wav, voice.SAMPLE_RATE_HZ)
@@ -150,6 +150,10 @@ def record(training: FlowTraining) -> Recordings:
         if encoder:
             low = audio.resample(samples, voice.SAMPLE_RATE_HZ, audio.SAMPLE_RATE_HZ)
             constant = encoder(low)
+        if known:
+            if row.voice not in known:
+                raise DataError(f"{wav}: voice {row.voice!r} is none of {', '.join(known)}")
+            constant = known[row.voice]
         speakers.append(constant)
     LOG.info("%d recordings, %.1f min", len(starts), len(tokens) / rate / 60)
     return Recordings(

@@ -8,11 +8,13 @@ import math
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,6 +35,7 @@ UNITS_PER_S = 25
 LATE_START_FRAMES = (40, 400)          # silence put before a clip, to see what its place does
 PITCH_BATCH_UNITS = 256
 PITCH_PEAK_RATE = 2e-3
+FROM_WHISPER = ("embed.", "blocks.")        # names of weights
 
 log = logger(__name__)
 
@@ -62,6 +65,7 @@ class TokenizerSettings:
     whisper: str                       # folder with model.bin or model.safetensors
     out: str                           # the ONNX file
     tokens: str | None = None          # also a list of the same rows with their speech tokens
+    learnt: str | None = None          # also what was learnt beside the Whisper, to export again
     units: UnitSettings = field(default_factory=UnitSettings)
     position_directions: int = 8       # of the layer that tell the place in the clip: taken out
     pitch_steps: int = 3000
@@ -195,6 +199,8 @@ def train(settings: TokenizerSettings) -> Path:
     model = make_units(rows, settings)
     path = Path(settings.out)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if settings.learnt is not None:
+        save_learnt(model, Path(settings.learnt))
     export_units(model, path)
     if settings.tokens is not None:
         write_tokens(rows, path, Path(settings.tokens))
@@ -203,14 +209,7 @@ def train(settings: TokenizerSettings) -> Path:
 
 def make_units(rows: Sequence[VoiceRow], settings: TokenizerSettings) -> SpeechUnits:
     """The filled tokenizer, its quality logged."""
-    weights = read_whisper(Path(settings.whisper))
-    model = SpeechUnits(encoder_settings(weights), settings.units).eval().requires_grad_(False)
-    own = {name.replace("encoders.", "blocks."): value for name, value in weights.items()}
-    missing = model.load_state_dict(
-        {name: value for name, value in own.items() if name in model.state_dict()}, strict=False
-    ).missing_keys
-    if any(name.startswith(("embed.", "blocks.")) for name in missing):
-        raise ConfigError(f"units.layers {settings.units.layers}: more than {settings.whisper} has")
+    model = on_whisper(Path(settings.whisper), settings.units)
     generator = torch.Generator().manual_seed(settings.seed)
     drawn = random.Random(settings.seed).sample(list(rows), len(rows))
     clips = read_clips(drawn, model.mels, settings.minutes)
@@ -228,6 +227,39 @@ def make_units(rows: Sequence[VoiceRow], settings: TokenizerSettings) -> SpeechU
         points = torch.cat([model.features(clip.feats) for clip in progress(clips, "features")])
         model.codebook.copy_(kmeans(points, settings.units.codes, settings.iterations, generator))
     report(model, clips, points, last)
+    return model
+
+
+def on_whisper(whisper: Path, units: UnitSettings) -> SpeechUnits:
+    """The layers of a Whisper, nothing learnt on them yet."""
+    weights = read_whisper(whisper)
+    model = SpeechUnits(encoder_settings(weights), units).eval().requires_grad_(False)
+    own = {name.replace("encoders.", "blocks."): value for name, value in weights.items()}
+    missing = model.load_state_dict(
+        {name: value for name, value in own.items() if name in model.state_dict()}, strict=False
+    ).missing_keys
+    if any(name.startswith(FROM_WHISPER) for name in missing):
+        raise ConfigError(f"units.layers {units.layers}: more than {whisper} has")
+    return model
+
+
+def save_learnt(model: SpeechUnits, path: Path) -> None:
+    """Write what was learnt beside the Whisper: a tenth of a megabyte in place of its weights."""
+    found = {name: value.contiguous() for name, value in model.state_dict().items()
+             if not name.startswith(FROM_WHISPER)}  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(found, path, {"units": json.dumps(asdict(model.units))})
+
+
+def with_learnt(whisper: Path, path: Path) -> SpeechUnits:
+    """The units that `save_learnt` kept, on the layers of the same Whisper. Raises DataError."""
+    with safe_open(path, framework="pt") as file:
+        units = (file.metadata() or {}).get("units")
+        learnt = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if units is None:
+        raise DataError(f"{path}: not what train_tokenizer keeps of units; make it again")
+    model = on_whisper(whisper, UnitSettings(**json.loads(units)))
+    model.load_state_dict(learnt, strict=False)
     return model
 
 

@@ -1,0 +1,118 @@
+"""The voice of the small model: a speaker vector for each style; the trained parts together.
+
+    python -m common_utils.small_model.export_voice styles --out build/voice/styles
+    python -m common_utils.small_model.export_voice parts --voice build/voice --out DIR
+
+`parts` writes, in half precision, OUT/talker (a model directory) and OUT/token2wav, with a voice
+for each style: its vector and a recording of a few seconds.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from common_utils.small_model.hibari import STYLES
+from common_utils.small_model.speech_rows import VOICE
+from common_utils.token2wav_recipe.runs import VoiceRow, read_list
+from common_utils.token2wav_recipe.train_flow import speech_tokens
+from osum_echat import audio, cli, weights
+from osum_echat.errors import DataError
+from osum_echat.inference.talker import ENGLISH, Talker
+from osum_echat.models import checkpoint
+from osum_echat.settings import read_mapping
+from osum_echat.token2wav.flow import frames_for
+from osum_echat.token2wav.model import SETTINGS_FILE, VOICE_FILE, Token2Wav
+from osum_echat.token2wav.voice import SAMPLE_RATE_HZ, SPEAKER_WIDTH, VoicePrompt, prompt_mel
+
+SEED = 11
+PROMPT_TOKENS = (60, 90)                # of a style's recording: 2.4 to 3.6 s
+USUAL_STYLE = "CALM"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def style_vectors() -> dict[str, Tensor]:
+    """A vector of length 1 for each style, at right angles to the others: (1, numbers) each."""
+    generator = torch.Generator().manual_seed(SEED)
+    directions, _ = torch.linalg.qr(torch.randn(SPEAKER_WIDTH, len(STYLES), generator=generator))
+    return {style: directions[:, number][None].contiguous() for number, style in enumerate(STYLES)}
+
+
+def write_styles(out: Path) -> None:
+    """Voices without a recording, OUT/STYLE.safetensors: what train_flow takes as `voices`."""
+    out.mkdir(parents=True, exist_ok=True)
+    for style, vector in style_vectors().items():
+        VoicePrompt.absent(vector).save(out / f"{style}.safetensors")
+
+
+def style_voice(rows: Sequence[VoiceRow], style: str) -> VoicePrompt:
+    """The voice in a style: its vector, and the first recording of a fitting length."""
+    least, most = PROMPT_TOKENS
+    for row in rows:
+        codes = speech_tokens(row)
+        if row.voice != style or not least <= len(codes) <= most:
+            continue
+        mel = prompt_mel(audio.load(row.wav, SAMPLE_RATE_HZ))
+        frames = min(mel.shape[1], frames_for(len(codes), 25))
+        return VoicePrompt(torch.tensor([codes]), mel[:, :frames], style_vectors()[style])
+    raise DataError(f"no recording in the style {style} of {least} to {most} speech tokens")
+
+
+def write_talker(source: Path, out: Path) -> None:
+    """A talker's directory from what train.py left in `final`."""
+    raw = read_mapping(source / checkpoint.SETTINGS_FILE)
+    notes = {"thinking": raw["thinking"], "template": raw["template"], "g2p": ENGLISH,
+             "style": USUAL_STYLE}  # fmt: skip
+    checkpoint.save(out, checkpoint.load(source), dtype=torch.float16, notes=notes)
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(source / name, out / name)
+
+
+def write_token2wav(voice: Path, out: Path) -> Token2Wav:
+    """Flow, vocoder, what the units learnt, and a voice for each style; read back to be sure."""
+    out.mkdir(parents=True, exist_ok=True)
+    raw = {"vocoder": "nsf_vocos"}
+    for part in ("vocoder", "flow"):
+        raw |= read_mapping(voice / part / f"{part}.yaml")
+        tensors = weights.read(voice / part / f"{part}.safetensors")
+        halves = {name: tensor.half() if tensor.is_floating_point() else tensor
+                  for name, tensor in tensors.items()}  # fmt: skip
+        weights.write_safetensors_file(out / f"{part}.safetensors", halves)
+    (out / SETTINGS_FILE).write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+    shutil.copyfile(voice / "units.safetensors", out / "units.safetensors")
+    rows = read_list(voice / VOICE)
+    for style in STYLES:
+        made = style_voice(rows, style)
+        made.save(out / f"voice_{style}.safetensors")
+        if style == USUAL_STYLE:
+            made.save(out / VOICE_FILE)
+    return Token2Wav.load(out)
+
+
+def write_parts(voice: Path, out: Path) -> None:
+    """Everything of the voice, checked to belong together."""
+    made = write_token2wav(voice, out / "token2wav")
+    write_talker(voice / "talker" / "final", out / "talker")
+    Talker.load(out / "talker", made.settings.flow.codes, torch.device("cpu"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("styles", "parts"))
+    parser.add_argument("--voice", type=Path, default=Path("build/voice"), metavar="DIR",
+                        help="talker, flow, vocoder, units and voice.list")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    chosen = parser.parse_args(argv)
+    return cli.run("export_voice", lambda: write_styles(chosen.out) if chosen.what == "styles"
+                   else write_parts(chosen.voice, chosen.out))  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

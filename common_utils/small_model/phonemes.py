@@ -1,0 +1,72 @@
+"""The talker's tokenizer: phonemes with their stress and the space before them, one id each.
+
+    python -m common_utils.small_model.phonemes --out DIR
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from common_utils.small_model.hibari import STYLES
+from osum_echat import cli
+from osum_echat.inference.talker import PHONEME
+from osum_echat.sequence import NEXT_CLAUSE
+from osum_echat.tasks import SWITCH, TASKS
+from osum_echat.vocab import TEXT_END, UNKNOWN
+
+VOWELS = "AIOQWYaeiouæɑɐɒɔəɚɛɜɨɪʊʌᵊᵻ"
+OTHERS = "bdfhjklmnpstvwzðŋɡɹɾʃʒʤʧθTʔxrSʰː" + ";:,.!?—…\"()“”"
+PAD = "<pad>"
+_PIECE = re.compile(rf"<[A-Z]+>|{PHONEME.pattern}", re.DOTALL)
+
+
+def pieces_of(text: str) -> list[str]:
+    """The pieces of a clause: its style mark, then phonemes."""
+    return _PIECE.findall(text)
+
+
+def vocabulary() -> list[str]:
+    """Every phoneme with every stress, alone and behind a space, in a fixed order."""
+    singles = [*(stress + vowel for vowel in VOWELS for stress in ("", "ˈ", "ˌ")), *OTHERS]
+    return [PAD, *singles, *(f" {one}" for one in singles)]
+
+
+def marks() -> list[str]:
+    """What is one id each and not spoken: the fixed words around a clause, and styles."""
+    fixed = (TASKS["tts_streaming"].opening, SWITCH, NEXT_CLAUSE, TEXT_END, UNKNOWN)
+    return [*fixed, *(f"<{style}>" for style in STYLES)]
+
+
+def write(out: Path) -> None:
+    """Write the tokenizer, loadable by AutoTokenizer."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    numbers = {piece: number for number, piece in enumerate(vocabulary())}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PHONEME.pattern), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in marks()])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=TEXT_END, pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    fast.save_pretrained(str(out))
+    config = out / "tokenizer_config.json"       # a class name that every version knows
+    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | {
+        "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n", "utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Write the talker's tokenizer.")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    chosen = parser.parse_args(argv)
+    return cli.run("phonemes", lambda: write(chosen.out))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

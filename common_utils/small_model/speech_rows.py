@@ -1,0 +1,262 @@
+"""hibari's speech for the voice of the small model: what its units, flow and talker learn from.
+
+    python -m common_utils.small_model.speech_rows waves --parts P --out OUT --hours 2
+    python -m common_utils.small_model.speech_rows codes --out OUT --units F --whisper DIR
+    python -m common_utils.small_model.speech_rows rows --parts P --out OUT/NAME.list --units F ...
+
+`waves`: rows of one to three sentences, OUT/waves.list and OUT/waves/; `codes`: their speech codes,
+OUT/voice.list; `rows`: a talker's rows without sound, each piece of text with the codes before it.
+"""
+
+import argparse
+import json
+import random
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from common_utils.small_model import texts
+from common_utils.small_model.hibari import SAMPLE_RATE_HZ, STYLES, Hibari, Spoken, Wave, sentences
+from common_utils.small_model.phonemes import pieces_of
+from common_utils.token2wav_recipe.train_tokenizer import UNITS_PER_S, nearest, with_learnt
+from osum_echat import audio, cli
+from osum_echat.errors import InputError
+from osum_echat.logs import logger, progress
+
+TASK = "<TEXT2TOKEN> <STREAMING>"
+WAVES, VOICE = "waves.list", "voice.list"
+LEAD_S = 0.04                           # silence before a row
+SENTENCES, SENTENCE_WEIGHTS = (1, 2, 3), (0.6, 0.28, 0.12)      # of a row
+CALM_SHARE = 0.4                        # of rows, beside the even draw of styles
+WORDNET_SHARE = 0.25                    # of sentences
+JOIN_CHANCE, CUT_CHANCE = 0.25, 0.5     # sentences that share a clause; marks inside that end one
+_INSIDE = re.compile(r"[,;:—] ")
+
+log = logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """A stretch of a row. starts_s: when its style mark begins, then each letter of the rest."""
+
+    text: str
+    starts_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A reply of one to three sentences. wave: (samples,) at 22.05 kHz."""
+
+    key: str
+    style: str
+    words: str
+    clauses: tuple[Clause, ...]
+    wave: Wave
+
+
+def different_sentences(parts: Path, held_out: bool) -> Iterator[str]:
+    """Different sentences of a split in a fixed order, without end: after the last, from the first.
+
+    Chats and the tiny world's; of the training split a share is WordNet's, whose words are rare.
+    """
+    chats, wordnet = texts.chat_sentences(parts, held_out), list[str]()
+    if not held_out:
+        chats = sorted([*chats, *texts.world_sentences()],
+                       key=lambda one: texts.fraction(f"order {one}"))  # fmt: skip
+        wordnet = texts.wordnet_sentences(parts)
+    rng, given = random.Random(5), {True: 0, False: 0}
+    while True:
+        rare = bool(wordnet) and rng.random() < WORDNET_SHARE
+        source = wordnet if rare else chats
+        found = source[given[rare] % len(source)]
+        given[rare] += 1
+        yield found[0].upper() + found[1:]
+
+
+class RowMaker:
+    """Speaks rows. Row N of a split is always the same."""
+
+    def __init__(self, parts: Path, held_out: bool = False) -> None:
+        self._voice = Hibari(parts)
+        self._sentences = different_sentences(parts, held_out)
+        self._split = "test" if held_out else "train"
+
+    def rows(self, first: int = 0) -> Iterator[Row]:
+        """The rows from that number on, without end; those that cannot be spoken are left out."""
+        for number in count():
+            rng = random.Random(f"{self._split} {number}")
+            drawn = rng.choices(SENTENCES, SENTENCE_WEIGHTS)[0]
+            style = "CALM" if rng.random() < CALM_SHARE else rng.choice(tuple(STYLES))
+            said = [next(self._sentences) for _ in range(drawn)]
+            if number < first:
+                continue
+            try:
+                yield self._row(f"{self._split}-{number:06d}", style, said, rng)
+            except InputError as error:
+                log.info("row %d left out: %s", number, error)
+
+    def _row(self, key: str, style: str, said: Sequence[str], rng: random.Random) -> Row:
+        spoken: list[Spoken] = []
+        for text in said:
+            for sentence in sentences(text):
+                phonemes = self._voice.phonemes(sentence)
+                one = self._voice.say(phonemes, STYLES[style], rng.randrange(2**31))
+                spoken.append(one if spoken else one.led_by(LEAD_S))
+        wave = np.concatenate([one.wave for one in spoken])
+        return Row(key, style, " ".join(said), tuple(clauses_of(spoken, style, rng)), wave)
+
+
+def clauses_of(spoken: Sequence[Spoken], style: str, rng: random.Random) -> Iterator[Clause]:
+    """The sentences of a row, some cut at marks inside, some joined with the next."""
+    mark, text, starts, begun_s, now_s = f"<{style}>", "", list[float](), 0.0, 0.0
+    for one in spoken:
+        places = [match.end() for match in _INSIDE.finditer(one.phonemes)]
+        cuts = {place for place in places if rng.random() < CUT_CHANCE}
+        for place, (letter, start) in enumerate(zip(one.phonemes, one.starts_s, strict=True)):
+            if place in cuts or (place == 0 and text and rng.random() >= JOIN_CHANCE):
+                yield Clause(mark + text.rstrip(), (begun_s, *starts[: len(text.rstrip())]))
+                text, starts = "", []
+                begun_s = now_s + start if place else now_s
+            elif place == 0 and text:
+                text, starts = f"{text} ", [*starts, now_s + start]
+            text, starts = text + letter, [*starts, now_s + start]
+        now_s += len(one.wave) / SAMPLE_RATE_HZ
+    yield Clause(mark + text.rstrip(), (begun_s, *starts[: len(text.rstrip())]))
+
+
+@dataclass(frozen=True, slots=True)
+class CodedClause:
+    """codes: its own; starts: how many of them come before each piece of its text."""
+
+    text: str
+    codes: tuple[int, ...]
+    starts: tuple[int, ...]
+
+
+def coded(clauses: Sequence[Clause], codes: Sequence[int]) -> list[CodedClause]:
+    """The codes of a row shared out among its clauses and their pieces."""
+    edges = [0, *(_unit(one.starts_s[0], codes) for one in clauses[1:]), len(codes)]
+    made = []
+    for clause, first, last in zip(clauses, edges, edges[1:], strict=False):
+        starts, letter = list[int](), 0
+        for piece in pieces_of(clause.text):
+            # A piece begins with its first letter that sounds: not with the space before it.
+            spaced = len(piece) > 1 and piece[0] == " "
+            start = _unit(clause.starts_s[letter + spaced], codes)
+            starts.append(min(max(start, first), last) - first)
+            letter += len(piece) if letter else 1
+        made.append(CodedClause(clause.text, tuple(codes[first:last]), tuple(starts)))
+    return made
+
+
+def _unit(second: float, codes: Sequence[int]) -> int:
+    """The first unit whose middle is not before that second."""
+    return min(len(codes), max(0, round(second * UNITS_PER_S)))
+
+
+def raw_row(row: Row, clauses: Sequence[CodedClause]) -> dict[str, Any]:
+    """A talker's row of a raw list: earlier clauses are earlier turns."""
+    extra: dict[str, Any] = {}
+    raw: dict[str, Any] = {"key": row.key, "task": TASK, "voice": row.style, "words": row.words}
+    for number, clause in enumerate(clauses, start=1):
+        end = "" if number == len(clauses) else f"_{number}"
+        raw[f"txt{end}"] = clause.text
+        extra[f"speech_token{end}"] = clause.codes
+        extra[f"speech_starts{end}"] = clause.starts
+    return {**raw, "extra": extra}
+
+
+class UnitFinder:
+    """Waves to codes. bf16: the encoder in bfloat16, which changes one code in a hundred."""
+
+    def __init__(self, units: Path, whisper: Path, bf16: bool = True) -> None:
+        self.model, self.bf16 = with_learnt(whisper, units), bf16
+
+    @torch.no_grad()
+    def __call__(self, wave: Wave) -> list[int]:
+        low = audio.resample(torch.from_numpy(wave), SAMPLE_RATE_HZ, audio.SAMPLE_RATE_HZ)
+        feats = audio.log_mel(low, self.model.mels).T[None]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            points = self.model.features(feats)
+        return [int(code) for code in nearest(points.float(), self.model.codebook)]
+
+
+def write_waves(maker: RowMaker, out: Path, hours: float) -> None:
+    """So many hours of rows with their sound: OUT/waves.list and OUT/waves/."""
+    (out / "waves").mkdir(parents=True, exist_ok=True)
+    seconds = 0.0
+    with (out / WAVES).open("w", encoding="utf-8") as lines:
+        for row in maker.rows():
+            name = f"waves/{row.key}.wav"
+            soundfile.write(out / name, row.wave, SAMPLE_RATE_HZ, subtype="PCM_16")
+            raw = {"key": row.key, "wav": name, "voice": row.style, "txt": row.words}
+            lines.write(json.dumps(raw, ensure_ascii=False) + "\n")
+            seconds += len(row.wave) / SAMPLE_RATE_HZ
+            if seconds > 3600 * hours:
+                return
+
+
+def write_codes(find: UnitFinder, out: Path) -> None:
+    """OUT/voice.list: the rows of OUT/waves.list with their codes."""
+    raws = [json.loads(one) for one in (out / WAVES).read_text("utf-8").splitlines()]
+    with (out / VOICE).open("w", encoding="utf-8") as lines:
+        for raw in progress(raws, "codes"):
+            wave, _ = soundfile.read(out / raw["wav"], dtype="float32")
+            raw |= {"task": "<TEXT2TOKEN>", "extra": {"speech_token": find(wave)}}
+            lines.write(json.dumps(raw, ensure_ascii=False) + "\n")
+
+
+def write_rows(maker: RowMaker, find: UnitFinder, out: Path, hours: float, first: int) -> None:
+    """So many hours of a talker's rows, from row number `first` on."""
+    seconds = 0.0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", encoding="utf-8") as lines:
+        for row in maker.rows(first):
+            raw = raw_row(row, coded(row.clauses, find(row.wave)))
+            lines.write(json.dumps(raw, ensure_ascii=False) + "\n")
+            seconds += len(row.wave) / SAMPLE_RATE_HZ
+            if seconds > 3600 * hours:
+                return
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("what", choices=("waves", "codes", "rows"))
+    add("--parts", type=Path, default=Path("build/parts"), metavar="DIR")
+    add("--out", type=Path, required=True, metavar="PLACE")
+    add("--hours", type=float, default=2.0)
+    add("--first", type=int, default=0, metavar="N", help="the first row's number (default: 0)")
+    add("--held-out", action="store_true", help="rows of the conversations kept for tests")
+    add("--units", type=Path, metavar="FILE", help="what train_tokenizer keeps as `learnt`")
+    add("--whisper", type=Path, default=Path("build/parts/whisper_base"), metavar="DIR")
+    chosen = parser.parse_args(argv)
+    return cli.run("speech_rows", lambda: _make(chosen))
+
+
+def _make(chosen: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    if chosen.what != "waves" and chosen.units is None:
+        raise InputError("--units: give the file that train_tokenizer keeps as `learnt`")
+    if chosen.what == "waves":
+        write_waves(RowMaker(chosen.parts, chosen.held_out), chosen.out, chosen.hours)
+    elif chosen.what == "codes":
+        write_codes(UnitFinder(chosen.units, chosen.whisper), chosen.out)
+    else:
+        maker, find = RowMaker(chosen.parts, chosen.held_out), UnitFinder(
+            chosen.units, chosen.whisper)  # fmt: skip
+        write_rows(maker, find, chosen.out, chosen.hours, chosen.first)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
