@@ -204,16 +204,20 @@ def streaming_rows(
     return rows
 
 
+def random_voice(tokens: int) -> VoicePrompt:
+    """A voice of the published sizes, so many tokens long."""
+    frames = frames_for(tokens, TOKENS_PER_S)
+    return VoicePrompt(
+        torch.randint(FlowSettings().codes, (1, tokens)), torch.randn(1, frames, MELS),
+        torch.randn(1, SPEAKER_WIDTH),
+    )  # fmt: skip
+
+
 def full_model() -> Token2Wav:
     """Random weights of the published sizes, and a voice of 5 s."""
     torch.manual_seed(0)
     model = Token2Wav(Token2WavSettings(), VoicePrompt.absent()).eval()
-    frames = frames_for(PROMPT_TOKENS, TOKENS_PER_S)
-    voice = VoicePrompt(
-        torch.randint(FlowSettings().codes, (1, PROMPT_TOKENS)), torch.randn(1, frames, MELS),
-        torch.randn(1, SPEAKER_WIDTH),
-    )  # fmt: skip
-    return model.in_voice(voice)
+    return model.in_voice(random_voice(PROMPT_TOKENS))
 
 
 def voice_rows(

@@ -14,43 +14,29 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from benchmarks.inference_token2wav import random_voice
 from osum_echat import logs
-from osum_echat.token2wav.flow import Flow, FlowSettings, frames_for
+from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.hift import Hift, HiftSettings
 from osum_echat.token2wav.model import Token2Wav
-from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, VoicePrompt
 
 TENSORS = {"flow.pt": 1185, "hift.pt": 227}
 PROMPT_TOKENS = 75              # a voice of 3 s
 LOOK_EVERY_S = 0.005
 DTYPES = ("float32", "bfloat16")    # the latter is for GPUs: on most CPUs it is slower
-COLUMNS = (
-    "weights", "flow in", "load s", "its CPU s", "held MB", "peak MB", "mapped MB", "speech s",
-    "takes s", "its CPU s",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One process. Memory is anonymous, above that before loading; mapped: pages of the file."""
-
-    source: str
-    dtype: str
-    load_s: float
-    load_cpu_s: float
-    held_mb: float
-    peak_mb: float
-    mapped_mb: float
-    speech_s: float
-    synthesis_s: float
-    synthesis_cpu_s: float
+COLUMNS = {                     # memory is anonymous, above that before loading
+    "weights": "", "flow in": "", "load s": ".2f", "load CPU s": ".2f", "held MB": ".0f",
+    "peak MB": ".0f", "mapped MB": ".0f", "speech s": ".2f", "takes s": ".1f", "CPU s": ".1f",
+}  # fmt: skip
+Row = dict[str, Any]
+Made = TypeVar("Made")
 
 
 def split_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -90,15 +76,11 @@ def memory_mb(kind: str) -> float:
     raise RuntimeError(f"no {kind} in /proc/self/status: this benchmark needs Linux")
 
 
-class Clock:
-    """Time from here on: on the wall, and of all processors on this process."""
-
-    def __init__(self) -> None:
-        self.wall_s, self.cpu_s = time.perf_counter(), time.process_time()
-
-    def read(self) -> tuple[float, float]:
-        """Seconds of either."""
-        return time.perf_counter() - self.wall_s, time.process_time() - self.cpu_s
+def timed(work: Callable[[], Made]) -> tuple[Made, float, float]:
+    """What a piece of work made, its seconds on the wall, and those of all processors."""
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    made = work()
+    return made, time.perf_counter() - wall_s, time.process_time() - cpu_s
 
 
 class Peak:
@@ -123,39 +105,26 @@ class Peak:
 
 def measure(source: Path, dtype: str, tokens: int) -> Row:
     """Load once, speak once."""
-    generator = torch.Generator().manual_seed(1)
-    voice = VoicePrompt(
-        torch.randint(FlowSettings().codes, (1, PROMPT_TOKENS), generator=generator),
-        torch.randn(1, frames_for(PROMPT_TOKENS, FlowSettings().tokens_per_s), MELS,
-                    generator=generator),
-        torch.randn(1, SPEAKER_WIDTH, generator=generator),
-    )  # fmt: skip
-    said = torch.randint(FlowSettings().codes, (tokens,), generator=generator).tolist()
+    torch.manual_seed(1)
+    voice = random_voice(PROMPT_TOKENS)
+    said = torch.randint(FlowSettings().codes, (tokens,)).tolist()
     mapped_before, peak = memory_mb("RssFile"), Peak()
-    clock = Clock()
-    speaker = Token2Wav.load(source, torch.device("cpu"), getattr(torch, dtype))
-    load, peak_mb = clock.read(), peak.stop()
-    held_mb = memory_mb("RssAnon") - peak.start_mb
-    mapped_mb = memory_mb("RssFile") - mapped_before
-    clock = Clock()
-    wave = speaker(said, voice, seed=0)
-    synthesis = clock.read()
+    speaker, *load_s = timed(
+        lambda: Token2Wav.load(source, torch.device("cpu"), getattr(torch, dtype))
+    )
+    peak_mb = peak.stop()
+    held_mb, mapped_mb = memory_mb("RssAnon") - peak.start_mb, memory_mb("RssFile") - mapped_before
+    wave, *takes_s = timed(lambda: speaker(said, voice, seed=0))
     assert wave.isfinite().all()
-    return Row(
-        "tar" if source.is_file() else "directory", dtype, *load, held_mb, peak_mb, mapped_mb,
-        len(wave) / speaker.sample_rate_hz, *synthesis,
-    )  # fmt: skip
+    kind, speech_s = "tar" if source.is_file() else "directory", len(wave) / speaker.sample_rate_hz
+    values = kind, dtype, *load_s, held_mb, peak_mb, mapped_mb, speech_s, *takes_s
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows for people."""
-    cells = [
-        [row.source, row.dtype, f"{row.load_s:.2f}", f"{row.load_cpu_s:.2f}", f"{row.held_mb:.0f}",
-         f"{row.peak_mb:.0f}", f"{row.mapped_mb:.0f}", f"{row.speech_s:.2f}",
-         f"{row.synthesis_s:.1f}", f"{row.synthesis_cpu_s:.1f}"]
-        for row in rows
-    ]  # fmt: skip
-    lines = [COLUMNS, *cells]
+    lines = [list(COLUMNS)]
+    lines += [[f"{row[name]:{form}}" for name, form in COLUMNS.items()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
@@ -173,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(chosen.threads)
     if chosen.part:
         source, dtype = chosen.part
-        logs.out(json.dumps(asdict(measure(Path(source), dtype, chosen.tokens))))
+        logs.out(json.dumps(measure(Path(source), dtype, chosen.tokens)))
         return 0
     rows = []
     with tempfile.TemporaryDirectory() as place:
@@ -184,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = [sys.executable, "-m", "benchmarks.token2wav_sizes", "--part", str(source),
                        dtype, "--tokens", str(chosen.tokens), "--threads", str(chosen.threads)]
             found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            rows.append(Row(**json.loads(found.stdout)))
+            rows.append(json.loads(found.stdout))
     logs.out(table(rows))
     return 0
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.judge import word_errors
 from osum_echat.errors import InputError
 from osum_echat.metrics import (
     NO_LABEL,
@@ -56,13 +55,6 @@ def test_error_rates_agree_with_jiwer_on_200_pairs() -> None:
         assert own.rate == pytest.approx(counted.wer if unit == "word" else counted.cer, abs=1e-12)
     for reference, said in pairs:
         assert error_rate([(reference, said)]).rate == pytest.approx(jiwer.wer(reference, said))
-
-
-def test_error_counts_are_the_least_there_are() -> None:
-    for reference, heard in random_pairs(100):
-        assert error_rate([(reference, heard)]).errors == word_errors(
-            reference.split(), heard.split()
-        )
 
 
 def test_mixed_texts_count_characters_and_words() -> None:

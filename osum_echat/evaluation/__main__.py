@@ -23,40 +23,20 @@ WIDEST = 46                             # name of a measure that is printed
 Parser = argparse.ArgumentParser
 
 
-def _latency(run: "Run") -> "Suite[Any]":
-    from osum_echat.evaluation import latency
+def builders() -> "Mapping[str, Callable[[Run], Suite[Any]]]":
+    """What makes each suite of its options; this loads the libraries."""
+    from osum_echat.evaluation import (
+        echat_eval,
+        latency,
+        tiny_world,
+        tts,
+        understanding,
+        voicebench,
+    )  # fmt: skip
 
-    return latency.build(run)
-
-
-def _echat_eval(run: "Run") -> "Suite[Any]":
-    from osum_echat.evaluation import echat_eval
-
-    return echat_eval.build(run)
-
-
-def _understanding(run: "Run") -> "Suite[Any]":
-    from osum_echat.evaluation import understanding
-
-    return understanding.build(run)
-
-
-def _tts(run: "Run") -> "Suite[Any]":
-    from osum_echat.evaluation import tts
-
-    return tts.build(run)
-
-
-def _voicebench(run: "Run") -> "Suite[Any]":
-    from osum_echat.evaluation import voicebench
-
-    return voicebench.build(run)
-
-
-def _tiny_world(run: "Run") -> "Suite[Any]":
-    from osum_echat.evaluation import tiny_world
-
-    return tiny_world.build(run)
+    return {"latency": latency.build, "echat_eval": echat_eval.build,
+            "understanding": understanding.build, "tts": tts.build,
+            "voicebench": voicebench.build, "tiny_world": tiny_world.build}  # fmt: skip
 
 
 def _add_judge(one: Parser) -> None:
@@ -112,7 +92,6 @@ class Row:
 
     about: str
     reads: str
-    build: "Callable[[Run], Suite[Any]]"
     add: Callable[[Parser], None] = lambda one: None
     data: Path | None = None
     speaks: bool = True                 # needs the model's voice
@@ -121,25 +100,25 @@ class Row:
 SUITES: Mapping[str, Row] = {           # latency is first: its cold turn needs a fresh model
     "latency": Row(
         "time and memory of each part of a spoken exchange, warm and cold",
-        "anything that echat_eval reads", _latency, data=SAMPLES),
+        "anything that echat_eval reads", data=SAMPLES),
     "echat_eval": Row(
         "empathetic dialogue, scored by a judge (the paper's Table 1)",
         "jsonl in EChat-eval or HumDial style, or a folder of the tiny world",
-        _echat_eval, _add_echat_eval, SAMPLES),
+        _add_echat_eval, SAMPLES),
     "understanding": Row(
         "ASR, emotion, gender, age, event, style; robustness by speaker and noise",
         "raw, shard or combine list, or a folder of the tiny world",
-        _understanding, _add_understanding, SAMPLES, speaks=False),
+        _add_understanding, SAMPLES, speaks=False),
     "tts": Row(
         "synthesis: errors heard by an ASR judge, speaker similarity (SEED-TTS-eval)",
         "SEED-TTS meta.lst (name|prompt text|prompt wav|text), or a folder of the tiny world",
-        _tts, _add_tts, SAMPLES),
+        _add_tts, SAMPLES),
     "voicebench": Row(
         "VoiceBench: rule-based scores, and lines for its own evaluators",
-        "a folder of VoiceBench jsonl files, or one of them", _voicebench, _add_judge,
+        "a folder of VoiceBench jsonl files, or one of them", _add_judge,
         speaks=False),
     "tiny_world": Row(
-        "right replies of the tiny world's test split", "a folder of the tiny world", _tiny_world,
+        "right replies of the tiny world's test split", "a folder of the tiny world",
         speaks=False),
 }  # fmt: skip
 
@@ -227,7 +206,7 @@ def run_suite(name: str, options: Namespace, model: "Model") -> tuple[str, int]:
     if options.limit is not None and options.limit < 1:
         raise InputError(f"--limit {options.limit}: give 1 or more")
     asked = runner.Run(name, options, model)
-    outcome, failed = runner.run(SUITES[name].build(asked), asked)
+    outcome, failed = runner.run(builders()[name](asked), asked)
     told = f"{failed} items failed; " if failed else ""
     return f"{summary(outcome)}\n{told}{options.out / 'report.html'}", failed
 
