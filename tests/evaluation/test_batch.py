@@ -220,7 +220,7 @@ def test_ranks_of_torchrun_share_a_list_on_a_real_model(
 @pytest.mark.slow
 def test_killed_three_times_at_random_gives_every_result_once(tmp_path: Path) -> None:
     rng = random.Random(time.time_ns())
-    data, out = write_texts(tmp_path / "a.list", 200), tmp_path / "out"
+    data, out = write_texts(tmp_path / "a.list", 600), tmp_path / "out"
     options = ("--processes", "2", "--batch-size", "4")
     for _ in range(3):
         before = written(out)
@@ -231,15 +231,15 @@ def test_killed_three_times_at_random_gives_every_result_once(tmp_path: Path) ->
         job.send_signal(signal.SIGKILL)     # its processes must end by themselves
         job.communicate(timeout=60)
     kept = written(out)
-    assert 0 < kept < 200
+    assert 0 < kept < 600
     job = start(data, out, *options)
     told, errors = job.communicate(timeout=300)
     assert job.returncode == 0, errors
-    assert "200 answered, 0 failed" in told
-    assert [one["key"] for one in results(out)] == [f"q{number:04d}" for number in range(200)]
+    assert "600 answered, 0 failed" in told
+    assert [one["key"] for one in results(out)] == [f"q{number:04d}" for number in range(600)]
     lines = [json.loads(line) for path in (out / "parts").iterdir()
              for line in path.read_bytes().splitlines()]  # fmt: skip
-    assert sorted(one["index"] for one in lines) == list(range(200))    # and none twice
+    assert sorted(one["index"] for one in lines) == list(range(600))    # and none twice
 
 
 
