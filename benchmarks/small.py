@@ -18,7 +18,6 @@ from random import Random
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from common_utils.small_model import chats, dialogues, manner, reply_filters
@@ -36,6 +35,7 @@ from osum_echat.models.settings import read_settings
 from osum_echat.records import Labels
 from osum_echat.sequence import Sequence as Row
 from osum_echat.sequence import compose
+from osum_echat.settings import read_mapping
 from osum_echat.tasks import TASKS
 from osum_echat.thinking import ENGLISH, THINK_END
 from osum_echat.vocab import Vocab
@@ -102,8 +102,7 @@ def questions(parts: Path) -> list[Asked]:
 
 def written() -> dict[str, Any]:
     """The questions of small_questions.yaml."""
-    raw: dict[str, Any] = yaml.safe_load(QUESTIONS.read_text("utf-8"))
-    return raw
+    return read_mapping(QUESTIONS)
 
 
 def crises() -> list[Asked]:

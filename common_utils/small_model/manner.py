@@ -11,11 +11,10 @@ from random import Random
 from string import Template
 from typing import Any
 
-import yaml
-
 from common_utils.small_model.topics import parts, sentence
 from common_utils.tiny_world import manner as tiny
 from osum_echat.records import Labels
+from osum_echat.settings import read_mapping
 
 FOLDER = Path(__file__).parent / "words"
 AGES, GENDERS = tiny.AGES, tiny.GENDERS
@@ -57,8 +56,7 @@ def openings() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
 
 def read(name: str) -> dict[str, Any]:
     """The file of that name in words/."""
-    raw: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text("utf-8"))
-    return raw
+    return read_mapping(FOLDER / f"{name}.yaml")
 
 
 def style_for(labels: Labels) -> str:

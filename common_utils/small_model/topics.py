@@ -7,9 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from string import Template
 
-import yaml
-
 from osum_echat.errors import DataError
+from osum_echat.settings import read_mapping
 
 FOLDER = Path(__file__).parent / "replies"
 ANY = "any"
@@ -91,7 +90,7 @@ def topics(folder: Path = FOLDER) -> tuple[Topic, ...]:
     """All topics, in the order of their files. Raises DataError for one without plain replies."""
     found = []
     for path in sorted(folder.glob("*.yaml")):
-        for name, raw in yaml.safe_load(path.read_text("utf-8")).items():
+        for name, raw in read_mapping(path).items():
             if "plain" not in raw or not ("words" in raw or "match" in raw):
                 raise DataError(f"{path}: {name}: needs `plain`, and `words` or `match`")
             is_act = "match" in raw
