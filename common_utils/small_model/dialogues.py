@@ -5,17 +5,19 @@ frames; replies are hand-written, the world's, or people's own.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from string import Template
+from typing import Protocol
 
 from common_utils.small_model import chats, manner
 from common_utils.small_model.pieces import heard_words
 from common_utils.small_model.reply_filters import content_words, is_fit
 from common_utils.small_model.texts import Conversation, conversations
 from common_utils.small_model.topics import (
+    GENERAL,
     Found,
     Topic,
     any_topic,
@@ -31,7 +33,7 @@ from osum_echat.records import Labels
 SIZES = {  # examples of each source
     "topics": 6500,
     "chats": 5000,
-    "people": 0,
+    "people": 600,
     "world": 1800,
     "safety": 900,
     "wordless": 400,
@@ -87,6 +89,9 @@ FEELS = {  # topics whose bad news call for certain emotions
     "bugs": ("FEAR", "DISGUST"),
     "politics": ("ANGER", "FEAR"),
 }
+LONGEST_CHAT = 11  # words: what is longer is seldom about the word that is found in it
+PEOPLE_RANKED = 4  # people's replies that are ranked for each that is taken
+MOST_OF_TOPIC = 260  # chats
 GOOD, BAD = ("HAPPY", "SURPRISE"), ("SAD", "ANGER", "FEAR", "DISGUST")
 LEADS = ("Well ", "You know ", "Guess what ", "Hey ", "So ", "Listen ", "Honestly ", "Oh ")
 QUESTION_LEADS = ("Hey ", "So ", "Listen ", "Oh ", "Okay ")
@@ -103,6 +108,14 @@ FOLLOW_UPS = {
 CARING = ("selfharm", "abuse", "illness")
 
 
+class Lifts(Protocol):
+    """What ranking.Ranker does."""
+
+    def lifts(self, question: str, replies: Sequence[str]) -> list[float]:
+        """How much likelier each reply is to this question than to none."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One turn: what was said and how, thought and reply; earlier turns as (said, reply)."""
@@ -114,7 +127,6 @@ class Example:
     reply: str
     thought: str
     earlier: tuple[tuple[str, str], ...] = ()
-    score: float | None = field(default=None, compare=False)
 
     @property
     def heard(self) -> str:
@@ -232,7 +244,7 @@ def from_chats(chat: Iterable[Conversation], size: int, rng: Random) -> Iterator
     asked = [
         (key, place, text)
         for key, place, text in chats.questions(chat)
-        if heard_words(text) and len(text.split()) >= 2
+        if heard_words(text) and 2 <= len(text.split()) <= LONGEST_CHAT
     ]
     counts = Counter(word for _, _, text in asked for word in content_words(text))
     rng.shuffle(asked)
@@ -253,7 +265,8 @@ def from_chats(chat: Iterable[Conversation], size: int, rng: Random) -> Iterator
             if len(content_words(question)) < 2 or not names or rng.random() < 0.8:
                 continue
             found = Found(any_topic(), names[0])
-        if given[found.topic.name] > 260:
+        is_vague = found.topic.name in GENERAL and rng.random() < 0.6
+        if is_vague or given[found.topic.name] > MOST_OF_TOPIC:
             continue
         emotion = emotion_for(mood, found.topic.name, rng)
         example = answered(question, found, mood, emotion, f"chat-{key}-{place}", "chats", rng)
@@ -263,25 +276,31 @@ def from_chats(chat: Iterable[Conversation], size: int, rng: Random) -> Iterator
             yield example
 
 
-def from_people(chat: Iterable[Conversation], size: int, rng: Random) -> Iterator[Example]:
-    """What people wrote and what they were answered, where that goes well together."""
+def from_people(
+    chat: Iterable[Conversation], size: int, rng: Random, ranker: Lifts
+) -> Iterator[Example]:
+    """What people wrote and what they were answered, where that goes well together.
+
+    Of the pairs whose words go together, those that the ranker finds likeliest.
+    """
     known = list(chat)
-    if not size:
-        return
     association = chats.Association(
         (" ".join(one), " ".join(other))
         for each in known
         for one, other in zip(each.turns, each.turns[1:], strict=False)
     )
     pairs = [
-        (association.lift(one.question, one.reply), one)
+        one
         for one in chats.exchanges(known)
         if heard_words(one.question) and len(content_words(one.question)) >= 2
     ]
-    pairs.sort(key=lambda pair: (-pair[0], pair[1].conversation, pair[1].place))
-    for lift, one in pairs[:size]:
-        mood = chats.mood_of(one.question)
-        labels = voice(emotion_for(mood, "", rng), rng)
+    pairs.sort(key=lambda one: -association.lift(one.question, one.reply))
+    best = {
+        one: ranker.lifts(one.question, [one.reply])[0] / len(one.reply.split())
+        for one in pairs[: size * PEOPLE_RANKED]
+    }
+    for one in sorted(best, key=lambda one: -best[one])[:size]:
+        labels = voice(emotion_for(chats.mood_of(one.question), "", rng), rng)
         opening = manner.opening(labels, rng) if rng.random() < 0.6 else ""
         found = topic_of(one.question)
         gist = found.topic.gist if found else "$he talks about something on $his mind"
@@ -289,7 +308,7 @@ def from_people(chat: Iterable[Conversation], size: int, rng: Random) -> Iterato
         key = f"people-{one.conversation}-{one.place}"
         example = made(key, "people", one.question, labels, joined(opening, one.reply), gist, rng)
         if example:
-            yield replace(example, score=lift)
+            yield example
 
 
 def from_world(size: int, rng: Random, split: str = "train") -> Iterator[Example]:
@@ -409,15 +428,21 @@ def without_crowds(examples: Iterable[Example], most: int) -> list[Example]:
 
 
 def examples(
-    parts_folder: Path, seed: int = 0, sizes: dict[str, int] | None = None
+    parts_folder: Path,
+    seed: int = 0,
+    sizes: dict[str, int] | None = None,
+    ranker: Lifts | None = None,
 ) -> list[Example]:
-    """All examples to train on, the same for the same seed."""
+    """All examples to train on, the same for the same seed.
+
+    ranker: chooses replies of people; None: there are none of theirs.
+    """
     sizes, rng = {**SIZES, **(sizes or {})}, Random(f"thinker {seed}")
     chat = [one for one in conversations(parts_folder) if not one.held_out]
     found = [
         *from_topics(sizes["topics"], rng),
         *from_chats(chat, sizes["chats"], rng),
-        *from_people(chat, sizes["people"], rng),
+        *(from_people(chat, sizes["people"], rng, ranker) if ranker else ()),
         *from_world(sizes["world"], rng),
         *from_safety(sizes["safety"], rng),
         *from_wordless(sizes["wordless"], rng),

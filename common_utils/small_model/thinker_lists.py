@@ -15,6 +15,7 @@ from typing import Any
 
 from common_utils.small_model.dialogues import Example, examples
 from common_utils.small_model.pieces import heard_words
+from common_utils.small_model.ranking import Ranker
 from common_utils.small_model.texts import fraction
 from common_utils.small_model.topics import sentence
 from osum_echat.logs import logger, setup
@@ -104,9 +105,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--parts", type=Path, required=True, help="what parts.py unpacked")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stock", type=Path, help="the stock LLM, which chooses people's replies")
     chosen = parser.parse_args(argv)
     setup()
-    found = examples(chosen.parts, chosen.seed)
+    ranker = None if chosen.stock is None else Ranker(chosen.stock)
+    found = examples(chosen.parts, chosen.seed, ranker=ranker)
     sizes = write(found, chosen.out, chosen.seed)
     by_source = Counter(one.source for one in found)
     log.info("examples: %s", ", ".join(f"{name} {size}" for name, size in by_source.items()))
