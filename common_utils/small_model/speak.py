@@ -4,7 +4,7 @@
         --engine espeak --pieces 0 1 2 --minutes 30
 
 Each piece is so many minutes of speech from a seed of its own, in one list that is written whole:
-more can be made at any time.
+more can be made at any time. ENGINE.list holds all that there are.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from common_utils.small_model.pieces import heard_words
 from common_utils.tiny_world import effects, voices
 from common_utils.tiny_world.assets import AssetPaths
 from osum_echat.errors import InputError
+from osum_echat.files import whole_file
 from osum_echat.logs import logger, setup
 
 LEXICONS = ("lexicon_us_gold.json.gz", "lexicon_us_silver.json.gz")
@@ -187,6 +188,13 @@ def make_piece(
     return waves.write_list(out / f"{name}.list", lines)
 
 
+def join(out: Path, engine: str) -> None:
+    """Write all lists of an engine's pieces as one."""
+    pieces = sorted(out.glob(f"{engine}_*.list"))
+    with whole_file(out / f"{engine}.list") as file:
+        file.write(b"".join(one.read_bytes() for one in pieces))
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -209,6 +217,7 @@ def main(argv: list[str] | None = None) -> None:
         said = sentences(pools, rng)
         count = make_piece(name, say, said, around, chosen.out, chosen.minutes * 60, rng)
         log.info("%s: %d clips", name, count)
+    join(chosen.out, chosen.engine)
 
 
 if __name__ == "__main__":

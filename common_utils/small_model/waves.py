@@ -19,6 +19,7 @@ from numpy.random import Generator
 from common_utils.tiny_world import effects
 from common_utils.tiny_world.voices import Wave
 from osum_echat.errors import DataError
+from osum_echat.files import whole_file
 
 RATE_HZ = effects.SAMPLE_RATE_HZ
 TRANSCRIBE = "<TRANSCRIBE>"
@@ -140,8 +141,9 @@ def record(key: str, wav: str, words: str, labels: Mapping[str, str | None]) -> 
 
 
 def write_list(path: Path, lines: Iterable[Mapping[str, Any]]) -> int:
-    """A raw list, one object a line; returns how many."""
+    """A raw list, one object a line, whole or not at all; returns how many."""
     text = [json.dumps(line, ensure_ascii=False) for line in lines]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(text) + "\n", "utf-8")
+    with whole_file(path) as file:
+        file.write("".join(f"{line}\n" for line in text).encode())
     return len(text)

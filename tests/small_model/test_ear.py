@@ -142,3 +142,14 @@ def test_engines_without_their_parts_are_refused(name, tmp_path):
 
     with pytest.raises(OsumError, match="missing"):
         speak.ENGINES[name](tmp_path)
+
+
+def test_pieces_of_made_speech_are_joined_and_heard_once(tmp_path):
+    for number in (0, 1):
+        waves.write_list(tmp_path / f"espeak_00{number}.list", [{"key": str(number)}])
+    waves.write_list(tmp_path / "bursts_dev.list", [])
+    waves.write_list(tmp_path / "bursts.list", [])
+    speak.join(tmp_path, "espeak")
+    assert (tmp_path / "espeak.list").read_text() == '{"key": "0"}\n{"key": "1"}\n'
+    found = [one.stem for one in sorted(tmp_path.glob("*.list")) if not features.is_joined(one)]
+    assert found == ["bursts", "bursts_dev", "espeak_000", "espeak_001"]
