@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from osum_echat import device as devices
@@ -128,8 +129,12 @@ class LocalEngine:
             )
         model.cache_encoder(settings.encoder_cache_mb, settings.encoder_cache_augment)
         if model.encoder_cache is not None and settings.encoder_cache_file:
-            known = model.encoder_cache.load(Path(settings.encoder_cache_file))
-            LOG.info("encoder cache: %s", settings.encoder_cache_file if known else "empty")
+            file, known = Path(settings.encoder_cache_file), False
+            try:
+                known = model.encoder_cache.load(file)
+            except (OSError, ValueError, SafetensorError) as error:
+                LOG.warning("engine.encoder_cache_file: %s: cannot be read (%s)", file, error)
+            LOG.info("encoder cache: %s", file if known else "empty")
         self.optimizer = adamw(model, stage, settings)
 
     def step(self, batches: Sequence[Batch], rate: float) -> StepReport:

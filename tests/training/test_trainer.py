@@ -394,6 +394,10 @@ def test_an_encoder_cache_that_cannot_be_kept_does_not_spoil_the_end(
     assert ("the next stage encodes anew" in log.text) != is_there
     assert "finished at step 1 (run.steps 1)" in log.text
     assert run(path, *settings).step == 1 and "already finished at step 1" in log.text
+    if is_there:
+        place.write_bytes(b"no cache")
+        assert run(path, *settings, f"output={tmp_path / 'next'}").step == 1
+        assert "cache.safetensors: cannot be read" in log.text
 
 
 def test_a_full_disk_at_the_result_leaves_nothing_half(
