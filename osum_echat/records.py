@@ -5,7 +5,7 @@ Source of the field names: OSUM-EChat's raw jsonl lists (one object a line).
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ class Labels:
     emotion: str | None = None      # NEUTRAL HAPPY SAD ANGER SURPRISE FEAR DISGUST OTHER
     event: str | None = None        # OTHER (none) LAUGH COUGH CRY SIGH ...
     style: str | None = None        # of the reply: 开心, CHEERFUL ...
+
+
+# Field of a voice -> its name in a list's `extra`.
+LIST_KEYS = {one.name: one.name for one in fields(Labels)} | {
+    "emotion": "q_emotion", "event": "caption", "style": "reply_emotion",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +94,10 @@ class Utterance:
                 speech_starts=reader.codes("speech_starts", extra),
                 segment_s=reader.segment(),
             ),
-            labels=Labels(
-                age=canonical_label(reader.text("age", extra)),
-                gender=canonical_label(reader.text("gender", extra)),
-                emotion=canonical_label(reader.text("q_emotion", extra)),
-                event=written_label(reader.text("caption", extra)),
-                style=canonical_label(reader.text("reply_emotion", extra)),
-            ),
+            labels=Labels(**{
+                name: (written_label if name == "event" else canonical_label)(
+                    reader.text(key, extra)) for name, key in LIST_KEYS.items()
+            }),
             thought=reader.text("think_str", extra),
             history=reader.history(),
             prompt=question,

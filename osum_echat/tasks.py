@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from osum_echat.errors import ConfigError, InputError
-from osum_echat.records import canonical_label
+from osum_echat.records import LIST_KEYS, canonical_label
 from osum_echat.settings import read_mapping
 
 USER_START = "<|im_start|>user\n"
@@ -38,6 +38,7 @@ class Task:
     transcript: bool = False            # understanding: the words are asked for
     labels: tuple[str, ...] = ()        # understanding: the labels asked for, in this order
     tag: str = ""                       # the name in data lists
+    is_styled: bool = False             # the answer may begin with the tag of a style
     in_menu: bool = False               # offered by the web page and by the tour of infer_runtime
 
     @property
@@ -67,7 +68,7 @@ TASKS = {task.name: task for task in (
          preset="understand", hears=True, speaks=False, user_text=True),
     Task("s2t", f"a speech-to-text dialogue assistant by ASLP Lab. {_HEARS} then respond "
          "exclusively with appropriate text.", preset="chat", hears=True, speaks=False,
-         tag="<S2TCHAT>", in_menu=True),
+         tag="<S2TCHAT>", is_styled=True, in_menu=True),
     Task("s2t_fake", f"a speech-to-speech dialogue assistant by ASLP Lab. {_THINKS}",
          preset="chat", hears=True, speaks=False, tag="<S2TCHAT_FAKE>"),
     Task("s2t_think", "a thinking-enabled speech-to-text dialogue assistant by ASLP Lab. You not "
@@ -75,7 +76,7 @@ TASKS = {task.name: task for task in (
          "in deliberate reasoning to process such information. Based on this thinking process, you "
          "then respond exclusively with appropriate text.",
          preset="chat", hears=True, speaks=False, thinks=True,
-         tag="<S2TCHAT> <THINKER>", in_menu=True),
+         tag="<S2TCHAT> <THINKER>", is_styled=True, in_menu=True),
     Task("t2t", "a text-to-text dialogue assistant by ASLP Lab. You understand user input in text "
          "then respond exclusively with appropriate text.",
          preset="greedy", hears=False, speaks=False, user_text=True,
@@ -83,14 +84,14 @@ TASKS = {task.name: task for task in (
     Task("s2s", f"a speech-to-speech dialogue assistant by ASLP Lab. {_HEARS} then respond with "
          "appropriate text and emotionally matching synthetic speech.",
          preset="speak", hears=True, speaks=True, joint=True,
-         tag="<S2TCHAT> <TEXT2TOKEN>", in_menu=True),
+         tag="<S2TCHAT> <TEXT2TOKEN>", is_styled=True, in_menu=True),
     Task("s2s_think", f"a speech-to-speech dialogue assistant by ASLP Lab. {_THINKS}",
          preset="speak", hears=True, speaks=True, thinks=True, joint=True,
-         tag="<S2TCHAT> <TEXT2TOKEN> <THINK>", in_menu=True),
+         tag="<S2TCHAT> <TEXT2TOKEN> <THINK>", is_styled=True, in_menu=True),
     Task("s2s_history", f"a speech-to-speech dialogue assistant by ASLP Lab. {_HEARS} then respond "
          "with appropriate text and emotionally matching synthetic speech.",
          preset="speak", hears=True, speaks=True, joint=True,
-         tag="<S2TCHAT> <TEXT2TOKEN> <HISTORY>"),
+         tag="<S2TCHAT> <TEXT2TOKEN> <HISTORY>", is_styled=True),
     Task("s2s_streaming", "a speech-to-speech dialogue assistant by ASLP Lab. You analyze speech "
          "(content + paralinguistic cues) and respond with interleaved text and "
          "emotionally-matched synthetic speech.",
@@ -106,9 +107,10 @@ TASKS = {task.name: task for task in (
          preset="tts", hears=False, speaks=True, interleaved=True, joint=True, user_text=True,
          tag="<TEXT2TOKEN> <STREAMING>"),
 )}
-LABEL_TAGS = {
+LABEL_TAGS = {                          # of the fields of records.Labels, in the lists' order
     "CAPTION": "event", "AGE": "age", "GENDER": "gender", "EMOTION": "emotion", "STYLE": "style",
 }
+LABEL_TAGS |= {one.upper(): one for one in LIST_KEYS if one not in LABEL_TAGS.values()}
 _ALIASES = {
     "TEXT2TOKEN": "tts",
     "<Speech2TEXTandTOKEN>": "s2s",

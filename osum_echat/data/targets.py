@@ -77,7 +77,6 @@ ALL_UNKNOWN_CHANCE = 0.85  # missing labels are all unknown, or else all default
 DEFAULT_LABELS = {"age": "ADULT", "gender": "MALE", "emotion": "NEUTRAL", "event": "OTHER"}
 ANSWER_START = "<开始回答>"  # parts transcript and reply in `<TRANSCRIBE> <S2TCHAT>`
 TRANSCRIPT_AND_REPLY = "<TRANSCRIBE> <S2TCHAT>"
-STYLED_TASKS = frozenset("s2t s2t_think s2s s2s_think s2s_history".split())
 NEUTRAL_STYLE = "中立"
 REPLY_STYLES = frozenset("愉悦 抱歉 开心 愤怒 惊讶 厌恶 悲伤 害怕 哭腔 安慰鼓励 中立".split())
 _TAG = re.compile(r"<[^<>]+>")
@@ -156,7 +155,7 @@ def _reply(text: str, kind: str, template: LabelTemplate, task: Task) -> str:
     words = text[tag.end() :] if tag else text
     if kind == "natural":
         return words
-    if task.name not in STYLED_TASKS:
+    if not task.is_styled:
         return text
     style = tag[1] if tag and tag[1] in REPLY_STYLES else NEUTRAL_STYLE
     return f"<{style}>{words}"

@@ -4,14 +4,15 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from osum_echat.records import Labels
+from osum_echat.records import LIST_KEYS, Labels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from osum_echat.generation.decoder import StoppedBy
 
-LABEL_FIELDS = ("emotion", "age", "gender", "event")  # what is told of a voice, in this order
+# What is told of a voice, in this order; the style is the reply's.
+LABEL_FIELDS = ("emotion", *(name for name in LIST_KEYS if name not in ("emotion", "style")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osum_echat.errors import InputError
+from osum_echat.records import LIST_KEYS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 VERDICTS = ("correct", "incorrect")
 LONGEST_NOTE = 1000             # characters
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".webm")
-LABELS_IN_LISTS = {             # field of records.Labels -> name in a list's `extra`
-    "age": "age", "gender": "gender", "emotion": "q_emotion", "event": "caption",
-    "style": "reply_emotion",
-}  # fmt: skip
 
 
 class Feedback:
@@ -70,7 +67,7 @@ class Feedback:
 def _line(
     verdict: str, note: str, question: "Question", reply: "Reply", model: str, now: datetime
 ) -> dict[str, Any]:
-    labels = {told: getattr(reply.labels, name) for name, told in LABELS_IN_LISTS.items()}
+    labels = {told: getattr(reply.labels, name) for name, told in LIST_KEYS.items()}
     return {
         "key": f"feedback_{now:%Y%m%dT%H%M%S%f}",
         "wav": None,

@@ -377,8 +377,8 @@ def _answered(turn: Turn, answer: Answer, tell: dict[str, str]) -> Iterator[Mess
         parts.append(f'<div class="osum-heard">{heard}</div>')
     if answer.labels:
         chips = "".join(
-            f'<span class="osum-chip osum-{name}"><small>{tell[name]}</small> {escape(label)}'
-            "</span>" for name, label in answer.labels
+            f'<span class="osum-chip osum-{name}"><small>{tell.get(name, name)}</small> '
+            f"{escape(label)}</span>" for name, label in answer.labels
         )  # fmt: skip
         parts.append(f'<div class="osum-chips">{chips}</div>')
     parts.append(_text(answer.text))

@@ -1,6 +1,7 @@
 """Every word of the page, in English and Chinese."""
 
 from osum_echat.errors import OsumError
+from osum_echat.records import LIST_KEYS
 from osum_echat.serving.session import Refused
 
 LANGUAGES = {"en": "English", "zh": "中文"}
@@ -93,9 +94,13 @@ _TABLE = {
 
 
 def word(key: str, language: str) -> str:
-    """One word or sentence; its gaps are filled by `.format`. A task without one gives its name."""
-    if key.startswith(TASK) and key not in _TABLE:
-        return key.removeprefix(TASK)
+    """One word or sentence; its gaps are filled by `.format`.
+
+    Tasks and labels that are not in the table go by their names.
+    """
+    name = key.removeprefix(TASK)
+    if key not in _TABLE and (key.startswith(TASK) or name in LIST_KEYS):
+        return name
     return _TABLE[key][list(LANGUAGES).index(language)]
 
 
