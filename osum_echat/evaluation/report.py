@@ -158,7 +158,8 @@ class Stack:
 
 
 def _legend(axes: Any) -> None:
-    axes.figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,15 +87,6 @@ def test_a_limit_can_grow(run: Run, tmp_path: Path) -> None:
     assert run(*options, "--limit", 2)[0] == 0 and len(results(tmp_path / "out")) == 2
 
 
-def test_overwriting_begins_anew(run: Run, tmp_path: Path) -> None:
-    options = ("--data", write_texts(tmp_path / "a.list", 5), "--out", tmp_path / "out")
-    run(*options)
-    code, _, told = run(*options, "--seed", 3)
-    assert code == 2 and "another seed (0, not 3)" in told and told.count("\n") == 1
-    assert run(*options, "--seed", 3, "--overwrite")[0] == 0
-    assert len(find_results(tmp_path / "out")) == 5
-
-
 def test_the_last_of_several_ranks_puts_all_together(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,15 +125,6 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_2(
     assert (code, out) == (2, "") and message in told and told.count("\n") == 1, told
 
 
-def test_a_model_that_cannot_be_loaded_is_exit_code_2(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DEAF", "1")
-    data = write_texts(tmp_path / "a.list", 2)
-    code, _, told = run("--data", data, "--out", tmp_path / "out", "--model", "exp/none")
-    assert code == 2 and "exp/none: no such model" in told
-
-
 def test_the_default_place_is_named_after_the_list(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,13 +132,6 @@ def test_the_default_place_is_named_after_the_list(
     Path("raw").mkdir()
     assert run("--data", write_texts(Path("raw/data.list"), 2))[0] == 0
     assert len(results(Path("exp/batch/raw-data"))) == 2
-
-
-def test_progress_is_told_where_no_bar_is_watched(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
-    monkeypatch.setattr(batch, "TELL_S", 0.0)
-    with caplog.at_level("INFO", "osum_echat"):
-        assert list(batch.told(range(3), 3)) == [0, 1, 2]
-    assert "2 of 3 answered, about 0 min left" in caplog.text
 
 
 def start(data: Path, out: Path, *options: str, **settings: str) -> subprocess.Popen[str]:
@@ -242,8 +217,6 @@ def test_killed_three_times_at_random_gives_every_result_once(tmp_path: Path) ->
     assert sorted(one["index"] for one in lines) == list(range(600))    # and none twice
 
 
-
-
 def records(job: Namespace) -> list[dict[str, Any]]:
     found = find_results(job.out)
     return [found[index] for index in sorted(found)]
@@ -284,12 +257,6 @@ def test_a_record_holds_what_was_asked_and_what_came(tmp_path: Path) -> None:
     samples, rate = soundfile.read(job.out / spoken["wav"])
     assert spoken["wav"] == "wav/000009-k8-u2.wav"
     assert rate == 22_050 and len(samples) == 100 + len(spoken["text"])
-
-
-def test_no_speech_is_written_where_none_is_wanted(tmp_path: Path) -> None:
-    job = job_of(write_mixed_list(tmp_path), tmp_path / "out", speak=False)
-    finish(job)
-    assert not any(one.get("wav") for one in records(job)) and not (job.out / "wav").exists()
 
 
 def test_another_task_can_be_asked_of_all(tmp_path: Path) -> None:
@@ -368,16 +335,6 @@ def test_a_cut_part_is_answered_again_from_there_and_nothing_twice(
     assert len(asked) == 40 - len(kept) and not {int(key[1:]) for key in asked} & kept
     lines = [json.loads(line)["index"] for line in part.read_bytes().splitlines()]
     assert sorted(lines) == list(range(40))
-
-
-def test_another_number_of_processes_can_go_on(tmp_path: Path) -> None:
-    job = job_of(write_texts(tmp_path / "a.list", 50), tmp_path / "out", batch_size=2)
-    for rank in range(3):
-        stopped_after(5, steps(job, Rank(rank, 3)))
-    before = len(find_results(job.out))
-    asked = [len(batch) for rank in range(2) for batch in finish(job, Rank(rank, 2)).asked]
-    assert before >= 15 and sum(asked) == 50 - before
-    assert written(job.out) == 50 == len(records(job))
 
 
 def test_a_finished_share_loads_no_model(tmp_path: Path) -> None:

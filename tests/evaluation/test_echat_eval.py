@@ -96,12 +96,6 @@ def test_the_own_model_can_hear_the_emotion_and_is_named(tmp_path):
     assert found["settings"]["reply emotion"] == "own-model"
 
 
-def test_a_chat_judge_needs_a_name(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    with pytest.raises(InputError, match="--judge-model"):
-        run(write_queries(tmp_path / "d"), tmp_path / "out", Spoken(), "--judge", "chat")
-
-
 @pytest.mark.parametrize("thought, labels, text, kind, expected", [
     ("x", LABELS, "Yes.", "label", False), (None, LABELS, "Yes.", "label", True),
     ("x", LABELS, " ", "label", True), ("x", Labels(age="OLD"), "Yes.", "label", True),

@@ -1,7 +1,6 @@
 """Claims about judges: every item scored or listed, nothing asked twice, nothing made 0."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -63,15 +62,6 @@ def test_a_restart_asks_for_nothing_again_and_gives_the_same(tmp_path):
     assert first.verdicts["item-1"] == again.verdicts["item-1"]
 
 
-def test_a_line_cut_by_a_kill_is_asked_for_again_and_no_other(tmp_path):
-    with serving() as server:
-        whole = judge(server.url)(exhibits(), tmp_path)
-        path = tmp_path / "judgements.jsonl"
-        path.write_bytes(path.read_bytes()[:-20])
-        assert judge(server.url)(exhibits(), tmp_path) == whole
-        assert len(server.requests) == 5
-
-
 def test_what_does_not_parse_is_counted_asked_again_with_another_seed_and_never_0(tmp_path):
     with serving(lambda body: [BROKEN, scores(60)]) as server:
         judged = judge(server.url)(exhibits(1), tmp_path)
@@ -115,20 +105,6 @@ def test_several_answers_are_averaged_and_missing_ones_asked_for(tmp_path):
         judged = judge(server.url, n=3)(exhibits(1), tmp_path)
     assert [one["n"] for one in server.requests] == [3, 1]
     assert judged.verdicts["item-0"].overall == 50 and judged.bill.unparsable == 1
-
-
-def test_equal_questions_are_asked_once(tmp_path):
-    twins = [Exhibit(key, "age", "same", Labels(), "same", None) for key in ("a", "b")]
-    with serving() as server:
-        judged = judge(server.url)(twins, tmp_path)
-    assert len(server.requests) == 1 and set(judged.verdicts) == {"a", "b"}
-
-
-def test_another_model_seed_or_temperature_is_another_question(tmp_path):
-    with serving() as server:
-        for settings in ({}, {"seed": 1}, {"temperature": 0.5}):
-            judge(server.url, **settings)(exhibits(1), tmp_path)
-        assert len(server.requests) == 3
 
 
 def test_a_dimension_left_undecided_is_left_out_of_the_mean(tmp_path):
@@ -199,11 +175,6 @@ def told(**more) -> str:
     return "\n".join(one["content"] for one in RUBRIC.messages(exhibit(**more)))
 
 
-def test_the_rubric_has_a_version_and_its_dimensions_in_both_languages():
-    assert RUBRIC.version == "empathy-v1" and RUBRIC.names == NAMES
-    assert all(set(one) == {"en", "zh"} for one in RUBRIC.wording.values())
-
-
 def test_a_judge_sees_words_labels_reply_and_the_emotion_heard():
     text = told(earlier=(("hello", "hi there"),))
     for part in ("I lost my kite", "age CHILD, emotion SAD", "Oh no.", "hi there", *NAMES):
@@ -255,10 +226,6 @@ def score(reply: str, category: str = "emotion", emotion: str | None = "SAD", **
                                     reply, emotion)).scores)  # fmt: skip
 
 
-def test_its_name_says_that_it_is_no_model():
-    assert JUDGE.name == "rules-v1" and "no model" in JUDGE.settings()["judge"]
-
-
 def test_an_empty_reply_gets_nothing():
     assert set(score(" ").values()) == {0.0}
 
@@ -273,12 +240,6 @@ def test_a_reply_about_the_matter_is_more_relevant_than_one_about_none():
 ])  # fmt: skip
 def test_a_cue_is_noticed_ignored_or_mistaken(reply, expected):
     assert score(reply, "age", age="CHILD")["perception"] == expected
-
-
-def test_a_category_without_a_cue_of_its_own_tests_all_that_are_known():
-    both = score("Bless you, I am sorry.", "multi", event="COUGH")["perception"]
-    one = score("I am sorry.", "multi", event="COUGH")["perception"]
-    assert (both, one) == (100, 75)
 
 
 def test_sympathy_beats_cheer_towards_the_sad():
@@ -311,8 +272,3 @@ def test_chinese_replies_are_judged_by_chinese_words():
                     "爷爷，您咳嗽了，请多喝水，去看看医生吧。", None)  # fmt: skip
     scores = JUDGE.judge(asked).scores
     assert scores["perception"] == 100 and scores["relevance"] > 50
-
-
-def test_verdicts_are_the_same_every_time():
-    asked = [Exhibit(str(number), "emotion", KITE, Labels(), "Oh no.", None) for number in range(3)]
-    assert JUDGE(asked, Path("unused")) == JUDGE(asked, Path("unused"))

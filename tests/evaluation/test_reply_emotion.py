@@ -16,7 +16,6 @@ from osum_echat.evaluation.reply_emotion import (
     Acoustic,
     Delivery,
     delivery,
-    letters,
     middle,
     read_neutral,
     shifts,
@@ -62,11 +61,6 @@ def test_shifts_are_counted_in_steps_and_bounded():
     steps = shifts(changed(2.0, 1.2, -4.0, 3.0), NEUTRAL)
     assert steps == pytest.approx([2.0, 1.5, 2.0, -2.0])
     assert abs(shifts(changed(30.0, 5.0, 90.0, 90.0), NEUTRAL)).max() == 4.0
-
-
-def test_the_margin_tells_how_clear_it_is():
-    clear, doubtful = HEAR.of(NEUTRAL), HEAR.of(changed(1.0, 1.05, 1.0, 1.0))
-    assert clear.margin == 1.0 and doubtful.margin < 0.2
 
 
 def test_what_has_no_voice_has_no_emotion(tmp_path):
@@ -122,10 +116,6 @@ def test_a_glide_has_a_range_and_a_steady_tone_has_none():
     glide = sum(np.sin(k * phase) / k for k in range(1, 9)).astype(np.float32)
     assert delivery(glide, "a").range_semitones == pytest.approx(9.6, abs=0.5)
     assert delivery(tone(120.0), "a").range_semitones < 0.3
-
-
-def test_chinese_characters_count_as_syllables_and_tags_as_nothing():
-    assert letters("<HAPPY>Hi, 你好 7") == 2 + 2 * 3
 
 
 def test_the_middle_passes_over_what_is_not_voiced():

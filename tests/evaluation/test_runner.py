@@ -10,27 +10,26 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from osum_echat.errors import InputError
+from osum_echat.errors import CheckpointError, InputError
 from osum_echat.evaluation import __main__ as door
 from osum_echat.evaluation.__main__ import SUITES, run_suite
 from osum_echat.evaluation.echat_eval import TIMED
 from osum_echat.evaluation.runner import (
-    ASKED_AT_ONCE,
+    FAULTS_IN_A_ROW,
+    Isolated,
     Lines,
-    batches,
+    Model,
     file_name,
     limited,
-    seed_of,
 )  # fmt: skip
 from osum_echat.paths import HOUSE, TINY
 from osum_echat.records import Utterance
 from tests.evaluation.judge_server import JudgeServer, serving
 from tests.evaluation.judge_server import scores as judged_scores
-from tests.evaluation.spoken import Spoken, arguments, model, write_queries
+from tests.evaluation.spoken import Spoken, arguments, model, write_queries, write_wav
 
 QUERIES = 7                             # 4 are asked alone, 3 share a batch
 LONGEST_S = 400
@@ -79,16 +78,6 @@ def test_half_a_batch_is_asked_again_in_the_same_company_and_its_first_half_is_k
     assert [size for size in again.batches if size > 1] == queries
     assert lines(out)[:10] == kept and len(lines(out)) == 24
     assert scores(out) == scores(tmp_path / "whole")
-
-
-def test_batches_hold_one_kind_and_depend_on_the_items_alone():
-    items = [SimpleNamespace(key=str(number), sort="ab"[number % 2] if number else None)
-             for number in range(40)]  # fmt: skip
-    suite = SimpleNamespace(items=items, kind=lambda one: one.sort)
-    made = batches(suite)
-    assert sorted(int(one.key) for batch in made for one in batch) == list(range(40))
-    assert all(len({one.sort for one in batch}) == 1 for batch in made)
-    assert made[0] == items[:1] and max(map(len, made)) == ASKED_AT_ONCE
 
 
 def test_a_second_run_asks_the_model_for_nothing_and_changes_nothing(tmp_path):
@@ -167,16 +156,6 @@ def test_overwriting_forgets_what_was_heard_in_the_sounds_of_before(tmp_path):
         assert (out / name).read_text() == (tmp_path / "fresh" / name).read_text()
 
 
-def test_the_same_item_gets_the_same_seed_whatever_came_before(tmp_path):
-    data = write_queries(tmp_path / "data")
-    seeds = []
-    for limit in ("1", "4"):
-        assistant = Spoken()
-        run(data, tmp_path / limit, assistant, "--limit", limit)
-        seeds.append({str(one["source"]): one["seed"] for one in assistant.asked})
-    assert seeds[0].items() <= seeds[1].items()
-
-
 def test_settings_and_versions_are_in_the_scores_and_no_key_is(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
     data, out = write_queries(tmp_path / "data"), tmp_path / "out"
@@ -190,29 +169,6 @@ def test_keys_that_stand_twice_are_refused(tmp_path):
     data = write_queries(tmp_path / "data", ("q0", "q0"))
     with pytest.raises(InputError, match="stand there twice"):
         run(data, tmp_path / "out", Spoken())
-
-
-def test_a_limit_of_nothing_is_refused(tmp_path):
-    with pytest.raises(InputError, match="--limit 0"):
-        run(write_queries(tmp_path / "data"), tmp_path / "out", Spoken(), "--limit", "0")
-
-
-def test_lines_are_there_again_and_the_last_of_a_key_counts(tmp_path):
-    with Lines(tmp_path / "a.jsonl") as lines:
-        for value in (1, 2):
-            lines.add({"key": "k", "value": value})
-    with Lines(tmp_path / "a.jsonl") as lines:
-        assert lines.found == {"k": {"key": "k", "value": 2}}
-
-
-@pytest.mark.parametrize("cut", range(1, 20))
-def test_a_line_cut_anywhere_is_dropped_and_what_follows_is_whole(tmp_path, cut):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"key": "a"}\n' + '{"key": "b", "x": "é"}\n'.encode()[:-cut])
-    with Lines(path) as lines:
-        assert list(lines.found) == ["a"]
-        lines.add({"key": "c"})
-    assert path.read_bytes() == b'{"key": "a"}\n{"key": "c"}\n'
 
 
 def test_a_broken_line_in_the_middle_is_told_and_nothing_is_thrown_away(tmp_path):
@@ -238,11 +194,6 @@ def test_file_names_are_plain_and_never_the_same_for_two_keys():
     assert all(len(name) <= 80 and "/" not in name for name in names)
 
 
-def test_seeds_belong_to_a_run_and_a_key():
-    assert seed_of(0, "a") == seed_of(0, "a") != seed_of(0, "b")
-    assert seed_of(1, "a") != seed_of(0, "a")
-
-
 @pytest.fixture()
 def spoken(monkeypatch):
     monkeypatch.setattr(door, "model_of", lambda *_: model(Spoken()))
@@ -265,6 +216,50 @@ def test_all_runs_what_finds_its_data_and_tells_what_does_not(tmp_path, spoken, 
     assert "tiny_world: left out: --data" in printed
     assert (tmp_path / "out/latency/report.html").exists()
     assert (tmp_path / "out/echat_eval/report.html").exists()
+
+
+def test_failed_items_are_exit_code_1_and_a_model_that_cannot_be_loaded_is_2(
+    tmp_path, spoken, capsys, monkeypatch
+):
+    data = write_queries(tmp_path / "d", ("bad", "bad2"))
+    keys = ["echat_eval", "--data", str(data), "--out", str(tmp_path / "out"), "--thinking", "none"]
+    assert door.main(keys) == 1 and "2 items failed" in capsys.readouterr().out
+
+    def absent() -> Spoken:
+        raise CheckpointError("exp/none: no such model")
+
+    monkeypatch.setattr(door, "model_of", lambda *_: Model("none", absent))
+    assert door.main([*keys[:-3], str(tmp_path / "other"), *keys[-2:]]) == 2
+    assert "exp/none: no such model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suite", ["latency", "echat_eval", "understanding", "tts"])
+def test_a_suite_that_can_brings_its_data(tmp_path, spoken, suite):
+    out = tmp_path / "out"
+    assert door.main([suite, "--limit", "2", "--out", str(out)]) == 0
+    assert json.loads((out / "scores.json").read_text())["items"] >= 2
+
+
+def test_a_sound_that_has_changed_is_asked_and_heard_anew(tmp_path):
+    data, out = write_queries(tmp_path / "data"), tmp_path / "out"
+    run(data, out, Spoken())
+    write_wav(data.parent / "q1.wav", 300.0)
+    again = Spoken()
+    run(data, out, again)
+    asked = [one["source"].user.audio.stem for one in again.asked if one["task"] == "s2s_think"]
+    assert asked == ["q1", "q1"]
+    heard = (out / "reply_emotions.jsonl").read_text()
+    assert heard.count("q1/label") == 2 and heard.count("q2/label") == 1
+
+
+def test_a_fault_that_is_none_of_the_data_ends_a_run_after_some(tmp_path):
+    def broken(batch):
+        raise RuntimeError("the kernel gave up")
+
+    ask = Isolated(broken)
+    with pytest.raises(RuntimeError, match="gave up"):
+        for _ in range(FAULTS_IN_A_ROW):
+            assert "gave up" in str(ask(["a"])[0])
 
 
 def test_wrong_data_is_one_line_and_exit_code_2(tmp_path, spoken, capsys):

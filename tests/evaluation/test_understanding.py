@@ -96,12 +96,6 @@ def test_voices_that_are_not_known_make_no_table_of_robustness():
     assert robustness([one] * 5) == []
 
 
-def test_an_unknown_task_is_told_before_anything_runs(tmp_path):
-    write_list(tmp_path, "a", [("CHILD", "SAD")])
-    with pytest.raises(InputError, match="'<NOTHING>'"):
-        run(tmp_path / "a.list", tmp_path / "out", "--task", "<NOTHING>")
-
-
 Record = dict[str, Any]
 
 
@@ -129,11 +123,6 @@ def test_words_are_counted_by_language_after_normalising() -> None:
     assert (english.name, english.found.errors, english.found.total) == ("WER", 1, 6)
     assert (chinese.name, chinese.found.deletions, chinese.found.total) == ("CER", 1, 7)
     assert english.low <= english.found.rate <= english.high and english.utterances == 2
-
-
-def test_the_language_can_be_told() -> None:
-    records = [record("<TRANSCRIBE>", "ok", "okay"), record("<TRANSCRIBE>", "好", "好")]
-    assert set(grade(records, "chinese").tasks[0].words) == {"chinese"}
 
 
 def test_words_before_the_mark_of_a_reply_are_the_transcript() -> None:
@@ -172,11 +161,6 @@ def test_failures_are_counted_and_in_no_figure() -> None:
     told = table(found)
     assert "<TRANSCRIBE>: 1 answered, 1 failed" in told and "<SING>: 0 answered, 1 failed" in told
     assert "1 records could not be read" in told and "1 records are left out" in told
-
-
-def test_a_task_without_words_or_labels_is_only_counted() -> None:
-    found = grade([record("<TEXT2TEXT>", None, None), record("<TEXT2TOKEN>", None, None)])
-    assert [(task.answered, task.words, task.labels) for task in found.tasks] == [(1, {}, {})] * 2
 
 
 def test_a_grade_is_json_and_a_table() -> None:
