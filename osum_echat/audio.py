@@ -1,10 +1,15 @@
 """Sound files to samples, samples to log-mel features: the only mel of the model side."""
 import io
 import math
+import os
+import re
 import struct
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -19,115 +24,85 @@ WINDOW_SAMPLES = 400                             # 25 ms
 FRAMES_PER_S = SAMPLE_RATE_HZ // HOP_SAMPLES     # 100
 LONGEST_S = 600
 SHORTFALL = 0.95                                 # a file with less of its samples is cut short
+_SLACK_BYTES = 1024                              # that a header may promise too many
 _UNKNOWN_LENGTH = 0x7FFF_0000                    # what programs write to a pipe instead of a length
+_BLOCK_VALUES = 1 << 22                          # decoded at once: frames times channels
+_CANCELLED = 0.1                                 # of the channels' power over their number
+_SILENT = 2 / 32768                              # from the lowest sample to the highest
+_LOUD, _WHOLE_NUMBERS = 8.0, 256.0               # peaks: far above full scale; surely not of floats
+_SCALES = (2.0**15, 2.0**23, 2.0**31)            # full scale of whole numbers
 _SINC_CROSSINGS = 6                              # half width of the resampling kernel
 _ROLLOFF = 0.99
 _LARGEST_KERNEL = 4_000_000                      # elements; beyond it the ratio is too odd
 
-
-def decode(source: Path | bytes, where: str = "") -> tuple[Tensor, int]:
-    """Read a sound file, its channels averaged.
-
-    source: a path, or the bytes of a file (wav, flac, mp3, ogg ...); where: its name in errors.
-    Returns (samples,) float32 in [-1, 1] and the sample rate in Hz.
-    Raises InputError: missing, empty, cut short, not audio, no samples, not finite, over 10 min.
-    """
-    where = where or ("audio" if isinstance(source, bytes) else str(source))
-    data = source if isinstance(source, bytes) else _read(source, where)
-    if not data:
-        raise InputError(f"{where}: the file is empty; give a wav, flac, mp3 or ogg")
-    plain = _plain_wav(data)
-    if plain is not None:
-        return plain.mono(data, where), plain.rate_hz
-    import soundfile
-
-    frames = -1
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            rate, frames = file.samplerate, file.frames
-            if frames > LONGEST_S * rate:
-                raise InputError(f"{where}: {frames / rate:.0f} s of audio; cut it to "
-                                 f"{LONGEST_S // 60} minutes or less")
-            samples = file.read(dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        is_audio = frames >= 0 or _is_cut_short(data)
-        cause = "damaged or cut short" if is_audio else "not audio that can be read"
-        fault = getattr(error, "error_string", error)
-        raise InputError(f"{where}: {cause} ({fault}); give a wav, flac, mp3 or ogg") from error
-    if len(samples) < SHORTFALL * frames or _is_cut_short(data):
-        raise InputError(f"{where}: the file is cut short; copy or record it again")
-    if not len(samples):
-        raise InputError(f"{where}: no samples in it; record it again")
-    channels = torch.from_numpy(samples)
-    mono = channels.mean(1) if channels.shape[1] > 1 else channels[:, 0]
-    if not math.isfinite(mono.sum(dtype=torch.float64)):    # one bad sample spoils the sum
-        raise InputError(f"{where}: samples that are not numbers (NaN, infinite); record it again")
-    return mono.contiguous(), rate
+# What may be told of a sound that is used all the same
+SILENCE = "digital silence"
+CANCELLING = "channels that cancel each other"
+RESCALED = "samples at the scale of whole numbers"
+LOUD = "samples far above full scale"
+OPEN_END = "no mark at its end"
 
 
 @dataclass(frozen=True, slots=True)
-class _PlainWav:
-    """A whole 16-bit wav of at most ten minutes: what most lists hold, read without a library."""
+class Finding:
+    """Something that is wrong with a sound, and what was done about it."""
 
+    kind: str       # SILENCE, CANCELLING ...
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """What a file, or a part of it, holds."""
+
+    samples: Tensor     # (samples,) float32, full scale is 1
     rate_hz: int
-    channels: int
-    start: int      # byte of the first sample
-    frames: int
-
-    def mono(self, data: bytes, where: str) -> Tensor:
-        """(frames,) float32, channels averaged."""
-        if not self.frames:
-            raise InputError(f"{where}: no samples in it; record it again")
-        count = self.frames * self.channels
-        samples = torch.from_numpy(np.frombuffer(data, "<i2", count, self.start).astype(np.float32))
-        samples.div_(32768.0)
-        return samples.view(-1, self.channels).mean(1) if self.channels > 1 else samples
+    findings: tuple[Finding, ...] = ()
 
 
-def _plain_wav(data: bytes) -> _PlainWav | None:
-    """What the chunks of a wav tell; None for any other kind of file, or where one is unusual."""
-    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        return None
-    start, rate, channels = 12, 0, 0
-    while start + 8 <= len(data):
-        name, size = data[start : start + 4], struct.unpack_from("<I", data, start + 4)[0]
-        start += 8
-        if start + size > len(data):
-            return None
-        if name == b"fmt ":
-            if size < 16:
-                return None
-            kind, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", data, start)
-            if (kind, bits) != (1, 16) or not channels or not rate:
-                return None
-        if name == b"data":
-            frames = size // (2 * channels) if channels else 0
-            is_usual = channels > 0 and frames <= LONGEST_S * rate
-            return _PlainWav(rate, channels, start, frames) if is_usual else None
-        start += size + size % 2
-    return None
+def read(
+    source: Path | bytes,
+    sample_rate_hz: int | None = SAMPLE_RATE_HZ,
+    segment_s: tuple[float, float] | None = None,
+    where: str = "",
+) -> Sound:
+    """Read a sound file, its channels averaged, block by block: never all of it at its own rate.
 
-
-def _read(path: Path, where: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{where}: no such file; check the path") from error
-    except OSError as error:
-        raise InputError(f"{where}: cannot be read ({error.strerror}); check the path") from error
-
-
-def _is_cut_short(data: bytes) -> bool:
-    """True for a wav that holds fewer bytes than its data chunk promises."""
-    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        return False
-    start = 12
-    while start + 8 <= len(data):
-        name, size = data[start : start + 4], struct.unpack_from("<I", data, start + 4)[0]
-        if name == b"data":
-            return size < _UNKNOWN_LENGTH and start + 8 + size > len(data)
-        start += 8 + size + size % 2
-    return True
+    source: a path, or the bytes of a file (wav, flac, mp3, ogg ...); sample_rate_hz: None keeps the
+    file's; segment_s: the part that is wanted, to which alone the limit of ten minutes applies.
+    Channels that cancel each other are not averaged, the first is taken; samples at the scale of
+    whole numbers are scaled to 1; both are told. Raises InputError: missing, empty, cut short, not
+    audio, no samples, not finite, over 10 min.
+    """
+    with closing(_SoundFile(source, where)) as file:
+        first, last = file.part(segment_s)
+        to_hz = sample_rate_hz or file.rate_hz
+        levels = _Levels()
+        samples = _resampled(levels.mono(file.blocks(first, last)), file.rate_hz, to_hz)
+        findings = []
+        if levels.cancel:
+            findings.append(Finding(CANCELLING, "the first one is taken"))
+            levels = _Levels(channel=0)
+            samples = _resampled(levels.mono(file.blocks(first, last)), file.rate_hz, to_hz)
+        if levels.frames < SHORTFALL * (last - first):
+            raise file.cut_short()
+        if not levels.frames:
+            raise InputError(f"{file.where}: no samples in it; record it again")
+        if not math.isfinite(levels.low + levels.high):
+            raise InputError(
+                f"{file.where}: samples that are not numbers (NaN, infinite); record it again")
+        scale, told = levels.scale()
+        if scale != 1.0:
+            samples = samples / scale
+        findings += told
+        if (levels.high - levels.low) / scale <= _SILENT:
+            findings.append(Finding(SILENCE, f"{levels.frames / file.rate_hz:.1f} s of it"))
+        if not file.is_closed:
+            findings.append(Finding(OPEN_END, "it may have been cut short"))
+    return Sound(samples, to_hz, tuple(findings))
 
 
 def load(
@@ -135,15 +110,14 @@ def load(
     sample_rate_hz: int = SAMPLE_RATE_HZ,
     segment_s: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Read a sound file at one rate: (samples,) float32; `segment_s` takes a part of it."""
-    samples, rate = decode(source)
-    if segment_s is not None:
-        start, end = (round(second * rate) for second in segment_s)
-        samples = samples[start:end]
-        if not len(samples):
-            where = "audio" if isinstance(source, bytes) else str(source)
-            raise InputError(f"{where}: nothing between {segment_s[0]} s and {segment_s[1]} s")
-    return resample(samples, rate, sample_rate_hz)
+    """The samples that `read` gives: (samples,) float32."""
+    return read(source, sample_rate_hz, segment_s).samples
+
+
+def decode(source: Path | bytes, where: str = "") -> tuple[Tensor, int]:
+    """The samples that `read` gives at the file's own rate, and that rate in Hz."""
+    sound = read(source, None, where=where)
+    return sound.samples, sound.rate_hz
 
 
 def length(
@@ -155,35 +129,258 @@ def length(
 
     Headers of some packed kinds (mp3) only come near.
     """
-    import soundfile
-
-    where = "audio" if isinstance(source, bytes) else str(source)
-    if isinstance(source, Path) and not source.is_file():
-        raise InputError(f"{where}: no such file; check the path")
-    plain = _plain_wav(source) if isinstance(source, bytes) else None
-    if plain is not None:
-        return _part(plain.frames, plain.rate_hz, sample_rate_hz, segment_s)
-    try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-        header = soundfile.SoundFile(file)
-    except (soundfile.SoundFileError, OSError) as error:
-        fault = getattr(error, "error_string", error)
-        raise InputError(f"{where}: not audio that can be read ({fault}); give a wav, flac, mp3 "
-                         "or ogg") from error
-    with header:
-        samples, rate = header.frames, header.samplerate
-    if samples > LONGEST_S * rate:
-        raise InputError(f"{where}: {samples / rate:.0f} s of audio; cut it to "
-                         f"{LONGEST_S // 60} minutes or less")
-    return _part(samples, rate, sample_rate_hz, segment_s)
+    with closing(_SoundFile(source)) as file:
+        first, last = file.part(segment_s)
+        return -(-(last - first) * sample_rate_hz // file.rate_hz)
 
 
-def _part(samples: int, from_hz: int, to_hz: int, segment_s: tuple[float, float] | None) -> int:
-    """How many samples a segment of a file has at another rate."""
-    if segment_s is not None:
-        start, end = (min(round(second * from_hz), samples) for second in segment_s)
-        samples = end - start
-    return -(-samples * to_hz // from_hz)
+@dataclass(slots=True)
+class _Levels:
+    """What is counted of a sound while it is decoded. channel: the one to take; None: the mean."""
+
+    channel: int | None = None
+    frames: int = 0
+    low: float = 0.0
+    high: float = 0.0
+    is_whole: bool = True       # every sample is a whole number
+    mixed: float = 0.0          # power of the mean of the channels
+    apart: float = 0.0          # mean power of the channels
+    channels: int = 1
+
+    def mono(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """(frames, channels) blocks -> (frames,) blocks."""
+        for block in blocks:
+            self.channels = block.shape[1]
+            mixed = block.mean(1) if self.channels > 1 else block[:, 0]
+            if self.channel is not None:
+                mixed = block[:, self.channel].contiguous()
+            elif self.channels > 1:
+                self.mixed += float(mixed.var(correction=0)) * len(block)
+                self.apart += float(block.var(0, correction=0).mean()) * len(block)
+            low, high = (float(one) for one in torch.aminmax(mixed))
+            first = not self.frames
+            self.low = low if first else min(low, self.low)
+            self.high = high if first else max(high, self.high)
+            if max(-low, high) > 1.0:
+                self.is_whole = self.is_whole and bool((mixed == mixed.round()).all())
+            self.frames += len(block)
+            yield mixed
+
+    @property
+    def cancel(self) -> bool:
+        """Whether next to nothing is left of the channels in their mean."""
+        return self.mixed < _CANCELLED / self.channels * self.apart
+
+    def scale(self) -> tuple[float, list[Finding]]:
+        """What samples are to be divided by, and what is told of them."""
+        peak = max(-self.low, self.high)
+        if peak > _WHOLE_NUMBERS or (peak > 1.0 and self.is_whole):
+            scale = next((one for one in _SCALES if peak <= one), None)
+            if scale is not None:
+                detail = f"a peak of {peak:.0f}; divided by {scale:.0f}"
+                return scale, [Finding(RESCALED, detail)]
+        loud = Finding(LOUD, f"a peak of {peak:.3g}, where 1 is full scale")
+        return 1.0, [loud] if peak > _LOUD else []
+
+
+class _SoundFile:
+    """A sound file that is open: what its header says, and its samples in blocks."""
+
+    def __init__(self, source: Path | bytes, where: str = "") -> None:
+        self.where = where or ("audio" if isinstance(source, bytes) else str(source))
+        self._library: Any = None
+        self._stream = self._opened(source)
+        try:
+            self._size = self._stream.seek(0, io.SEEK_END)
+            if not self._size:
+                raise InputError(f"{self.where}: the file is empty; give a wav, flac, mp3 or ogg")
+            self._read_header(source)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._library is not None:
+            self._library.close()
+        self._stream.close()
+
+    def part(self, segment_s: tuple[float, float] | None) -> tuple[int, int]:
+        """First and last frame of a segment. Raises InputError for too many, or none."""
+        first, last = 0, self.frames
+        if segment_s is not None:
+            first, last = (min(round(second * self.rate_hz), last) for second in segment_s)
+            if first >= last:
+                start, end = segment_s
+                raise InputError(f"{self.where}: nothing between {start} s and {end} s")
+        if last - first > LONGEST_S * self.rate_hz:
+            raise InputError(f"{self.where}: {(last - first) / self.rate_hz:.0f} s of audio; cut "
+                             f"it to {LONGEST_S // 60} minutes or less")
+        return first, last
+
+    def blocks(self, first: int, last: int) -> Iterator[Tensor]:
+        """(frames, channels) float32 blocks of the frames from `first` to before `last`."""
+        size = max(1, _BLOCK_VALUES // self.channels)
+        try:
+            at = self._seek(first)
+            while at < last:
+                wanted = min(size, last - at if at >= first else first - at)
+                block = self._decoded(wanted)
+                if at >= first and len(block):
+                    yield torch.from_numpy(block)
+                at += len(block)
+                if len(block) < wanted:
+                    return
+        except InputError:
+            raise
+        except Exception as error:  # of a codec: any class, any words
+            raise self._fault(error, "damaged or cut short") from error
+
+    def _opened(self, source: Path | bytes) -> BinaryIO:
+        if isinstance(source, bytes):
+            return io.BytesIO(source)
+        try:
+            if source.exists() and not source.is_file():
+                raise InputError(f"{self.where}: cannot be read (not a file); check the path")
+            return source.open("rb")
+        except FileNotFoundError as error:
+            raise InputError(f"{self.where}: no such file; check the path") from error
+        except (OSError, ValueError) as error:
+            fault = getattr(error, "strerror", None) or error
+            raise InputError(f"{self.where}: cannot be read ({fault}); check the path") from error
+
+    def _read_header(self, source: Path | bytes) -> None:
+        self._stream.seek(0)
+        magic = self._stream.read(4)
+        data, wave = _data_of(self._stream, magic, self._size)
+        end = None if data is None else data[1]
+        self.is_closed = True
+        if magic == b"OggS":
+            end, self.is_closed = _end_of_ogg(self._stream, self._size)
+        missing = 0 if end is None else end - self._size
+        promised = math.inf if data is None or end is None else end - data[0]
+        if missing > min(_SLACK_BYTES, (1 - SHORTFALL) * promised):
+            raise self.cut_short()
+        self._start = None
+        if wave is not None and data is not None:
+            self.channels, self.rate_hz = wave
+            self._start = data[0]
+            stop = self._size if end is None else min(end, self._size)
+            self.frames = max(0, stop - data[0]) // (2 * self.channels)
+            return
+        try:
+            import soundfile
+
+            if isinstance(source, bytes):
+                self._stream.seek(0)
+                self._library = soundfile.SoundFile(self._stream)
+            else:  # by its number: a name may be of any bytes, or end in .raw
+                os.lseek(self._stream.fileno(), 0, os.SEEK_SET)
+                self._library = soundfile.SoundFile(self._stream.fileno(), closefd=False)
+        except Exception as error:  # of a codec: any class, any words
+            is_known = magic in (*_CHUNKED, b"OggS", b"fLaC")
+            raise self._fault(error, "damaged or cut short" if is_known else
+                              "not audio that can be read") from error  # fmt: skip
+        self.channels, self.rate_hz = self._library.channels, self._library.samplerate
+        self.frames = max(0, self._library.frames)
+
+    def _fault(self, error: Exception, cause: str) -> InputError:
+        fault = getattr(error, "error_string", None) or error
+        return InputError(f"{self.where}: {cause} ({fault}); give a wav, flac, mp3 or ogg")
+
+    def cut_short(self) -> InputError:
+        return InputError(f"{self.where}: the file is cut short; copy or record it again")
+
+    def _seek(self, first: int) -> int:
+        """Go to a frame, or as near before it as the codec can; where that is."""
+        if self._start is not None:
+            self._stream.seek(self._start + 2 * self.channels * first)
+            return first
+        if self._library.seekable():
+            return int(self._library.seek(first))
+        return 0
+
+    def _decoded(self, frames: int) -> np.ndarray:
+        """(frames, channels) float32; fewer at the end."""
+        if self._start is None:
+            return self._library.read(frames, dtype="float32", always_2d=True)
+        data = self._stream.read(2 * self.channels * frames)
+        whole = len(data) // (2 * self.channels) * self.channels
+        values = np.frombuffer(data, "<i2", whole).astype(np.float32)
+        values /= 32768.0
+        return values.reshape(-1, self.channels)
+
+
+# Files of chunks by their first bytes: where the first chunk begins, bytes of a name, form of a
+# size, bytes that it counts of the chunk's own header, what chunks are filled up to, name of sound
+_CHUNKED = {
+    b"RIFF": (12, 4, "<I", 0, 2, (b"data",)),
+    b"RF64": (12, 4, "<I", 0, 2, (b"data",)),
+    b"RIFX": (12, 4, ">I", 0, 2, (b"data",)),
+    b"FORM": (12, 4, ">I", 0, 2, (b"SSND", b"BODY")),
+    b"riff": (40, 16, "<Q", 24, 8, (b"data",)),     # W64
+    b"caff": (8, 4, ">q", 0, 1, (b"data",)),
+}
+_NIST = re.compile(rb"^(sample_count|sample_n_bytes|channel_count) -i (\d+)", re.MULTILINE)
+_Data = tuple[int, int | None]      # first byte of the samples, and the one after them if known
+
+
+def _data_of(stream: BinaryIO, magic: bytes, size: int) -> tuple[_Data | None, Any]:
+    """Where a header says that samples are; channels and rate of a 16-bit PCM wav."""
+    stream.seek(0)
+    if magic in (b".snd", b"dns."):
+        order = ">" if magic == b".snd" else "<"
+        start, length = struct.unpack(f"{order}II", stream.read(12).ljust(12, b"\0")[4:])
+        return (start, None if length == 0xFFFF_FFFF else start + length), None
+    if magic == b"NIST":
+        head = stream.read(4096)
+        with suppress(ValueError, IndexError, KeyError):
+            start = int(head.split(b"\n")[1])
+            found = {name: int(value) for name, value in _NIST.findall(head)}
+            count, width = found[b"sample_count"], found.get(b"sample_n_bytes", 2)
+            return (start, start + count * width * found.get(b"channel_count", 1)), None
+    return _chunk_of(stream, magic, size) if magic in _CHUNKED else (None, None)
+
+
+def _chunk_of(stream: BinaryIO, magic: bytes, size: int) -> tuple[_Data | None, Any]:
+    """The chunk of samples in a file of chunks; one that is not there begins behind the end."""
+    at, name_bytes, form, own, filled, names = _CHUNKED[magic]
+    header_bytes, wide, wave = name_bytes + struct.calcsize(form), 0, None
+    while True:
+        stream.seek(min(at, size))
+        header = stream.read(header_bytes)
+        if len(header) < header_bytes:
+            return (size, size + 2 * _SLACK_BYTES), None
+        name, length = header[:4], struct.unpack(form, header[name_bytes:])[0] - own
+        body = at + header_bytes
+        if name in names:
+            unknown = length <= 0 or (form[1] == "I" and length >= _UNKNOWN_LENGTH)
+            length = wide or (0 if unknown else length)
+            return (body, body + length if length else None), wave
+        if length < 0:
+            return None, None
+        if name == b"ds64":
+            wide = struct.unpack("<Q", stream.read(16).ljust(16, b"\0")[8:])[0]
+        elif name == b"fmt " and magic == b"RIFF" and length >= 16:
+            kind, channels, rate, _, _, bits = struct.unpack(
+                "<HHIIHH", stream.read(16).ljust(16, b"\0"))
+            wave = (channels, rate) if (kind, bits) == (1, 16) and channels and rate else None
+        at = body + length + -length % filled
+
+
+def _end_of_ogg(stream: BinaryIO, size: int) -> tuple[int | None, bool]:
+    """The byte where the last page of an ogg would end, and whether it is marked as the last."""
+    start = max(0, size - (1 << 17))        # a page has at most half of that
+    stream.seek(start)
+    tail = stream.read()
+    place = tail.rfind(b"OggS")
+    if place < 0:
+        return None, True
+    header = tail[place : place + 27]
+    segments = tail[place + 27 : place + 27 + header[26]] if len(header) == 27 else b""
+    if len(header) < 27 or len(segments) < header[26]:
+        return size + 2 * _SLACK_BYTES, False
+    end = start + place + 27 + len(segments) + sum(segments)
+    return end + (end > size) * 2 * _SLACK_BYTES, bool(header[5] & 4)
 
 
 def resample(samples: Tensor, from_hz: int, to_hz: int) -> Tensor:
@@ -192,20 +389,52 @@ def resample(samples: Tensor, from_hz: int, to_hz: int) -> Tensor:
     samples: (samples,) -> (ceil(samples * to_hz / from_hz),). A ratio too odd for a table of
     kernels (44,101 to 16,000 Hz, say) goes through soxr instead.
     """
+    return _resampled([samples], from_hz, to_hz)
+
+
+def _resampled(blocks: Iterable[Tensor], from_hz: int, to_hz: int) -> Tensor:
+    """Blocks of a sound, one behind the other, at another rate."""
     if from_hz == to_hz:
-        return samples
+        parts = list(blocks)
+        return parts[0] if len(parts) == 1 else torch.cat([torch.zeros(0), *parts])
     divisor = math.gcd(from_hz, to_hz)
     old, new = from_hz // divisor, to_hz // divisor
-    length = math.ceil(new * len(samples) / old)
     if new * (old + 2 * _half_width(old, new)) > _LARGEST_KERNEL:
-        import soxr
-
-        odd = torch.from_numpy(soxr.resample(samples.numpy(), from_hz, to_hz))
-        return functional.pad(odd, (0, max(0, length - len(odd))))[:length]
+        return _by_soxr(blocks, from_hz, to_hz)
     half = _half_width(old, new)
-    padded = functional.pad(samples, (half, half + old))
-    phases = functional.conv1d(padded[None, None], _kernels(old, new), stride=old)
-    return phases[0].T.reshape(-1)[:length]
+    held, count, parts = torch.zeros(half), 0, []
+    for block, is_last in _with_last(blocks):
+        count += len(block)
+        held = torch.cat((held, block, torch.zeros(half + old if is_last else 0)))
+        steps = (len(held) - 2 * half) // old
+        if steps > 0:
+            phases = functional.conv1d(held[None, None], _kernels(old, new), stride=old)
+            parts.append(phases[0].T.reshape(-1))
+            held = held[steps * old :]
+    return torch.cat([torch.zeros(0), *parts])[: math.ceil(new * count / old)]
+
+
+def _with_last(blocks: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+    """Each block, and whether it is the last."""
+    before = None
+    for block in blocks:
+        if before is not None:
+            yield before, False
+        before = block
+    if before is not None:
+        yield before, True
+
+
+def _by_soxr(blocks: Iterable[Tensor], from_hz: int, to_hz: int) -> Tensor:
+    import soxr
+
+    stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32")
+    count, parts = 0, []
+    for block, is_last in _with_last(blocks):
+        count += len(block)
+        parts.append(torch.from_numpy(stream.resample_chunk(block.numpy(), last=is_last)))
+    samples, length = torch.cat([torch.zeros(0), *parts]), -(-count * to_hz // from_hz)
+    return functional.pad(samples, (0, max(0, length - len(samples))))[:length]
 
 
 def _half_width(old: int, new: int) -> int:

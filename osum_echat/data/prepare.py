@@ -16,7 +16,7 @@ from torch import Tensor
 from osum_echat import audio
 from osum_echat.data.augment import Augmenter, Change, mask, substitute
 from osum_echat.data.sources import Dropped, Noted
-from osum_echat.data.targets import PrepareSettings, Target, clean, make_target
+from osum_echat.data.targets import PrepareSettings, Target, clean, make_target, unknown_labels
 from osum_echat.errors import DataError, InputError
 from osum_echat.records import Turn, Utterance
 from osum_echat.sequence import Clip, Sequence, compose
@@ -62,22 +62,26 @@ class ClipReader:
         samples = audio.length(turn.audio, audio.SAMPLE_RATE_HZ, turn.segment_s)
         return PendingClip(turn, change.length(samples) // audio.HOP_SAMPLES, change, seed)
 
-    def read(self, clip: PendingClip) -> Tensor:
-        """(frames, mels) float32. Raises InputError for audio that cannot be used."""
+    def read(self, clip: PendingClip) -> tuple[Tensor, tuple[audio.Finding, ...]]:
+        """(frames, mels) float32, and what was found when it was decoded.
+
+        Raises InputError for audio that cannot be used.
+        """
         name = self._name(clip.turn) if clip.change == _PLAIN else None
         kept = self._kept.get(name) if name else None
+        findings: tuple[audio.Finding, ...] = ()
         if kept is None:
-            kept = self._features(clip)
+            kept, findings = self._features(clip)
             if name and kept.nbytes <= self._free_bytes:
                 self._kept[name] = kept
                 self._free_bytes -= kept.nbytes
         features = kept.float()
         if clip.mask is None:
-            return features
+            return features, findings
         masked, rng = features.clone(), random.Random(clip.mask)
         mask(masked, rng, self.settings.time_masks, self.settings.band_masks)
         substitute(masked, rng, self.settings.augment.substitutes)
-        return masked
+        return masked, findings
 
     @property
     def _masks(self) -> int:
@@ -87,13 +91,14 @@ class ClipReader:
     def _name(self, turn: Turn) -> tuple[Path, tuple[float, float] | None]:
         return (turn.audio if isinstance(turn.audio, Path) else Path()), turn.segment_s
 
-    def _features(self, clip: PendingClip) -> Tensor:
+    def _features(self, clip: PendingClip) -> tuple[Tensor, tuple[audio.Finding, ...]]:
         assert clip.turn.audio is not None
-        samples = audio.load(clip.turn.audio, audio.SAMPLE_RATE_HZ, clip.turn.segment_s)
+        sound = audio.read(clip.turn.audio, segment_s=clip.turn.segment_s)
+        samples = sound.samples
         if clip.change != _PLAIN:
             samples = self.augmenter.apply(samples, clip.change)
         features = audio.log_mel(samples, self.mels)
-        return features.half() if self.settings.cache_mb else features
+        return features.half() if self.settings.cache_mb else features, sound.findings
 
 
 # Blank steps after a stand-in for a piece, from and to, and how often: speech pauses now and then.
@@ -178,7 +183,8 @@ class Preparer:
         except DataError as error:
             return Dropped("parts do not fit the task", str(error))
         pending = tuple(clip for clip in clips if isinstance(clip, PendingClip))
-        return self._too_long(row) or Draft(row, pending, composed)
+        notes = unknown_labels(utterance, target)
+        return self._too_long(row) or Draft(row, pending, composed, notes)
 
     def finish(self, draft: Draft, notes: list[Noted] | None = None) -> Sequence | Dropped:
         """The row with its sound decoded, or what is wrong with that; `notes` are added to."""
@@ -187,9 +193,12 @@ class Preparer:
         clips: list[Tensor] = []
         for clip in draft.clips:
             try:
-                clips.append(self.clips.read(clip))
+                features, findings = self.clips.read(clip)
             except InputError as error:
                 return _broken_audio(draft.row.key, clip.turn, error)
+            clips.append(features)
+            if notes is not None:
+                notes += [Noted(one.kind, f"{draft.row.key}: {one.detail}") for one in findings]
         if [len(clip) for clip in clips] == draft.frames:
             return replace(draft.row, clips=clips)
         row = draft.compose([*clips])  # a header that does not know the exact length, as of mp3
@@ -231,7 +240,8 @@ class Preparer:
             return Dropped("speech answers are off", utterance.key)
         codes = len(utterance.user.reply_speech)
         if not codes:
-            return Dropped("no speech tokens", utterance.key)
+            advice = "make them by common_utils/extract_speech_tokens.py"
+            return Dropped("no speech tokens", f"{utterance.key}; {advice}")
         words = len(self.vocab.encode(target.text)) + 1
         if self.settings.speech_per_text * words >= codes:
             return Dropped("speech too short for its text", utterance.key)

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from osum_echat.data.augment import AugmentSettings
-from osum_echat.data.sources import Dropped
+from osum_echat.data.sources import Dropped, Noted
 from osum_echat.errors import ConfigError
-from osum_echat.records import Labels, Utterance
+from osum_echat.records import Labels, Utterance, canonical_label
 from osum_echat.tasks import Task, fix_labels, task_for
 from osum_echat.thinking import (
     CHINESE,
+    VALUES,
     LabelTemplate,
     label_thought,
     natural_thought,
@@ -121,6 +122,19 @@ def make_target(
     if not task.thinks:
         return Target(task, clean(text))
     return _with_thought(utterance, task, clean(text), kind, template, settings, rng)
+
+
+def unknown_labels(utterance: Utterance, target: Target) -> tuple[Noted, ...]:
+    """The labels of a record, and those it is to answer with, that no model knows."""
+    named = [(field, getattr(utterance.labels, field)) for field in VALUES]
+    named += zip(target.task.labels, _TAG.findall(target.text), strict=False)
+    names = ((field, canonical_label(value)) for field, value in named if field in VALUES)
+    unknown = {(field, name) for field, name in names if name and name not in VALUES[field]}
+    return tuple(
+        Noted(f"unknown label of {field}",
+              f"{utterance.key}: {name!r}, not one of {', '.join(sorted(VALUES[field]))}")
+        for field, name in sorted(unknown)
+    )  # fmt: skip
 
 
 def _only_kind(utterance: Utterance) -> str:

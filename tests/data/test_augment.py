@@ -81,11 +81,11 @@ def test_a_visit_repeated_is_changed_alike(sounds: str, changes: dict[str, Any])
     reader = ClipReader(PrepareSettings(prompts=None, augment=AugmentSettings(**own)), 80)
     turn = Turn(Path(sounds).with_name("voice.wav"))
     drafts = [reader.draft(turn, random.Random(seed)) for seed in (1, 1, 2)]
-    features = [reader.read(draft) for draft in drafts]
+    features = [reader.read(draft)[0] for draft in drafts]
     assert [len(one) for one in features] == [draft.frames for draft in drafts]
     assert torch.equal(features[0], features[1])
     untouched = ClipReader(plain, 80)
-    bare = untouched.read(untouched.draft(turn, random.Random(1)))
+    bare, _ = untouched.read(untouched.draft(turn, random.Random(1)))
     assert bare.shape != features[0].shape or not torch.equal(bare, features[0])
 
 
