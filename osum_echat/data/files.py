@@ -36,10 +36,9 @@ class Files:
     def open(self, place: str) -> BinaryIO:
         """The bytes of a file, to read and to seek in."""
         with _told(place):
-            if not self._is_url(place):
+            if not self.is_url(place):
                 return Path(place).open("rb")
-            remote = _Remote(self._remote(place).open(place, "rb"))
-            return io.BufferedReader(remote, _REMOTE_BYTES)
+            return io.BufferedReader(_Remote(self._system(place).open(place, "rb")), _REMOTE_BYTES)
 
     def read(self, place: str) -> bytes:
         """All bytes of a file."""
@@ -49,61 +48,50 @@ class Files:
     def stamp(self, place: str) -> Stamp:
         """Size and version of a file."""
         with _told(place):
-            if not self._is_url(place):
-                status = Path(place).stat()
-                return Stamp(status.st_size, str(status.st_mtime_ns))
-            info = self._remote(place).info(place)
-            marks = ("ETag", "etag", "LastModified", "mtime", "last_modified")
-            version = next((str(info[mark]) for mark in marks if info.get(mark)), "")
-            return Stamp(int(info.get("size") or 0), version)
+            info = self._system(place).info(place)
+        marks = ("ETag", "etag", "LastModified", "mtime", "last_modified")
+        version = next((str(info[mark]) for mark in marks if info.get(mark)), "")
+        return Stamp(int(info.get("size") or 0), version)
 
     def names(self, folder: str) -> list[str] | None:
         """The names of the files in a folder in order; None where it is no folder."""
         with _told(folder):
-            if not self._is_url(folder):
-                inside = Path(folder)
-                return sorted(one.name for one in inside.iterdir()) if inside.is_dir() else None
-            system = self._remote(folder)
+            system = self._system(folder)
             if not system.isdir(folder):
                 return None
-            entries = system.ls(folder, detail=False)
-            return sorted(str(one).rstrip("/").rpartition("/")[2] for one in entries)
+            return sorted(Path(str(one)).name for one in system.ls(folder, detail=False))
 
     def exists(self, place: str) -> bool:
         """Whether there is anything."""
         with _told(place):
-            return bool(self._remote(place).exists(place)) if self._is_url(place) else (
-                Path(place).exists())  # fmt: skip
+            return bool(self._system(place).exists(place))
 
     def beside(self, place: str, name: str) -> str:
         """What `name` means in a list at `place`: an absolute path or URL as it stands.
 
         A relative one is looked for from the list's folder first, then from the working directory.
         """
-        if self._is_url(name) or Path(name).is_absolute():
+        if self.is_url(name) or Path(name).is_absolute():
             return name
         near = self.within(self.folder(place), name)
-        far_only = not self._is_url(place) and not Path(near).exists() and Path(name).exists()
+        far_only = not self.is_url(place) and not Path(near).exists() and Path(name).exists()
         return name if far_only else near
 
     def folder(self, place: str) -> str:
         """The folder that holds a file."""
-        if not self._is_url(place):
+        if not self.is_url(place):
             return str(Path(place).parent)
         scheme, _, path = place.partition("://")
         return f"{scheme}://{path.rpartition('/')[0]}"
 
     def within(self, folder: str, name: str) -> str:
         """The place of a name in a folder."""
-        if not self._is_url(folder):
+        if not self.is_url(folder):
             return str(Path(folder) / name)
         return folder + name if folder.endswith("/") else f"{folder}/{name}"
 
     def is_url(self, place: str) -> bool:
         """Whether a place is a URL; ConfigError for one that is not allowed."""
-        return self._is_url(place)
-
-    def _is_url(self, place: str) -> bool:
         found = _URL.match(place)
         if found is None:
             return False
@@ -116,10 +104,10 @@ class Files:
             raise ConfigError(f"{place}: {advice}")
         return True
 
-    def _remote(self, place: str) -> Any:
+    def _system(self, place: str) -> Any:
         import fsspec
 
-        scheme = place.partition("://")[0]
+        scheme = place.partition("://")[0] if self.is_url(place) else "file"
         try:
             return fsspec.filesystem(scheme)
         except ValueError as error:
