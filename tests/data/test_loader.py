@@ -1,9 +1,10 @@
-"""Claims about the endless batches: order, resume, drops, and the processes that make them."""
+"""Claims about endless batches: order, layout, resume, drops, and the processes that make them."""
 
 import json
 import logging
 import multiprocessing
 import os
+import random
 import signal
 import time
 from itertools import islice
@@ -17,17 +18,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osum_echat.data.batching import EpochSampler
+from osum_echat.data.batching import LAYOUTS, EpochSampler, Rows, within_frames
 from osum_echat.data.loader import (
     DataSettings,
     ListSettings,
     Loader,
-    held_out_batches,
     open_sources,
 )
 from osum_echat.data.prepare import Preparer, PrepareSettings
 from osum_echat.errors import ConfigError, DataError
-from osum_echat.sequence import Batch
+from osum_echat.sequence import Batch, Sequence
 from osum_echat.tasks import Prompts
 from tests.data.world import CODES, write_list, write_world
 from tests.letters import letter_vocab
@@ -221,13 +221,6 @@ def test_a_list_of_weight_two_and_a_half_comes_two_or_three_times() -> None:
     assert sorted(counts) == [2] * 5 + [3] * 5
 
 
-def test_another_half_is_drawn_each_epoch() -> None:
-    orders = [EpochSampler([(np.arange(21), 0.5)], 1, epoch) for epoch in range(3)]
-    halves = [frozenset(order.visits(0, len(order))) for order in orders]
-    assert [len(half) for half in halves] == [10] * 3
-    assert len(set(halves)) == 3
-
-
 def test_drops_are_counted_by_list_and_reason(
     lists: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -356,19 +349,6 @@ def test_lists_without_a_usable_record_are_an_error(tmp_path: Path) -> None:
             next(source)
 
 
-def test_no_weight_at_all_is_an_error(lists: dict[str, Path]) -> None:
-    with pytest.raises(DataError, match="raise a weight"):
-        loader(lists, lists={"tts": ListSettings(str(lists["tts"]), weight=0.0)})
-
-
-def test_held_out_batches_are_always_the_same(lists: dict[str, Path]) -> None:
-    entries = {"s2s_think": ListSettings(str(lists["s2s_think"]))}
-    settings = DataSettings(lists=entries, held_out_utterances=3, row_tokens=600, rows=2)
-    first, again = (held_out_batches(entries, PREPARER, settings, seed=1) for _ in range(2))
-    assert sum(len(keys(batch)) for batch in first) == 3
-    assert all(torch.equal(one.ids, two.ids) for one, two in zip(first, again, strict=True))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"lists": {}}, "at least one list"), ({"layout": "square"}, "'square' is not one of packed"),
@@ -386,3 +366,53 @@ def test_batches_of_one_task_hold_every_utterance_once(lists: dict[str, Path]) -
     assert sorted(pair for batch in batches for pair in keys(batch)) == sorted(
         pair for batch in mixed for pair in keys(batch)
     )
+
+
+def sequences(count: int = 50) -> list[Sequence]:
+    rng = random.Random(1)
+    sizes = [rng.randint(5, 60) for _ in range(count)]
+    return [
+        Sequence(str(number), "t2t", [0] * size, [True] * size, [], [], False)
+        for number, size in enumerate(sizes)
+    ]
+
+
+def tokens(rows: Rows[Sequence]) -> int:
+    return len(rows) * max(sum(map(len, row)) for row in rows)
+
+
+def test_buckets_hold_one_sequence_a_row_of_like_length() -> None:
+    batches = LAYOUTS["bucketed"](sequences(), 100, 3, random.Random(0))
+    assert all(len(row) == 1 for rows in batches for row in rows)
+    padding = sum(tokens(rows) - sum(len(row[0]) for row in rows) for rows in batches)
+    assert padding < 0.15 * sum(map(tokens, batches))
+
+
+def test_packed_rows_waste_little() -> None:
+    batches = LAYOUTS["packed"](sequences(250), 400, 4, random.Random(0))
+    used = sum(len(one) for rows in batches for row in rows for one in row)
+    assert used > 0.97 * sum(map(tokens, batches))
+
+
+@given(sizes=st.lists(st.integers(1, 90), max_size=60), limit=st.integers(1, 120),
+       rows=st.integers(1, 5), layout=st.sampled_from(sorted(LAYOUTS)))  # fmt: skip
+def test_layouts_lose_nothing_and_keep_their_limit(
+    sizes: list[int], limit: int, rows: int, layout: str
+) -> None:
+    window = [Sequence(str(n), "t2t", [0] * size, [True] * size, [], [], False)
+              for n, size in enumerate(sizes)]  # fmt: skip
+    batches = LAYOUTS[layout](window, limit, rows, random.Random(0))
+    kept = [one.key for batch in batches for row in batch for one in row]
+    assert sorted(kept, key=int) == [one.key for one in window]
+    for batch in batches:
+        longest = max(len(one) for row in batch for one in row)
+        assert tokens(batch) <= limit * rows or longest > limit
+
+
+@given(sizes=st.lists(st.integers(1, 50), max_size=40), limit=st.integers(1, 300))
+def test_no_batch_has_more_frames_than_allowed(sizes: list[int], limit: int) -> None:
+    batches = [[[size] for size in sizes]] if sizes else []
+    parted = within_frames(batches, limit, lambda size: [size])  # type: ignore[type-var]
+    assert [row[0] for rows in parted for row in rows] == sizes
+    for rows in parted:
+        assert len(rows) == 1 or len(rows) * max(row[0] for row in rows) <= limit

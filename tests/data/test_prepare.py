@@ -1,16 +1,32 @@
-"""Claims about rows made from utterances."""
+"""Claims about rows made from utterances, of targets as published, and of changed sounds."""
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
-from osum_echat.data.prepare import Preparer, PrepareSettings, as_words, clean, make_target
+from osum_echat.data.augment import (
+    Augmenter,
+    AugmentSettings,
+    Change,
+    in_room,
+    substitute,
+    with_noise,
+)
+from osum_echat.data.prepare import (
+    ClipReader,
+    Preparer,
+    as_words,
+)
 from osum_echat.data.sources import Dropped, RawSource
-from osum_echat.errors import CheckpointError, ConfigError
+from osum_echat.data.targets import PrepareSettings, Target, make_target
+from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Sequence
 from osum_echat.tasks import Prompts
@@ -85,11 +101,6 @@ def test_without_a_thought_a_model_of_both_kinds_learns_labels(lists: dict[str, 
     assert {answer(row)[:20] for row in rows_of(plain)} == {"<think>The user said"}
 
 
-def test_natural_thinking_needs_a_thought(lists: dict[str, Path]) -> None:
-    plain = replace(first(lists, "s2t_think"), thought=None)
-    assert rows_of(plain, 1, thinking="natural")[0].reason == "no thought"
-
-
 def test_labels_alone_are_asked_for_with_their_own_prompt(lists: dict[str, Path]) -> None:
     rows = rows_of(first(lists, "understand"), labels_only=0.5)
     pairs = {(user_words(row).split("assistant")[0].strip(), answer(row)) for row in rows}
@@ -146,10 +157,6 @@ def test_a_plain_transcript_is_lower_case_and_one_line() -> None:
     assert make_target(one, settings(), ENGLISH, random.Random(0)).text == "hello你好world"
 
 
-def test_words_of_a_tag_keep_their_space() -> None:
-    assert clean("a <think end> b") == "a<think end>b"
-
-
 def test_text_stands_in_for_sound(lists: dict[str, Path]) -> None:
     row = row_of(first(lists, "history"), audio_as_text=1.0, audio_as_text_noise=0.0)
     assert row.clips == []
@@ -157,14 +164,6 @@ def test_text_stands_in_for_sound(lists: dict[str, Path]) -> None:
     squeezed = "".join(one for place, one in enumerate(words) if words[place - 1 : place] != one)
     assert "helo" in squeezed
     assert len(words) > 2 * len("hello")
-
-
-def test_stand_ins_pause_as_long_as_asked(lists: dict[str, Path]) -> None:
-    one = first(lists, "history")
-    short, long = (
-        len(row_of(one, audio_as_text=1.0, audio_as_text_gaps=gaps)) for gaps in (0.0, 9.0)
-    )
-    assert long > short + 9
 
 
 def test_speech_can_be_cut_off(lists: dict[str, Path]) -> None:
@@ -269,3 +268,136 @@ def merges_vocab(folder: Path) -> Vocab:
     inner.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     return Vocab.from_directory(folder)
+
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "data"
+CASES = json.loads((GOLDENS / "tokenize.json").read_text(encoding="utf-8"))
+KINDS = {"language": "natural", "tag": "label"}  # upstream's processor -> prepare.thinking
+OUTPUT_TYPES = {
+    "text": "understand", "s2t_chat": "s2t", "s2t_chat_think": "s2t_think", "text2text": "t2t",
+    "s2t_chat_fake": "s2t_fake", "text2token": "tts", "text2token_streaming": "tts_streaming",
+    "speech2text_token": "s2s", "speech2text_token_think": "s2s_think",
+    "speech2text_token_streaming": "s2s_streaming", "speech2text_token_history": "s2s_history",
+}  # fmt: skip
+END = "<|im_end|>"
+
+
+def stripped_by_upstream(case: dict[str, Any]) -> bool:
+    """Natural thinking strips a leading tag of label-only tasks to nothing; we keep the label."""
+    return case["out"] is not None and case["out"]["label_text"] == END
+
+
+def unknown_task(case: dict[str, Any]) -> bool:
+    """Upstream takes an unknown task for understanding; we refuse it."""
+    return case["in"]["task"] == "<UNKNOWN>"
+
+
+def without_speech(case: dict[str, Any]) -> bool:
+    """Upstream forgets the speech tokens of streaming and history tasks; we keep them."""
+    streaming = any(mark in case["in"]["task"] for mark in ("STREAMING", "HISTORY"))
+    return case["out"] is not None and streaming and not case["out"]["speech_token"]
+
+
+EXCEPTIONS = (stripped_by_upstream, unknown_task, without_speech)
+
+
+def ours(case: dict[str, Any]) -> list[Target | Dropped]:
+    """Every target that chance may lead to."""
+    raw = {"key": "k", **case["in"]}
+    utterance = Utterance.from_json(raw, "golden", Path())
+    settings = PrepareSettings(thinking=KINDS[case["processor"]])
+    seeds = range(40)
+    return [make_target(utterance, settings, CHINESE, random.Random(seed)) for seed in seeds]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda one: f"{one['processor']} {one['in']['task']}")
+def test_targets_are_those_of_upstream(case: dict[str, Any]) -> None:
+    excepted = [rule.__name__ for rule in EXCEPTIONS if rule(case)]
+    if "unknown_task" in excepted:
+        with pytest.raises(InputError, match="not one of"):
+            ours(case)
+        return
+    drawn = ours(case)
+    if case["out"] is None:
+        assert all(isinstance(one, Dropped) for one in drawn)
+        return
+    wanted = case["out"]["label_text"].removesuffix(END)
+    if "stripped_by_upstream" in excepted:
+        label = case["in"]["txt"][case["in"]["txt"].index("<") :]
+        wanted = {"<YOUTH>": "<ADULT>", "<武侠评书>": "<有声书>"}.get(label, label)
+    found = {(one.text, one.task.name) for one in drawn if isinstance(one, Target)}
+    assert (wanted, OUTPUT_TYPES[case["out"]["output_type"]]) in found
+
+
+def test_exceptions_are_few_and_all_are_met() -> None:
+    met = {rule.__name__: sum(map(rule, CASES)) for rule in EXCEPTIONS}
+    assert len(CASES) == 88
+    assert met["unknown_task"] == 4
+    assert 0 < met["stripped_by_upstream"] <= 16
+
+
+VOICE = torch.sin(torch.arange(16_000) / 9.0) * 0.3
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> str:
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "hiss.wav", rng.normal(0, 0.1, 3_000), 16_000)
+    soundfile.write(tmp_path / "voice.wav", VOICE.numpy(), 16_000)
+    (tmp_path / "hiss.txt").write_text("hiss.wav\n")
+    return str(tmp_path / "hiss.txt")
+
+
+def test_noise_is_as_far_below_the_voice_as_asked() -> None:
+    noise = torch.randn(1_000, generator=torch.Generator().manual_seed(0))
+    added = with_noise(VOICE, noise, 10.0, 0.7) - VOICE
+    ratio = float(VOICE.square().mean() / added.square().mean())
+    assert 10 * np.log10(ratio) == pytest.approx(10.0, abs=0.1)
+
+
+def test_a_room_keeps_size_and_power() -> None:
+    response = torch.randn(800) * torch.exp(-torch.arange(800) / 100.0)
+    wet = in_room(VOICE, response)
+    assert wet.shape == VOICE.shape
+    assert float(wet.square().mean()) == pytest.approx(float(VOICE.square().mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize("speed", [0.9, 1.1, 0.95])
+def test_speed_changes_the_length_as_promised(speed: float) -> None:
+    changed = Augmenter(AugmentSettings()).apply(VOICE, Change(speed=speed))
+    assert len(changed) == Change(speed=speed).length(len(VOICE))
+    assert len(changed) == pytest.approx(len(VOICE) / speed, abs=1)
+
+
+def test_substitutes_come_from_before() -> None:
+    features = torch.arange(200.0)[:, None].expand(200, 4).clone()
+    substitute(features, random.Random(1), 3)
+    assert torch.all(features[:, 0] <= torch.arange(200.0))
+    assert not torch.equal(features[:, 0], torch.arange(200.0))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"speeds": (0.9, 1.1)}, {"substitutes": 3}, {"noise": True}, {"room": True}]
+)
+def test_a_visit_repeated_is_changed_alike(sounds: str, changes: dict[str, Any]) -> None:
+    lists = {"noise": {"noises": sounds, "noise_chance": 1.0},
+             "room": {"rooms": sounds, "room_chance": 1.0}}  # fmt: skip
+    own = {}
+    for name, value in changes.items():
+        own |= lists.get(name, {name: value})
+    plain = PrepareSettings(prompts=None)
+    reader = ClipReader(PrepareSettings(prompts=None, augment=AugmentSettings(**own)), 80)
+    turn = Turn(Path(sounds).with_name("voice.wav"))
+    drafts = [reader.draft(turn, random.Random(seed)) for seed in (1, 1, 2)]
+    features = [reader.read(draft)[0] for draft in drafts]
+    assert [len(one) for one in features] == [draft.frames for draft in drafts]
+    assert torch.equal(features[0], features[1])
+    untouched = ClipReader(plain, 80)
+    bare, _ = untouched.read(untouched.draft(turn, random.Random(1)))
+    assert bare.shape != features[0].shape or not torch.equal(bare, features[0])
+
+
+def test_a_list_of_sounds_that_are_not_there_is_told(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("gone.wav\n")
+    with pytest.raises(ConfigError, match=r"gone\.wav in it"):
+        Augmenter(AugmentSettings(noises=str(tmp_path / "list.txt")))
