@@ -127,8 +127,8 @@ def test_the_length_is_known_before_decoding(
 
 CODECS = [("WAV", "GSM610"), ("WAV", "G721_32"), ("WAV", "NMS_ADPCM_16"), ("AU", "G721_32"),
           ("WAV", "IMA_ADPCM"), ("XI", "DPCM_16"), ("MP3", None), ("OGG", "OPUS"),
-          ("OGG", "VORBIS"),
-          ("RF64", "PCM_16"), ("W64", "PCM_24"), ("NIST", "PCM_16"), ("CAF", "ALAC_16")]  # fmt: skip
+          ("OGG", "VORBIS"), ("RF64", "PCM_16"), ("W64", "PCM_24"), ("NIST", "PCM_16"),
+          ("CAF", "ALAC_16")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("form", "codec"), CODECS)
