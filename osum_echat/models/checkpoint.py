@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor
 
 from osum_echat import logs, weights
-from osum_echat.errors import CheckpointError
+from osum_echat.errors import CheckpointError, ConfigError
 from osum_echat.files import whole_file
 from osum_echat.models import lora
 from osum_echat.models.echat import EChatModel, EChatSettings
@@ -167,6 +167,15 @@ def published(
     ]
 
 
+def empty_model(settings: EChatSettings, where: Path) -> EChatModel:
+    """A model of these sizes without memory for its weights. Raises CheckpointError."""
+    try:
+        with torch.device("meta"):
+            return EChatModel(settings)
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
 def own_weights(model: EChatModel) -> dict[str, Tensor]:
     """All weights of a model by name, tied ones once."""
     state = model.state_dict()
@@ -222,7 +231,7 @@ def trained_folder(place: Path) -> Path:
     steps = place / CHECKPOINTS if (place / CHECKPOINTS).is_dir() else place
     latest = steps / LATEST
     if latest.is_file():
-        step = steps / latest.read_text(encoding="utf-8").strip()
+        step = steps / _named_in(latest)
         if step.parent == steps and (step / STATE_FILE).is_file():
             place = step
     if (place / STATE_FILE).is_file() and (place / DEEPSPEED).is_dir():
@@ -249,7 +258,7 @@ def _states(directory: Path, pattern: str) -> Path | None:
         return own[0]
     latest = directory / LATEST
     if latest.is_file():
-        name = latest.read_text(encoding="utf-8").strip()
+        name = _named_in(latest)
         if Path(name).name == name and (directory / name).is_dir():
             return min((directory / name).glob(pattern), default=None)
     folders = sorted({path.parent for path in directory.glob(f"*/{pattern}")})
@@ -261,6 +270,10 @@ def _states(directory: Path, pattern: str) -> Path | None:
             f"{directory}: no {LATEST} to choose by: give one of {names}"
         )
     return min(folders[0].glob(pattern)) if folders else None
+
+
+def _named_in(latest: Path) -> str:
+    return latest.read_bytes().decode(errors="replace").strip()
 
 
 def settings_file(path: Path) -> Path:
@@ -326,8 +339,7 @@ def load(
     elif not keep_lora:
         found = lora.merged(found, settings.lora)
         settings = replace(settings, lora=None)
-    with torch.device("meta"):
-        model = EChatModel(settings)
+    model = empty_model(settings, path)
     _fill(path, model, found, dtype, torch.device(device), share)
     return model.eval()
 

@@ -26,7 +26,7 @@ from osum_echat.errors import CheckpointError
 from osum_echat.files import whole_folder, write_json
 from osum_echat.models import checkpoint, lora
 from osum_echat.models.checkpoint import TEXT_HEAD, TEXT_TABLE, TEXT_TABLE_ALIASES
-from osum_echat.models.echat import LLM_KINDS, MARKS, EChatModel, EChatSettings
+from osum_echat.models.echat import LLM_KINDS, MARKS, EChatSettings
 from osum_echat.models.encoder import interleaved_sinusoid, split_sinusoid
 from osum_echat.models.pretrained import ModelFiles
 from osum_echat.models.settings import UPSTREAM_KEY, read_settings
@@ -113,8 +113,7 @@ def open_model(files: ModelFiles, raw: Mapping[str, Tensor] | None = None) -> Op
     if lora.is_trained_with(found):
         found = lora.merged(found, settings.lora or lora.LoraSettings())
     settings = replace(settings, lora=None)
-    with torch.device("meta"):
-        expected = checkpoint.own_weights(EChatModel(settings))
+    expected = checkpoint.own_weights(checkpoint.empty_model(settings, files.settings))
     weights.check(files.weights, expected, found, checkpoint.OTHER_MODEL)
     return OpenModel(files, settings, {name: found[name] for name in expected}, extras,
                      list(_read_report(raw, found)))  # fmt: skip

@@ -22,6 +22,8 @@ from osum_echat.sequence import IGNORED, Batch
 MARKS = 3  # rows of the speech table beyond the codes: edge, audio begin, audio end
 LLM_KINDS = {"qwen2": "Qwen2", "qwen3": "Qwen3"}  # model_type -> the stock classes
 SILENCE_FRAMES = 16  # of the clip that a batch without clips may have to encode
+LLM_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+LONGEST_REASON = 200  # of what transformers says of a config
 LEAST_SHARED = 24  # tokens: a shorter common start is not worth a pass of its own
 WINDOWS_TOGETHER = 16  # of up to 30 s, elsewhere
 CLIPS_TOGETHER = 4  # on a CPU; of like length, so that little of the work goes into padding
@@ -49,6 +51,12 @@ class EChatSettings:
         kind = self.llm.get("model_type", "qwen2")
         if kind not in LLM_KINDS:
             raise ConfigError(f"llm.model_type {kind!r}: only {', '.join(LLM_KINDS)} can be used")
+        if self.speech_codes < 1:
+            raise ConfigError(f"speech_codes {self.speech_codes}: need 1 or more")
+        for name in LLM_SIZES:
+            value = self.llm.get(name, 1)
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"llm.{name} {value!r}: need a whole number, 1 or more")
         if not isinstance(self.tied, bool):
             raise ConfigError(f"llm.tie_word_embeddings {self.tied!r}: write true or false")
 
@@ -59,7 +67,10 @@ class EChatSettings:
 
 
 def build_llm(config: Mapping[str, Any]) -> nn.Module:
-    """A stock Qwen2ForCausalLM or Qwen3ForCausalLM from its config alone, with fresh weights."""
+    """A stock Qwen2ForCausalLM or Qwen3ForCausalLM from its config alone, with fresh weights.
+
+    Raises ConfigError for sizes that none can have.
+    """
     import transformers
     from transformers.utils import logging
 
@@ -68,8 +79,15 @@ def build_llm(config: Mapping[str, Any]) -> nn.Module:
     raw = {"tie_word_embeddings": True, **config, "attn_implementation": "sdpa"}
     for name in ("torch_dtype", "dtype"):
         raw.pop(name, None)
-    whole = getattr(transformers, f"{kind}Config").from_dict(raw)
-    return getattr(transformers, f"{kind}ForCausalLM")(whole)
+    try:
+        whole = getattr(transformers, f"{kind}Config").from_dict(raw)
+        return getattr(transformers, f"{kind}ForCausalLM")(whole)
+    except Exception as error:      # those of transformers and its libraries have no common base
+        said = " ".join(str(error).split())[:LONGEST_REASON]
+        raise ConfigError(
+            f"llm: no {kind} can have these sizes ({type(error).__name__}: {said}); take them from "
+            "the config.json of the LLM"
+        ) from error
 
 
 class EChatModel(nn.Module):

@@ -192,6 +192,24 @@ def test_a_missing_file_is_named(saved: Path, name: str):
         checkpoint.load(saved / "notes.txt", SETTINGS)
 
 
+@pytest.mark.parametrize(("sizes", "message"), [
+    ({"hidden_size": -1}, "llm.hidden_size -1: need a whole number"),
+    ({"vocab_size": "many"}, "llm.vocab_size 'many': need a whole number"),
+    ({"hidden_act": "none such"}, "llm: no Qwen2 can have these sizes"),
+    ({"rms_norm_eps": "x"}, "llm: no Qwen2 can have these sizes"),
+])  # fmt: skip
+def test_sizes_that_no_llm_can_have_are_told(saved: Path, sizes: dict, message: str):
+    path = saved / "model.yaml"
+    raw = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(raw | {"llm": raw["llm"] | sizes}))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        checkpoint.load(saved)
+    assert "\n" not in str(caught.value)
+    path.write_text(yaml.safe_dump(raw | {"speech_codes": -5}))
+    with pytest.raises(CheckpointError, match="speech_codes -5: need 1 or more"):
+        checkpoint.load(saved)
+
+
 def test_a_tokenizer_of_another_llm_is_refused(model_directory: Path, tmp_path: Path):
     shutil.copytree(model_directory, tmp_path, dirs_exist_ok=True)
     raw = yaml.safe_load((tmp_path / "model.yaml").read_text())
