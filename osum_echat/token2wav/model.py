@@ -48,8 +48,11 @@ TOKENIZER_FILES = ("speech_tokenizer.onnx", "speech_tokenizer_v1.onnx")
 SPEAKER_FILES = ("speaker.onnx", "campplus.onnx")
 VOICE_FILE = "voice.safetensors"
 STYLE_FILE = re.compile(r"voice_(\w+)\.safetensors")         # the voice in a style of speaking
+PUBLISHED_YAML = "cosyvoice.yaml"
+LARGEST_YAML = 1 << 20          # bytes of it that are looked at
 FILES = (
-    SETTINGS_FILE, VOICE_FILE, *FLOW_FILES, *VOCODER_FILES, *TOKENIZER_FILES, *SPEAKER_FILES,
+    SETTINGS_FILE, PUBLISHED_YAML, VOICE_FILE,
+    *FLOW_FILES, *VOCODER_FILES, *TOKENIZER_FILES, *SPEAKER_FILES,
 )  # fmt: skip
 PUBLISHED_FILES = ("flow.pt", "hift.pt")        # of CosyVoice-300M-25Hz
 FLOW, VOCODER, LANGUAGE_MODEL = "the flow", "the vocoder", "a language model"
@@ -330,7 +333,25 @@ def _settings(
         )
     for tensors, kind, name in zip((flow, vocoder), (FLOW, VOCODER), PUBLISHED_FILES, strict=True):
         check_kind(tensors, kind, str(files[name]))
+    check_rate(files.get(PUBLISHED_YAML), Token2WavSettings().flow.tokens_per_s)
     return Token2WavSettings()
+
+
+def check_rate(file: Path | TarMember | None, tokens_per_s: int) -> None:
+    """Refuse the published model of another rate of tokens: no shape tells it, only its yaml.
+
+    The yaml is searched for the one number and not read: its tags would have code run.
+    """
+    if file is None:
+        return
+    with weights.opened(file) as stream:
+        rates = re.findall(rb"^\s*input_frame_rate:\s*(\d+)", stream.read(LARGEST_YAML), re.M)
+    other = [int(rate) for rate in rates if int(rate) != tokens_per_s]
+    if other:
+        raise CheckpointError(
+            f"{file}: a model of {other[0]} speech tokens a second, need {tokens_per_s}; "
+            "OSUM-EChat speaks through CosyVoice-300M-25Hz"
+        )
 
 
 def check_kind(tensors: Mapping[str, Tensor], wanted: str, where: str) -> None:

@@ -243,6 +243,16 @@ def test_without_a_yaml_the_sizes_are_the_published_ones(tmp_path: Path):
     assert sum(value.numel() for value in flow.parameters()) == 104_874_752
 
 
+def test_the_published_model_of_another_token_rate_is_refused(tmp_path: Path):
+    directory = write_published(tmp_path / "model")
+    (directory / "token2wav.yaml").unlink()
+    for rate, said in (("25", "keys do not fit"), ("50", "50 speech tokens a second, need 25")):
+        text = (directory / "cosyvoice.yaml").read_text().replace("25", rate)
+        (directory / "cosyvoice.yaml").write_text(text)
+        for source in (directory, write_tar(directory)):
+            assert said in refused(source)
+
+
 def test_swapped_files_are_told(tmp_path: Path):
     directory = write_published(tmp_path / "model")
     (directory / "token2wav.yaml").unlink()

@@ -67,7 +67,9 @@ def write_published(directory: Path, hift: dict[str, torch.Tensor] | None = None
     norm = split_norm(tiny_hift().state_dict(), ("weight_g", "weight_v"))
     torch.save(hift or norm, directory / "hift.pt")
     (directory / "llm.pt").write_bytes(b"never read")
-    (directory / "cosyvoice.yaml").write_text("a: !!python/object/apply:os.system ['false']\n")
+    (directory / "cosyvoice.yaml").write_text(
+        "a: !!python/object/apply:os.system ['false']\nflow: !new:a.B\n    input_frame_rate: 25\n"
+    )
     return directory
 
 
