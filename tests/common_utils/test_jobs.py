@@ -214,7 +214,7 @@ def test_a_line_that_is_no_record_is_told_where_it_stands(tmp_path: Path):
     path.write_bytes(b'{"key": "a"}\n{oops\n[]\n\xff\n')
     (piece,) = pieces(path, 10)
     left = [raw for _, raw in records(piece) if isinstance(raw, Dropped)]
-    assert [one.reason for one in left] == ["not JSON", "not an object", "not JSON"]
+    assert [one.reason for one in left] == ["not JSON", "not an object", "text is not UTF-8"]
     assert "record 3" in left[1].detail
 
 

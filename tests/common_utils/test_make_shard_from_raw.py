@@ -128,7 +128,8 @@ def test_what_cannot_be_used_is_left_out_whole_and_counted(tmp_path: Path):
     report = shards(raw, tmp_path / "out")
     assert report.written == 2
     assert report.dropped == {
-        "not JSON": 1, "not an object": 1, "audio cannot be used": 4, "bad record": 3
+        "not JSON": 1, "not an object": 1, "audio cannot be used": 4, "bad record": 2,
+        "text is not Unicode": 1,
     }  # fmt: skip
     assert [one.key for one in read_all(tmp_path / "out/shards_list.txt")] == ["a", "z"]
     told = json.loads((tmp_path / "out/shards_list.txt.report.json").read_text())
