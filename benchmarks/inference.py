@@ -1,6 +1,6 @@
 """How fast replies are decoded, one by one and side by side, and how long clips are heard.
 
-    python -m benchmarks.inference [--part loop|batch|long] [--model DIR] [--rounds 5] [--threads 2]
+    python -m benchmarks.inference [--part loop|batch|long|busy] [--model DIR] [--rounds 5]
     python -m benchmarks.inference --part joined --data build/fresh/test
 
 loop: the decoding loop on a random LLM of 2 layers of width 64 (the size of the parity fixture, on
@@ -8,17 +8,21 @@ which upstream's code makes 220 to 295 tokens a CPU second: 8000 cache slots, gr
 one thread, CPU seconds. batch: the small model on 8 of its sample questions, wall and CPU seconds,
 mel to last token, no sound. long: what windows change, against a clip heard at once. joined: word
 errors of clips joined to long ones, beside those of the same clips by themselves. Rounds take turns
-and the best of each case counts, since the machine has other work.
+and the best of each case counts, since the machine has other work. busy: first audio by itself and
+beside two busy processes (at most 4 times as long).
 """
 
 import argparse
 import io
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from statistics import median
 
 import soundfile
 import torch
@@ -33,7 +37,7 @@ from osum_echat.generation.kv_cache import CachedLLM
 from osum_echat.generation.logits_rules import Rule
 from osum_echat.generation.sampling import PRESETS, Sampling
 from osum_echat.inference.assistant import EChat
-from osum_echat.inference.reply import Reply, Timer
+from osum_echat.inference.reply import AudioPiece, Reply, Timer
 from osum_echat.inference.request import Options, make_request, prepare
 from osum_echat.logs import out, setup
 from osum_echat.models.adapter import AdapterSettings
@@ -48,6 +52,7 @@ from tests.parity.upstream_rules import NoLongRuns, WindowLimit
 UPSTREAM_TOKENS_PER_S = "220 to 295"
 PROMPT_TOKENS, TOKENS = 45, 500
 ROWS = 8
+BUSY = 2                        # other processes
 JOINED_S, JOINED_ROWS, SILENCE_S = (10, 20, 30, 40, 60, 120), 5, 0.5
 Ids = tuple[list[int], list[int]]
 Clip = tuple[list[str], Tensor]         # its words, and its samples
@@ -255,6 +260,34 @@ def transcripts(assistant: EChat, waves: Iterable[Tensor]) -> list[list[str]]:
     return [words(reply.heard or "") if isinstance(reply, Reply) else [] for reply in replies]
 
 
+def busy(directory: Path, rounds: int, threads: int) -> None:
+    """First audio by itself, and beside two processes that never rest."""
+    torch.set_num_threads(threads)
+    assistant, wav = EChat.load(directory, device="cpu"), directory / "samples" / "question.wav"
+
+    def first_audio_s() -> float:
+        start = time.perf_counter()
+        stream = assistant.stream(wav, task="s2s", seed=1)
+        next(event for event in stream if isinstance(event, AudioPiece))
+        return time.perf_counter() - start
+
+    def middle() -> float:
+        return median(first_audio_s() for _ in range(rounds))
+
+    first_audio_s()
+    quiet = middle()
+    spin = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(spin) for _ in range(BUSY)]
+    try:
+        beside = middle()
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    out(f"first audio, {threads} threads: {quiet:.2f} s; beside {BUSY} busy processes "
+        f"{beside:.2f} s, {beside / quiet:.1f} times")  # fmt: skip
+
+
 def wav_file(wave: Tensor) -> bytes:
     """The bytes of a wav of (samples,) at 16 kHz."""
     file = io.BytesIO()
@@ -265,7 +298,7 @@ def wav_file(wave: Tensor) -> bytes:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure the parts asked for and print their tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--part", choices=("loop", "batch", "long", "joined"),
+    parser.add_argument("--part", choices=("loop", "batch", "long", "joined", "busy"),
                         help="this one alone")
     parser.add_argument("--data", type=Path, help="a split of the tiny world, for joined")
     parser.add_argument("--model", type=Path, default=TINY, help="a model with samples")
@@ -279,6 +312,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch(chosen.model, chosen.rounds, chosen.threads)
     if chosen.part in (None, "long"):
         long(chosen.model, chosen.threads)
+    if chosen.part == "busy":
+        busy(chosen.model, chosen.rounds, chosen.threads)
     if chosen.part == "joined":
         if chosen.data is None:
             parser.error("joined: needs --data, a folder with exchanges.jsonl")
