@@ -284,8 +284,8 @@ def left_of(
     from osum_echat.evaluation.runner import MOST_TRIES, is_left, stamp
 
     tries = sys.maxsize if job.retry else MOST_TRIES
-    return [index for index in share
-            if is_left(found.get(index), stamp(utterances.files(index)), tries)]  # fmt: skip
+    return [index for index in share if index not in found
+            or is_left(found[index], stamp(utterances.files(index)), tries)]  # fmt: skip
 
 
 def shares(length: int, rank: "Rank", batch_size: int) -> Iterator[range]:

@@ -8,8 +8,8 @@
     OUT/scores.json        measures with intervals, timings, settings, versions
     OUT/report.html .md    the same to look at
 
-A new suite touches two files: its own module, whose `build(run)` gives a Suite, and a row of SUITES
-in __main__.py. Lists that are answered without a suite: batch.py, on the same journal.
+A new suite touches two files: its own module, whose `build(run)` gives a Suite, and __main__.py (a
+row of SUITES and a line of `builders`). Lists that are answered without a suite: batch.py, on the same journal.
 """
 
 import json
