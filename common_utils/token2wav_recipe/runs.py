@@ -117,6 +117,12 @@ def run(make: Callable[[], Trainer], output: Path, limits: LimitSettings, traini
     """
     with locked(output / states.LOCK_FILE), states.write_errors_told(output):
         states.tell_changes(output, training, HARMLESS, limits.changed, "limits.changed")
+        checkpoint = states.newest(output)
+        if checkpoint is not None:
+            done = states.load(checkpoint, torch.device("cpu"), mapped=True)["trainer"]
+            if _ended(done["step"], done["minutes"], limits):
+                log.info("already finished at step %d: see %s", done["step"], output)
+                return
         _run(make(), output, limits, asdict(training))
 
 
@@ -134,12 +140,12 @@ def _run(trainer: Trainer, output: Path, limits: LimitSettings, record: dict[str
     text = yaml.safe_dump(json.loads(json.dumps(record)), sort_keys=False)
     clock = saved = logged = time.monotonic()
     since: list[Mapping[str, float]] = []
-    while not _ended(trainer, limits):
+    while not _ended(trainer.step_number, trainer.minutes, limits):
         since.append(trainer.step())
         now = time.monotonic()
         trainer.minutes += (now - clock) / 60
         clock = now
-        ended = _ended(trainer, limits)
+        ended = _ended(trainer.step_number, trainer.minutes, limits)
         if trainer.step_number % limits.log_steps == 0 or ended:
             _report(trainer, metrics, since, {"steps_per_s": len(since) / max(1e-9, now - logged)})
             since, logged = [], now
@@ -151,9 +157,8 @@ def _run(trainer: Trainer, output: Path, limits: LimitSettings, record: dict[str
             clock = saved = time.monotonic()
 
 
-def _ended(trainer: Trainer, limits: LimitSettings) -> bool:
-    done = 0 < limits.steps <= trainer.step_number
-    return done or 0 < limits.minutes <= trainer.minutes
+def _ended(step: int, minutes: float, limits: LimitSettings) -> bool:
+    return 0 < limits.steps <= step or 0 < limits.minutes <= minutes
 
 
 def _report(

@@ -136,6 +136,9 @@ def test_other_settings_in_one_output_are_told_and_go_on_where_that_is_wanted(tm
         train_flow.train(flow_training(tmp_path, "limits.steps=3", "drop=0.5"))
     wanted = ("limits.steps=3", "drop=0.5", "limits.changed=true")
     assert train_flow.train(flow_training(tmp_path, *wanted)).is_file()
+    asked = flow_training(tmp_path, *wanted)
+    (tmp_path / "voice.list").unlink()              # what is finished reads no data
+    assert train_flow.train(asked).is_file()
 
 
 def test_the_flows_losses_fall(tmp_path: Path):
