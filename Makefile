@@ -30,12 +30,13 @@ STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(BOOK)
 CONF := $(if $(filter build+exp/tiny,$(BUILD)+$(STAGES)),conf/tiny,$(BUILD)/conf)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint size walks parity tiny tiny-data tiny-trial small-ear clean
+.PHONY: help demo test test-all test-clients lint size walks parity tiny tiny-data tiny-trial small-ear clean
 
 help:
 	@echo "make demo            ask the small model a bundled question and hear its reply"
 	@echo "make test            the quick tests and the style check"
 	@echo "make test-all        every test, the slow ones too"
+	@echo "make test-clients    stock clients of OpenAI's Realtime against the live server (some minutes)"
 	@echo "make lint            style and types"
 	@echo "make size            files and lines of each folder, beside their goals"
 	@echo "make walks           the files that a run goes through: tar member to loss, wav to reply"
@@ -54,6 +55,23 @@ test: .venv/dev.stamp
 
 test-all: .venv/dev.stamp lint
 	$(RUN) -m pytest -m ""
+
+# Each stock client lives in an environment of its own: their requirements do not agree.
+CLIENTS := build/clients
+JS_CLIENT := $(if $(shell command -v npm),$(CLIENTS)/node.stamp)
+test-clients: .venv/dev.stamp $(CLIENTS)/agents.stamp $(JS_CLIENT)
+	$(RUN) -m tests.clients.run
+
+$(CLIENTS)/agents.stamp: WANTED = "openai[realtime]==3.57.0" openai-agents==0.24.0
+$(CLIENTS)/agents.stamp: | .venv/dev.stamp
+	$(RUN) -m venv $(basename $@)
+	$(basename $@)/bin/python -m pip install --quiet --disable-pip-version-check $(WANTED)
+	@touch $@
+
+$(CLIENTS)/node.stamp:
+	npm install --silent --no-fund --no-audit --prefix $(basename $@) \
+		@openai/agents-realtime@0.20.0 zod@4.6.7 ws@8.23.0
+	@touch $@
 
 lint: .venv/dev.stamp
 	$(RUN) -m ruff check .
