@@ -144,13 +144,7 @@ PLACES = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8}
     ("text", "plain"),
     [
         ("I'll pay $20 million, won't I?", "i will pay $20000000 will not i"),
-        ("Mr. Brown's two hundred and three", "mister brown is 203"),
-        ("one oh one", "101"),
-        ("the 1960s, 274th", "the 1960s 274th"),
         ("<CALM>Hello [noise] (aside) um there <OTHER><ADULT>", "hello there"),
-        ("three point one four", "3.14"),
-        ("the organisation's colour", "the organization is color"),
-        ("you can't, shan't", "you can not sha not"),
         ("  a\tb \n c ", "a b c"),
         ("", ""),
     ],

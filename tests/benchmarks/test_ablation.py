@@ -68,31 +68,6 @@ def test_smaller_shares_of_the_data_are_parts_of_larger_ones():
     assert kept(reversed(keys), 0.1) == tenth
 
 
-def test_the_part_holds_the_situations_with_most_questions_and_single_turns_alone(part, world):
-    assert len(part.situations) == 10
-    assert all(one.exchange["kind"] == "single" for one in part.questions)
-    assert {one.exchange["situation"] for one in part.questions} == part.situations
-    larger = Part(world / "train", [world / "test"], 20)
-    assert part.situations < larger.situations
-    assert len(part.questions) / 10 >= len(larger.questions) / 20
-
-
-def test_a_list_holds_the_chosen_exchanges_with_whole_paths(part, world, tmp_path):
-    place = tmp_path / "some.list"
-    count = part.write_list("s2t_think", 0.3, place)
-    rows = [json.loads(line) for line in place.read_text().splitlines()]
-    assert len(rows) == count == round(0.3 * len(part.exchanges))
-    for row in rows:
-        assert row["key"].removesuffix("-s2t_think") in part.exchanges
-        assert row["wav"] == str(world / "train" / "audio" / Path(row["wav"]).name)
-
-
-def test_a_blind_reply_is_seldom_right(part):
-    chances = part.deaf.values()
-    assert min(chances) >= 0.0 and max(chances) < 0.2
-    assert len(chances) == len(part.questions)
-
-
 def test_a_folder_without_a_corpus_is_told(world, tmp_path):
     with pytest.raises(InputError, match="make it by"):
         Part(tmp_path, [world / "test"], 5)

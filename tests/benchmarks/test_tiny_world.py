@@ -53,22 +53,6 @@ def test_a_model_that_knows_the_world_is_always_right(bench, monkeypatch):
     assert (figure.value, figure.verdict) == (100.0, "ok")
 
 
-def test_latency_is_told_step_by_step(bench, monkeypatch):
-    monkeypatch.setattr(tiny_world, "LATENCY_RUNS", 1)
-    names = [one.name for one in tiny_world.latency(bench)]
-    assert "latency: first audio" in names and "latency: prefill" in names
-
-
-def test_each_style_is_measured_against_calm():
-    calm, soft = tiny_world.Delivery(100, 10, -20, 4), tiny_world.Delivery(90, 8, -28, 3)
-    figures = {one.name: one for one in
-               tiny_world._contrasts("tts", {"CALM": [calm], "SOFT": [soft]})}  # fmt: skip
-    pitch = figures["tts: pitch of SOFT against CALM"]
-    level = figures["tts: level of SOFT against CALM"]
-    assert (round(pitch.value), pitch.verdict) == (-10, "ok")
-    assert (round(level.value), level.unit, level.verdict) == (-8, "dB", "ok")
-
-
 @pytest.mark.parametrize(
     ("value", "least", "most", "verdict"),
     [(60, 60, None, "ok"), (59, 60, None, "SHORT"), (3.1, None, 3.0, "SHORT"), (1, None, None, "")],
