@@ -16,7 +16,7 @@ from osum_echat.data.files import Files
 from osum_echat.data.loader import DataSettings, ListSettings, Loader
 from osum_echat.data.manifest import OfKind, open_source, read_manifest
 from osum_echat.data.prepare import Preparer, PrepareSettings
-from osum_echat.data.sources import Dropped, Source
+from osum_echat.data.sources import Dropped, Noted, Source
 from osum_echat.errors import InputError, OsumError
 from osum_echat.files import whole_file
 from osum_echat.inference.load import PROMPTS_FILE
@@ -24,7 +24,7 @@ from osum_echat.logs import progress
 from osum_echat.models.pretrained import find
 from osum_echat.models.settings import read_settings
 from osum_echat.paths import FAKE_DATA, PUBLISHED_PROMPTS, TINY
-from osum_echat.records import Labels, Turn, Utterance
+from osum_echat.records import Labels, Utterance
 from osum_echat.sequence import IGNORED, Batch
 from osum_echat.settings import read_mapping
 from osum_echat.tasks import Prompts, task_for
@@ -225,6 +225,7 @@ class Tally:
     labels: Counter[tuple[str, str]] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
     bad: list[Dropped] = field(default_factory=list)
+    noted: list[Noted] = field(default_factory=list)
 
     def add(self, other: "Tally") -> None:
         """Count another portion in."""
@@ -235,6 +236,7 @@ class Tally:
         self.labels += other.labels
         self.lengths += other.lengths
         self.bad += other.bad
+        self.noted += other.noted
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,9 +308,13 @@ def _count(utterance: Utterance, tally: Tally) -> Dropped | None:
         turns = (*utterance.history, utterance.user) if task.hears else ()
         if task.hears and utterance.user.audio is None:
             return Dropped("no audio", utterance.key)
-        lengths = [_length_s(turn) for turn in turns if turn.audio is not None]
+        sounds = [audio.read(turn.audio, segment_s=turn.segment_s)
+                  for turn in turns if turn.audio is not None]  # fmt: skip
     except InputError as error:
         return Dropped("audio or task cannot be used", f"{utterance.key}: {error}")
+    lengths = [len(sound.samples) / sound.rate_hz for sound in sounds]
+    tally.noted += [Noted(one.kind, f"{utterance.key}: {one.detail}")
+                    for sound in sounds for one in sound.findings]  # fmt: skip
     tally.utterances += 1
     tally.tasks[utterance.task] += 1
     tally.reply_tokens += len(utterance.user.reply_speech)
@@ -318,12 +324,6 @@ def _count(utterance: Utterance, tally: Tally) -> Dropped | None:
     for each in fields(Labels):
         tally.labels[each.name, getattr(utterance.labels, each.name) or UNHEARD] += 1
     return None
-
-
-def _length_s(turn: Turn) -> float:
-    assert turn.audio is not None, "asked for the length of a turn without audio"
-    samples = audio.load(turn.audio, segment_s=turn.segment_s)
-    return len(samples) / audio.SAMPLE_RATE_HZ
 
 
 def _lines(tally: Tally) -> Iterator[str]:
@@ -344,11 +344,11 @@ def _lines(tally: Tally) -> Iterator[str]:
                  if name == each.name]  # fmt: skip
         shown_labels = ", ".join(f"{value} {number}" for value, number in found[:SHOWN_LABELS])
         yield f"   {each.name}: {shown_labels}" + (" ..." if len(found) > SHOWN_LABELS else "")
-    reasons = Counter(one.reason for one in tally.bad)
-    for reason, number in reasons.most_common():
-        yield f"   bad: {reason}: {number}"
-        examples = [one.detail for one in tally.bad if one.reason == reason]
-        yield from (f"      {detail}" for detail in examples[:SHOWN_BAD])
+    for what, told in (("bad", tally.bad), ("to be looked at", tally.noted)):
+        for reason, number in Counter(one.reason for one in told).most_common():
+            yield f"   {what}: {reason}: {number}"
+            examples = [one.detail for one in told if one.reason == reason]
+            yield from (f"      {detail}" for detail in examples[:SHOWN_BAD])
 
 
 def _time(seconds: float) -> str:

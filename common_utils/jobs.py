@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from osum_echat import cli, logs
 from osum_echat.data.files import Files
-from osum_echat.data.sources import Dropped, json_object, line_starts
+from osum_echat.data.sources import Dropped, Noted, json_object, line_starts
 from osum_echat.errors import InputError
 from osum_echat.files import Journal, read_journal, whole_file, write_json
 from osum_echat.logs import progress
@@ -34,11 +34,12 @@ LOG = logs.logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What one item became: lines of the output, and what was left out."""
+    """What one item became: lines of the output, what was left out, what is to be looked at."""
 
     lines: list[str]
     dropped: list[Dropped] = field(default_factory=list)
     count: int | None = None  # records, where a line stands for several of them
+    noted: list[Noted] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,16 @@ class Report:
     path: Path
     written: int
     dropped: dict[str, int]
+    noted: dict[str, int] = field(default_factory=dict)  # used, but to be looked at
 
     def __str__(self) -> str:
         words = f"{self.path}: {self.written} records"
-        left = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items())
-        return f"{words}; left out: {left} (see {report_path(self.path).name})" if left else words
+        for what, counts in (("left out", self.dropped), ("to be looked at", self.noted)):
+            if counts:
+                told = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+                words += f"; {what}: {told}"
+        told_in = f" (see {report_path(self.path).name})"
+        return words + told_in if self.dropped or self.noted else words
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +233,7 @@ def _make(
                 "item": marks[number], "lines": one.lines,
                 "records": len(one.lines) if one.count is None else one.count,
                 "dropped": [[each.reason, each.detail] for each in one.dropped],
+                "noted": [[each.reason, each.detail] for each in one.noted],
             }  # fmt: skip
             kept.write([entry])
             done[marks[number]] = entry
@@ -254,17 +261,22 @@ def _finished(job: Job[Item]) -> dict[str, Any]:
         if raw["settings"] != job.settings or len(lines) != sum(row[1] for row in raw["items"]):
             return {}
         found: dict[str, Any] = {}
-        left, place = iter(raw["left_out"]), 0
-        for mark, count, written, dropped in raw["items"]:
+        left, notes, place = iter(raw["left_out"]), iter(raw["noted"]), 0
+        for mark, count, written, dropped, noted in raw["items"]:
             found[mark] = {
                 "item": mark, "lines": lines[place : place + count], "records": written,
                 "dropped": [next(left) for _ in range(dropped)],
+                "noted": [next(notes) for _ in range(noted)],
             }  # fmt: skip
             place += count
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
         return {}
-    counts = Counter(reason for reason, _ in raw["left_out"])
-    return found | {"whole": Report(job.out, int(raw["written"]), dict(counts))}
+    whole = Report(job.out, int(raw["written"]), _counts(raw["left_out"]), _counts(raw["noted"]))
+    return found | {"whole": whole}
+
+
+def _counts(told: list[list[str]]) -> dict[str, int]:
+    return dict(Counter(reason for reason, _ in told))
 
 
 def _finish(job: Job[Item], marks: Sequence[str], done: dict[str, Any]) -> Report:
@@ -274,13 +286,14 @@ def _finish(job: Job[Item], marks: Sequence[str], done: dict[str, Any]) -> Repor
         for entry in entries:
             out.writelines(f"{line}\n".encode() for line in entry["lines"])
     left_out = [one for entry in entries for one in entry["dropped"]]
+    noted = [one for entry in entries for one in entry.get("noted", [])]
     written = sum(entry["records"] for entry in entries)
     write_json(report_path(job.out), {
-        "settings": job.settings, "written": written, "left_out": left_out,
-        "items": [[entry["item"], len(entry["lines"]), entry["records"], len(entry["dropped"])]
-                  for entry in entries],
+        "settings": job.settings, "written": written, "left_out": left_out, "noted": noted,
+        "items": [[entry["item"], len(entry["lines"]), entry["records"], len(entry["dropped"]),
+                   len(entry.get("noted", []))] for entry in entries],
     })  # fmt: skip
-    return Report(job.out, written, dict(Counter(reason for reason, _ in left_out)))
+    return Report(job.out, written, _counts(left_out), _counts(noted))
 
 
 def in_order(

@@ -124,12 +124,13 @@ def length(
     source: Path | bytes,
     sample_rate_hz: int = SAMPLE_RATE_HZ,
     segment_s: tuple[float, float] | None = None,
+    where: str = "",
 ) -> int:
     """How many samples `load` would give, by the header alone. Raises InputError as `load` does.
 
     Headers of some packed kinds (mp3) only come near.
     """
-    with closing(_SoundFile(source)) as file:
+    with closing(_SoundFile(source, where)) as file:
         first, last = file.part(segment_s)
         return -(-(last - first) * sample_rate_hz // file.rate_hz)
 

@@ -245,10 +245,13 @@ def _clips(model: LoadedModel, request: Request) -> tuple[list[Clip], float | No
     seconds, is_silent = None, False
     for turn in turns:
         assert turn.audio is not None
-        samples = audio.load(turn.audio, segment_s=turn.segment_s)
+        sound = audio.read(turn.audio, segment_s=turn.segment_s)
+        name = turn.audio if isinstance(turn.audio, Path) else "audio"
+        for finding in sound.findings:
+            LOG.warning("%s: %s", name, finding)
+        samples = sound.samples
         seconds, is_silent = len(samples) / audio.SAMPLE_RATE_HZ, _is_silent(samples)
         if seconds > LONGEST_TURN_S and not request.task.understands:
-            name = turn.audio if isinstance(turn.audio, Path) else "audio"
             raise InputError(
                 f"{name}: {seconds:.0f} s of audio; task {request.task.name} takes up to "
                 f"{LONGEST_TURN_S} s a turn: cut it, or use asr or understand (up to "

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 from osum_echat import audio
 from osum_echat.errors import CheckpointError, InputError
+from osum_echat.logs import logger
 from osum_echat.weights import TarMember, opened, write_safetensors_file
 
+LOG = logger(__name__)
 SAMPLE_RATE_HZ = 22_050
 HOP_SAMPLES = 256                       # 11.6 ms
 WINDOW_SAMPLES = 1024
@@ -262,12 +264,17 @@ def make_prompt(
     The tokens and the speaker are heard at 16 kHz: by way of 22.05 kHz, as published, from a
     recording of a higher rate, and directly from one of 16 kHz or less.
     """
-    recorded, rate = audio.decode(Path(wav))
-    if len(recorded) > LONGEST_PROMPT_S * rate:
+    seconds = audio.length(Path(wav)) / audio.SAMPLE_RATE_HZ
+    if seconds > LONGEST_PROMPT_S:
         raise InputError(
-            f"{wav}: {len(recorded) / rate:.1f} s; a voice prompt is at most "
-            f"{LONGEST_PROMPT_S} s, so cut it"
+            f"{wav}: {seconds:.1f} s; a voice prompt is at most {LONGEST_PROMPT_S} s, so cut it"
         )
+    sound = audio.read(Path(wav), None)
+    for finding in sound.findings:
+        if finding.kind == audio.SILENCE:
+            raise InputError(f"{wav}: {finding}; no voice is in it, record it again")
+        LOG.warning("%s: %s", wav, finding)
+    recorded, rate = sound.samples, sound.rate_hz
     samples = audio.resample(recorded, rate, SAMPLE_RATE_HZ)
     low = (
         audio.resample(recorded, rate, audio.SAMPLE_RATE_HZ) if rate <= audio.SAMPLE_RATE_HZ

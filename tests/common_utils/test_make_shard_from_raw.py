@@ -12,8 +12,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common_utils import inspect_data
 from common_utils.make_shard_from_raw import wav_bytes
 from osum_echat import audio
+from osum_echat.data.loader import ListSettings
 from osum_echat.errors import InputError
 from osum_echat.records import Utterance
 from tests.common_utils.reading import (
@@ -62,6 +64,22 @@ def test_a_segment_is_cut_out_and_kept_alone(tmp_path: Path):
     assert found.user.segment_s is None
     assert len(audio.load(found.user.audio)) == 2_400
     assert_equal(read_all(raw), [found])
+
+
+def test_sound_that_is_no_sound_is_told_and_counted(tmp_path: Path):
+    noise = np.random.default_rng(0).normal(0, 3_000, 8_000).round().astype(np.float32)
+    soundfile.write(tmp_path / "loud.wav", noise, 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8_000), 16_000)
+    rows = [{"key": name, "wav": f"{name}.wav", "txt": "x"} for name in ("loud", "silent")]
+    raw = write_raw(tmp_path, rows)
+    for _ in range(2):  # the second time it is there already
+        report = shards(raw, tmp_path / "out")
+        assert report.noted == {"samples at the scale of whole numbers": 1, "digital silence": 1}
+        assert "to be looked at: samples at the scale of whole numbers 1" in str(report)
+    tally = inspect_data.scan("raw", ListSettings(str(raw)))
+    assert [one.detail[:6] for one in tally.noted] == ["loud: ", "silent"]
+    loud = read_all(tmp_path / "out/shards_list.txt")[0].user.audio
+    assert np.abs(audio.load(loud).numpy() - noise / 32_768).max() < 1e-4
 
 
 def test_samples_beyond_full_scale_are_clipped_not_wrapped():

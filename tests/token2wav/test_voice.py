@@ -78,6 +78,13 @@ def test_a_recording_over_30_s_is_refused(models, tmp_path: Path):
         make_prompt(write_wav(tmp_path / "long.wav", 31.0, 8_000), *models)
 
 
+def test_a_recording_of_silence_makes_no_voice(tmp_path):
+    path = tmp_path / "silent.wav"
+    soundfile.write(path, np.zeros(16_000), 16_000)
+    with pytest.raises(InputError, match=r"silent\.wav: digital silence.*no voice is in it"):
+        make_prompt(path, None, None)
+
+
 def test_a_saved_voice_comes_back(tmp_path: Path):
     prompt = VoicePrompt(torch.arange(4).view(1, -1), torch.randn(1, 9, 80), torch.randn(1, 192))
     prompt.save(tmp_path / "voice.safetensors")
