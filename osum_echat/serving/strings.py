@@ -63,7 +63,7 @@ _TABLE = {
     "heard": ("Heard", "听到"),
     "thought": ("Thought", "思考"),
     "thinking": ("Thinking …", "思考中……"),
-    "details": ("Pictures and timings", "波形、频谱与用时"),
+    "details": ("Pictures and timings", "频谱与用时"),
     "raw": ("As the model wrote it", "模型原文"),
     "working": ("answering …", "回答中……"),
     "stopped": ("stopped", "已停止"),
