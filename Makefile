@@ -30,7 +30,7 @@ STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(BOOK)
 CONF := $(if $(filter build+exp/tiny,$(BUILD)+$(STAGES)),conf/tiny,$(BUILD)/conf)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-clients lint size walks parity tiny tiny-data tiny-trial small-ear clean
+.PHONY: help demo test test-all test-clients lint size walks parity tiny tiny-data tiny-trial small-ear small-voice clean
 
 help:
 	@echo "make demo            ask the small model a bundled question and hear its reply"
@@ -44,6 +44,7 @@ help:
 	@echo "make tiny            train the small model again from nothing (hours)"
 	@echo "make tiny-trial      the same recipe in miniature, in build/tiny-trial (15 minutes): it only shows the way"
 	@echo "make small-ear       train the ear of the next small model on people's speech (PEOPLE=folder; hours)"
+	@echo "make small-voice     train the voice of the next small model: units, flow, vocoder, talker (hours)"
 	@echo "make clean           remove .venv and caches"
 
 demo: .venv/run.stamp
@@ -174,6 +175,38 @@ small-ear: .venv/dev.stamp
 	$(EAR_STEP) "caches" -- $(RUN) -m common_utils.small_model.features --model $(EAR)/start \
 		--out $(EAR)/features --lists $(EAR)/people $(EAR)/made
 	$(EAR_STEP) "training" -- $(RUN) train.py --config conf/small/ear.yaml $(EAR_SETTINGS)
+
+# The voice of the small model: hibari's speech, its units, what sounds them, and what speaks words.
+VOICE := build/voice
+VOICE_STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(VOICE)/steps.json
+SPEECH_ROWS := $(RUN) -m common_utils.small_model.speech_rows
+UNITS := --units $(VOICE)/units.safetensors --whisper build/parts/whisper_base
+RECIPE := $(RUN) -m common_utils.token2wav_recipe
+# hours: of sound, and of the talker's rows
+WAVE_HOURS ?= 2
+ROW_HOURS ?= 30
+TALKER_SETTINGS ?=
+small-voice: .venv/dev.stamp
+	mkdir -p $(VOICE)
+	$(VOICE_STEP) "parts" -- $(RUN) -m common_utils.small_model.parts --parts build/parts \
+		$(if $(PARTS),--packages $(PARTS))
+	$(VOICE_STEP) --makes $(VOICE)/waves.list "sound" -- $(SPEECH_ROWS) waves --out $(VOICE) \
+		--hours $(WAVE_HOURS)
+	$(VOICE_STEP) --makes $(VOICE)/units.safetensors "units" -- \
+		$(RECIPE).train_tokenizer conf/small/token2wav_tokenizer.yaml
+	$(VOICE_STEP) --makes $(VOICE)/voice.list "codes" -- $(SPEECH_ROWS) codes --out $(VOICE) $(UNITS)
+	$(VOICE_STEP) "styles" -- $(RUN) -m common_utils.small_model.export_voice styles --out $(VOICE)/styles
+	$(VOICE_STEP) "phonemes" -- $(RUN) -m common_utils.small_model.phonemes --out $(VOICE)/tokenizer
+	$(VOICE_STEP) "test rows" -- $(SPEECH_ROWS) rows --held-out --hours 0.1 \
+		--out $(VOICE)/talker_test.list $(UNITS)
+	$(VOICE_STEP) "rows" -- $(SPEECH_ROWS) rows --hours $(ROW_HOURS) --out $(VOICE)/talker_00.list $(UNITS)
+	$(VOICE_STEP) --makes $(VOICE)/flow/flow.safetensors "flow" -- \
+		$(RECIPE).train_flow conf/small/token2wav_flow.yaml $(FLOW_SETTINGS)
+	$(VOICE_STEP) --makes $(VOICE)/vocoder/vocoder.safetensors "vocoder" -- \
+		$(RECIPE).train_vocoder conf/small/token2wav_vocoder.yaml $(VOCODER_SETTINGS)
+	$(VOICE_STEP) "talker" -- $(RUN) train.py --config conf/small/talker.yaml $(TALKER_SETTINGS)
+	$(VOICE_STEP) "together" -- $(RUN) -m common_utils.small_model.export_voice parts \
+		--voice $(VOICE) --out $(VOICE)/model
 
 # conf/tiny with other folders, for a recipe that works elsewhere.
 $(BUILD)/conf: $(wildcard conf/tiny/stage*.yaml)

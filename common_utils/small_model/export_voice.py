@@ -2,9 +2,12 @@
 
     python -m common_utils.small_model.export_voice styles --out build/voice/styles
     python -m common_utils.small_model.export_voice parts --voice build/voice --out DIR
+    python -m common_utils.small_model.export_voice tokenizer --voice DIR --whisper DIR --out ONNX
 
 `parts` writes, in half precision, OUT/talker (a model directory) and OUT/token2wav, with a voice
-for each style: its vector and a recording of a few seconds.
+for each style: its vector and a recording of a few seconds. `tokenizer` makes the speech tokenizer
+that these codes come from out of Whisper base and what DIR/units.safetensors keeps: it is for
+measuring voices and lists, and replying does without it.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from common_utils.small_model.hibari import STYLES
 from common_utils.small_model.speech_rows import VOICE
 from common_utils.token2wav_recipe.runs import VoiceRow, read_list
 from common_utils.token2wav_recipe.train_flow import speech_tokens
+from common_utils.token2wav_recipe.train_tokenizer import export_units, with_learnt
 from osum_echat import audio, cli, weights
 from osum_echat.errors import DataError
 from osum_echat.inference.talker import ENGLISH, Talker
@@ -28,11 +32,18 @@ from osum_echat.models import checkpoint
 from osum_echat.settings import read_mapping
 from osum_echat.token2wav.flow import frames_for
 from osum_echat.token2wav.model import SETTINGS_FILE, VOICE_FILE, Token2Wav
-from osum_echat.token2wav.voice import SAMPLE_RATE_HZ, SPEAKER_WIDTH, VoicePrompt, prompt_mel
+from osum_echat.token2wav.voice import (
+    SAMPLE_RATE_HZ,
+    SPEAKER_WIDTH,
+    SpeechTokenizer,
+    VoicePrompt,
+    prompt_mel,
+)
 
 SEED = 11
 PROMPT_TOKENS = (60, 90)                # of a style's recording: 2.4 to 3.6 s
 USUAL_STYLE = "CALM"
+UNITS_FILE = "units.safetensors"        # what the speech tokenizer learnt beside the Whisper
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -84,7 +95,7 @@ def write_token2wav(voice: Path, out: Path) -> Token2Wav:
                   for name, tensor in tensors.items()}  # fmt: skip
         weights.write_safetensors_file(out / f"{part}.safetensors", halves)
     (out / SETTINGS_FILE).write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
-    shutil.copyfile(voice / "units.safetensors", out / "units.safetensors")
+    shutil.copyfile(voice / UNITS_FILE, out / UNITS_FILE)
     rows = read_list(voice / VOICE)
     for style in STYLES:
         made = style_voice(rows, style)
@@ -101,17 +112,34 @@ def write_parts(voice: Path, out: Path) -> None:
     Talker.load(out / "talker", made.settings.flow.codes, torch.device("cpu"))
 
 
+def write_tokenizer(units: Path, whisper: Path, out: Path) -> None:
+    """The ONNX file of the units, tried on a second of silence."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    export_units(with_learnt(whisper, units), out)
+    SpeechTokenizer(out)(torch.zeros(audio.SAMPLE_RATE_HZ))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("styles", "parts"))
+    parser.add_argument("what", choices=("styles", "parts", "tokenizer"))
     parser.add_argument("--voice", type=Path, default=Path("build/voice"), metavar="DIR",
                         help="talker, flow, vocoder, units and voice.list")  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--whisper", type=Path, default=Path("build/parts/whisper_base"),
+                        metavar="DIR", help="with model.safetensors")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="PLACE")
     chosen = parser.parse_args(argv)
-    return cli.run("export_voice", lambda: write_styles(chosen.out) if chosen.what == "styles"
-                   else write_parts(chosen.voice, chosen.out))  # fmt: skip
+    return cli.run("export_voice", lambda: _write(chosen))
+
+
+def _write(chosen: argparse.Namespace) -> None:
+    if chosen.what == "styles":
+        write_styles(chosen.out)
+    elif chosen.what == "parts":
+        write_parts(chosen.voice, chosen.out)
+    else:
+        write_tokenizer(chosen.voice / UNITS_FILE, chosen.whisper, chosen.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -29,6 +29,7 @@ from common_utils.small_model.phonemes import pieces_of
 from common_utils.token2wav_recipe.train_tokenizer import UNITS_PER_S, nearest, with_learnt
 from osum_echat import audio, cli
 from osum_echat.errors import InputError
+from osum_echat.files import Journal, read_journal, whole_file
 from osum_echat.logs import logger, progress
 
 TASK = "<TEXT2TOKEN> <STREAMING>"
@@ -192,39 +193,48 @@ class UnitFinder:
 def write_waves(maker: RowMaker, out: Path, hours: float) -> None:
     """So many hours of rows with their sound: OUT/waves.list and OUT/waves/."""
     (out / "waves").mkdir(parents=True, exist_ok=True)
-    seconds = 0.0
-    with (out / WAVES).open("w", encoding="utf-8") as lines:
+    samples = 0
+    with whole_file(out / WAVES) as lines:
         for row in maker.rows():
             name = f"waves/{row.key}.wav"
             soundfile.write(out / name, row.wave, SAMPLE_RATE_HZ, subtype="PCM_16")
             raw = {"key": row.key, "wav": name, "voice": row.style, "txt": row.words}
-            lines.write(json.dumps(raw, ensure_ascii=False) + "\n")
-            seconds += len(row.wave) / SAMPLE_RATE_HZ
-            if seconds > 3600 * hours:
+            lines.write(json.dumps(raw, ensure_ascii=False).encode() + b"\n")
+            samples += len(row.wave)
+            if samples > 3600 * hours * SAMPLE_RATE_HZ:
                 return
 
 
 def write_codes(find: UnitFinder, out: Path) -> None:
     """OUT/voice.list: the rows of OUT/waves.list with their codes."""
     raws = [json.loads(one) for one in (out / WAVES).read_text("utf-8").splitlines()]
-    with (out / VOICE).open("w", encoding="utf-8") as lines:
+    with whole_file(out / VOICE) as lines:
         for raw in progress(raws, "codes"):
             wave, _ = soundfile.read(out / raw["wav"], dtype="float32")
             raw |= {"task": "<TEXT2TOKEN>", "extra": {"speech_token": find(wave)}}
-            lines.write(json.dumps(raw, ensure_ascii=False) + "\n")
+            lines.write(json.dumps(raw, ensure_ascii=False).encode() + b"\n")
 
 
-def write_rows(maker: RowMaker, find: UnitFinder, out: Path, hours: float, first: int) -> None:
-    """So many hours of a talker's rows, from row number `first` on."""
-    seconds = 0.0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", encoding="utf-8") as lines:
-        for row in maker.rows(first):
+def write_rows(
+    maker: RowMaker, find: Callable[[Wave], list[int]], out: Path, hours: float, first: int
+) -> None:
+    """So many hours of a talker's rows, from row number `first` on; stopped, it goes on later."""
+    units = 0
+    for _, raw in read_journal(out):
+        units += units_in(raw)
+        first = int(raw["key"].rpartition("-")[2]) + 1
+    rows = maker.rows(first)
+    with Journal(out) as lines:
+        while units < 3600 * hours * UNITS_PER_S:
+            row = next(rows)
             raw = raw_row(row, coded(row.clauses, find(row.wave)))
-            lines.write(json.dumps(raw, ensure_ascii=False) + "\n")
-            seconds += len(row.wave) / SAMPLE_RATE_HZ
-            if seconds > 3600 * hours:
-                return
+            lines.write([raw])
+            units += units_in(raw)
+
+
+def units_in(raw: dict[str, Any]) -> int:
+    """How many codes a talker's row has."""
+    return sum(len(codes) for name, codes in raw["extra"].items() if "speech_token" in name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

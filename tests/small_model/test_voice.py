@@ -1,5 +1,6 @@
 """The voice's recipe: what the talker reads, how codes belong to its text, what is put out."""
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -84,6 +85,25 @@ def test_a_row_becomes_a_talkers_row(vocab):
                    user_text=user.reply_text, answer_text=user.reply_text,
                    answer_speech=user.reply_speech, speech_starts=user.speech_starts)  # fmt: skip
     assert sum(number >= vocab.text_rows for number in laid.ids) == 9 + 4
+
+
+def test_a_stopped_list_of_rows_goes_on_with_the_next_row(tmp_path):
+    class Maker:
+        """Rows of one second."""
+
+        def rows(self, first=0):
+            for number in itertools.count(first):
+                clause = Clause("<CALM>ab.", (0.0, 0.1, 0.2, 0.3))
+                yield Row(f"train-{number:06d}", "CALM", "ab", (clause,), np.zeros(22_050))
+
+    def make(hours: float) -> list[str]:
+        speech_rows.write_rows(Maker(), lambda wave: [7] * 25, out, hours, 3)
+        return [json.loads(line)["key"] for line in out.read_text().splitlines()]
+
+    out = tmp_path / "rows.list"
+    assert make(2 / 3600) == ["train-000003", "train-000004"]
+    out.write_text(out.read_text() + '{"key": "train-0000')
+    assert make(4 / 3600) == [f"train-00000{number}" for number in (3, 4, 5, 6)]
 
 
 @pytest.mark.parametrize(
