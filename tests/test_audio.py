@@ -51,20 +51,6 @@ def test_any_rate_keeps_the_tone_and_the_length(rate):
     torch.testing.assert_close(result[middle], whole[middle], atol=2e-3, rtol=0)
 
 
-def test_features_come_at_100_a_second_without_the_last_frame():
-    assert audio.log_mel(torch.zeros(16_079)).shape == (100, 80)
-    assert torch.isfinite(audio.log_mel(torch.zeros(400))).all()
-
-
-@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
-@pytest.mark.parametrize("channels", [1, 2, 8])
-def test_channels_are_averaged_in_any_sample_format(subtype, channels):
-    shifts = np.linspace(-0.2, 0.2, channels) if channels > 1 else np.zeros(1)
-    samples, rate = audio.decode(wav(tone(rate=96_000)[:, None] + shifts, 96_000, subtype=subtype))
-    assert rate == 96_000 and samples.dtype == torch.float32
-    torch.testing.assert_close(samples, torch.from_numpy(tone(rate=96_000)), atol=1e-2, rtol=0)
-
-
 def test_a_part_can_be_loaded():
     samples = audio.load(wav(tone(0.5), subtype="FLOAT"), segment_s=(0.1, 0.3))
     torch.testing.assert_close(samples, torch.from_numpy(tone(0.5)[1600:4800]))

@@ -309,17 +309,6 @@ def test_what_is_odd_is_used_counted_and_written(
     }
 
 
-def test_manifests_are_read_by_kind(lists: dict[str, Path], tmp_path: Path) -> None:
-    manifest = tmp_path / "data_s2s.yaml"
-    manifest.write_text(
-        f"own: {{path: {lists['s2s_think']}, weight: 2}}\nother: {{path: {lists['t2t']}}}\n"
-    )
-    source = loader({}, lists={}, manifests={"s2s": str(manifest)})
-    seen = [key for batch in one_epoch(source) for key, _ in keys(batch)]
-    assert sorted(seen) == sorted(2 * [f"u{one}" for one in range(8)])
-    assert source.drops.counts == {("s2s other", "task of another kind"): 8}
-
-
 @given(
     lists=st.lists(st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=6),
                              st.floats(0, 3)), min_size=1, max_size=3),
@@ -379,13 +368,6 @@ def sequences(count: int = 50) -> list[Sequence]:
 
 def tokens(rows: Rows[Sequence]) -> int:
     return len(rows) * max(sum(map(len, row)) for row in rows)
-
-
-def test_buckets_hold_one_sequence_a_row_of_like_length() -> None:
-    batches = LAYOUTS["bucketed"](sequences(), 100, 3, random.Random(0))
-    assert all(len(row) == 1 for rows in batches for row in rows)
-    padding = sum(tokens(rows) - sum(len(row[0]) for row in rows) for rows in batches)
-    assert padding < 0.15 * sum(map(tokens, batches))
 
 
 def test_packed_rows_waste_little() -> None:

@@ -15,7 +15,6 @@ from osum_echat.data.augment import (
     Augmenter,
     AugmentSettings,
     Change,
-    in_room,
     substitute,
     with_noise,
 )
@@ -80,11 +79,6 @@ def test_every_task_makes_a_row(lists: dict[str, Path], name: str) -> None:
     row = row_of(first(lists, name))
     assert row.task == {"history": "s2s_history"}.get(name, name)
     assert len(row.clips) == {"tts": 0, "t2t": 0, "history": 2}.get(name, 1)
-
-
-def test_the_same_chance_gives_the_same_row(lists: dict[str, Path]) -> None:
-    utterance = first(lists, "s2s_think")
-    assert [one.ids for one in rows_of(utterance)] == [one.ids for one in rows_of(utterance)]
 
 
 def test_both_kinds_of_thought_are_drawn(lists: dict[str, Path]) -> None:
@@ -355,13 +349,6 @@ def test_noise_is_as_far_below_the_voice_as_asked() -> None:
     assert 10 * np.log10(ratio) == pytest.approx(10.0, abs=0.1)
 
 
-def test_a_room_keeps_size_and_power() -> None:
-    response = torch.randn(800) * torch.exp(-torch.arange(800) / 100.0)
-    wet = in_room(VOICE, response)
-    assert wet.shape == VOICE.shape
-    assert float(wet.square().mean()) == pytest.approx(float(VOICE.square().mean()), rel=1e-3)
-
-
 @pytest.mark.parametrize("speed", [0.9, 1.1, 0.95])
 def test_speed_changes_the_length_as_promised(speed: float) -> None:
     changed = Augmenter(AugmentSettings()).apply(VOICE, Change(speed=speed))
@@ -395,9 +382,3 @@ def test_a_visit_repeated_is_changed_alike(sounds: str, changes: dict[str, Any])
     untouched = ClipReader(plain, 80)
     bare, _ = untouched.read(untouched.draft(turn, random.Random(1)))
     assert bare.shape != features[0].shape or not torch.equal(bare, features[0])
-
-
-def test_a_list_of_sounds_that_are_not_there_is_told(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("gone.wav\n")
-    with pytest.raises(ConfigError, match=r"gone\.wav in it"):
-        Augmenter(AugmentSettings(noises=str(tmp_path / "list.txt")))

@@ -23,11 +23,6 @@ def test_any_line_can_be_read_again(tmp_path: Path) -> None:
     assert keys == ["u3", "u0", "u3"]
 
 
-def test_audio_is_found_beside_the_list(tmp_path: Path) -> None:
-    source = RawSource("s2s", write_world(tmp_path)["s2s"])
-    assert next(source.read(1)).user.audio == tmp_path / "audio" / "u1.wav"
-
-
 def test_a_task_in_the_settings_overrides_the_tags(tmp_path: Path) -> None:
     source = RawSource("s2s", write_world(tmp_path)["s2s"], task="<S2TCHAT>")
     assert next(source.read(0)).task == "<S2TCHAT>"
@@ -47,6 +42,37 @@ def test_a_bad_line_is_dropped_with_its_reason(tmp_path: Path, line: str, reason
     assert isinstance(dropped, Dropped)
     assert dropped.reason == reason
     assert "record 2" in dropped.detail
+
+
+def test_texts_of_the_field_cost_at_most_their_own_line(tmp_path: Path) -> None:
+    good = [json.dumps({"key": f"k{n}", "txt": text}, ensure_ascii=False).encode()
+            for n, text in enumerate(("a\u2028b", "c\u0085d\x0be", "\U0001f600"))]  # fmt: skip
+    lines = [b"\xef\xbb\xbf" + good[0] + b"\r", b'{"key": "half", "txt": "\\ud83d"}', good[1], b"",
+             b'{"key": "latin", "txt": "caf\xe9"}', b'{"key": "pair", "txt": "\\ud83d\\ude00"}',
+             b'{"key": "url", "txt": "x", "wav": "https://host/a.wav"}', good[2]]  # fmt: skip
+    (tmp_path / "a.list").write_bytes(b"\n".join(lines))
+    kept, dropped = read_all(RawSource("a", tmp_path / "a.list"))
+    assert [(one.key, one.user.reply_text) for one in kept] == [
+        ("k0", "a\u2028b"), ("k1", "c\u0085d\x0be"), ("pair", "\U0001f600"), ("k2", "\U0001f600")
+    ]  # fmt: skip
+    told = [(one.reason, one.detail.split("a.list ")[1]) for one in dropped]
+    assert [reason for reason, _ in told] == [
+        "text is not Unicode", "text is not UTF-8", "audio cannot be fetched"
+    ]  # fmt: skip
+    assert [detail[:20] for _, detail in told] == [
+        "(record 2, line 2): ", "(record 4, line 5): ", "(record 6, line 7): "
+    ]  # fmt: skip
+    assert "URLs are not read here" in told[2][1]
+
+
+def test_a_line_that_names_no_tar_costs_itself_alone(folder: Path) -> None:
+    place = folder / "shards_list.txt"
+    place.write_bytes(b"\xef\xbb\xbftars/part_0.tar\n\xff.tar\ns3://far/a.tar\ntars/part_1.tar\r\n")
+    kept, dropped = read_all(open_source("a", str(place)))
+    assert len(kept) == 8
+    assert [one.reason for one in dropped] == ["missing tar"] * 2
+    assert "line 2: byte 1 is not UTF-8" in dropped[0].detail
+    assert "line 3: s3://far/a.tar: URLs are not read here" in dropped[1].detail
 
 
 def test_a_missing_list_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -40,15 +40,6 @@ def test_all_forms_give_equal_utterances(tmp_path: Path, name: str) -> None:
     assert all([plain(one) for one in kept] == wanted for kept, _ in found)
 
 
-def test_any_unit_can_be_read_again(tmp_path: Path) -> None:
-    rows = raw_rows(tmp_path, "s2s")
-    tars = [write_shard(tmp_path / f"{n}.tar", rows[4 * n : 4 * n + 4], tmp_path) for n in (0, 1)]
-    source = TarSource("s2s", [Shard(str(tar)) for tar in tars])
-    keys = [next(iter(source.read(unit))).key for unit in (5, 0, 7, 5)]
-    assert keys == ["u5", "u0", "u7", "u5"]
-    assert source.stretches(3).tolist() == [0, 3, 4, 7, 8]
-
-
 def test_a_source_can_be_sent_to_another_process(tmp_path: Path) -> None:
     source = TarSource(
         "a", [Shard(str(write_shard(tmp_path / "a.tar", raw_rows(tmp_path, "t2t"), tmp_path)))]
@@ -280,11 +271,6 @@ def test_tars_behind_one_another_are_read(tmp_path: Path) -> None:
     every = parts_of(tmp_path)
     tars = [tar_bytes(one for row in part for one in row) for part in (every[:2], every[2:])]
     assert read_tar(tmp_path, b"".join(tars)) == ([f"u{one}" for one in range(6)], [])
-
-
-def test_twice_the_same_key_is_two_utterances(tmp_path: Path) -> None:
-    row = parts_of(tmp_path, 1)[0]
-    assert read_tar(tmp_path, tar_bytes(row + row)) == (["u0", "u0"], [])
 
 
 @pytest.mark.parametrize("data", [b"", bytes(10_240), b"not a tar at all" * 100])

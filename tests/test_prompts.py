@@ -8,7 +8,7 @@ import pytest
 from osum_echat.errors import ConfigError
 from osum_echat.tasks import Prompts, task_for
 
-SHIPPED = Path(__file__).parents[2] / "conf" / "prompt_config.yaml"
+SHIPPED = Path(__file__).parents[1] / "conf" / "prompt_config.yaml"
 
 
 def test_every_shipped_pool_has_thirty_different_prompts() -> None:
