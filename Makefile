@@ -60,11 +60,13 @@ test-all: .venv/dev.stamp lint
 # Each stock client lives in an environment of its own: their requirements do not agree.
 CLIENTS := build/clients
 JS_CLIENT := $(if $(shell command -v npm),$(CLIENTS)/node.stamp)
-test-clients: .venv/dev.stamp $(CLIENTS)/agents.stamp $(JS_CLIENT)
+test-clients: .venv/dev.stamp $(CLIENTS)/agents.stamp $(CLIENTS)/pipecat.stamp $(CLIENTS)/livekit.stamp $(JS_CLIENT)
 	$(RUN) -m tests.clients.run
 
 $(CLIENTS)/agents.stamp: WANTED = "openai[realtime]==3.57.0" openai-agents==0.24.0
-$(CLIENTS)/agents.stamp: | .venv/dev.stamp
+$(CLIENTS)/pipecat.stamp: WANTED = pipecat-ai==1.14.0
+$(CLIENTS)/livekit.stamp: WANTED = livekit-agents==1.8.9 livekit-plugins-openai==1.8.9
+$(CLIENTS)/agents.stamp $(CLIENTS)/pipecat.stamp $(CLIENTS)/livekit.stamp: | .venv/dev.stamp
 	$(RUN) -m venv $(basename $@)
 	$(basename $@)/bin/python -m pip install --quiet --disable-pip-version-check $(WANTED)
 	@touch $@

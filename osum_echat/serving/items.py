@@ -15,6 +15,8 @@ from osum_echat.serving.turns import RATE_HZ
 if TYPE_CHECKING:
     from osum_echat.inference.reply import Event as ReplyEvent
 
+WORD_MS = 300           # that a word takes to say, about
+
 
 @dataclass(slots=True)
 class Item:
@@ -46,14 +48,22 @@ class Item:
         }  # fmt: skip
 
     def truncate(self, audio_ms: int) -> None:
-        """Keep what was heard of a spoken reply: its first part, cut between words."""
-        if not 0 <= audio_ms < self.audio_ms:
+        """Keep what was heard of a spoken reply: its first part, cut between words.
+
+        The words of a reply that was cut short are ahead of its sound.
+        """
+        words = sum(len(str(one.get("transcript") or "").split(" ")) for one in self.parts)
+        whole_ms = self.audio_ms
+        if self.status != "completed":
+            whole_ms = max(whole_ms, WORD_MS * words)
+        audio_ms = min(audio_ms, self.audio_ms)
+        if audio_ms >= whole_ms:
             return
-        share = audio_ms / self.audio_ms
+        share = audio_ms / whole_ms
         for one in self.parts:
-            words = str(one.get("transcript") or "").split(" ")
             if "transcript" in one:
-                one["transcript"] = " ".join(words[: round(share * len(words))])
+                told = str(one["transcript"] or "").split(" ")
+                one["transcript"] = " ".join(told[: round(share * len(told))])
         self.speech_tokens = self.speech_tokens[: round(share * len(self.speech_tokens))]
         self.audio_ms, self.status = audio_ms, "incomplete"
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from osum_echat.errors import InputError
 from osum_echat.logs import logger
 from osum_echat.serving import protocol
 from osum_echat.serving.audio_formats import Resampler, Samples, encode_file
@@ -120,9 +121,11 @@ class RealtimeSession:
             work = HANDLERS[event["type"]](self, event)
             if work is not None:
                 await work
-        except EventError as error:
-            self.service.metrics.errors.labels(error.code).inc()
-            self.send(protocol.error_event(error, event_id))
+        except InputError as error:
+            is_told = isinstance(error, EventError)
+            told = error if is_told else EventError("invalid_value", str(error))
+            self.service.metrics.errors.labels(told.code).inc()
+            self.send(protocol.error_event(told, event_id))
         except Exception as error:
             LOG.exception("session %s", self.id)
             self.service.metrics.errors.labels("server_error").inc()
@@ -250,7 +253,8 @@ class RealtimeSession:
         if given.get("input") is not None:
             items = [self._referred(one) for one in given["input"]]
         words = given.get("instructions") or ""
-        self._begin_response(items, settings, given.get("metadata"), alone, words)
+        reply = self._begin_response(items, settings, given.get("metadata"), alone, words)
+        reply.open()        # clients wait for it some seconds at most
 
     def _cancel(self, event: Event) -> None:
         reply, wanted = self.reply, event.get("response_id")
@@ -383,7 +387,7 @@ class RealtimeSession:
     def _begin_response(
         self, items: list[Item], settings: SessionSettings, metadata: Mapping[str, Any] | None,
         alone: bool, words: str, prepared: Generation | None = None,
-    ) -> None:  # fmt: skip
+    ) -> ReplyStream:  # fmt: skip
         generation = prepared or self._generation(list(items), settings, words)
         options = ResponseOptions(
             None if alone else self.conversation_id, settings.modality, settings.output_format,
@@ -395,6 +399,7 @@ class RealtimeSession:
         task = asyncio.create_task(reply.run())
         self.others.add(task)
         task.add_done_callback(self.others.discard)
+        return reply
 
     # What a reply tells its session
 

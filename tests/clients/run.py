@@ -39,6 +39,8 @@ CLIENTS = (
     Client("openai", sys.executable, "drive_openai.py"),
     Client("openai-agents", str(PLACE / "agents/bin/python"), "drive_agents.py"),
     Client("agents-realtime", "node", "drive_agents.mjs"),
+    Client("pipecat", str(PLACE / "pipecat/bin/python"), "drive_pipecat.py"),
+    Client("livekit", str(PLACE / "livekit/bin/python"), "drive_livekit.py"),
 )
 
 
@@ -62,6 +64,7 @@ def drive(client: Client, address: str) -> dict[str, str] | None:
     if shutil.which(client.program) is None:
         return None
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["LOGURU_LEVEL"] = "WARNING"
     command = [client.program, str(script), address, str(PLACE)]
     told: dict[str, str] = {}
     try:

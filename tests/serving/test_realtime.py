@@ -2,6 +2,7 @@
 
 import base64
 import json
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -280,6 +281,36 @@ def test_one_response_at_a_time_and_nothing_to_cancel():
         assert client.until("response.done")["response"]["status"] == "completed"
 
 
+def test_a_response_that_was_asked_for_is_told_at_once():
+    waiting = threading.Event()
+
+    class Slow(Canned):
+        def stream(self, *given: Any, **options: Any) -> Any:
+            waiting.wait(10)
+            return super().stream(*given, **options)
+
+    with connected(Server(service(Slow()))) as client:
+        client.send("response.create", response={"instructions": "x", "metadata": {"a": "b"}})
+        assert client.until("response.created")["response"]["metadata"] == {"a": "b"}
+        waiting.set()
+        assert client.until("response.done")["response"]["status"] == "completed"
+        assert client.types().count("response.created") == 1
+
+
+@pytest.mark.parametrize(("status", "audio_ms", "heard_ms", "kept"), [
+    ("completed", 1000, 500, 5), ("completed", 1000, 2000, 10), ("incomplete", 600, 600, 2),
+    ("incomplete", 600, 5000, 2), ("incomplete", 6000, 3000, 5), ("completed", 1000, 0, 0),
+])  # fmt: skip
+def test_words_ahead_of_the_sound_of_a_reply_cut_short_were_not_heard(
+    status: str, audio_ms: int, heard_ms: int, kept: int
+):
+    words = "one two three four five six seven eight nine ten"
+    item = items.Item("assistant", [protocol.part("output_audio", words)], status=status,
+                      audio_ms=audio_ms)  # fmt: skip
+    item.truncate(heard_ms)
+    assert item.text == " ".join(words.split()[:kept])
+
+
 def test_a_reply_that_fails_ends_and_the_session_goes_on():
     assistant = Canned(error=RuntimeError("inside"))
     with connected(Server(service(assistant))) as client:
@@ -320,6 +351,8 @@ def test_what_is_no_event_is_an_error_and_the_session_goes_on(text: str):
         assert client.until("error")["error"]["type"] == "invalid_request_error"
         client.send("input_audio_buffer.append", audio="no base64!")
         assert client.until("error")["error"]["code"] == "invalid_base64"
+        client.send("input_audio_buffer.append", audio="AAAA")      # a sample and a half
+        assert client.until("error")["error"]["code"] == "invalid_value"
         client.update()
 
 
