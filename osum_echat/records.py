@@ -118,7 +118,8 @@ class _Reader:
         if isinstance(extra, str):
             try:
                 extra = json.loads(extra)
-            except json.JSONDecodeError as error:
+                json.dumps(extra, ensure_ascii=False).encode()
+            except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{self.where}: extra is not JSON ({error}); fix or remove it") from error
         if extra is None:
@@ -213,6 +214,7 @@ def read_turns(path: Path) -> tuple[Turn, ...]:
     """The turns of a file. Raises InputError naming the turn that cannot be used."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
+        json.dumps(raw, ensure_ascii=False).encode()  # raises for half a character (\\uD800 ...)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a file of earlier turns") from error
     except ValueError as error:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from osum_echat.errors import DataError
-from osum_echat.records import Labels, Turn, Utterance, canonical_label
+from osum_echat.errors import DataError, InputError
+from osum_echat.records import Labels, Turn, Utterance, canonical_label, read_turns
 
 ROOT = Path("lists")
 LINE = {
@@ -81,6 +81,7 @@ def test_labels_have_one_spelling(raw, label):
         ({"txt": 7}, "txt is 7, need a string"),
         ({"wav": 7}, "wav is 7, need a string"),
         ({"extra": "{"}, "extra is not JSON"),
+        ({"extra": '{"q_txt": "\\ud83d"}'}, "extra is not JSON.*surrogates"),
         ({"extra": [1]}, "extra is a list, need an object"),
         ({"extra": {"speech_token": [1, -2]}}, "speech_token must be a list of whole numbers"),
         ({"extra": {"speech_token": "12"}}, "speech_token must be a list"),
@@ -97,3 +98,51 @@ def test_a_bad_field_is_named(change, message):
 def test_a_line_that_is_no_object_is_refused():
     with pytest.raises(DataError, match="a list, need a JSON object"):
         Utterance.from_json([1], "data.list (record 2)", ROOT)  # type: ignore[arg-type]
+
+
+def written(folder: Path, turns: object) -> Path:
+    path = folder / "dialogue.json"
+    path.write_text(turns if isinstance(turns, str) else json.dumps(turns))
+    return path
+
+
+def test_turns_keep_their_order_and_wavs_lie_beside_the_file(tmp_path):
+    path = written(tmp_path, [
+        {"wav": "a.wav", "reply": "Hello."},
+        {"text": "who are you?", "reply": "A model.", "reply_speech": [3, 4]},
+    ])  # fmt: skip
+    assert read_turns(path) == (
+        Turn(audio=tmp_path / "a.wav", reply_text="Hello."),
+        Turn(text="who are you?", reply_text="A model.", reply_speech=(3, 4)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ("{", "not JSON"),
+        ({"reply": "Hello."}, "a dict; write a list of turns"),
+        ([{"wav": "a.wav", "answer": "Hello."}], "turn 1: write an object with wav, text, reply"),
+        ([{"reply": "Hello."}], "turn 1: give what the user said"),
+        ([{"text": "hi", "reply": "a"}, {"text": "hi"}], "turn 2: give the reply"),
+        ([{"wav": 3, "reply": "Hello."}], "wav is 3, need a string"),
+        ([{"text": "hi", "reply": "a", "reply_speech": [0.5]}], "list of whole numbers"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told(tmp_path, turns, message):
+    with pytest.raises(InputError, match=message):
+        read_turns(written(tmp_path, turns))
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"no_such.json: No such file"):
+        read_turns(tmp_path / "no_such.json")
+
+
+def test_a_mark_before_the_turns_is_dropped_and_half_a_character_told(tmp_path):
+    path = tmp_path / "dialogue.json"
+    path.write_bytes(b'\xef\xbb\xbf[{"text": "a", "reply": "b"}]')
+    assert read_turns(path) == (Turn(text="a", reply_text="b"),)
+    path.write_bytes(b'[{"text": "\\ud83d", "reply": "b"}]')
+    with pytest.raises(InputError, match="surrogates"):
+        read_turns(path)
