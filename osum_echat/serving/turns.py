@@ -24,6 +24,7 @@ WINDOW_MS = 1000 * WINDOW_SAMPLES // RATE_HZ
 STATE_SHAPE = (2, 1, 128)
 HYSTERESIS = 0.15                                   # below the threshold by so much is silence
 START_MS, INTERRUPT_MS = 96, 300                    # of speech before a turn begins; over a reply
+FAINT, FAINT_GAP, LOOK_BACK_MS = 0.1, 3, 1000       # likely enough to belong to speech that follows
 PAUSE_MS = 160                                      # of silence before a reply is prepared
 LONGEST_TURN_S = 30.0
 WAIT_MS = {"low": 8000, "medium": 4000, "auto": 4000, "high": 2000}     # of semantic_vad, at most
@@ -73,6 +74,8 @@ class TurnDetector:
     complete: bool | None = None    # of a semantic turn: what the turn model said at this pause
     _speech: int = 0                # windows in a row
     _silence: int = 0
+    _faint: int = 0                 # windows since faint speech began, that may have been its start
+    _gap: int = 0                   # windows since the last of them
 
     def push(self, probability: float, end_sample: int, replying: bool) -> Turn | None:
         """Take a window that ends at a sample. replying: a reply is being given or played."""
@@ -89,7 +92,7 @@ class TurnDetector:
         silent_ms = self._silence * WINDOW_MS
         too_long = end_sample - self.start_sample > LONGEST_TURN_S * RATE_HZ
         if too_long or silent_ms >= self._needed_ms():
-            self.in_turn, self._speech, self._silence, self.complete = False, 0, 0, None
+            self.reset()
             return Turn.ENDED
         if silent_ms >= PAUSE_MS > silent_ms - WINDOW_MS:
             return Turn.PAUSED
@@ -97,10 +100,14 @@ class TurnDetector:
 
     def _wait(self, probability: float, end_sample: int, replying: bool) -> Turn | None:
         self._speech = self._speech + 1 if probability >= self.settings.threshold else 0
+        self._gap = 0 if probability >= FAINT else self._gap + 1
+        if self._faint or not self._gap:
+            self._faint = 0 if self._gap > FAINT_GAP else self._faint + 1
         if self._speech * WINDOW_MS < (INTERRUPT_MS if replying else START_MS):
             return None
         padding = self.settings.prefix_padding_ms * RATE_HZ // 1000
-        self.start_sample = max(0, end_sample - self._speech * WINDOW_SAMPLES - padding)
+        windows = max(self._speech, min(self._faint, LOOK_BACK_MS // WINDOW_MS))
+        self.start_sample = max(0, end_sample - windows * WINDOW_SAMPLES - padding)
         self.in_turn, self._silence = True, 0
         return Turn.STARTED
 
@@ -112,7 +119,8 @@ class TurnDetector:
 
     def reset(self) -> None:
         """Forget what was heard: the next speech begins a turn."""
-        self.in_turn, self.complete, self._speech, self._silence = False, None, 0, 0
+        self.in_turn, self.complete = False, None
+        self._speech = self._silence = self._faint = self._gap = 0
 
 
 class InputBuffer:

@@ -188,6 +188,15 @@ def test_silence_ends_a_turn_after_as_long_as_was_asked(silence_ms: int):
     assert found[0][1] == 3 and detector.start_sample == 0
 
 
+@pytest.mark.parametrize(("gap", "windows"), [(3, 11), (4, 3), (60, 3)])
+def test_a_turn_begins_with_the_faint_sound_that_grew_into_speech(gap: int, windows: int):
+    detector = TurnDetector(TurnSettings(prefix_padding_ms=0))
+    heard = [0.0] * 20 + [0.2] * 5 + [0.0] * gap + [0.9] * 3
+    turns = [detector.push(one, (at + 1) * WINDOW, False) for at, one in enumerate(heard)]
+    assert turns[-1] is Turn.STARTED
+    assert detector.start_sample == (len(heard) - windows) * WINDOW
+
+
 def test_a_turn_that_never_ends_is_ended():
     detector = TurnDetector(TurnSettings())
     turns = [detector.push(1.0, number * WINDOW, False) for number in range(1, 1000)]
