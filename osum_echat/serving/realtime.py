@@ -121,16 +121,18 @@ class RealtimeSession:
             work = HANDLERS[event["type"]](self, event)
             if work is not None:
                 await work
+        except EventError as error:
+            self._refuse(error, event_id)
         except InputError as error:
-            is_told = isinstance(error, EventError)
-            told = error if is_told else EventError("invalid_value", str(error))
-            self.service.metrics.errors.labels(told.code).inc()
-            self.send(protocol.error_event(told, event_id))
+            self._refuse(EventError("invalid_value", str(error)), event_id)
         except Exception as error:
             LOG.exception("session %s", self.id)
-            self.service.metrics.errors.labels("server_error").inc()
             told = EventError("server_error", f"the server failed: {type(error).__name__}")
-            self.send(protocol.error_event(told, event_id))
+            self._refuse(told, event_id)
+
+    def _refuse(self, error: EventError, event_id: str | None) -> None:
+        self.service.metrics.errors.labels(error.code).inc()
+        self.send(protocol.error_event(error, event_id))
 
     def _update(self, event: Event) -> None:
         before = self.settings

@@ -1,0 +1,203 @@
+"""A live server under unruly clients: they break in, leave, and send what is no event.
+
+python -m benchmarks.online_soak [--model pretrained/tiny] [--turns 10] [--sessions 4]
+
+Each session asks a question of its own, faster than real time. Then sounds that are no speech (hum,
+clicks, noise; coughs, sighs, laughs and sobs of the tiny world) are played to a session.
+"""
+
+import argparse
+import asyncio
+import base64
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.online import free_port, start
+from common_utils.tiny_world import events
+from common_utils.tiny_world.voices import Voice
+from osum_echat import audio, cli, logs
+from osum_echat.errors import InputError
+from osum_echat.paths import TINY
+from osum_echat.serving.audio_formats import FORMATS, PCM_RATE_HZ, Resampler, Samples
+
+QUESTIONS = ("question_3.wav", "question_4.wav", "question_5.wav", "question_6.wav")
+OWN_WORDS = ("exam", "bus", "lessons", "bed")   # a word that only this question has
+PAUSE_S, PIECE_S, STEP_S = 1.0, 0.1, 60.0
+NO_EVENTS = ("", "{", "[]", "7", '{"type": 1}', '{"type": "nope"}', "[" * 10_000,
+             '{"type": "input_audio_buffer.append", "audio": "!"}',
+             '{"type": "session.update", "session": {"type": "realtime", "audio": 3}}',
+             '{"type": "conversation.item.delete", "item_id": "x"}')  # fmt: skip
+SESSION = {"type": "realtime", "audio": {"input": {
+    "transcription": {"model": "own"},
+    "turn_detection": {"type": "server_vad", "silence_duration_ms": 300}}}}  # fmt: skip
+
+
+class Caller:
+    """One connection of an unruly session."""
+
+    def __init__(self, connection: Any, found: Counter[str], own: str) -> None:
+        self.connection, self.found, self.own = connection, found, own
+
+    async def send(self, kind: str, **more: Any) -> None:
+        await self.connection.send(json.dumps({"type": kind, **more}))
+
+    async def say(self, samples: Samples) -> None:
+        """A sound, and the pause after it, at once."""
+        pause = np.zeros(round(PAUSE_S * PCM_RATE_HZ), np.float32)
+        whole, step = np.concatenate((samples, pause)), round(PIECE_S * PCM_RATE_HZ)
+        for at in range(0, len(whole), step):
+            data = FORMATS["audio/pcm"].encode(whole[at : at + step])
+            await self.send("input_audio_buffer.append", audio=base64.b64encode(data).decode())
+
+    async def until(self, *kinds: str) -> dict[str, Any]:
+        while True:
+            event = json.loads(await asyncio.wait_for(self.connection.recv(), STEP_S))
+            if event["type"].endswith("input_audio_transcription.completed"):
+                words = event["transcript"].split()
+                foreign = {*OWN_WORDS} - {self.own}
+                self.found["foreign words"] += len(foreign & {*words})
+            if event["type"] in kinds:
+                return event
+            self.found["unexpected errors"] += event["type"] == "error"
+
+    async def turn(self, question: Samples, rng: np.random.Generator) -> bool:
+        """One turn of a kind that chance chooses. Returns whether the client is still there."""
+        await self.say(question)
+        await self.until("response.output_audio.delta")
+        match rng.integers(4):
+            case 0:
+                await self.until("response.done")
+                self.found["answered"] += 1
+            case 1:
+                await self.say(question)
+                await self.until("input_audio_buffer.speech_started")
+                await self.until("response.created")
+                await self.until("response.done")
+                self.found["broken into"] += 1
+            case 2:
+                text = str(rng.choice(NO_EVENTS))
+                await self.connection.send(text)
+                await self.until("error")
+                await self.send("response.cancel")
+                await self.until("response.done", "error")
+                self.found["malformed"] += 1
+            case _:
+                self.found["left"] += 1
+                return False
+        return True
+
+
+def memory_mb(process: int) -> float:
+    """Resident memory of a process; NaN where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return float("nan")
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def sounds() -> list[Samples]:
+    """20 sounds that are no speech, 24 kHz."""
+    rng = np.random.default_rng(0)
+    at = np.arange(PCM_RATE_HZ, dtype=np.float32) / PCM_RATE_HZ
+    hums = [sum(0.1 * np.sin(2 * np.pi * hertz * part * at) for part in (1, 2, 3))
+            for hertz in (50, 60, 100, 120)]  # fmt: skip
+    clicks = [np.where(rng.random(len(at)) < share, 0.8, 0.0) for share in (0.0002, 0.001)]
+    noises = [rng.normal(0, level, len(at)) for level in (0.02, 0.1)]
+    made = [np.asarray(one, np.float32) for one in (*hums, *clicks, *noises)]
+    voices = [Voice("man", "espeak", "", "ADULT", "MALE", 115.0, 1.0),
+              Voice("woman", "espeak", "", "ADULT", "FEMALE", 205.0, 1.15),
+              Voice("child", "espeak", "", "CHILD", "MALE", 280.0, 1.3)]  # fmt: skip
+    for make in (events.cough, events.sigh, events.laugh, events.cry):
+        for voice in voices:
+            wave = np.asarray(make(voice, rng), np.float32)
+            wave = 0.5 * wave / max(float(np.abs(wave).max()), 1e-6)
+            made.append(Resampler(audio.SAMPLE_RATE_HZ, PCM_RATE_HZ).push(wave, last=True))
+    return made
+
+
+async def unruly(address: str, number: int, turns: int, found: Counter[str], done: Any) -> None:
+    """One session's turns, over as many connections as it takes."""
+    import websockets
+
+    samples = audio.load(TINY / "samples" / QUESTIONS[number % len(QUESTIONS)]).numpy()
+    question = Resampler(audio.SAMPLE_RATE_HZ, PCM_RATE_HZ).push(samples, last=True)
+    rng, left = np.random.default_rng(number), turns
+    while left:
+        async with websockets.connect(address, max_size=None) as connection:
+            caller = Caller(connection, found, OWN_WORDS[number % len(OWN_WORDS)])
+            await caller.send("session.update", session=SESSION)
+            await caller.until("session.updated")
+            stays = True
+            while left and stays:
+                stays = await caller.turn(question, rng)
+                left -= 1
+                done()
+
+
+async def noise(address: str) -> int:
+    """How many of the sounds begin a turn."""
+    import websockets
+
+    begun = 0
+    for sound in sounds():
+        async with websockets.connect(address, max_size=None) as connection:
+            caller = Caller(connection, Counter(), "")
+            await caller.say(np.zeros(PCM_RATE_HZ // 2, np.float32))
+            await caller.say(sound)
+            end = time.monotonic() + PAUSE_S
+            while (left := end - time.monotonic()) > 0:
+                try:
+                    event = json.loads(await asyncio.wait_for(connection.recv(), left))
+                except TimeoutError:
+                    break
+                begun += event["type"] == "input_audio_buffer.speech_started"
+    return begun
+
+
+async def soak(port: int, process: int, sessions: int, turns: int) -> None:
+    """Both, and the table."""
+    address, found, memory = f"ws://127.0.0.1:{port}/v1/realtime", Counter[str](), []
+
+    def done() -> None:
+        memory.append(memory_mb(process))
+
+    await asyncio.gather(*(unruly(address, one, turns, found, done) for one in range(sessions)))
+    tenth = memory[len(memory) // 10]
+    logs.out(f"{sessions} sessions, {len(memory)} turns: "
+             + ", ".join(f"{name} {count}" for name, count in sorted(found.items())))  # fmt: skip
+    logs.out(f"memory: {tenth:.0f} MB after a tenth, {memory[-1]:.0f} MB at the end")
+    logs.out(f"sounds that are no speech: {await noise(address)} of {len(sounds())} began a turn")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 2 for what the user can put right, told in one line."""
+    parser = argparse.ArgumentParser(prog="benchmarks.online_soak", description=__doc__)
+    parser.add_argument("--model", type=Path, default=TINY)
+    parser.add_argument("--turns", type=int, default=10, help="of each session (default: 10)")
+    parser.add_argument("--sessions", type=int, default=4, help="at once (default: 4)")
+    arguments = parser.parse_args(argv)
+
+    def work() -> None:
+        port = free_port()
+        process = start(str(arguments.model), port)
+        try:
+            asyncio.run(soak(port, process.pid, arguments.sessions, arguments.turns))
+            if process.poll() is not None:
+                raise InputError(f"the server ended with code {process.returncode}")
+        finally:
+            process.terminate()
+            process.wait()
+
+    return cli.run("benchmarks.online_soak", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
