@@ -107,7 +107,7 @@ def traced() -> Iterator[list[str]]:
         yield files
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

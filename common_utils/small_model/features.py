@@ -38,7 +38,7 @@ def clips(path: Path, mels: int) -> Iterator[Tensor]:
     for unit in range(len(source)):
         for utterance in source.read(unit):
             if not isinstance(utterance, Dropped):
-                yield reader.read(reader.draft(utterance.user, random.Random(0)))
+                yield reader.read(reader.draft(utterance.user, random.Random(0)))[0]
 
 
 def groups(found: Iterator[Tensor]) -> Iterator[list[Tensor]]:

@@ -79,7 +79,7 @@ def hear(model: EChatModel, cache: EncoderCache, path: Path, most: int) -> Itera
     reader = ClipReader(PrepareSettings(cache_mb=1), model.settings.encoder.mels)
     cpu = torch.device("cpu")
     for utterance in utterances(path, most):
-        mel = reader.read(reader.draft(utterance.user, random.Random(0)))
+        mel, _ = reader.read(reader.draft(utterance.user, random.Random(0)))
         with devices.autocast(cpu, compute_dtype("auto", cpu)):
             steps, _ = model.adapter(*cache(mel[None], torch.tensor([len(mel)])))
         yield Heard(utterance, model.ctc_log_probs(steps[0].float()))
