@@ -170,10 +170,11 @@ async def soak(port: int, process: int, sessions: int, turns: int) -> None:
         memory.append(memory_mb(process))
 
     await asyncio.gather(*(unruly(address, one, turns, found, done) for one in range(sessions)))
-    tenth = memory[len(memory) // 10]
+    tenth, half = memory[len(memory) // 10], memory[len(memory) // 2]
     logs.out(f"{sessions} sessions, {len(memory)} turns: "
              + ", ".join(f"{name} {count}" for name, count in sorted(found.items())))  # fmt: skip
-    logs.out(f"memory: {tenth:.0f} MB after a tenth, {memory[-1]:.0f} MB at the end")
+    logs.out(f"memory: {tenth:.0f} MB after a tenth, {half:.0f} MB after a half, "
+             f"{memory[-1]:.0f} MB at the end")  # fmt: skip
     logs.out(f"sounds that are no speech: {await noise(address)} of {len(sounds())} began a turn")
 
 
