@@ -98,10 +98,12 @@ class Caller:
 
     async def turn(self, question: Samples, found: Measures, interrupt: bool) -> None:
         """Speak, wait for the reply's end; or break into it."""
+        self.spoken_at = 0.0
         self.waiting.append(question)
         stopped, _ = await self.until("input_audio_buffer.speech_stopped")
         first, event = await self.until("response.output_audio.delta")
-        found.from_speech.append(first - self.spoken_at)
+        if 0 < self.spoken_at < stopped:    # else the turn ended at a pause within the question
+            found.from_speech.append(first - self.spoken_at)
         found.from_stopped.append(first - stopped)
         if interrupt:
             begin = time.monotonic()

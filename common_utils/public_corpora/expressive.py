@@ -1,6 +1,7 @@
 """Corpora of voices rather than words: VocalSound, MELD, MER2023."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ EMOTIONS = {"neutral": "NEUTRAL", "joy": "HAPPY", "happy": "HAPPY", "sadness": "
             "disgust": "DISGUST", "worried": "FEAR"}  # fmt: skip
 GENDERS = {"f": "FEMALE", "m": "MALE"}
 SOUNDS = (".wav", ".flac", ".mp3")
+SPLITS = {"train", "dev", "val", "valid", "test"}      # as words of a folder's name
 
 
 def vocalsound(root: Path, part: str) -> Iterator[Found]:
@@ -40,11 +42,11 @@ def vocalsound(root: Path, part: str) -> Iterator[Found]:
 
 
 def meld(root: Path, part: str) -> Iterator[Found]:
-    """root: with PART_sent_emo.csv and sounds anywhere below, named dia0_utt0.wav.
+    """root: with PART_sent_emo.csv and sounds below, named dia0_utt0.wav, a folder a part.
 
     MELD is published as mp4: take the sound out first (ffmpeg -i X.mp4 -ac 1 -ar 16000 X.wav).
     """
-    sounds = _by_stem(root)
+    sounds = _by_stem(root, part)
     table = rows(root / f"{part}_sent_emo.csv", "a table of MELD",
                  ("Utterance", "Emotion", "Dialogue_ID", "Utterance_ID"))  # fmt: skip
     for row in table:
@@ -60,7 +62,7 @@ def mer_2023(root: Path, part: str) -> Iterator[Found]:
     """
     place = root / f"{part}-label.csv"
     place = place if place.exists() else root / f"{part}.csv"
-    sounds = _by_stem(root)
+    sounds = _by_stem(root, part)
     for row in rows(place, "a table of MER2023", ("name", "discrete")):
         name = row["name"]
         yield Found(name, sounds.get(name, root / f"{name}.wav"), row.get("text") or "",
@@ -74,6 +76,21 @@ def _emotion(name: str) -> str:
     return emotion
 
 
-def _by_stem(root: Path) -> dict[str, Path]:
-    """Every sound below a folder by its name."""
-    return {path.stem: path for path in sorted(root.rglob("*")) if path.suffix in SOUNDS}
+def _by_stem(root: Path, part: str) -> dict[str, Path]:
+    """Every sound of a part by its name; folders named for another part are left out.
+
+    Raises InputError for a name that is there twice: one utterance would get another's sound.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(root.rglob("*")):
+        folders = path.relative_to(root).parts[:-1]
+        words = {word for folder in folders for word in re.split(r"[\W_]+", folder.lower())}
+        if path.suffix.lower() not in SOUNDS or (words & SPLITS) - {part.lower()}:
+            continue
+        if path.stem in found:
+            raise InputError(
+                f"{path} and {found[path.stem]}: one name twice; keep the sounds of {part!r} in "
+                "one folder of its name"
+            )
+        found[path.stem] = path
+    return found

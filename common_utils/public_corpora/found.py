@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from osum_echat.errors import InputError
+from osum_echat.files import text_lines
 from osum_echat.records import Labels
 
 
@@ -23,13 +24,15 @@ class Found:
 def lines(path: Path, what: str) -> Iterator[str]:
     """The lines of a text file that are not blank. Raises InputError saying what it should be."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for line in file:
-                if line.strip():
-                    yield line.rstrip("\n")
+        with path.open("rb") as file:
+            for line in text_lines(file):
+                if line.text is None:
+                    raise InputError(f"{path} line {line.number}: {line.problem}; convert it")
+                if line.text.strip():
+                    yield line.text
     except FileNotFoundError as error:
         raise InputError(f"{path}: not there; it is {what}: check the folder and --part") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
 
 

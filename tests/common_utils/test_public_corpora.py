@@ -183,3 +183,24 @@ def test_a_table_without_its_columns_is_told(tmp_path, capsys):
     argv = ["common_voice", str(tmp_path / "cv"), "--part", "test", "--out", str(tmp_path / "o")]
     assert make_raw_from_public.main(argv) == 2
     assert "no column sentence" in capsys.readouterr().err
+
+
+def test_splits_that_repeat_names_each_get_their_own_sound(tmp_path, capsys):
+    header = "Utterance,Emotion,Dialogue_ID,Utterance_ID\n"
+    folders = {"train": "train_splits", "dev": "dev_splits_complete",
+               "test": "output_repeated_splits_test"}  # fmt: skip
+    for number, (part, folder) in enumerate(folders.items(), 1):
+        sound(tmp_path / folder / "dia0_utt0.wav", number / 10)
+        write(tmp_path / f"{part}_sent_emo.csv", f"\ufeff{header}Hi {part},joy,0,0\r\n")
+    for part, folder in folders.items():
+        (one,) = made("meld", tmp_path, part)
+        assert one.user.audio == tmp_path / folder / "dia0_utt0.wav"
+        assert one.user.text == f"Hi {part}"
+    (tmp_path / "dev_splits_complete" / "dia0_utt0.wav").unlink()
+    with pytest.raises(AssertionError):
+        made("meld", tmp_path, "dev")
+    sound(tmp_path / "again" / "dia0_utt0.WAV")
+    sound(tmp_path / "more" / "dia0_utt0.wav")
+    arguments = ["meld", str(tmp_path), "--part", "dev", "--out", str(tmp_path / "x.list")]
+    assert make_raw_from_public.main(arguments) == 2
+    assert "one name twice" in capsys.readouterr().err
