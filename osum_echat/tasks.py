@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from osum_echat import logs
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.records import LIST_KEYS, canonical_label
 from osum_echat.settings import read_mapping
@@ -223,3 +224,26 @@ def _pool(entry: object, language: str) -> list[str]:
         return []
     kinds = [language] if language != "all" else [one for one in LANGUAGES if one in entry]
     return [prompt for kind in kinds for prompt in (entry.get(kind) or [])]
+
+
+def table() -> list[str]:
+    """The tasks of data lists, and what each needs in a record, as lines to print."""
+    rows = [("task", "tag in lists", "from, to", "needs")]
+    for task in TASKS.values():
+        needs = {
+            "wav": task.hears, "txt": True, "extra.question": task.kind == "t2t",
+            "extra.think_str or labels": task.thinks, "extra.speech_token": task.speaks,
+        }  # fmt: skip
+        needed = ", ".join(name for name, is_needed in needs.items() if is_needed)
+        tag = "<TRANSCRIBE> and labels" if task.understands else task.tag
+        rows.append((task.name, tag, task.kind, needed))
+    labels = ", ".join(f"<{tag}>" for tag in LABEL_TAGS)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+             for row in rows]  # fmt: skip
+    return [*lines, f"labels of understanding: {labels}"]
+
+
+if __name__ == "__main__":
+    for line in table():
+        logs.out(line)

@@ -3,7 +3,7 @@
 import pytest
 
 from osum_echat.errors import InputError
-from osum_echat.tasks import TASKS, fix_labels, task_for, understanding_tag
+from osum_echat.tasks import TASKS, fix_labels, table, task_for, understanding_tag
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,11 @@ def test_every_task_speaks_or_answers_text():
     for task in TASKS.values():
         assert task.joint == task.speaks
         assert task.speaks or task.answers_text
+
+
+def test_the_table_of_tasks_has_a_row_each_and_what_it_needs():
+    first, *lines, labels = table()
+    assert first.split()[0] == "task" and len(lines) == len(TASKS)
+    (spoken,) = [line for line in lines if line.startswith("s2s_think ")]
+    assert "wav" in spoken and "extra.speech_token" in spoken and "think_str" in spoken
+    assert "<EMOTION>" in labels
