@@ -67,7 +67,7 @@ if (typeof registerProcessor === "function") {
   const words = (one, value) => { one.querySelector(".words").textContent = value; };
   const chips = (one, perception) => {
     const box = one.querySelector(".chips");
-    box.replaceChildren(...LABELS.filter((name) => perception[name]).map((name) => {
+    box.replaceChildren(...LABELS.filter((name) => perception[name] && !(name === "event" && perception[name].label === "OTHER")).map((name) => {
       const chip = document.createElement("span");
       chip.className = `chip ${name}`;
       chip.textContent = perception[name].label.toLowerCase();

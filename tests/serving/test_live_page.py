@@ -1,0 +1,160 @@
+"""Claims about the live page, in a real browser whose microphone is a sound file."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from osum_echat import audio
+from osum_echat.inference import reply
+from osum_echat.paths import TINY
+from osum_echat.serving.live_metrics import LiveMetrics
+from osum_echat.serving.online import Server
+from osum_echat.serving.realtime import Service
+from osum_echat.serving.turns import VoiceActivity
+from tests.browsing import chromium
+from tests.serving.canned import HEARD, LABELS, THOUGHT, WORDS, Canned
+
+pytestmark = pytest.mark.slow
+WAIT_MS = 30_000
+
+
+@contextmanager
+def serving(assistant: Any, port: int = 0) -> Iterator[tuple[str, Server]]:
+    """The server of a canned assistant, in a thread. Gives its address."""
+    import uvicorn
+
+    pool = ThreadPoolExecutor(4)
+    service = Service(assistant, "tiny", VoiceActivity(), None, pool, LiveMetrics())
+    server = Server(service)
+    held = socket.create_server(("127.0.0.1", port))
+    port = held.getsockname()[1]
+    config = uvicorn.Config(server.app(), log_level="warning", timeout_graceful_shutdown=1)
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [held]}, daemon=True)
+    thread.start()
+    server.running = running, thread
+    while not running.started:
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{port}/", server
+    finally:
+        running.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory) -> Path:
+    """A question, then a long silence: the browser plays it over and over."""
+    question = audio.load(TINY / "samples" / "question_3.wav").numpy()
+    path = tmp_path_factory.mktemp("sound") / "microphone.wav"
+    silence = np.zeros(round(4.0 * audio.SAMPLE_RATE_HZ), np.float32)
+    soundfile.write(path, np.concatenate((silence[:8000], question, silence)), audio.SAMPLE_RATE_HZ)
+    return path
+
+
+def flags(spoken: Path) -> list[str]:
+    return ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+            f"--use-file-for-fake-audio-capture={spoken}",
+            "--autoplay-policy=no-user-gesture-required"]  # fmt: skip
+
+
+class Talkative(Canned):
+    """Speaks for twelve seconds."""
+
+    def _events(self, task: Any, stopped: Any) -> Iterator[Any]:
+        for event in super()._events(task, stopped):
+            yield event
+            if isinstance(event, reply.AudioPiece):
+                yield from (event for _ in range(30))
+
+
+@contextmanager
+def page(address: str, spoken: Path, **options: Any) -> Iterator[Any]:
+    with chromium(*flags(spoken)) as browser:
+        context = browser.new_context(permissions=["microphone"], **options)
+        opened = context.new_page()
+        problems: list[str] = []
+        opened.on("pageerror", lambda error: problems.append(str(error)))
+        opened.goto(address)
+        yield opened
+        assert not problems
+
+
+def test_what_is_spoken_is_answered_with_words_labels_and_sound(spoken: Path, tmp_path: Path):
+    with serving(Canned()) as (address, _), page(address, spoken) as opened:
+        opened.click("#go")
+        opened.wait_for_selector(".reply .times", timeout=WAIT_MS)
+        opened.wait_for_function(
+            f"document.querySelector('.reply .words').textContent === {''.join(WORDS)!r}",
+            timeout=WAIT_MS,
+        )
+        user = opened.locator(".turn.user").first
+        assert user.locator(".words").inner_text() == HEARD
+        assert LABELS.emotion.lower() in user.locator(".chips").inner_text()
+        assert not user.locator("details[open]").count()
+        user.locator("summary").click()
+        assert THOUGHT in user.locator("details").inner_text()
+        opened.click("#go")
+        assert opened.locator("#state").inner_text() == "not connected"
+
+
+def test_speaking_over_a_reply_silences_it(spoken: Path):
+    with serving(Talkative()) as (address, server), page(address, spoken) as opened:
+        opened.click("#go")
+        opened.wait_for_selector(".reply.cut", timeout=2 * WAIT_MS)
+        opened.wait_for_function("document.querySelectorAll('.turn.user').length > 1")
+        assert not server.service.metrics.errors.collect()[0].samples
+
+
+def test_two_tabs_talk_side_by_side(spoken: Path):
+    with serving(Canned()) as (address, server), page(address, spoken) as one:
+        other = one.context.new_page()
+        other.goto(address)
+        for tab in (one, other):
+            tab.click("#go")
+        for tab in (one, other):
+            tab.wait_for_selector(".reply .times", timeout=WAIT_MS)
+        assert len(server.open) == 2
+
+
+def test_a_refused_microphone_is_told():
+    with serving(Canned()) as (address, _), chromium() as browser:
+        opened = browser.new_context(permissions=[]).new_page()
+        opened.goto(address)
+        opened.click("#go")
+        opened.wait_for_selector("#notice:not([hidden])", timeout=WAIT_MS)
+        assert "microphone" in opened.locator("#notice").inner_text()
+
+
+def test_a_server_that_goes_is_told_and_comes_back(spoken: Path):
+    with serving(Canned()) as (address, server), page(address, spoken) as opened:
+        running, thread = server.running
+        port = int(address.rsplit(":", 1)[1].rstrip("/"))
+        opened.click("#go")
+        opened.wait_for_selector("#state.listening", timeout=WAIT_MS)
+        running.should_exit = True
+        opened.wait_for_selector("#notice:not([hidden])", timeout=WAIT_MS)
+        thread.join()
+        with serving(Canned(), port):
+            opened.click("#go")
+            opened.wait_for_selector(".reply .times", timeout=WAIT_MS)
+
+
+def test_it_fits_a_phone_speaks_chinese_and_knows_the_dark(spoken: Path, tmp_path: Path):
+    phone = {"viewport": {"width": 360, "height": 720}, "color_scheme": "dark"}
+    with serving(Canned()) as (address, _), page(address, spoken, **phone) as opened:
+        assert opened.evaluate("document.documentElement.dataset.theme") == "dark"
+        assert opened.evaluate("document.documentElement.scrollWidth") <= 360
+        opened.click("#language")
+        assert opened.locator("#go").inner_text() == "开始对话"
+        opened.click("#theme")
+        assert opened.evaluate("document.documentElement.dataset.theme") == "light"
