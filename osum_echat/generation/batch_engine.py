@@ -99,7 +99,7 @@ class BatchEngine:
                 LOG.exception("a step of the decoding loop failed")
                 self._fail(error)
         for job in (*self._live, *self._waiting):
-            self._end(job, "interrupt")
+            self._interrupt(job)
 
     def _admit(self) -> None:
         """Take the next prompt on by one piece; it joins when it is through."""
@@ -108,7 +108,7 @@ class BatchEngine:
         job = self._waiting[0]
         if job.is_interrupted:
             self._forget_first()
-            self._end(job, "interrupt")
+            self._interrupt(job)
             return
         try:
             if self._prefill is None:
@@ -141,7 +141,10 @@ class BatchEngine:
 
     def _step(self) -> None:
         """One token for every answer in the batch."""
-        self._leave([place for place, job in enumerate(self._live) if job.is_interrupted])
+        left = [place for place, job in enumerate(self._live) if job.is_interrupted]
+        for place in left:
+            self._interrupt(self._live[place])
+        self._remove(left)
         if not self._live:
             return
         tokens = [job.last for job in self._live if job.last is not None]
@@ -164,20 +167,15 @@ class BatchEngine:
                 ended.append(place)
         self._remove(ended)
 
-    def _leave(self, places: list[int]) -> None:
-        for place in places:
-            self._end(self._live[place], "interrupt")
-        self._remove(places)
-
     def _remove(self, places: list[int]) -> None:
         if places:
             kept = [place for place in range(len(self._live)) if place not in places]
             self._live = [self._live[place] for place in kept]
             self._rows.keep(kept)
 
-    def _end(self, job: _Job, reason: str) -> None:
-        if job.answer.stopped_by is None:
-            job.answer.stopped_by = "interrupt" if reason == "interrupt" else "limit"
+    def _interrupt(self, job: _Job) -> None:
+        """End an answer that is not whole, and tell its caller."""
+        job.answer.stopped_by = job.answer.stopped_by or "interrupt"
         job.tokens.put(None)
 
     def _fail(self, error: Exception) -> None:

@@ -43,7 +43,7 @@ class Generation:
         self._loop = asyncio.get_running_loop()
         self.queue: asyncio.Queue[ReplyEvent | Exception | None] = asyncio.Queue()
         self._stopped = False
-        self.work = self._loop.run_in_executor(pool, self._run)
+        self._loop.run_in_executor(pool, self._run)
 
     def stop(self) -> None:
         """Nobody waits for it any longer; the decoding loop asks at every step."""

@@ -147,6 +147,7 @@ def test_a_server_that_goes_is_told_and_comes_back(spoken: Path):
         with serving(Canned(), port):
             opened.click("#go")
             opened.wait_for_selector(".reply .times", timeout=WAIT_MS)
+            assert not opened.locator("#notice").is_visible()
 
 
 def test_it_fits_a_phone_speaks_chinese_and_knows_the_dark(spoken: Path, tmp_path: Path):
