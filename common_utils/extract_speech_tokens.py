@@ -27,7 +27,7 @@ from common_utils.jobs import (
     run,
 )
 from osum_echat import audio
-from osum_echat.data.sources import Dropped
+from osum_echat.data.sources import Dropped, Noted
 from osum_echat.errors import InputError
 from osum_echat.paths import TINY
 from osum_echat.records import Utterance
@@ -51,16 +51,20 @@ class Extraction:
 
     def __call__(self, piece: Piece) -> Made:
         """The records of a piece with their tokens, and those whose audio cannot be used."""
-        lines, left_out = [], []
+        lines, left_out, noted = [], [], []
         for where, raw in records(piece):
-            made = raw if isinstance(raw, Dropped) else self._with_tokens(raw, where, piece.path)
+            made = (raw if isinstance(raw, Dropped)
+                    else self._with_tokens(raw, where, piece.path, noted))  # fmt: skip
             if isinstance(made, Dropped):
                 left_out.append(made)
             else:
                 lines.append(json.dumps(made, ensure_ascii=False))
-        return Made(lines, left_out)
+        return Made(lines, left_out, noted=noted)
 
-    def _with_tokens(self, raw: dict[str, Any], where: str, path: Path) -> dict[str, Any] | Dropped:
+    def _with_tokens(
+        self, raw: dict[str, Any], where: str, path: Path, noted: list[Noted]
+    ) -> dict[str, Any] | Dropped:
+        """The record with tokens, or why it has none; what is odd about its sound is noted."""
         root = path.parent.resolve()
         try:
             utterance = Utterance.from_json(raw, where, root)
@@ -75,12 +79,13 @@ class Extraction:
             if not isinstance(name, str) or not name:
                 return Dropped("no recording of the reply", f"{where}: no {field}; see --field")
             segment_s = utterance.user.segment_s if field == USER_AUDIO else None
-            samples = audio.load(root / name, segment_s=segment_s)
-            codes = _tokenizer(self.tokenizer)(samples)
+            sound = audio.read(root / name, segment_s=segment_s)
+            codes = _tokenizer(self.tokenizer)(sound.samples, str(root / name))
         except InputError as error:
             return Dropped("audio or task cannot be used", f"{where}: {error}")
         except ValueError as error:
             return Dropped("bad record", str(error))
+        noted += [Noted(one.kind, f"{where}: {one.detail}") for one in sound.findings]
         return _moved(raw | {"extra": extra | {TOKENS: codes}}, root, self.beside)
 
 

@@ -98,7 +98,7 @@ class SpeechTokens:
 
     def __call__(self, wav: str) -> tuple[int, ...]:
         if wav not in self._known:
-            codes = [int(code) for code in self._tokenize(audio.load(self._folder / wav))]
+            codes = self._tokenize(audio.load(self._folder / wav), str(self._folder / wav))
             with self._path.open("a", encoding="utf-8") as kept:
                 kept.write(json.dumps(
                     {"wav": wav, "tokenizer": self._version, "speech_token": codes}) + "\n")

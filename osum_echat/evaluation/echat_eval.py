@@ -271,7 +271,8 @@ def ask(run: Run, queries: Sequence[Query], out: Path) -> list[Prediction | Osum
         for turn, wav in zip(query.item.earlier, query.item.earlier_replies, strict=True):
             codec = run.model.assistant.directory / CODEC
             if wav is not None and codec.exists():
-                turn = replace(turn, reply_speech=tuple(SpeechTokenizer(codec)(audio.load(wav))))
+                codes = SpeechTokenizer(codec)(audio.load(wav), str(wav))
+                turn = replace(turn, reply_speech=tuple(codes))
             turns.append(turn)
         return Utterance(query.item.key, TASKS[thinking], Turn(audio=query.item.wav),
                          history=tuple(turns))  # fmt: skip

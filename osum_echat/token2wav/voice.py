@@ -200,9 +200,28 @@ class SpeechTokenizer(OnnxModel):
         bins = self.inputs[0].shape[1]
         self.mels = bins if isinstance(bins, int) else TOKENIZER_MELS
 
-    def __call__(self, samples: Tensor) -> list[int]:
-        """16 kHz samples (samples,) -> token ids, 25 a second."""
+    def __call__(self, samples: Tensor, where: str = "a recording") -> list[int]:
+        """16 kHz samples (samples,) -> token ids, 25 a second.
+
+        where: what the samples are of, for messages. Raises InputError for a clip that is longer
+        than the model hears, CheckpointError for a model that hears nothing.
+        """
         features = audio.log_mel(samples, self.mels).T.unsqueeze(0).contiguous().numpy()
+        try:
+            found = self._tokens(features)
+        except CheckpointError as error:
+            if features.shape[2] <= audio.FRAMES_PER_S:
+                raise
+            self._tokens(features[:, :, : audio.FRAMES_PER_S])      # or it hears no clip at all
+            seconds = features.shape[2] / audio.FRAMES_PER_S
+            raise InputError(
+                f"{where}: {seconds:.1f} s, longer than the speech tokenizer hears (the published "
+                f"one: {LONGEST_PROMPT_S} s); cut it ({error})"
+            ) from error
+        return [int(token) for token in found.reshape(-1)]
+
+    def _tokens(self, features: np.ndarray) -> np.ndarray:
+        """(1, mels, frames) -> token ids of any shape. Raises CheckpointError."""
         found = self.run(features, np.array([features.shape[2]], dtype=np.int32))
         most = features.shape[2] / audio.FRAMES_PER_S * MOST_TOKENS_PER_S + 1
         if not np.issubdtype(found.dtype, np.integer) or not 0 < found.size <= most:
@@ -210,7 +229,7 @@ class SpeechTokenizer(OnnxModel):
                 f"{self.file}: gives {found.size} numbers of {found.dtype} for "
                 f"{features.shape[2]} frames, where token ids are needed; copy the file again"
             )
-        return [int(token) for token in found.reshape(-1)]
+        return found
 
 
 def speaker_features(samples: Tensor) -> Tensor:
@@ -280,5 +299,5 @@ def make_prompt(
         audio.resample(recorded, rate, audio.SAMPLE_RATE_HZ) if rate <= audio.SAMPLE_RATE_HZ
         else audio.resample(samples, SAMPLE_RATE_HZ, audio.SAMPLE_RATE_HZ)
     )  # fmt: skip
-    tokens = torch.tensor([tokenizer(low)], dtype=torch.long)
+    tokens = torch.tensor([tokenizer(low, str(wav))], dtype=torch.long)
     return VoicePrompt(tokens, prompt_mel(samples), speaker(low))

@@ -72,8 +72,10 @@ def write_raw(folder: Path, rows: Sequence[dict[str, Any] | str]) -> Path:
     return path
 
 
-def write_noise(path: Path, rate: int = 16_000, seconds: float = 0.3, channels: int = 1) -> Path:
-    noise = np.random.default_rng(len(path.name)).normal(0, 0.2, (int(rate * seconds), channels))
+def write_noise(
+    path: Path, rate: int = 16_000, seconds: float = 0.3, channels: int = 1, level: float = 0.2
+) -> Path:
+    noise = np.random.default_rng(len(path.name)).normal(0, level, (int(rate * seconds), channels))
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, noise.astype(np.float32), rate)
     return path

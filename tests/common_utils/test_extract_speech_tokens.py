@@ -72,6 +72,32 @@ def test_what_needs_no_tokens_stays_in_the_list(raw: Path, tmp_path: Path):
     assert tokens_of(tmp_path / "new.list")[-2:] == [None, None]
 
 
+def test_a_clip_longer_than_the_tokenizer_hears_is_named_with_its_length(
+    raw: Path, tmp_path: Path, monkeypatch
+):
+    """As the published file, which has positions for 30 s."""
+    write_noise(tmp_path / "reply.wav", seconds=3.0)
+    write_noise(tmp_path / "user.wav", seconds=1.5)
+    whole = SpeechTokenizer.run
+
+    def limited(self, features, lengths):
+        if lengths[0] > 200:
+            raise CheckpointError("model.onnx: fails on a recording (300 by 200)")
+        return whole(self, features, lengths)
+
+    monkeypatch.setattr(SpeechTokenizer, "run", limited)
+    extract(raw, tmp_path / "new.list", "--field", "wav")
+    left_out = json.loads((tmp_path / "new.list.report.json").read_text())["left_out"]
+    assert len(left_out) == 3 and len(tokens_of(tmp_path / "new.list")) == 3
+    assert "(record 1): " in left_out[0][1] and "reply.wav: 3.0 s, longer than" in left_out[0][1]
+
+
+def test_odd_sounds_are_counted(tmp_path: Path):
+    write_noise(tmp_path / "reply.wav", seconds=1.0, level=0.0)
+    row = {"key": "tts", "wav": "reply.wav", "txt": "x", "task": "<TEXT2TOKEN>"}
+    assert extract(write_raw(tmp_path, [row]), tmp_path / "new.list").noted == {audio.SILENCE: 1}
+
+
 def test_a_field_can_be_named(raw: Path, tmp_path: Path):
     report = extract(raw, tmp_path / "new.list", "--field", "wav")
     assert report.written == 5
