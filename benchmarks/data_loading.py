@@ -26,9 +26,8 @@ from benchmarks.tar_readers import READERS, reader
 from benchmarks.upstream_batches import Sample, upstream_batches
 from osum_echat.data.loader import DataSettings, ListSettings, Loader, Place, Windows, open_sources
 from osum_echat.data.manifest import open_source
-from osum_echat.data.prepare import Draft, Preparer
+from osum_echat.data.prepare import Draft, Preparer, PrepareSettings
 from osum_echat.data.sources import Dropped
-from osum_echat.data.targets import PrepareSettings
 from osum_echat.logs import out, setup
 from osum_echat.records import Utterance
 from osum_echat.sequence import Batch

@@ -34,15 +34,13 @@ from benchmarks.judge import word_errors, words
 from osum_echat import audio
 from osum_echat.generation import decoder
 from osum_echat.generation.kv_cache import CachedLLM
-from osum_echat.generation.logits_rules import Rule
-from osum_echat.generation.sampling import PRESETS, Sampling
+from osum_echat.generation.sampling import PRESETS, Rule, Sampling
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.reply import AudioPiece, Reply, Timer
 from osum_echat.inference.request import Options, make_request, prepare
 from osum_echat.logs import out, setup
-from osum_echat.models.adapter import AdapterSettings
 from osum_echat.models.echat import EChatModel, EChatSettings, windows
-from osum_echat.models.encoder import EncoderSettings
+from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.paths import TINY
 from osum_echat.records import Turn, Utterance
 from osum_echat.tasks import TASKS

@@ -29,17 +29,15 @@ from torch.nn import functional
 from osum_echat import logs
 from osum_echat.data.batching import LAYOUTS
 from osum_echat.data.loader import DataSettings, ListSettings, held_out_batches
-from osum_echat.data.prepare import Preparer
-from osum_echat.data.targets import PrepareSettings
+from osum_echat.data.prepare import Preparer, PrepareSettings
+from osum_echat.device import ALONE, Ranks
 from osum_echat.models import checkpoint, pretrained
-from osum_echat.models.adapter import AdapterSettings
 from osum_echat.models.echat import EChatModel, EChatSettings
-from osum_echat.models.encoder import EncoderSettings
+from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.models.loss import cross_entropy
 from osum_echat.models.settings import read_settings
 from osum_echat.sequence import IGNORED, Batch
 from osum_echat.sequence import Sequence as Row
-from osum_echat.training.distributed import ALONE, Ranks
 from osum_echat.training.engine import EngineSettings, LocalEngine
 from osum_echat.training.stages import StageSettings
 from osum_echat.vocab import Vocab

@@ -9,9 +9,8 @@ from safetensors.torch import save_file
 
 from common_utils.tiny_world.text_tokenizer import train
 from osum_echat.models import checkpoint
-from osum_echat.models.adapter import AdapterSettings
 from osum_echat.models.echat import EChatModel, EChatSettings
-from osum_echat.models.encoder import EncoderSettings
+from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.records import Labels
 from osum_echat.tasks import TASKS
 from osum_echat.thinking import ENGLISH, label_thought

@@ -2,9 +2,8 @@
 
 import torch
 
-from osum_echat.models.adapter import AdapterSettings
 from osum_echat.models.echat import EChatModel, EChatSettings
-from osum_echat.models.encoder import EncoderSettings
+from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.sequence import Sequence, compose
 from osum_echat.tasks import TASKS
 from tests.letters import ROWS, letter_vocab

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from osum_echat import device as devices
+from osum_echat.data.clips import ClipReader, ClipSettings
 from osum_echat.data.manifest import open_source
-from osum_echat.data.prepare import ClipReader
 from osum_echat.data.sources import Dropped
-from osum_echat.data.targets import PrepareSettings
 from osum_echat.logs import logger, setup
 from osum_echat.models import checkpoint
 from osum_echat.models.encoder_cache import EncoderCache
@@ -33,7 +32,7 @@ log = logger(__name__)
 
 def clips(path: Path, mels: int) -> Iterator[Tensor]:
     """The features of each clip of a list as training reads them: (frames, mels)."""
-    reader = ClipReader(PrepareSettings(cache_mb=1), mels)  # as with a cache: half precision
+    reader = ClipReader(ClipSettings(cache_mb=1), mels)  # as with a cache: half precision
     source = open_source(path.stem, str(path))
     for unit in range(len(source)):
         for utterance in source.read(unit):

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from osum_echat import device as devices
+from osum_echat.data.clips import ClipReader, ClipSettings
 from osum_echat.data.manifest import open_source
-from osum_echat.data.prepare import ClipReader
 from osum_echat.data.sources import Dropped
-from osum_echat.data.targets import PrepareSettings
 from osum_echat.metrics import error_rate, errors_of_each, interval, normalised_pair
 from osum_echat.models import checkpoint, ctc
 from osum_echat.models.echat import EChatModel
@@ -76,7 +75,7 @@ def utterances(path: Path, most: int) -> Iterator[Utterance]:
 @torch.inference_mode()
 def hear(model: EChatModel, cache: EncoderCache, path: Path, most: int) -> Iterator[Heard]:
     """Each clip of a list alone."""
-    reader = ClipReader(PrepareSettings(cache_mb=1), model.settings.encoder.mels)
+    reader = ClipReader(ClipSettings(cache_mb=1), model.settings.encoder.mels)
     cpu = torch.device("cpu")
     for utterance in utterances(path, most):
         mel, _ = reader.read(reader.draft(utterance.user, random.Random(0)))

@@ -19,9 +19,8 @@ from safetensors import safe_open
 from osum_echat.errors import CheckpointError
 from osum_echat.logs import setup
 from osum_echat.models import checkpoint
-from osum_echat.models.adapter import AdapterSettings
 from osum_echat.models.echat import EChatModel, EChatSettings
-from osum_echat.models.encoder import EncoderSettings
+from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.models.pretrained import llm_settings, start_encoder
 
 MERGES = 2000

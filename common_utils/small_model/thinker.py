@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 from osum_echat.errors import CheckpointError
 from osum_echat.logs import logger, setup
 from osum_echat.models import checkpoint
-from osum_echat.models.adapter import AdapterSettings
 from osum_echat.models.echat import MARKS, EChatModel, EChatSettings
-from osum_echat.models.encoder import EncoderSettings
+from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.models.lora import LoraSettings
 from osum_echat.models.pretrained import llm_settings, start_llm
 from osum_echat.training import state

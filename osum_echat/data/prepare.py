@@ -1,7 +1,9 @@
-"""From an utterance to its row of tokens, in two steps: its length first, its sound when it is due.
+"""From an utterance to its row of tokens: what the model shall answer, its length, then its sound.
 
 A draft knows how many tokens and frames a row will have from text and audio headers alone, so that
-rows are laid out before anything is decoded.
+rows are laid out before anything is decoded. Source of the rules on targets: OSUM-EChat's data
+pipeline (label spelling, spaces, label-only variants, reply tags, unknown labels). Chance comes
+from the `rng` handed in, so that a visit can be repeated.
 """
 
 import random
@@ -9,96 +11,210 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from osum_echat import audio
-from osum_echat.data.augment import Augmenter, Change, mask, substitute
+from osum_echat.data.clips import ClipReader, ClipSettings, PendingClip
 from osum_echat.data.sources import Dropped, Noted
-from osum_echat.data.targets import PrepareSettings, Target, clean, make_target, unknown_labels
-from osum_echat.errors import DataError, InputError
-from osum_echat.records import Turn, Utterance
+from osum_echat.errors import ConfigError, DataError, InputError
+from osum_echat.records import Labels, Turn, Utterance, canonical_label
 from osum_echat.sequence import Clip, Sequence, compose
-from osum_echat.tasks import Prompts, Task, task_for
-from osum_echat.thinking import template_named, without_labels
+from osum_echat.tasks import Prompts, Task, fix_labels, task_for
+from osum_echat.thinking import (
+    CHINESE,
+    VALUES,
+    LabelTemplate,
+    label_thought,
+    natural_thought,
+    opening,
+    template_named,
+    without_labels,
+)
 from osum_echat.vocab import Pieces, Vocab
 
-_PLAIN = Change()
+THINKING = ("label", "natural", "both")
+OTHER_ASSISTANTS = (
+    "MOSS Assistant", "MOSS助手", "QWEN", "Qwen助手", "ChatGPT", "chatgpt", "ChatBot", "chatbot",
+    "Chat Bot", "chat bot", "AI Agent", "AI agent", "virtual assistant", "VirtualAssistant李娜",
+    "小智机器人", "小智助手", "小智AI助手", "小智Bot", "Assistant小智", "AI小智", "小红小助手",
+    "小刚AI", "晓明助手", "小明助手", "MOSS小助手", "ChatBot小明", "阿强Bot", "阿丽小助手",
+    "王磊AI助手", "李娜AI", "张伟助手", "赵敏Bot", "刘洋AI小助手", "陈晨智能助手", "大型语言模型",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class PendingClip:
-    """A turn's sound at one visit, not decoded yet."""
+class PrepareSettings(ClipSettings):
+    """How records become rows; the published values are the defaults."""
 
-    turn: Turn
-    frames: int  # as its header promises
-    change: Change
-    mask: float | None  # seed of the masks
+    thinking: str = "label"  # label | natural | both (a draw at each visit)
+    template: str = "chinese"  # words of a label thought: chinese | english
+    prompts: str | None = "conf/prompt_config.yaml"  # prompts of understanding tasks; null = none
+    prompt_language: str = "all"  # all | english | chinese
+    labels_only: float = 0.5  # chance that a task of words and labels asks for the labels alone
+    audio_as_text: float = 0.0  # share of rows with words and labels in place of sound: a small
+    # LLM's pre-training, and what keeps it reading the adapter's steps later
+    audio_as_text_noise: float = 0.1  # chance of a stand-in token to be lost or mistaken
+    audio_as_text_gaps: float = 1.0  # how long stand-ins pause, against the adapter's steps
+    audio_as_text_merges: int = 0  # stand-ins spelt by the tokenizer's first merges, labels as
+    # words, as an ear of pieces writes; 0: by the whole tokenizer
+    speech_answers: bool = True  # false: spoken answers are cut off after their text
+    speech_per_text: float = 0.8  # least speech tokens for a text token of the answer; 0 = any
+    min_frames: int = 20  # of the user's own audio, 10 ms each
+    max_frames: int = 20_000
+    max_tokens: int = 2000  # longer rows are dropped
+    other_names: tuple[str, ...] = OTHER_ASSISTANTS  # replies that name one of these are dropped
+    ctc_targets: bool = False  # rows tell labels and words of their clips, for engine.ctc_weight
+    RENAMED: ClassVar[dict[str, str]] = {"name_heard": "ctc_targets"}
+
+    def __post_init__(self) -> None:
+        if self.thinking not in THINKING:
+            known = ", ".join(THINKING)
+            raise ConfigError(f"prepare.thinking: {self.thinking!r} is not one of {known}")
+        template_named(self.template)
+        for name in ("labels_only", "audio_as_text", "audio_as_text_noise"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"prepare.{name}: {getattr(self, name)}, need 0 to 1")
+        if self.audio_as_text_gaps < 0:
+            raise ConfigError(f"prepare.audio_as_text_gaps: {self.audio_as_text_gaps}, need 0 up")
 
 
-class ClipReader:
-    """Features of a turn's audio, kept in memory up to a limit, changed at random by setting.
+ALL_UNKNOWN_CHANCE = 0.85  # missing labels are all unknown, or else all defaults
+DEFAULT_LABELS = {"age": "ADULT", "gender": "MALE", "emotion": "NEUTRAL", "event": "OTHER"}
+ANSWER_START = "<开始回答>"  # parts transcript and reply in `<TRANSCRIBE> <S2TCHAT>`
+TRANSCRIPT_AND_REPLY = "<TRANSCRIBE> <S2TCHAT>"
+NEUTRAL_STYLE = "中立"
+REPLY_STYLES = frozenset("愉悦 抱歉 开心 愤怒 惊讶 厌恶 悲伤 害怕 哭腔 安慰鼓励 中立".split())
+_TAG = re.compile(r"<[^<>]+>")
+_LEADING_TAG = re.compile(r"^\s*<([^<>]+)>\s*")
+_CJK_SPACES = re.compile(r"\s+(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff])\s+")
+_BRACKET_SPACES = re.compile(r"\s+(?=[<>])|(?<=[<>])\s+")
 
-    With a cache every clip goes through half precision, kept or not, so that a training that was
-    stopped sees the same numbers as one that was not.
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the model shall answer: the task as drawn, the whole text, its forced first words."""
+
+    task: Task
+    text: str
+    opening: str | None = None
+
+
+def make_target(
+    utterance: Utterance, settings: PrepareSettings, template: LabelTemplate, rng: random.Random
+) -> Target | Dropped:
+    """The task and answer text of an utterance, as drawn at this visit. Raises InputError."""
+    text = utterance.user.reply_text or ""
+    named = next((name for name in settings.other_names if name in text), None)
+    if named is not None:
+        return Dropped("names another assistant", f"{utterance.key}: {named!r}")
+    task, text = task_for(utterance.task), fix_labels(text.replace("\n", " "))
+    if task.name == "s2s" and utterance.history:
+        task = task_for("s2s_history")
+    if task.tag == TRANSCRIPT_AND_REPLY and rng.random() < settings.labels_only:
+        parts = text.split(ANSWER_START)
+        if len(parts) != 2:
+            return Dropped("no single reply mark", utterance.key)
+        task, text = task_for("s2t"), parts[1]
+    if task.understands:
+        return _understanding(utterance, task, text, settings, rng)
+    kind = settings.thinking
+    if kind == "both":
+        both = utterance.thought is not None and utterance.user.text is not None
+        kind = rng.choice(("label", "natural")) if both else _only_kind(utterance)
+    if task.answers_text:
+        text = _reply(text, kind, template, task)
+    if not task.thinks:
+        return Target(task, clean(text))
+    return _with_thought(utterance, task, clean(text), kind, template, settings, rng)
+
+
+def unknown_labels(utterance: Utterance, target: Target) -> tuple[Noted, ...]:
+    """The labels of a record, and those it is to answer with, that no model knows."""
+    named = [(field, getattr(utterance.labels, field)) for field in VALUES]
+    named += zip(target.task.labels, _TAG.findall(target.text), strict=False)
+    names = ((field, canonical_label(value)) for field, value in named if field in VALUES)
+    unknown = {(field, name) for field, name in names if name and name not in VALUES[field]}
+    return tuple(
+        Noted(f"unknown label of {field}",
+              f"{utterance.key}: {name!r}, not one of {', '.join(sorted(VALUES[field]))}")
+        for field, name in sorted(unknown)
+    )  # fmt: skip
+
+
+def _only_kind(utterance: Utterance) -> str:
+    return "label" if utterance.thought is None else "natural"
+
+
+def _understanding(
+    utterance: Utterance, task: Task, text: str, settings: PrepareSettings, rng: random.Random
+) -> Target | Dropped:
+    """Transcript and labels as listed, or at random the labels alone."""
+    if task.transcript and task.labels and rng.random() < settings.labels_only:
+        tags = _TAG.findall(text)
+        if len(tags) < len(task.labels):
+            return Dropped("fewer labels than asked for", utterance.key)
+        task = task_for(task.tag.removeprefix("<TRANSCRIBE>"))
+        text = "".join(tags[: len(task.labels)])
+    text = clean(text)
+    if task.transcript and not task.labels and task.tag == "<TRANSCRIBE>":
+        text = text.lower()
+    return Target(task, text) if text else Dropped("empty text", utterance.key)
+
+
+def _reply(text: str, kind: str, template: LabelTemplate, task: Task) -> str:
+    """A reply with the leading style tag that the published thinking models learnt, or without.
+
+    Chinese label thinking: always one of the known tags in dialogue; natural: none. English and
+    all other tasks: as it is.
     """
+    if template is not CHINESE:
+        return text
+    tag = _LEADING_TAG.match(text)
+    words = text[tag.end() :] if tag else text
+    if kind == "natural":
+        return words
+    if not task.is_styled:
+        return text
+    style = tag[1] if tag and tag[1] in REPLY_STYLES else NEUTRAL_STYLE
+    return f"<{style}>{words}"
 
-    def __init__(self, settings: PrepareSettings, mels: int) -> None:
-        self.settings = settings
-        self.mels = mels
-        self.augmenter = Augmenter(settings.augment)
-        self._kept: dict[tuple[Path, tuple[float, float] | None], Tensor] = {}
-        self._free_bytes = settings.cache_mb * 2**20
 
-    def draft(self, turn: Turn, rng: random.Random) -> PendingClip:
-        """What a clip will be, without decoding it. Raises InputError for what is no audio."""
-        seed = rng.random() if self._masks else None
-        change = self.augmenter.draw(rng) if self.settings.augment.changes_sound else _PLAIN
-        kept = self._kept.get(self._name(turn)) if change == _PLAIN else None
-        if kept is not None:
-            return PendingClip(turn, len(kept), change, seed)
-        assert turn.audio is not None, "asked for the clip of a turn without audio"
-        samples = audio.length(turn.audio, audio.SAMPLE_RATE_HZ, turn.segment_s)
-        return PendingClip(turn, change.length(samples) // audio.HOP_SAMPLES, change, seed)
+def _with_thought(
+    utterance: Utterance, task: Task, text: str, kind: str, template: LabelTemplate,
+    settings: PrepareSettings, rng: random.Random,
+) -> Target | Dropped:  # fmt: skip
+    """The answer behind its thought. A model of both kinds is taught to go on from an opening."""
+    forced = opening(kind, template) if settings.thinking == "both" else None
+    if kind == "natural":
+        if utterance.thought is None:
+            return Dropped("no thought", utterance.key)
+        return Target(task, natural_thought(clean(utterance.thought)) + text, forced)
+    if not utterance.user.text:
+        return Dropped("no words of the user for the label thought", utterance.key)
+    labels = _filled(utterance.labels, rng)
+    tag = _LEADING_TAG.match(text)
+    if tag:
+        labels = replace(labels, style=tag[1])
+    return Target(task, label_thought(template, clean(utterance.user.text), labels) + text, forced)
 
-    def read(self, clip: PendingClip) -> tuple[Tensor, tuple[audio.Finding, ...]]:
-        """(frames, mels) float32, and what was found when it was decoded.
 
-        Raises InputError for audio that cannot be used.
-        """
-        name = self._name(clip.turn) if clip.change == _PLAIN else None
-        kept = self._kept.get(name) if name else None
-        findings: tuple[audio.Finding, ...] = ()
-        if kept is None:
-            kept, findings = self._features(clip)
-            if name and kept.nbytes <= self._free_bytes:
-                self._kept[name] = kept
-                self._free_bytes -= kept.nbytes
-        features = kept.float()
-        if clip.mask is None:
-            return features, findings
-        masked, rng = features.clone(), random.Random(clip.mask)
-        mask(masked, rng, self.settings.time_masks, self.settings.band_masks)
-        substitute(masked, rng, self.settings.augment.substitutes)
-        return masked, findings
+def _filled(labels: Labels, rng: random.Random) -> Labels:
+    """Missing labels: mostly all left unknown (no loss on them), else all at their defaults."""
+    missing = {name: value for name, value in DEFAULT_LABELS.items() if not getattr(labels, name)}
+    if not missing or rng.random() < ALL_UNKNOWN_CHANCE:
+        return labels
+    return replace(labels, **missing)
 
-    @property
-    def _masks(self) -> int:
-        settings = self.settings
-        return settings.time_masks + settings.band_masks + settings.augment.substitutes
 
-    def _name(self, turn: Turn) -> tuple[Path, tuple[float, float] | None]:
-        return (turn.audio if isinstance(turn.audio, Path) else Path()), turn.segment_s
+def clean(text: str) -> str:
+    """One line, no spaces around Chinese characters or angle brackets.
 
-    def _features(self, clip: PendingClip) -> tuple[Tensor, tuple[audio.Finding, ...]]:
-        assert clip.turn.audio is not None
-        sound = audio.read(clip.turn.audio, segment_s=clip.turn.segment_s)
-        samples = sound.samples
-        if clip.change != _PLAIN:
-            samples = self.augmenter.apply(samples, clip.change)
-        features = audio.log_mel(samples, self.mels)
-        return features.half() if self.settings.cache_mb else features, sound.findings
+    A bracket that opens a tag keeps no space before it; `<think end>` keeps the one inside.
+    """
+    text = _CJK_SPACES.sub("", text.replace("\n", " "))
+    return _BRACKET_SPACES.sub("", text).strip()
 
 
 # Blank steps after a stand-in for a piece, from and to, and how often: speech pauses now and then.

@@ -18,8 +18,8 @@ import numpy as np
 
 from osum_echat import audio, metrics
 from osum_echat.data.manifest import Entry, open_source, read_manifest
+from osum_echat.data.prepare import ANSWER_START
 from osum_echat.data.sources import Dropped, TarSource
-from osum_echat.data.targets import ANSWER_START
 from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import echat_eval, report, runner
 from osum_echat.evaluation.report import Measure, Outcome, Table

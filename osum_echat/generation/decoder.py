@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from osum_echat.generation.kv_cache import CachedLLM
-from osum_echat.generation.logits_rules import Rule
-from osum_echat.generation.sampling import Sampling
+from osum_echat.generation.sampling import Rule, Sampling
 from osum_echat.models.echat import EChatModel
 from osum_echat.sequence import SPEECH_CHUNK, TEXT_CHUNK, collate
 from osum_echat.sequence import Sequence as Row

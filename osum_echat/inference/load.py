@@ -11,8 +11,7 @@ from osum_echat import device as devices
 from osum_echat import logs
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.generation.batch_engine import BatchEngine
-from osum_echat.generation.logits_rules import NoLoops
-from osum_echat.generation.sampling import Sampling
+from osum_echat.generation.sampling import NoLoops, Sampling
 from osum_echat.inference.talker import Talker
 from osum_echat.models import checkpoint, int8, pretrained
 from osum_echat.models.echat import EChatModel, EChatSettings

@@ -13,8 +13,7 @@ from osum_echat.data.prepare import clean
 from osum_echat.errors import InputError
 from osum_echat.generation.decoder import Answer, Limits
 from osum_echat.generation.kv_cache import check_length
-from osum_echat.generation.logits_rules import AllowedAfter, OnlyIds, Rule
-from osum_echat.generation.sampling import PRESETS
+from osum_echat.generation.sampling import PRESETS, AllowedAfter, OnlyIds, Rule
 from osum_echat.inference.load import LoadedModel
 from osum_echat.inference.recognizer import Recognition, recognize
 from osum_echat.inference.reply import LABEL_FIELDS, Timer

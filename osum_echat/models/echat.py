@@ -11,9 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.models import attention, ctc
-from osum_echat.models.adapter import Adapter, AdapterSettings
 from osum_echat.models.ctc import CtcSettings
-from osum_echat.models.encoder import Encoder, EncoderSettings
+from osum_echat.models.encoder import Adapter, AdapterSettings, Encoder, EncoderSettings
 from osum_echat.models.encoder_cache import EncoderCache
 from osum_echat.models.lora import LoraSettings, add_layers
 from osum_echat.models.loss import LossReport, by_task, cross_entropy

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from osum_echat.errors import CheckpointError, ConfigError
-from osum_echat.models.adapter import AdapterSettings
 from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import EChatSettings
-from osum_echat.models.encoder import EncoderSettings
+from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.models.lora import LoraSettings
 from osum_echat.settings import parse, read_mapping
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, distributed, nn
 
 from osum_echat import device as devices
+from osum_echat.device import ALONE, Ranks
 from osum_echat.errors import CheckpointError, ConfigError
 from osum_echat.models.echat import EChatModel, LossReport
 from osum_echat.sequence import IGNORED, Batch
 from osum_echat.settings import read_mapping
-from osum_echat.training.distributed import ALONE, Ranks
 from osum_echat.training.engine import (
     EngineSettings,
     Score,

@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from osum_echat import device as devices
+from osum_echat.device import ALONE, Ranks
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.logs import logger
 from osum_echat.models.attention import chosen
 from osum_echat.models.echat import EChatModel, LossReport
 from osum_echat.sequence import Batch
-from osum_echat.training.distributed import ALONE, Ranks
 from osum_echat.training.stages import StageSettings, freeze, optimizer_groups
 
 LOG = logger(__name__)

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from osum_echat import device as devices
-from osum_echat.data.augment import AugmentSettings
+from osum_echat.data.clips import AugmentSettings
 from osum_echat.data.loader import (
     DataSettings,
     Loader,
@@ -21,8 +21,8 @@ from osum_echat.data.loader import (
     open_lists,
     open_sources,
 )
-from osum_echat.data.prepare import Preparer
-from osum_echat.data.targets import PrepareSettings
+from osum_echat.data.prepare import Preparer, PrepareSettings
+from osum_echat.device import Ranks
 from osum_echat.errors import ConfigError
 from osum_echat.files import locked, whole_folder
 from osum_echat.logs import is_first_rank, logger
@@ -40,7 +40,6 @@ from osum_echat.settings import override, parse, read_mapping
 from osum_echat.training import state as states
 from osum_echat.training import trainer
 from osum_echat.training.deepspeed_engine import DeepSpeedEngine
-from osum_echat.training.distributed import Ranks
 from osum_echat.training.engine import EngineSettings, LocalEngine
 from osum_echat.training.scheduler import ScheduleSettings
 from osum_echat.training.stages import StageSettings

@@ -11,20 +11,22 @@ import pytest
 import soundfile
 import torch
 
-from osum_echat.data.augment import (
+from osum_echat.data.clips import (
     Augmenter,
     AugmentSettings,
     Change,
+    ClipReader,
     substitute,
     with_noise,
 )
 from osum_echat.data.prepare import (
-    ClipReader,
     Preparer,
+    PrepareSettings,
+    Target,
     as_words,
+    make_target,
 )
 from osum_echat.data.sources import Dropped, RawSource
-from osum_echat.data.targets import PrepareSettings, Target, make_target
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Sequence

@@ -8,8 +8,7 @@ import torch
 from osum_echat.errors import InputError
 from osum_echat.generation import decoder
 from osum_echat.generation.decoder import Answer, Limits, Phases, Token
-from osum_echat.generation.logits_rules import AllowedAfter
-from osum_echat.generation.sampling import Sampling
+from osum_echat.generation.sampling import AllowedAfter, Sampling
 from osum_echat.sequence import collate, interleave
 from osum_echat.tasks import TASKS
 from tests.parity.upstream_rules import NoLongRuns

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from osum_echat.errors import ConfigError
-from osum_echat.generation.logits_rules import AllowedAfter, NoLoops
-from osum_echat.generation.sampling import PRESETS, Sampling
+from osum_echat.generation.sampling import PRESETS, AllowedAfter, NoLoops, Sampling
 from osum_echat.tasks import TASKS
 
 LOGITS = torch.tensor([0.7, 0.2, 0.05, 0.05]).log()

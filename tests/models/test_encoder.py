@@ -5,9 +5,10 @@ import torch
 from torch.nn import functional
 
 from osum_echat.errors import ConfigError
-from osum_echat.models.adapter import Adapter, AdapterSettings
 from osum_echat.models.echat import LONGEST_FRAMES, MARGIN_FRAMES, windows
 from osum_echat.models.encoder import (
+    Adapter,
+    AdapterSettings,
     Encoder,
     EncoderSettings,
     attend,

@@ -15,8 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from osum_echat import audio
 from osum_echat.errors import CheckpointError
 from osum_echat.generation import decoder
-from osum_echat.generation.logits_rules import AllowedAfter, Rule
-from osum_echat.generation.sampling import Sampling
+from osum_echat.generation.sampling import AllowedAfter, Rule, Sampling
 from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.records import Turn

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from osum_echat.generation.logits_rules import forbid
+from osum_echat.generation.sampling import forbid
 
 SILENCE = 1446                  # the code of silence in the published codec: it may repeat longer
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from osum_echat.data.loader import Loader, open_sources
+from osum_echat.device import Ranks
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.models import checkpoint
 from osum_echat.training import experiment, trainer
-from osum_echat.training.distributed import Ranks
 from tests.training.experiment import write_experiment
 from tests.training.processes import launch
 

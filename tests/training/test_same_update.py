@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 
+from osum_echat.device import ALONE, Ranks
 from osum_echat.models.echat import EChatModel
 from osum_echat.sequence import Batch, collate
 from osum_echat.training.deepspeed_engine import DeepSpeedEngine
-from osum_echat.training.distributed import ALONE, Ranks
 from osum_echat.training.engine import EngineSettings, LocalEngine
 from osum_echat.training.stages import GROUPS, StageSettings
 from tests.tiny_network import VOCAB, network, row

@@ -1,11 +1,12 @@
-"""Sound made more varied: speed, noise, rooms; and features with stretches masked or replaced.
+"""Clips: the features of a turn's sound, read when they are due, and made more varied by chance.
 
-Source of the feature changes and their sizes: OSUM-EChat's data pipeline (spec_aug, spec_sub).
-Everything drawn comes from the `rng` of the visit, so that a visit can be repeated.
+Speed, noise and rooms change the sound; stretches of the features are masked or replaced. Source of
+the feature changes and their sizes: OSUM-EChat's data pipeline (spec_aug, spec_sub). Everything
+drawn comes from the `rng` of the visit, so that a visit can be repeated.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from osum_echat import audio
 from osum_echat.errors import ConfigError, InputError
+from osum_echat.records import Turn
 
 LONGEST_TIME_MASK, LONGEST_BAND_MASK, LONGEST_SUBSTITUTE = 50, 10, 30  # frames, mel bins, frames
 _KEPT_SOUNDS = 64
@@ -50,6 +52,16 @@ class AugmentSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ClipSettings:
+    """How the clips of a training vary, and how many of them stay in memory."""
+
+    time_masks: int = 0  # stretches of a clip set to zero, of up to 50 frames (upstream: 2)
+    band_masks: int = 0  # bands of a clip set to zero, of up to 10 mel bins (upstream: 2)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    cache_mb: int = 0  # features kept in memory in half precision; 0 = none, full precision
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """What is done to the sound of a clip at one visit."""
 
@@ -62,6 +74,9 @@ class Change:
     def length(self, samples: int) -> int:
         """How many samples are left of so many."""
         return samples if self.speed == 1.0 else -(-samples * 16_000 // round(16_000 * self.speed))
+
+
+PLAIN = Change()
 
 
 class Augmenter:
@@ -168,3 +183,77 @@ def _sound(path: Path) -> Tensor:
     if not float(samples.abs().max()):
         raise InputError(f"{path}: silent; leave it out of the list of noises or rooms")
     return samples
+
+
+@dataclass(frozen=True, slots=True)
+class PendingClip:
+    """A turn's sound at one visit, not decoded yet."""
+
+    turn: Turn
+    frames: int  # as its header promises
+    change: Change
+    mask: float | None  # seed of the masks
+
+
+class ClipReader:
+    """Features of a turn's audio, kept in memory up to a limit, changed at random by setting.
+
+    With a cache every clip goes through half precision, kept or not, so that a training that was
+    stopped sees the same numbers as one that was not.
+    """
+
+    def __init__(self, settings: ClipSettings, mels: int) -> None:
+        self.settings = settings
+        self.mels = mels
+        self.augmenter = Augmenter(settings.augment)
+        self._kept: dict[tuple[Path, tuple[float, float] | None], Tensor] = {}
+        self._free_bytes = settings.cache_mb * 2**20
+
+    def draft(self, turn: Turn, rng: random.Random) -> PendingClip:
+        """What a clip will be, without decoding it. Raises InputError for what is no audio."""
+        seed = rng.random() if self._masks else None
+        change = self.augmenter.draw(rng) if self.settings.augment.changes_sound else PLAIN
+        kept = self._kept.get(self._name(turn)) if change == PLAIN else None
+        if kept is not None:
+            return PendingClip(turn, len(kept), change, seed)
+        assert turn.audio is not None, "asked for the clip of a turn without audio"
+        samples = audio.length(turn.audio, audio.SAMPLE_RATE_HZ, turn.segment_s)
+        return PendingClip(turn, change.length(samples) // audio.HOP_SAMPLES, change, seed)
+
+    def read(self, clip: PendingClip) -> tuple[Tensor, tuple[audio.Finding, ...]]:
+        """(frames, mels) float32, and what was found when it was decoded.
+
+        Raises InputError for audio that cannot be used.
+        """
+        name = self._name(clip.turn) if clip.change == PLAIN else None
+        kept = self._kept.get(name) if name else None
+        findings: tuple[audio.Finding, ...] = ()
+        if kept is None:
+            kept, findings = self._features(clip)
+            if name and kept.nbytes <= self._free_bytes:
+                self._kept[name] = kept
+                self._free_bytes -= kept.nbytes
+        features = kept.float()
+        if clip.mask is None:
+            return features, findings
+        masked, rng = features.clone(), random.Random(clip.mask)
+        mask(masked, rng, self.settings.time_masks, self.settings.band_masks)
+        substitute(masked, rng, self.settings.augment.substitutes)
+        return masked, findings
+
+    @property
+    def _masks(self) -> int:
+        settings = self.settings
+        return settings.time_masks + settings.band_masks + settings.augment.substitutes
+
+    def _name(self, turn: Turn) -> tuple[Path, tuple[float, float] | None]:
+        return (turn.audio if isinstance(turn.audio, Path) else Path()), turn.segment_s
+
+    def _features(self, clip: PendingClip) -> tuple[Tensor, tuple[audio.Finding, ...]]:
+        assert clip.turn.audio is not None
+        sound = audio.read(clip.turn.audio, segment_s=clip.turn.segment_s)
+        samples = sound.samples
+        if clip.change != PLAIN:
+            samples = self.augmenter.apply(samples, clip.change)
+        features = audio.log_mel(samples, self.mels)
+        return features.half() if self.settings.cache_mb else features, sound.findings
