@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from osum_echat.errors import InputError
+from osum_echat.models.int8 import Int8Linear
 
 ROOM_TOKENS = 256  # places that a cache gains at a time
 SMALL_WEIGHTS = 2**20  # up to here, weights that read the same input are worth a joint copy
@@ -251,6 +252,8 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _side_by_side(*modules: Any) -> Map:
     """What linear layers make of one input, side by side: small ones in one operation."""
+    if isinstance(modules[0], Int8Linear) and modules[0].joint:
+        return modules[0].joint[0]
     is_plain = all(map(_is_plain, modules))
     if not is_plain or sum(module.weight.numel() for module in modules) > SMALL_WEIGHTS:
         return lambda state: torch.cat([module(state) for module in modules], dim=-1)

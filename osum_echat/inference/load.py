@@ -1,7 +1,7 @@
 """Loads a model to answer with: network, tokenizer, generation settings, voice and prompts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.generation.batch_engine import BatchEngine
 from osum_echat.generation.sampling import NoLoops, Sampling
 from osum_echat.inference.talker import Talker
-from osum_echat.models import checkpoint, int8, pretrained
+from osum_echat.models import checkpoint, int8, lora, pretrained
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.settings import read_settings
 from osum_echat.paths import PUBLISHED_PROMPTS
@@ -24,7 +24,10 @@ from osum_echat.token2wav.model import VOICE_FILE, Token2Wav
 from osum_echat.vocab import TEXT_END, Vocab
 
 KINDS = ("label", "natural", "both", "either")
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.bfloat16}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+INT8, AUTO = "int8", "auto"
+CPU_DTYPE = "cpu_dtype"         # of model.yaml: what `auto` is on a CPU
+LARGEST_BESIDE_BYTES = 2**30    # in float32, beside int8 weights; what is larger stays in bfloat16
 ENDS = (TEXT_END, "<|endoftext|>")  # what an LLM's eos_token_id may be: chat models, base models
 PROMPTS_FILE = "prompts.yaml"
 PUBLISHED_LANGUAGE = "chinese"
@@ -81,7 +84,7 @@ class LoadOptions:
     token2wav: str | Path | None = None
     voice: str | Path | None = None
     talker: str | Path | None = None    # none: the model speaks itself
-    dtype: str = "auto"
+    dtype: str = AUTO
     keep_lora: bool = False
 
 
@@ -107,9 +110,12 @@ def load(
     speaks: with its voice; share: a loaded model whose voice and equal weights are used. Raises
     CheckpointError naming what is missing or wrong.
     """
-    if wanted.dtype == "int8" and (place.type != "cpu" or wanted.keep_lora):
-        raise InputError("dtype int8: only on a CPU, and with LoRA merged; choose bf16")
     found = pretrained.find(wanted.source, wanted.config)
+    if wanted.dtype == AUTO and place.type == "cpu" and not wanted.keep_lora:
+        wanted = replace(wanted, dtype=str(found.settings_yaml().get(CPU_DTYPE, AUTO)))
+    shrinks = wanted.dtype == INT8
+    if shrinks and (place.type != "cpu" or wanted.keep_lora):
+        raise InputError("dtype int8: only on a CPU, and with LoRA merged; choose bf16")
     generation, settings = GenerationSettings.of(found), read_settings(found.settings)
     # The small parts first: what is wrong with them is told before gigabytes are read.
     vocab = _vocab(Path(wanted.tokenizer) if wanted.tokenizer else found.tokenizer(), settings)
@@ -120,23 +126,36 @@ def load(
     network = checkpoint.load(
         found.weights, settings, dtype, device=place,
         keep_lora=wanted.keep_lora, share=share.network if share else None,
+        as_stored=int8.SHRUNK if shrinks else None,
     )  # fmt: skip
-    if wanted.dtype == "int8":
-        int8.shrink(network)
+    if shrinks:
+        changes = {}
+        if settings.lora is not None:
+            stored = checkpoint.read_weights(found.weights, settings.tied)
+            changes = lora.changes(stored, settings.lora)
+        int8.shrink(network, changes)
     return LoadedModel(found.home, network, vocab, generation, voice, _prompts(found), talker)
 
 
 def pick_dtype(name: str, place: torch.device, weights: Path, tied: bool = True) -> torch.dtype:
-    """The type to compute in. auto: float32 on a CPU that has the memory for it, bfloat16 else."""
+    """The type to compute in. auto: float32 on a CPU that has the memory for it, bfloat16 else.
+
+    int8: of what is beside the shrunk weights.
+    """
     if name in DTYPES:
         return DTYPES[name]
-    if name != "auto":
-        raise InputError(f"dtype {name!r}: choose one of auto, {', '.join(DTYPES)}")
+    if name not in (AUTO, INT8):
+        raise InputError(f"dtype {name!r}: choose one of auto, {', '.join(DTYPES)}, int8")
     if place.type != "cpu":
         return torch.bfloat16
-    stored = checkpoint.read_weights(weights, tied).values()
-    needed = torch.float32.itemsize * sum(math.prod(one.shape) for one in stored)
-    free = devices.free_memory_bytes()
+    sizes = {
+        key: torch.float32.itemsize * math.prod(one.shape)
+        for key, one in checkpoint.read_weights(weights, tied).items()
+    }
+    if name == INT8:
+        beside = sum(size for key, size in sizes.items() if not int8.SHRUNK.fullmatch(key))
+        return torch.float32 if beside <= LARGEST_BESIDE_BYTES else torch.bfloat16
+    needed, free = sum(sizes.values()), devices.free_memory_bytes()
     if free is None or needed < MOST_OF_MEMORY * free:
         return torch.float32
     LOG.warning(

@@ -315,12 +315,14 @@ def load(
     device: torch.device | str = "cpu",
     keep_lora: bool = False,
     share: EChatModel | None = None,
+    as_stored: re.Pattern[str] | None = None,
 ) -> EChatModel:
     """A model in eval mode from a directory of ours, a published file, or DeepSpeed's directory.
 
     settings: None reads the YAML beside the weights; dtype: None keeps the stored types; keep_lora:
     leave LoRA layers as they are instead of merging them; share: a loaded model (for answering, not
-    training) whose weights stand in for equal ones, so that these are in memory once.
+    training) whose weights stand in for equal ones, so that these are in memory once; as_stored:
+    the names of weights that keep their stored type.
 
     Weights on the CPU that need no conversion stay mapped to their file (see weights). Raises one
     CheckpointError that names what is missing, unexpected, mis-shaped or not finite, or the file
@@ -340,7 +342,11 @@ def load(
         found = lora.merged(found, settings.lora)
         settings = replace(settings, lora=None)
     model = empty_model(settings, path)
-    _fill(path, model, found, dtype, torch.device(device), share)
+    types = {
+        name: dtype
+        for name in found if as_stored is None or not as_stored.fullmatch(name)
+    }  # fmt: skip
+    _fill(path, model, found, types, torch.device(device), share)
     return model.eval()
 
 
@@ -353,18 +359,21 @@ def _fill(
     path: Path,
     model: EChatModel,
     found: dict[str, Tensor],
-    dtype: torch.dtype | None,
+    types: Mapping[str, torch.dtype | None],
     device: torch.device,
     share: EChatModel | None,
 ) -> None:
-    """Give a model without memory its weights, one after the other."""
+    """Give a model without memory its weights, one after the other.
+
+    types: of the weights by name; None, or not there: as stored.
+    """
     expected = own_weights(model)
     weights.check(path, expected, found, OTHER_MODEL)
     twins = own_weights(share) if share is not None else {}
     ready: dict[str, Tensor] = {}
     broken = []
     for name in logs.progress(expected, f"loading {path.name}", len(expected)):
-        value = found.pop(name).to(device=device, dtype=dtype)
+        value = found.pop(name).to(device=device, dtype=types.get(name))
         if not weights.is_finite(value):
             broken.append(f"{name} {list(value.shape)}")
         twin = twins.get(name)

@@ -102,6 +102,7 @@ class EChatModel(nn.Module):
         self.speech_noise = 0.0  # in training: share of speech codes that are read as random ones
         self.runs_in: torch.dtype | None = None  # what the LLM's layers hand on; None: as embedded
         self.shares_start = False
+        self.text_head: nn.Module | None = None  # in the LLM's place for a few rows; see int8
         self.llm = build_llm(settings.llm)
         if settings.lora is not None:
             add_layers(self.llm, settings.lora)
@@ -307,7 +308,7 @@ class EChatModel(nn.Module):
 
     def logits_text(self, hidden: Tensor) -> Tensor:
         """hidden: (..., width). Returns (..., text rows)."""
-        return self.llm.lm_head(hidden)
+        return (self.text_head or self.llm.lm_head)(hidden)
 
     def logits_speech(self, hidden: Tensor) -> Tensor:
         """hidden: (..., width). Returns (..., speech codes + 1): codes, then the speech edge."""

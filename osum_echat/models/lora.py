@@ -58,34 +58,48 @@ def is_trained_with(names: Mapping[str, object]) -> bool:
     return any(name.endswith(DOWN) for name in names)
 
 
-def merged(weights: Mapping[str, Tensor], settings: LoraSettings) -> dict[str, Tensor]:
-    """The weights of the plain model that computes the same.
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """A weight, (out, in), and its LoRA layers: scale times up, (out, rank), @ down, (rank, in)."""
 
-    A merged weight is added up in float32 and rounded once, to the type of its base.
-    """
+    base: Tensor
+    down: Tensor
+    up: Tensor
+    scale: float
+
+    def merged(self) -> Tensor:
+        """The changed weight, added up in float32 and rounded once, to the type of its base."""
+        change = self.up.float() @ self.down.float()
+        whole = self.base.to(torch.float32, copy=True).add_(change, alpha=self.scale)
+        return whole.to(self.base.dtype)
+
+
+def changes(weights: Mapping[str, Tensor], settings: LoraSettings) -> dict[str, Change]:
+    """The layers that LoRA changes, by name. Raises CheckpointError for what does not fit."""
     found = {}
-    for name, value in weights.items():
-        if name.endswith((DOWN, UP)):
-            continue
-        target = name.removesuffix(f"{BASE}weight")
-        if target == name or f"{target}{DOWN}" not in weights:
-            found[name.replace(BASE, ".")] = value
+    for name in weights:
+        target = name.removesuffix(DOWN)
+        if target == name:
             continue
         if f"{target}{UP}" not in weights:
             raise CheckpointError(f"{target}: lora_A without lora_B; copy the model again")
-        down, up = weights[f"{target}{DOWN}"], weights[f"{target}{UP}"]
-        found[f"{target}.weight"] = _merged(target, value, down, up, settings)
+        base, down, up = (weights[f"{target}{end}"] for end in (f"{BASE}weight", DOWN, UP))
+        fits = (up.shape[:1], down.shape[1:]) == (base.shape[:1], base.shape[1:])
+        if not fits or down.shape[0] != settings.rank or up.shape[1] != settings.rank:
+            raise CheckpointError(
+                f"{target}: lora_A {list(down.shape)} and lora_B {list(up.shape)} do not fit the "
+                f"base {list(base.shape)} and rank {settings.rank}; see lora_rank or lora.rank in "
+                "the settings"
+            )
+        found[target] = Change(base, down, up, settings.alpha / settings.rank)
     return found
 
 
-def _merged(target: str, base: Tensor, down: Tensor, up: Tensor, settings: LoraSettings) -> Tensor:
-    rank, fits = settings.rank, (up.shape[:1], down.shape[1:]) == (base.shape[:1], base.shape[1:])
-    if not fits or down.shape[0] != rank or up.shape[1] != rank:
-        raise CheckpointError(
-            f"{target}: lora_A {list(down.shape)} and lora_B {list(up.shape)} do not fit the base "
-            f"{list(base.shape)} and rank {rank}; see lora_rank or lora.rank in the settings"
-        )
-    change = up.float() @ down.float()
-    whole = base.to(torch.float32, copy=True).add_(change, alpha=settings.alpha / rank)
-    return whole.to(base.dtype)
-
+def merged(weights: Mapping[str, Tensor], settings: LoraSettings) -> dict[str, Tensor]:
+    """The weights of the plain model that computes the same."""
+    known = changes(weights, settings)
+    plain = {
+        name.replace(BASE, "."): value
+        for name, value in weights.items() if not name.endswith((DOWN, UP))
+    }  # fmt: skip
+    return plain | {f"{name}.weight": change.merged() for name, change in known.items()}

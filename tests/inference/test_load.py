@@ -100,3 +100,13 @@ def test_the_ctc_weight_is_read_under_its_old_key_too(model_directory, tmp_path:
     path.write_text(yaml.safe_dump(settings | {key: 0.7}))
     found = load.pretrained.find(model_directory, path)
     assert load.GenerationSettings.of(found).ctc_weight == 0.7
+
+
+def test_int8_weights_can_be_a_models_own_choice_on_a_cpu(model_directory, tmp_path: Path):
+    settings = yaml.safe_load((model_directory / "model.yaml").read_text())
+    path = tmp_path / "model.yaml"
+    path.write_text(yaml.safe_dump(settings | {"cpu_dtype": "int8"}))
+    small = EChat.load(model_directory, device="cpu", speaks=False, config=path).network
+    assert small.text_head is not None and small.dtype == torch.float32
+    whole = EChat.load(model_directory, device="cpu", speaks=False, config=path, dtype="fp32")
+    assert whole.network.text_head is None

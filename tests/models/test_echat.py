@@ -6,11 +6,12 @@ from torch import nn
 from torch.nn import functional
 
 from osum_echat.errors import ConfigError, InputError
+from osum_echat.generation.kv_cache import CachedLLM
 from osum_echat.inference.assistant import EChat
 from osum_echat.models import int8
 from osum_echat.models.echat import LEAST_SHARED, EChatModel, EChatSettings, common_start
 from osum_echat.models.int8 import Int8Linear
-from osum_echat.models.lora import LoraSettings
+from osum_echat.models.lora import Change, LoraSettings
 from osum_echat.sequence import IGNORED, collate, pack
 from tests.tiny_network import LLM, SETTINGS, VOCAB, network, row
 
@@ -152,6 +153,16 @@ def test_an_llm_of_another_kind_is_refused():
         EChatSettings(SETTINGS.encoder, SETTINGS.adapter, {**LLM, "tie_word_embeddings": "no"})
 
 
+def made_of_four_bits(rows: int, width: int) -> nn.Linear:
+    """A layer whose weight has 16 values in each 32 of a row."""
+    steps, least = torch.rand(rows, width // 32, 1) * 0.01 + 1e-3, -torch.rand(rows, 1, 1) * 0.1
+    levels = torch.randint(0, 16, (rows, width // 32, 32))
+    levels[..., :2] = torch.tensor([0, 15])
+    layer = nn.Linear(width, rows)
+    layer.weight.data = (least + steps * levels).view(rows, width).half().float()
+    return layer
+
+
 @pytest.mark.parametrize(("shape", "bias"), [((1, 1, 64), True), ((90, 64), False)])
 def test_a_layer_is_as_near_as_int8_and_bfloat16_can_be(shape, bias):
     torch.manual_seed(1)
@@ -159,19 +170,58 @@ def test_a_layer_is_as_near_as_int8_and_bfloat16_can_be(shape, bias):
     with torch.no_grad():
         layer.weight[3] = 0.0
     states = torch.randn(shape)
-    wanted, made = layer(states), Int8Linear(layer)(states.bfloat16())
+    (small,) = int8.shrunk([layer], [None])
+    wanted, made = layer(states), small(states.bfloat16())
     assert made.dtype == torch.bfloat16 and made.shape == wanted.shape
     assert (made.float() - wanted).norm() < 0.015 * wanted.norm()
+
+
+def test_a_weight_that_was_made_of_four_bits_keeps_them_and_its_lora_layers():
+    torch.manual_seed(1)
+    layers = [made_of_four_bits(rows, 128) for rows in (128, 64)]
+    assert int8.four_bits(torch.randn(64, 128)) is None
+    states = torch.randn(3, 2, 128)
+    change = Change(layers[0].weight.data, torch.randn(4, 128), torch.randn(128, 4), 0.5)
+    wanted = [layer(states) for layer in layers]
+    wanted[0] = wanted[0] + 0.5 * states @ change.down.T @ change.up.T
+    small = int8.shrunk(layers, [change, None])
+    assert all(one.numbers.dtype == torch.uint8 for one in small)
+    for one, made in zip(wanted, [layer(states) for layer in small], strict=True):
+        assert made.dtype == torch.float32 and (made - one).norm() < 0.006 * one.norm()
+    joint = small[0].joint[0](states)
+    assert torch.allclose(joint, torch.cat([layer(states) for layer in small], -1), atol=1e-5)
 
 
 def test_only_the_blocks_of_the_llm_shrink():
     model = network().bfloat16()
     before = model.llm.lm_head.weight
-    count = sum(isinstance(one, nn.Linear) for one in model.llm.model.layers.modules())
+    layers = [one for one in model.llm.model.layers.modules() if isinstance(one, nn.Linear)]
+    odd = sum(one.in_features % 16 > 0 for one in layers)
     int8.shrink(model)
-    assert sum(isinstance(one, Int8Linear) for one in model.modules()) == count > 0
-    assert not any(isinstance(one, nn.Linear) for one in model.llm.model.layers.modules())
+    kinds = [type(one) for one in model.llm.model.layers.modules()]
+    assert kinds.count(Int8Linear) == len(layers) - odd > 0 and kinds.count(nn.Linear) == odd
     assert model.llm.lm_head.weight is before and model.dtype == torch.bfloat16
+    assert model.text_head is None
+
+
+def test_the_logits_of_a_shrunk_model_stay_near_those_in_float32():
+    torch.manual_seed(1)
+    model, steps = network(), torch.randn(12, network().speech_head.in_features)
+    with torch.inference_mode():
+        whole = CachedLLM(model.llm, [steps[:8]])
+        wanted = [model.logits_text(whole.state)]
+        for step in steps[8:]:
+            whole.step(step[None])
+            wanted.append(model.logits_text(whole.state))
+        int8.shrink(model)
+        small = CachedLLM(model.llm, [steps[:8]])
+        made = [model.logits_text(small.state)]
+        for step in steps[8:]:
+            small.step(step[None])
+            made.append(model.logits_text(small.state))
+    assert model.text_head is not None
+    for one, other in zip(wanted, made, strict=True):
+        assert (other - one).norm() < 0.05 * one.norm()
 
 
 def test_an_assistant_answers_with_int8_weights(model_directory, question_wav):
