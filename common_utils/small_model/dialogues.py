@@ -28,6 +28,7 @@ from common_utils.small_model.topics import (
 )
 from common_utils.tiny_world.manner import EVENTS as WORLD_EVENTS
 from common_utils.tiny_world.world import load_world
+from osum_echat.inference import safety
 from osum_echat.records import Labels
 
 SIZES = {  # examples of each source
@@ -339,9 +340,10 @@ def from_safety(size: int, rng: Random) -> Iterator[Example]:
     """Crisis and abuse."""
     rows = manner.read("safety")
     said = [(kind, text) for kind, raw in rows.items() for text in parts(raw["say"])]
+    replies = {rule.kind: rule.replies for rule in safety.rules("english")}
     feels = {
         "selfharm": "SAD",
-        "overdose": "FEAR",
+        "danger": "FEAR",
         "abuse": "SAD FEAR",
         "violence": "ANGER",
         "insult": "ANGER",
@@ -356,7 +358,7 @@ def from_safety(size: int, rng: Random) -> Iterator[Example]:
         labels = replace(voice(emotion, rng), style="SOFT" if kind in CARING else "CALM")
         if labels.event == "LAUGH":
             labels = replace(labels, event=manner.NO_EVENT)
-        reply = rng.choice(parts(raw["reply"]))
+        reply = rng.choice(replies[kind])
         if kind in ("selfharm", "abuse") and rng.random() < 0.3:
             reply = joined(rng.choice(manner.openings()["emotion"]["SAD"]), reply)
         question = text.rstrip(".?!")

@@ -92,10 +92,10 @@ def can_be_read(sentence: str, known: frozenset[str]) -> bool:
     )
 
 
-def espeak(parts: Path) -> Speaker:
+def espeak(parts: Path, split: str = "train") -> Speaker:
     """All voices, ages and feelings of the tiny world that espeak-ng speaks."""
     engine = voices.Espeak(AssetPaths(parts))
-    people = [one for one in voices.all_voices("train") if one.engine == voices.ESPEAK]
+    people = [one for one in voices.all_voices(split) if one.engine == voices.ESPEAK]
     moods = sorted(effects.DELIVERIES)
 
     def say(text: str, rng: Generator) -> Said:
@@ -130,11 +130,11 @@ def hibari(parts: Path) -> Speaker:
     return say
 
 
-def kokoro(parts: Path) -> Speaker:
-    """Kokoro's English voices but the held-out ones, alone and mixed, at any rate."""
+def kokoro(parts: Path, held_out: bool = False) -> Speaker:
+    """Kokoro's English voices but the held-out ones, or these, alone and mixed, at any rate."""
     folder = parts / "kokoro_voices"
     names = [one.stem for one in sorted(folder.glob("[ab][fm]_*.bin"))]
-    names = [one for one in names if one not in texts.HELD_OUT_VOICES]
+    names = [one for one in names if (one in texts.HELD_OUT_VOICES) == held_out]
     if not names:
         raise InputError(f"{folder}: no voices; run small_model.parts")
     tables = {

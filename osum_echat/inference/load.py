@@ -12,11 +12,14 @@ from osum_echat import logs
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.generation.batch_engine import BatchEngine
 from osum_echat.generation.sampling import NoLoops, Sampling
+from osum_echat.inference import recognizer, safety
+from osum_echat.inference.recognizer import RecognizerSettings
 from osum_echat.inference.talker import Talker
 from osum_echat.models import checkpoint, int8, lora, pretrained
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.settings import read_settings
 from osum_echat.paths import PUBLISHED_PROMPTS
+from osum_echat.settings import parse
 from osum_echat.tasks import Prompts
 from osum_echat.thinking import CHINESE, LabelTemplate, template_named
 from osum_echat.token2wav import model
@@ -33,6 +36,7 @@ PROMPTS_FILE = "prompts.yaml"
 PUBLISHED_LANGUAGE = "chinese"
 MOST_OF_MEMORY = 0.8
 NO_TALKER = "none"
+RECOGNIZER = "recognizer"
 CTC_WEIGHT, OLD_CTC_WEIGHT = "ctc_weight", "hearing"     # the old key: in models made before
 LOG = logs.logger(__name__)
 Own = TypeVar("Own", Sampling, NoLoops)
@@ -46,7 +50,8 @@ class GenerationSettings:
     was trained to one, and nothing is forced); template: chinese or english; text, speech: its own
     sampling; text_loop: what keeps its text out of loops, None: nothing; ctc_weight: of the CTC
     prefix score beside the LLM while the user's words are written, for a model trained with the CTC
-    loss, 0: none.
+    loss, 0: none; recognizer: how one whose CTC spells decides what it heard;
+    safety: the language of the rules that answer crisis and abuse, None: there are none.
     """
 
     thinking: str = "label"
@@ -55,6 +60,8 @@ class GenerationSettings:
     speech: Sampling | None = None
     text_loop: NoLoops | None = None
     ctc_weight: float = 0.0
+    recognizer: RecognizerSettings = recognizer.SETTINGS
+    safety: str | None = None
 
     @classmethod
     def of(cls, found: pretrained.ModelFiles) -> "GenerationSettings":
@@ -71,6 +78,8 @@ class GenerationSettings:
             _own(Sampling, own, "speech", f"{path}: sampling"),
             _own(NoLoops, raw, "text_loop", f"{path}: settings"),
             _weight(raw.get(CTC_WEIGHT, raw.get(OLD_CTC_WEIGHT, 0.0)), f"{path}: {CTC_WEIGHT}"),
+            parse(RecognizerSettings, raw.get(RECOGNIZER) or {}, f"{path}: {RECOGNIZER}"),
+            _language(raw.get("safety"), path),
         )
 
 
@@ -237,6 +246,17 @@ def _own(kind: type[Own], raw: dict[str, Any], name: str, where: str) -> Own | N
         return kind(**raw[name])
     except (TypeError, ConfigError) as error:
         raise ConfigError(f"{where}.{name}: {error}") from error
+
+
+def _language(raw: object, path: Path) -> str | None:
+    """The language of the rules of safety, if there are some. Raises ConfigError."""
+    if raw is None:
+        return None
+    try:
+        safety.rules(str(raw))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return str(raw)
 
 
 def _weight(raw: object, where: str) -> float:

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from osum_echat.data.prepare import as_words
 from osum_echat.errors import ConfigError
-from osum_echat.generation.ctc_beam import Weights, beam_search, llm_scores, total, without
+from osum_echat.generation.ctc_beam import (
+    NEVER,
+    Weights,
+    beam_search,
+    llm_scores,
+    total,
+    without,
+)
 from osum_echat.models.echat import EChatModel
 from osum_echat.records import Labels
 from osum_echat.tasks import Task
@@ -22,12 +29,36 @@ from osum_echat.thinking import VALUES, LabelTemplate, label_thought
 from osum_echat.vocab import Pieces, Vocab
 
 OPENING = "<|im_start|>user\n"  # what the LLM reads before the words
-SURE = {"event": -1.0, "emotion": -3.0, "age": -9.0, "gender": -9.0}  # log probability at least
 PLAIN = {"event": "OTHER", "emotion": "NEUTRAL", "age": "ADULT", "gender": "MALE"}  # else
 NO_VOICE = "NOISE"  # the label of a clip in which nobody speaks
-NO_VOICE_SURE = -0.7
-WEIGHTS = Weights()
 VOCABULARIES = 4  # whose pieces are remembered
+
+
+@dataclass(frozen=True, slots=True)
+class RecognizerSettings:
+    """How words and labels are decided: `recognizer` in model.yaml, chosen on recordings of people.
+
+    llm, word: what the LLM's log probability and each word count beside the CTC's 1; event,
+    emotion, age, gender: log probability that a label has at some step, at least, to be told;
+    no_voice: that NOISE has where nobody speaks; words: mean log probability of the spelling steps,
+    below which there are no words but a guess.
+    """
+
+    llm: float = 0.4
+    word: float = 0.8
+    event: float = -1.0
+    emotion: float = -3.0
+    age: float = -9.0
+    gender: float = -9.0
+    no_voice: float = -0.7
+    words: float = -9.0
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(self.llm, self.word)
+
+
+SETTINGS = RecognizerSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +97,28 @@ class Recognition:
 
 @torch.inference_mode()
 def recognize(
-    network: EChatModel, vocab: Vocab, mel: Tensor, weights: Weights = WEIGHTS
+    network: EChatModel, vocab: Vocab, mel: Tensor, settings: RecognizerSettings = SETTINGS
 ) -> Recognition:
     """The words and labels of one clip; mel: (frames, mel).
 
     Raises ConfigError for a model whose CTC has no classes of its own (model.yaml: ctc).
+    """
+    log_probs, names = heard(network, mel)
+    found = labels(log_probs, names, settings)
+    spelt = ""
+    if not is_without_voice(log_probs, names, settings.no_voice):
+        spelling = without(log_probs, [*names.values()])
+        if sureness(spelling) >= settings.words:
+            spelt = words(network, vocab, spelling, settings.weights)
+    if not spelt:
+        found = {kind: name for kind, name in found.items() if kind == "event"}
+    return Recognition(spelt, found)
+
+
+def heard(network: EChatModel, mel: Tensor) -> tuple[Tensor, dict[str, int]]:
+    """What the CTC makes of one clip, (steps, classes + 1), and the class of each label.
+
+    mel: (frames, mel). Raises ConfigError for a model whose CTC has no classes of its own.
     """
     settings = network.settings.ctc
     if settings is None:
@@ -78,51 +126,79 @@ def recognize(
     mel = mel.to(network.device)
     lengths = torch.tensor([len(mel)], device=mel.device)
     steps, _ = network.encode_audio_alone(mel[None], lengths)
-    log_probs = network.ctc_log_probs(steps[0]).cpu()
     names = {name: settings.pieces + place for place, name in enumerate(settings.labels)}
-    found = labels(log_probs, names)
-    spelt = "" if is_without_voice(log_probs, names) else words(
-        network, vocab, without(log_probs, [*names.values()]), weights
-    )
-    if not spelt:
-        found = {kind: name for kind, name in found.items() if kind == "event"}
-    return Recognition(spelt, found)
+    return network.ctc_log_probs(steps[0]).cpu(), names
+
+
+def sureness(log_probs: Tensor) -> float:
+    """Mean log probability of the steps that spell; log_probs: (steps, pieces + 1)."""
+    best, classes = log_probs.max(1)
+    spelt = best[classes < log_probs.shape[1] - 1]
+    return float(spelt.mean()) if len(spelt) else NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A text that may have been said, and the log probabilities of CTC and LLM."""
+
+    text: str
+    ctc: float
+    llm: float
+
+    def worth(self, weights: Weights) -> float:
+        return total(self.ctc, self.llm, len(self.text.split()), weights)
+
+
+def candidates(network: EChatModel, vocab: Vocab, log_probs: Tensor) -> list[Candidate]:
+    """The texts that the CTC finds likeliest, if it hears any; log_probs: (steps, pieces + 1)."""
+    texts = [(one, vocab.decode(one.ids).strip()) for one in beam_search(log_probs)]
+    spoken = [(one, text) for one, text in texts if text]
+    if not spoken or not texts[0][1]:
+        return []
+    rows = [vocab.encode(f" {text}") for _, text in spoken]
+    scores = llm_scores(network.llm, vocab.encode(OPENING), rows)
+    return [
+        Candidate(text, one.score, score)
+        for (one, text), score in zip(spoken, scores, strict=True)
+    ]  # fmt: skip
 
 
 def words(network: EChatModel, vocab: Vocab, log_probs: Tensor, weights: Weights) -> str:
     """The text that CTC and LLM together like best; log_probs: (steps, pieces + 1)."""
-    texts = [(one, vocab.decode(one.ids).strip()) for one in beam_search(log_probs)]
-    spoken = [(one, text) for one, text in texts if text]
-    if not spoken or not texts[0][1]:
-        return ""
-    rows = [vocab.encode(f" {text}") for _, text in spoken]
-    scores = llm_scores(network.llm, vocab.encode(OPENING), rows)
-    worth = [
-        total(one.score, score, len(text.split()), weights)
-        for (one, text), score in zip(spoken, scores, strict=True)
-    ]
-    return spoken[worth.index(max(worth))][1]
+    found = candidates(network, vocab, log_probs)
+    return max(found, key=lambda one: one.worth(weights)).text if found else ""
 
 
-def labels(log_probs: Tensor, names: Mapping[str, int]) -> dict[str, str]:
+def labels(
+    log_probs: Tensor, names: Mapping[str, int], settings: RecognizerSettings = SETTINGS
+) -> dict[str, str]:
     """Of each kind the label that some step is surest of, where that is sure enough.
 
     log_probs: (steps, classes + 1); names: the class of each label.
     """
+    surest = ((kind, *one) for kind, one in surest_labels(log_probs, names).items())
+    return {kind: name for kind, name, score in surest if score > getattr(settings, kind)}
+
+
+def surest_labels(
+    log_probs: Tensor, names: Mapping[str, int]
+) -> dict[str, tuple[str, float]]:
+    """Of each kind that the model knows, the label that some step is surest of, and how sure."""
     best, found = log_probs.amax(0), {}
     for kind, values in VALUES.items():
         known: Sequence[str] = sorted(values & names.keys())
         if known:
             name = max(known, key=lambda one: float(best[names[one]]))
-            if best[names[name]] > SURE[kind]:
-                found[kind] = name
+            found[kind] = (name, float(best[names[name]]))
     return found
 
 
-def is_without_voice(log_probs: Tensor, names: Mapping[str, int]) -> bool:
+def is_without_voice(
+    log_probs: Tensor, names: Mapping[str, int], sure: float = SETTINGS.no_voice
+) -> bool:
     """Whether a step is sure that nobody speaks."""
     place = names.get(NO_VOICE)
-    return place is not None and float(log_probs[:, place].max()) > NO_VOICE_SURE
+    return place is not None and float(log_probs[:, place].max()) > sure
 
 
 @lru_cache(maxsize=VOCABULARIES)

@@ -211,10 +211,9 @@ class GivenText:
     """The answer of a task that speaks given words: they are known before it begins."""
 
     thought = None
-    labels = Labels()
 
-    def __init__(self, words: str, heard: str | None = None) -> None:
-        self.text, self.heard = without_labels(words), heard
+    def __init__(self, words: str, heard: str | None = None, style: str | None = None) -> None:
+        self.text, self.heard, self.labels = without_labels(words), heard, Labels(style=style)
         self._is_told = False
 
     def push(self, text: str) -> list[Event]:

@@ -14,6 +14,7 @@ from osum_echat.errors import InputError
 from osum_echat.generation.decoder import Answer, Limits
 from osum_echat.generation.kv_cache import check_length
 from osum_echat.generation.sampling import PRESETS, AllowedAfter, OnlyIds, Rule
+from osum_echat.inference import safety
 from osum_echat.inference.load import LoadedModel
 from osum_echat.inference.recognizer import Recognition, recognize
 from osum_echat.inference.reply import LABEL_FIELDS, Timer
@@ -150,9 +151,14 @@ def prepare(model: LoadedModel, request: Request, seed: int, timer: Timer) -> Re
         answer.stopped_by = "end"       # its words are given: there is nothing for the LLM to do
     opening_ids = model.vocab.encode(request.opening) if request.opening else ()
     parser = _parser(model, request)
-    return RequestState(
+    state = RequestState(
         request, row, answer, parser, seconds, seed, timer, opening_ids, is_silent
     )
+    said = request.recognition.words if request.recognition else words(task, utterance)
+    by_rule = None
+    if task.answers_text and not task.understands:
+        by_rule = safety.answer(model.generation.safety, said, seed)
+    return _given(model, state, by_rule.text, said, by_rule.style) if by_rule else state
 
 
 def nothing_heard(model: LoadedModel, state: RequestState) -> RequestState:
@@ -164,11 +170,19 @@ def nothing_heard(model: LoadedModel, state: RequestState) -> RequestState:
     LOG.warning("task %s: the clip holds no words, so nothing is heard", request.task.name)
     text = "" if request.task.understands else NOTHING_HEARD[model.generation.template.name]
     heard = "" if request.task.transcript or not request.task.understands else None
+    return _given(model, state, text, heard)
+
+
+def _given(
+    model: LoadedModel, state: RequestState, text: str, heard: str | None, style: str | None = None
+) -> RequestState:
+    """The same request with its answer known: a task that speaks reads it out."""
+    request = state.request
     spoken = Request(
         task_for("tts"), (), Utterance("", "tts", Turn(reply_text=text)), None, None, None,
         request.speaks, request.greedy,
     )  # fmt: skip
-    parser = GivenText(text, heard)
+    parser = GivenText(text, heard if request.task.hears else None, style)
     if request.speaks:
         made = prepare(model, spoken, state.seed, state.timer)
         return replace(state, row=made.row, answer=made.answer, parser=parser, opening=())
@@ -270,7 +284,8 @@ def _recognized(
     settings, task = model.network.settings.ctc, request.task
     assert settings is not None, "asked for what a model without a CTC of its own hears"
     mels = [clip for clip in clips if isinstance(clip, Tensor)]
-    found = [recognize(model.network, model.vocab, mel) for mel in mels]
+    own = model.generation.recognizer
+    found = [recognize(model.network, model.vocab, mel, own) for mel in mels]
     given = request.opening
     if task.understands:
         given = found[-1].answer(task)

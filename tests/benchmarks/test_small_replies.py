@@ -1,6 +1,6 @@
 """Claims about the measures of the small model's replies."""
 
-from benchmarks import small
+from benchmarks import small_replies as small
 from osum_echat.records import Labels
 
 VOICE = Labels("ADULT", "MALE", "SAD", "OTHER")

@@ -1,0 +1,197 @@
+"""Chooses how a model decides what it heard, on recordings of people that it was not trained on.
+
+    python -m common_utils.small_model.tune_recognizer --model DIR --words build/ear/people/dev.list
+        [--bursts build/ear/people/bursts_dev.list] [--most 150] [--dry]
+
+The weights of LLM and words are those of the fewest word errors; each threshold of a label is that
+of the most right answers, where what is not told counts as its plain value; below `words` lie as
+many of the clips without words as may be while 1 % of those with words do. They are written as
+`recognizer` into DIR/model.yaml.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import torch
+import yaml
+
+from common_utils.small_model.measure_ear import utterances
+from osum_echat import audio, cli, logs
+from osum_echat.errors import ConfigError
+from osum_echat.files import whole_file
+from osum_echat.generation.ctc_beam import Weights, without
+from osum_echat.inference import recognizer
+from osum_echat.inference.load import RECOGNIZER, LoadedModel, LoadOptions, load
+from osum_echat.inference.recognizer import Candidate, RecognizerSettings
+from osum_echat.metrics import error_rate, normalised_pair
+from osum_echat.models.settings import SETTINGS_FILE
+from osum_echat.records import Labels, Utterance
+from osum_echat.settings import parse, read_mapping
+
+LLM = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+WORD = (-1.0, 0.0, 0.4, 0.8, 1.2, 1.6, 2.0, 3.0, 4.0)
+SURE = (-9.0, -6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.7, -0.4, -0.2, -0.1)
+LOST = 0.01                             # share of clips with words that may count as without
+TRUE_EVENTS = ("LAUGH", "SIGH", "GROAN")
+
+log = logs.logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """What one recording holds and what the ear makes of it.
+
+    said: None where nothing is said; no_voice: how sure a step is of that.
+    """
+
+    said: str | None
+    labels: Labels
+    candidates: tuple[Candidate, ...]
+    surest: dict[str, tuple[str, float]]
+    sureness: float
+    no_voice: float
+
+
+def spread(items: Sequence[Utterance], most: int) -> list[Utterance]:
+    """So many of a list, from all over it."""
+    step = max(1.0, len(items) / most)
+    return [items[int(place * step)] for place in range(min(most, len(items)))]
+
+
+@torch.inference_mode()
+def clip_of(model: LoadedModel, utterance: Utterance) -> Clip:
+    """Hear one recording."""
+    network, user = model.network, utterance.user
+    assert user.audio is not None, "a recording has sound"
+    mel = audio.log_mel(audio.read(user.audio).samples, network.settings.encoder.mels)
+    log_probs, names = recognizer.heard(network, mel)
+    spelling = without(log_probs, [*names.values()])
+    place = names.get(recognizer.NO_VOICE)
+    said = user.text if user.text and user.text.strip() else None
+    return Clip(
+        said, utterance.labels,
+        tuple(recognizer.candidates(network, model.vocab, spelling)) if said else (),
+        recognizer.surest_labels(log_probs, names), recognizer.sureness(spelling),
+        float(log_probs[:, place].max()) if place is not None else recognizer.NEVER,
+    )  # fmt: skip
+
+
+def word_error_rate(clips: Sequence[Clip], weights: Weights) -> float:
+    """Of the texts that these weights prefer."""
+    errors = total = 0
+    for clip in clips:
+        best = max(clip.candidates, key=lambda one: one.worth(weights), default=None)
+        own, words = _errors(clip.said or "", best.text if best else "")
+        errors, total = errors + own, total + words
+    return errors / max(1, total)
+
+
+@cache
+def _errors(said: str, heard: str) -> tuple[int, int]:
+    """Wrong words, and words."""
+    rate = error_rate([normalised_pair(said, heard, "english")])
+    return rate.errors, rate.total
+
+
+def threshold(clips: Sequence[Clip], kind: str, default: float) -> float:
+    """How sure of a label one must be for the most right answers; the default without any truth."""
+    known = [(clip.surest[kind], _truth(clip, kind)) for clip in clips if kind in clip.surest]
+    judged = [(one, truth) for one, truth in known if truth is not None]
+    if len({truth for _, truth in judged}) < 2:
+        return default
+
+    def right(sure: float) -> float:
+        told = [name if score > sure else recognizer.PLAIN[kind] for (name, score), _ in judged]
+        return sum(one == truth for one, (_, truth) in zip(told, judged, strict=True))
+
+    return max(SURE, key=right)
+
+
+def _truth(clip: Clip, kind: str) -> str | None:
+    """What should be told of a clip; None: not known."""
+    label: str | None = getattr(clip.labels, kind)
+    if kind != "event":
+        return label
+    if label in TRUE_EVENTS:
+        return label
+    return recognizer.PLAIN[kind] if clip.said else None
+
+
+def lowest(values: Iterable[float], share: float) -> float:
+    """The value below which lie so few."""
+    order = sorted(values)
+    return order[int(share * len(order))] if order else recognizer.NEVER
+
+
+def tuned(clips: Sequence[Clip], before: RecognizerSettings) -> RecognizerSettings:
+    """The settings that suit these clips best."""
+    spoken = [clip for clip in clips if clip.said]
+    if not spoken:
+        raise ConfigError("no clip with words: weights cannot be chosen")
+    rates = {pair: word_error_rate(spoken, Weights(*pair)) for pair in product(LLM, WORD)}
+    llm, word = min(rates, key=lambda pair: rates[pair])
+    earlier = word_error_rate(spoken, before.weights)
+    log.info("words wrong: %.1f %%, before %.1f %%", 100 * rates[llm, word], 100 * earlier)
+    found = replace(before, llm=llm, word=word)
+    for kind in recognizer.PLAIN:
+        found = replace(found, **{kind: threshold(clips, kind, getattr(before, kind))})
+    highest = -lowest((-clip.no_voice for clip in spoken), LOST)
+    found = replace(
+        found, words=max(-9.0, round(lowest((clip.sureness for clip in spoken), LOST) - 0.01, 3)),
+        no_voice=min(-0.05, round(highest + 0.01, 3)),
+    )  # fmt: skip
+    mute = [clip for clip in clips if clip.said is None and clip.labels.event == "NOISE"]
+    nothing = sum(
+        one.no_voice > found.no_voice or one.sureness < found.words for one in mute
+    )  # fmt: skip
+    log.info("noise: %d of %d told as nothing heard", nothing, len(mute))
+    return found
+
+
+def write(directory: Path, settings: RecognizerSettings) -> None:
+    """Put the settings into a model's YAML."""
+    path = directory / SETTINGS_FILE
+    raw = read_mapping(path) | {RECOGNIZER: asdict(settings)}
+    with whole_file(path) as file:
+        file.write(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True).encode())
+
+
+def tune(chosen: argparse.Namespace) -> None:
+    """Hear the lists, choose, and write."""
+    model = load(LoadOptions(chosen.model), torch.device("cpu"), speaks=False)
+    clips: list[Clip] = []
+    for path in [one for one in (chosen.words, chosen.bursts) if one is not None]:
+        every = list(utterances(path, sys.maxsize))
+        for utterance in logs.progress(spread(every, chosen.most), path.name, chosen.most):
+            clips.append(clip_of(model, utterance))
+    found = tuned(clips, parse(
+        RecognizerSettings, read_mapping(chosen.model / SETTINGS_FILE).get(RECOGNIZER) or {},
+        RECOGNIZER,
+    ))  # fmt: skip
+    logs.out_json(asdict(found))
+    if not chosen.dry:
+        write(chosen.model, found)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", type=Path, required=True, metavar="DIR")
+    add("--words", type=Path, required=True, metavar="LIST", help="recordings with their words")
+    add("--bursts", type=Path, metavar="LIST", help="laughs, sighs, groans and noises")
+    add("--most", type=int, default=150, help="clips of each list")
+    add("--dry", action="store_true", help="choose, but write nothing")
+    chosen = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    return cli.run("tune_recognizer", lambda: tune(chosen))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
