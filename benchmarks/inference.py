@@ -5,7 +5,7 @@
 
 loop: the decoding loop on a random LLM of 2 layers of width 64 (the size of the parity fixture, on
 which upstream's code makes 220 to 295 tokens a CPU second: 8000 cache slots, greedy, no rules),
-one thread, CPU seconds. batch: the small model on 8 of its sample questions, wall and CPU seconds,
+one thread, CPU seconds. batch: the tiny model on 8 of its sample questions, wall and CPU seconds,
 mel to last token, no sound. long: what windows change, against a clip heard at once. joined: word
 errors of clips joined to long ones, beside those of the same clips by themselves. Rounds take turns
 and the best of each case counts, since the machine has other work. busy: first audio by itself and

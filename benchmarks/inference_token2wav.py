@@ -3,7 +3,7 @@
     python -m benchmarks.inference_token2wav [--list FILE [--judge DIR]] [--utterances 100]
                                              [--voice FILE] [--full] [--steps 5 8]
 
-The first table needs only the small model. Without --list, its tokens are random ones; with --judge
+The first table needs only the tiny model. Without --list, its tokens are random ones; with --judge
 (Whisper base, requirements-bench.txt) both sounds of each utterance are heard, too. --voice: what
 it changes in the mel that a recording is prepared, or cut, not solved each time. The second one
 (--full) is of random weights in the published sizes, 10 s of speech with a voice of 5 s, in CPU

@@ -1,4 +1,4 @@
-"""How good the small model is on a fresh test split of the tiny world: prints a table of figures.
+"""How good the tiny model is on a fresh test split of the tiny world: prints a table of figures.
 
     python -m common_utils.tiny_world.make --split test --seed 9 --size 240 --out build/fresh
     python -m benchmarks.tiny_world --data build/fresh/test --judge build/assets/whisper_base
@@ -26,7 +26,8 @@ from common_utils.tiny_world.world import World, load_world, normalise
 from osum_echat import audio, logs
 from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation.reply_emotion import Delivery, delivery, middle
-from osum_echat.inference.assistant import LABEL_FIELDS, TINY, EChat, Reply
+from osum_echat.inference.assistant import LABEL_FIELDS, EChat, Reply
+from osum_echat.paths import TINY
 from osum_echat.records import Turn, Utterance
 from osum_echat.token2wav.voice import SpeechTokenizer
 

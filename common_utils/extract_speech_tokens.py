@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         default=TINY,
         metavar="PLACE",
-        help="ONNX file, or a model or CosyVoice folder (default: the small model)",
+        help="ONNX file, or a model or CosyVoice folder (default: the tiny model)",
     )
     made.add_argument(
         "--field",

@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "--model",
         default=str(TINY),
         metavar="SOURCE",
-        help="whose vocabulary a data yaml is read with (default: the small model)",
+        help="whose vocabulary a data yaml is read with (default: the tiny model)",
     )
     add("--stats", action="store_true", help="scan everything: hours, labels, lengths, bad members")
     add("--plot", type=int, metavar="N", help="draw mel and speech tokens of N utterances a list")

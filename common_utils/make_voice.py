@@ -7,7 +7,7 @@ from pathlib import Path
 
 from osum_echat import logs
 from osum_echat.errors import OsumError
-from osum_echat.paths import TINY
+from osum_echat.paths import TINY, model_source
 
 BAD_INPUT = 2
 
@@ -16,8 +16,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     made = argparse.ArgumentParser(prog="make_voice.py", description=__doc__)
     add = made.add_argument
     add("wav", type=Path, help="a recording of one speaker, up to 30 s, of any sample rate")
-    add("--model", default=str(TINY), metavar="SOURCE", help="the CosyVoice directory or its .tar, "
-        "a token2wav or model directory, or hub:OWNER/NAME[/FILE] (default: the small model)")
+    add("--model", type=model_source, default=str(TINY), metavar="SOURCE", help="the "
+        "CosyVoice directory or its .tar, a token2wav or model directory, or hub:OWNER/NAME[/FILE] "
+        "(default: the tiny model)")
     add("--out", type=Path, default=Path("voice.safetensors"), metavar="FILE",
         help="default: voice.safetensors")
     return made.parse_args(argv)

@@ -8,9 +8,13 @@ from typing import Any
 
 from osum_echat import logs
 from osum_echat.errors import OsumError
-from osum_echat.paths import TINY
+from osum_echat.paths import model_source
 
 BAD_INPUT, INTERRUPTED = 2, 130
+MODEL_HELP = (
+    "small, tiny, a model directory, a published .pt, a DeepSpeed directory or "
+    "hub:OWNER/NAME[/FILE] (default: small where it is complete, else tiny)"
+)
 
 
 def run(name: str, work: Callable[[], int | None], quiet: bool = False) -> int:
@@ -52,8 +56,7 @@ def add_threads(one: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
 def add_model(one: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --model and what belongs to it."""
     add = one.add_argument
-    add("--model", default=str(TINY), metavar="SOURCE", help="a model directory, a published .pt, "
-        "a DeepSpeed directory or hub:OWNER/NAME[/FILE] (default: the small model)")
+    add("--model", type=model_source, default=model_source(), metavar="SOURCE", help=MODEL_HELP)
     add("--config", metavar="YAML", help="the model's settings (default: beside the weights)")
     add("--tokenizer", metavar="DIR", help="of the model's LLM (default: beside the weights)")
     add("--token2wav", metavar="SOURCE", help="the model of speech: a directory or .tar of ours or "

@@ -60,10 +60,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     """Inside, no other process holds the lock file `path`; a killed process holds nothing.
 
-    Raises InputError where another one holds it, or it cannot be written.
+    wait_s: how long another one is waited for. Raises InputError where another one holds it still,
+    or it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,7 @@ def locked(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror or error}); choose another output"
         ) from error
     with file:
-        _lock(file, path)
+        _lock(file, path, wait_s)
         try:
             yield
         finally:
@@ -199,9 +200,9 @@ def _object(data: bytes, path: Path, number: int) -> dict[str, Any]:
     return one
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
+def _lock(file: BinaryIO, path: Path, wait_s: float = LOCK_WAIT_S) -> None:
     """Hold a file for this process alone; the system lets go of it when the process ends."""
-    deadline = time.monotonic() + LOCK_WAIT_S
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""A whole model directory with tiny random weights, as the small model's directory is laid out."""
+"""A whole model directory with tiny random weights, as the tiny model's directory is laid out."""
 
 from dataclasses import asdict
 from pathlib import Path

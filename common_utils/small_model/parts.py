@@ -90,15 +90,16 @@ def as_qwen2(config: dict[str, object], weights: dict[str, Tensor]) -> dict[str,
     }  # fmt: skip
 
 
-def convert_llm(source: Path, out: Path) -> None:
+def convert_llm(source: Path, out: Path, file: str | None = LLM_FILE) -> None:
     """Write the packed LLM as a Qwen2 in half precision, with its own tokenizer.
 
-    source: the folder of the GGUF file; out: config.json, model.safetensors, tokenizer files.
+    source: a folder; file: the GGUF file in it, None: one of transformers as the hub has it; out:
+    config.json, model.safetensors, tokenizer files.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(
-        str(source), gguf_file=LLM_FILE, dtype=torch.float32
+        str(source), gguf_file=file, dtype=torch.float32
     )
     weights = {
         name: value.half().contiguous()
@@ -106,7 +107,7 @@ def convert_llm(source: Path, out: Path) -> None:
     }  # fmt: skip
     config = as_qwen2(model.config.to_dict(), weights)
     out.mkdir(parents=True, exist_ok=True)
-    AutoTokenizer.from_pretrained(str(source), gguf_file=LLM_FILE).save_pretrained(str(out))
+    AutoTokenizer.from_pretrained(str(source), gguf_file=file).save_pretrained(str(out))
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     save_file(weights, out / "model.safetensors")
 

@@ -8,6 +8,7 @@ Writes train_N.list for each copy N (0: as recorded), dev.list (speakers nobody 
 
 import argparse
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ ADULT_SETS = frozenset({"vctk_samples", "librispeech_train_clean5", "librispeech
                         "librispeech_train_clean100_4spk"})  # fmt: skip
 OLD_AGES = frozenset({"60s", "70s", "80s", "90s"})
 LONGEST_S = 20.0
+NOISES = 1200  # where nobody speaks
 EMOTIONS = {
     "elation": "HAPPY", "triumph": "HAPPY", "amusement": "HAPPY", "sadness": "SAD",
     "anger": "ANGER", "fear": "FEAR", "disgust": "DISGUST", "neutral": "NEUTRAL",
@@ -52,10 +54,10 @@ def is_dev(line: dict[str, Any]) -> bool:
     return speaker.startswith(("cv_", "eg_", "fs_")) and fraction(f"dev {speaker}") < DEV_SHARE
 
 
-def spoken(people: Path) -> Iterator[tuple[str, dict[str, Any], waves.Wave, str]]:
-    """Set, manifest line, clip and words of all that can be learnt from."""
+def spoken(people: Path, most: int) -> Iterator[tuple[str, dict[str, Any], waves.Wave, str]]:
+    """Set, manifest line, clip and words of what can be learnt from; most: clips of a set."""
     for name in WORDS:
-        for line, wave in waves.recordings(people, name):
+        for line, wave in islice(waves.recordings(people, name), most):
             words = heard_words(line["text"])
             if not words or line["seconds"] > LONGEST_S or len(wave) < waves.RATE_HZ // 3:
                 continue
@@ -73,12 +75,14 @@ def labels_of(name: str, line: dict[str, Any]) -> dict[str, str | None]:
     return {"age": age, "gender": gender if gender in ("MALE", "FEMALE") else None}
 
 
-def words_lists(people: Path, out: Path, copy: int, around: waves.Surroundings) -> None:
+def words_lists(
+    people: Path, out: Path, copy: int, around: waves.Surroundings, most: int
+) -> None:
     """One copy of all that is spoken; copy 0 as recorded, with the dev list."""
     train: list[dict[str, Any]] = []
     dev: list[dict[str, Any]] = []
     seconds = 0.0
-    for name, line, wave, words in spoken(people):
+    for name, line, wave, words in spoken(people, most):
         kept_out = is_dev(line)
         if copy and kept_out:
             continue
@@ -97,11 +101,11 @@ def words_lists(people: Path, out: Path, copy: int, around: waves.Surroundings) 
     log.info("copy %d: %d clips, %.2f h", copy, len(train), seconds / 3600)
 
 
-def burst_lists(people: Path, out: Path, around: waves.Surroundings) -> None:
+def burst_lists(people: Path, out: Path, around: waves.Surroundings, most: int) -> None:
     """Sounds without words: bursts of a voice with their labels, and noises where nobody speaks."""
     lists: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for name in ("emogator", "esc10_human"):
-        for line, wave in waves.recordings(people, name):
+        for line, wave in islice(waves.recordings(people, name), most):
             kind = str(line.get("emotion") or line.get("event"))
             labels = {"emotion": EMOTIONS.get(kind), "event": EVENTS.get(kind)}
             if not any(labels.values()) or len(wave) < waves.RATE_HZ // 3:
@@ -110,7 +114,7 @@ def burst_lists(people: Path, out: Path, around: waves.Surroundings) -> None:
             waves.write(out / f"{name}/{key}.flac", wave)
             lists[is_dev(line)].append(waves.record(key, f"{name}/{key}.flac", "", labels))
     rng = np.random.default_rng(5)
-    for number in range(1200):
+    for number in range(min(NOISES, most)):
         length = int(rng.uniform(0.5, 6.0) * waves.RATE_HZ)
         level = 10 ** (rng.uniform(-70, -20) / 20)
         wave = waves.noise(length, float(level), around, rng)
@@ -129,15 +133,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--copies", type=int, nargs="*", default=[0], help="0: as recorded")
     parser.add_argument("--bursts", action="store_true", help="sounds without words too")
+    parser.add_argument("--most", type=int, default=10**6, help="clips of each set")
     chosen = parser.parse_args(argv)
     setup()
     if not chosen.people.is_dir():
         raise DataError(f"--people {chosen.people}: no such folder")
     around = waves.Surroundings.of(chosen.people)
     for copy in chosen.copies:
-        words_lists(chosen.people, chosen.out, copy, around)
+        words_lists(chosen.people, chosen.out, copy, around, chosen.most)
     if chosen.bursts:
-        burst_lists(chosen.people, chosen.out, around)
+        burst_lists(chosen.people, chosen.out, around, chosen.most)
 
 
 if __name__ == "__main__":

@@ -231,10 +231,15 @@ def sha256_of(path: Path) -> str:
 def fetch(package: Package, folder: Path | None, cache: Path) -> Path:
     """The package's file, from `folder` if given, else brought into `cache` by its index's client.
 
-    Raises DataError when it cannot be had or its hash is not the pinned one.
+    One in `cache` that is broken is brought again. Raises DataError when it cannot be had or its
+    hash is not the pinned one.
     """
     place = folder or cache
-    if folder is None and not list(cache.glob(package.pattern)):
+    if folder is None:
+        for path in cache.glob(package.pattern):
+            if sha256_of(path) == package.sha256:
+                return path
+            path.unlink()
         try:
             ended = subprocess.run(package.command, check=False, stdout=sys.stderr, cwd=cache)
         except OSError as error:

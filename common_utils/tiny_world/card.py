@@ -2,11 +2,13 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import safe_open
 
 from common_utils.tiny_world.step import Book
+from osum_echat.weights import WEIGHTS_FILE
 
 CARD_FILE = "README.md"
 TIMES = "## Time of each step"
@@ -19,20 +21,21 @@ Made by the recipe of the Makefile from synthetic speech; it knows nothing but i
 """
 
 
-def write(out: Path, book: Path | None, stages: Path | None) -> None:
+def write(out: Path, books: Sequence[Path], stages: Path | None, title: str = TITLE) -> None:
     """Write the card of the model in `out`; of one that is there only the times are made new.
 
-    book: times of the steps, see tiny_world.step; stages: folder of the trainings' outputs.
+    books: times of the steps, see tiny_world.step; stages: folder of the trainings' outputs; title:
+    how a new card begins.
     """
     path = out / CARD_FILE
-    times = _times(book, stages)
+    times = _times(books, stages)
     if path.is_file():
         old = path.read_text(encoding="utf-8")
         before, found, rest = old.partition(TIMES)
         _, mark, behind = rest.partition("\n## ")
         text = f"{before if found else f'{old.rstrip()}{GAP}'}{times}{mark}{behind}"
     else:
-        text = f"{TITLE}{_parts(out)}\n{times}"
+        text = f"{title}{_parts(out)}\n{times}"
     path.write_text(text, encoding="utf-8")
 
 
@@ -41,18 +44,19 @@ def training_minutes(stages: Path) -> dict[str, float]:
 
     As the trainings count them: over all their runs, without what a kill threw away.
     """
-    found = sorted(stages.glob(f"*/{METRICS_FILE}"), key=lambda one: one.stat().st_mtime)
+    every = [path for depth in ("*", "*/*") for path in stages.glob(f"{depth}/{METRICS_FILE}")]
+    found = sorted(every, key=lambda one: one.stat().st_mtime)
     minutes = {}
     for path in found:
         lines = path.read_text(encoding="utf-8").splitlines()
         counted = [one["minutes"] for one in map(json.loads, lines) if "minutes" in one]
-        minutes[path.parent.name] = max(counted, default=0.0)
+        minutes[str(path.parent.relative_to(stages))] = max(counted, default=0.0)
     return minutes
 
 
-def _times(book: Path | None, stages: Path | None) -> str:
+def _times(books: Sequence[Path], stages: Path | None) -> str:
     rows = []
-    if book is not None:
+    for book in books:
         rows += [(name, one.seconds / 60) for name, one in Book(book).steps.items()]
     if stages is not None:
         rows += [(f"of these: {name}", one) for name, one in training_minutes(stages).items()]
@@ -67,7 +71,9 @@ def _parts(out: Path) -> str:
     for path in sorted(out.rglob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in list(file.keys()):
-                first = name.partition(".")[0] if path.parent == out else path.stem
+                first = name.partition(".")[0] if path.parent == out else (
+                    path.parent.name if path.name == WEIGHTS_FILE else path.stem
+                )  # fmt: skip
                 size = 1
                 for length in file.get_slice(name).get_shape():
                     size *= length

@@ -134,7 +134,7 @@ def parser() -> Parser:
     commands = made.add_subparsers(dest="command", required=True, metavar="SUITE")
     for name, row in SUITES.items():
         one = commands.add_parser(name, help=row.about, description=row.about)
-        default = "" if row.data is None else " (default: what comes with the small model)"
+        default = "" if row.data is None else " (default: the samples of the tiny world)"
         _add_run(one, type=Path, required=row.data is None, default=row.data, metavar="PATH",
                  help=row.reads + default)  # fmt: skip
         row.add(one)

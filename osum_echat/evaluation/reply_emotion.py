@@ -9,7 +9,7 @@ the signs on which studies of vocal emotion agree (Juslin and Laukka 2003, Psych
 pitch; fear high and fast but narrow; surprise high and very wide.
 On 480 recordings of the test split 88 % are told rightly: calm 94 %, soft 100 %, cheerful 76 %
 (else taken for brisk), brisk 51 % (else for calm or cheerful); chance is 25 %. Of 60 sentences by
-the small model itself 60 %: its cheerful is nearly always taken for brisk, so read HAPPY and
+the tiny model itself 60 %: its cheerful is nearly always taken for brisk, so read HAPPY and
 SURPRISE there as one, a lively manner. benchmarks/reply_emotion.py measures all of this
 again. It tells arousal well and pleasure badly: read its labels as a manner of speaking.
 """

@@ -45,10 +45,10 @@ from osum_echat.inference.request import (
     prepare,
 )
 from osum_echat.inference.talker import Speech, Talker
-from osum_echat.paths import TINY
+from osum_echat.paths import model_source
 from osum_echat.token2wav.voice import VoicePrompt
 
-__all__ = ["LABEL_FIELDS", "TINY", "EChat", "Reply", "Timings"]
+__all__ = ["LABEL_FIELDS", "EChat", "Reply", "Timings"]
 Interrupt = Callable[[], bool]
 LOG = logs.logger(__name__)
 
@@ -69,15 +69,17 @@ class EChat:
 
     @classmethod
     def load(
-        cls, source: str | Path = TINY, device: str = "auto", seed: int = 0, speaks: bool = True,
-        *, config: str | Path | None = None, tokenizer: str | Path | None = None,
+        cls, source: str | Path | None = None, device: str = "auto", seed: int = 0,
+        speaks: bool = True, *,
+        config: str | Path | None = None, tokenizer: str | Path | None = None,
         token2wav: str | Path | None = None, voice: str | Path | None = None,
         talker: str | Path | None = None, dtype: str = "auto",
         keep_lora: bool = False, share: "EChat | None" = None,
     ) -> "EChat":  # fmt: skip
         """Load a model.
 
-        source: our directory, a published .pt, a DeepSpeed directory or hub:OWNER/NAME[/FILE];
+        source: small, tiny (None: the first of them that is whole), our directory, a published .pt,
+        a DeepSpeed directory or hub:OWNER/NAME[/FILE];
         speaks: False leaves the voice out, for tasks that answer in text; config, tokenizer,
         token2wav: where settings, tokenizer and the model of the voice lie, None: beside the
         weights; voice: a recording or saved voice to speak in, None: the model's own; talker: the
@@ -88,7 +90,7 @@ class EChat:
         """
         start = time.perf_counter()
         options = LoadOptions(
-            source, config, tokenizer, token2wav, voice, talker, dtype, keep_lora
+            model_source(source), config, tokenizer, token2wav, voice, talker, dtype, keep_lora
         )
         model = load(options, devices.pick(device), speaks, share.model if share else None)
         assistant = cls(model, seed)

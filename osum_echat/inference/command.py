@@ -45,7 +45,7 @@ FORMATS = {                     # by the end of a file's name: what libsndfile c
 WIDTH = 8                       # of the names in a printed reply
 DESCRIPTION = (
     "Ask the model once: a wav or a text goes in, a reply comes out; several wavs are answered "
-    "together. Without options it goes through every task once on the samples of the small model."
+    "together. Without options it goes through every task once on the samples of the tiny world."
 )
 
 
@@ -239,7 +239,7 @@ def _check_out(out: Path, arguments: argparse.Namespace) -> None:
 
 
 def _tour() -> list[Job]:
-    """Every task once on the samples of the small model."""
+    """Every task once on the samples of the tiny world."""
     jobs = []
     for name in TOUR:
         task = task_for(name)

@@ -1,7 +1,8 @@
 """Where weights come from: a model's files, the Hugging Face hub, and other models to start from.
 
-A model is named by a directory, a file, or hub:OWNER/NAME[/FILE]. Parts of a model can start from
-a stock Qwen (the LLM), a stock Whisper (the encoder), or another model (encoder and adapter).
+A model is named by small or tiny, a directory, a file, or hub:OWNER/NAME[/FILE]. Parts of a
+model can start from a stock Qwen (the LLM), a stock Whisper (the encoder), or another model
+(encoder and adapter).
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from osum_echat.models.checkpoint import settings_file, weights_file
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.models.settings import COPY, UPSTREAM_KEY, read_llm_config
+from osum_echat.paths import model_source
 from osum_echat.settings import read_mapping
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -297,8 +299,8 @@ def start_encoder_adapter(model: EChatModel, place: Path) -> None:
 
 
 def local(place: str | Path) -> Path:
-    """Where a source lies: fetched, if the hub has it."""
-    return fetch(str(place)) if is_hub(place) else Path(place)
+    """Where a source lies: fetched, if the hub has it; one that comes along goes by its name."""
+    return fetch(str(place)) if is_hub(place) else Path(model_source(place))
 
 
 def _part(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:

@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from osum_echat import logs
-from osum_echat.cli import add_threads
+from osum_echat.cli import MODEL_HELP, add_threads
 from osum_echat.errors import InputError
-from osum_echat.paths import TINY
+from osum_echat.paths import MODELS, model_source
 from osum_echat.serving.session import MEGABYTE, Limits
 
 HERE = Path(__file__).parent
 LOOPBACK = "127.0.0.1"
 PORT = 7860
 TRIED_PORTS = 20                # from PORT on, where --port names none
+SAMPLES = (".wav", ".ogg")
 FEEDBACK = Path("exp/feedback/feedback.jsonl")
 KEPT_S = 24 * 3600              # uploads are deleted after a day
 DESCRIPTION = (
     "Open a web page to talk to the model: speech or text in, words, labels, thoughts, text and "
     "speech out, over many turns. Only this machine can reach it, unless --host or --share says "
-    "otherwise. Without options: the small model, with both of its ways to think."
+    "otherwise. Without options: the model that comes along, with both of its ways to think."
 )
 LOG = logs.logger(__name__)
 
@@ -32,10 +33,10 @@ def parser() -> argparse.ArgumentParser:
     limits = Limits()
     model = made.add_argument_group("models")
     add = model.add_argument
-    add("--checkpoint-a", "--model", default=str(TINY), metavar="SOURCE", help="a model "
-        "directory, a published .pt, a DeepSpeed directory or hub:OWNER/NAME[/FILE] (default: the "
-        "small model)")
-    add("--checkpoint-b", metavar="SOURCE", help="a second model, to answer beside the first")
+    add("--checkpoint-a", "--model", type=model_source, default=model_source(), metavar="SOURCE",
+        help=MODEL_HELP)
+    add("--checkpoint-b", type=model_source, metavar="SOURCE",
+        help="a second model, to answer beside the first")
     add("--config", metavar="YAML", help="the models' settings (default: beside the weights)")
     add("--tokenizer", metavar="DIR", help="of the models' LLM (default: beside the weights)")
     add("--token2wav", metavar="SOURCE", help="the model of speech: a directory or .tar of ours or "
@@ -136,8 +137,12 @@ def _sounds() -> Path:
 
 
 def _samples(sources: list[str]) -> list[Path]:
-    """The recordings that come with a model."""
-    return sorted(path for source in sources for path in (Path(source) / "samples").glob("*.wav"))
+    """The recordings that come with the models; beside one of ours, those of all of ours."""
+    ours = [str(home) for home in MODELS.values()]
+    homes = [*sources, *(ours if set(sources) & set(ours) else ())]
+    folders = [Path(home) / "samples" for home in dict.fromkeys(homes)]
+    return [path for folder in folders for path in sorted(folder.glob("*.*"))
+            if path.suffix in SAMPLES]  # fmt: skip
 
 
 def _port(text: str) -> int:

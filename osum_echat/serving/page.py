@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from osum_echat.errors import InputError, OsumError
+from osum_echat.paths import MODELS
 from osum_echat.serving import strings
 from osum_echat.serving.chat import (
     FAILED,
@@ -451,9 +452,11 @@ def _heading(code: str) -> str:
 
 def _limits(service: ChatService, code: str) -> str:
     limits = service.limits
-    return strings.word("limits", code).format(
+    told = strings.word("limits", code).format(
         seconds=limits.audio_s, megabytes=limits.audio_bytes / MEGABYTE
     )
+    ours = MODELS.keys() & {model.name for model in service.models}
+    return "\n\n".join([*(strings.word(f"about_{name}", code) for name in sorted(ours)), told])
 
 
 def _tasks(code: str) -> list[tuple[str, str]]:

@@ -18,8 +18,8 @@ _TABLE = {
     "text_tts": ("Words to speak", "要朗读的文字"),
     "text_t2t": ("Your question", "你的问题"),
     "text_free": ("Your own prompt for the recording", "对这段录音的自定义提示词"),
-    "hint_tts": ("What shall it say? The small model also takes a style: <CHEERFUL>What good news!",
-                 "想让它说什么?小模型还可指定风格:<CHEERFUL>What good news!"),
+    "hint_tts": ("What shall it say? Our own models also take a style: <CHEERFUL>What good news!",
+                 "想让它说什么?自带的模型还可指定风格:<CHEERFUL>What good news!"),
     "hint_t2t": ("Ask something in writing", "用文字提问"),
     "hint_free": ("What do you want to know about the recording?", "你想知道这段录音的什么?"),
     "send": ("Send", "发送"),
@@ -39,6 +39,11 @@ _TABLE = {
                "judge a reply: then the recording and the reply are saved on this server.",
                "录音最长 {seconds:g} 秒、{megabytes:g} MB。"
                "只有在评价回复时,录音与回复才会保存在本服务器上。"),
+    "about_small": ("A small model: it knows English only, mishears, and is not to be relied on "
+                    "for facts or in an emergency.",
+                    "这是一个小模型:只懂英语,会听错;事实与紧急情况请勿依赖它。"),
+    "about_tiny": ("The tiny model understands its synthetic world of 1,300 words only, not people.",
+                   "tiny 模型只懂 1300 个词的合成小世界,听不懂真人。"),
     # menu
     "task_s2s_think": ("Talk · think, then answer in speech", "共情语音对话(先思考)"),
     "task_s2s": ("Talk · answer in speech at once", "共情语音对话(直接回答)"),

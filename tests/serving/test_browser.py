@@ -1,4 +1,4 @@
-"""The page in a real browser, with the small model: what people do there, by hand of a driver.
+"""The page in a real browser, with the tiny model: what people do there, by hand of a driver.
 """
 
 import json

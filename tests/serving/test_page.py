@@ -1,12 +1,13 @@
 """Claims about the page as it is built: offline, private, limited, in two languages."""
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
 
 from osum_echat.errors import InputError
+from osum_echat.paths import SMALL, TINY
 from osum_echat.serving import app, page, session, strings
 from osum_echat.serving.chat import ChatService
 from osum_echat.serving.feedback import Feedback
@@ -58,6 +59,21 @@ def test_the_options_of_the_server_are_the_narrow_ones():
     assert options["server_name"] == "127.0.0.1" and options["auth"] is None
     assert options["share"] is False and options["max_file_size"] == Limits().audio_bytes
     assert options["server_port"] >= app.PORT
+
+
+def test_what_our_own_models_cannot_do_is_told(service):
+    told = {}
+    for name in ("small", "tiny", "theirs"):
+        only = replace(service.models[0], name=name)
+        told[name] = page._limits(SimpleNamespace(models=[only], limits=Limits()), "en")
+    assert "English only" in told["small"] and "not people" in told["tiny"]
+    assert told["theirs"].startswith("Recordings up to 30 s")
+
+
+def test_recordings_of_people_come_with_our_own_models():
+    small, tiny = ([path.name for path in app._samples([str(home)])] for home in (SMALL, TINY))
+    assert small[:2] == ["person_1.ogg", "person_2.ogg"] and tiny[0] == "question.wav"
+    assert sorted(small) == sorted(tiny) and app._samples(["elsewhere"]) == []
 
 
 def test_every_component_has_words_in_each_language(service):

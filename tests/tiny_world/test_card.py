@@ -29,7 +29,7 @@ def made(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 def test_a_new_card_tells_parts_and_times(tmp_path: Path) -> None:
     out, book, stages = made(tmp_path)
-    card.write(out, book, stages)
+    card.write(out, [book], stages)
     text = (out / "README.md").read_text()
     rows = {"llm": "0.03", "adapter": "0.01", "flow": "0.04", "corpus": "1.5", "stages": "10.0",
             "of these: stage1": "2.5", "of these: stage2": "3.0"}  # fmt: skip
@@ -41,14 +41,14 @@ def test_of_a_card_that_is_there_only_the_times_change(tmp_path: Path) -> None:
     out, book, stages = made(tmp_path)
     path = out / "README.md"
     path.write_text("# Ours\n\nFigures.\n")
-    card.write(out, book, stages)
+    card.write(out, [book], stages)
     first = path.read_text()
     assert first.startswith("# Ours\n\nFigures.\n\n## Time") and "| corpus | 1.5 |" in first
     path.write_text(first + "\n## Limits\nMany.\n")
     again = Book(book)
     again.steps["corpus"].seconds = 180.0
     again.save()
-    card.write(out, book, stages)
+    card.write(out, [book], stages)
     second = path.read_text()
     assert "| corpus | 3.0 |" in second and "| corpus | 1.5 |" not in second
     assert second.startswith("# Ours\n\nFigures.\n") and second.endswith("\n## Limits\nMany.\n")

