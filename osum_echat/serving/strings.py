@@ -42,7 +42,7 @@ _TABLE = {
     "about_small": ("A small model: it knows English only, mishears, and is not to be relied on "
                     "for facts or in an emergency.",
                     "这是一个小模型:只懂英语,会听错;事实与紧急情况请勿依赖它。"),
-    "about_tiny": ("The tiny model understands its synthetic world of 1,300 words only, not people.",
+    "about_tiny": ("The tiny model understands its synthetic world of 1,300 words, not people.",
                    "tiny 模型只懂 1300 个词的合成小世界,听不懂真人。"),
     # menu
     "task_s2s_think": ("Talk · think, then answer in speech", "共情语音对话(先思考)"),

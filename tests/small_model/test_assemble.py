@@ -16,9 +16,8 @@ from common_utils.small_model.export_ear import SPEECH_MARKS
 from common_utils.tiny_world.assets import Asset, Package, sha256_of
 from osum_echat import EChat, paths
 from osum_echat.models import base
-from osum_echat.models.adapter import AdapterSettings
 from osum_echat.models.echat import EChatModel, EChatSettings
-from osum_echat.models.encoder import EncoderSettings
+from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.models.lora import LoraSettings
 from osum_echat.weights import WEIGHTS_FILE, write_safetensors_file
 
