@@ -130,7 +130,7 @@ def test_what_is_exported_gives_the_same_classes_in_another_model():
     whole = EChatModel(replace(SETTINGS, ctc=classes)).eval()
     whole.llm.load_state_dict(trained.llm.state_dict())
     whole.ctc_labels.weight.data = found["ctc_labels.weight"].float()
-    whole.speech_embedding.weight.data[SETTINGS.speech_codes + 1] = found["ctc_blank"].float()
+    whole.speech_embedding.weight.data[SETTINGS.speech_codes :] = found["speech_marks"].float()
     steps = torch.randn(1, 5, whole.llm.config.hidden_size)
     assert torch.allclose(whole.ctc_log_probs(steps), trained.ctc_log_probs(steps), atol=2e-2)
     assert {name for name in found if name.startswith("adapter.")}
