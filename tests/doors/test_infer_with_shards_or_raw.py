@@ -46,8 +46,8 @@ def test_options_and_odd_names_are_passed_on_as_they_are(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "name", ["raw/data.list", "shard/shards_list.txt", "combine/combines_list.txt"]
 )
-def test_the_bundled_lists_run_on_the_small_model(name: str, tmp_path: Path) -> None:
-    told = run(FAKE / name, "--out", tmp_path, "--greedy", folder=tmp_path)
+def test_the_bundled_lists_run_on_the_tiny_model(name: str, tmp_path: Path) -> None:
+    told = run(FAKE / name, "--out", tmp_path, "--greedy", "--model", "tiny", folder=tmp_path)
     assert told.returncode == 0, told.stderr
     assert "10 answered, 0 failed" in told.stdout
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]

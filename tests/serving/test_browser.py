@@ -37,7 +37,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log, book = place / "out", place / "feedback.jsonl"
     with log.open("w") as out:
         door = subprocess.Popen(
-            [sys.executable, "infer_gradio.py", "--device", "cpu", "--feedback", str(book)],
+            [sys.executable, "infer_gradio.py", "--model", "tiny", "--device", "cpu", "--feedback",
+             str(book)],
             stdout=out, cwd=HOUSE, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     try:
