@@ -19,7 +19,7 @@ from torch import Tensor
 from osum_echat import logs, weights
 from osum_echat.errors import CheckpointError, ConfigError
 from osum_echat.files import whole_file
-from osum_echat.models import base, lora
+from osum_echat.models import base_model, lora
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.settings import SETTINGS_FILE, as_plain, read_settings
 from osum_echat.paths import PUBLISHED_SETTINGS
@@ -352,7 +352,7 @@ def load(
 
 def read_weights(path: Path, tied: bool = True) -> dict[str, Tensor]:
     """The weights under our names, each once, without what is never read."""
-    return named_as_ours(base.read(path), tied)
+    return named_as_ours(base_model.read(path), tied)
 
 
 def _fill(

@@ -15,7 +15,7 @@ from common_utils.small_model.base_models import Origin
 from common_utils.small_model.export_ear import SPEECH_MARKS
 from common_utils.tiny_world.assets import Asset, Package, sha256_of
 from osum_echat import EChat, paths
-from osum_echat.models import base
+from osum_echat.models import base_model
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.models.lora import LoraSettings
@@ -27,7 +27,7 @@ LORA = LoraSettings(rank=2, alpha=4, dropout=0.0, targets=("q_proj",), top_layer
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(base.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(base_model.CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -137,7 +137,7 @@ def test_the_parts_become_a_model_that_answers(parts, tmp_path, question_wav):
     out = tmp_path / "small"
     assert put_together(parts, out) == 0
     assert (out / "README.md").read_text().startswith("# The small model")
-    stored = base.weights.read(out / WEIGHTS_FILE)
+    stored = base_model.weights.read(out / WEIGHTS_FILE)
     assert not [name for name in stored if name.startswith("encoder.")]
     echat = EChat.load(out, device="cpu")
     assert echat.model.talker is not None and echat.thinking == "both"

@@ -7,8 +7,8 @@ import torch
 import yaml
 
 from osum_echat.errors import CheckpointError
-from osum_echat.models import base, checkpoint
-from osum_echat.models.base import BaseModel
+from osum_echat.models import base_model, checkpoint
+from osum_echat.models.base_model import BaseModel
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.lora import LoraSettings
 from osum_echat.weights import WEIGHTS_FILE, write_safetensors_file
@@ -32,7 +32,7 @@ def whole(request: pytest.FixtureRequest) -> EChatModel:
 @pytest.fixture
 def home(whole: EChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The model's directory, without what two base models in a cache give."""
-    monkeypatch.setenv(base.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(base_model.CACHE_VARIABLE, str(tmp_path / "cache"))
     own = checkpoint.own_weights(whole)
     for part, model in PARTS.items():
         stock = {name: value for name, value in own.items()
@@ -43,7 +43,7 @@ def home(whole: EChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         own = {name: value for name, value in own.items() if name not in stock}
     write_safetensors_file(tmp_path / "model" / WEIGHTS_FILE, own)
     named = {part: {"name": one.name, "sha256": one.sha256} for part, one in PARTS.items()}
-    checkpoint.write_settings(tmp_path / "model", whole.settings, {base.KEY: named})
+    checkpoint.write_settings(tmp_path / "model", whole.settings, {base_model.KEY: named})
     return tmp_path / "model"
 
 
@@ -57,7 +57,7 @@ def test_a_model_without_the_weights_of_its_bases_is_loaded_whole(home, whole):
 
 def test_a_weight_of_its_own_stands(home):
     path = home / WEIGHTS_FILE
-    own = {**base.weights.read(path), "encoder.after_norm.weight": torch.full((8,), 7.0)}
+    own = {**base_model.weights.read(path), "encoder.after_norm.weight": torch.full((8,), 7.0)}
     write_safetensors_file(path, own)
     assert checkpoint.load(home).encoder.after_norm.weight.eq(7).all()
 
