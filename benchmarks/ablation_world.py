@@ -18,7 +18,7 @@ from common_utils.tiny_world.world import World, load_world, normalise
 from osum_echat.errors import InputError
 from osum_echat.evaluation import echat_eval
 from osum_echat.evaluation.echat_eval import WORLD_FILE
-from osum_echat.evaluation.runner import read_lines
+from osum_echat.evaluation.runner import read_objects
 from osum_echat.files import whole_file
 from osum_echat.records import Turn, Utterance
 
@@ -141,4 +141,4 @@ def _exchanges(folder: Path) -> list[Exchange]:
 def _lines(place: Path) -> list[dict[str, Any]]:
     if not place.is_file():
         raise InputError(f"{place}: not there; make it by python -m common_utils.tiny_world.lists")
-    return read_lines(place, lambda raw, _: raw)[0]
+    return read_objects(place, lambda raw, _: raw)[0]

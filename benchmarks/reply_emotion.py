@@ -30,7 +30,7 @@ from osum_echat.evaluation.reply_emotion import (
     shifts,
 )  # fmt: skip
 from osum_echat.evaluation.report import share
-from osum_echat.evaluation.runner import read_lines
+from osum_echat.evaluation.runner import read_objects
 from osum_echat.inference.assistant import EChat
 from osum_echat.metrics import Confusion
 
@@ -51,7 +51,7 @@ class Recording:
 def recordings(folder: Path, each: int) -> list[Recording]:
     """Up to `each` of every manner, drawn by a fixed seed. Raises InputError without any."""
     found: dict[str, dict[str, Recording]] = {manner: {} for manner in MANNERS}
-    for raw in read_lines(folder / WORLD_FILE, lambda raw, _: raw)[0]:
+    for raw in read_objects(folder / WORLD_FILE, lambda raw, _: raw)[0]:
         for turn in (raw, *raw["turns"]):
             wav = folder / turn["reply_wav"]
             if wav.exists():

@@ -53,6 +53,12 @@ def add_threads(one: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
                      "one for each core; fewer where other programs are at work)")  # fmt: skip
 
 
+def loading(given: argparse.Namespace) -> dict[str, Any]:
+    """What `add_model` has taken, as `EChat.load` takes it beside the source."""
+    names = ("device", "config", "tokenizer", "token2wav", "voice", "talker", "dtype", "keep_lora")
+    return {name: getattr(given, name) for name in names}
+
+
 def add_model(one: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --model and what belongs to it."""
     add = one.add_argument

@@ -251,10 +251,7 @@ def model_of(options: Namespace, speaks: bool = True) -> "Model":
     from osum_echat.inference.assistant import EChat
 
     return Model(str(options.model), lambda: EChat.load(
-        str(options.model), device=options.device, seed=options.seed, speaks=speaks,
-        config=options.config, tokenizer=options.tokenizer, token2wav=options.token2wav,
-        voice=options.voice, talker=options.talker, dtype=options.dtype,
-        keep_lora=options.keep_lora,
+        str(options.model), seed=options.seed, speaks=speaks, **cli.loading(options)
     ))  # fmt: skip
 
 

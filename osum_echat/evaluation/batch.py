@@ -15,12 +15,12 @@ import re
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from osum_echat import cli, logs
 from osum_echat.errors import InputError, OsumError
@@ -60,9 +60,6 @@ SPOKEN = re.compile(r"\d{6,}-.*\.wav")
 
 LOG = logs.logger(__name__)
 Record = dict[str, Any]
-Thing = TypeVar("Thing")
-
-
 Load = Callable[[Namespace], "EChat"]
 
 
@@ -170,11 +167,12 @@ def find_results(out: Path) -> dict[int, Record]:
         for number, one in read_journal(path):
             if not isinstance(one.get("index"), int):
                 raise InputError(f"{path} line {number}: no result; remove the line")
-            if one["index"] not in found or one.get("error") is None:
+            earlier = found.get(one["index"])
+            if earlier is None or one.get("error") is None:
                 found[one["index"]] = one
-            elif found[one["index"]].get("error") is not None:
-                tries = found[one["index"]].get("tries", 1), one.get("tries", 1)
-                found[one["index"]] = one | {"tries": max(tries)}
+            elif earlier.get("error") is not None:
+                tries = max(earlier.get("tries", 1), one.get("tries", 1))
+                found[one["index"]] = one | {"tries": tries}
     return found
 
 
@@ -242,11 +240,7 @@ def load_assistant(job: Namespace) -> "EChat":
     from osum_echat.inference.assistant import EChat
 
     speaks = job.speak and (job.task is None or task_for(job.task).speaks)
-    return EChat.load(
-        job.model, job.device, job.seed, speaks=speaks, config=job.config, tokenizer=job.tokenizer,
-        token2wav=job.token2wav, voice=job.voice, talker=job.talker, dtype=job.dtype,
-        keep_lora=job.keep_lora,
-    )  # fmt: skip
+    return EChat.load(job.model, seed=job.seed, speaks=speaks, **cli.loading(job))
 
 
 def answer(
@@ -261,8 +255,7 @@ def answer(
 
     with Journal(job.out / "parts" / f"part-{rank.number:05d}.jsonl") as part:
         found = find_results(job.out)
-        windows = [left for window in shares(len(utterances), rank, job.batch_size)
-                   if (left := left_of(job, utterances, found, window))]  # fmt: skip
+        windows = left_of(job, rank, utterances)
         if not windows:
             return
         replies = Isolated(partial(_replies, job, load(job)))
@@ -277,15 +270,17 @@ def answer(
                 yield from records
 
 
-def left_of(
-    job: Namespace, utterances: "UtteranceList", found: Mapping[int, Record], share: Iterable[int]
-) -> list[int]:
-    """Those of a share that are to be answered, or once more."""
+def left_of(job: Namespace, rank: "Rank", utterances: "UtteranceList") -> list[list[int]]:
+    """What of a rank's share is to be answered, or once more, by stretches of the list."""
     from osum_echat.evaluation.runner import MOST_TRIES, is_left, stamp
 
-    tries = sys.maxsize if job.retry else MOST_TRIES
-    return [index for index in share if index not in found
-            or is_left(found[index], stamp(utterances.files(index)), tries)]  # fmt: skip
+    found, tries = find_results(job.out), sys.maxsize if job.retry else MOST_TRIES
+    windows = [
+        [index for index in window if index not in found
+         or is_left(found[index], stamp(utterances.files(index)), tries)]
+        for window in shares(len(utterances), rank, job.batch_size)
+    ]  # fmt: skip
+    return [window for window in windows if window]
 
 
 def shares(length: int, rank: "Rank", batch_size: int) -> Iterator[range]:
@@ -312,16 +307,9 @@ def _read(
             unread.append({**facts, "left_out": why} if one.file is None else _failed(facts, why))
             continue
         try:
-            listed = task_for(one.task)
+            asked.append(Asked.of(index, one, job.task))
         except InputError as error:
-            if job.task is None:
-                facts = {"index": index, "key": one.key, "task": one.task}
-                unread.append(_failed(facts, str(error)))
-                continue
-            listed = None
-        task = task_for(job.task) if job.task else listed
-        assert task is not None
-        asked.append(Asked(index, replace(one, task=task.tag), task, listed))
+            unread.append(_failed({"index": index, "key": one.key, "task": one.task}, str(error)))
     return unread, asked
 
 
@@ -419,14 +407,11 @@ def answer_all(
 
     cards = devices.count(job.device) if rank.world == 1 else 1
     processes = min((job.processes or cards) if rank.world == 1 else 1, len(utterances))
-    found = find_results(job.out)
-    share = (index for one in shares(len(utterances), rank, job.batch_size) for index in one)
-    left = len(left_of(job, utterances, found, share))
+    left = sum(map(len, left_of(job, rank, utterances)))
     LOG.info("%s: %d to answer", job.out, left)
     if processes > 1 and left:
         return _spread(job, processes, cards, load)
-    for _ in told(answer(job, rank, utterances, load), left):
-        pass
+    _watched(answer(job, rank, utterances, load), left)
     return False
 
 
@@ -463,21 +448,18 @@ def _work(
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
     try:
         utterances = UtteranceList(job.data, job.limit)
-        share = (index for one in shares(len(utterances), rank, job.batch_size) for index in one)
-        left = len(left_of(job, utterances, find_results(job.out), share))
-        for _ in told(answer(job, rank, utterances, load), left):
-            pass
+        left = sum(map(len, left_of(job, rank, utterances)))
+        _watched(answer(job, rank, utterances, load), left)
     except OsumError as error:
         faults.put(str(error))
         sys.exit(cli.BAD_INPUT)
 
 
-def told(items: Iterable[Thing], total: int) -> Iterator[Thing]:
-    """Pass the items through behind a bar; where nobody watches one, a line now and then."""
+def _watched(records: Iterator[Record], total: int) -> None:
+    """Take all records behind a bar; where nobody watches one, a line now and then."""
     start = last = now = time.monotonic()
     count = 0
-    for count, item in enumerate(logs.progress(items, "answered", total), 1):
-        yield item
+    for count, _ in enumerate(logs.progress(records, "answered", total), 1):
         now = time.monotonic()
         if now - last > TELL_S and not sys.stderr.isatty():
             last, rest = now, (now - start) / count * (total - count)

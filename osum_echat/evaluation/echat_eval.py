@@ -88,8 +88,8 @@ def read(data: Path) -> tuple[list[EChatItem], dict[str, str]]:
         data = found[0]
     if data.is_dir():
         numbers: list[int] = []         # of the single turns before, which go round the categories
-        return runner.read_lines(data / WORLD_FILE, partial(_of_world, data, numbers))
-    return runner.read_lines(data, partial(_item, data.parent))
+        return runner.read_objects(data / WORLD_FILE, partial(_of_world, data, numbers))
+    return runner.read_objects(data, partial(_item, data.parent))
 
 
 def _of_world(root: Path, singles: list[int], raw: Mapping[str, Any], where: str) -> EChatItem:
@@ -121,41 +121,35 @@ def _world_category(labels: Labels, number: int) -> str:
 def _item(root: Path, raw: Mapping[str, Any], where: str) -> EChatItem:
     turns = raw.get("turns") or raw.get("dialogue")
     if isinstance(turns, list):
-        return _conversation(raw, turns, where, root)
-    wav = root / _text(raw, SOUNDS, where)
+        return _conversation(root, raw, turns, where)
+    wav, labels = root / _text(raw, SOUNDS, where), _labels(raw, where)
     return EChatItem(
         key=_text({"key": wav.stem} | {k: v for k, v in raw.items() if v}, KEYS, where),
-        category=_category(raw, _labels(raw, where)), wav=wav,
-        transcript=_text(_merged(raw), TRANSCRIPTS, where), labels=_labels(raw, where),
-        real=_real(raw),
+        category=_category(raw, labels), wav=wav, labels=labels,
+        transcript=_text(_merged(raw), TRANSCRIPTS, where), real=_real(raw),
     )  # fmt: skip
 
 
 def _conversation(
-    raw: Mapping[str, Any], turns: Sequence[Any], where: str, root: Path
+    root: Path, raw: Mapping[str, Any], turns: Sequence[Any], where: str
 ) -> EChatItem:
     """The last user turn, with the exchanges before it as history."""
-    last = max((place for place, turn in enumerate(turns) if _is_user(turn, where)), default=-1)
-    if last < 0:
+    places = [place for place, turn in enumerate(turns) if _is_user(turn, where)]
+    if not places:
         raise DataError(f"{where}: no turn with the role user; one is needed")
     earlier: list[Turn] = []
     replies: list[Path | None] = []
-    asked: Mapping[str, Any] | None = None
-    for turn in turns[:last]:
-        if _is_user(turn, where):
-            asked = turn
-        elif asked is not None:
-            said, answered = (_text(one, TRANSCRIPTS, where) for one in (asked, turn))
+    question, labels = turns[places[-1]], _labels(turns[places[-1]], where)
+    for place in places[:-1]:
+        asked, answer = turns[place : place + 2]
+        if not _is_user(answer, where):
+            said, answered = (_text(one, TRANSCRIPTS, where) for one in (asked, answer))
             earlier.append(Turn(root / _text(asked, SOUNDS, where), said, answered))
-            sound = next((turn[name] for name in SOUNDS if turn.get(name)), None)
+            sound = _first(answer, SOUNDS)
             replies.append(root / sound if sound else None)
-            asked = None
-    question = turns[last]
-    labels = _labels(question, where)
-    named = any(raw.get(name) for name in CATEGORY)
     return EChatItem(
         key=_text(raw, KEYS, where), wav=root / _text(question, SOUNDS, where),
-        category=_category(raw, labels) if named or not earlier else MULTI_TURN,
+        category=_category(raw, labels, MULTI_TURN if earlier else None),
         transcript=_text(question, TRANSCRIPTS, where), labels=labels,
         earlier=tuple(earlier), earlier_replies=tuple(replies), real=_real(raw),
     )  # fmt: skip
@@ -168,6 +162,18 @@ def _is_user(turn: Any, where: str) -> bool:
     return role.lower() in ("user", "human")
 
 
+def _first(raw: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The value of the first of these names that has any."""
+    return next((raw[name] for name in names if raw.get(name)), None)
+
+
+def _text(raw: Mapping[str, Any], names: Sequence[str], where: str) -> str:
+    for name in names:
+        if isinstance(raw.get(name), str) and raw[name]:
+            return str(raw[name])
+    raise DataError(f"{where}: none of {', '.join(names)}; one of them is needed")
+
+
 def _merged(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The object with what its `extra` and `labels` hold."""
     merged = dict(raw)
@@ -178,33 +184,26 @@ def _merged(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _labels(raw: Mapping[str, Any], where: str) -> Labels:
-    merged = _merged(raw)
-    found: dict[str, str | None] = {}
-    for cue, names in LABELS.items():
-        value = next((merged[name] for name in names if merged.get(name)), None)
+    found = {cue: _first(_merged(raw), names) for cue, names in LABELS.items()}
+    for cue, value in found.items():
         if value is not None and not isinstance(value, str):
             raise DataError(f"{where}: {cue} is {value!r}, need a string")
-        found[cue] = canonical_label(value)
-    return Labels(**found)
+    return Labels(**{cue: canonical_label(value) for cue, value in found.items()})
 
 
-def _category(raw: Mapping[str, Any], labels: Labels) -> str:
-    named = next((str(raw[name]).lower() for name in CATEGORY if raw.get(name)), None)
+def _category(raw: Mapping[str, Any], labels: Labels, unnamed: str | None = None) -> str:
+    """The one that is named, else `unnamed`, else by the cues that are known."""
+    named = _first(raw, CATEGORY)
     known = [cue for cue in CUES if asdict(labels)[cue]]
-    return named or (known[0] if len(known) == 1 else MULTI)
+    if named is not None:
+        return str(named).lower()
+    return unnamed or (known[0] if len(known) == 1 else MULTI)
 
 
 def _real(raw: Mapping[str, Any]) -> bool | None:
     """Whether the query is a recording of a person, where the line tells."""
     value = _merged(raw).get("real")
     return value if isinstance(value, bool) else None
-
-
-def _text(raw: Mapping[str, Any], names: Sequence[str], where: str) -> str:
-    for name in names:
-        if isinstance(raw.get(name), str) and raw[name]:
-            return str(raw[name])
-    raise DataError(f"{where}: none of {', '.join(names)}; one of them is needed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import numpy as np
 from osum_echat.errors import InputError
 from osum_echat.evaluation import report, runner
 from osum_echat.evaluation.echat_eval import IDENTITY, MULTI, MULTI_TURN, EChatItem, clip_of, read
-from osum_echat.evaluation.report import CATEGORIES, Clip, Measure, Players, Table, Words, mean
+from osum_echat.evaluation.report import CATEGORIES, Clip, Measure, Players, Words, mean
 from osum_echat.evaluation.runner import Prediction
 from osum_echat.files import read_journal, write_json
 from osum_echat.settings import read_mapping
@@ -149,11 +149,10 @@ def score(options: Namespace) -> str:
     measures["agreement"] = Measure(agreement, "", len(raters))
     own = [(system, [measures.get(f"{system}/{name}") for name in CATEGORIES])
            for system in systems]  # fmt: skip
-    rows: list[list[report.Cell]] = [[name, one, str(one.count)] for name, one in measures.items()]
     blocks: list[report.Block] = [
         Words(f"{len(raters)} raters. Means with 95 % bootstrap intervals over ratings. Agreement "
               "is Krippendorff's alpha for intervals: 1 is perfect, 0 is chance."),
-        report.paper("human").beside(own), Table("Scores", ("what", "mean", "ratings"), rows),
+        report.paper("human").beside(own), report.scores(measures, ("what", "mean", "ratings")),
     ]  # fmt: skip
     report.write(report.Page("Rated by people", blocks, {"test": key["test"]}, runner.versions()),
                  options.out)  # fmt: skip

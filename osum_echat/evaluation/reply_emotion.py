@@ -17,14 +17,15 @@ again. It tells arousal well and pleasure badly: read its labels as a manner of 
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from osum_echat import audio, logs
+from osum_echat import audio
 from osum_echat.errors import InputError
-from osum_echat.evaluation.runner import Lines, Model, Prediction, reply_key
+from osum_echat.evaluation.runner import Model, Prediction, measured
 from osum_echat.files import write_json
 from osum_echat.inference.assistant import EChat
 from osum_echat.settings import read_mapping
@@ -208,21 +209,15 @@ class HeardEmotions:
 
     def of(self, made: Sequence[Prediction], out: Path) -> dict[str, str]:
         """Key -> emotion of the replies that sound and whose emotion can be told."""
-        found: dict[str, str] = {}
-        recogniser: Recogniser | None = None
-        with Lines(out / "reply_emotions.jsonl") as kept:
-            for one in logs.progress(made, "reply emotion", len(made)):
-                if one["wav"] is None:
-                    continue
-                key = f"{self.name}:{reply_key(one)}"
-                if key not in kept.found:
-                    recogniser = recogniser or self._recogniser(out)
-                    told = recogniser(out / one["wav"], one["text"])
-                    kept.add({"key": key, "emotion": None if told is None else asdict(told)})
-                emotion = kept.found[key]["emotion"]
-                if emotion is not None:
-                    found[one["key"]] = emotion["label"]
-        return found
+        recogniser = cache(lambda: self._recogniser(out))
+
+        def hear(one: Prediction) -> dict[str, Any] | None:
+            told = recogniser()(out / one["wav"], one["text"])
+            return None if told is None else asdict(told)
+
+        sounding = [one for one in made if one["wav"] is not None]
+        heard = measured(out / "reply_emotions.jsonl", sounding, "emotion", hear, by=self.name)
+        return {key: one["label"] for key, one in heard.items() if one is not None}
 
     def _recogniser(self, out: Path) -> Recogniser:
         return self._as_heard if self.name == MODEL else Acoustic(self._neutral(out))

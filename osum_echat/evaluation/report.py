@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.files import whole_file
 from osum_echat.metrics import Confusion, interval
@@ -68,10 +70,16 @@ def share(right: Sequence[bool]) -> Measure:
     return mean([100.0 * one for one in right], "%")
 
 
+def percent(
+    part: float, count: int, low: float | None = None, high: float | None = None
+) -> Measure:
+    """A share or rate, and where it lies, in percent."""
+    return Measure(100 * part, "%", count, None if low is None else 100 * low,
+                   None if high is None else 100 * high)  # fmt: skip
+
+
 def percentile(values: Sequence[float], percent: float) -> float | None:
     """By straight lines between neighbours; None without values."""
-    import numpy as np
-
     return float(np.percentile(values, percent)) if values else None
 
 
@@ -103,6 +111,12 @@ class Table:
         rows = [*self.rows, *((name, *cells) for name, cells in own)]
         marked = frozenset(range(len(self.rows), len(rows)))
         return Table(self.title, self.columns, rows, note, marked)
+
+
+def scores(measures: Mapping[str, Measure], columns: Sequence[str]) -> Table:
+    """Every measure with the items behind it."""
+    return Table("Scores", columns, [(name, one, str(one.count))
+                                     for name, one in measures.items()])  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

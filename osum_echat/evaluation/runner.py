@@ -19,6 +19,7 @@ import zlib
 from argparse import Namespace
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +34,7 @@ from osum_echat import logs
 from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import report
 from osum_echat.evaluation.report import Outcome, Table
-from osum_echat.files import Journal, Line, read_journal, text_lines, whole_file, write_json
+from osum_echat.files import Journal, read_journal, text_lines, whole_file, write_json
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.reply import Reply
 from osum_echat.inference.request import Source
@@ -91,14 +92,11 @@ class Model:
 
     def __init__(self, source: str, load: Callable[[], EChat]) -> None:
         self.source, self._load = source, load
-        self._assistant: EChat | None = None
         self.is_warm = False            # has answered something since it was loaded
 
-    @property
+    @cached_property
     def assistant(self) -> EChat:
-        if self._assistant is None:
-            self._assistant = self._load()
-        return self._assistant
+        return self._load()
 
     def fingerprint(self) -> str:
         """Changes with the files of the model; for a model of the hub, its name."""
@@ -129,24 +127,23 @@ class Run:
         source: what is asked; kept: what is written down. Either may raise an OsumError for its
         item. Each item draws from its own seed; options: those of `EChat.reply_many`.
         """
-        found: dict[int, Prediction | OsumError] = {}
-        sources: dict[int, Source] = {}
-        for number, item in enumerate(items):
-            try:
-                sources[number] = source(item)
-            except OsumError as error:
-                found[number] = error
-        seeds = [seed_of(self.options.seed, items[number].key) for number in sources]
+        found: list[Any] = [_tried(source, item) for item in items]
+        asked = [place for place, one in enumerate(found) if not isinstance(one, OsumError)]
         replies = self.model.assistant.reply_many(
-            list(sources.values()), seed=seeds, greedy=self.options.greedy, batch_size=len(items),
-            **options,
+            [found[place] for place in asked], greedy=self.options.greedy, batch_size=len(items),
+            seed=[seed_of(self.options.seed, items[place].key) for place in asked], **options,
         )  # fmt: skip
-        for number, reply in zip(sources, replies, strict=True):
-            try:
-                found[number] = kept(items[number], reply) if isinstance(reply, Reply) else reply
-            except OsumError as error:
-                found[number] = error
-        return [found[number] for number in range(len(items))]
+        for place, reply in zip(asked, replies, strict=True):
+            found[place] = _tried(kept, items[place], reply) if isinstance(reply, Reply) else reply
+        return found
+
+
+def _tried(work: Callable[..., Thing], *given: Any) -> Thing | OsumError:
+    """What the work gives, or why it gives nothing."""
+    try:
+        return work(*given)
+    except OsumError as error:
+        return error
 
 
 class Lines:
@@ -293,12 +290,10 @@ def batches(suite: Suite[Item]) -> list[list[Item]]:
     filling: dict[Hashable, list[Item]] = {}
     for item in suite.items:
         kind = suite.kind(item)
-        batch = filling.get(kind) if kind is not None else None
-        if batch is None or len(batch) >= ASKED_AT_ONCE:
-            batch = []
+        batch = [] if kind is None else filling.get(kind, [])
+        if not 0 < len(batch) < ASKED_AT_ONCE:
+            batch = filling[kind] = []
             made.append(batch)
-            if kind is not None:
-                filling[kind] = batch
         batch.append(item)
     return made
 
@@ -413,9 +408,24 @@ def made(predictions: Sequence[Prediction]) -> list[Prediction]:
     return [one for one in predictions if "error" not in one]
 
 
-def reply_key(one: Prediction) -> str:
-    """Names a reply among those of one key: another where it was made from other sounds."""
-    return f"{one['key']}:{one['sounds']}" if "sounds" in one else str(one["key"])
+def measured(
+    place: Path, made: Sequence[Prediction], field: str, measure: Callable[[Prediction], Any],
+    by: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """What `measure` finds in each reply, by key; kept in a journal, so that each is measured once.
+
+    field: what the journal calls it; by: what measures, where there are several. A reply that was
+    made from other sounds is measured anew.
+    """
+    found = {}
+    with Lines(place) as kept:
+        for one in logs.progress(made, field, len(made)):
+            own = f"{one['key']}:{one['sounds']}" if "sounds" in one else str(one["key"])
+            key = f"{by}:{own}" if by else own
+            if key not in kept.found:
+                kept.add({"key": key, field: measure(one)})
+            found[one["key"]] = kept.found[key][field]
+    return found
 
 
 def limited(
@@ -432,10 +442,11 @@ def limited(
     return [items[place] for place in sorted(turns[:limit])]
 
 
-def read_lines(
-    path: Path, make: Callable[[dict[str, Any], str], Thing]
-) -> tuple[list[Thing], dict[str, str]]:
-    """What `make` finds in each object of a jsonl, told where it stands; what is lost, by line.
+Read = tuple[list[Thing], dict[str, str]]       # what was found; what is lost: where, why
+
+
+def read_lines(path: Path, make: Callable[[str, str], Thing]) -> Read[Thing]:
+    """What `make` finds in each line that is not empty, told where it stands.
 
     One bad line costs itself only: make may raise an OsumError. Raises InputError for a file that
     cannot be read.
@@ -447,21 +458,26 @@ def read_lines(
             for line in text_lines(file):
                 where = f"{path} line {line.number}"
                 try:
-                    if line.text is None or line.text.strip():
-                        found.append(make(_object(line, where), where))
+                    if line.text is None:
+                        raise DataError(f"{where}: {line.problem}; mend or remove the line")
+                    if line.text.strip():
+                        found.append(make(line.text, where))
                 except OsumError as error:
                     LOG.warning("%s", error)
                     lost[where] = str(error)
     except OSError as error:
-        raise InputError(f"--data {path}: cannot be read ({error}); give a jsonl") from error
+        raise InputError(f"--data {path}: cannot be read ({error}); see --help") from error
     return found, lost
 
 
-def _object(line: Line, where: str) -> dict[str, Any]:
-    if line.text is None:
-        raise DataError(f"{where}: {line.problem}; mend or remove the line")
+def read_objects(path: Path, make: Callable[[dict[str, Any], str], Thing]) -> Read[Thing]:
+    """The same for a jsonl of objects."""
+    return read_lines(path, lambda text, where: make(_object(text, where), where))
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
     try:
-        raw = json.loads(line.text)
+        raw = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}); mend or remove the line") from error
     if not isinstance(raw, dict):

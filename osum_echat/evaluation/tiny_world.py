@@ -49,7 +49,7 @@ def build(run: Run) -> Suite[Asked]:
     if not place.is_file():
         raise InputError(f"--data {options.data}: no {WORLD_FILE}; make a split with "
                          "python -m common_utils.tiny_world.make --help")  # fmt: skip
-    raw = {str(one.get("key")): one for one in runner.read_lines(place, lambda one, _: one)[0]}
+    raw = {str(one.get("key")): one for one in runner.read_objects(place, lambda one, _: one)[0]}
     every, lost = echat_eval.read(options.data)
     asked = [Asked(item, way) for item in limited(every, options.limit, lambda one: one.category)
              for way in WAYS if item.category != MULTI_TURN or way in WITH_HISTORY]  # fmt: skip

@@ -4,6 +4,7 @@ Source of the lists and of the layout: SEED-TTS-eval. Its own scripts score OUT/
 meta.lst: `bash cal_wer.sh meta.lst OUT/wavs zh` and `bash cal_sim.sh meta.lst OUT/wavs ...`.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -15,12 +16,11 @@ import torch
 from osum_echat import audio
 from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import echat_eval, report, runner
-from osum_echat.evaluation.report import Cell, Clip, Measure, Outcome, Table, mean
-from osum_echat.evaluation.runner import Lines, Model, Prediction, Run, Suite, limited, reply_key
-from osum_echat.evaluation.understanding import RATES
-from osum_echat.files import text_lines
+from osum_echat.evaluation.report import Cell, Clip, Outcome, Table, mean
+from osum_echat.evaluation.runner import Model, Prediction, Read, Run, Suite, limited
+from osum_echat.evaluation.understanding import WordScore
 from osum_echat.inference.reply import Reply
-from osum_echat.metrics import error_rate, errors_of_each, interval, language_of, normalised_pair
+from osum_echat.metrics import language_of, normalised_pair
 from osum_echat.tasks import task_for
 from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, make_prompt
 
@@ -47,29 +47,16 @@ class Sentence:
         return f"<{self.style}>{self.text}" if self.style else self.text
 
 
-def read(data: Path) -> tuple[list[Sentence], dict[str, str]]:
+def read(data: Path) -> Read[Sentence]:
     """The lines of a meta.lst (name|prompt text|prompt wav|text), or the replies of a tiny world.
 
-    A jsonl, such as the samples of a model: its reply_text. Also: which lines are lost, and why.
+    A jsonl, such as the samples of a model: its reply_text.
     """
-    if data.is_dir() or data.suffix == ".jsonl":
-        place = data / echat_eval.WORLD_FILE if data.is_dir() else data
-        found, lost = runner.read_lines(place, partial(_reply, place.parent))
-        return [one for one in found if one is not None], lost
-    sentences: list[Sentence] = []
-    lost = {}
-    try:
-        with data.open("rb") as file:
-            for line in text_lines(file):
-                where = f"{data} line {line.number}"
-                try:
-                    if line.text is None or line.text.strip():
-                        sentences.append(_sentence(line.text, where, data.parent))
-                except DataError as error:
-                    lost[where] = str(error)
-    except OSError as error:
-        raise InputError(f"--data {data}: cannot be read ({error}); give a meta.lst") from error
-    return sentences, lost
+    if data.is_file() and data.suffix != ".jsonl":
+        return runner.read_lines(data, partial(_sentence, data.parent))
+    place = data / echat_eval.WORLD_FILE if data.is_dir() else data
+    found, lost = runner.read_objects(place, partial(_reply, place.parent))
+    return [one for one in found if one is not None], lost
 
 
 def _reply(root: Path, raw: Mapping[str, Any], where: str) -> Sentence | None:
@@ -83,8 +70,8 @@ def _reply(root: Path, raw: Mapping[str, Any], where: str) -> Sentence | None:
         raise DataError(f"{where}: no reply to read out ({error!r})") from error
 
 
-def _sentence(line: str | None, where: str, root: Path) -> Sentence:
-    parts = [part.strip() for part in (line or "").split("|")]
+def _sentence(root: Path, line: str, where: str) -> Sentence:
+    parts = [part.strip() for part in line.split("|")]
     if len(parts) < 4 or not parts[0] or not parts[3]:
         raise DataError(f"{where}: {len(parts)} fields; need name|prompt text|prompt wav|text")
     return Sentence(parts[0].removesuffix(".wav"), parts[3], root / parts[2] if parts[2] else None)
@@ -187,20 +174,22 @@ def score(
 ) -> Outcome:  # fmt: skip
     """Errors by language, and likeness to the prompts."""
     made, said = runner.made(found), {one.key: one for one in sentences}
-    heard = _heard(run, made, said, out)
-    likeness = _likeness(run, made, said, out)
-    by_language: dict[str, list[tuple[str, str]]] = {}
+    asr = run.options.asr
+    hear = cache(lambda: recogniser(asr, run.model))
+    heard = runner.measured(out / "heard.jsonl", made, "heard", lambda one: hear()(
+        out / one["wav"], language_of(said[one["key"]].text)), by=asr)  # fmt: skip
+    prompts = {one.key: one.prompt for one in sentences if one.prompt is not None}
+    likeness = runner.measured(
+        out / "similarity.jsonl", [one for one in made if one["key"] in prompts], "cosine",
+        lambda one: _cosine(run.model, out / one["wav"], prompts[one["key"]]),
+    )  # fmt: skip
+    by_language: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for one in made:
         text = said[one["key"]].text
-        own = by_language.setdefault(language_of(text), [])
-        own.append(normalised_pair(text, heard[one["key"]], language_of(text)))
-    measures: dict[str, Measure] = {}
-    rates: dict[str, Measure] = {}
-    for language, pairs in by_language.items():
-        name, unit = RATES[language]
-        low, high = interval(*errors_of_each(pairs, unit))
-        rates[COLUMNS[language]] = measures[f"{name} {language}"] = Measure(
-            100 * error_rate(pairs, unit).rate, "%", len(pairs), 100 * low, 100 * high)
+        by_language[language_of(text)].append(normalised_pair(text, heard[one["key"]]))
+    scores = {own: WordScore.of(own, pairs) for own, pairs in by_language.items()}
+    rates = {COLUMNS[own]: one.measure for own, one in scores.items()}
+    measures = {f"{one.name} {own}": one.measure for own, one in scores.items()}
     if likeness:
         measures["speaker similarity"] = mean(list(likeness.values()))
     measures["length"] = mean([one["audio_out_s"] for one in made if one["audio_out_s"]], "s")
@@ -227,38 +216,8 @@ def score(
     return Outcome(measures, blocks, details={"heard": heard, "similarity": likeness})
 
 
-def _heard(
-    run: Run, made: Sequence[Prediction], said: Mapping[str, Sentence], out: Path
-) -> dict[str, str]:
-    """What the recogniser hears in every wav, each listened to once."""
-    hear: Recogniser | None = None
-    asr = run.options.asr
-    found = {}
-    with Lines(out / "heard.jsonl") as kept:
-        for one in made:
-            key = f"{asr}:{reply_key(one)}"
-            if key not in kept.found:
-                hear = hear or recogniser(asr, run.model)
-                text = hear(out / one["wav"], language_of(said[one["key"]].text))
-                kept.add({"key": key, "heard": text})
-            found[one["key"]] = kept.found[key]["heard"]
-    return found
-
-
-def _likeness(
-    run: Run, made: Sequence[Prediction], said: Mapping[str, Sentence], out: Path
-) -> dict[str, float]:
-    """Cosine between the speaker vectors of a wav and its prompt, where there is one."""
-    found = {}
-    with Lines(out / "similarity.jsonl") as kept:
-        for one in made:
-            key, prompt = reply_key(one), said[one["key"]].prompt
-            if prompt is None:
-                continue
-            if key not in kept.found:
-                encoder = _encoder(str(run.model.assistant.directory / "token2wav"))
-                spoken, wanted = (encoder(audio.load(path)) for path in (out / one["wav"], prompt))
-                cosine = torch.cosine_similarity(spoken, wanted).item()
-                kept.add({"key": key, "cosine": round(cosine, 4)})
-            found[one["key"]] = kept.found[key]["cosine"]
-    return found
+def _cosine(model: Model, wav: Path, prompt: Path) -> float:
+    """Between the speaker vectors of a wav and its prompt."""
+    encoder = _encoder(str(model.assistant.directory / "token2wav"))
+    spoken, wanted = (encoder(audio.load(path)) for path in (wav, prompt))
+    return round(torch.cosine_similarity(spoken, wanted).item(), 4)

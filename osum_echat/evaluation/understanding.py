@@ -7,7 +7,7 @@ apart from synthetic speech. The grading of results serves batch.py, too.
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import file_digest
 from itertools import product
@@ -22,7 +22,7 @@ from osum_echat.data.prepare import ANSWER_START
 from osum_echat.data.sources import Dropped, TarSource
 from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import echat_eval, report, runner
-from osum_echat.evaluation.report import Measure, Outcome, Table
+from osum_echat.evaluation.report import Measure, Outcome, Table, percent
 from osum_echat.evaluation.runner import Prediction, Run, Suite, limited, of_reply
 from osum_echat.inference.reply import Reply
 from osum_echat.metrics import Confusion, ErrorRate, interval, normalised_pair, spelt
@@ -146,6 +146,18 @@ class Asked:
     task: Task
     listed: Task | None  # the task that its own text belongs to; None: no task that is known
 
+    @classmethod
+    def of(cls, index: int, utterance: Utterance, task: str | None) -> "Asked":
+        """task: in place of its own. Raises InputError where none of both is known."""
+        try:
+            listed = task_for(utterance.task)
+        except InputError:
+            if task is None:
+                raise
+            listed = None
+        asked = task_for(task or utterance.task)
+        return cls(index, replace(utterance, task=asked.tag), asked, listed)
+
     def facts(self) -> Record:
         """What is known of it before it is answered."""
         user = self.utterance.user
@@ -176,12 +188,22 @@ class WordScore:
     high: float
     utterances: int
 
+    @classmethod
+    def of(cls, language: str, pairs: Sequence[tuple[str, str]]) -> "WordScore":
+        """pairs: (said, heard), normalised."""
+        name, unit = RATES[language]
+        low, high = interval(*metrics.errors_of_each(pairs, unit))
+        return cls(name, metrics.error_rate(pairs, unit), low, high, len(pairs))
+
+    @property
+    def measure(self) -> Measure:
+        return percent(self.found.rate, self.utterances, self.low, self.high)
+
     def __str__(self) -> str:
         found = self.found
         return (
-            f"{self.name}  {100 * found.rate:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}]"
-            f"  {found.substitutions} wrong, {found.deletions} missing, {found.insertions} too "
-            f"many of {found.total}; {self.utterances} utterances"
+            f"{self.name}  {self.measure}  {found.substitutions} wrong, {found.deletions} missing, "
+            f"{found.insertions} too many of {found.total}; {self.utterances} utterances"
         )
 
 
@@ -192,6 +214,11 @@ class LabelScore:
     confusion: Confusion
     low: float
     high: float
+
+    @property
+    def measure(self) -> Measure:
+        """The accuracy."""
+        return percent(self.confusion.accuracy, self.confusion.total, self.low, self.high)
 
     def to_json(self) -> dict[str, Any]:
         """Accuracy and macro-F1 beside the counts."""
@@ -209,15 +236,22 @@ class LabelScore:
         )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class TaskGrade:
     """One task of the list. words: by language; labels: by field."""
 
     task: str
-    answered: int = 0
-    failed: int = 0
-    words: dict[str, WordScore] = field(default_factory=dict)
-    labels: dict[str, LabelScore] = field(default_factory=dict)
+    answered: int
+    failed: int
+    words: Mapping[str, WordScore]
+    labels: Mapping[str, LabelScore]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "answered": self.answered, "failed": self.failed,
+            "words": {name: asdict(score) for name, score in self.words.items()},
+            "labels": {name: score.to_json() for name, score in self.labels.items()},
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,16 +272,9 @@ class Grade:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for scores.json."""
-        tasks = {
-            one.task: {
-                "answered": one.answered, "failed": one.failed,
-                "words": {name: asdict(score) for name, score in one.words.items()},
-                "labels": {name: score.to_json() for name, score in one.labels.items()},
-            }
-            for one in self.tasks
-        }  # fmt: skip
         return {"answered": self.answered, "failed": self.failed, "unread": self.unread,
-                "left_out": self.left_out, "tasks": tasks}  # fmt: skip
+                "left_out": self.left_out,
+                "tasks": {one.task: one.to_json() for one in self.tasks}}  # fmt: skip
 
 
 def grade(records: Iterable[Record], language: str = "auto") -> Grade:
@@ -255,7 +282,7 @@ def grade(records: Iterable[Record], language: str = "auto") -> Grade:
 
     Utterances that failed are counted, and are in no other figure.
     """
-    by_task: dict[str, list[Record]] = {}
+    by_task: dict[str, list[Record]] = defaultdict(list)
     unread = left_out = 0
     for record in records:
         if "left_out" in record:
@@ -263,49 +290,45 @@ def grade(records: Iterable[Record], language: str = "auto") -> Grade:
         elif record["task"] is None:
             unread += 1
         else:
-            by_task.setdefault(record["task"], []).append(record)
+            by_task[record["task"]].append(record)
     tasks = []
     for name in sorted(by_task):
         answered = [record for record in by_task[name] if record["error"] is None]
-        made = TaskGrade(name, len(answered), len(by_task[name]) - len(answered))
-        if answered:  # a task that is unknown has none
-            made.words = dict(_word_scores(task_for(name), answered, language))
-            made.labels = dict(_label_scores(task_for(name), answered))
-        tasks.append(made)
+        tasks.append(TaskGrade(
+            name, len(answered), len(by_task[name]) - len(answered),
+            dict(_word_scores(name, answered, language)), dict(_label_scores(name, answered)),
+        ))  # fmt: skip
     return Grade(tuple(tasks), unread, left_out)
 
 
 def _word_scores(
-    task: Task, records: Sequence[Record], language: str
+    task: str, records: Sequence[Record], language: str
 ) -> Iterator[tuple[str, WordScore]]:
     """The error rate of each language that the references are in."""
-    pairs: dict[str, list[tuple[str, str]]] = {}
+    pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for record in records:
-        heard = transcript(record["text"]) if task.transcript else record["heard"]
+        heard = transcript(record["text"]) if task_for(task).transcript else record["heard"]
         said = record["reference_heard"]
-        if heard is None or not said:
-            continue
-        own = metrics.language_of(said) if language == "auto" else language
-        pairs.setdefault(own, []).append(normalised_pair(said, heard, own))
+        if heard is not None and said:
+            own = metrics.language_of(said) if language == "auto" else language
+            pairs[own].append(normalised_pair(said, heard, own))
     for own, found in sorted(pairs.items()):
-        rate_name, unit = RATES[own]
-        low, high = interval(*metrics.errors_of_each(found, unit))
-        yield own, WordScore(rate_name, metrics.error_rate(found, unit), low, high, len(found))
+        yield own, WordScore.of(own, found)
 
 
-def _label_scores(task: Task, records: Sequence[Record]) -> Iterator[tuple[str, LabelScore]]:
+def _label_scores(task: str, records: Sequence[Record]) -> Iterator[tuple[str, LabelScore]]:
     """The confusion of each field that the task asks for, or that its thoughts tell."""
-    for label in FIELDS:
+    for label in FIELDS if records else ():     # a task that is unknown has none
         told = label in HEARD_FIELDS and any(record["labels"][label] for record in records)
-        if label not in task.labels and not told:
+        if label not in task_for(task).labels and not told:
             continue
         pairs = [(record["reference_labels"][label], record["labels"][label])
                  for record in records]  # fmt: skip
         confusion = Confusion.of(pairs)
         if confusion.total:
             each = [Confusion.of([pair]) for pair in pairs]
-            low, high = interval([one.accuracy for one in each if one.total])
-            yield label, LabelScore(confusion, low, high)
+            yield label, LabelScore(confusion, *interval([one.accuracy for one in each
+                                                          if one.total]))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,15 +358,12 @@ def ask(
         utterance = corpus.read(item.number)
         if isinstance(utterance, Dropped):
             raise DataError(f"{utterance.reason}: {utterance.detail}")
-        listed = task_for(utterance.task)
-        task = task_for(run.options.task) if run.options.task else listed
-        if not task.hears:
+        one = asked[item.key] = Asked.of(item.number, utterance, run.options.task)
+        if not one.task.hears:
             raise InputError(f"{utterance.key}: task {utterance.task} hears nothing; give --task")
-        utterance = replace(utterance, task=task.tag)
-        asked[item.key] = Asked(item.number, utterance, task, listed)
         if item.snr_db is None:
-            return utterance
-        return with_noise(utterance, item.snr_db, runner.seed_of(0, item.key))
+            return one.utterance
+        return with_noise(one.utterance, item.snr_db, runner.seed_of(0, item.key))
 
     def kept(item: Sound, reply: Reply) -> Prediction:
         facts = asked[item.key].facts()
@@ -380,11 +400,10 @@ def score(players: int, found: Sequence[Prediction], out: Path) -> Outcome:
     grades = {part if noise == CLEAN else f"{part}, {noise}": grade(own)
               for (part, noise), own in sets.items()}  # fmt: skip
     measures = dict(_measures(grades))
-    rows: list[list[report.Cell]] = [[name, one, str(one.count)] for name, one in measures.items()]
     blocks: list[report.Block] = [
         report.Words("Errors of words (WER, CER: lower is better) and right labels (higher is "
                      "better), in percent, with 95 % bootstrap intervals over utterances."),
-        Table("Scores", ("set / task / what", "%", "items"), rows), report.paper("understanding"),
+        report.scores(measures, ("set / task / what", "%", "items")), report.paper("understanding"),
     ]  # fmt: skip
     accuracies = {name: one for name, one in measures.items()
                   if not name.endswith("macro-F1") and "ER " not in name}  # fmt: skip
@@ -406,14 +425,11 @@ def _measures(grades: Mapping[str, Grade]) -> Iterator[tuple[str, Measure]]:
         for task in graded.tasks:
             where = f"{name}/{task.task}" if len(graded.tasks) > 1 else name
             for language, words in task.words.items():
-                yield f"{where}/{words.name} {language}", Measure(
-                    100 * words.found.rate, "%", words.utterances, 100 * words.low,
-                    100 * words.high)  # fmt: skip
+                yield f"{where}/{words.name} {language}", words.measure
             for label, one in task.labels.items():
-                count = one.confusion.total
-                yield f"{where}/{label}", Measure(
-                    100 * one.confusion.accuracy, "%", count, 100 * one.low, 100 * one.high)
-                yield f"{where}/{label} macro-F1", Measure(100 * one.confusion.macro_f1, "%", count)
+                yield f"{where}/{label}", one.measure
+                yield (f"{where}/{label} macro-F1",
+                       percent(one.confusion.macro_f1, one.confusion.total))  # fmt: skip
 
 
 def _clips(made: Sequence[Prediction], players: int) -> list[report.Clip]:

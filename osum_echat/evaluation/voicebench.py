@@ -91,7 +91,7 @@ def read(data: Path) -> tuple[list[Question], dict[str, str]]:
     lost: dict[str, str] = {}
     for path in paths:
         family(path.stem)
-        found, own = runner.read_lines(path, partial(_question, path))
+        found, own = runner.read_objects(path, partial(_question, path))
         questions += [replace(one, number=number) for number, one in enumerate(found)]
         lost |= own
     return questions, lost

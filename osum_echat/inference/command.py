@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from osum_echat import logs
+from osum_echat import cli, logs
 from osum_echat.cli import add_model
 from osum_echat.errors import InputError
 from osum_echat.inference.reply import (
@@ -101,13 +101,10 @@ def run(arguments: argparse.Namespace) -> None:
     labels = _wanted_labels(arguments.labels)
     from osum_echat.inference.assistant import EChat
 
+    speaks = any(task_for(job.task).speaks for job in jobs)
     assistant = EChat.load(
-        arguments.model, device=arguments.device, seed=arguments.seed,
-        speaks=any(task_for(job.task).speaks for job in jobs), config=arguments.config,
-        tokenizer=arguments.tokenizer, token2wav=arguments.token2wav, voice=arguments.voice,
-        talker=arguments.talker,
-        dtype=arguments.dtype, keep_lora=arguments.keep_lora,
-    )  # fmt: skip
+        arguments.model, seed=arguments.seed, speaks=speaks, **cli.loading(arguments)
+    )
     if several:
         _answer_together(assistant, jobs, labels, arguments)
         return

@@ -99,12 +99,7 @@ def load(arguments: argparse.Namespace) -> Service:
     from osum_echat.inference.assistant import EChat
     from osum_echat.serving.turns import TurnModel, VoiceActivity
 
-    assistant = EChat.load(
-        arguments.model, device=arguments.device, config=arguments.config,
-        tokenizer=arguments.tokenizer, token2wav=arguments.token2wav, voice=arguments.voice,
-        talker=arguments.talker,
-        dtype=arguments.dtype, keep_lora=arguments.keep_lora,
-    )  # fmt: skip
+    assistant = EChat.load(arguments.model, **cli.loading(arguments))
     assistant.share()
     turn_model = None if arguments.turn_model is None else TurnModel(arguments.turn_model)
     service = Service(

@@ -45,7 +45,7 @@ def test_a_meta_list_is_read_with_prompts_beside_it(tmp_path):
 def test_files_lie_as_the_official_scripts_expect_and_errors_are_by_language(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(tts, "_likeness", lambda *_: {"a-1": 0.8, "b-2": 0.6})
+    monkeypatch.setattr(tts, "_cosine", lambda model, wav, prompt: {"a-1": 0.8}.get(wav.stem, 0.6))
     found = run(write_meta(tmp_path / "d"), tmp_path / "out")
     assert {path.name for path in (tmp_path / "out/wavs").iterdir()} == {"a-1.wav", "b-2.wav"}
     measures = found["measures"]
@@ -56,7 +56,7 @@ def test_files_lie_as_the_official_scripts_expect_and_errors_are_by_language(
 
 
 def test_what_was_heard_is_kept_by_judge(tmp_path, monkeypatch):
-    monkeypatch.setattr(tts, "_likeness", lambda *_: {})
+    monkeypatch.setattr(tts, "_cosine", lambda *_: 1.0)
     data, out = write_meta(tmp_path / "d"), tmp_path / "out"
     run(data, out)
     before = (out / "heard.jsonl").read_bytes()
