@@ -13,10 +13,8 @@ import multiprocessing
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,9 +24,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from benchmarks.token2wav_sizes import write_weights
-from osum_echat import audio, logs
-from osum_echat.errors import OsumError
+from benchmarks.token2wav_sizes import watched, write_weights
+from osum_echat import audio, cli, logs
 from osum_echat.generation import decoder
 from osum_echat.generation.sampling import Sampling
 from osum_echat.models import checkpoint, convert, int8
@@ -67,24 +64,6 @@ class EndsAt:
 
 
 @dataclass(slots=True)
-class Memory:
-    """The most memory of this process, in bytes: of its own, and with mapped files."""
-
-    anonymous: int = 0
-    whole: int = 0
-    before: int = 0
-
-    def look(self) -> None:
-        """Take in the present state."""
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        pages = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines
-                 if line.startswith("Rss")}  # fmt: skip
-        self.before = self.before or pages["RssAnon"]
-        self.anonymous = max(self.anonymous, pages["RssAnon"] - self.before)
-        self.whole = max(self.whole, sum(pages.values()))
-
-
-@dataclass(slots=True)
 class Steps:
     """Seconds of each step after the first."""
 
@@ -94,25 +73,6 @@ class Steps:
     def rate(self) -> float:
         """Tokens a second, by the median step."""
         return 1.0 / statistics.median(self.seconds)
-
-
-@contextmanager
-def watched() -> Iterator[Memory]:
-    """Look at the memory fifty times a second."""
-    memory, done = Memory(), threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            memory.look()
-
-    memory.look()
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield memory
-    finally:
-        done.set()
-        thread.join()
 
 
 def write(path: Path, settings: EChatSettings, seed: int = 1) -> None:
@@ -151,7 +111,7 @@ def loaded(path: Path, settings: EChatSettings, shown: Figures, **options: Any) 
     weights = sum(value.nbytes for value in checkpoint.own_weights(model).values())
     shown["weights"] = f"{weights / GB:.2f} GB"
     shown["loading"] = f"{time.perf_counter() - start:.1f} s"
-    shown["peak of own memory"] = f"{memory.anonymous / GB:.2f} GB"
+    shown["peak of own memory"] = f"{memory.own / GB:.2f} GB"
     shown["peak with the mapped file"] = f"{memory.whole / GB:.2f} GB"
     shown["peak / weights"] = f"{memory.whole / weights:.2f}"
     return model
@@ -256,7 +216,7 @@ def pair(place: Path, settings: EChatSettings, shown: Figures) -> None:
         speaker = Token2Wav.load(voice, torch.device("cpu"), torch.float32)
     count = sum(part.nbytes for model in both for part in checkpoint.own_weights(model).values())
     shown["two models: weights"] = f"{count / GB:.2f} GB"
-    shown["two models and token2wav: own memory"] = f"{memory.anonymous / GB:.2f} GB"
+    shown["two models and token2wav: own memory"] = f"{memory.own / GB:.2f} GB"
     shown["the same with mapped files"] = f"{memory.whole / GB:.2f} GB"
     shown["sample rate of the voice"] = f"{speaker.sample_rate_hz} Hz"
 
@@ -269,26 +229,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pair", action="store_true", help="the memory of two and token2wav")
     parser.add_argument("--small", action="store_true", help="two layers of each kind")
     arguments = parser.parse_args(argv)
-    logs.setup()
     settings = read_settings(PUBLISHED_SETTINGS)
     if arguments.small:
         settings = replace(settings, encoder=replace(settings.encoder, blocks=2),
                            llm={**settings.llm, "num_hidden_layers": 2})  # fmt: skip
     shown: Figures = {}
-    try:
+
+    def work() -> None:
         vocab = Vocab.from_directory(arguments.tokenizer, settings.llm["vocab_size"])
         with tempfile.TemporaryDirectory(dir=arguments.dir) as place:
             if arguments.pair:
                 pair(Path(place), settings, shown)
             else:
                 alone(Path(place), settings, vocab, shown)
-    except OsumError as error:
-        sys.stderr.write(f"published_sizes: {error}\n")
-        return 2
-    width = max(map(len, shown))
-    for name, value in shown.items():
-        logs.out(f"{name:<{width}}  {value}")
-    return 0
+        width = max(map(len, shown))
+        logs.out("\n".join(f"{name:<{width}}  {value}" for name, value in shown.items()))
+
+    return cli.run("published_sizes", work)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Parts that listen to speech need --judge (Whisper base) and requirements-bench.t
 """
 
 import argparse
-import json
 import resource
 import statistics
 import sys
@@ -15,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,12 @@ from torch import Tensor
 
 from benchmarks.judge import JUDGE_RATE_HZ, Recogniser, error_rate, rating
 from common_utils.tiny_world.world import World, load_world, normalise
-from osum_echat import audio, logs
-from osum_echat.errors import InputError, OsumError
+from osum_echat import audio, cli, logs
+from osum_echat.errors import InputError
+from osum_echat.evaluation.echat_eval import WORLD_FILE
 from osum_echat.evaluation.reply_emotion import Delivery, delivery, middle
+from osum_echat.evaluation.runner import read_objects
+from osum_echat.files import write_json
 from osum_echat.inference.assistant import LABEL_FIELDS, EChat, Reply
 from osum_echat.paths import TINY
 from osum_echat.records import Turn, Utterance
@@ -74,7 +77,11 @@ class Bench:
         self.assistant, self.root, self.limit, self.spoken = assistant, root, limit, spoken
         self.world: World = load_world()
         self.judge = judge
-        self.exchanges = _exchanges(root)
+        place = root / WORLD_FILE
+        if not place.is_file():
+            raise InputError(f"--data {place}: not there; make a split with "
+                             "python -m common_utils.tiny_world.make --help")  # fmt: skip
+        self.exchanges: list[Exchange] = read_objects(place, lambda raw, _: raw)[0]
 
     def of_kind(self, *kinds: str) -> Iterator[Exchange]:
         """The first exchanges of these kinds, as many as the limit lets through."""
@@ -93,19 +100,6 @@ class Bench:
         if self.judge is None:
             raise InputError("this part listens to speech: give --judge DIR")
         return self.judge(samples)
-
-
-def _exchanges(root: Path) -> list[Exchange]:
-    """The lines of exchanges.jsonl."""
-    path = root / "exchanges.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(
-            f"--data {path}: {error.strerror}; make a split with "
-            "python -m common_utils.tiny_world.make --help"
-        ) from error
-    return [json.loads(line) for line in lines if line.strip()]
 
 
 def _share(name: str, right: Sequence[bool], least: float | None = None) -> Figure:
@@ -135,36 +129,34 @@ def asr(bench: Bench) -> Iterator[Figure]:
     yield Figure("ASR word errors, plain task", error_rate(pairs), "%", len(pairs), most=20)
 
 
-def _right(bench: Bench, exchange: Exchange, reply: Reply) -> bool:
-    return normalise(reply.text) in bench.world.right_replies(exchange)
+def _answered(
+    bench: Bench, kind: str, task: str, thinking: str | None = None
+) -> Iterator[tuple[Exchange, Reply, bool]]:
+    """The reply to each exchange of a kind, in text alone, and whether it is right.
+
+    Of written questions the words alone decide which reply is right.
+    """
+    for one in bench.of_kind(kind):
+        source = one["user_text"] if task == "t2t" else bench.wav(one)
+        reply = bench.assistant.reply(source, task=task, thinking=thinking, speak=False)
+        right = bench.world.right_text_replies if task == "t2t" else bench.world.right_replies
+        yield one, reply, normalise(reply.text) in right(one)
 
 
-def _spoken_replies(name: str, task: str, least: float | None, kind: str | None) -> "Part":
-    """A part that counts right replies to single spoken turns; their text alone is decoded."""
+def _right_replies(task: str, thinking: str | None, least: float | None) -> "Part":
+    """A part that counts right replies to single turns."""
+    name = f"{task}, {thinking}" if thinking else task
 
     def part(bench: Bench) -> Iterator[Figure]:
-        right, labels = [], []
-        for one in bench.of_kind("single"):
-            reply = bench.assistant.reply(bench.wav(one), task=task, thinking=kind, speak=False)
-            right.append(_right(bench, one, reply))
-            labels.append(all(
-                getattr(reply.labels, field) == one["labels"][field] for field in LABEL_FIELDS
-            ))
-        yield _share(f"{name}: right reply", right, least)
-        if kind == "label":
-            yield _share(f"{name}: all four labels of the thought right", labels)
+        found = list(_answered(bench, "single", task, thinking))
+        yield _share(f"{name}: right reply", [right for *_, right in found], least)
+        if thinking == "label":
+            yield _share(f"{name}: all four labels of the thought right", [
+                all(getattr(reply.labels, field) == one["labels"][field] for field in LABEL_FIELDS)
+                for one, reply, _ in found
+            ])  # fmt: skip
 
     return part
-
-
-def text_replies(bench: Bench) -> Iterator[Figure]:
-    """Written questions; the words alone decide which reply is right."""
-    right = [
-        normalise(bench.assistant.reply(one["user_text"], task="t2t").text)
-        in bench.world.right_text_replies(one)
-        for one in bench.of_kind("single")
-    ]
-    yield _share("t2t: right reply", right, 80)
 
 
 def dialogues(bench: Bench) -> Iterator[Figure]:
@@ -182,22 +174,18 @@ def dialogues(bench: Bench) -> Iterator[Figure]:
         )  # fmt: skip
         question = Utterance(one["key"], "s2s", Turn(audio=bench.wav(one)), history=history)
         reply = bench.assistant.reply(question, speak=False)
-        right[len(history) + 1].append(_right(bench, one, reply))
+        is_right = normalise(reply.text) in bench.world.right_replies(one)
+        right[len(history) + 1].append(is_right)
     for turns, rights in sorted(right.items()):
         yield _share(f"dialogue: right reply in turn {turns}", rights, 50)
 
 
 def identity(bench: Bench) -> Iterator[Figure]:
     """Who are you, who made you: spoken and written."""
-    rights: dict[str, list[bool]] = defaultdict(list)
-    for one in bench.of_kind("identity"):
-        for task in ("s2s", "s2t"):
-            reply = bench.assistant.reply(bench.wav(one), task=task, speak=False)
-            rights[task].append(_right(bench, one, reply))
-        written = bench.assistant.reply(one["user_text"], task="t2t").text
-        rights["t2t"].append(normalise(written) in bench.world.right_text_replies(one))
-    for task, right in rights.items():
-        yield _share(f"identity by {task}: right reply", right, 90)
+    for task in ("s2s", "s2t", "t2t"):
+        rights = [right for *_, right in _answered(bench, "identity", task)]
+        if rights:
+            yield _share(f"identity by {task}: right reply", rights, 90)
 
 
 def synthesis(bench: Bench) -> Iterator[Figure]:
@@ -306,13 +294,13 @@ Part = Callable[[Bench], Iterator[Figure]]
 PARTS: dict[str, Part] = {
     "understanding": understanding,
     "asr": asr,
-    "s2s_think_label": _spoken_replies("s2s_think, label", "s2s_think", 60, "label"),
-    "s2s_think_natural": _spoken_replies("s2s_think, natural", "s2s_think", 55, "natural"),
-    "s2s": _spoken_replies("s2s", "s2s", None, None),
-    "s2t": _spoken_replies("s2t", "s2t", None, None),
-    "s2t_think_label": _spoken_replies("s2t_think, label", "s2t_think", 55, "label"),
-    "s2t_think_natural": _spoken_replies("s2t_think, natural", "s2t_think", 50, "natural"),
-    "t2t": text_replies,
+    "s2s_think_label": _right_replies("s2s_think", "label", 60),
+    "s2s_think_natural": _right_replies("s2s_think", "natural", 55),
+    "s2s": _right_replies("s2s", None, None),
+    "s2t": _right_replies("s2t", None, None),
+    "s2t_think_label": _right_replies("s2t_think", "label", 55),
+    "s2t_think_natural": _right_replies("s2t_think", "natural", 50),
+    "t2t": _right_replies("t2t", None, 80),
     "dialogue": dialogues,
     "identity": identity,
     "latency": latency,
@@ -324,34 +312,31 @@ JUDGED = ("tts", "speech", "resynthesis")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 2 for what the user can put right."""
     arguments = _arguments(argv)
-    logs.setup()
+    return cli.run("tiny_world", lambda: measure(arguments))
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print the figures of the parts that are asked for. Raises an OsumError."""
     start, cpu_s = time.monotonic(), time.process_time()
-    try:
-        judge = Recogniser(arguments.judge) if arguments.judge else None
-        names = arguments.only or [name for name in PARTS if judge or name not in JUDGED]
-        assistant = EChat.load(arguments.model, device=arguments.device)
-        bench = Bench(assistant, arguments.data, arguments.limit, arguments.spoken, judge)
-        figures = []
-        for name in names:
-            for figure in PARTS[name](bench):
-                figures.append(figure)
-                logs.out(row(figure))
-    except OsumError as error:
-        sys.stderr.write(f"tiny_world: {error}\n")
-        return 2
+    judge = Recogniser(arguments.judge) if arguments.judge else None
+    names = arguments.only or [name for name in PARTS if judge or name not in JUDGED]
+    assistant = EChat.load(arguments.model, device=arguments.device)
+    bench = Bench(assistant, arguments.data, arguments.limit, arguments.spoken, judge)
+    figures = []
+    for figure in chain.from_iterable(PARTS[name](bench) for name in names):
+        figures.append(figure)
+        logs.out(row(figure))
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    for figure in (
+    whole = [
         Figure("all: time", time.monotonic() - start, "s", 1),
         Figure("all: CPU", time.process_time() - cpu_s, "s", 1),
         Figure("all: peak memory", peak_mb, "MB", 1),
-    ):
-        figures.append(figure)
-        logs.out(row(figure))
+    ]
+    logs.out("\n".join(map(row, whole)))
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n")
-    return 0
+        write_json(arguments.json, [asdict(one) for one in (*figures, *whole)])
 
 
 def row(figure: Figure) -> str:

@@ -14,7 +14,9 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +37,7 @@ COLUMNS = {                     # memory is anonymous, above that before loading
     "weights": "", "flow in": "", "load s": ".2f", "load CPU s": ".2f", "held MB": ".0f",
     "peak MB": ".0f", "mapped MB": ".0f", "speech s": ".2f", "takes s": ".1f", "CPU s": ".1f",
 }  # fmt: skip
+MB = 1 << 20
 Row = dict[str, Any]
 Made = TypeVar("Made")
 
@@ -68,12 +71,45 @@ def write_weights(directory: Path) -> Path:
     return path
 
 
-def memory_mb(kind: str) -> float:
-    """RssAnon or RssFile of this process."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{kind}:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"no {kind} in /proc/self/status: this benchmark needs Linux")
+def resident() -> dict[str, int]:
+    """Bytes of this process by kind: RssAnon is its own, RssFile is mapped. Linux alone tells."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) * 1024
+            for line in lines if line.startswith("Rss")}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Memory:
+    """The most memory of this process. own: above that before; whole: with mapped files."""
+
+    before: dict[str, int] = field(default_factory=resident)
+    own: int = 0
+    whole: int = 0
+
+    def look(self) -> None:
+        """Take in the present state."""
+        now = resident()
+        self.own = max(self.own, now["RssAnon"] - self.before["RssAnon"])
+        self.whole = max(self.whole, sum(now.values()))
+
+
+@contextmanager
+def watched() -> Iterator[Memory]:
+    """Inside, look at the memory time and again."""
+    memory, done = Memory(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(LOOK_EVERY_S):
+            memory.look()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield memory
+    finally:
+        done.set()
+        thread.join()
+        memory.look()
 
 
 def timed(work: Callable[[], Made]) -> tuple[Made, float, float]:
@@ -83,41 +119,21 @@ def timed(work: Callable[[], Made]) -> tuple[Made, float, float]:
     return made, time.perf_counter() - wall_s, time.process_time() - cpu_s
 
 
-class Peak:
-    """The most anonymous memory while it watches."""
-
-    def __init__(self) -> None:
-        self.start_mb = self.most_mb = memory_mb("RssAnon")
-        self.done = threading.Event()
-        self.watcher = threading.Thread(target=self._watch, daemon=True)
-        self.watcher.start()
-
-    def _watch(self) -> None:
-        while not self.done.wait(LOOK_EVERY_S):
-            self.most_mb = max(self.most_mb, memory_mb("RssAnon"))
-
-    def stop(self) -> float:
-        """The rise since the start."""
-        self.done.set()
-        self.watcher.join()
-        return max(self.most_mb, memory_mb("RssAnon")) - self.start_mb
-
-
 def measure(source: Path, dtype: str, tokens: int) -> Row:
     """Load once, speak once."""
     torch.manual_seed(1)
     voice = random_voice(PROMPT_TOKENS)
     said = torch.randint(FlowSettings().codes, (tokens,)).tolist()
-    mapped_before, peak = memory_mb("RssFile"), Peak()
-    speaker, *load_s = timed(
-        lambda: Token2Wav.load(source, torch.device("cpu"), getattr(torch, dtype))
-    )
-    peak_mb = peak.stop()
-    held_mb, mapped_mb = memory_mb("RssAnon") - peak.start_mb, memory_mb("RssFile") - mapped_before
+    with watched() as memory:
+        speaker, *load_s = timed(
+            lambda: Token2Wav.load(source, torch.device("cpu"), getattr(torch, dtype))
+        )
+    held, mapped = (resident()[name] - memory.before[name] for name in ("RssAnon", "RssFile"))
     wave, *takes_s = timed(lambda: speaker(said, voice, seed=0))
     assert wave.isfinite().all()
     kind, speech_s = "tar" if source.is_file() else "directory", len(wave) / speaker.sample_rate_hz
-    values = kind, dtype, *load_s, held_mb, peak_mb, mapped_mb, speech_s, *takes_s
+    sizes_mb = (size / MB for size in (held, memory.own, mapped))
+    values = kind, dtype, *load_s, *sizes_mb, speech_s, *takes_s
     return dict(zip(COLUMNS, values, strict=True))
 
 

@@ -49,7 +49,7 @@ def test_a_model_that_knows_the_world_is_always_right(bench, monkeypatch):
         return type("Known", (), {"text": text})
 
     monkeypatch.setattr(bench.assistant, "reply", reply)
-    (figure,) = tiny_world.text_replies(bench)
+    (figure,) = tiny_world.PARTS["t2t"](bench)
     assert (figure.value, figure.verdict) == (100.0, "ok")
 
 

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osum_echat.errors import InputError
 from osum_echat.evaluation import batch
 from osum_echat.evaluation.batch import Rank, answer, find_results, shares
-from osum_echat.evaluation.runner import FAULTS_IN_A_ROW
 from osum_echat.evaluation.understanding import UtteranceList
 from osum_echat.files import Journal
 from osum_echat.paths import FAKE_DATA, HOUSE
@@ -123,15 +121,6 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_2(
     write_texts(Path("a.list"), 2)
     code, out, told = run(*options)
     assert (code, out) == (2, "") and message in told and told.count("\n") == 1, told
-
-
-def test_the_default_place_is_named_after_the_list(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("raw").mkdir()
-    assert run("--data", write_texts(Path("raw/data.list"), 2))[0] == 0
-    assert len(results(Path("exp/batch/raw-data"))) == 2
 
 
 def start(data: Path, out: Path, *options: str, **settings: str) -> subprocess.Popen[str]:
@@ -243,20 +232,6 @@ def test_every_utterance_has_one_record_and_bad_ones_tell_why(tmp_path: Path) ->
     assert errors["bad-u2"] == "bad-u2: not audio"
     assert errors["crash-u1"] == "RuntimeError: the kernel gave up"
     assert errors[None].startswith("not JSON") and "record 5" in errors[None]
-
-
-def test_a_record_holds_what_was_asked_and_what_came(tmp_path: Path) -> None:
-    job = job_of(write_mixed_list(tmp_path), tmp_path / "out")
-    finish(job)
-    heard, spoken = records(job)[0], records(job)[9]
-    assert heard["reference"] == "i lost my kite<CHILD><MALE>"
-    assert heard["reference_heard"] == "i lost my kite" and heard["wav"] is None
-    assert heard["reference_labels"]["age"] == "CHILD" == heard["labels"]["age"]
-    assert heard["timings"]["total_s"] == 0.2 and heard["task"] == "<TRANSCRIBE> <AGE> <GENDER>"
-    assert (spoken["task"], spoken["speech_tokens"]) == ("<TEXT2TOKEN>", 3)
-    samples, rate = soundfile.read(job.out / spoken["wav"])
-    assert spoken["wav"] == "wav/000009-k8-u2.wav"
-    assert rate == 22_050 and len(samples) == 100 + len(spoken["text"])
 
 
 def test_another_task_can_be_asked_of_all(tmp_path: Path) -> None:
@@ -386,16 +361,6 @@ def test_nothing_that_can_be_answered_is_exit_code_2(run: Run, tmp_path: Path) -
     code, _, told = run("--data", data, "--out", tmp_path / "out")
     assert code == 2 and "nothing was answered: 1 failed" in told
     assert len(results(tmp_path / "out")) == 1
-
-
-def test_a_machine_that_fails_at_everything_ends_the_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = job_of(write_texts(tmp_path / "a.list", 60), tmp_path / "out", batch_size=4)
-    monkeypatch.setenv("DEAD", "1")
-    with pytest.raises(RuntimeError, match="the kernel gave up"):
-        finish(job)
-    assert len(find_results(job.out)) < FAULTS_IN_A_ROW
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,6 @@ def test_both_kinds_of_thought_are_asked_and_stand_in_one_table(tmp_path):
     assert "OSUM-EChat (paper) | 58.00 | 63.10" in report
 
 
-def test_a_model_that_thinks_one_way_is_asked_that_way(tmp_path):
-    assistant = Spoken()
-    assistant.thinking = "natural"
-    found = run(write_queries(tmp_path / "d"), tmp_path / "out", assistant)["measures"]
-    assert "natural/all" in found and "label/all" not in found
-
-
 def test_a_chat_judge_sees_words_labels_reply_and_the_emotion_heard(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
     with serving(lambda body: [500, judged_scores(80)]) as server:
@@ -159,13 +152,6 @@ def test_the_tiny_world_gives_every_category(tmp_path):
     ]  # fmt: skip
     assert items[5].earlier[0].audio == tmp_path / "audio/k.wav"
     assert items[5].earlier_replies == (tmp_path / "replies/k.wav",)
-
-
-def test_a_voice_without_a_cue_is_not_asked_about_it(tmp_path):
-    plain = {"age": "ADULT", "gender": "MALE", "emotion": "NEUTRAL", "event": "OTHER"}
-    rows = [WORLD | {"key": f"k{number}", "labels": plain} for number in range(10)]
-    write(tmp_path, *rows, name="exchanges.jsonl")
-    assert {one.category for one in read(tmp_path)[0]} == {"age", "gender"}
 
 
 @pytest.mark.parametrize("row, told", [

@@ -94,24 +94,11 @@ def test_faults_of_the_network_fail_their_item_only_and_a_restart_mends_it(tmp_p
     assert not judged.failed and judged.verdicts["item-0"].overall == 90
 
 
-def test_a_wrong_key_stops_everything_at_once(tmp_path):
-    with serving(lambda body: [401]) as server, pytest.raises(InputError, match="HTTP 401"):
-        judge(server.url, workers=1)(exhibits(20), tmp_path)
-    assert len(server.requests) < 20
-
-
 def test_several_answers_are_averaged_and_missing_ones_asked_for(tmp_path):
     with serving(lambda body: [[scores(20), BROKEN, scores(40)], [scores(90)]]) as server:
         judged = judge(server.url, n=3)(exhibits(1), tmp_path)
     assert [one["n"] for one in server.requests] == [3, 1]
     assert judged.verdicts["item-0"].overall == 50 and judged.bill.unparsable == 1
-
-
-def test_a_dimension_left_undecided_is_left_out_of_the_mean(tmp_path):
-    given = dict.fromkeys(NAMES, 50) | {"delivery": None, "empathy": 90}
-    with serving(lambda body: [json.dumps({"scores": given})]) as server:
-        judged = judge(server.url)(exhibits(1), tmp_path)
-    assert judged.verdicts["item-0"].overall == 60
 
 
 def test_the_request_holds_all_that_was_set_and_the_key_goes_in_the_header(tmp_path):
@@ -133,12 +120,6 @@ def test_a_passing_fault_is_tried_again_and_one_that_stays_fails_its_item(tmp_pa
         server.plan = lambda body: [fault]
         lost = judge(server.url, seed=1)(exhibits(1), tmp_path)
         assert "no answer in 3 tries" in lost.failed["item-0"] and len(server.requests) == 6
-
-
-def test_a_server_that_is_not_there_is_a_fault_too(tmp_path):
-    with serving() as server:
-        url = server.url
-    assert "no answer in 2 tries" in judge(url, tries=2)(exhibits(1), tmp_path).failed["item-0"]
 
 
 @pytest.mark.parametrize("status", [302, 400, 401, 403, 404])
@@ -187,28 +168,21 @@ def test_a_chinese_query_is_asked_about_in_chinese():
     assert "回复" in text and "You judge" not in text
 
 
-@pytest.mark.parametrize("before, after", [
-    ("", ""), ("```json\n", "\n```"), ("Let me think {not this}. ", " That is all."),
-    ('{"other": 1} ', ""),
+HALF = json.dumps({"scores": dict.fromkeys(NAMES, 50) | {"delivery": None, "empathy": 90}})
+BAD = [{"relevance": 101}, {"relevance": -1}, {"relevance": "80"}, {"relevance": True},
+       dict.fromkeys(NAMES)]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer, overall", [
+    (scores(70), 70), (f"```json\n{scores(70)}\n```", 70),
+    (f"Let me think {{not this}}. {scores(70)} That is all.", 70),
+    (f'{{"other": 1}} {scores(70)}', 70), (HALF, 60), ("", None), ("80", None),
+    ('{"scores": {"relevance": 80}}', None), ("{" * 5000, None),
+    *((json.dumps({"scores": dict.fromkeys(NAMES, 70) | one}), None) for one in BAD),
 ])  # fmt: skip
-def test_scores_are_found_whatever_stands_around_them(before, after):
-    verdict = RUBRIC.read(f"{before}{scores(70)}{after}")
-    assert verdict is not None and verdict.overall == 70 and verdict.reason == "fine"
-
-
-@pytest.mark.parametrize("spoilt", [
-    {"relevance": 101}, {"relevance": -1}, {"relevance": "80"}, {"relevance": True},
-    dict.fromkeys(NAMES),
-])  # fmt: skip
-def test_scores_out_of_range_or_of_no_number_are_no_answer(spoilt):
-    given = dict.fromkeys(NAMES, 70) | spoilt
-    assert RUBRIC.read(json.dumps({"scores": given})) is None
-
-
-@pytest.mark.parametrize("answer", ["", "80", "{", '{"scores": {"relevance": 80}}', "{" * 5000,
-                                    '{"scores": {"relevance": NaN}}'])  # fmt: skip
-def test_what_is_incomplete_is_no_answer(answer):
-    assert RUBRIC.read(answer) is None
+def test_complete_scores_are_found_whatever_stands_around_them(answer, overall):
+    verdict = RUBRIC.read(answer)
+    assert (verdict and verdict.overall) == overall
 
 
 def test_a_file_that_is_no_rubric_is_told(tmp_path):
@@ -219,56 +193,33 @@ def test_a_file_that_is_no_rubric_is_told(tmp_path):
 
 JUDGE = RulesJudge()
 KITE = "I lost my kite in the park."
+CHILD = Labels(emotion="SAD", age="CHILD")
+CHINESE = Exhibit("k", "event", "我今天咳嗽得厉害", Labels(age="OLD", event="COUGH"),
+                  "爷爷，您咳嗽了，请多喝水，去看看医生吧。", None)  # fmt: skip
 
 
-def score(reply: str, category: str = "emotion", emotion: str | None = "SAD", **labels) -> dict:
-    return dict(JUDGE.judge(Exhibit("k", category, KITE, Labels(emotion="SAD", **labels),
-                                    reply, emotion)).scores)  # fmt: skip
-
-
-def test_an_empty_reply_gets_nothing():
-    assert set(score(" ").values()) == {0.0}
-
-
-def test_a_reply_about_the_matter_is_more_relevant_than_one_about_none():
-    assert score("Kites fly away in a park.")["relevance"] == 100
-    assert score("Bananas are yellow.")["relevance"] == 50
-
-
-@pytest.mark.parametrize("reply, expected", [
-    ("Goodbye, little one.", 100), ("Goodbye.", 50), ("Goodbye, madam.", 10),
+@pytest.mark.parametrize("reply, heard, dimension, expected", [
+    (" ", "SAD", "empathy", 0),
+    ("Kites fly away in a park.", "SAD", "relevance", 100),
+    ("Bananas are yellow.", "SAD", "relevance", 50),
+    ("Goodbye, little one.", "SAD", "perception", 100), ("Goodbye.", "SAD", "perception", 50),
+    ("Goodbye, madam.", "SAD", "perception", 10),
+    ("I am so sorry for you.", "SAD", "empathy", 100), ("The sky is blue.", "SAD", "empathy", 40),
+    ("Congratulations!", "SAD", "empathy", 0),
+    ("Oh no.", "SAD", "delivery", 100), ("Oh no.", "NEUTRAL", "delivery", 75),
+    ("Oh no.", "HAPPY", "delivery", 20), ("Oh no.", None, "delivery", None),
+    ("That is a pity, my friend.", "SAD", "naturalness", 100),
+    ("<SAD> That is a pity, my friend.", "SAD", "naturalness", 60),
+    ("Pity.", "SAD", "naturalness", 70), ("That is a pity, my friend", "SAD", "naturalness", 90),
+    ("no no no no no no no no.", "SAD", "naturalness", pytest.approx(74.3, abs=0.1)),
 ])  # fmt: skip
-def test_a_cue_is_noticed_ignored_or_mistaken(reply, expected):
-    assert score(reply, "age", age="CHILD")["perception"] == expected
-
-
-def test_sympathy_beats_cheer_towards_the_sad():
-    kind, plain, cheerful = (score(reply)["empathy"] for reply in (
-        "I am so sorry for you.", "The sky is blue.", "Congratulations!"))  # fmt: skip
-    assert (kind, plain, cheerful) == (100, 40, 0)
-
-
-@pytest.mark.parametrize("emotion, expected", [("SAD", 100), ("NEUTRAL", 75), ("HAPPY", 20)])
-def test_delivery_is_read_from_the_table(emotion, expected):
-    assert score("Oh no.", emotion=emotion)["delivery"] == expected
-
-
-def test_without_sound_delivery_is_left_out_of_the_overall():
-    judged = JUDGE.judge(Exhibit("k", "emotion", KITE, Labels(emotion="SAD"), "Oh no.", None))
-    known = [value for value in judged.scores.values() if value is not None]
-    assert judged.scores["delivery"] is None and judged.overall == sum(known) / 4
-
-
-@pytest.mark.parametrize("reply, expected", [
-    ("That is a pity, my friend.", 100), ("<SAD> That is a pity, my friend.", 60),
-    ("Pity.", 70), ("That is a pity, my friend", 90), ("no no no no no no no no.", 74.3),
-])  # fmt: skip
-def test_naturalness_counts_markup_length_repetition_and_the_end(reply, expected):
-    assert score(reply)["naturalness"] == pytest.approx(expected, abs=0.1)
+def test_the_rules_score_as_they_say(reply, heard, dimension, expected):
+    verdict = JUDGE.judge(Exhibit("k", "age", KITE, CHILD, reply, heard))
+    known = [value for value in verdict.scores.values() if value is not None]
+    assert verdict.scores[dimension] == expected
+    assert verdict.overall == pytest.approx(sum(known) / len(known))
 
 
 def test_chinese_replies_are_judged_by_chinese_words():
-    asked = Exhibit("k", "event", "我今天咳嗽得厉害", Labels(age="OLD", event="COUGH"),
-                    "爷爷，您咳嗽了，请多喝水，去看看医生吧。", None)  # fmt: skip
-    scores = JUDGE.judge(asked).scores
-    assert scores["perception"] == 100 and scores["relevance"] > 50
+    found = JUDGE.judge(CHINESE).scores
+    assert found["perception"] == 100 and found["relevance"] > 50

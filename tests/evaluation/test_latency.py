@@ -18,13 +18,6 @@ def test_the_parts_of_a_turn_add_up_to_its_first_sound():
     assert parts["encoder"] == pytest.approx(0.17) and parts["to first text"] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("missing", ["first_text_s", "first_speech_token_s", "prefill_s"])
-def test_a_moment_that_did_not_come_takes_no_time_of_its_own(missing):
-    parts = parts_of(TURN | {missing: None})
-    assert all(value >= 0 for value in parts.values())
-    assert sum(parts.values()) == pytest.approx(1.0)
-
-
 def test_cold_and_warm_turns_have_percentiles_and_a_picture(tmp_path):
     out, assistant = tmp_path / "out", Spoken()
     run_suite("latency", arguments("latency", write_queries(tmp_path / "d"), out), model(assistant))

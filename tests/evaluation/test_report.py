@@ -2,7 +2,6 @@
 
 import json
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,6 @@ from osum_echat.evaluation.report import (
     Stack,
     Table,
     Words,
-    mean,
-    percentile,
-    share,
 )  # fmt: skip
 from osum_echat.metrics import Confusion
 from tests.browsing import chromium
@@ -62,34 +58,12 @@ def test_html_and_markdown_show_the_same_figures(tmp_path):
     assert "- model: hello" in words
 
 
-def test_every_picture_is_well_formed(tmp_path):
-    for block in page(tmp_path, EVIL).blocks:
-        if isinstance(block, Bars | Stack | Matrix):
-            drawn = report.picture(block)
-            assert ElementTree.fromstring(drawn).tag.endswith("svg") and report.INK not in drawn
-
-
 def test_a_sound_that_is_missing_or_too_long_or_none_is_told(tmp_path):
     with pytest.raises(InputError, match="it is needed for the report"):
         report.data_uri(tmp_path / "absent.wav")
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(InputError, match="no sound that a page can hold"):
         report.data_uri(tmp_path / "a.txt")
-
-
-def test_own_rows_stand_below_the_papers_and_are_marked():
-    table = report.paper("echat_eval").beside([("ours", [MEASURE] * 5)])
-    assert table.rows[-1][0] == "ours" and table.own == {len(table.rows) - 1}
-    assert re.search(r'<tr class="own">\s*<td>ours', report.html(Page("t", [table])))
-
-
-def test_means_have_intervals_and_percentiles_lie_between():
-    found = mean([1.0, 2.0, 3.0, 4.0])
-    assert found.value == 2.5 and found.low < 2.5 < found.high and found.count == 4
-    assert mean([]).value is None and mean([3.0]).low is None
-    assert share([True, False]).value == 50
-    assert percentile([4.0, 1.0, 2.0, 3.0], 50) == 2.5 and percentile([], 50) is None
-    assert percentile([1.0, 2.0], 90) == pytest.approx(1.9)
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +100,6 @@ def test_the_page_is_blind_and_asks_for_nothing_from_outside(made):
     assert "Alpha" not in page and "Beta" not in page and "http" not in page
     assert page.count('type="range"') == 3 * 2 * 3 and page.count("<audio") == 3 * 3
     assert set(re.findall(r'name="(\d[A-B])/', page)) == set(key["slots"])
-
-
-def test_every_item_holds_every_system_once_in_an_order_of_its_own(made):
-    slots = made[1]["slots"]
-    for number in range(3):
-        assert {slots[f"{number}{letter}"]["system"] for letter in "AB"} == {"Alpha", "Beta"}
-    assert len({slots[f"{number}A"]["item"] for number in range(3)}) == 3
 
 
 def test_raters_that_agree_give_their_means_and_full_agreement(made):

@@ -8,7 +8,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ from osum_echat.evaluation.runner import (
     Lines,
     Model,
     file_name,
-    limited,
 )  # fmt: skip
 from osum_echat.paths import HOUSE, TINY
 from osum_echat.records import Utterance
@@ -78,22 +76,6 @@ def test_half_a_batch_is_asked_again_in_the_same_company_and_its_first_half_is_k
     assert [size for size in again.batches if size > 1] == queries
     assert lines(out)[:10] == kept and len(lines(out)) == 24
     assert scores(out) == scores(tmp_path / "whole")
-
-
-def test_a_second_run_asks_the_model_for_nothing_and_changes_nothing(tmp_path):
-    data, out = write_queries(tmp_path / "data"), tmp_path / "out"
-    run(data, out, Spoken())
-    before, again = scores(out), Spoken()
-    run(data, out, again)
-    assert again.asked == [] and scores(out) == before
-
-
-def test_a_larger_limit_adds_to_what_is_there(tmp_path):
-    data, out = write_queries(tmp_path / "data"), tmp_path / "out"
-    run(data, out, Spoken(), "--limit", "2")
-    more = Spoken()
-    run(data, out, more, "--limit", "3")
-    assert len([one for one in more.asked if one["task"] == "s2s_think"]) == 2
 
 
 @pytest.mark.parametrize("other", [["--seed", "1"], ["--greedy"]])
@@ -180,13 +162,6 @@ def test_a_broken_line_in_the_middle_is_told_and_nothing_is_thrown_away(tmp_path
         Lines(tmp_path / "a.jsonl")
 
 
-def test_threads_do_not_mix_their_lines(tmp_path):
-    with Lines(tmp_path / "a.jsonl") as lines, ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: lines.add({"key": str(n), "x": "y" * 500}), range(40)))
-    with Lines(tmp_path / "a.jsonl") as lines:
-        assert set(lines.found) == {str(number) for number in range(40)}
-
-
 def test_file_names_are_plain_and_never_the_same_for_two_keys():
     keys = ["a", "a/b", "a_b", "../../etc/passwd", "é", "x" * 300, "x" * 301]
     names = [file_name(key) for key in keys]
@@ -197,13 +172,6 @@ def test_file_names_are_plain_and_never_the_same_for_two_keys():
 @pytest.fixture()
 def spoken(monkeypatch):
     monkeypatch.setattr(door, "model_of", lambda *_: model(Spoken()))
-
-
-def test_one_command_runs_a_suite_and_prints_its_measures(tmp_path, spoken, capsys):
-    data = write_queries(tmp_path / "d")
-    assert door.main(["echat_eval", "--data", str(data), "--out", str(tmp_path / "out")]) == 0
-    printed = capsys.readouterr().out
-    assert "label/all" in printed and printed.strip().endswith("report.html")
 
 
 def test_all_runs_what_finds_its_data_and_tells_what_does_not(tmp_path, spoken, capsys):
@@ -281,12 +249,6 @@ def test_help_loads_nothing_heavy():
             "__main__.parser(), batch.parser();"
             "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)")  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_limit_takes_from_every_kind_by_turns():
-    items = ["a1", "a2", "a3", "a4", "b1", "b2"]
-    assert limited(items, 3, lambda one: one[0]) == ["a1", "a2", "b1"]
-    assert limited(items, None, lambda one: one[0]) == limited(items, 9, str) == items
 
 
 def write_one_question(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from osum_echat.data.sources import Dropped
 from osum_echat.errors import DataError, InputError
 from osum_echat.evaluation.__main__ import run_suite
 from osum_echat.evaluation.batch import table
-from osum_echat.evaluation.understanding import UtteranceList, grade, robustness, with_noise
+from osum_echat.evaluation.understanding import UtteranceList, grade, with_noise
 from osum_echat.metrics import NO_LABEL
 from osum_echat.paths import FAKE_DATA
 from osum_echat.records import Labels, Turn, Utterance
@@ -91,11 +91,6 @@ def test_noise_has_the_power_that_was_asked_for_and_is_the_same_every_time(tmp_p
     assert 10 * np.log10(ratio) == pytest.approx(10.0, abs=0.3)
 
 
-def test_voices_that_are_not_known_make_no_table_of_robustness():
-    one = {"reference_labels": {"age": None, "gender": "MALE", "emotion": "SAD"}, "noise": "clean"}
-    assert robustness([one] * 5) == []
-
-
 Record = dict[str, Any]
 
 
@@ -123,13 +118,6 @@ def test_words_are_counted_by_language_after_normalising() -> None:
     assert (english.name, english.found.errors, english.found.total) == ("WER", 1, 6)
     assert (chinese.name, chinese.found.deletions, chinese.found.total) == ("CER", 1, 7)
     assert english.low <= english.found.rate <= english.high and english.utterances == 2
-
-
-def test_words_before_the_mark_of_a_reply_are_the_transcript() -> None:
-    tag = "<TRANSCRIBE> <S2TCHAT>"
-    said = record(tag, "who are you", "who are you I am nobody",
-                  text="who are you<开始回答>I am nobody")  # fmt: skip
-    assert grade([said]).tasks[0].words["english"].found.rate == 0
 
 
 def test_labels_that_are_asked_or_told_are_counted_in_any_spelling() -> None:

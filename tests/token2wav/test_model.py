@@ -20,7 +20,6 @@ from osum_echat.token2wav.model import (
     Token2WavSettings,
     find_files,
     first_of,
-    length_groups,
 )
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.token2wav.tiny_flow import (
@@ -54,16 +53,6 @@ def test_the_same_seed_gives_the_same_sound(speaker: Token2Wav):
     assert not torch.equal(first, other)
 
 
-def test_more_steps_are_a_choice_of_whoever_loads(tmp_path: Path, speaker: Token2Wav):
-    directory = write_directory(tmp_path)
-    fine = Token2Wav.load(directory, steps=5)
-    assert fine([1, 2, 3], seed=0).shape == speaker([1, 2, 3], seed=0).shape
-    assert not torch.equal(fine([1, 2, 3], seed=0), speaker([1, 2, 3], seed=0))
-    assert torch.equal(Token2Wav.load(directory, steps=2)([1, 2], seed=0), speaker([1, 2], seed=0))
-    with pytest.raises(ConfigError, match=r"flow\.steps 0"):
-        Token2Wav.load(directory, steps=0)
-
-
 @pytest.mark.parametrize("most_frames", [None, 100])
 def test_many_utterances_sound_as_each_by_itself(speaker: Token2Wav, most_frames: int | None):
     lists, seeds = [[1] * 9, [2] * 30, [3, 4, 5] * 3, [6] * 8], [5, 6, None, 7]
@@ -77,24 +66,10 @@ def test_many_utterances_sound_as_each_by_itself(speaker: Token2Wav, most_frames
         speaker.many([[1], [CODES]], most_frames=most_frames)
 
 
-def test_rows_of_like_length_are_worked_on_together():
-    lengths = [100, 10, 90, 300, 95]
-    assert list(length_groups(lengths, 0)) == [[1], [2], [4], [0], [3]]
-    assert list(length_groups(lengths, 300)) == [[1], [2, 4, 0], [3]]
-    assert list(length_groups(lengths, 200)) == [[1], [2, 4], [0], [3]]
-    assert list(length_groups([], 100)) == []
-
-
 def test_a_call_leaves_nothing_behind(speaker: Token2Wav):
     before = speaker([1, 2], seed=1)
     speaker([4] * 30, VoicePrompt.absent(torch.ones(1, 192)), seed=2)
     assert torch.equal(speaker([1, 2], seed=1), before)
-
-
-def test_bad_tokens_are_refused(speaker: Token2Wav):
-    for tokens in ([], [1, CODES], [-1]):
-        with pytest.raises(InputError):
-            speaker(tokens)
 
 
 def test_the_voice_of_the_directory_is_the_default(tmp_path: Path, speaker: Token2Wav):

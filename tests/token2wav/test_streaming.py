@@ -81,11 +81,6 @@ def test_a_stream_has_the_samples_of_the_whole(
     assert all(piece.dtype == torch.float32 and piece.dim() == 1 for piece in made)
 
 
-def test_a_short_utterance_streams_as_the_whole(speaker: Token2Wav):
-    made = torch.cat(list(speaker.stream(some(15), voice(), seed=1)))
-    assert torch.equal(made, speaker(some(15), voice(), seed=1))
-
-
 def test_with_all_tokens_around_the_mel_does_not_depend_on_the_pieces(speaker: Token2Wav):
     tokens = some(60)
     one, two = (
@@ -119,14 +114,6 @@ def test_streams_at_once_share_nothing(speaker: Token2Wav):
             made.append(piece)
     for one, other in zip(alone, mixed, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def test_a_stream_that_is_dropped_leaves_nothing_behind(speaker: Token2Wav):
-    before = speaker(some(30), seed=1)
-    running = speaker.stream(some(60), seed=2, settings=SMALL)
-    next(running)
-    running.close()
-    assert torch.equal(speaker(some(30), seed=1), before)
 
 
 def test_a_capped_prompt_keeps_its_last_tokens_and_their_mel(speaker: Token2Wav):

@@ -5,7 +5,7 @@ import torch
 
 from osum_echat.token2wav import nsf_vocos as nsf
 from osum_echat.token2wav.hift import Hift
-from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings, pulse_train
+from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
 from osum_echat.token2wav.streaming import Vocoder, WaveStream, blended, whole_wave
 from osum_echat.token2wav.voice import HOP_SAMPLES, SAMPLE_RATE_HZ, prompt_mel
 from tests.token2wav.tiny_flow import tiny_hift
@@ -92,12 +92,6 @@ def test_frames_beyond_the_reach_change_nothing(name: str):
     assert not torch.allclose(first[end:], second[end:], atol=1e-3)
 
 
-def test_pulses_begin_with_the_first_voiced_frame():
-    late = pulse_train(torch.tensor([[0.0] * 3 + [130.0] * 5]))[0]
-    soon = pulse_train(torch.full((1, 5), 130.0))[0]
-    assert torch.allclose(late[3 * HOP_SAMPLES :], soon, atol=1e-4)
-
-
 def test_a_blend_goes_from_the_old_to_the_new_and_keeps_what_is_equal():
     old, new = torch.zeros(2, 4), torch.ones(2, 10)
     mixed = blended(old, new, 1)
@@ -157,20 +151,6 @@ def test_pulses_have_power_one_and_only_harmonics():
     assert pulses.square().mean() == pytest.approx(1, rel=0.05)
     power = torch.fft.rfft(pulses[: 200 * 50]).abs().square()
     assert power[::50].sum() / power.sum() > 0.99
-
-
-def test_pulses_are_silent_where_nothing_is_voiced():
-    assert not nsf.pulse_train(torch.zeros(2, 5)).any()
-    half = nsf.pulse_train(torch.tensor([[120.0, 120.0, 0.0, 0.0]]))[0]
-    assert half[: 2 * HOP_SAMPLES].any()
-    assert not half[2 * HOP_SAMPLES :].any()
-
-
-def test_joined_undoes_spectrum():
-    samples = torch.randn(2, 12 * HOP_SAMPLES)
-    scale = torch.hann_window(1024).norm()
-    again = nsf.joined(nsf.spectrum(samples) * scale)
-    assert torch.allclose(again, samples, atol=1e-4)
 
 
 def test_the_pitch_loss_falls_for_the_true_pitch():

@@ -20,8 +20,6 @@ from common_utils.token2wav_recipe.train_tokenizer import (
     SpeechUnits,
     TokenizerSettings,
     UnitSettings,
-    kmeans,
-    nearest,
 )
 from common_utils.token2wav_recipe.train_vocoder import VocoderTraining
 from osum_echat import audio, weights
@@ -162,12 +160,6 @@ def test_crops_keep_tokens_and_mel_together(tmp_path: Path):
     assert crop.tokens[0].tolist() == recordings.tokens[24:44].tolist()
 
 
-def test_a_short_mel_repeats_its_last_frame():
-    mel = torch.arange(6.0).view(3, 2)
-    assert train_flow.fit(mel, 5)[3:].tolist() == [[4, 5], [4, 5]]
-    assert train_flow.fit(mel, 2).tolist() == [[0, 1], [2, 3]]
-
-
 @pytest.mark.parametrize(
     ("row", "message"),
     [({"extra": {}}, "no extra.speech_token"),
@@ -201,31 +193,6 @@ def tiny_units() -> SpeechUnits:
 def test_there_is_a_unit_for_every_four_frames_begun(frames: int):
     found = tiny_units()(torch.randn(1, 80, frames), torch.tensor([frames], dtype=torch.int32))
     assert found.shape == (1, -(-frames // 4))
-
-
-def test_frames_past_the_length_count_as_silence():
-    model, feats = tiny_units(), torch.rand(1, 80, 24)
-    feats[0, 0, 0] = -1.0
-    silenced = feats.clone()
-    silenced[:, :, 16:] = -1.0
-    cut, whole = torch.tensor([16]).int(), torch.tensor([24]).int()
-    assert torch.equal(model(feats, cut), model(silenced, whole))
-
-
-def test_a_louder_clip_has_more_energy():
-    model, feats = tiny_units(), torch.rand(1, 80, 16)
-    assert (model.energy(feats + 0.25) - model.energy(feats)).allclose(torch.tensor(2.3026))
-
-
-def test_kmeans_finds_clusters_that_lie_apart():
-    torch.manual_seed(2)
-    centres = 10 * torch.eye(5)
-    points = (centres[:, None] + 0.1 * torch.randn(5, 40, 5)).flatten(0, 1)
-    groups = nearest(points, kmeans(points, 5, 10, torch.Generator().manual_seed(3))).view(5, 40)
-    assert (groups == groups[:, :1]).all()
-    assert len(set(groups[:, 0].tolist())) == 5
-    with pytest.raises(DataError, match="3 points for 5 codes"):
-        kmeans(torch.randn(3, 2), 5, 1, torch.Generator())
 
 
 def test_the_codes_means_explain_what_they_follow():
@@ -369,11 +336,3 @@ def test_with_a_flow_its_mels_are_learnt_from_beside_the_true_ones(tmp_path: Pat
     seen = vocoders.VocoderTrainer(asked, recordings).crops(16).mel[0]
     stretches = (one.made.unfold(1, 16, 1).transpose(0, 1) for one in recordings)
     assert any((each == seen).flatten(1).all(1).any() for each in stretches)
-
-
-def test_the_losses_are_nothing_for_the_same_wave():
-    wave = torch.randn(2, 4096)
-    assert vocoders.wave_losses(wave, wave) == (0, 0)
-    assert all(loss > 0.1 for loss in vocoders.wave_losses(0.3 * wave, wave))
-    with pytest.raises(ConfigError, match="crop_frames 4"):
-        VocoderTraining(("a",), "b", LimitSettings(steps=1), crop_frames=4)

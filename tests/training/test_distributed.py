@@ -15,14 +15,6 @@ from tests.training.experiment import write_experiment
 from tests.training.processes import launch
 
 
-def test_alone_nothing_is_exchanged() -> None:
-    alone, tensor = Ranks(), torch.tensor([2.0])
-    alone.all_reduce_sum([tensor])
-    assert tensor.item() == 2.0
-    assert alone.all_reduce_max((1.0, 0.0)) == (1.0, 0.0)
-    assert alone.own(alone.gather(tensor)) is tensor
-
-
 def test_another_number_of_processes_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"saved by 2 processes.*not 1"):
         Ranks().own([torch.zeros(3), torch.zeros(3)])

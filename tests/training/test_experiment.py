@@ -54,16 +54,6 @@ def test_the_published_mix_is_readable_and_each_kind_has_its_file() -> None:
         assert len({entry.path for entry in entries}) == len(entries) > 0
 
 
-def test_overrides_reach_any_depth_and_are_read_as_yaml(path: Path) -> None:
-    overrides = ["run.steps=7", "data.lists.t2t.weight=0.5", "stage.train=[llm]", "init=null",
-                 "schedule.rate=1e-4"]  # fmt: skip
-    loaded = experiment.load(path, overrides)
-    assert loaded.run.steps == 7
-    assert loaded.data.lists["t2t"].weight == 0.5
-    assert loaded.stage.train == ("llm",)
-    assert loaded.schedule.rate == 1e-4
-
-
 def test_what_is_written_beside_a_checkpoint_reads_the_same(path: Path, tmp_path: Path) -> None:
     loaded = experiment.load(path)
     copy = tmp_path / "copy.yaml"
@@ -102,21 +92,6 @@ def test_a_missing_setting_without_a_default_is_told(tmp_path: Path) -> None:
     path.write_text("output: x\n")
     with pytest.raises(ConfigError, match=r"a\.yaml\.data: missing"):
         experiment.load(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("- a", "holds no settings"), ("a: [", "not YAML")]
-)  # fmt: skip
-def test_a_file_that_is_no_mapping_is_told(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "a.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        experiment.load(path)
-
-
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
-        experiment.load(tmp_path / "gone.yaml")
 
 
 STARTS = ("init", "model", "tokenizer", "init_encoder", "init_llm", "init_encoder_adapter")

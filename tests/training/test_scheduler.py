@@ -17,11 +17,6 @@ def test_warmuplr_is_linear_then_one_over_the_root() -> None:
     assert rates(settings, 0, 49, 99, 399) == pytest.approx([0.01, 0.5, 1.0, 0.5])
 
 
-def test_warmuplr_without_warm_up_falls_from_the_first_step() -> None:
-    settings = ScheduleSettings("warmuplr", rate=1.0, warmup_steps=0)
-    assert rates(settings, 0, 3, 99) == pytest.approx([1.0, 0.5, 0.1])
-
-
 def test_noam_hold_warms_holds_falls_and_ends() -> None:
     settings = ScheduleSettings(
         "noam_hold", rate=1.0, warmup_steps=4, hold_steps=6, total_steps=100, min_rate=0.1
@@ -39,10 +34,6 @@ def test_a_cosine_can_follow_the_clock() -> None:
     settings = ScheduleSettings("cosine", 1.0, warmup_steps=0, budget_minutes=10.0)
     found = [learning_rate(settings, step, minutes) for step, minutes in ((9, 0), (1, 5), (5, 20))]
     assert found == pytest.approx([1.0, 0.5, 0.0])
-
-
-def test_a_constant_rate_only_warms_up() -> None:
-    assert rates(ScheduleSettings("constant", 1.0, warmup_steps=2), 0, 1, 99) == [0.5, 1.0, 1.0]
 
 
 def test_wrong_settings_are_told() -> None:

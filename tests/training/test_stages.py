@@ -46,16 +46,6 @@ def test_a_step_moves_the_groups_of_the_stage_and_no_others(groups: tuple[str, .
     assert moved == set(groups)
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_only_the_groups_of_the_stage_have_gradients(group: str) -> None:
-    model = network()
-    freeze(model, StageSettings(train=(group,)))
-    model.loss(BATCH).total.backward()
-    named = model.named_parameters()
-    with_gradient = {group_of(name) for name, one in named if one.grad is not None}
-    assert with_gradient == {group}
-
-
 def test_a_group_moves_at_its_own_rate() -> None:
     stage = StageSettings(train=("adapter", "llm"), rates={"adapter": 0.0})
     before, after = stepped(stage)

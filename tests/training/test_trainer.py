@@ -229,21 +229,6 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert run(path, "run.steps=2") == trainer.Outcome(2, None)
 
 
-def test_a_disk_that_is_full_for_the_metrics_is_told_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_experiment(tmp_path)
-    run(path, "run.steps=1")
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device", "metrics.jsonl")
-
-    monkeypatch.setattr(trainer.MetricLogger, "write", full)
-    said = r"metrics.jsonl: No space left.*step_00000001 is as it was: make room"
-    with pytest.raises(CheckpointError, match=said):
-        run(path, "run.steps=2")
-
-
 def test_a_lack_of_memory_names_the_settings_to_lower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,26 +258,6 @@ def test_the_best_model_so_far_is_kept_and_later_worse_ones_do_not_replace_it(
     assert held_out[-1] > held_out[0]
     second = checkpoint.load(best).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_time_left_follows_the_nearest_limit(tmp_path: Path) -> None:
-    path = write_experiment(tmp_path)
-    training = experiment.build(experiment.load(path))
-    settings = experiment.load(path, ["run.steps=10", "run.minutes=30"])
-    moving = trainer._Loop(training, settings.run, settings.schedule)
-    moving.progress = trainer.Progress(step=5, minutes=6.0)
-    assert moving.minutes_left() == 6.0
-    moving.progress = trainer.Progress(step=5, minutes=28.0)
-    assert moving.minutes_left() == 2.0
-    moving.run = trainer.RunSettings(epochs=1)
-    assert moving.minutes_left() is None
-
-
-def test_curves_go_to_tensorboard_where_it_is_installed(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    path = write_experiment(tmp_path)
-    run(path, "run.steps=1", "run.tensorboard=true")
-    assert list((tmp_path / "out" / "tensorboard").glob("events*"))
 
 
 def test_a_stage_with_lora_trains_it_and_its_result_is_merged_when_read(tmp_path: Path) -> None:
