@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation_world import PLAIN, THINKING, UNDERSTANDING, Part, Question
-from osum_echat import logs
+from osum_echat import cli, logs
 from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation import report
 from osum_echat.evaluation.report import (
@@ -74,10 +74,6 @@ VARIANTS = (
     Variant("full_10", "all of it, 10 % of the dialogues", None, dialogues=0.1),
 )  # fmt: skip
 NAMES = tuple(one.name for one in VARIANTS)
-
-
-class Stopped(Exception):
-    """A signal ended a training; its checkpoint is written."""
 
 
 class Ablation:
@@ -150,7 +146,7 @@ class Ablation:
         return [f"data.lists={lists}", "data.held_out=null"]
 
     def _run(self, output: Path, steps: int, recipe: str, overrides: Sequence[str]) -> None:
-        """One training to its end. Raises Stopped."""
+        """One training to its end. Raises KeyboardInterrupt where a signal ended it."""
         if (output / trainer.FINAL_FOLDER / "model.safetensors").exists():
             return
         logs.out(f"{output.name}: {steps} updates")
@@ -163,7 +159,7 @@ class Ablation:
         ])  # fmt: skip
         outcome = experiment.train(loaded)
         if outcome.signal is not None:
-            raise Stopped
+            raise KeyboardInterrupt     # as Ctrl-C: its checkpoint is written
         logs.out(f"{output.name}: done in {(time.monotonic() - started) / 60:.1f} minutes, "
                  f"{(time.process_time() - cpu_s) / 60:.1f} of the processor")  # fmt: skip
 
@@ -280,7 +276,7 @@ def _difference(full: Row, other: Row) -> Measure:
 def run(arguments: argparse.Namespace) -> str:
     """Train, ask, write scores.json, report.md and report.html; the report as Markdown.
 
-    Raises InputError, Stopped.
+    Raises InputError; KeyboardInterrupt where a signal ended a training.
     """
     ablation = Ablation(arguments)
     rows: list[Row] = []
@@ -305,45 +301,18 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--out", type=Path, required=True, help="trainings, scores.json, report.md, report.html")
-    add(
-        "--start",
-        type=Path,
-        default=Path("exp/tiny/stage0b/final"),
-        help="the model whose LLM knows text alone (default: %(default)s)",
-    )
-    add(
-        "--whisper",
-        type=Path,
-        default=Path("build/assets/whisper_tiny_en"),
-        help="the encoder that all start from (default: %(default)s)",
-    )
-    add(
-        "--train",
-        type=Path,
-        default=Path("build/world/train"),
-        help="exchanges.jsonl and lists (default: %(default)s)",
-    )
-    add(
-        "--test",
-        type=Path,
-        nargs="+",
-        default=[Path("build/world/test")],
-        help="folders of test splits (default: build/world/test)",
-    )
-    add(
-        "--situations",
-        type=int,
-        default=25,
-        metavar="N",
-        help="those with the most test questions (default: %(default)s)",
-    )
-    add(
-        "--steps",
-        type=int,
-        default=700,
-        metavar="N",
-        help="updates of every variant, over all its stages (default: %(default)s)",
-    )
+    add("--start", type=Path, default=Path("exp/tiny/stage0b/final"),
+        help="the model whose LLM knows text alone (default: %(default)s)")
+    add("--whisper", type=Path, default=Path("build/assets/whisper_tiny_en"),
+        help="the encoder that all start from (default: %(default)s)")
+    add("--train", type=Path, default=Path("build/world/train"),
+        help="exchanges.jsonl and lists (default: %(default)s)")
+    add("--test", type=Path, nargs="+", default=[Path("build/world/test")],
+        help="folders of test splits (default: build/world/test)")
+    add("--situations", type=int, default=25, metavar="N",
+        help="those with the most test questions (default: %(default)s)")
+    add("--steps", type=int, default=700, metavar="N",
+        help="updates of every variant, over all its stages (default: %(default)s)")
     add("--only", nargs="+", choices=NAMES, metavar="NAME", help=f"some of {', '.join(NAMES)}")
     add("--seed", type=int, default=1, metavar="N")
     return made
@@ -352,16 +321,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0; 2 for what the user can put right; 130 when stopped."""
     arguments = parser().parse_args(argv)
-    logs.setup()
-    try:
-        logs.out(run(arguments))
-    except OsumError as error:
-        sys.stderr.write(f"ablation: {error}\n")
-        return 2
-    except (Stopped, KeyboardInterrupt):
-        sys.stderr.write("ablation: stopped; the same command goes on\n")
-        return 130
-    return 0
+    return cli.run("ablation", lambda: logs.out(run(arguments)))
 
 
 if __name__ == "__main__":

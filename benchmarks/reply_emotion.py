@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from osum_echat import audio, logs
+from osum_echat import audio, cli, logs
 from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation.echat_eval import WORLD_FILE
 from osum_echat.evaluation.reply_emotion import (
@@ -139,14 +139,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--model", metavar="SOURCE", help="also tell the speech of this model")
     add("--spoken", type=int, default=15, metavar="N", help="of its sentences, of each manner")
     arguments = parser.parse_args(argv)
-    logs.setup()
-    try:
+
+    def work() -> None:
         for line in run(arguments):
             logs.out(line)
-    except OsumError as error:
-        sys.stderr.write(f"reply_emotion: {error}\n")
-        return 2
-    return 0
+
+    return cli.run("reply_emotion", work)
 
 
 if __name__ == "__main__":

@@ -257,29 +257,33 @@ def _instructions(one: Question, answer: str) -> float:
 # a trained model, language detection): of these, language is told for Chinese, English and nothing
 # else, and sentences end at . ! ? or their Chinese forms.
 
-Check = Callable[[str, Mapping[str, Any]], bool]
+Given = Mapping[str, Any]
+Check = Callable[[str, Given], bool]
 _WORD = re.compile(r"[\w'-]+")
 _SENTENCE = re.compile(r"[^.!?。！？]+[.!?。！？]+|[^.!?。！？]+$")
 _HANZI = re.compile(r"[\u4e00-\u9fff]")
 _SCRIPTS = {"en": re.compile(r"[a-z]", re.IGNORECASE), "zh": _HANZI}
 
 
-def _compare(count: int, given: Mapping[str, Any], wanted: str) -> bool:
-    """Counts against `less than` or `at least`."""
-    limit = int(given[wanted])
-    return count < limit if given.get("relation") == "less than" else count >= limit
+def _enough(count: Callable[[str, Given], int], limit: str, relation: str = "") -> Check:
+    """At least as many as the argument `limit` says; fewer, where `relation` is `less than`."""
+
+    def check(text: str, given: Given) -> bool:
+        found, wanted = count(text, given), int(given[limit])
+        return found < wanted if given.get(relation) == "less than" else found >= wanted
+
+    return check
+
+
+def _found(pattern: str, text: str) -> int:
+    return len(re.findall(pattern, text, flags=re.IGNORECASE | re.MULTILINE))
 
 
 def _paragraphs(text: str, mark: str = r"\s?\*\*\*\s?") -> list[str]:
     return [one for one in re.split(mark, text.strip()) if one.strip()]
 
 
-def _sections(text: str, given: Mapping[str, Any]) -> bool:
-    mark = re.escape(str(given["section_spliter"]))     # spelt so by the data
-    return len(re.findall(rf"\s?{mark}\s?\d+", text)) >= int(given["num_sections"])
-
-
-def _first_words(text: str, given: Mapping[str, Any]) -> bool:
+def _first_words(text: str, given: Given) -> bool:
     paragraphs = _paragraphs(text, r"\n\n")
     place = int(given["nth_paragraph"]) - 1
     if len(paragraphs) != int(given["num_paragraphs"]) or not 0 <= place < len(paragraphs):
@@ -288,11 +292,7 @@ def _first_words(text: str, given: Mapping[str, Any]) -> bool:
     return first is not None and first[0].lower() == str(given["first_word"]).lower()
 
 
-def _repeats(text: str, given: Mapping[str, Any]) -> bool:
-    return text.strip().lower().startswith(str(given["prompt_to_repeat"]).strip().lower())
-
-
-def _is_json(text: str, _: Mapping[str, Any]) -> bool:
+def _is_json(text: str, _: Given) -> bool:
     body = re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip(), flags=re.IGNORECASE)
     try:
         json.loads(body)
@@ -301,18 +301,12 @@ def _is_json(text: str, _: Mapping[str, Any]) -> bool:
     return True
 
 
-def _two_answers(text: str, _: Mapping[str, Any]) -> bool:
+def _two_answers(text: str, _: Given) -> bool:
     answers = [one.strip() for one in text.split("******") if one.strip()]
     return len(answers) == 2 and answers[0] != answers[1]
 
 
-def _letter(text: str, given: Mapping[str, Any]) -> bool:
-    count = text.lower().count(str(given["letter"]).lower())
-    relation = {"relation": given["let_relation"], "n": given["let_frequency"]}
-    return _compare(count, relation, "n")
-
-
-def _language(text: str, given: Mapping[str, Any]) -> bool:
+def _language(text: str, given: Given) -> bool:
     """Whether most letters are of the language; those of other scripts are not told apart."""
     pattern = _SCRIPTS.get(str(given["language"])[:2])
     letters = [one for one in text if one.isalpha()]
@@ -321,56 +315,57 @@ def _language(text: str, given: Mapping[str, Any]) -> bool:
     return sum(bool(pattern.match(one)) for one in letters) > len(letters) / 2
 
 
-def _count(pattern: str, text: str) -> int:
-    return len(re.findall(pattern, text, flags=re.IGNORECASE))
-
-
 CHECKS: Mapping[str, Check] = {
     "keywords:existence": lambda text, given: all(
-        _count(re.escape(word), text) for word in given["keywords"]),
+        _found(re.escape(word), text) for word in given["keywords"]),
     "keywords:forbidden_words": lambda text, given: not any(
-        _count(rf"\b{re.escape(word)}\b", text) for word in given["forbidden_words"]),
-    "keywords:frequency": lambda text, given: _compare(
-        _count(re.escape(given["keyword"]), text), given, "frequency"),
-    "keywords:letter_frequency": _letter,
+        _found(rf"\b{re.escape(word)}\b", text) for word in given["forbidden_words"]),
+    "keywords:frequency": _enough(
+        lambda text, given: _found(re.escape(given["keyword"]), text), "frequency", "relation"),
+    "keywords:letter_frequency": _enough(
+        lambda text, given: text.lower().count(str(given["letter"]).lower()),
+        "let_frequency", "let_relation"),
     "language:response_language": _language,
-    "length_constraints:number_words": lambda text, given: _compare(
-        len(_WORD.findall(text)), given, "num_words"),
-    "length_constraints:number_sentences": lambda text, given: _compare(
-        len(_SENTENCE.findall(text.strip())), given, "num_sentences"),
+    "length_constraints:number_words": _enough(
+        lambda text, _: len(_WORD.findall(text)), "num_words", "relation"),
+    "length_constraints:number_sentences": _enough(
+        lambda text, _: len(_SENTENCE.findall(text.strip())), "num_sentences", "relation"),
     "length_constraints:number_paragraphs": lambda text, given: len(
         _paragraphs(text)) == int(given["num_paragraphs"]),
     "length_constraints:nth_paragraph_first_word": _first_words,
-    "detectable_content:number_placeholders": lambda text, given: _count(
-        r"\[.*?\]", text) >= int(given["num_placeholders"]),
-    "detectable_content:postscript": lambda text, given: _count(
+    "detectable_content:number_placeholders": _enough(
+        lambda text, _: _found(r"\[.*?\]", text), "num_placeholders"),
+    "detectable_content:postscript": lambda text, given: _found(
         re.escape(given["postscript_marker"]), text) > 0,
-    "detectable_format:number_bullet_lists": lambda text, given: len(
-        re.findall(r"^\s*[*-]\s+\S", text, re.MULTILINE)) == int(given["num_bullets"]),
-    "detectable_format:constrained_response": lambda text, given: any(
+    "detectable_format:number_bullet_lists": lambda text, given: _found(
+        r"^\s*[*-]\s+\S", text) == int(given["num_bullets"]),
+    "detectable_format:constrained_response": lambda text, _: any(
         answer in text for answer in
         ("My answer is yes.", "My answer is no.", "My answer is maybe.")),
-    "detectable_format:number_highlighted_sections": lambda text, given: len(
-        re.findall(r"\*{1,2}[^*\n]+\*{1,2}", text)) >= int(given["num_highlights"]),
-    "detectable_format:multiple_sections": _sections,
+    "detectable_format:number_highlighted_sections": _enough(
+        lambda text, _: _found(r"\*{1,2}[^*\n]+\*{1,2}", text), "num_highlights"),
+    "detectable_format:multiple_sections": _enough(     # the argument is spelt so by the data
+        lambda text, given: len(re.findall(
+            rf"\s?{re.escape(str(given['section_spliter']))}\s?\d+", text)), "num_sections"),
     "detectable_format:json_format": _is_json,
-    "detectable_format:title": lambda text, given: bool(re.search(r"<<[^<>\n]*\S[^<>\n]*>>", text)),
+    "detectable_format:title": lambda text, _: _found(r"<<[^<>\n]*\S[^<>\n]*>>", text) > 0,
     "combination:two_responses": _two_answers,
-    "combination:repeat_prompt": _repeats,
+    "combination:repeat_prompt": lambda text, given: text.strip().lower().startswith(
+        str(given["prompt_to_repeat"]).strip().lower()),
     "startend:end_checker": lambda text, given: text.strip().strip('"').lower().endswith(
         str(given["end_phrase"]).strip().lower()),
-    "startend:quotation": lambda text, given: len(text.strip()) > 1
+    "startend:quotation": lambda text, _: len(text.strip()) > 1
         and text.strip().startswith('"') and text.strip().endswith('"'),
-    "change_case:capital_word_frequency": lambda text, given: _compare(
-        sum(word.isupper() for word in _WORD.findall(text)),
-        {"relation": given["capital_relation"], "n": given["capital_frequency"]}, "n"),
-    "change_case:english_capital": lambda text, given: text.isupper(),
-    "change_case:english_lowercase": lambda text, given: text.islower(),
-    "punctuation:no_comma": lambda text, given: not re.search("[,，]", text),
+    "change_case:capital_word_frequency": _enough(
+        lambda text, _: sum(word.isupper() for word in _WORD.findall(text)),
+        "capital_frequency", "capital_relation"),
+    "change_case:english_capital": lambda text, _: text.isupper(),
+    "change_case:english_lowercase": lambda text, _: text.islower(),
+    "punctuation:no_comma": lambda text, _: not re.search("[,，]", text),
 }  # fmt: skip
 
 
-def follows(name: str, text: str, given: Mapping[str, Any]) -> bool:
+def follows(name: str, text: str, given: Given) -> bool:
     """Whether a reply keeps one instruction. Raises DataError for one that is not known."""
     check = CHECKS.get(name)
     if check is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from osum_echat.logs import logger
 from osum_echat.sequence import Batch
-from osum_echat.training.engine import Score, StepReport
+from osum_echat.training.engine import Score, StepReport, whole_score
 
 LOG = logger(__name__)
 SPIKE = 10.0  # times the usual gradient norm
@@ -54,9 +54,7 @@ class MetricLogger:
     ) -> None:  # fmt: skip
         """One log line and one metrics line for the steps since the last."""
         seconds = max(1e-9, time.monotonic() - self._since)
-        whole = Score()
-        for score in self._scores.values():
-            whole.add(score.loss_sum, score.tokens, score.correct)
+        whole = whole_score(self._scores)
         line = {
             "step": step,
             "minutes": round(minutes, 3),

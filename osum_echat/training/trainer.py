@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -334,14 +334,7 @@ class _Loop:
             "batches": every_place,
             "random": every_random,
             "average": None if self.average is None else self.average.state_dict(),
-            "progress": {
-                "step": progress.step,
-                "minutes": progress.minutes,
-                "bad_in_a_row": progress.bad_in_a_row,
-                "finished": progress.finished,
-                "best": progress.best,
-                "epoch": self.training.batches.epoch,
-            },
+            "progress": asdict(replace(progress, epoch=self.training.batches.epoch)),
             "metrics_bytes": self.metrics.size(),
         }
         path = states.save(

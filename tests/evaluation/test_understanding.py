@@ -75,13 +75,6 @@ def test_noise_is_a_set_of_its_own_and_the_worst_cell_is_named(tmp_path):
     assert "Worst of 4 cells with 3 or more items: OLD, MALE, HAPPY, 10 dB: 0.0 %" in words
 
 
-@pytest.mark.parametrize("form", ["raw/data.list", "shard", "combine"])
-def test_every_form_of_list_is_read(tmp_path, form):
-    found = run(FAKE_DATA / form, tmp_path / "out", "--task", "<TRANSCRIBE>", "--limit", "4")
-    assert any("/" in name or "WER" in name for name in found)
-    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 4
-
-
 def test_noise_has_the_power_that_was_asked_for_and_is_the_same_every_time(tmp_path):
     plain = Utterance("u", TAG, Turn(audio=write_wav(tmp_path / "u.wav")))
     samples = audio.load(plain.user.audio).numpy()

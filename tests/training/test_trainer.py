@@ -105,12 +105,6 @@ def test_a_finished_training_is_left_as_it_is_without_reading_its_data(
     assert losses(unbroken) == before
 
 
-def test_raised_limits_go_on(tmp_path: Path) -> None:
-    path = write_experiment(tmp_path)
-    run(path, "run.steps=1")
-    assert run(path, "run.steps=2") == trainer.Outcome(2, None)
-
-
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     path = write_experiment(tmp_path)
     run(path, "run.steps=4", "run.save_minutes=1e-9")
@@ -135,12 +129,12 @@ def test_a_signal_saves_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert run(path) == trainer.Outcome(6, None)
 
 
-def test_lines_written_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
+def test_raised_limits_go_on_and_lines_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
     path = write_experiment(tmp_path)
     run(path, "run.steps=1")
     with (tmp_path / "out" / trainer.METRICS_FILE).open("a") as file:
         file.write('{"step": 99, "loss": 0}\n')
-    run(path, "run.steps=2")
+    assert run(path, "run.steps=2") == trainer.Outcome(2, None)
     assert len(losses(path)) == 2
 
 
@@ -172,17 +166,26 @@ def test_gradients_that_are_not_finite_are_left_out_then_given_up(
     assert "left out: gradient norm nan; utterances u" in caplog.text
 
 
-def test_a_stop_during_saving_leaves_the_checkpoint_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("broken", [
+    (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    (OSError(28, "No space left on device"), CheckpointError,
+     r"No space left.*step_00000001 is as it was"),
+])  # fmt: skip
+def test_a_stop_or_a_full_disk_during_saving_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    broken: tuple[BaseException, type[BaseException], str],
+) -> None:  # fmt: skip
+    error, told, message = broken
     path = write_experiment(tmp_path)
     run(path, "run.steps=1")
+    save = torch.save
 
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
+    def half(value: Any, file: Any) -> None:
+        save({"a": 1}, file)
+        raise error
 
-    monkeypatch.setattr(torch, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(told, match=message):
         run(path, "run.steps=2")
     monkeypatch.undo()
     assert state.newest(tmp_path / "out").name == "step_00000001"  # type: ignore[union-attr]
@@ -207,26 +210,6 @@ def test_a_step_without_trained_tokens_moves_nothing(tmp_path: Path) -> None:
     report: StepReport = training.engine.step([empty], 0.1)
     assert not report.applied
     assert report.norm == 0.0
-
-
-def test_a_full_disk_leaves_the_checkpoint_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_experiment(tmp_path)
-    run(path, "run.steps=1")
-    save = torch.save
-
-    def full(value: Any, file: Any) -> None:
-        save({"a": 1}, file)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match=r"No space left.*step_00000001 is as it was"):
-        run(path, "run.steps=2")
-    monkeypatch.undo()
-    folder = tmp_path / "out" / state.FOLDER
-    assert [one.name for one in folder.iterdir() if one.is_dir()] == ["step_00000001"]
-    assert run(path, "run.steps=2") == trainer.Outcome(2, None)
 
 
 def test_a_lack_of_memory_names_the_settings_to_lower(
