@@ -1,7 +1,8 @@
 """One decoding loop for many callers: answers join and leave a running batch (continuous batching).
 
 A prompt goes through the model in pieces between the steps of the others, so that the beginning of
-one answer holds the others up by a piece only.
+one answer holds the others up by a piece only. What a prompt will begin with may be read ahead of
+it. An answer whose caller is busy is not made far ahead: others, and the voice, need the processor.
 """
 
 import threading
@@ -20,24 +21,36 @@ from osum_echat.models.echat import EChatModel
 
 MOST_ROWS = 16                  # that grow side by side; more wait
 PIECE_TOKENS = 64               # of a prompt, between two steps
+MOST_AHEAD = 8                  # tokens that wait for a caller
+LOOK_S = 0.05                   # between looks for interrupts while no answer grows
+MOST_STARTS, MOST_START_BYTES = 16, 256 << 20   # of prompts, read ahead and kept
 
 LOG = logger(__name__)
 
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """One caller's answer. tokens: what it is told; None ends it, an error too."""
+    """One caller's answer. tokens: what it is told; None ends it, an error too.
+
+    answer: None for the start of a prompt that is only read.
+    """
 
     prompt: Tensor
-    answer: Answer
+    answer: Answer | None
     interrupt: Callable[[], bool] | None
     tokens: "SimpleQueue[Token | BaseException | None]" = field(default_factory=SimpleQueue)
     left: bool = False          # the caller waits no longer
     last: Token | None = None
+    prefill: Prefill | None = None
 
     @property
     def is_interrupted(self) -> bool:
         return self.left or (self.interrupt is not None and self.interrupt())
+
+    @property
+    def is_ahead(self) -> bool:
+        """Its caller has enough to do."""
+        return self.tokens.qsize() >= MOST_AHEAD
 
 
 class BatchEngine:
@@ -51,7 +64,7 @@ class BatchEngine:
         self._is_closed = False
         self._live: list[_Job] = []
         self._rows = CachedLLM(model.llm, ())
-        self._prefill: Prefill | None = None
+        self._starts: deque[Prefill] = deque()
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
         self._thread.start()
 
@@ -73,9 +86,21 @@ class BatchEngine:
             while (token := job.tokens.get()) is not None:
                 if isinstance(token, BaseException):
                     raise token
+                if job.tokens.qsize() == MOST_AHEAD - 1:
+                    self._wake()
                 yield token
         finally:
             job.left = True
+
+    def read_ahead(self, start: Tensor) -> None:
+        """Read what prompts will begin with, (tokens, width), when there is time. It is kept."""
+        with self._changed:
+            self._waiting.append(_Job(start, None, None))
+            self._changed.notify()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
 
     def close(self) -> None:
         """End all answers and the thread."""
@@ -88,8 +113,8 @@ class BatchEngine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._waiting or self._live or self._is_closed):
-                    self._changed.wait()
+                while not (self._may_admit() or self._may_step() or self._is_closed):
+                    self._changed.wait(LOOK_S if self._live else None)
                 if self._is_closed:
                     break
             try:
@@ -101,43 +126,63 @@ class BatchEngine:
         for job in (*self._live, *self._waiting):
             self._interrupt(job)
 
+    def _may_admit(self) -> bool:
+        return bool(self._waiting) and len(self._live) < self.most_rows
+
+    def _may_step(self) -> bool:
+        return any(not job.is_ahead or job.is_interrupted for job in self._live)
+
     def _admit(self) -> None:
-        """Take the next prompt on by one piece; it joins when it is through."""
-        if not self._waiting or len(self._live) >= self.most_rows:
+        """Take the next prompt on by one piece, starts after all others; it joins at its end."""
+        if not self._may_admit():
             return
-        job = self._waiting[0]
+        job = next((one for one in self._waiting if one.answer is not None), self._waiting[0])
         if job.is_interrupted:
-            self._forget_first()
+            self._forget(job)
             self._interrupt(job)
             return
         try:
-            if self._prefill is None:
-                self._prefill = Prefill(self.model.llm, job.prompt)
-            if not self._prefill.advance(PIECE_TOKENS):
+            if job.prefill is None:
+                job.prefill = Prefill(self.model.llm, job.prompt, self._start_of(job.prompt))
+            if not job.prefill.advance(PIECE_TOKENS):
                 return
-            self._choose(job, self._prefill.state)
+            self._forget(job)
+            self._begin(job, job.prefill)
         except Exception as error:
-            self._forget_first()
+            self._forget(job)
             job.tokens.put(error)
+
+    def _begin(self, job: _Job, prefill: Prefill) -> None:
+        """A prompt is through: choose the first token and let the row join."""
+        if job.answer is None:
+            self._keep(prefill)
             return
-        prefill = self._prefill
-        self._forget_first()
+        (logits,) = row_logits(self.model, prefill.state[None], [job.answer])
+        job.last = job.answer.choose(logits)
+        job.tokens.put(job.last)
+        job.prefill = None
         if job.answer.stopped_by is None:
             self._rows.join(prefill)
             self._live.append(job)
         else:
             job.tokens.put(None)
 
-    def _forget_first(self) -> None:
-        self._prefill = None
-        with self._changed:
-            self._waiting.popleft()
+    def _start_of(self, prompt: Tensor) -> tuple[Prefill, int] | None:
+        """What was read ahead and has most in common with the prompt, and how many tokens."""
+        found = [(one, one.common(prompt)) for one in self._starts]
+        return max(found, key=lambda each: each[1], default=None)
 
-    def _choose(self, job: _Job, state: Tensor) -> None:
-        """The next token of an answer from its row's state, (width,)."""
-        (logits,) = row_logits(self.model, state[None], [job.answer])
-        job.last = job.answer.choose(logits)
-        job.tokens.put(job.last)
+    def _keep(self, start: Prefill) -> None:
+        """Keep what was read ahead, instead of what it goes on from."""
+        older = [one for one in self._starts if one.common(start.prompt) < len(one.prompt)]
+        self._starts = deque([*older, start], MOST_STARTS)
+        while len(self._starts) > 1 and sum(one.bytes for one in self._starts) > MOST_START_BYTES:
+            self._starts.popleft()
+
+    def _forget(self, job: _Job) -> None:
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
 
     def _step(self) -> None:
         """One token for every answer in the batch."""
@@ -145,24 +190,27 @@ class BatchEngine:
         for place in left:
             self._interrupt(self._live[place])
         self._remove(left)
-        if not self._live:
+        if all(job.is_ahead for job in self._live):
             return
+        answers = [job.answer for job in self._live if job.answer is not None]
         tokens = [job.last for job in self._live if job.last is not None]
         self._rows.step(embed_tokens(self.model, tokens))
-        logits = row_logits(self.model, self._rows.state, [job.answer for job in self._live])
+        logits = row_logits(self.model, self._rows.state, answers)
         full, ended = self._rows.full_rows(), []
-        for place, (job, own) in enumerate(zip(self._live, logits, strict=True)):
+        for place, (job, answer, own) in enumerate(
+            zip(self._live, answers, logits, strict=True)
+        ):
             try:
-                job.last = job.answer.choose(own)
+                job.last = answer.choose(own)
             except Exception as error:
                 job.tokens.put(error)
-                job.answer.stopped_by = "interrupt"
+                answer.stopped_by = "interrupt"
                 ended.append(place)
                 continue
             job.tokens.put(job.last)
-            if job.answer.stopped_by is None and place in full:
-                job.answer.stopped_by = "limit"
-            if job.answer.stopped_by is not None:
+            if answer.stopped_by is None and place in full:
+                answer.stopped_by = "limit"
+            if answer.stopped_by is not None:
                 job.tokens.put(None)
                 ended.append(place)
         self._remove(ended)
@@ -175,13 +223,15 @@ class BatchEngine:
 
     def _interrupt(self, job: _Job) -> None:
         """End an answer that is not whole, and tell its caller."""
-        job.answer.stopped_by = job.answer.stopped_by or "interrupt"
+        if job.answer is not None:
+            job.answer.stopped_by = job.answer.stopped_by or "interrupt"
         job.tokens.put(None)
 
     def _fail(self, error: Exception) -> None:
         """All answers in the batch have lost their rows."""
         for job in self._live:
-            job.answer.stopped_by = "interrupt"
+            if job.answer is not None:
+                job.answer.stopped_by = "interrupt"
             job.tokens.put(error)
         self._live = []
         self._rows = CachedLLM(self.model.llm, ())

@@ -5,11 +5,13 @@ Everything that changes during a run lives in values made for that run.
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from osum_echat.generation.clip_memory import ClipMemory
 from osum_echat.generation.kv_cache import CachedLLM
 from osum_echat.generation.sampling import Rule, Sampling
 from osum_echat.models.echat import EChatModel
@@ -144,13 +146,19 @@ class Answer:
         )
 
 
-def embed_prompts(model: EChatModel, sequences: Sequence[Row], vocab: Vocab) -> list[Tensor]:
-    """Prompts as the LLM reads them: (tokens, width) each, as if each were alone."""
+def embed_prompts(
+    model: EChatModel, sequences: Sequence[Row], vocab: Vocab, memory: ClipMemory | None = None
+) -> list[Tensor]:
+    """Prompts as the LLM reads them: (tokens, width) each, as if each were alone.
+
+    memory: of clips that need not be heard again.
+    """
     with torch.inference_mode():
         batch = collate([[sequence] for sequence in sequences], vocab).to(model.device)
         encoded = None
         if batch.mels is not None:
-            encoded = model.encode_audio_alone(batch.mels, batch.mel_lengths)
+            encode = model.encode_audio_alone if memory is None else partial(memory.encode, model)
+            encoded = encode(batch.mels, batch.mel_lengths)
         embedded = model.embed(batch, encoded)
     return [row[: len(sequence)] for row, sequence in zip(embedded, sequences, strict=True)]
 

@@ -199,14 +199,34 @@ class CachedLLM:
 class Prefill:
     """A prompt on its way through the model, a piece at a time. state: (width,), at its end."""
 
-    def __init__(self, llm: Any, prompt: Tensor) -> None:
-        """prompt: (tokens, width), embedded. Raises InputError for one that is too long."""
+    def __init__(
+        self, llm: Any, prompt: Tensor, start: "tuple[Prefill, int] | None" = None
+    ) -> None:
+        """prompt: (tokens, width), embedded; start: a prompt that is through, and how many tokens
+        it has in common with this one. Raises InputError for one that is too long."""
         from transformers import DynamicCache
 
         check_length(llm, len(prompt))
         self.model, self.prompt, self.done = llm.model, prompt, 0
         self.cache = DynamicCache(config=llm.model.config)
         self.state = prompt[-1]
+        if start is not None:
+            self.done = min(start[1], len(prompt) - 1)
+        if start is not None and self.done:
+            for number, layer in enumerate(start[0].cache.layers):
+                keys, values = (each[:, :, : self.done] for each in (layer.keys, layer.values))
+                self.cache.update(keys, values, number)
+
+    def common(self, prompt: Tensor) -> int:
+        """How many tokens another prompt begins with that this one begins with too."""
+        length = min(len(prompt), len(self.prompt))
+        same = (prompt[:length] == self.prompt[:length]).all(1)
+        return length if same.all() else int(same.int().argmin())
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
 
     def advance(self, tokens: int) -> bool:
         """Take the next piece of so many tokens. True: that was the last."""

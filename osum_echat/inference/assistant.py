@@ -19,6 +19,7 @@ from osum_echat import logs
 from osum_echat.errors import InputError, OsumError
 from osum_echat.generation import decoder
 from osum_echat.generation.batch_engine import BatchEngine
+from osum_echat.generation.clip_memory import ClipMemory
 from osum_echat.generation.ctc_prefix import CtcPrefixScorer, label_ids, spoken_ids
 from osum_echat.generation.decoder import Token
 from osum_echat.generation.sampling import OnlyIds
@@ -40,24 +41,26 @@ from osum_echat.inference.request import (
     Request,
     RequestState,
     Source,
+    dialogue_task,
     make_request,
     nothing_heard,
+    opening_row,
     prepare,
 )
 from osum_echat.inference.talker import Speech, Talker
 from osum_echat.paths import model_source
+from osum_echat.records import Turn
 from osum_echat.token2wav.voice import VoicePrompt
 
 __all__ = ["LABEL_FIELDS", "EChat", "Reply", "Timings"]
 Interrupt = Callable[[], bool]
+LEAST_SURE = 0.25       # of the words read in a clip, on average; noises are taken for unsure words
 LOG = logs.logger(__name__)
 
 
 class EChat:
     """A loaded model with its voice. It keeps no conversation: an utterance brings its history.
-
-    Calls from several threads at once share nothing but the weights.
-    """
+    Calls from several threads at once share nothing but the weights."""
 
     def __init__(self, model: LoadedModel, seed: int) -> None:
         self.model = model
@@ -93,13 +96,22 @@ class EChat:
             model_source(source), config, tokenizer, token2wav, voice, talker, dtype, keep_lora
         )
         model = load(options, devices.pick(device), speaks, share.model if share else None)
-        assistant = cls(model, seed)
-        assistant.load_s = time.perf_counter() - start
-        return assistant
+        made = cls(model, seed)
+        made.load_s = time.perf_counter() - start
+        return made
 
     def share(self) -> None:
         """Decode for all callers, whatever their threads, in one loop: for servers."""
-        self.model = replace(self.model, engine=BatchEngine(self.network))
+        self.model = replace(self.model, engine=BatchEngine(self.network), memory=ClipMemory())
+        if self.voice is not None:
+            self.voice.share()
+
+    def expect(self, history: Sequence[Turn], task: str) -> None:
+        """Hear and read earlier turns while the next one is spoken, if a loop is shared."""
+        if self.model.engine is not None:
+            row = opening_row(self.model, history, dialogue_task(task, bool(history)))
+            (start,) = decoder.embed_prompts(self.network, [row], self.vocab, self.model.memory)
+            self.model.engine.read_ahead(start)
 
     def reply(
         self, source: Source, *, task: str | None = None, labels: Sequence[str] = (),
@@ -236,7 +248,8 @@ def _embed(
     The request of a clip without words gets another state, which says so.
     """
     states = [nothing_heard(model, one) if one.is_silent else one for one in states]
-    prompts = decoder.embed_prompts(model.network, [state.row for state in states], model.vocab)
+    rows, memory = [state.row for state in states], model.memory
+    prompts = decoder.embed_prompts(model.network, rows, model.vocab, memory)
     for number, state in enumerate(states):
         is_read = state.request.task.hears and state.request.recognition is None
         if model.generation.ctc_weight and is_read and not state.is_silent:
@@ -254,12 +267,15 @@ def _hear(model: LoadedModel, state: RequestState, prompt: Tensor) -> tuple[Requ
     """
     request, span = state.request, state.row.spans[-1]
     with torch.inference_mode():
-        steps = prompt[span.start : span.start + span.length]
-        log_probs = model.network.ctc_log_probs(steps).cpu()
+        log_probs = model.network.ctc_log_probs(prompt[span.start :][: span.length]).cpu()
     words, first = spoken_ids(model.vocab)
     labels, rules = label_ids(model.vocab), state.answer.text.rules
-    read = log_probs[:, :-1].argmax(-1)[log_probs.argmax(-1) < len(words)]
-    if not words[read].any() and (request.task.transcript or not request.task.understands):
+    sure, read = log_probs.exp().max(-1)
+    spoken = torch.cat((words, torch.tensor([False])))[read]
+    is_dialogue = not request.task.understands
+    if (not spoken.any() and (request.task.transcript or is_dialogue)) or (
+        is_dialogue and sure[spoken].mean() < LEAST_SURE
+    ):
         if request.task.understands and request.task.labels:
             rules.append(OnlyIds(labels.index_fill(0, torch.tensor(model.vocab.text_end), True)))
         else:
@@ -465,7 +481,7 @@ def _reply(model: LoadedModel, state: RequestState, wave: Tensor | None) -> Repl
     if wave is None and request.speaks and answer.stopped_by != "interrupt":
         LOG.warning("task %s: the model gave no speech", task.name)
     return Reply(
-        task=task.tag, heard=_words_heard(state), thought=parser.thought, labels=parser.labels,
+        task=task.tag, heard=state.heard, thought=parser.thought, labels=parser.labels,
         text=parser.text, speech_tokens=tuple(answer.speech.ids) if request.speaks else (),
         wave=wave, sample_rate_hz=None if wave is None or voice is None else voice.sample_rate_hz,
         audio_in_s=state.audio_in_s, timings=state.timer.timings(task.hears),
@@ -473,20 +489,11 @@ def _reply(model: LoadedModel, state: RequestState, wave: Tensor | None) -> Repl
     )  # fmt: skip
 
 
-def _words_heard(state: RequestState) -> str | None:
-    """The user's words, as the answer tells them, or as they were recognized before it."""
-    recognition = state.request.recognition
-    if state.parser.heard is not None or recognition is None:
-        return state.parser.heard
-    return recognition.words
-
-
 def _may_hear_again(request: Request, reply: Reply) -> bool:
     return request.task.hears and reply.heard is None and reply.stopped_by != "interrupt"
 
 
 def _last(events: Iterator[Event]) -> Reply:
-    """The reply that events add up to."""
     *_, done = events
     assert isinstance(done, Done), "a reply without an end"
     return done.reply

@@ -11,6 +11,7 @@ from osum_echat import device as devices
 from osum_echat import logs
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.generation.batch_engine import BatchEngine
+from osum_echat.generation.clip_memory import ClipMemory
 from osum_echat.generation.sampling import NoLoops, Sampling
 from osum_echat.inference import recognizer, safety
 from osum_echat.inference.recognizer import RecognizerSettings
@@ -109,6 +110,7 @@ class LoadedModel:
     prompts: Prompts
     talker: Talker | None = None        # what speaks the words; None: the model itself
     engine: BatchEngine | None = None   # that many callers share; None: each decodes by itself
+    memory: ClipMemory | None = None    # of what was heard; None: clips are heard each time
 
 
 def load(

@@ -81,7 +81,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The user's words."""
+    """The user's words; "" where the clip holds none."""
 
     text: str
 

@@ -218,14 +218,16 @@ class GivenText:
 
     def push(self, text: str) -> list[Event]:
         told, self._is_told = self._is_told, True
-        return [TextPiece(self.text)] if self.text and not told else []
+        if told:
+            return []
+        return [*_told(self.heard, Labels()), *([TextPiece(self.text)] if self.text else [])]
 
     def finish(self) -> list[Event]:
         return self.push("")
 
 
 def _told(heard: str | None, labels: Labels) -> list[Event]:
-    found: list[Event] = [Heard(heard)] if heard else []
+    found: list[Event] = [] if heard is None else [Heard(heard)]
     return [*found, LabelsFound(labels)] if labels != Labels() else found
 
 

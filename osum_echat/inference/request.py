@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -95,13 +96,20 @@ class RequestState:
     opening: tuple[int, ...]    # the first ids of the answer, which the prompt ends in
     is_silent: bool             # the user's clip holds no sound
 
+    @property
+    def heard(self) -> str | None:
+        """The user's words, as the answer tells them, or as they were recognized before it."""
+        recognition = self.request.recognition
+        if self.parser.heard is not None or recognition is None:
+            return self.parser.heard
+        return recognition.words
+
 
 def make_request(model: LoadedModel, source: Source, options: Options) -> Request:
     """Check the options of a call. Raises InputError for what does not fit together."""
     name = options.task or (source.task if isinstance(source, Utterance) else DEFAULT_TASK)
-    task, kind = task_for(name), options.thinking
-    if task.name == "s2s" and isinstance(source, Utterance) and source.history:
-        task = task_for("s2s_history")
+    has_history = isinstance(source, Utterance) and bool(source.history)
+    task, kind = dialogue_task(name, has_history), options.thinking
     if options.labels:
         task = _labelled(name, options.labels)
     if options.prompt is not None and not task.understands:
@@ -124,6 +132,12 @@ def make_request(model: LoadedModel, source: Source, options: Options) -> Reques
         opening=opening(kind, settings.template) if kind and settings.thinking == "both" else None,
         speaks=task.speaks and options.speak,
     )  # fmt: skip
+
+
+def dialogue_task(name: str, has_history: bool) -> Task:
+    """The task of that name or tag; the plain spoken one differs where earlier turns are told."""
+    task = task_for(name)
+    return task_for("s2s_history") if task.name == "s2s" and has_history else task
 
 
 def prepare(model: LoadedModel, request: Request, seed: int, timer: Timer) -> RequestState:
@@ -159,6 +173,24 @@ def prepare(model: LoadedModel, request: Request, seed: int, timer: Timer) -> Re
     if task.answers_text and not task.understands:
         by_rule = safety.answer(model.generation.safety, said, seed)
     return _given(model, state, by_rule.text, said, by_rule.style) if by_rule else state
+
+
+def opening_row(model: LoadedModel, history: Sequence[Turn], task: Task) -> Row:
+    """What a dialogue's prompt begins with: all up to the sound of the user's next turn."""
+    clips: list[Clip] = []
+    for turn in history:
+        if turn.audio is not None:
+            samples = audio.read(turn.audio, segment_s=turn.segment_s).samples
+            clips.append(audio.log_mel(samples, model.network.settings.encoder.mels))
+    if model.network.settings.ctc is not None:
+        clips = [_spelt(model, one)[1] for one in clips if isinstance(one, Tensor)]
+    sound = torch.zeros(1, model.network.settings.encoder.mels)     # in the place of the next one
+    row = compose(task, model.vocab, clips=[*clips, sound], history=history)
+    end = row.spans[-1].start
+    return replace(
+        row, ids=row.ids[:end], trained=row.trained[:end], clips=row.clips[:-1],
+        spans=row.spans[:-1],
+    )  # fmt: skip
 
 
 def nothing_heard(model: LoadedModel, state: RequestState) -> RequestState:
@@ -281,18 +313,25 @@ def _recognized(
 
     What the answer would write down of the user's words and labels is given to the model.
     """
-    settings, task = model.network.settings.ctc, request.task
-    assert settings is not None, "asked for what a model without a CTC of its own hears"
-    mels = [clip for clip in clips if isinstance(clip, Tensor)]
-    own = model.generation.recognizer
-    found = [recognize(model.network, model.vocab, mel, own) for mel in mels]
-    given = request.opening
+    task, given = request.task, request.opening
+    found = [_spelt(model, clip) for clip in clips if isinstance(clip, Tensor)]
+    last = found[-1][0]
     if task.understands:
-        given = found[-1].answer(task)
+        given = last.answer(task)
     elif request.kind == "label":
-        given = found[-1].thought(model.generation.template)
-    ids: list[Clip] = [one.ids(model.vocab, settings.pieces) for one in found]
-    return replace(request, opening=given, recognition=found[-1]), ids, found[-1].is_nothing
+        given = last.thought(model.generation.template)
+    ids: list[Clip] = [own for _, own in found]
+    return replace(request, opening=given, recognition=last), ids, last.is_nothing
+
+
+def _spelt(model: LoadedModel, mel: Tensor) -> tuple[Recognition, tuple[int, ...]]:
+    """What a clip says, and the ids that the LLM reads in its place. mel: (frames, mel)."""
+    settings = model.network.settings.ctc
+    assert settings is not None, "asked for what a model without a CTC of its own hears"
+    own = model.generation.recognizer
+    hear = partial(recognize, model.network, model.vocab, settings=own)
+    found = hear(mel) if model.memory is None else model.memory.recall(mel, hear)
+    return found, found.ids(model.vocab, settings.pieces)
 
 
 def _is_silent(samples: Tensor) -> bool:

@@ -53,11 +53,16 @@ def keeping(kept: KeyValues, frames: int, keep: int) -> Extend:
 
 
 def extending(kept: KeyValues) -> Extend:
-    """Puts what was kept before a pass that goes on from there."""
+    """Puts what was kept before a pass that goes on from there, in each of its rows."""
     layers = iter(kept.layers)
 
     def extend(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         first_key, first_value = next(layers)
+        rows = len(key) // len(first_key)
+        if rows > 1:
+            first_key, first_value = (
+                one.repeat_interleave(rows, dim=0) for one in (first_key, first_value)
+            )
         return torch.cat((first_key, key), dim=2), torch.cat((first_value, value), dim=2)
 
     return extend

@@ -361,21 +361,24 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def mels(
-        self, rows: Sequence[Tensor], voice: VoiceState, noises: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """The log-mels of several whole utterances side by side, each as `mel` alone makes it.
+        self, rows: Sequence[Tensor], voice: VoiceState, noises: Sequence[Tensor],
+        firsts: Sequence[int | None] | None = None,
+    ) -> list[Tensor]:  # fmt: skip
+        """The log-mels of several utterances side by side, each as `mel` alone makes it.
 
-        rows: (tokens,) each; voice: not a prepared one; noises: (mel, prompt frames + frames) each,
-        standard normal. Returns (1, mel, frames) each. Padding changes nothing but the order in
-        which numbers are added.
+        rows: (tokens,) each; voice: a prepared one only for rows of one length; noises: (mel,
+        prompt frames + frames) each, standard normal; firsts: as `first` of `mel`, None: all are
+        whole. Returns (1, mel, frames) each. Padding changes nothing but the order in which numbers
+        are added.
         """
+        firsts = firsts or [None] * len(rows)
         for row in rows:
             self.check(row.unsqueeze(0))
         told = [torch.cat((voice.tokens[0], row)) for row in rows]
         encoded = self.encode(pad_sequence(told, batch_first=True), padding_of(told))
         paced = [
-            self.stretched(one[None, : len(row)], voice, None)[0]
-            for one, row in zip(encoded, told, strict=True)
+            self.stretched(one[None, : len(row)], voice, first)[0]
+            for one, row, first in zip(encoded, told, firsts, strict=True)
         ]
         valid = padding_of(paced)
         mu = self.mean(pad_sequence(paced, batch_first=True), voice.speaker, valid)

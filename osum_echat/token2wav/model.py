@@ -7,6 +7,7 @@ a row of VOCODERS and a field of Token2WavSettings of that name.
 import copy
 import re
 import tarfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from osum_echat.settings import mapping, parse
 from osum_echat.token2wav.flow import Flow, FlowSettings, VoiceState, frames_for, speaker_width
 from osum_echat.token2wav.hift import Hift, HiftSettings, fold
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
+from osum_echat.token2wav.piece_solver import PieceSolver
 from osum_echat.token2wav.streaming import (
     Generators,
     MelStream,
@@ -94,6 +96,14 @@ class Token2Wav(nn.Module):
         self.has_voice = False          # of its own: without, a call should bring one
         self.dtype = torch.float32
         self.source: Path | None = None
+        self.solver: PieceSolver | None = None      # that all streams share
+        self.prepared: dict[int, VoiceState] = {}   # by the identity of the voice
+
+    def share(self) -> None:
+        """Solve the pieces of all streams in one thread, and prepare the voices: for servers."""
+        self.solver = PieceSolver(self.flow, lambda: devices.autocast(self.device, self.dtype))
+        for voice in (self.voice, *self.styles.values()):
+            self.prepared[id(voice)] = self.prepare_voice(voice)
 
     @classmethod
     def load(
@@ -211,10 +221,13 @@ class Token2Wav(nn.Module):
         with devices.autocast(self.device, self.dtype):
             mels = self._mel_stream(voice, drawn, settings)
         waves = WaveStream(self.vocoder, drawn.source, WAVE_FADE_FRAMES)
+        due = 0.0                               # the first piece is due at once
         for piece in pieces(tokens, settings):
             with devices.autocast(self.device, self.dtype):
-                mel, new = mels.solve(piece)
-            yield waves.push(mel, new).float().cpu()
+                mel, new = mels.solve(piece, due)
+            wave = waves.push(mel, new).float().cpu()
+            due = (due or time.monotonic()) + len(wave) / SAMPLE_RATE_HZ
+            yield wave
 
     def prepare_voice(self, voice: VoicePrompt | None = None, seed: int = 0) -> VoiceState:
         """A voice to speak in whose recording is solved now, once, and not again for every piece.
@@ -235,15 +248,18 @@ class Token2Wav(nn.Module):
     def _mel_stream(
         self, voice: VoicePrompt | VoiceState | None, drawn: Generators, settings: StreamSettings
     ) -> MelStream:
-        state = voice
-        if not isinstance(state, VoiceState):
-            state = self.flow.voice_state(state or self.voice, settings.prompt_tokens)
-        return MelStream(self.flow, state, drawn, settings.fade_frames)
+        if isinstance(voice, VoiceState):
+            state = voice
+        elif settings.prompt_tokens is None and id(voice or self.voice) in self.prepared:
+            state = self.prepared[id(voice or self.voice)]
+        else:
+            state = self.flow.voice_state(voice or self.voice, settings.prompt_tokens)
+        return MelStream(self.flow, state, drawn, settings.fade_frames, self.solver)
 
     def in_voice(self, voice: VoicePrompt) -> "Token2Wav":
         """The same networks, in memory once, with another voice of their own."""
         other = copy.copy(self)
-        other.voice, other.has_voice, other.styles = voice, True, {}
+        other.voice, other.has_voice, other.styles, other.prepared = voice, True, {}, {}
         return other
 
     def measure_voice(self, wav: str | Path) -> VoicePrompt:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from osum_echat.errors import ConfigError
 from osum_echat.token2wav.flow import Flow, VoiceState, frames_for
+from osum_echat.token2wav.piece_solver import PieceSolver
 from osum_echat.token2wav.voice import HOP_SAMPLES, MELS
 
 BLOCK_ROWS = 64             # always drawn together, so that pieces cannot change the numbers
@@ -135,17 +136,20 @@ class MelStream:
     """The mel of one utterance, piece by piece."""
 
     def __init__(
-        self, flow: Flow, voice: VoiceState, drawn: Generators, fade_frames: int
-    ) -> None:
-        self.flow, self.voice = flow, voice
+        self, flow: Flow, voice: VoiceState, drawn: Generators, fade_frames: int,
+        solver: PieceSolver | None = None,
+    ) -> None:  # fmt: skip
+        """solver: that streams share, None: pieces are solved here."""
+        self.flow, self.voice, self.solver = flow, voice, solver
         self.fade_frames = fade_frames
         self.prompt_noise = NoiseRows(MELS, drawn.prompt).take(0, voice.known.shape[1])
         self.noise = NoiseRows(MELS, drawn.flow)
         self.guess: Tensor | None = None
 
-    def solve(self, piece: Piece) -> tuple[Tensor, int]:
+    def solve(self, piece: Piece, due: float = 0.0) -> tuple[Tensor, int]:
         """The piece's frames and behind them a guess of those that follow: (1, mel, frames); and
-        how many are the piece's own. Raises InputError for ids out of range, or no tokens."""
+        how many are the piece's own. due: the monotonic second at which its sound is needed.
+        Raises InputError for ids out of range, or no tokens."""
         rate = self.flow.settings.tokens_per_s
         ids = torch.tensor([piece.tokens], dtype=torch.long, device=self.voice.tokens.device)
         self.flow.check(ids)
@@ -155,7 +159,10 @@ class MelStream:
         )
         noise = torch.cat((self.prompt_noise, self.noise.take(first, end))).T.unsqueeze(0)
         place = None if piece.is_whole else piece.first
-        mel = self.flow.mel(ids, self.voice, first=place, noise=noise).float()
+        if self.solver is None:
+            mel = self.flow.mel(ids, self.voice, first=place, noise=noise).float()
+        else:
+            mel = self.solver.mel(ids, self.voice, place, noise, due).float()
         mel = mel[:, :, start - first :]
         if self.guess is not None:
             mel = blended(self.guess, mel, 2)

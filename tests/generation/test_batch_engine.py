@@ -8,7 +8,7 @@ import torch
 
 from osum_echat.errors import InputError
 from osum_echat.generation import decoder
-from osum_echat.generation.batch_engine import BatchEngine
+from osum_echat.generation.batch_engine import MOST_AHEAD, BatchEngine
 from osum_echat.generation.decoder import Answer, Limits
 from osum_echat.generation.sampling import Sampling
 from osum_echat.tasks import TASKS
@@ -57,6 +57,28 @@ def test_more_callers_than_rows_wait_for_their_turn():
         found = [len(one) for one in tokens]
     engine.close()
     assert max(found) <= 9 and min(found) >= 1
+
+
+def test_what_a_prompt_begins_with_may_be_read_ahead(engine):
+    (prompt,) = prompts(engine.model, ("s2s",))
+    wanted = list(decoder.stream(engine.model, prompt, answer_to("s2s")))
+    other = prompt[: len(prompt) // 2].clone()
+    other[-1] += 1.0
+    for start in (prompt[:3], prompt[: len(prompt) // 3], other, prompt):
+        engine.read_ahead(start)
+        assert list(engine.decode(prompt, answer_to("s2s"))) == wanted
+    assert len(engine._starts) <= 2         # what another goes on from is dropped
+
+
+def test_an_answer_is_not_made_far_ahead_of_its_caller(engine):
+    (prompt,) = prompts(engine.model, ("t2t",))
+    answer = answer_to("t2t", 60)
+    slow = engine.decode(prompt, answer)
+    next(slow)
+    list(engine.decode(prompt, answer_to("t2t", 12)))       # meanwhile others are answered
+    list(engine.decode(prompt, answer_to("t2t", 5)))
+    assert len(answer.text.ids) <= 12 + 5 + 2 * MOST_AHEAD
+    assert 1 + len(list(slow)) == len(answer.text.history)
 
 
 def test_one_that_leaves_or_fails_harms_no_other(engine):

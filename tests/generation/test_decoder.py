@@ -7,6 +7,7 @@ import torch
 
 from osum_echat.errors import InputError
 from osum_echat.generation import decoder
+from osum_echat.generation.clip_memory import ClipMemory
 from osum_echat.generation.decoder import Answer, Limits, Phases, Token
 from osum_echat.generation.sampling import AllowedAfter, Sampling
 from osum_echat.sequence import collate, interleave
@@ -231,3 +232,24 @@ def test_the_penalty_counts_every_id_of_its_phase_once():
     tokens, _ = run(network(1), "t2t", sampling=Watch(greedy=True, repetition_penalty=1.2))
     ids = [token.id for token in tokens]
     assert seen == [sorted(set(ids[:count])) for count in range(1, len(ids))]
+
+
+def test_a_clip_that_was_heard_of_late_is_not_heard_again(monkeypatch: pytest.MonkeyPatch):
+    model, memory = network(), ClipMemory(most=2)
+    rows = [row("s2s", frames, answered=False) for frames in (40, 24, 40)]
+    wanted = [decoder.embed_prompts(model, [one], VOCAB)[0] for one in rows]
+    heard: list[int] = []
+    encode = model.encode_audio_alone
+
+    def counted(mels, lengths):
+        heard.append(int(lengths))
+        return encode(mels, lengths)
+
+    monkeypatch.setattr(model, "encode_audio_alone", counted)
+    found = decoder.embed_prompts(model, rows, VOCAB, memory)
+    for one, own in zip(found, wanted, strict=True):
+        assert torch.equal(one, own)
+    assert heard == [40, 24]
+    other = [row("s2s", frames, answered=False) for frames in (32, 40, 24)]
+    decoder.embed_prompts(model, other, VOCAB, memory)
+    assert heard == [40, 24, 32, 24]        # two are kept, those used last

@@ -1,6 +1,8 @@
 """Claims about speech made while its tokens come: pieces, samples, joins, no shared state."""
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,3 +174,32 @@ def test_the_uses_of_one_seed_differ_and_the_same_seed_gives_the_same():
     )
     assert not torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[1], drawn[2])
+
+
+def test_streams_that_are_due_together_are_solved_side_by_side_and_sound_as_each_alone(
+    speaker: Token2Wav, monkeypatch: pytest.MonkeyPatch
+):
+    mel = voice().mel.repeat(1, 3, 1)
+    prepared = VoicePrompt(torch.tensor([some(40)]), mel, torch.ones(1, 192))
+    lists = [some(30, 1), some(30, 2), some(19, 3)]
+    shared = speaker.in_voice(prepared)
+    state = shared.prepare_voice(prepared)
+    alone = [torch.cat(list(shared.stream(one, state, 5, SMALL))) for one in lists]
+    shared.share()
+    together: list[int] = []
+    solve = shared.flow.mels
+
+    def counted(rows, *more):
+        together.append(len(rows))
+        time.sleep(0.05)        # so that others come meanwhile
+        return solve(rows, *more)
+
+    monkeypatch.setattr(shared.flow, "mels", counted)
+    with ThreadPoolExecutor(3) as pool:
+        streams = [shared.stream(one, None, 5, SMALL) for one in lists]
+        made = list(pool.map(lambda one: torch.cat(list(one)), streams))
+    for sound, own in zip(made, alone, strict=True):
+        assert torch.allclose(sound, own, atol=1e-4)
+    assert max(together) >= 2
+    with pytest.raises(InputError, match="speech token"):
+        list(shared.stream([CODES], None, 5, SMALL))
