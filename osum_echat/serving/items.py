@@ -101,9 +101,8 @@ def answer(
     text = words if item is None else item.text
     if item is not None and item.clip:
         conversation.history = turns(items[:asked])[-conversation.limits.turns :]
-        base = "s2s" if modality == "audio" else "s2t"
         question = Question(
-            base if thinking == "none" else f"{base}_think", clip=item.clip,
+            spoken_task(modality, thinking), clip=item.clip,
             thinking=None if thinking == "none" else thinking, hear=thinking != "label",
         )  # fmt: skip
         yield from conversation.ask(assistant, question)
@@ -111,6 +110,12 @@ def answer(
     if not text.strip():
         raise InputError("nothing to answer: no user item is in the conversation")
     yield from _written(assistant, conversation, text, modality)
+
+
+def spoken_task(modality: str, thinking: str) -> str:
+    """The task that answers speech. modality, thinking: as in `answer`."""
+    base = "s2s" if modality == "audio" else "s2t"
+    return base if thinking == "none" else f"{base}_think"
 
 
 def _written(

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from osum_echat import cli, logs
 from osum_echat.errors import InputError
 from osum_echat.serving import protocol
+from osum_echat.serving.audio_formats import encode_file
 from osum_echat.serving.live_metrics import LiveMetrics
 from osum_echat.serving.openai_http import Body, HttpError, OpenAiRoutes, as_http
 from osum_echat.serving.protocol import Event
@@ -97,18 +100,20 @@ def run(arguments: argparse.Namespace) -> int:
 def load(arguments: argparse.Namespace) -> Service:
     """The assistant and all that sessions share, warmed up."""
     from osum_echat.inference.assistant import EChat
-    from osum_echat.serving.turns import TurnModel, VoiceActivity
+    from osum_echat.serving.turns import RATE_HZ, TurnModel, VoiceActivity
 
     assistant = EChat.load(arguments.model, **cli.loading(arguments))
     assistant.share()
     turn_model = None if arguments.turn_model is None else TurnModel(arguments.turn_model)
     service = Service(
         assistant, Path(str(arguments.model)).name, VoiceActivity(), turn_model,
-        ThreadPoolExecutor(2 * arguments.sessions, "reply"), LiveMetrics(),
+        ThreadPoolExecutor(4 * arguments.sessions, "reply"), LiveMetrics(),
         limits=Limits(audio_s=arguments.seconds), record=_recorder(arguments.record),
     )  # fmt: skip
     protocol.client_events()                # what the first call would load
     assistant.reply("hello", task="tts")
+    noise = np.random.default_rng(0).normal(0, 0.1, RATE_HZ).astype(np.float32)
+    assistant.reply(encode_file(noise, RATE_HZ, "wav"), speak=False)
     return service
 
 

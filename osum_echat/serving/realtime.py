@@ -17,29 +17,24 @@ import numpy as np
 from osum_echat.errors import InputError
 from osum_echat.logs import logger
 from osum_echat.serving import protocol
-from osum_echat.serving.audio_formats import Resampler, Samples, encode_file
-from osum_echat.serving.items import Item, answer, read_item
+from osum_echat.serving.audio_formats import encode_file
+from osum_echat.serving.items import Item, answer, read_item, spoken_task, turns
+from osum_echat.serving.listening import Listener
 from osum_echat.serving.live_metrics import LiveMetrics
 from osum_echat.serving.protocol import Event, EventError, SessionSettings, make_id, part
-from osum_echat.serving.reply_stream import Generation, ReplyStream, ResponseOptions
-from osum_echat.serving.session import Assistant, Conversation, Limits
-from osum_echat.serving.turns import (
-    LONGEST_TURN_S,
-    RATE_HZ,
-    WINDOW_SAMPLES,
-    InputBuffer,
-    Turn,
-    TurnDetector,
-    TurnModel,
-    TurnSettings,
-    VoiceActivity,
-    VoiceState,
+from osum_echat.serving.reply_stream import (
+    ANYTHING,
+    SOUNDS,
+    WORDS,
+    Generation,
+    ReplyStream,
+    ResponseOptions,
 )
+from osum_echat.serving.session import Assistant, Conversation, Limits
+from osum_echat.serving.turns import LONGEST_TURN_S, RATE_HZ, Turn, TurnModel, VoiceActivity
 
-MOST_WINDOWS = 960              # waiting for the VAD: 30 s of sound
 MOST_ITEMS = 1000
 LEAST_COMMIT_S = 0.1
-KEPT_BEFORE_S = 6.0             # of sound before a turn begins: padding is cut from it
 
 LOG = logger(__name__)
 
@@ -74,18 +69,18 @@ class RealtimeSession:
         self.items: list[Item] = []
         self.reply: ReplyStream | None = None           # of the conversation, the newest
         self.others: set[asyncio.Task[None]] = set()    # all responses under way
-        self.buffer = InputBuffer()
+        self.listener = Listener(
+            service.activity, self.settings.input_format.rate_hz, self.settings.turn,
+            self._plays, self._on_turn, self._listening_failed,
+        )  # fmt: skip
+        self.buffer = self.listener.buffer
         self.begin = 0                  # of what the next commit takes
-        self.detector = TurnDetector(self.settings.turn or TurnSettings())
         self.speech_item = ""           # id of the turn that is being spoken
         self.prepared: Generation | None = None         # of a reply begun at a short pause
         self.prepared_clip = b""
-        self._resampler = Resampler(self.settings.input_format.rate_hz, RATE_HZ)
-        self._voice, self._left = VoiceState(), np.zeros(0, np.float32)
-        self._windows: asyncio.Queue[tuple[Samples, int]] = asyncio.Queue(MOST_WINDOWS)
-        self._listener = asyncio.create_task(self._listen())
         self.stopped_at = 0.0           # monotonic: the user's last turn ended
         self.turns = 0
+        self._idle: asyncio.TimerHandle | None = None   # begins a reply where nobody speaks
 
     # What goes out
 
@@ -103,12 +98,13 @@ class RealtimeSession:
     async def close(self) -> None:
         """Stop all that works for this session, and wait for it."""
         self._drop_prepared()
-        self._listener.cancel()
+        self._wait_idle(None)
+        self.listener.task.cancel()
         if self.reply is not None:
             self.reply.generation.stop()
         for task in list(self.others):
             task.cancel()
-        await asyncio.wait([self._listener, *self.others])
+        await asyncio.wait([self.listener.task, *self.others])
 
     # What comes in
 
@@ -138,44 +134,33 @@ class RealtimeSession:
         before = self.settings
         self.settings = before.merged(event["session"], self.service.turn_model is not None)
         if self.settings.input_format != before.input_format:
-            self._resampler = Resampler(self.settings.input_format.rate_hz, RATE_HZ)
+            self.listener.use_rate(self.settings.input_format.rate_hz)
         if self.settings.turn != before.turn:
             self._drop_prepared()
-            self.detector = TurnDetector(self.settings.turn or TurnSettings())
+            self._wait_idle(None)
+            self.listener.use_turn(self.settings.turn)
         session = self.settings.session(self.id, self.expires_at)
         self.send({"type": "session.updated", "session": session})
 
     def _append(self, event: Event) -> None:
         samples = self.settings.input_format.decode(protocol.decode_audio(event["audio"]))
-        samples = self._resampler.push(samples)
-        self.service.metrics.audio_in.inc(len(samples) / RATE_HZ)
-        if self.settings.half_duplex and self._plays():
-            samples = np.zeros_like(samples)
-        self.buffer.push(samples)
-        if self.settings.turn is None:
-            if self.buffer.end - self.begin > self.service.limits.audio_s * RATE_HZ:
-                self.begin = self.buffer.end
-                raise EventError(
-                    "audio_too_long", "input_audio_buffer: over "
-                    f"{self.service.limits.audio_s:g} s without a commit; it is cleared",
-                )  # fmt: skip
-            self.buffer.drop_before(self.begin)
+        count = self.listener.push(samples, self.settings.half_duplex and self._plays())
+        self.service.metrics.audio_in.inc(count / RATE_HZ)
+        self.service.metrics.input_lag.set(self.listener.lag_s)
+        if self.settings.turn is not None:
             return
-        self._left = np.concatenate((self._left, samples))
-        end = self.buffer.end - len(self._left)
-        while len(self._left) >= WINDOW_SAMPLES:
-            window, self._left = self._left[:WINDOW_SAMPLES], self._left[WINDOW_SAMPLES:]
-            end += WINDOW_SAMPLES
-            try:
-                self._windows.put_nowait((window, end))
-            except asyncio.QueueFull:
-                raise EventError(
-                    "input_backpressure", "sound comes faster than it can be heard"
-                ) from None
+        most_s = self.service.limits.audio_s
+        if self.buffer.end - self.begin > most_s * RATE_HZ:
+            self.begin = self.buffer.end
+            raise EventError(
+                "audio_too_long",
+                f"input_audio_buffer: over {most_s:g} s without a commit; it is cleared",
+            )
+        self.buffer.drop_before(self.begin)
 
     def _commit(self, event: Event) -> None:
         if self.settings.turn is not None:
-            if self.detector.in_turn:       # legal: the client knows that the user is done
+            if self.listener.detector.in_turn:       # legal: the client knows that the user is done
                 self._end_turn(self.buffer.end, respond=False)
             else:
                 self.send({"type": "input_audio_buffer.cleared"})
@@ -189,8 +174,8 @@ class RealtimeSession:
 
     def _clear(self, event: Event) -> None:
         self._drop_prepared()
-        self.begin, self._left = self.buffer.end, np.zeros(0, np.float32)
-        self.detector.reset()
+        self.begin = self.buffer.end
+        self.listener.clear()
         self.send({"type": "input_audio_buffer.cleared"})
 
     def _create_item(self, event: Event) -> None:
@@ -256,7 +241,7 @@ class RealtimeSession:
             items = [self._referred(one) for one in given["input"]]
         words = given.get("instructions") or ""
         reply = self._begin_response(items, settings, given.get("metadata"), alone, words)
-        reply.open()        # clients wait for it some seconds at most
+        reply.open_soon()
 
     def _cancel(self, event: Event) -> None:
         reply, wanted = self.reply, event.get("response_id")
@@ -283,34 +268,26 @@ class RealtimeSession:
 
     # Turns
 
-    async def _listen(self) -> None:
-        """Windows of sound, one after the other, to turns; one that fails harms no later one."""
-        while True:
-            window, end = await self._windows.get()
-            try:
-                probability = await self.service.activity.probability(self._voice, window)
-                turn = self.detector.push(probability, end, self._plays())
-                self.service.metrics.input_lag.set((self.buffer.end - end) / RATE_HZ)
-                if turn is not None:
-                    await self._on_turn(turn, end)
-                elif not self.detector.in_turn:
-                    self.buffer.drop_before(end - round(KEPT_BEFORE_S * RATE_HZ))
-            except Exception as error:
-                LOG.exception("session %s: listening", self.id)
-                self.send(protocol.error_event(
-                    EventError("server_error", f"listening failed: {type(error).__name__}")
-                ))  # fmt: skip
+    def _listening_failed(self, error: Exception) -> None:
+        LOG.error("session %s: listening", self.id, exc_info=error)
+        self.send(protocol.error_event(
+            EventError("server_error", f"listening failed: {type(error).__name__}")
+        ))  # fmt: skip
 
     async def _on_turn(self, turn: Turn, end: int) -> None:
-        settings = self.detector.settings
+        settings = self.listener.detector.settings
         match turn:
             case Turn.STARTED:
+                self._wait_idle(None)
                 if settings.interrupt_response and self.reply is not None and self._plays():
                     self.service.metrics.interrupts.inc()
                     if self.reply.is_active:
                         self.reply.cancel("turn_detected")
                 self.speech_item = make_id("item")
-                start_ms = self.detector.start_sample * 1000 // RATE_HZ
+                history = turns(self.items)[-self.service.limits.turns :]
+                task = spoken_task(self.settings.modality, self.settings.thinking)
+                self.service.pool.submit(self.service.assistant.expect, history, task)
+                start_ms = self.listener.detector.start_sample * 1000 // RATE_HZ
                 self.send({"type": "input_audio_buffer.speech_started",
                            "item_id": self.speech_item, "audio_start_ms": start_ms})  # fmt: skip
             case Turn.PAUSED:
@@ -322,24 +299,21 @@ class RealtimeSession:
 
     async def _at_pause(self, end: int) -> None:
         """Prepare a reply in the hope that the turn is over; ask the turn model whether it is."""
-        model, start = self.service.turn_model, self.detector.start_sample
-        if self.detector.settings.kind == "semantic_vad" and model is not None:
-            samples = self.buffer.cut(start, end)
-            self.detector.complete = await asyncio.to_thread(model.is_complete, samples)
-            if not self.detector.complete:
-                return
+        model, start = self.service.turn_model, self.listener.detector.start_sample
         is_busy = self.reply is not None and self.reply.is_active
-        if self.detector.settings.create_response and not is_busy:
+        if self.listener.detector.settings.create_response and not is_busy:
             self._drop_prepared()
             self.prepared_clip = self._wav(start, end)
             item = Item("user", [part("input_audio", None)], clip=self.prepared_clip)
             self.prepared = self._generation([*self.items, item], self.settings, "")
+        if self.listener.detector.settings.kind == "semantic_vad" and model is not None:
+            samples = self.buffer.cut(start, end)
+            self.listener.detector.complete = await asyncio.to_thread(model.is_complete, samples)
 
     def _end_turn(self, end: int, respond: bool) -> None:
-        start, prepared = self.detector.start_sample, self.prepared
+        start, prepared = self.listener.detector.start_sample, self.prepared
         self.prepared = None
-        self.detector.reset()
-        self._voice = VoiceState()
+        self.listener.end_turn()
         self.stopped_at = time.monotonic()
         clip = self.prepared_clip if prepared is not None else self._wav(start, end)
         self.send({"type": "input_audio_buffer.speech_stopped", "item_id": self.speech_item,
@@ -350,7 +324,30 @@ class RealtimeSession:
             if prepared is not None:
                 prepared.stop()
             return
-        self._begin_response(self.items, self.settings, None, False, "", prepared)
+        answers = WORDS if self.listener.detector.settings.kind == "semantic_vad" else SOUNDS
+        self._begin_response(self.items, self.settings, None, False, "", prepared, answers)
+
+    def _wait_idle(self, until: float | None) -> None:
+        """Begin a reply so long after that monotonic second, if nobody speaks; None: do not."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        wait_ms = self.listener.detector.settings.idle_timeout_ms
+        if until is not None and wait_ms and self.listener.detector.settings.kind == "server_vad":
+            left = max(0.0, until - time.monotonic())
+            begin = self.buffer.end + round(left * RATE_HZ)
+            self._idle = asyncio.get_running_loop().call_later(
+                left + wait_ms / 1000, self._time_out, begin
+            )
+
+    def _time_out(self, begin: int) -> None:
+        """The user has said nothing for too long: the silence is a turn, and is answered."""
+        end, number = self.buffer.end, make_id("item")
+        self.send({"type": "input_audio_buffer.timeout_triggered", "item_id": number,
+                   "audio_start_ms": min(begin, end) * 1000 // RATE_HZ,
+                   "audio_end_ms": end * 1000 // RATE_HZ})  # fmt: skip
+        self._add_turn(number, self._wav(begin, end))
+        self._begin_response(self.items, self.settings, None, False, "")
 
     def _add_turn(self, number: str, clip: bytes) -> None:
         item = Item("user", [part("input_audio", None)], id=number, clip=clip)
@@ -364,6 +361,7 @@ class RealtimeSession:
     def _wav(self, start: int, end: int) -> bytes:
         longest = round(min(self.service.limits.audio_s, LONGEST_TURN_S) * RATE_HZ)
         samples = self.buffer.cut(max(start, end - longest), end)
+        samples = np.pad(samples, (0, max(0, round(LEAST_COMMIT_S * RATE_HZ) - len(samples))))
         return encode_file(samples, RATE_HZ, "wav")
 
     def _drop_prepared(self) -> None:
@@ -388,12 +386,13 @@ class RealtimeSession:
 
     def _begin_response(
         self, items: list[Item], settings: SessionSettings, metadata: Mapping[str, Any] | None,
-        alone: bool, words: str, prepared: Generation | None = None,
+        alone: bool, words: str, prepared: Generation | None = None, answers: str = ANYTHING,
     ) -> ReplyStream:  # fmt: skip
+        self._wait_idle(None)
         generation = prepared or self._generation(list(items), settings, words)
         options = ResponseOptions(
             None if alone else self.conversation_id, settings.modality, settings.output_format,
-            settings.output(), settings.thinking, metadata, settings.own_events,
+            settings.output(), settings.thinking, metadata, settings.own_events, answers,
         )  # fmt: skip
         reply = ReplyStream(self, generation, options)
         if not alone:
@@ -434,13 +433,13 @@ class RealtimeSession:
         self.send({"type": f"{kind}.completed", "transcript": text, **place, **own,
                    "usage": {"type": "duration", "seconds": round(seconds, 3)}})  # fmt: skip
 
-    def perceived(self, reply: ReplyStream, perception: Event) -> None:
-        """What was heard in the user's voice is known."""
+    def perceived(self, reply: ReplyStream, perception: Event, is_new: bool) -> None:
+        """What was heard in the user's voice is known. is_new: for the first time."""
         item = self._asked(reply)
         if item is None:
             return
         item.perception = perception
-        if self.settings.own_events:
+        if self.settings.own_events and is_new:
             self.send({"type": "osum.perception", "item_id": item.id, "response_id": reply.id,
                        **perception})  # fmt: skip
 
@@ -453,6 +452,8 @@ class RealtimeSession:
         """A response has ended, however."""
         self.service.metrics.responses.labels(reply.status).inc()
         item = self._asked(reply)
+        if reply is self.reply:
+            self._wait_idle(reply.plays_until)
         if self.service.record is not None and item is not None:
             with suppress(OSError):
                 self.service.record(self.id, self.turns, item, reply)

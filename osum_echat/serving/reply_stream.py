@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
     from osum_echat.records import Labels
 
 LEAD_S = 2.0                    # of sound sent ahead of its playing
+MADE_AHEAD_S = 2.5              # of sound made ahead of it: others wait for the processor
 SLICE_S = 0.2                   # of sound in an event
+ANYTHING, SOUNDS, WORDS = "anything", "sounds", "words"     # sounds: words, or one with a name
+NO_EVENT = "OTHER"              # a label: no sound but speech
+CREATED_S = 1.0                 # for which response.created waits for what was heard in the voice
 LABELS = ("emotion", "age", "gender", "event", "style")
 
 LOG = logger(__name__)
@@ -42,24 +47,34 @@ class Generation:
         self._events, self._conversation = events, conversation
         self._loop = asyncio.get_running_loop()
         self.queue: asyncio.Queue[ReplyEvent | Exception | None] = asyncio.Queue()
-        self._stopped = False
+        self._stopped, self._made_s, self._first_made = threading.Event(), 0.0, 0.0
         self._loop.run_in_executor(pool, self._run)
 
     def stop(self) -> None:
         """Nobody waits for it any longer; the decoding loop asks at every step."""
-        self._stopped = True
+        self._stopped.set()
         self._conversation.interrupt()
 
     def _put(self, event: "ReplyEvent | Exception | None") -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.queue.put_nowait, event)
 
+    def _rest(self, event: "ReplyEvent") -> None:
+        """Wait while enough sound is made."""
+        from osum_echat.inference.reply import AudioPiece
+
+        if isinstance(event, AudioPiece):
+            self._first_made = self._first_made or time.monotonic()
+            self._made_s += len(event.samples) / event.sample_rate_hz
+            self._stopped.wait(self._first_made + self._made_s - MADE_AHEAD_S - time.monotonic())
+
     def _run(self) -> None:
         try:
             for event in self._events:
-                if self._stopped:
+                if self._stopped.is_set():
                     break
                 self._put(event)
+                self._rest(event)
         except OsumError as error:
             self._put(error)
         except Exception as error:
@@ -83,6 +98,7 @@ class ResponseOptions:
     thinking: str
     metadata: Mapping[str, Any] | None = None
     own_events: bool = False
+    answers: str = ANYTHING             # what must be heard in the user's turn for a reply
 
 
 class ReplyStream:
@@ -96,7 +112,7 @@ class ReplyStream:
         self.failure: Event | None = None
         self.thought = ""
         self.perception: Event | None = None
-        self.opened = self.begun = False
+        self.opened = self.begun = self.is_wordless = False
         self.sent_samples, self.first_sent = 0, 0.0
         self.text = ""
         self._resampler: Resampler | None = None
@@ -128,12 +144,16 @@ class ReplyStream:
     async def _tell(self, event: "ReplyEvent") -> None:
         from osum_echat.inference import reply as kinds
 
+        if self.is_wordless and not self._answers(event):
+            self._leave_out()
+            return
         match event:
             case kinds.Heard(text=text):
+                self.is_wordless = not text and self.options.answers != ANYTHING
                 self.owner.heard(self, text)
             case kinds.LabelsFound(labels=labels):
                 self.perception = perceived(labels, self.options.thinking)
-                self.owner.perceived(self, self.perception)
+                self.owner.perceived(self, self.perception, is_new=True)
             case kinds.ThoughtPiece(text=text):
                 self.thought += text
                 self._own_event("osum.thought.delta", delta=text)
@@ -147,6 +167,20 @@ class ReplyStream:
                 await self._sound(samples.numpy(), rate_hz)
             case kinds.Done(reply=reply):
                 await self._done(reply)
+
+    def _answers(self, event: "ReplyEvent") -> bool:
+        """Whether a turn without words is answered after all: for a sound that has a name."""
+        from osum_echat.inference import reply as kinds
+
+        if isinstance(event, kinds.LabelsFound) and self.options.answers == SOUNDS:
+            self.is_wordless = event.labels.event in (None, NO_EVENT)
+        return isinstance(event, kinds.ThoughtPiece) or not self.is_wordless
+
+    def _leave_out(self) -> None:
+        """Nobody spoke to us: the reply ends before anything was told of it."""
+        self.generation.stop()
+        self.status = "left_out"
+        self.owner.finished(self)
 
     async def _sound(self, samples: Any, rate_hz: int, last: bool = False) -> None:
         """Send sound, at most LEAD_S ahead of its playing."""
@@ -174,8 +208,9 @@ class ReplyStream:
         if self._resampler is not None and reply.sample_rate_hz:
             await self._sound(np.zeros(0, np.float32), reply.sample_rate_hz, last=True)
         if any(getattr(reply.labels, name) for name in LABELS) or self.thought:
+            is_new = self.perception is None
             self.perception = perceived(reply.labels, self.options.thinking, self.thought)
-            self.owner.perceived(self, self.perception)
+            self.owner.perceived(self, self.perception, is_new)
         self.owner.heard(self, reply.heard or "")
         is_cut = reply.stopped_by == "limit"
         self.finish("incomplete" if is_cut else "completed", "max_output_tokens" if is_cut else "")
@@ -209,9 +244,13 @@ class ReplyStream:
         self._send("response.done", response=self.told())
         self.owner.finished(self)
 
+    def open_soon(self) -> None:
+        """Tell it without what was heard in the voice, should that take long: clients wait."""
+        asyncio.get_running_loop().call_later(CREATED_S, self.open)
+
     def open(self) -> None:
         """Tell that there is a response, with what was heard in the voice if that is known."""
-        if not self.opened:
+        if not self.opened and self.is_active:
             self.opened = True
             self._send("response.created", response=self.told())
 

@@ -39,6 +39,8 @@ class Refused(InputError):
 class Assistant(Protocol):
     """What a conversation needs of `osum_echat.EChat`."""
 
+    def expect(self, history: Sequence[Turn], task: str) -> None: ...
+
     def stream(
         self, source: Utterance, *, prompt: str | None, thinking: str | None, greedy: bool,
         seed: int | None, hear: bool, interrupt: Callable[[], bool] | None,

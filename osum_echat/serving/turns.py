@@ -6,6 +6,7 @@ brings; of the turn model: Smart Turn v3.2 (BSD-2), an ONNX file of its own.
 
 import asyncio
 import importlib.util
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -23,9 +24,12 @@ WINDOW_SAMPLES, CONTEXT_SAMPLES = 512, 64           # 32 ms, and what the model 
 WINDOW_MS = 1000 * WINDOW_SAMPLES // RATE_HZ
 STATE_SHAPE = (2, 1, 128)
 HYSTERESIS = 0.15                                   # below the threshold by so much is silence
-START_MS, INTERRUPT_MS = 96, 300                    # of speech before a turn begins; over a reply
+START_MS = 96                                       # of speech before a turn begins
+INTERRUPT_MS = {"server_vad": 300, "semantic_vad": 670}     # over a reply: longer than "uh-huh" is
 FAINT, FAINT_GAP, LOOK_BACK_MS = 0.1, 3, 1000       # likely enough to belong to speech that follows
-PAUSE_MS = 160                                      # of silence before a reply is prepared
+PAUSE_MS = 128                                      # of silence before a reply is prepared
+QUIET_DB = 25                                       # below a turn's loudest window is no speech
+HANGOVER = 4                                        # windows for which the model still hears it
 LONGEST_TURN_S = 30.0
 WAIT_MS = {"low": 8000, "medium": 4000, "auto": 4000, "high": 2000}     # of semantic_vad, at most
 TURN_MODEL_S = 8                                    # of sound that the turn model hears
@@ -76,39 +80,57 @@ class TurnDetector:
     _silence: int = 0
     _faint: int = 0                 # windows since faint speech began, that may have been its start
     _gap: int = 0                   # windows since the last of them
+    _quiet: int = 0                 # windows in a row that are far below the loudest
+    _loudest_db: float = -math.inf
 
-    def push(self, probability: float, end_sample: int, replying: bool) -> Turn | None:
+    def push(
+        self, probability: float, end_sample: int, replying: bool, level_db: float = 0.0
+    ) -> Turn | None:
         """Take a window that ends at a sample. replying: a reply is being given or played."""
         self.end_sample = end_sample
-        is_silent = probability < max(self.settings.threshold - HYSTERESIS, 0.01)
         if not self.in_turn:
-            return self._wait(probability, end_sample, replying)
+            return self._wait(probability, end_sample, replying, level_db)
+        self._loudest_db = max(self._loudest_db, level_db)
+        self._quiet = self._quiet + 1 if level_db < self._loudest_db - QUIET_DB else 0
+        before_ms = self._silent_ms
         if probability >= self.settings.threshold:
-            paused, self._silence, self.complete = self._silence * WINDOW_MS >= PAUSE_MS, 0, None
-            if paused:
+            self._silence, self.complete = 0, None
+            if before_ms >= PAUSE_MS:
                 return Turn.RESUMED
-        elif is_silent or self._silence:
+        elif self._silence:
             self._silence += 1
-        silent_ms = self._silence * WINDOW_MS
+        elif probability < max(self.settings.threshold - HYSTERESIS, 0.01):
+            self._silence = 1 + min(max(self._quiet - 1, 0), HANGOVER)
         too_long = end_sample - self.start_sample > LONGEST_TURN_S * RATE_HZ
-        if too_long or silent_ms >= self._needed_ms():
+        # Speech ends within a window: half of that is silence too.
+        half = WINDOW_MS // 2 if self._silence else 0
+        if too_long or self._silent_ms + half >= self._needed_ms():
             self.reset()
             return Turn.ENDED
-        if silent_ms >= PAUSE_MS > silent_ms - WINDOW_MS:
-            return Turn.PAUSED
-        return None
+        return Turn.PAUSED if before_ms < PAUSE_MS <= self._silent_ms else None
 
-    def _wait(self, probability: float, end_sample: int, replying: bool) -> Turn | None:
-        self._speech = self._speech + 1 if probability >= self.settings.threshold else 0
+    @property
+    def _silent_ms(self) -> int:
+        return self._silence * WINDOW_MS
+
+    def _wait(
+        self, probability: float, end_sample: int, replying: bool, level_db: float
+    ) -> Turn | None:
+        kind = self.settings.kind
         self._gap = 0 if probability >= FAINT else self._gap + 1
         if self._faint or not self._gap:
             self._faint = 0 if self._gap > FAINT_GAP else self._faint + 1
-        if self._speech * WINDOW_MS < (INTERRUPT_MS if replying else START_MS):
+        if probability >= self.settings.threshold:
+            self._speech += 1
+        elif not (replying and kind == "semantic_vad" and self._faint):
+            self._speech = 0
+        self._loudest_db = max(self._loudest_db, level_db) if self._speech else -math.inf
+        if self._speech * WINDOW_MS < (INTERRUPT_MS[kind] if replying else START_MS):
             return None
         padding = self.settings.prefix_padding_ms * RATE_HZ // 1000
         windows = max(self._speech, min(self._faint, LOOK_BACK_MS // WINDOW_MS))
         self.start_sample = max(0, end_sample - windows * WINDOW_SAMPLES - padding)
-        self.in_turn, self._silence = True, 0
+        self.in_turn, self._silence, self._quiet = True, 0, 0
         return Turn.STARTED
 
     def _needed_ms(self) -> int:
@@ -120,30 +142,8 @@ class TurnDetector:
     def reset(self) -> None:
         """Forget what was heard: the next speech begins a turn."""
         self.in_turn, self.complete = False, None
-        self._speech = self._silence = self._faint = self._gap = 0
-
-
-class InputBuffer:
-    """What was heard and may still be needed, (samples,) at 16 kHz, by its place in the session."""
-
-    def __init__(self) -> None:
-        self._pieces: list[Samples] = []
-        self.start = self.end = 0       # samples since the session's first
-
-    def push(self, samples: Samples) -> None:
-        self._pieces.append(samples)
-        self.end += len(samples)
-
-    def cut(self, start: int, end: int) -> Samples:
-        """What lies between two places, as far as it is still there."""
-        whole = np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.float32)
-        self._pieces = [whole]
-        return whole[max(0, start - self.start) : max(0, end - self.start)]
-
-    def drop_before(self, place: int) -> None:
-        """Let go of what is older."""
-        while self._pieces and self.start + len(self._pieces[0]) <= place:
-            self.start += len(self._pieces.pop(0))
+        self._speech = self._silence = self._faint = self._gap = self._quiet = 0
+        self._loudest_db = -math.inf
 
 
 @dataclass(slots=True)
@@ -215,6 +215,11 @@ class VoiceActivity:
         return [float(value) for value in found[:, 0]]
 
 
+def level_db(window: Samples) -> float:
+    """Loudness of (samples,) against full scale, never below -100."""
+    return 10 * math.log10(float(np.square(window).mean()) + 1e-10)
+
+
 def silero_file() -> Path:
     """The ONNX file inside the silero-vad package, which is not imported."""
     found = importlib.util.find_spec("silero_vad")
@@ -224,7 +229,10 @@ def silero_file() -> Path:
 
 
 class TurnModel:
-    """Smart Turn: is the speaker done, judged by how the words so far sound."""
+    """Smart Turn: is the speaker done, judged by how the words so far sound.
+
+    It hears the last 8 s, silence before them, at zero mean and unit variance of the whole.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises InputError for a file that is not there or not this model."""
@@ -248,8 +256,8 @@ class TurnModel:
         wanted = TURN_MODEL_S * RATE_HZ
         given = np.zeros(wanted, np.float32)
         last = samples[-wanted:]
-        if len(last):
-            given[-len(last) :] = (last - last.mean()) / (last.std() + 1e-7)
-        features = audio.log_mel(torch.from_numpy(given), 80).T[None, :, : TURN_MODEL_S * 100]
+        given[wanted - len(last) :] = last
+        given = (given - given.mean()) / np.sqrt(given.var() + np.float32(1e-7))
+        features = audio.log_mel(torch.from_numpy(given), 80).T[None]
         (found,) = self._model.run(None, {"input_features": features.numpy()})
         return float(np.asarray(found).reshape(-1)[0]) > 0.5

@@ -23,10 +23,17 @@ class Canned:
     """Answers every question alike, in small pieces; remembers what it was asked."""
 
     thinking: str = "both"
+    heard: str = HEARD
+    labels: Labels = LABELS
     words: tuple[str, ...] = WORDS
+    times: int = 1                      # that the sound of 0.4 s is given
     error: Exception | None = None      # raised after the first words
     asked: list[tuple[Utterance, dict[str, Any]]] = field(default_factory=list)
+    expected: list[int] = field(default_factory=list)   # turns of the histories that were told
     closed: threading.Event = field(default_factory=threading.Event)
+
+    def expect(self, history: Any, task: str) -> None:
+        self.expected.append(len(history))
 
     def stream(
         self, source: Utterance, *, interrupt: Callable[[], bool] | None = None, **options: Any
@@ -40,9 +47,9 @@ class Canned:
     def _events(self, task: Any, stopped: Callable[[], bool]) -> Iterator[reply.Event]:
         thinks = task.thinks
         if thinks:
-            yield reply.Heard(HEARD)
+            yield reply.Heard(self.heard)
             yield reply.ThoughtPiece(THOUGHT)
-            yield reply.LabelsFound(LABELS)
+            yield reply.LabelsFound(self.labels)
         said, sound = "", []
         for word in self.words:
             if stopped():
@@ -52,12 +59,13 @@ class Canned:
             if self.error is not None:
                 raise self.error
         if task.speaks and not stopped():
-            for level in (0.5, -0.25):
+            for level in (0.5, -0.25) * self.times:
                 sound.append(torch.full((4410,), level))
                 yield reply.AudioPiece(sound[-1], RATE_HZ)
         yield reply.Done(reply.Reply(
-            task=task.tag, heard=HEARD if thinks else None, thought=THOUGHT if thinks else None,
-            labels=LABELS if thinks else Labels(), text=said,
+            task=task.tag, heard=self.heard if thinks else None,
+            thought=THOUGHT if thinks else None,
+            labels=self.labels if thinks else Labels(), text=said,
             speech_tokens=(1, 2, 3) if sound else (), wave=torch.cat(sound) if sound else None,
             sample_rate_hz=RATE_HZ if sound else None, audio_in_s=1.0, timings=TIMINGS,
             stopped_by="interrupt" if stopped() else "end",

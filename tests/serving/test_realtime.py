@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from osum_echat.records import Labels
 from osum_echat.serving import items, protocol
 from osum_echat.serving.audio_formats import FORMATS, Resampler, encode_file
 from osum_echat.serving.live_metrics import LiveMetrics
@@ -32,8 +33,15 @@ class Loud:
         return float(np.abs(window).mean() > 0.05)
 
 
-def service(assistant: Any = None, **more: Any) -> Service:
-    return Service(assistant or Canned(), "tiny", Loud(), None, ThreadPoolExecutor(4),
+class Done:
+    """A turn model for which every pause is an end."""
+
+    def is_complete(self, samples: Any) -> bool:
+        return True
+
+
+def service(assistant: Any = None, turn_model: Any = None, **more: Any) -> Service:
+    return Service(assistant or Canned(), "tiny", Loud(), turn_model, ThreadPoolExecutor(4),
                    LiveMetrics(), **more)  # fmt: skip
 
 
@@ -112,6 +120,7 @@ def test_a_spoken_turn_goes_through_all_events_in_order():
         types = client.types()[client.types().index("response.created") :]
         assert ordered(types, RESPONSE) == RESPONSE
         assert (done["status"], done["metadata"]) == ("completed", None)
+        assert types.count("osum.perception") == 0      # told before the reply, and once
         assert done["x_osum"]["thought"] == THOUGHT and done["x_osum"]["style"] == {"label": "SOFT"}
         (item,) = done["output"]
         assert item["content"] == [{"type": "output_audio", "transcript": "".join(WORDS)}]
@@ -147,6 +156,7 @@ def test_nothing_optional_is_null_and_types_belong_to_their_places():
 
 def test_speaking_over_a_reply_ends_it_first_and_then_tells_that_speech_began():
     assistant = Canned(words=("word ",) * 3)
+    assistant.times = 5
     with connected(Server(service(assistant))) as client:
         client.speak(0.5)
         client.speak(0.8, 0.0)
@@ -163,7 +173,7 @@ def test_a_cough_does_not_stop_a_reply_and_half_duplex_hears_nothing_then():
     detector = TurnDetector(TurnSettings())
     assert [detector.push(1.0, n * WINDOW, True) for n in range(1, 9)] == [None] * 8
     assert detector.push(0.0, 9 * WINDOW, True) is None and not detector.in_turn
-    with connected(Server(service())) as client:
+    with connected(Server(service(Canned(times=5)))) as client:
         client.send("session.update", session={"type": "realtime", "x_osum": {"half_duplex": True}})
         client.speak(0.5)
         client.speak(0.8, 0.0)
@@ -173,6 +183,56 @@ def test_a_cough_does_not_stop_a_reply_and_half_duplex_hears_nothing_then():
         client.send("input_audio_buffer.clear")
         client.until("input_audio_buffer.cleared")
         assert client.types().count("input_audio_buffer.speech_started") == 1
+
+
+def test_an_answer_of_one_word_does_not_stop_a_reply_under_semantic_vad():
+    detector = TurnDetector(TurnSettings("semantic_vad"))
+    words = [0.9] * 10 + [0.3] * 2 + [0.9] * 8 + [0.0] * 9      # "uh-huh"
+    turns = [detector.push(one, at * WINDOW, True) for at, one in enumerate([*words, *[0.9] * 22])]
+    assert turns.index(Turn.STARTED) == len(words) + 20 and not detector.push(0.9, 0, True)
+
+
+@pytest.mark.parametrize(("kind", "heard", "event", "is_answered"), [
+    ("server_vad", "", "OTHER", False), ("server_vad", "", "SIGH", True),
+    ("server_vad", HEARD, "OTHER", True), ("semantic_vad", "", "SIGH", False),
+    ("semantic_vad", HEARD, "OTHER", True),
+])  # fmt: skip
+def test_a_turn_without_words_is_not_answered(
+    kind: str, heard: str, event: str, is_answered: bool
+):
+    assistant = Canned(heard=heard, labels=Labels(event=event))
+    with connected(Server(service(assistant, Done()))) as client:
+        told = client.update(turn_detection={"type": kind}, transcription={"model": "own"})
+        assert told["audio"]["input"]["turn_detection"]["type"] == kind
+        client.speak(0.5)
+        client.speak(0.8, 0.0)
+        words = client.until("conversation.item.input_audio_transcription.completed")
+        assert words["transcript"] == heard
+        if is_answered:
+            client.until("response.done")
+        client.send("input_audio_buffer.clear")
+        client.until("input_audio_buffer.cleared")
+        assert client.types().count("response.created") == is_answered
+
+
+def test_a_user_who_says_nothing_is_spoken_to_after_the_idle_timeout():
+    with connected(Server(service())) as client:
+        client.update(turn_detection={"type": "server_vad", "idle_timeout_ms": 50})
+        client.send("response.create", response={"instructions": "x"})
+        first = client.until("response.done")["response"]["id"]
+        client.speak(0.3, 0.0)
+        waited = client.until("input_audio_buffer.timeout_triggered")
+        assert 0 <= waited["audio_start_ms"] <= waited["audio_end_ms"] <= 300
+        assert client.until("conversation.item.done")["item"]["id"] == waited["item_id"]
+        assert client.until("response.done")["response"]["id"] != first
+
+
+def test_silence_is_counted_from_where_the_sound_ended():
+    detector = TurnDetector(TurnSettings(silence_duration_ms=300))
+    heard = [(0.9, -20.0)] * 20 + [(0.9, -90.0)] * 3 + [(0.0, -90.0)] * 20
+    turns = [detector.push(likely, at * WINDOW, False, level)
+             for at, (likely, level) in enumerate(heard)]  # fmt: skip
+    assert turns.index(Turn.PAUSED) == 23 and turns.index(Turn.ENDED) == 28
 
 
 @pytest.mark.parametrize("silence_ms", [200, 500, 1000])
