@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from osum_echat import cli
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when finished, 2 for what the user can put right, 128 + signal when stopped."""
@@ -13,9 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="YAML of the experiment, see conf/")
     parser.add_argument("--quiet", action="store_true", help="warnings only")
     parser.add_argument("overrides", nargs="*", help="key=value, e.g. run.steps=100")
+    cli.add_threads(parser)
     arguments = parser.parse_args(argv)
 
-    from osum_echat import cli
     from osum_echat.training import experiment
 
     def train() -> int:

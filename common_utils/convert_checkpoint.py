@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ".pt; hf: the LLM with the speech ids in its vocabulary")  # fmt: skip
     add("--config", metavar="YAML", help="the model's settings (default: beside the weights)")
     add("--quiet", action="store_true", help="no line for each key")
+    cli.add_threads(parser)
     arguments = parser.parse_args(argv)
 
     def work() -> None:

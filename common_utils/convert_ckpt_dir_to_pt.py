@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("out", type=Path, nargs="?", help="a .pt or .safetensors (default: DIR.pt)")
     add("--fp32", action="store_true", help="the optimizer's float32 weights, where ZeRO kept any")
     add("--quiet", action="store_true", help="no line for each key")
+    cli.add_threads(parser)
     arguments = parser.parse_args(argv)
     directory: Path = arguments.directory
     out = arguments.out or directory.with_name(f"{directory.name}.pt")

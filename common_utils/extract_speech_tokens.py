@@ -51,7 +51,8 @@ class Extraction:
 
     def __call__(self, piece: Piece) -> Made:
         """The records of a piece with their tokens, and those whose audio cannot be used."""
-        lines, left_out, noted = [], [], []
+        lines, left_out = [], []
+        noted: list[Noted] = []
         for where, raw in records(piece):
             made = (raw if isinstance(raw, Dropped)
                     else self._with_tokens(raw, where, piece.path, noted))  # fmt: skip
@@ -117,14 +118,12 @@ def parser() -> argparse.ArgumentParser:
 def run_arguments(chosen: argparse.Namespace) -> Report:
     """Make the list that parsed arguments ask for."""
     tokenizer = find_tokenizer(chosen.tokenizer)
-    if chosen.out.resolve() == chosen.list.resolve():
-        raise InputError(f"{chosen.out}: the list itself; give the new one another name")
     beside = chosen.out.parent.resolve()
     settings = digest(tokenizer, chosen.field, chosen.keep, str(beside))
     extraction = Extraction(tokenizer, beside, chosen.field, chosen.keep)
     _tokenizer(tokenizer)  # what is wrong with it is told before the work begins
     job = Job(
-        chosen.out, settings, extraction, jobs.fingerprint,
+        chosen.out, settings, extraction, jobs.fingerprint, [chosen.list],
         workers=chosen.workers, overwrite=chosen.overwrite,
     )  # fmt: skip
     return run(job, pieces(chosen.list, PORTION), f"{PORTION} recordings")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common_utils.jobs import in_order
-from osum_echat import audio, logs
+from osum_echat import audio, cli, logs
 from osum_echat.data.files import Files
 from osum_echat.data.loader import DataSettings, ListSettings, Loader
 from osum_echat.data.manifest import OfKind, open_source, read_manifest
@@ -66,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="whose vocabulary a data yaml is read with (default: the tiny model)",
     )
+    cli.add_threads(made)
     add("--stats", action="store_true", help="scan everything: hours, labels, lengths, bad members")
     add("--plot", type=int, metavar="N", help="draw mel and speech tokens of N utterances a list")
     add(

@@ -22,7 +22,7 @@ from osum_echat import cli, logs
 from osum_echat.data.files import Files
 from osum_echat.data.sources import Dropped, Noted, json_object, line_starts
 from osum_echat.errors import InputError
-from osum_echat.files import Journal, read_journal, whole_file, write_json
+from osum_echat.files import Journal, check_apart, read_journal, whole_file, write_json
 from osum_echat.logs import progress
 
 Item = TypeVar("Item")
@@ -66,13 +66,15 @@ class Job(Generic[Item]):
     """One output made of many items.
 
     settings: what all items depend on; another one begins anew. fingerprint: of an item's input;
-    another one makes that item again. is_intact: whether what a line names is still there.
+    another one makes that item again. inputs: files that are read and never written over.
+    is_intact: whether what a line names is still there.
     """
 
     out: Path
     settings: str
     make: Callable[[Item], Made]
     fingerprint: Callable[[Item], str]
+    inputs: Sequence[Path] = ()
     is_intact: Callable[[str], bool] = lambda line: True
     workers: int = 1
     overwrite: bool = False
@@ -80,6 +82,7 @@ class Job(Generic[Item]):
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise InputError(f"workers {self.workers}: give 1 or more")
+        check_apart(self.out, self.inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +96,11 @@ class Piece:
 
 
 def add_job_options(parser: argparse.ArgumentParser) -> None:
-    """Add --workers and --overwrite."""
+    """Add --workers, --overwrite and --threads."""
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--overwrite", action="store_true",
                         help="make everything again instead of going on")  # fmt: skip
+    cli.add_threads(parser)
 
 
 def main(name: str, work: Callable[[], Report]) -> int:

@@ -63,9 +63,12 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
     root = _root(tars, chosen.out)
     job = Job(
         target.folder / COMBINES_LIST, digest(FORMAT, root, chosen.task),
-        partial(write_list, target), lambda tar: digest(stamp(tar)),
+        partial(write_list, target), lambda tar: digest(stamp(tar)), [chosen.shards, *tars],
         lambda line: (target.folder / line).is_file(), chosen.workers, chosen.overwrite,
     )  # fmt: skip
+    whole = target.folder / RAW_LIST
+    if whole.exists() and not jobs.report_path(job.out).exists():
+        raise InputError(f"{whole}: is there, and is no list of this command; choose another OUT")
     report = run(job, tars, "tars")
     with whole_file(target.folder / TAR_ROOT) as file:
         file.write(f"{root}\n".encode())

@@ -4,7 +4,6 @@ import argparse
 import csv
 import io
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +14,10 @@ from typing import Any
 
 from common_utils import jobs
 from common_utils.jobs import Job, Made, Report, add_job_options, digest, run, stamp
-from osum_echat.data.sources import Dropped
+from osum_echat import audio
+from osum_echat.data.sources import Dropped, Noted, json_object
 from osum_echat.errors import InputError
-from osum_echat.files import BYTE_ORDER_MARK, Line, text_lines, whole_file
+from osum_echat.files import BYTE_ORDER_MARK, absolute, whole_file
 from osum_echat.records import DEFAULT_TASK
 
 NAME = "make_raw_from_hf.py"
@@ -77,12 +77,12 @@ def parser() -> argparse.ArgumentParser:
 def run_arguments(chosen: argparse.Namespace) -> Report:
     """Make the list that parsed arguments ask for."""
     columns = Columns(chosen.audio, chosen.text, chosen.key)
-    out = chosen.out.resolve()
+    out = absolute(chosen.out)
     places = find_places(chosen.folder, chosen.split)
     items = [rows for place in places for rows in _portions(place)]
     job = Job(
         chosen.out, digest(chosen.task, columns.audio, columns.text, columns.key, str(out)),
-        partial(convert, columns, chosen.task, out), partial(fingerprint, columns),
+        partial(convert, columns, chosen.task, out), partial(fingerprint, columns), places,
         workers=chosen.workers, overwrite=chosen.overwrite,
     )  # fmt: skip
     return run(job, items, "portions")
@@ -121,21 +121,25 @@ def find_places(folder: Path, split: str | None = None) -> list[Path]:
 
 def convert(columns: Columns, task: str, out: Path, rows: Rows) -> Made:
     """The lines of some rows; embedded audio is written beside the list."""
-    lines, left_out = [], []
+    lines, left_out, noted = [], [], []
     for number, row in _read(rows):
         where = f"{rows.place} (row {number + 1})"
         if isinstance(row, Dropped):
             left_out.append(row)
             continue
         try:
-            line = json.dumps(_line(row, columns, task, out, rows, number), ensure_ascii=False)
+            made = _line(row, columns, task, out, rows, number)
+            line = json.dumps(made, ensure_ascii=False)
             line.encode()
+            if "wav" in made:
+                sound = audio.read(out.parent / made["wav"], None)
+                noted += [Noted(one.kind, f"{where}: {one.detail}") for one in sound.findings]
             lines.append(line)
         except UnicodeEncodeError as error:
             left_out.append(Dropped("bad row", f"{where}: half a character or bad bytes: {error}"))
         except InputError as error:
             left_out.append(Dropped("bad row", f"{where}: {error}"))
-    return Made(lines, left_out)
+    return Made(lines, left_out, noted=noted)
 
 
 def _line(
@@ -193,12 +197,10 @@ def _audio(value: Any, out: Path, rows: Rows, name: str) -> str:
     named = value.get("path") if _is_sound(value) else value
     if not isinstance(named, str) or not named:
         raise InputError("no audio: neither bytes nor a path")
-    home = rows.place.parent.absolute()
-    path = Path(os.path.normpath(home / named))  # as written: a hub's cache is made of links
+    home = absolute(rows.place.parent)
+    path = absolute(home / named)
     if not path.is_relative_to(home):
         raise InputError(f"audio {named!r} lies outside of the data set")
-    if not path.is_file():
-        raise InputError(f"audio {path}: no such file")
     return str(path.relative_to(out.parent)) if path.is_relative_to(out.parent) else str(path)
 
 
@@ -229,16 +231,20 @@ def _read(rows: Rows) -> Iterator[tuple[int, Mapping[str, Any] | Dropped]]:
         )
 
 
-def _of_group(rows: Rows) -> Iterator[Mapping[str, Any]]:
+def _of_group(rows: Rows) -> Iterator[Mapping[str, Any] | Dropped]:
+    """The rows of a group; what follows a damaged place is lost, and told once."""
     import pyarrow
     from datasets import Dataset
 
     file = _parquet(rows.place)
-    for batch in file.iter_batches(PARQUET_ROWS, row_groups=[rows.group]):
-        yield from _plain(Dataset(pyarrow.Table.from_batches([batch])))
+    try:
+        for batch in file.iter_batches(PARQUET_ROWS, row_groups=[rows.group]):
+            yield from _plain(Dataset(pyarrow.Table.from_batches([batch])))
+    except (pyarrow.ArrowException, OSError) as error:
+        yield Dropped("damaged parquet", f"{rows.place} group {rows.group}: {error}")
 
 
-def _plain(rows: Any) -> Iterator[Mapping[str, Any]]:
+def _plain(rows: Any) -> Iterator[Mapping[str, Any] | Dropped]:
     """Rows of a Dataset: sounds as bytes and path, not decoded; classes by their names."""
     from datasets import Audio, ClassLabel
 
@@ -247,7 +253,12 @@ def _plain(rows: Any) -> Iterator[Mapping[str, Any]]:
             rows = rows.cast_column(name, Audio(decode=False))
     classes = {name: feature for name, feature in rows.features.items()
                if isinstance(feature, ClassLabel)}  # fmt: skip
-    for row in rows:
+    for number in range(len(rows)):
+        try:
+            row = rows[number]
+        except UnicodeDecodeError as error:
+            yield Dropped("bad row", f"text is not UTF-8: {error}")
+            continue
         yield row | {
             name: feature.int2str(row[name]) for name, feature in classes.items()
             if row[name] is not None and 0 <= row[name] < feature.num_classes
@@ -261,22 +272,23 @@ def _listed(file: Path) -> list[Mapping[str, Any] | Dropped]:
         if file.suffix == ".csv":
             text = file.read_bytes().removeprefix(BYTE_ORDER_MARK)
             told = io.StringIO(text.decode(errors="surrogateescape"), newline="\n")
-            return list(csv.DictReader(told))
+            return [_cells(row, file) for row in csv.DictReader(told)]
         with file.open("rb") as lines:
-            return [_object(line, file) for line in text_lines(lines) if line.text != ""]
+            return [_object(line, f"{file} line {number}", file)
+                    for number, line in enumerate(lines, 1) if line.strip()]  # fmt: skip
     except (OSError, csv.Error) as error:
         raise InputError(f"{file}: cannot be read ({error})") from error
 
 
-def _object(line: Line, file: Path) -> Mapping[str, Any] | Dropped:
-    where = f"{file} line {line.number}"
-    if line.text is None:
-        return Dropped("bad row", f"{where}: {line.problem}")
-    try:
-        row = json.loads(line.text)
-    except ValueError as error:
-        return Dropped("bad row", f"{where}: not JSON ({error})")
-    return row if isinstance(row, dict) else Dropped("bad row", f"{where}: not an object")
+def _cells(row: dict[str, Any], file: Path) -> Mapping[str, Any] | Dropped:
+    if None in row or None in row.values():     # a comma in a text without quotation marks, say
+        return Dropped("bad row", f"{file}: {list(row.values())}: not a cell for each column")
+    return row
+
+
+def _object(line: bytes, where: str, file: Path) -> Mapping[str, Any] | Dropped:
+    row = json_object(line, where, str(file))
+    return Dropped("bad row", f"{row.detail} ({row.reason})") if isinstance(row, Dropped) else row
 
 
 @lru_cache(maxsize=1)

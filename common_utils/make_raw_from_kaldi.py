@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,9 +13,11 @@ from typing import Any
 
 from common_utils import jobs
 from common_utils.jobs import Job, Made, Report, add_job_options, digest, run, stamp
-from osum_echat.data.sources import Dropped
+from osum_echat import audio
+from osum_echat.data.sources import Dropped, Noted
 from osum_echat.errors import InputError
-from osum_echat.files import text_lines
+from osum_echat.files import absolute, text_lines
+from osum_echat.logs import logger
 from osum_echat.records import DEFAULT_TASK
 
 NAME = "make_raw_from_kaldi.py"
@@ -30,6 +33,9 @@ TO_FILES = (
     "write the audio to files (Kaldi: wav-copy scp:wav.scp scp:new.scp, where new.scp names a wav "
     "for each id) and name those"
 )
+SLACK_S = 0.1  # that a segment may end behind its recording
+
+LOG = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
     ]
     if lost:
         portions.append([*lost])
-    root, beside = chosen.root.resolve(), chosen.out.parent.resolve()
+    root, beside = absolute(chosen.root), absolute(chosen.out.parent)
 
     def fingerprint(portion: list[Entry | Dropped]) -> str:
         told = [(str(one), stamp(root / one.audio) if isinstance(one, Entry) else None)
@@ -76,7 +82,7 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
 
     job = Job(
         chosen.out, digest(chosen.task, str(root), str(beside)),
-        partial(describe, root, beside, chosen.task), fingerprint,
+        partial(describe, root, beside, chosen.task), fingerprint, list(_files(chosen.folder)),
         workers=chosen.workers, overwrite=chosen.overwrite,
     )  # fmt: skip
     return run(job, portions, "utterances")
@@ -85,13 +91,13 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
 def read_folder(folder: Path) -> tuple[list[Entry], list[Dropped]]:
     """The utterances of `text` in order, and those without audio or with a broken segment.
 
-    Raises InputError for a folder without wav.scp or text, or a file that is not Kaldi's.
+    Raises InputError for a folder without wav.scp or text, or without one that can be used.
     """
-    recordings, texts = _table(folder / "wav.scp"), _table(folder / "text")
+    lost: list[Dropped] = []
+    recordings, texts = _table(folder / "wav.scp"), _table(folder / "text", lost)
     segments = _table(folder / "segments") if (folder / "segments").exists() else None
     told = _told(folder)
     entries: list[Entry] = []
-    lost: list[Dropped] = []
     for key, text in texts.items():
         recording, segment = key, None
         if segments is not None:
@@ -99,40 +105,59 @@ def read_folder(folder: Path) -> tuple[list[Entry], list[Dropped]]:
                 lost.append(Dropped("not in segments", f"{folder / 'segments'}: {key}"))
                 continue
             try:
-                recording, first, last = segments[key].split()
-                segment = float(first), float(last)
+                recording, segment = _segment(segments[key])
             except ValueError:
                 lost.append(Dropped("bad segment", f"{folder / 'segments'}: {key}"))
                 continue
-        if recording not in recordings:
-            lost.append(Dropped("not in wav.scp", f"{folder / 'wav.scp'}: {recording}"))
+        where = f"{folder / 'wav.scp'}: {recording}"
+        problem = _problem(recordings.get(recording))
+        if problem is not None:
+            lost.append(Dropped("no sound file in wav.scp", f"{where}: {problem}"))
             continue
         own = {name: table[key] for name, table in told.items() if key in table}
         entries.append(Entry(key, text, recordings[recording], segment, own))
     if not entries:
-        raise InputError(f"{folder}: no utterance of `text` has audio in wav.scp; same ids needed")
+        first = f"; the first: {lost[0].detail}" if lost else ""
+        raise InputError(f"{folder}: no utterance of `text` has audio that can be used{first}")
     return entries, lost
 
 
+def _segment(told: str) -> tuple[str, tuple[float, float]]:
+    """Recording, start and end in seconds; an end of -1 is that of the recording: infinity.
+
+    Raises ValueError.
+    """
+    recording, *times = told.split()
+    start, end = map(float, times)
+    end = math.inf if end == -1 else end
+    if not 0 <= start < end:
+        raise ValueError
+    return recording, (start, end)
+
+
 def describe(root: Path, beside: Path, task: str, portion: list[Entry | Dropped]) -> Made:
-    """The lines of some utterances; those whose audio cannot be opened are left out."""
-    lines, left_out = [], []
+    """The lines of some utterances; those whose audio cannot be decoded are left out."""
+    lines, left_out, noted = [], [], []
     for entry in portion:
         if isinstance(entry, Dropped):
             left_out.append(entry)
             continue
         path = root / entry.audio
         try:
-            length_s = _length_s(path)
+            sound = audio.read(path, None, entry.segment_s)
         except InputError as error:
             left_out.append(Dropped("audio cannot be used", f"{entry.key}: {error}"))
             continue
-        row = _row(entry, task, _relative(path, beside), length_s)
-        if entry.segment_s is not None and not 0 <= row["start"] < row["end"] <= length_s + 0.1:
-            left_out.append(Dropped("bad segment", f"{entry.key}: {entry.segment_s}, {length_s} s"))
+        length_s = len(sound.samples) / sound.rate_hz
+        start, end = entry.segment_s or (0.0, math.inf)
+        if length_s + SLACK_S < end - start < math.inf:
+            detail = f"{entry.key}: {start} to {end} s, but {path} ends at {start + length_s:.2f} s"
+            left_out.append(Dropped("bad segment", detail))
             continue
+        noted += [Noted(one.kind, f"{entry.key}: {one.detail}") for one in sound.findings]
+        row = _row(entry, task, _relative(path, beside), length_s)
         lines.append(json.dumps(row, ensure_ascii=False))
-    return Made(lines, left_out)
+    return Made(lines, left_out, noted=noted)
 
 
 def _row(entry: Entry, task: str, wav: str, length_s: float) -> dict[str, Any]:
@@ -147,24 +172,17 @@ def _row(entry: Entry, task: str, wav: str, length_s: float) -> dict[str, Any]:
             extra[name] = value
     if entry.segment_s is not None:
         start, end = entry.segment_s
-        row["start"], row["end"] = start, end if end >= 0 else length_s  # Kaldi: -1 is the end
-        length_s = row["end"] - start
+        row["start"], row["end"] = start, end if end < math.inf else round(start + length_s, 3)
     extra["duration"] = round(length_s, 3)
     return row | {"extra": extra}
 
 
-def _length_s(path: Path) -> float:
-    import soundfile
-
-    try:
-        return float(soundfile.info(str(path)).duration)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise InputError(f"{path}: not audio that can be read ({error})") from error
-
-
 def _relative(path: Path, folder: Path) -> str:
-    """As seen from the folder of the list where it lies below, or else absolute."""
-    path = path.resolve()
+    """As seen from the folder of the list where it lies below, or else absolute.
+
+    As written: a link stays one.
+    """
+    path = absolute(path)
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
@@ -189,14 +207,22 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _table(path: Path) -> dict[str, str]:
-    """A file of `id rest of the line`, split at the first white space of any kind."""
+def _table(path: Path, lost: list[Dropped] | None = None) -> dict[str, str]:
+    """A file of `id rest of the line`, split at the first white space of any kind.
+
+    lost: lines that cannot be read are added to it; None: they are told in the log.
+    """
     table: dict[str, str] = {}
     try:
         with path.open("rb") as file:
             for line in text_lines(file):
                 if line.text is None:
-                    raise InputError(f"{path} line {line.number}: {line.problem}; convert it")
+                    detail = f"{path} line {line.number}: {line.problem}"
+                    if lost is None:
+                        LOG.warning("%s; the line is left out", detail)
+                    else:
+                        lost.append(Dropped("text is not UTF-8", detail))
+                    continue
                 if not line.text.strip():
                     continue
                 key, rest = _split(line.text)
@@ -204,8 +230,6 @@ def _table(path: Path) -> dict[str, str]:
                     raise InputError(
                         f"{path} line {line.number}: {key} for the second time; sort out the ids"
                     )
-                if path.name == "wav.scp":
-                    _check_audio(rest, f"{path} line {line.number}")
                 table[key] = rest
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; wav.scp and text are needed") from error
@@ -218,14 +242,15 @@ def _split(line: str) -> tuple[str, str]:
     return found[0], found[1].strip(BLANKS) if len(found) > 1 else ""
 
 
-def _check_audio(audio: str, where: str) -> None:
-    """Commands are never run, and archives of Kaldi's own are not read."""
-    if audio.endswith("|"):
-        raise InputError(f"{where}: a command ({audio[:60]!r}); commands are not run: {TO_FILES}")
-    if ARCHIVE.search(audio):
-        raise InputError(f"{where}: {audio!r} is a place in an archive of Kaldi's own: {TO_FILES}")
-    if not audio:
-        raise InputError(f"{where}: no path of an audio file behind the id; add it")
+def _problem(place: str | None) -> str | None:
+    """Why a place in wav.scp names no sound file; commands are never run, archives not read."""
+    if not place:
+        return "no path of an audio file behind the id" if place == "" else "no such id"
+    if place.endswith("|"):
+        return f"a command ({place[:60]!r}); commands are not run: {TO_FILES}"
+    if ARCHIVE.search(place):
+        return f"{place!r} is a place in an archive of Kaldi's own: {TO_FILES}"
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -84,7 +84,7 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
     target = Target(chosen.out, chosen.prefix, chosen.per_tar)
     job = Job(
         target.folder / SHARDS_LIST, digest(FORMAT, target.prefix, target.per_tar),
-        partial(write_tar, target), jobs.fingerprint,
+        partial(write_tar, target), jobs.fingerprint, [chosen.list],
         lambda line: (target.folder / line).is_file(), chosen.workers, chosen.overwrite,
     )  # fmt: skip
     return run(job, pieces(chosen.list, target.per_tar), "shards")

@@ -209,7 +209,7 @@ class _SoundFile:
         """First and last frame of a segment. Raises InputError for too many, or none."""
         first, last = 0, self.frames
         if segment_s is not None:
-            first, last = (min(round(second * self.rate_hz), last) for second in segment_s)
+            first, last = (round(min(second * self.rate_hz, last)) for second in segment_s)
             if first >= last:
                 start, end = segment_s
                 raise InputError(f"{self.where}: nothing between {start} s and {end} s")

@@ -82,6 +82,22 @@ def locked(path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_UN)    # for worker processes that have the file too
 
 
+def absolute(path: Path) -> Path:
+    """The path from the root, as it is written: links in it stay, as in a cache made of them."""
+    return Path(os.path.normpath(path.absolute()))
+
+
+def check_apart(out: Path, inputs: Iterable[Path]) -> None:
+    """Raise InputError where a file that is to be written is one of those that are read."""
+    for path in inputs:
+        try:
+            is_input = out.samefile(path)
+        except (OSError, ValueError):       # one of them is not there
+            continue
+        if is_input:
+            raise InputError(f"{out}: this is the input {path}; choose another name")
+
+
 def write_json(path: Path, value: object) -> None:
     """Write a value as JSON to be read by people, whole or not at all."""
     with whole_file(path) as file:

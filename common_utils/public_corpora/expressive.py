@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from common_utils.public_corpora.found import Found, only, rows
+from common_utils.public_corpora.found import Found, Lost, only, rows
 from osum_echat.errors import InputError
 from osum_echat.records import Labels
 
@@ -19,7 +19,7 @@ SOUNDS = (".wav", ".flac", ".mp3")
 SPLITS = {"train", "dev", "val", "valid", "test"}      # as words of a folder's name
 
 
-def vocalsound(root: Path, part: str) -> Iterator[Found]:
+def vocalsound(root: Path, part: str, lost: Lost) -> Iterator[Found]:
     """root: with audio_16k/ (or audio_44k/) and datafiles/PART.json; part: tr, val or te.
 
     A file's name tells all: f0003_0_cough is a woman's cough.
@@ -36,26 +36,27 @@ def vocalsound(root: Path, part: str) -> Iterator[Found]:
         speaker, _, rest = stem.partition("_")
         event = EVENTS.get(rest.rpartition("_")[2])
         if event is None:
-            raise InputError(f"{place}: {name}: no event of VocalSound in its name")
+            lost.append(f"{place}: {name}: no event of VocalSound in its name")
+            continue
         yield Found(stem, folder / name,
                     labels=Labels(gender=GENDERS.get(speaker[:1]), event=event))  # fmt: skip
 
 
-def meld(root: Path, part: str) -> Iterator[Found]:
+def meld(root: Path, part: str, lost: Lost) -> Iterator[Found]:
     """root: with PART_sent_emo.csv and sounds below, named dia0_utt0.wav, a folder a part.
 
     MELD is published as mp4: take the sound out first (ffmpeg -i X.mp4 -ac 1 -ar 16000 X.wav).
     """
     sounds = _by_stem(root, part)
     table = rows(root / f"{part}_sent_emo.csv", "a table of MELD",
-                 ("Utterance", "Emotion", "Dialogue_ID", "Utterance_ID"))  # fmt: skip
+                 ("Utterance", "Emotion", "Dialogue_ID", "Utterance_ID"), lost)  # fmt: skip
     for row in table:
         key = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
         yield Found(f"{part}_{key}", sounds.get(key, root / f"{key}.wav"), row["Utterance"],
-                    Labels(emotion=_emotion(row["Emotion"])))  # fmt: skip
+                    Labels(emotion=_emotion(row["Emotion"], key, lost)))  # fmt: skip
 
 
-def mer_2023(root: Path, part: str) -> Iterator[Found]:
+def mer_2023(root: Path, part: str, lost: Lost) -> Iterator[Found]:
     """root: with PART-label.csv (or PART.csv) of `name` and `discrete`, sounds anywhere below.
 
     `worried`, which no other corpus has, counts as FEAR.
@@ -63,16 +64,16 @@ def mer_2023(root: Path, part: str) -> Iterator[Found]:
     place = root / f"{part}-label.csv"
     place = place if place.exists() else root / f"{part}.csv"
     sounds = _by_stem(root, part)
-    for row in rows(place, "a table of MER2023", ("name", "discrete")):
+    for row in rows(place, "a table of MER2023", ("name", "discrete"), lost):
         name = row["name"]
         yield Found(name, sounds.get(name, root / f"{name}.wav"), row.get("text") or "",
-                    Labels(emotion=_emotion(row["discrete"])))  # fmt: skip
+                    Labels(emotion=_emotion(row["discrete"], name, lost)))  # fmt: skip
 
 
-def _emotion(name: str) -> str:
+def _emotion(name: str, key: str, lost: Lost) -> str | None:
     emotion = EMOTIONS.get(name.strip().lower())
     if emotion is None:
-        raise InputError(f"emotion {name!r}: not one of {', '.join(EMOTIONS)}")
+        lost.append(f"{key}: emotion {name!r}: not one of {', '.join(EMOTIONS)}")
     return emotion
 
 

@@ -21,14 +21,17 @@ class Found:
     segment_s: tuple[float, float] | None = None
 
 
-def lines(path: Path, what: str) -> Iterator[str]:
+Lost = list[str]    # lines and rows that cannot be used, each told as where it stands and why
+
+
+def lines(path: Path, what: str, lost: Lost) -> Iterator[str]:
     """The lines of a text file that are not blank. Raises InputError saying what it should be."""
     try:
         with path.open("rb") as file:
             for line in text_lines(file):
                 if line.text is None:
-                    raise InputError(f"{path} line {line.number}: {line.problem}; convert it")
-                if line.text.strip():
+                    lost.append(f"{path} line {line.number}: {line.problem}")
+                elif line.text.strip():
                     yield line.text
     except FileNotFoundError as error:
         raise InputError(f"{path}: not there; it is {what}: check the folder and --part") from error
@@ -36,26 +39,30 @@ def lines(path: Path, what: str) -> Iterator[str]:
         raise InputError(f"{path}: cannot be read ({error})") from error
 
 
-def pairs(path: Path, what: str) -> Iterator[tuple[str, str]]:
+def pairs(path: Path, what: str, lost: Lost) -> Iterator[tuple[str, str]]:
     """The first word of each line and the rest."""
-    for line in lines(path, what):
+    for line in lines(path, what, lost):
         parts = line.split(maxsplit=1)
         yield parts[0], parts[1].strip() if len(parts) > 1 else ""
 
 
-def rows(path: Path, what: str, needed: tuple[str, ...]) -> Iterator[Mapping[str, str]]:
+def rows(path: Path, what: str, needed: tuple[str, ...], lost: Lost) -> Iterator[Mapping[str, str]]:
     """The rows of a csv or tsv by the names of its columns.
 
     Raises InputError where a needed column is missing.
     """
     if path.suffix == ".tsv":           # there a quotation mark is a letter like any other
-        reader = csv.DictReader(lines(path, what), delimiter="\t", quoting=csv.QUOTE_NONE)
+        reader = csv.DictReader(lines(path, what, lost), delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        reader = csv.DictReader(lines(path, what))
+        reader = csv.DictReader(lines(path, what, lost))
     missing = set(needed) - set(reader.fieldnames or ())
     if missing:
         raise InputError(f"{path}: no column {', '.join(sorted(missing))}; it is {what}")
-    yield from reader
+    for row in reader:
+        if None in row or None in row.values():
+            lost.append(f"{path}: {list(row.values())}: not a cell for each column")
+        else:
+            yield row
 
 
 def only(root: Path, pattern: str, what: str) -> Path:

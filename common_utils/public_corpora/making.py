@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from common_utils.public_corpora import expressive, read_aloud
-from common_utils.public_corpora.found import Found
+from common_utils.public_corpora.found import Found, Lost
 from osum_echat.errors import InputError
-from osum_echat.files import whole_file
+from osum_echat.files import absolute, whole_file
 from osum_echat.logs import logger, progress
 from osum_echat.tasks import task_for, understanding_tag
 
@@ -23,7 +23,7 @@ TOLD = 5                                # files that are missing, by name
 class Corpus:
     """A layout. labels: what its lists ask for by default, beside the words where it has any."""
 
-    find: Callable[[Path, str], Iterator[Found]]
+    find: Callable[[Path, str, Lost], Iterator[Found]]
     labels: tuple[str, ...] = ()
     words: bool = True
 
@@ -71,28 +71,34 @@ def run(arguments: argparse.Namespace) -> str:
     if task.name != "understand":
         raise InputError(f"--task {arguments.task}: not a task of understanding")
     written, unlabelled, missing = 0, 0, []
-    root = arguments.root.resolve()
+    lost: Lost = []
+    root = absolute(arguments.root)
     with whole_file(arguments.out) as file:
-        for one in progress(corpus.find(root, arguments.part), arguments.corpus):
+        for one in progress(corpus.find(root, arguments.part, lost), arguments.corpus):
             wanted = asdict(one.labels)
             if not one.audio.is_file():
                 missing.append(str(one.audio))
             elif any(wanted[field] is None for field in task.labels):
                 unlabelled += 1
             else:
-                file.write(json.dumps(row(one, task.tag, task.labels, task.transcript),
-                                      ensure_ascii=False).encode() + b"\n")  # fmt: skip
-                written += 1
+                made = row(one, task.tag, task.labels, task.transcript)
+                try:
+                    file.write(json.dumps(made, ensure_ascii=False).encode() + b"\n")
+                    written += 1
+                except UnicodeEncodeError as error:
+                    lost.append(f"{one.audio!a}: half a character or bytes, no text: {error}")
         if not written:
             first = f", the first {missing[0]}" if missing else ""
             raise InputError(
                 f"{arguments.root}: no utterance of {arguments.part!r} can be used; "
-                f"{len(missing)} sounds are missing{first}, {unlabelled} lack a label"
+                f"{len(missing)} sounds are missing{first}, {unlabelled} lack a label, {len(lost)} "
+                f"lines cannot be used{f', the first {lost[0]}' if lost else ''}"
             )
-    for path in missing[:TOLD]:
-        LOG.warning("not there: %s", path)
+    for problem, those in (("not there", missing), ("left out", lost)):
+        for told in those[:TOLD]:
+            LOG.warning("%s: %s", problem, told)
     return (f"{arguments.out}: {written} utterances, {task.tag}; left out: {len(missing)} without "
-            f"sound, {unlabelled} without a label")  # fmt: skip
+            f"sound, {unlabelled} without a label, {len(lost)} lines")  # fmt: skip
 
 
 def row(one: Found, task: str, labels: tuple[str, ...], words: bool) -> dict[str, Any]:

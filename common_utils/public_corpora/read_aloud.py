@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common_utils.public_corpora.found import Found, lines, only, pairs, rows
+from common_utils.public_corpora.found import Found, Lost, lines, only, pairs, rows
 from osum_echat.errors import InputError
 from osum_echat.records import Labels
 
@@ -19,15 +19,15 @@ READ_BYTES = 1 << 20
 _SPHINX_LINE = re.compile(r"(?:<s>)?(.*?)(?:</s>)?\s*\(([^()]+)\)\s*")
 
 
-def aishell_1(root: Path, part: str) -> Iterator[Found]:
+def aishell_1(root: Path, part: str, lost: Lost) -> Iterator[Found]:
     """root: data_aishell with transcript/, wav/PART/SPEAKER/; resource_aishell beside it is used.
 
     Words come apart by spaces there and are joined.
     """
     place = only(root, "transcript/aishell_transcript*.txt", "the transcript of AISHELL-1")
-    texts = dict(pairs(place, "the transcript of AISHELL-1"))
+    texts = dict(pairs(place, "the transcript of AISHELL-1", lost))
     info = root.parent / "resource_aishell" / "speaker.info"
-    told = dict(pairs(info, "the speakers")) if info.exists() else {}
+    told = dict(pairs(info, "the speakers", lost)) if info.exists() else {}
     genders = {who.removeprefix("S"): GENDERS.get(rest.lower()) for who, rest in told.items()}
     for audio in sorted((root / "wav" / part).glob("*/*.wav")):
         if audio.stem in texts:
@@ -36,54 +36,57 @@ def aishell_1(root: Path, part: str) -> Iterator[Found]:
                         Labels(gender=gender))  # fmt: skip
 
 
-def aishell_2(root: Path, part: str) -> Iterator[Found]:
+def aishell_2(root: Path, part: str, lost: Lost) -> Iterator[Found]:
     """root: a folder per device and set, such as iOS/test, with wav.scp, trans.txt and wav/."""
     folder = root / part
-    texts = dict(pairs(folder / "trans.txt", "the words of AISHELL-2"))
-    for key, audio in pairs(folder / "wav.scp", "the sounds of AISHELL-2"):
+    texts = dict(pairs(folder / "trans.txt", "the words of AISHELL-2", lost))
+    for key, audio in pairs(folder / "wav.scp", "the sounds of AISHELL-2", lost):
         if key in texts:
             yield Found(key, folder / audio, texts[key])
 
 
-def librispeech(root: Path, part: str) -> Iterator[Found]:
+def librispeech(root: Path, part: str, lost: Lost) -> Iterator[Found]:
     """root: LibriSpeech with SPEAKERS.TXT and PART/SPEAKER/CHAPTER/."""
     genders: dict[str, str | None] = {}
     if (root / "SPEAKERS.TXT").exists():
-        for line in lines(root / "SPEAKERS.TXT", "the speakers"):
+        for line in lines(root / "SPEAKERS.TXT", "the speakers", lost):
             cells = [cell.strip() for cell in line.split("|")]
             if not line.startswith(";") and len(cells) > 1:
                 genders[cells[0]] = GENDERS.get(cells[1].lower())
     for place in sorted((root / part).glob("*/*/*.trans.txt")):
         gender = genders.get(place.parent.parent.name)
-        for key, text in pairs(place, "a transcript of LibriSpeech"):
+        for key, text in pairs(place, "a transcript of LibriSpeech", lost):
             yield Found(key, place.parent / f"{key}.flac", text.lower(), Labels(gender=gender))
 
 
-def sphinx(root: Path, part: str) -> Iterator[Found]:
+def sphinx(root: Path, part: str, lost: Lost) -> Iterator[Found]:
     """root: PART/KEY.wav, and PART/transcription or NAME.transcription of `<s> words </s> (key)`.
 
     So lie CMU Sphinx's test data: recordings of people, such as those of LibriVox, which Debian's
     package pocketsphinx-testdata holds.
     """
     place = only(root / part, "*transcription", "the words in the form of CMU Sphinx")
-    for line in lines(place, "the words in the form of CMU Sphinx"):
+    for line in lines(place, "the words in the form of CMU Sphinx", lost):
         found = _SPHINX_LINE.fullmatch(line)
         if found is None:
-            raise InputError(f"{place}: {line!r} is not `<s> words </s> (key)`")
+            lost.append(f"{place}: {line!r} is not `<s> words </s> (key)`")
+            continue
         yield Found(found[2], place.parent / f"{found[2]}.wav", " ".join(found[1].split()))
 
 
-def wenetspeech(root: Path, part: str) -> Iterator[Found]:
+def wenetspeech(root: Path, part: str, lost: Lost) -> Iterator[Found]:
     """root: with WenetSpeech.json and audio/; part: a subset such as TEST_NET or TEST_MEETING.
 
     The file is read a recording at a time: it is larger than memory.
     """
     for recording in _recordings(root / "WenetSpeech.json"):
-        for segment in recording["segments"]:
-            if part in segment.get("subsets", ()):
-                times = float(segment["begin_time"]), float(segment["end_time"])
-                yield Found(segment["sid"], root / recording["path"], segment["text"],
-                            segment_s=times)  # fmt: skip
+        try:
+            sound, segments = root / recording["path"], recording["segments"]
+            for one in (one for one in segments if part in one.get("subsets", ())):
+                times = float(one["begin_time"]), float(one["end_time"])
+                yield Found(str(one["sid"]), sound, str(one["text"]), segment_s=times)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            lost.append(f"{root / 'WenetSpeech.json'}: {str(recording)[:80]}...: {error!r}")
 
 
 def _recordings(path: Path) -> Iterator[dict[str, Any]]:
@@ -114,14 +117,14 @@ def _recordings(path: Path) -> Iterator[dict[str, Any]]:
         raise InputError(f"{path}: cannot be read ({error}); it is needed") from error
 
 
-def common_voice(root: Path, part: str) -> Iterator[Found]:
+def common_voice(root: Path, part: str, lost: Lost) -> Iterator[Found]:
     """root: a language's folder with PART.tsv and clips/, or Kaggle's, with PART.csv and PART/."""
     if (root / f"{part}.tsv").exists():
-        table = rows(root / f"{part}.tsv", "a table of Common Voice", ("path", "sentence"))
+        table = rows(root / f"{part}.tsv", "a table of Common Voice", ("path", "sentence"), lost)
         for row in table:
             yield _of_common_voice(row["sentence"], root / "clips" / row["path"], row)
         return
-    table = rows(root / f"{part}.csv", "a table of Common Voice", ("filename", "text"))
+    table = rows(root / f"{part}.csv", "a table of Common Voice", ("filename", "text"), lost)
     for row in table:
         # Kaggle's archive nests the folder in one of its own name.
         inner, outer = root / part / row["filename"], root / row["filename"]

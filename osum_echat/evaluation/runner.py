@@ -31,6 +31,7 @@ from torch import Tensor
 
 from osum_echat import device as devices
 from osum_echat import logs
+from osum_echat.data.sources import Dropped, json_object
 from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import report
 from osum_echat.evaluation.report import Outcome, Table
@@ -476,10 +477,7 @@ def read_objects(path: Path, make: Callable[[dict[str, Any], str], Thing]) -> Re
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error}); mend or remove the line") from error
-    if not isinstance(raw, dict):
-        raise DataError(f"{where}: a JSON {type(raw).__name__}, need an object")
+    raw = json_object(text.encode(), where, where)
+    if isinstance(raw, Dropped):
+        raise DataError(f"{raw.detail} ({raw.reason}); mend or remove the line")
     return raw

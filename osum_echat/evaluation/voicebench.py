@@ -106,7 +106,10 @@ def _question(path: Path, raw: Mapping[str, Any], where: str) -> Question:
     if sound is None or missing:
         names = ", ".join(missing) or "audio (the path of a sound file)"
         raise DataError(f"{where}: no {names}; it is needed for {path.stem}")
-    return Question(path.stem, 0, path.parent / sound, raw)
+    question = Question(path.stem, 0, path.parent / sound, raw)
+    if method == "instructions":
+        _instructions(question, "no words")     # what cannot be scored costs its line
+    return question
 
 
 def build(run: Run) -> Suite[Question]:
@@ -241,9 +244,10 @@ def holds(answer: str, reference: Any) -> bool:
 def _instructions(one: Question, answer: str) -> float:
     """The mean of the four figures of IFEval: strict and loose, whole prompt and instructions."""
     names, given = one.raw["instruction_id_list"], one.raw["kwargs"]
-    if not names or len(names) != len(given):
-        raise DataError(f"{one.key}: {len(names)} instructions and {len(given)} kwargs; need as "
-                        "many of each, 1 or more")  # fmt: skip
+    are_lists = isinstance(names, list) and isinstance(given, list)
+    if not are_lists or not names or len(names) != len(given):
+        raise DataError(f"{one.key}: instructions {names!r} and kwargs {given!r}; need two lists "
+                        "of as many, 1 or more")  # fmt: skip
     strict = [follows(name, answer, own) for name, own in zip(names, given, strict=True)]
     relaxed = [any(follows(name, form, own) for form in loose(answer))
                for name, own in zip(names, given, strict=True)]  # fmt: skip
@@ -370,11 +374,11 @@ def follows(name: str, text: str, given: Given) -> bool:
     check = CHECKS.get(name)
     if check is None:
         raise DataError(f"instruction {name!r}: not one of {', '.join(sorted(CHECKS))}")
-    known = {key: value for key, value in given.items() if value is not None}
     try:
+        known = {key: value for key, value in given.items() if value is not None}
         return bool(text.strip()) and check(text, known)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"instruction {name!r}: arguments {known} ({error!r})") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"instruction {name!r}: arguments {given!r} ({error!r})") from error
 
 
 def loose(text: str) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from osum_echat import cli, logs
 from osum_echat.cli import add_model
 from osum_echat.errors import InputError
+from osum_echat.files import check_apart, whole_file
 from osum_echat.inference.reply import (
     LABEL_FIELDS,
     AudioPiece,
@@ -230,9 +231,7 @@ def _check_out(out: Path, arguments: argparse.Namespace) -> None:
         known = ", ".join(name for name in FORMATS if name)
         raise InputError(f"--out {out}: {out.suffix} is not written; choose one of {known}")
     given = [*(arguments.wav or ()), arguments.history, arguments.voice]
-    for path in (Path(one) for one in given if one is not None):
-        if path.exists() and out.exists() and out.samefile(path):
-            raise InputError(f"--out {out}: this is the input {path}; choose another name")
+    check_apart(out, (Path(one) for one in given if one is not None))
 
 
 def _tour() -> list[Job]:
@@ -265,8 +264,6 @@ def _write(reply: Reply, path: Path | None) -> Path | None:
     import io
 
     import soundfile
-
-    from osum_echat.files import whole_file
 
     kind, subtype = FORMATS[path.suffix.lower()]
     sound = io.BytesIO()

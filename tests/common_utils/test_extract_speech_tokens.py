@@ -133,7 +133,7 @@ def test_a_restart_listens_only_to_the_rest(raw: Path, tmp_path: Path, monkeypat
 
 
 def test_what_is_wrong_is_told_before_the_work(raw: Path, tmp_path: Path):
-    with pytest.raises(InputError, match="the list itself"):
+    with pytest.raises(InputError, match="this is the input"):
         extract(raw, raw)
     with pytest.raises(InputError, match="give --tokenizer"):
         extract(raw, tmp_path / "new.list", "--tokenizer", str(tmp_path))

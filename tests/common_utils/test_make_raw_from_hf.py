@@ -165,6 +165,27 @@ def test_a_line_that_cannot_be_read_costs_its_row(tmp_path: Path):
     (tmp_path / "set/metadata.jsonl").write_bytes(b"\r\n".join((good, *bad, good)))
     report = convert(tmp_path / "set", tmp_path / "data.list")
     assert (report.written, report.dropped) == (2, {"bad row": 4})
+    (tmp_path / "set/metadata.jsonl").unlink()
+    write_noise(tmp_path / "set/b.wav", level=0.0)
+    rows = (b"a.wav,x", b"a.wav,one, two", b"a.wav", b"a.wav,\xff", b"b.wav,y",
+            b"%s.wav,x" % (b"n" * 5000), b"set.csv,x")  # fmt: skip
+    table = b"\r\n".join((b"\xef\xbb\xbffile_name,text", *rows))
+    (tmp_path / "set/metadata.csv").write_bytes(table)
+    report = convert(tmp_path / "set" / ".." / "set", tmp_path / "csv.list")
+    assert (report.written, report.dropped) == (2, {"bad row": 5})
+    assert report.noted == {"digital silence": 1}
+
+
+def test_a_text_that_is_no_utf_8_costs_its_row_of_parquet(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    rows = [{"audio": sound(tmp_path / "src", f"{n}.wav"), "text": "one two"} for n in range(3)]
+    write_parquet(tmp_path / "set/train.parquet", rows)
+    table = pyarrow.parquet.read_table(tmp_path / "set/train.parquet")
+    texts = pyarrow.array([b"one", b"tw\xff", b"three"]).view(pyarrow.string())
+    table = table.set_column(1, "text", texts)
+    pyarrow.parquet.write_table(table, tmp_path / "set/train.parquet")
+    report = convert(tmp_path / "set", tmp_path / "data.list")
+    assert (report.written, report.dropped) == (2, {"bad row": 1})
 
 
 def test_without_datasets_parquet_says_what_to_install(tmp_path: Path, monkeypatch):

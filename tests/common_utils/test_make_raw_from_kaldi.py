@@ -63,7 +63,7 @@ def test_segments_are_parts_of_recordings(tmp_path: Path):
         text="".join(f"x{number} t{number}\n" for number in range(1, 7)),
     )  # fmt: skip
     report = convert(folder, tmp_path / "data.list")
-    assert report.dropped == {"bad segment": 2, "not in wav.scp": 1, "not in segments": 1}
+    assert report.dropped == {"bad segment": 2, "no sound file in wav.scp": 1, "not in segments": 1}
     rows = rows_of(tmp_path / "data.list")
     assert [(row["key"], row["start"], row["end"]) for row in rows] == [
         ("x1", 0.0, 0.2), ("x2", 0.25, 0.5)
@@ -96,15 +96,35 @@ def test_audio_that_cannot_be_opened_is_left_out_and_counted(tmp_path: Path):
     folder = write_folder(tmp_path / "data")
     (folder / "audio/a.wav").unlink()
     (folder / "audio/b.wav").write_text("no sound")
+    write_noise(folder / "audio/c.wav", level=0.0)
     report = convert(folder, tmp_path / "data.list")
     assert (report.written, report.dropped) == (1, {"audio cannot be used": 2})
+    assert report.noted == {"digital silence": 1}
+
+
+def test_a_line_that_cannot_be_used_costs_its_utterance(tmp_path: Path):
+    folder = write_folder(tmp_path / "data", utt2gender="a m\n")
+    (folder / "text").write_bytes(b"a one\nb caf\xe9\nc three\n")
+    (folder / "utt2gender").write_bytes(b"a m\nb \xff\n")
+    with (folder / "wav.scp").open("a", encoding="utf-8") as file:
+        file.write("d sox x.wav -t wav - |\n")
+    (folder / "text").open("ab").write(b"d four\n")
+    (folder / "audio/a.wav").rename(folder / "blob")
+    (folder / "audio/a.wav").symlink_to(folder / "blob")
+    report = convert(folder, tmp_path / "data.list")
+    assert (report.written, report.dropped) == (
+        2, {"text is not UTF-8": 1, "no sound file in wav.scp": 1}
+    )  # fmt: skip
+    assert [row["wav"] for row in rows_of(tmp_path / "data.list")] == [
+        "data/audio/a.wav", "data/audio/c.wav"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         ({"wav.scp": "a touch ran | \n"}, "commands are not run"),
-        ({"wav.scp": "a raw.ark:17\n"}, r"line 1: 'raw.ark:17' is a place in an archive.*wav-copy"),
+        ({"wav.scp": "a raw.ark:17\n"}, r"scp: a: 'raw.ark:17' is a place in an archive.*wav-copy"),
         ({"wav.scp": "a raw.ark:17[0:99]\n"}, "an archive of Kaldi's own"),
         ({"wav.scp": "a /far/raw.ark\n"}, "an archive of Kaldi's own"),
         ({"wav.scp": "a\n"}, "no path of an audio file"),

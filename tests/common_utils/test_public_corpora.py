@@ -85,6 +85,22 @@ def test_a_line_that_is_not_of_sphinx_is_told(tmp_path, capsys):
     assert "'no key' is not `<s> words </s> (key)`" in capsys.readouterr().err
 
 
+def test_a_line_that_cannot_be_used_costs_its_utterance(tmp_path, capsys):
+    header = b"Utterance,Emotion,Dialogue_ID,Utterance_ID\n"
+    rows = (b"Hi,joy,0,0", b"caf\xe9,joy,0,1", b"Hi,joy", b"Hi, you,joy,0,2", b"Hi,rage,0,3")
+    (tmp_path / "test_sent_emo.csv").write_bytes(header + b"\n".join(rows) + b"\n")
+    for number in range(4):
+        sound(tmp_path / f"dia0_utt{number}.wav")
+    assert len(made("meld", tmp_path, "test")) == 1
+    assert "1 without a label, 4 lines" in capsys.readouterr().out
+    segments = [{"sid": sid, "begin_time": 0, "end_time": end, "text": text, "subsets": ["S"]}
+                for sid, end, text in (("a", 0.1, "x"), ("b", 0.1, "\ud83d"), ("c", None, "x"))]
+    audios = [{"path": "dia0_utt0.wav", "segments": segments}, {"path": "gone"}, 7]
+    write(tmp_path / "WenetSpeech.json", json.dumps({"audios": audios}))
+    assert [one.key for one in made("wenetspeech", tmp_path, "S")] == ["a"]
+    assert "4 lines" in capsys.readouterr().out
+
+
 def test_librispeech_reads_transcripts_and_speakers(tmp_path):
     root = tmp_path / "LibriSpeech"
     write(root / "SPEAKERS.TXT", "; a comment | x\n61   | M | test-clean | 8.08 | Paul\n")

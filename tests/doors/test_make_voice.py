@@ -49,6 +49,14 @@ def test_what_cannot_be_measured_is_one_line(
     assert not out.exists()
 
 
+def test_a_voice_goes_over_no_recording(question_wav: Path, tmp_path: Path, capsys):
+    (tmp_path / "me.wav").write_bytes(question_wav.read_bytes())
+    for name, message in (("me.wav", "this is the input"), ("other.mp3", "a voice is no sound")):
+        argv = [str(tmp_path / "me.wav"), "--out", str(tmp_path / name)]
+        assert make_voice.main(argv) == 2 and message in capsys.readouterr().err
+    assert (tmp_path / "me.wav").read_bytes() == question_wav.read_bytes()
+
+
 def test_a_place_is_a_model_of_speech_or_holds_one(tmp_path: Path):
     tar = tmp_path / "CosyVoice-300M-25Hz.tar"
     assert token2wav_place(tmp_path) == tmp_path

@@ -139,3 +139,15 @@ def test_an_unknown_instruction_and_missing_arguments_are_told():
         follows("poetry:rhyme", "x", {})
     with pytest.raises(DataError, match="arguments"):
         follows("keywords:existence", "x", {})
+
+
+def test_a_line_that_cannot_be_scored_costs_itself_alone(tmp_path):
+    kept = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    bad = ({"kwargs": None}, {"kwargs": [None]}, {"kwargs": []}, {"instruction_id_list": ["rhyme"]},
+           {"prompt": "half \ud83d"}, {"key": "\udc80"})  # fmt: skip
+    rows = [{"prompt": "Go.", "audio": "a.wav"} | kept | one for one in ({}, *bad)]
+    path = tmp_path / "ifeval.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+    questions, lost = read(path)
+    assert len(questions) == 1 and len(lost) == len(bad) + 1
+    assert "half a character, '\\ud83d'" in lost[f"{path} line 6"]
