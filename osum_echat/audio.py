@@ -2,10 +2,8 @@
 import io
 import math
 import os
-import re
-import struct
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from osum_echat import sound_headers
 from osum_echat.errors import InputError
 
 SAMPLE_RATE_HZ = 16_000
@@ -24,8 +23,6 @@ WINDOW_SAMPLES = 400                             # 25 ms
 FRAMES_PER_S = SAMPLE_RATE_HZ // HOP_SAMPLES     # 100
 LONGEST_S = 600
 SHORTFALL = 0.95                                 # a file with less of its samples is cut short
-_SLACK_BYTES = 1024                              # that a header may promise too many
-_UNKNOWN_LENGTH = 0x7FFF_0000                    # what programs write to a pipe instead of a length
 _BLOCK_VALUES = 1 << 22                          # decoded at once: frames times channels
 _CANCELLED = 0.1                                 # of the channels' power over their number
 _SILENT = 2 / 32768                              # from the lowest sample to the highest
@@ -252,14 +249,16 @@ class _SoundFile:
     def _read_header(self, source: Path | bytes) -> None:
         self._stream.seek(0)
         magic = self._stream.read(4)
-        data, wave = _data_of(self._stream, magic, self._size)
+        data, wave = sound_headers.data_of(self._stream, magic, self._size)
         end = None if data is None else data[1]
         self.is_closed = True
         if magic == b"OggS":
-            end, self.is_closed = _end_of_ogg(self._stream, self._size)
+            end, self.is_closed = sound_headers.end_of_ogg(self._stream, self._size)
+        elif data is None:
+            self.is_closed = sound_headers.ends_with_a_frame(self._stream, magic, self._size)
         missing = 0 if end is None else end - self._size
         promised = math.inf if data is None or end is None else end - data[0]
-        if missing > min(_SLACK_BYTES, (1 - SHORTFALL) * promised):
+        if missing > min(sound_headers.SLACK_BYTES, (1 - SHORTFALL) * promised):
             raise self.cut_short()
         self._start = None
         if wave is not None and data is not None:
@@ -278,11 +277,14 @@ class _SoundFile:
                 os.lseek(self._stream.fileno(), 0, os.SEEK_SET)
                 self._library = soundfile.SoundFile(self._stream.fileno(), closefd=False)
         except Exception as error:  # of a codec: any class, any words
-            is_known = magic in (*_CHUNKED, b"OggS", b"fLaC")
+            is_known = magic in (*sound_headers.CHUNKED, b"OggS", b"fLaC")
             raise self._fault(error, "damaged or cut short" if is_known else
                               "not audio that can be read") from error  # fmt: skip
         self.channels, self.rate_hz = self._library.channels, self._library.samplerate
         self.frames = max(0, self._library.frames)
+        promised = sound_headers.frames_told(self._library.extra_info) if data is None else 0
+        if self.frames < SHORTFALL * promised:
+            raise self.cut_short()
 
     def _fault(self, error: Exception, cause: str) -> InputError:
         fault = getattr(error, "error_string", None) or error
@@ -309,79 +311,6 @@ class _SoundFile:
         values = np.frombuffer(data, "<i2", whole).astype(np.float32)
         values /= 32768.0
         return values.reshape(-1, self.channels)
-
-
-# Files of chunks by their first bytes: where the first chunk begins, bytes of a name, form of a
-# size, bytes that it counts of the chunk's own header, what chunks are filled up to, name of sound
-_CHUNKED = {
-    b"RIFF": (12, 4, "<I", 0, 2, (b"data",)),
-    b"RF64": (12, 4, "<I", 0, 2, (b"data",)),
-    b"RIFX": (12, 4, ">I", 0, 2, (b"data",)),
-    b"FORM": (12, 4, ">I", 0, 2, (b"SSND", b"BODY")),
-    b"riff": (40, 16, "<Q", 24, 8, (b"data",)),     # W64
-    b"caff": (8, 4, ">q", 0, 1, (b"data",)),
-}
-_NIST = re.compile(rb"^(sample_count|sample_n_bytes|channel_count) -i (\d+)", re.MULTILINE)
-_Data = tuple[int, int | None]      # first byte of the samples, and the one after them if known
-
-
-def _data_of(stream: BinaryIO, magic: bytes, size: int) -> tuple[_Data | None, Any]:
-    """Where a header says that samples are; channels and rate of a 16-bit PCM wav."""
-    stream.seek(0)
-    if magic in (b".snd", b"dns."):
-        order = ">" if magic == b".snd" else "<"
-        start, length = struct.unpack(f"{order}II", stream.read(12).ljust(12, b"\0")[4:])
-        return (start, None if length == 0xFFFF_FFFF else start + length), None
-    if magic == b"NIST":
-        head = stream.read(4096)
-        with suppress(ValueError, IndexError, KeyError):
-            start = int(head.split(b"\n")[1])
-            found = {name: int(value) for name, value in _NIST.findall(head)}
-            count, width = found[b"sample_count"], found.get(b"sample_n_bytes", 2)
-            return (start, start + count * width * found.get(b"channel_count", 1)), None
-    return _chunk_of(stream, magic, size) if magic in _CHUNKED else (None, None)
-
-
-def _chunk_of(stream: BinaryIO, magic: bytes, size: int) -> tuple[_Data | None, Any]:
-    """The chunk of samples in a file of chunks; one that is not there begins behind the end."""
-    at, name_bytes, form, own, filled, names = _CHUNKED[magic]
-    header_bytes, wide, wave = name_bytes + struct.calcsize(form), 0, None
-    while True:
-        stream.seek(min(at, size))
-        header = stream.read(header_bytes)
-        if len(header) < header_bytes:
-            return (size, size + 2 * _SLACK_BYTES), None
-        name, length = header[:4], struct.unpack(form, header[name_bytes:])[0] - own
-        body = at + header_bytes
-        if name in names:
-            unknown = length <= 0 or (form[1] == "I" and length >= _UNKNOWN_LENGTH)
-            length = wide or (0 if unknown else length)
-            return (body, body + length if length else None), wave
-        if length < 0:
-            return None, None
-        if name == b"ds64":
-            wide = struct.unpack("<Q", stream.read(16).ljust(16, b"\0")[8:])[0]
-        elif name == b"fmt " and magic == b"RIFF" and length >= 16:
-            kind, channels, rate, _, _, bits = struct.unpack(
-                "<HHIIHH", stream.read(16).ljust(16, b"\0"))
-            wave = (channels, rate) if (kind, bits) == (1, 16) and channels and rate else None
-        at = body + length + -length % filled
-
-
-def _end_of_ogg(stream: BinaryIO, size: int) -> tuple[int | None, bool]:
-    """The byte where the last page of an ogg would end, and whether it is marked as the last."""
-    start = max(0, size - (1 << 17))        # a page has at most half of that
-    stream.seek(start)
-    tail = stream.read()
-    place = tail.rfind(b"OggS")
-    if place < 0:
-        return None, True
-    header = tail[place : place + 27]
-    segments = tail[place + 27 : place + 27 + header[26]] if len(header) == 27 else b""
-    if len(header) < 27 or len(segments) < header[26]:
-        return size + 2 * _SLACK_BYTES, False
-    end = start + place + 27 + len(segments) + sum(segments)
-    return end + (end > size) * 2 * _SLACK_BYTES, bool(header[5] & 4)
 
 
 def resample(samples: Tensor, from_hz: int, to_hz: int) -> Tensor:

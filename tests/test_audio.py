@@ -133,13 +133,16 @@ def test_any_codec_is_read_whole_and_in_parts(form: str, codec: str | None, tmp_
 
 ENDS = [("WAV", "PCM_16"), ("WAV", "GSM610"), ("RF64", "PCM_16"), ("W64", "PCM_16"),
         ("AU", "PCM_16"), ("NIST", "PCM_16"), ("AIFF", "PCM_16"), ("CAF", "PCM_16"),
-        ("OGG", "OPUS"), ("OGG", "VORBIS"), ("FLAC", "PCM_16")]  # fmt: skip
+        ("OGG", "OPUS"), ("OGG", "VORBIS"), ("FLAC", "PCM_16"), ("NIST", "ULAW"), ("MP3", None),
+        ("VOC", "PCM_16"), ("VOC", "ULAW"), ("AVR", "PCM_16"), ("MPC2K", "PCM_16"),
+        ("MAT4", "FLOAT"), ("MAT5", "PCM_16"), ("WVE", "ALAW")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("form", "codec"), ENDS)
 @pytest.mark.parametrize("kept", [0.5, 0.9])
 def test_an_early_end_is_told_in_every_format(form: str, codec: str, kept: float) -> None:
     data = wav(np.concatenate([tone(4.0)] * 4), 16_000, format=form, subtype=codec)
+    assert audio.read(data).findings == ()
     with pytest.raises(InputError, match="cut short"):
         audio.load(data[: int(kept * len(data))])
 
@@ -192,6 +195,15 @@ def test_sound_that_is_no_sound_is_told(samples: np.ndarray, kind: str, peak: fl
 def test_ordinary_sound_has_nothing_to_be_told() -> None:
     for samples in (tone(), tone() * 4, np.stack([tone(), tone() / 9], 1)):
         assert audio.read(wav(samples, subtype="FLOAT")).findings == ()
+
+
+def test_an_mp3_that_ends_within_a_frame_is_told() -> None:
+    data = wav(tone(4.0), format="MP3")
+    plain = data[data.index(b"\xff\xf3", 4) :]      # without the frame that tells the length
+    assert audio.read(plain).findings == audio.read(plain + b"TAG" + bytes(125)).findings == ()
+    for cut in (1, 100, len(plain) // 2 + 1):
+        (finding,) = audio.read(plain[:-cut]).findings
+        assert finding.kind == audio.OPEN_END
 
 
 def test_an_ogg_without_its_last_mark_is_told() -> None:

@@ -12,7 +12,7 @@ import pytest
 HOUSE = Path(__file__).parents[1]
 PACKAGE = HOUSE / "osum_echat"
 FLOORS = (
-    ("errors", "logs", "device", "paths", "settings", "cli", "files"),
+    ("errors", "logs", "device", "paths", "settings", "cli", "files", "sound_headers"),
     ("records", "audio", "vocab", "weights"),
     ("tasks", "thinking", "metrics"),
     ("sequence",),
