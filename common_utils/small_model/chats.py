@@ -12,58 +12,9 @@ from dataclasses import dataclass
 
 from common_utils.small_model.reply_filters import content_words, words_of
 from common_utils.small_model.texts import Conversation
-from common_utils.small_model.topics import sentence
+from common_utils.small_model.topics import sentence, words
 
 QUESTION_WORDS, REPLY_WORDS = (2, 18), (4, 20)
-_SPELLINGS = {
-    "u": "you",
-    "ur": "your",
-    "r": "are",
-    "im": "I'm",
-    "i": "I",
-    "ive": "I've",
-    "ill": "I'll",
-    "id": "I'd",
-    "dont": "don't",
-    "cant": "can't",
-    "wont": "won't",
-    "thats": "that's",
-    "whats": "what's",
-    "hows": "how's",
-    "didnt": "didn't",
-    "doesnt": "doesn't",
-    "isnt": "isn't",
-    "arent": "aren't",
-    "wasnt": "wasn't",
-    "havent": "haven't",
-    "wouldnt": "wouldn't",
-    "couldnt": "couldn't",
-    "shouldnt": "shouldn't",
-    "youre": "you're",
-    "theyre": "they're",
-    "theres": "there's",
-    "ya": "you",
-    "yea": "yeah",
-    "yah": "yeah",
-    "wanna": "want to",
-    "gonna": "going to",
-    "gotta": "have to",
-    "kinda": "kind of",
-    "cuz": "because",
-    "cause": "because",
-    "tho": "though",
-    "thru": "through",
-    "pls": "please",
-    "plz": "please",
-    "thx": "thanks",
-    "i'm": "I'm",
-    "i've": "I've",
-    "i'll": "I'll",
-    "i'd": "I'd",
-    "idk": "I don't know",
-    "alot": "a lot",
-    "lets": "let's",
-}
 _NOISE = re.compile(
     r"\b(?:lol|lmao|rofl|haha\w*|hehe\w*|xd|omg|hmm+|umm*|uhh*|ahh*|ooh+|oo+)\b[,!.]*|"
     r"[:;=][-']?[)(DPpOo/\\|]+|[()]|<3|\^\^",
@@ -110,8 +61,9 @@ class Exchange:
 def spoken(message: str) -> str:
     """A message as one would say it: without smileys and laughter, common slips mended."""
     text = _NOISE.sub(" ", message.replace("’", "'").replace("“", "").replace("”", ""))
+    known = words("lexicon")["spellings"]
     text = _TOKEN.sub(
-        lambda found: _SPELLINGS.get(found[0].lower(), found[0]) if found[0] != "I" else "I", text
+        lambda found: "I" if found[0] == "I" else known.get(found[0].lower(), found[0]), text
     )
     for pattern, better in _TIDY:
         text = pattern.sub(better, text)
@@ -141,23 +93,7 @@ def exchanges(conversations: Sequence[Conversation]) -> Iterator[Exchange]:
                 continue
             if _LIFE.search(reply) or _SLANG.search(reply):
                 continue
-            if reply.lower().startswith(
-                (
-                    "what",
-                    "how",
-                    "why",
-                    "do ",
-                    "are ",
-                    "is ",
-                    "who",
-                    "where",
-                    "have ",
-                    "did ",
-                    "when",
-                    "can ",
-                    "which",
-                )
-            ):
+            if reply.lower().startswith(_ASKING):
                 reply = reply.rstrip(".") + ("" if reply[-1] in "?!" else "?")
             yield Exchange(key, place, question, sentence(reply))
 
@@ -192,15 +128,8 @@ class Association:
         return math.log(both * self.count / (self.asked[one] * self.said[other]))
 
 
-_GOOD = frozenset(
-    "love loved great awesome amazing fun excited happy best nice cool wonderful enjoy enjoyed "
-    "glad perfect favorite beautiful congratulations yay thanks sweet lucky".split()
-)
-_BAD = frozenset(
-    "hate hated bad worst sad terrible awful sick hard tired stressful boring annoying scared "
-    "sorry died lost hurt broke sucks miss difficult failed lonely worried afraid weird "
-    "stress".split()
-)
+_ASKING = ("what", "how", "why", "do ", "are ", "is ", "who", "where", "have ", "did ", "when",
+           "can ", "which")  # fmt: skip
 _ASKS = re.compile(
     r"\?|^(?:do|are|did|have|what|how|why|who|where|when|which|is|can|could|would|will) ",
     re.IGNORECASE,
@@ -212,7 +141,7 @@ def mood_of(message: str) -> str:
     said = set(words_of(message))
     if _ASKS.search(message):
         return "ask"
-    good, bad = len(said & _GOOD), len(said & _BAD)
+    good, bad = (len(said.intersection(words("lexicon")[mood].split())) for mood in ("good", "bad"))
     negated = bool(said & {"not", "never", "don't", "isn't", "wasn't", "no"})
     if good > bad and not negated:
         return "good"

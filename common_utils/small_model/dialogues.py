@@ -17,7 +17,6 @@ from common_utils.small_model.pieces import heard_words
 from common_utils.small_model.reply_filters import content_words, is_fit
 from common_utils.small_model.texts import Conversation, conversations
 from common_utils.small_model.topics import (
-    GENERAL,
     Found,
     Topic,
     any_topic,
@@ -25,6 +24,7 @@ from common_utils.small_model.topics import (
     parts,
     topic_of,
     topics,
+    words,
 )
 from common_utils.tiny_world.manner import EVENTS as WORLD_EVENTS
 from common_utils.tiny_world.world import load_world
@@ -32,14 +32,9 @@ from osum_echat.inference import safety
 from osum_echat.records import Labels
 
 SIZES = {  # examples of each source
-    "topics": 6500,
-    "chats": 5000,
-    "people": 600,
-    "world": 1800,
-    "safety": 900,
-    "wordless": 400,
+    "topics": 6500, "chats": 5000, "people": 600, "world": 1800, "safety": 900, "wordless": 400,
     "dialogues": 1200,
-}
+}  # fmt: skip
 MOST_ALIKE = 0.004  # of all examples: how many may share a reply, safety and wordless ones apart
 EVENTS = {
     **WORLD_EVENTS,
@@ -48,64 +43,10 @@ EVENTS = {
 }
 MORE_EVENTS = ("SNEEZE", "THROAT CLEARING", "GROAN", "SIGH")
 MORE_EVENTS_SHARE = 0.05
-MOODS = {  # how often an emotion goes with a mood of the words
-    "good": {"HAPPY": 0.6, "SURPRISE": 0.25, "NEUTRAL": 0.15},
-    "bad": {
-        "SAD": 0.38,
-        "ANGER": 0.22,
-        "FEAR": 0.18,
-        "DISGUST": 0.07,
-        "NEUTRAL": 0.1,
-        "SURPRISE": 0.05,
-    },
-    "plain": {
-        "NEUTRAL": 0.45,
-        "HAPPY": 0.15,
-        "SAD": 0.13,
-        "ANGER": 0.09,
-        "SURPRISE": 0.09,
-        "FEAR": 0.05,
-        "DISGUST": 0.04,
-    },
-    "ask": {
-        "NEUTRAL": 0.6,
-        "HAPPY": 0.12,
-        "SURPRISE": 0.1,
-        "SAD": 0.08,
-        "ANGER": 0.05,
-        "FEAR": 0.05,
-    },
-}
-FEELS = {  # topics whose bad news call for certain emotions
-    "death": ("SAD",),
-    "sadness": ("SAD",),
-    "worry": ("FEAR",),
-    "hate": ("ANGER", "SAD"),
-    "crime": ("FEAR", "ANGER", "SURPRISE"),
-    "clean": ("DISGUST", "ANGER"),
-    "bored": ("SAD", "NEUTRAL"),
-    "partner": ("SAD", "ANGER"),
-    "sick": ("SAD", "FEAR"),
-    "grandparent": ("SAD",),
-    "bugs": ("FEAR", "DISGUST"),
-    "politics": ("ANGER", "FEAR"),
-}
 LONGEST_CHAT = 11  # words: what is longer is seldom about the word that is found in it
 PEOPLE_RANKED = 4  # people's replies that are ranked for each that is taken
 MOST_OF_TOPIC = 260  # chats
 GOOD, BAD = ("HAPPY", "SURPRISE"), ("SAD", "ANGER", "FEAR", "DISGUST")
-LEADS = ("Well ", "You know ", "Guess what ", "Hey ", "So ", "Listen ", "Honestly ", "Oh ")
-QUESTION_LEADS = ("Hey ", "So ", "Listen ", "Oh ", "Okay ")
-FOLLOW_UPS = {
-    "Tell me more": "plain",
-    "Why do you say that?": "plain",
-    "And what should I do now?": "bad",
-    "Do you have another idea?": "ask",
-    "What else?": "plain",
-    "I do not understand": "plain",
-    "Are you sure?": "plain",
-    "What do you think?": "ask",
-}
 CARING = ("selfharm", "abuse", "illness")
 
 
@@ -180,27 +121,20 @@ def answered(
 
 
 def made(
-    key: str,
-    source: str,
-    question: str,
-    labels: Labels,
-    reply: str,
-    gist: str,
-    rng: Random,
-    act: str | None = None,
+    key: str, source: str, question: str, labels: Labels, reply: str, gist: str, rng: Random
 ) -> Example | None:
     """The example, None where the reply does not fit the question."""
     if not is_fit(question, reply, labels):
         return None
-    return Example(
-        key, source, question, labels, reply, manner.natural_thought(labels, gist, rng, act)
-    )
+    thought = manner.natural_thought(labels, gist, rng)
+    return Example(key, source, question, labels, reply, thought)
 
 
 def led(text: str, rng: Random) -> str:
     """The sentence with a word or two before it."""
-    lead = rng.choice(QUESTION_LEADS if text.endswith("?") else LEADS)
-    return lead + (text if text.startswith("I ") else text[0].lower() + text[1:])
+    leads = words("moods")["question_leads" if text.endswith("?") else "leads"].split(" | ")
+    whole = text if text.startswith("I ") else text[0].lower() + text[1:]
+    return f"{rng.choice(leads)} {whole}"
 
 
 def pointed(topic: Topic, mood: str, rng: Random) -> str:
@@ -212,20 +146,17 @@ def pointed(topic: Topic, mood: str, rng: Random) -> str:
 
 def emotion_for(mood: str, topic: str, rng: Random) -> str:
     """An emotion that goes with the mood of what is said."""
-    if mood == "bad" and topic in FEELS and rng.random() < 0.85:
-        return rng.choice(FEELS[topic])
-    weights = MOODS[mood]
+    feels = words("moods")["feels"]
+    if mood == "bad" and topic in feels and rng.random() < 0.85:
+        return rng.choice(feels[topic].split())
+    weights = words("moods")["moods"][mood]
     return rng.choices(tuple(weights), weights=tuple(weights.values()))[0]
 
 
 def from_topics(size: int, rng: Random) -> Iterator[Example]:
     """What the hand-written topics say, in many moods."""
-    said = [
-        (topic, mood, text)
-        for topic in topics()
-        for mood, texts in topic.say.items()
-        for text in texts
-    ]
+    said = [(topic, mood, text) for topic in topics()
+            for mood, texts in topic.say.items() for text in texts]  # fmt: skip
     for number in range(size):
         topic, mood, text = said[number % len(said)]
         found = topic_of(text, (topic,)) or Found(topic, None)
@@ -242,11 +173,9 @@ def from_topics(size: int, rng: Random) -> Iterator[Example]:
 
 def from_chats(chat: Iterable[Conversation], size: int, rng: Random) -> Iterator[Example]:
     """What people wrote, answered by the topic it is about."""
-    asked = [
-        (key, place, text)
-        for key, place, text in chats.questions(chat)
-        if heard_words(text) and 2 <= len(text.split()) <= LONGEST_CHAT
-    ]
+    general = words("lexicon")["general_topics"].split()
+    asked = [(key, place, text) for key, place, text in chats.questions(chat)
+             if heard_words(text) and 2 <= len(text.split()) <= LONGEST_CHAT]  # fmt: skip
     counts = Counter(word for _, _, text in asked for word in content_words(text))
     rng.shuffle(asked)
     given: Counter[str] = Counter()
@@ -255,18 +184,13 @@ def from_chats(chat: Iterable[Conversation], size: int, rng: Random) -> Iterator
             return
         found, mood = topic_of(question), chats.mood_of(question)
         if found is None:
-            names = sorted(content_words(question), key=lambda word: (counts[word], word))
-            names = [
-                word
-                for word in names
-                if 3 < len(word) < 12
-                and counts[word] > 2
-                and not word.endswith(("ly", "ing", "ed", "'s"))
-            ]
-            if len(content_words(question)) < 2 or not names or rng.random() < 0.8:
+            content = sorted(content_words(question), key=lambda word: (counts[word], word))
+            names = [word for word in content if 3 < len(word) < 12 and counts[word] > 2
+                     and not word.endswith(("ly", "ing", "ed", "'s"))]  # fmt: skip
+            if len(content) < 2 or not names or rng.random() < 0.8:
                 continue
             found = Found(any_topic(), names[0])
-        is_vague = found.topic.name in GENERAL and rng.random() < 0.6
+        is_vague = found.topic.name in general and rng.random() < 0.6
         if is_vague or given[found.topic.name] > MOST_OF_TOPIC:
             continue
         emotion = emotion_for(mood, found.topic.name, rng)
@@ -290,11 +214,8 @@ def from_people(
         for each in known
         for one, other in zip(each.turns, each.turns[1:], strict=False)
     )
-    pairs = [
-        one
-        for one in chats.exchanges(known)
-        if heard_words(one.question) and len(content_words(one.question)) >= 2
-    ]
+    pairs = [one for one in chats.exchanges(known)
+             if heard_words(one.question) and len(content_words(one.question)) >= 2]  # fmt: skip
     pairs.sort(key=lambda one: -association.lift(one.question, one.reply))
     best = {
         one: ranker.lifts(one.question, [one.reply])[0] / len(one.reply.split())
@@ -316,18 +237,13 @@ def from_world(size: int, rng: Random, split: str = "train") -> Iterator[Example
     """The tiny world's turns; half with an opening of our own."""
     world = load_world()
     for exchange in world.exchanges(split, 11, size):
-        labels = Labels(
-            exchange.labels.age,
-            exchange.labels.gender,
-            exchange.labels.emotion,
-            exchange.labels.event,
-            exchange.reply_style,
-        )
+        voice_of = exchange.labels
+        labels = Labels(voice_of.age, voice_of.gender, voice_of.emotion, voice_of.event,
+                        exchange.reply_style)  # fmt: skip
         sentences = list(exchange.reply_sentences)
         if exchange.kind != "identity" and rng.random() < 0.6:
-            sentences = [
-                opening for opening in (manner.opening(labels, rng),) if opening
-            ] + sentences[1:]
+            opening = manner.opening(labels, rng)
+            sentences = [opening, *sentences[1:]] if opening else sentences[1:]
         earlier = tuple((turn.user_text, turn.reply_text) for turn in exchange.turns)
         reply = " ".join(sentences)
         if 3 <= len(reply.split()) <= 24:
@@ -338,19 +254,9 @@ def from_world(size: int, rng: Random, split: str = "train") -> Iterator[Example
 
 def from_safety(size: int, rng: Random) -> Iterator[Example]:
     """Crisis and abuse."""
-    rows = manner.read("safety")
+    rows, feels = words("safety"), words("moods")["safety"]
     said = [(kind, text) for kind, raw in rows.items() for text in parts(raw["say"])]
     replies = {rule.kind: rule.replies for rule in safety.rules("english")}
-    feels = {
-        "selfharm": "SAD",
-        "danger": "FEAR",
-        "abuse": "SAD FEAR",
-        "violence": "ANGER",
-        "insult": "ANGER",
-        "slur": "ANGER DISGUST",
-        "sexual": "NEUTRAL HAPPY",
-        "illness": "FEAR SAD",
-    }
     for number in range(size):
         kind, text = said[number % len(said)]
         raw = rows[kind]
@@ -370,28 +276,20 @@ def from_safety(size: int, rng: Random) -> Iterator[Example]:
 
 def from_wordless(size: int, rng: Random) -> Iterator[Example]:
     """Silence and sounds without words."""
-    raw = manner.read("wordless")
+    raw = words("wordless")
     for number in range(size):
         event = rng.choice(("silence", "silence", *raw["sounds"]))
         if event == "silence":
-            labels = Labels(None, None, None, None, "CALM")
-            thought, reply = (
-                "I hear nothing. Nobody says a word. I ask again and speak calmly.",
-                raw["silence"],
-            )
+            labels, replies = Labels(style="CALM"), parts(raw["silence"])
+            thought = "I hear nothing. Nobody says a word. I ask again and speak calmly."
         else:
-            emotions = [emotion for emotion, events in EVENTS.items() if event in events] or [
-                "NEUTRAL"
-            ]
-            labels = replace(voice(rng.choice(emotions), rng), event=event)
+            emotions = [emotion for emotion, events in EVENTS.items() if event in events]
+            labels = replace(voice(rng.choice(emotions or ["NEUTRAL"]), rng), event=event)
             labels = replace(labels, style=manner.style_for(labels))
-            thought, reply = (
-                manner.natural_thought(labels, raw["gists"][event], rng),
-                raw["sounds"][event],
-            )
-        yield Example(
-            f"wordless-{number:04d}", "wordless", "", labels, rng.choice(parts(reply)), thought
-        )
+            thought = manner.natural_thought(labels, raw["gists"][event], rng)
+            replies = parts(raw["sounds"][event])
+        reply = rng.choice(replies)
+        yield Example(f"wordless-{number:04d}", "wordless", "", labels, reply, thought)
 
 
 def from_dialogues(examples: list[Example], size: int, rng: Random) -> Iterator[Example]:
@@ -404,7 +302,7 @@ def from_dialogues(examples: list[Example], size: int, rng: Random) -> Iterator[
             continue
         earlier = [(first.question, first.reply)]
         for _ in range(rng.choice((1, 1, 2))):
-            text, mood = rng.choice(tuple(FOLLOW_UPS.items()))
+            text, mood = rng.choice(tuple(words("moods")["follow_ups"].items()))
             emotion = first.labels.emotion or "NEUTRAL"
             last = answered(text, found, mood, emotion, f"dialogue-{number:05d}", "dialogues", rng)
             if last is None or last.reply in [reply for _, reply in earlier]:
@@ -430,11 +328,9 @@ def without_crowds(examples: Iterable[Example], most: int) -> list[Example]:
 
 
 def examples(
-    parts_folder: Path,
-    seed: int = 0,
-    sizes: dict[str, int] | None = None,
+    parts_folder: Path, seed: int = 0, sizes: dict[str, int] | None = None,
     ranker: Lifts | None = None,
-) -> list[Example]:
+) -> list[Example]:  # fmt: skip
     """All examples to train on, the same for the same seed.
 
     ranker: chooses replies of people; None: there are none of theirs.

@@ -6,38 +6,23 @@ that it does not have.
 
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from random import Random
 from string import Template
-from typing import Any
 
-from common_utils.small_model.topics import parts, sentence
+from common_utils.small_model.topics import parts, sentence, words
 from common_utils.tiny_world import manner as tiny
 from osum_echat.records import Labels
-from osum_echat.settings import read_mapping
 
-FOLDER = Path(__file__).parent / "words"
 AGES, GENDERS = tiny.AGES, tiny.GENDERS
 EMOTIONS = ("NEUTRAL", "HAPPY", "SAD", "ANGER", "SURPRISE", "FEAR", "DISGUST")
 NO_EVENT = "OTHER"
-EVENT_STYLES = {
-    **tiny.EVENT_STYLES,
-    "SNEEZE": "CALM",
-    "SCREAMING": "CALM",
-    "THROAT CLEARING": "CALM",
-    "GROAN": "SOFT",
-}
+EVENT_STYLES = {**tiny.EVENT_STYLES, "SNEEZE": "CALM", "SCREAMING": "CALM",
+                "THROAT CLEARING": "CALM", "GROAN": "SOFT"}  # fmt: skip
 EMOTION_STYLES = {**tiny.EMOTION_STYLES, "FEAR": "SOFT", "DISGUST": "CALM", "OTHER": "CALM"}
-SOUNDS = {
-    **tiny.SOUNDS,
-    "SNEEZE": " who sneezes",
-    "SCREAMING": " who screams",
-    "THROAT CLEARING": " who clears the throat",
-    "GROAN": " who groans",
-}
+SOUNDS = {**tiny.SOUNDS, "SNEEZE": " who sneezes", "SCREAMING": " who screams",
+          "THROAT CLEARING": " who clears the throat", "GROAN": " who groans"}  # fmt: skip
 FEELINGS = {**tiny.FEELINGS, "FEAR": "scared", "DISGUST": "disgusted"}
 SELVES = {"MALE": "himself", "FEMALE": "herself"}
-PERSONS = {**tiny.PERSONS}
 THOUGHTS = (
     "I hear $person$sound. $Gist. $Act and speak $manner.",
     "I hear $person$sound, and $gist. $Act and speak $manner.",
@@ -50,13 +35,8 @@ def openings() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
     """`emotion`, `event`, `address` and `acts`, each by label."""
     return {
         kind: {label: parts(text) for label, text in rows.items()}
-        for kind, rows in read("openings").items()
+        for kind, rows in words("openings").items()
     }
-
-
-def read(name: str) -> dict[str, Any]:
-    """The file of that name in words/."""
-    return read_mapping(FOLDER / f"{name}.yaml")
 
 
 def style_for(labels: Labels) -> str:
@@ -69,16 +49,16 @@ def opening(labels: Labels, rng: Random) -> str:
     """A first sentence that follows the labels, "" where none is wanted."""
     event, emotion = labels.event or NO_EVENT, labels.emotion or "NEUTRAL"
     if event != NO_EVENT and rng.random() < 0.6:
-        words = rng.choice(openings()["event"][event])
+        first = rng.choice(openings()["event"][event])
     elif rng.random() < (0.2 if emotion == "NEUTRAL" else 0.9):
-        words = rng.choice(openings()["emotion"][emotion])
+        first = rng.choice(openings()["emotion"][emotion])
     else:
         return ""
     names = openings()["address"].get(labels.age or "")
-    if names and words[-1] in ".!" and rng.random() < 0.25:
+    if names and first[-1] in ".!" and rng.random() < 0.25:
         name = rng.choice(names).rstrip(".")
-        words = f"{words[:-1]}, {name[0].lower()}{name[1:]}{words[-1]}"
-    return words
+        first = f"{first[:-1]}, {name[0].lower()}{name[1:]}{first[-1]}"
+    return first
 
 
 def natural_thought(labels: Labels, gist: str, rng: Random, act: str | None = None) -> str:
@@ -89,7 +69,7 @@ def natural_thought(labels: Labels, gist: str, rng: Random, act: str | None = No
     act = act or rng.choice(openings()["acts"][emotion]).rstrip(".")
     feeling = FEELINGS.get(emotion, "calm")
     person = tiny.with_articles(
-        f"a {feeling} {PERSONS[labels.age or 'ADULT', labels.gender or 'MALE']}"
+        f"a {feeling} {tiny.PERSONS[labels.age or 'ADULT', labels.gender or 'MALE']}"
     )
     gist, act = (Template(text).safe_substitute(pronouns) for text in (gist, act))
     return Template(rng.choice(THOUGHTS)).substitute(

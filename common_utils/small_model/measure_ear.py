@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common_utils.small_model.pieces import KINDS
 from osum_echat import device as devices
 from osum_echat.data.clips import ClipReader, ClipSettings
 from osum_echat.data.manifest import open_source
@@ -27,15 +28,11 @@ from osum_echat.models import checkpoint, ctc
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.encoder_cache import EncoderCache
 from osum_echat.records import Utterance
+from osum_echat.training import state
 from osum_echat.training.engine import compute_dtype
 from osum_echat.vocab import Vocab
 
-KINDS = {
-    "age": ("CHILD", "ADULT", "OLD"),
-    "gender": ("MALE", "FEMALE"),
-    "emotion": ("NEUTRAL", "HAPPY", "SAD", "ANGER", "SURPRISE", "FEAR", "DISGUST"),
-    "event": ("LAUGH", "COUGH", "CRY", "SCREAMING", "SIGH", "SNEEZE", "GROAN", "NOISE"),
-}
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +43,14 @@ class Heard:
     log_probs: Tensor
 
 
-def newest(place: Path) -> dict[str, Any] | None:
-    """The state of a training's newest checkpoint; None for a folder without any."""
-    found = sorted(place.glob("checkpoints/step_*/state.pt"))
-    if not found:
-        return None
-    state: dict[str, Any] = torch.load(found[-1], weights_only=True, mmap=True)
-    return state
-
-
 def open_model(place: Path, start: Path) -> tuple[EChatModel, dict[str, Any]]:
     """The model, and where its training is."""
-    state = newest(place)
-    if state is None:
+    newest = state.newest(place)
+    if newest is None:
         return checkpoint.load(place), {}
-    model = checkpoint.load(start)
-    model.load_state_dict(state["engine"]["model"])
-    return model.eval(), dict(state["progress"])
+    saved, model = state.load(newest, CPU, mapped=True), checkpoint.load(start)
+    model.load_state_dict(saved["engine"]["model"])
+    return model.eval(), dict(saved["progress"])
 
 
 def utterances(path: Path, most: int) -> Iterator[Utterance]:
@@ -76,10 +64,9 @@ def utterances(path: Path, most: int) -> Iterator[Utterance]:
 def hear(model: EChatModel, cache: EncoderCache, path: Path, most: int) -> Iterator[Heard]:
     """Each clip of a list alone."""
     reader = ClipReader(ClipSettings(cache_mb=1), model.settings.encoder.mels)
-    cpu = torch.device("cpu")
     for utterance in utterances(path, most):
         mel, _ = reader.read(reader.draft(utterance.user, random.Random(0)))
-        with devices.autocast(cpu, compute_dtype("auto", cpu)):
+        with devices.autocast(CPU, compute_dtype("auto", CPU)):
             steps, _ = model.adapter(*cache(mel[None], torch.tensor([len(mel)])))
         yield Heard(utterance, model.ctc_log_probs(steps[0].float()))
 

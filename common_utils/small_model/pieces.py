@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.models.pretrained import llm_settings, start_encoder
 
 MERGES = 2000
-# NOISE: nobody speaks; the rest are labels of a voice (osum_echat/thinking.py).
-LABELS = (
-    "CHILD", "ADULT", "OLD", "MALE", "FEMALE",
-    "NEUTRAL", "HAPPY", "SAD", "ANGER", "SURPRISE", "FEAR", "DISGUST",
-    "LAUGH", "COUGH", "CRY", "SCREAMING", "SIGH", "SNEEZE", "GROAN", "NOISE",
-)  # fmt: skip
+KINDS = {  # of labels of a voice (osum_echat/thinking.py); NOISE: nobody speaks
+    "age": ("CHILD", "ADULT", "OLD"),
+    "gender": ("MALE", "FEMALE"),
+    "emotion": ("NEUTRAL", "HAPPY", "SAD", "ANGER", "SURPRISE", "FEAR", "DISGUST"),
+    "event": ("LAUGH", "COUGH", "CRY", "SCREAMING", "SIGH", "SNEEZE", "GROAN", "NOISE"),
+}
+LABELS = tuple(chain(*KINDS.values()))
 TEXT_TABLE = "model.embed_tokens.weight"
 ADAPTER = AdapterSettings(heads=8, units=1536, blocks=4, dropout=0.0)
 ENCODER = EncoderSettings(mels=80, width=512, heads=8, units=2048, blocks=6, dropout=0.0)

@@ -22,13 +22,10 @@ from osum_echat.training import state
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 PIECES = 2252  # rows of the text table that the ear spells with: 252 bytes and marks, 2,000 merges
-LORA = LoraSettings(
-    rank=16,
-    alpha=32,
-    dropout=0.0,
-    top_layers=14,
+LORA = LoraSettings(  # as in conf/small/stage3_empathy.yaml
+    rank=16, alpha=32, dropout=0.0, top_layers=14,
     targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-)  # as in conf/small/stage3_empathy.yaml
+)  # fmt: skip
 LORA_FILE = "lora.safetensors"
 # Never run: words and labels stand in for sound while the thinker trains.
 NO_ENCODER = EncoderSettings(mels=80, width=64, heads=2, units=64, blocks=1, dropout=0.0)

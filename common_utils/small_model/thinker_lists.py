@@ -19,6 +19,7 @@ from common_utils.small_model.ranking import Ranker
 from common_utils.small_model.texts import fraction
 from common_utils.small_model.topics import sentence
 from osum_echat.logs import logger, setup
+from osum_echat.records import LIST_KEYS
 
 CHECK_SHARE = 0.02  # of the examples, that are not trained on
 SPEECH_TASKS = {"s2s_think": "<S2TCHAT> <TEXT2TOKEN> <THINK>", "s2s": "<S2TCHAT> <TEXT2TOKEN>"}
@@ -32,15 +33,8 @@ log = logger(__name__)
 
 def row(example: Example, tag: str) -> dict[str, Any]:
     """One object of a raw list."""
-    labels = example.labels
     extra: dict[str, Any] = {"q_txt": example.heard}
-    named = {
-        "age": labels.age,
-        "gender": labels.gender,
-        "q_emotion": labels.emotion,
-        "caption": labels.event,
-        "reply_emotion": labels.style,
-    }
+    named = {key: getattr(example.labels, field) for field, key in LIST_KEYS.items()}
     extra |= {name: value for name, value in named.items() if value}
     if tag in (SPEECH_TASKS["s2s_think"], TEXT_TASKS["s2t_think"]):
         extra["think_str"] = example.thought

@@ -3,41 +3,18 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from osum_echat.errors import DataError
 from osum_echat.settings import read_mapping
 
 FOLDER = Path(__file__).parent / "replies"
+WORDS = Path(__file__).parent / "words"
 ANY = "any"
 MOODS = ("good", "bad", "plain", "ask")
-# Topics of words that stand in any talk: others go before them.
-GENERAL = frozenset(
-    {
-        "think",
-        "time",
-        "morning",
-        "weekend",
-        "help",
-        "age",
-        "joy",
-        "future",
-        "phone",
-        "home",
-        "art",
-        "friend",
-        "work",
-        "music",
-        "eat",
-        "hate",
-        "robot",
-        "dream",
-        "politics",
-        "book",
-    }
-)
 STRONG = frozenset({"death", "crime"})  # of words that settle what is meant
 _WORD = re.compile(r"[a-z']+")
 
@@ -69,6 +46,12 @@ class Found:
     word: str | None
 
 
+@cache
+def words(name: str) -> Mapping[str, Any]:
+    """The file of that name in words/."""
+    return read_mapping(WORDS / f"{name}.yaml")
+
+
 def bare(text: str) -> str:
     """Its words in lower case with single spaces."""
     return " ".join(_WORD.findall(text.lower().replace("’", "'")))
@@ -94,23 +77,17 @@ def topics(folder: Path = FOLDER) -> tuple[Topic, ...]:
             if "plain" not in raw or not ("words" in raw or "match" in raw):
                 raise DataError(f"{path}: {name}: needs `plain`, and `words` or `match`")
             is_act = "match" in raw
-            own = [
-                bare(text) for texts in (raw.get("say") or {}).values() for text in texts.split("|")
-            ]
-            wanted = (
-                [*raw["match"], *map(re.escape, own)] if is_act else map(re.escape, raw["words"])
-            )
-            choices = "|".join(wanted)
-            found.append(
-                Topic(
-                    name=str(name),
-                    is_act=is_act,
-                    gist=raw["gist"],
-                    pattern=re.compile(choices if is_act else rf"\b({choices})\b"),
-                    say={mood: parts(text) for mood, text in (raw.get("say") or {}).items()},
-                    replies={mood: parts(raw[mood]) for mood in MOODS if mood in raw},
-                )
-            )
+            said = raw.get("say") or {}
+            own = [bare(text) for texts in said.values() for text in texts.split("|")]
+            called = [*raw["match"], *map(re.escape, own)] if is_act else map(
+                re.escape, raw["words"])  # fmt: skip
+            choices = "|".join(called)
+            found.append(Topic(
+                name=str(name), is_act=is_act, gist=raw["gist"],
+                pattern=re.compile(choices if is_act else rf"\b({choices})\b"),
+                say={mood: parts(text) for mood, text in said.items()},
+                replies={mood: parts(raw[mood]) for mood in MOODS if mood in raw},
+            ))  # fmt: skip
     return tuple(found)
 
 
@@ -122,25 +99,21 @@ def any_topic() -> Topic:
 def topic_of(message: str, known: Sequence[Topic] | None = None) -> Found | None:
     """The topic of a message: an act it is, or else the one that most of its words call for.
 
-    Of several, a STRONG one, then one that is not GENERAL, then the one named first.
+    Of several, a STRONG one, then one that is not general, then the one named first.
     """
-    words = bare(message)
+    said, general = bare(message), words("lexicon")["general_topics"].split()
     best: tuple[tuple[bool, bool, int, int], Found] | None = None
     for topic in topics() if known is None else known:
         if topic.name == ANY:
             continue
         if topic.is_act:
-            if topic.pattern.fullmatch(words):
+            if topic.pattern.fullmatch(said):
                 return Found(topic, None)
             continue
-        hits = list(topic.pattern.finditer(words))
+        hits = list(topic.pattern.finditer(said))
         if hits:
-            rank = (
-                topic.name in STRONG,
-                topic.name not in GENERAL,
-                len({hit[1] for hit in hits}),
-                -hits[0].start(),
-            )
+            is_narrow, calls = topic.name not in general, len({hit[1] for hit in hits})
+            rank = topic.name in STRONG, is_narrow, calls, -hits[0].start()
             if best is None or rank > best[0]:
                 best = rank, Found(topic, hits[0][1])
     return best[1] if best else None

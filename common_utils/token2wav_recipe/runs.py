@@ -10,12 +10,14 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 import yaml
+from torch import Tensor
 
 from osum_echat import cli, settings
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.files import locked, text_lines
 from osum_echat.logs import logger, out
 from osum_echat.training import state as states
+from osum_echat.training.scheduler import ScheduleSettings, learning_rate
 
 METRICS_FILE = "metrics.jsonl"
 HARMLESS = ("limits.", "output", "out", "device", "schedule.total_steps", "schedule.budget_minutes")
@@ -81,11 +83,65 @@ class LimitSettings:
             raise ConfigError("limits: give minutes or steps")
 
 
+@dataclass(slots=True)
+class Progress:
+    """Where a training is: everything that its next step depends on.
+
+    parts: modules, optimizers and running means, by the names that they have in checkpoints.
+    generator: of the crops.
+    """
+
+    parts: dict[str, Any]
+    generator: torch.Generator
+    steps: int = 0
+    minutes: float = 0.0
+
+    @classmethod
+    def begin(cls, seed: int, **parts: Any) -> "Progress":
+        """Before the first step."""
+        return cls(parts, torch.Generator().manual_seed(seed))
+
+    def rate(self, schedule: ScheduleSettings) -> float:
+        """The learning rate of the next step."""
+        return learning_rate(schedule, self.steps, self.minutes)
+
+    def draw(self, count: int) -> int:
+        """A number below `count`."""
+        return int(torch.randint(count, (1,), generator=self.generator))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as plain values and tensors."""
+        return {
+            **{name: part.state_dict() for name, part in self.parts.items()},
+            "crops": self.generator.get_state(), "random": torch.get_rng_state(),
+            "step": self.steps, "minutes": self.minutes,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave; not all trainings kept `random` before."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        self.generator.set_state(state["crops"].cpu())
+        if "random" in state:
+            torch.set_rng_state(state["random"].cpu())
+        self.steps, self.minutes = state["step"], state["minutes"]
+
+
+def apply(optimizer: torch.optim.Optimizer, norm: Tensor, rate: float) -> bool:
+    """Step where the gradient, of that norm, is finite; then clear it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    applied = bool(torch.isfinite(norm))
+    if applied:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return applied
+
+
 class Trainer(Protocol):
     """What the loop needs of a training."""
 
-    step_number: int
-    minutes: float
+    progress: Progress
 
     def step(self) -> Mapping[str, float]:
         """One optimizer step; its figures."""
@@ -97,14 +153,6 @@ class Trainer(Protocol):
 
     def export(self) -> None:
         """Write what is to be used."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
         ...
 
 
@@ -130,30 +178,30 @@ def _run(trainer: Trainer, output: Path, limits: LimitSettings, record: dict[str
     torch.set_flush_denormal(True)     # tiny optimizer moments slow a CPU down
     output.mkdir(parents=True, exist_ok=True)
     metrics = output / METRICS_FILE
-    checkpoint = states.newest(output)
+    checkpoint, progress = states.newest(output), trainer.progress
     if checkpoint is not None:
         state = states.load(checkpoint, torch.device("cpu"))
-        trainer.load_state_dict(state["trainer"])
+        progress.load_state_dict(state["trainer"])
         with metrics.open("ab") as file:
             file.truncate(state["metrics_bytes"])
         log.info("going on from %s", checkpoint)
     text = yaml.safe_dump(json.loads(json.dumps(record)), sort_keys=False)
     clock = saved = logged = time.monotonic()
     since: list[Mapping[str, float]] = []
-    while not _ended(trainer.step_number, trainer.minutes, limits):
+    while not _ended(progress.steps, progress.minutes, limits):
         since.append(trainer.step())
         now = time.monotonic()
-        trainer.minutes += (now - clock) / 60
+        progress.minutes += (now - clock) / 60
         clock = now
-        ended = _ended(trainer.step_number, trainer.minutes, limits)
-        if trainer.step_number % limits.log_steps == 0 or ended:
-            _report(trainer, metrics, since, {"steps_per_s": len(since) / max(1e-9, now - logged)})
+        ended = _ended(progress.steps, progress.minutes, limits)
+        if progress.steps % limits.log_steps == 0 or ended:
+            _report(progress, metrics, since, {"steps_per_s": len(since) / max(1e-9, now - logged)})
             since, logged = [], now
         if now - saved >= 60 * limits.save_minutes or ended:
-            _report(trainer, metrics, [trainer.score()], {})
+            _report(progress, metrics, [trainer.score()], {})
             trainer.export()
-            kept = {"trainer": trainer.state_dict(), "metrics_bytes": metrics.stat().st_size}
-            states.save(output, trainer.step_number, kept, text, keep=1)
+            kept = {"trainer": progress.state_dict(), "metrics_bytes": metrics.stat().st_size}
+            states.save(output, progress.steps, kept, text, keep=1)
             clock = saved = time.monotonic()
 
 
@@ -162,11 +210,12 @@ def _ended(step: int, minutes: float, limits: LimitSettings) -> bool:
 
 
 def _report(
-    trainer: Trainer, path: Path, values: Sequence[Mapping[str, float]], more: Mapping[str, float]
-) -> None:
+    progress: Progress, path: Path, values: Sequence[Mapping[str, float]],
+    more: Mapping[str, float],
+) -> None:  # fmt: skip
     """The means of some steps as one line of the metrics and of the log."""
     line = {key: sum(one[key] for one in values) / len(values) for key in values[0]}
-    line |= {**more, "step": trainer.step_number, "minutes": round(trainer.minutes, 3)}
+    line |= {**more, "step": progress.steps, "minutes": round(progress.minutes, 3)}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     log.info("  ".join(f"{key} {value:.4g}" for key, value in line.items()))

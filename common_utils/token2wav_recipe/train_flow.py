@@ -8,14 +8,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from common_utils.token2wav_recipe.runs import LimitSettings, VoiceRow, command, read_list, run
+from common_utils.token2wav_recipe.runs import (
+    LimitSettings,
+    Progress,
+    VoiceRow,
+    apply,
+    command,
+    read_list,
+    run,
+)
 from osum_echat import audio, logs, weights
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
@@ -23,15 +29,11 @@ from osum_echat.token2wav import voice
 from osum_echat.token2wav.flow import Flow, FlowLoss, FlowSettings, draw, frames_for
 from osum_echat.training.ema import WeightAverage
 from osum_echat.training.engine import compute_dtype
-from osum_echat.training.scheduler import ScheduleSettings, ending, learning_rate
+from osum_echat.training.scheduler import ScheduleSettings, ending
 
 LOG = logs.logger(__name__)
 FLOW_FILE, SIZES_FILE = "flow.safetensors", "flow.yaml"
 HELD_OUT_SEED = 1
-
-
-def _default_schedule() -> ScheduleSettings:
-    return ScheduleSettings(kind="cosine", rate=1e-3, warmup_steps=300, min_rate=1e-5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class FlowTraining:
     data: tuple[str, ...]
     output: str
     flow: FlowSettings = field(default_factory=FlowSettings)
-    schedule: ScheduleSettings = field(default_factory=_default_schedule)
+    schedule: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(
+        kind="cosine", rate=1e-3, warmup_steps=300, min_rate=1e-5))  # fmt: skip
     limits: LimitSettings = field(default_factory=lambda: LimitSettings(minutes=60))
     batch_tokens: int = 1200            # in a step: 16 crops of 3 s
     crop_tokens: tuple[int, ...] = (75,)    # lengths of crops, one drawn for each step
@@ -168,7 +171,7 @@ def fit(mel: Tensor, frames: int) -> Tensor:
 
 
 class FlowTrainer:
-    """Model, optimizer, running mean and random stream; `state_dict` is all that resume needs."""
+    """Model, optimizer, running mean and random stream; `progress` is all that resume needs."""
 
     def __init__(self, training: FlowTraining, recordings: Recordings) -> None:
         self.training = training
@@ -189,9 +192,9 @@ class FlowTrainer:
             weight_decay=training.weight_decay,
         )
         self.schedule = ending(training.schedule, training.limits.steps, training.limits.minutes)
-        self.generator = torch.Generator().manual_seed(training.seed)
-        self.step_number = 0
-        self.minutes = 0.0
+        self.progress = Progress.begin(
+            training.seed, flow=self.flow, optimizer=self.optimizer, average=self.average
+        )
         self.usable = len(recordings.tokens) - training.held_out_tokens
         if self.usable < max(training.crop_tokens):
             raise DataError(
@@ -217,24 +220,20 @@ class FlowTrainer:
 
     def step(self) -> dict[str, float]:
         """One optimizer step on fresh crops."""
-        training = self.training
-        choice = int(torch.randint(len(training.crop_tokens), (1,), generator=self.generator))
-        length = training.crop_tokens[choice]
+        training, progress = self.training, self.progress
+        length = training.crop_tokens[progress.draw(len(training.crop_tokens))]
         starts = torch.randint(
-            self.usable - length + 1, (training.batch_tokens // length,), generator=self.generator
-        )
-        loss = self.loss(self.recordings.batch(starts.tolist(), length), self.generator)
+            self.usable - length + 1, (training.batch_tokens // length,),
+            generator=progress.generator,
+        )  # fmt: skip
+        loss = self.loss(self.recordings.batch(starts.tolist(), length), progress.generator)
         (loss.matching + training.mu_weight * loss.mu).backward()
         norm = nn.utils.clip_grad_norm_(self.flow.parameters(), training.clip)
-        rate = learning_rate(self.schedule, self.step_number, self.minutes)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        applied = bool(torch.isfinite(norm))
+        rate = progress.rate(self.schedule)
+        applied = apply(self.optimizer, norm, rate)
         if applied:
-            self.optimizer.step()
             self.average.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step_number += 1
+        progress.steps += 1
         return {
             "matching": loss.matching.item(), "mu": loss.mu.item(), "norm": norm.item(),
             "rate": rate, "skipped": float(not applied),
@@ -259,32 +258,9 @@ class FlowTrainer:
         """Write the running mean as `flow.safetensors`, and its sizes as `flow.yaml`."""
         output = Path(self.training.output)
         with self.average.in_place():
-            tensors = {key: part.contiguous() for key, part in self.flow.state_dict().items()}
-            save_file(tensors, output / f".{FLOW_FILE}")
-        (output / f".{FLOW_FILE}").replace(output / FLOW_FILE)
+            weights.write_safetensors_file(output / FLOW_FILE, self.flow.state_dict())
         text = yaml.safe_dump(json.loads(json.dumps({"flow": asdict(self.training.flow)})))
         (output / SIZES_FILE).write_text(text, encoding="utf-8")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        return {
-            "flow": self.flow.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(),
-            "crops": self.generator.get_state(),
-            "random": torch.get_rng_state(),
-            "step": self.step_number,
-            "minutes": self.minutes,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        self.flow.load_state_dict(state["flow"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average.load_state_dict(state["average"])
-        self.generator.set_state(state["crops"].cpu())
-        torch.set_rng_state(state["random"].cpu())
-        self.step_number, self.minutes = state["step"], state["minutes"]
 
 
 def train(training: FlowTraining) -> Path:

@@ -12,20 +12,27 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common_utils.token2wav_recipe.onnx_file import export
-from common_utils.token2wav_recipe.runs import LimitSettings, VoiceRow, command, read_list, run
+from common_utils.token2wav_recipe.runs import (
+    LimitSettings,
+    Progress,
+    VoiceRow,
+    apply,
+    command,
+    read_list,
+    run,
+)
 from osum_echat import audio, logs
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, speaker_features
 from osum_echat.training.ema import WeightAverage
-from osum_echat.training.scheduler import ScheduleSettings, learning_rate
+from osum_echat.training.scheduler import ScheduleSettings
 
 SPEAKER_FILE = "speaker.onnx"
 MARGIN, SHARPNESS = 0.2, 30.0              # of the additive-margin softmax
@@ -48,10 +55,6 @@ class SpeakerSettings:
             raise ConfigError("speaker.kernels and speaker.dilations: give as many of each")
 
 
-def _default_schedule() -> ScheduleSettings:
-    return ScheduleSettings(kind="cosine", rate=2e-3, warmup_steps=50, min_rate=1e-5)
-
-
 @dataclass(frozen=True, slots=True)
 class SpeakerTraining:
     """One training of a speaker encoder. Rows: `wav`, and `voice` or `speaker`."""
@@ -61,7 +64,8 @@ class SpeakerTraining:
     limits: LimitSettings
     out: str | None = None                 # the ONNX file; None: speaker.onnx in `output`
     speaker: SpeakerSettings = field(default_factory=SpeakerSettings)
-    schedule: ScheduleSettings = field(default_factory=_default_schedule)
+    schedule: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(
+        kind="cosine", rate=2e-3, warmup_steps=50, min_rate=1e-5))  # fmt: skip
     unnamed: str | None = None             # the voice of rows that name none; None: left out
     rows_per_voice: int = 60               # at most
     batch: int = 32
@@ -146,13 +150,14 @@ class SpeakerTrainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), training.schedule.rate, weight_decay=0.05
         )
-        self.generator = torch.Generator().manual_seed(training.seed)
-        self.step_number, self.minutes = 0, 0.0
+        self.progress = Progress.begin(
+            training.seed, model=self.model, optimizer=self.optimizer, average=self.average
+        )
 
     def step(self) -> dict[str, float]:
         """One step on crops of as many voices as the batch has rows."""
-        batch = self.training.batch
-        chosen = torch.randint(len(self.voices.names), (batch,), generator=self.generator)
+        batch, progress = self.training.batch, self.progress
+        chosen = torch.randint(len(self.voices.names), (batch,), generator=progress.generator)
         crops = torch.stack([self._crop(int(voice)) for voice in chosen]).to(self.device)
         chosen = chosen.to(self.device)
         vectors = F.normalize(self.net(crops), dim=1)
@@ -160,22 +165,19 @@ class SpeakerTrainer:
         margin = MARGIN * F.one_hot(chosen, cosines.shape[1])
         loss = F.cross_entropy(SHARPNESS * (cosines - margin), chosen)
         loss.backward()
-        rate = learning_rate(self.training.schedule, self.step_number, self.minutes)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        rate = progress.rate(self.training.schedule)
+        apply(self.optimizer, loss.detach(), rate)
         self.average.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step_number += 1
+        progress.steps += 1
         right = (cosines.argmax(1) == chosen).float().mean()
         return {"loss": loss.item(), "right": right.item(), "rate": rate}
 
     def _crop(self, voice: int) -> Tensor:
         """A stretch of a random row, repeated where it is short: (crop_frames, 80)."""
         rows, frames = self.voices.learnt[voice], self.training.crop_frames
-        row = rows[int(torch.randint(len(rows), (1,), generator=self.generator))].float()
+        row = rows[self.progress.draw(len(rows))].float()
         row = row.repeat(-(-frames // len(row)), 1)
-        start = int(torch.randint(len(row) - frames + 1, (1,), generator=self.generator))
+        start = self.progress.draw(len(row) - frames + 1)
         crop = row[start : start + frames]
         return crop - crop.mean(0)
 
@@ -207,20 +209,6 @@ class SpeakerTrainer:
                 inputs=("feats",), output="vector", dynamic={"feats": {1: "frames"}},
             )
         self.model.train()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(), "crops": self.generator.get_state(),
-            "step": self.step_number, "minutes": self.minutes,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average.load_state_dict(state["average"])
-        self.generator.set_state(state["crops"].cpu())
-        self.step_number, self.minutes = state["step"], state["minutes"]
 
 
 def train(training: SpeakerTraining) -> Path:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -17,7 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common_utils.token2wav_recipe import pitch
-from common_utils.token2wav_recipe.runs import LimitSettings, VoiceRow, command, read_list, run
+from common_utils.token2wav_recipe.runs import (
+    LimitSettings,
+    Progress,
+    VoiceRow,
+    apply,
+    command,
+    read_list,
+    run,
+)
 from common_utils.token2wav_recipe.train_flow import FLOW_FILE, SIZES_FILE, fit, speech_tokens
 from osum_echat import audio, logs, settings, weights
 from osum_echat import device as devices
@@ -28,7 +35,7 @@ from osum_echat.token2wav.streaming import whole_wave
 from osum_echat.token2wav.voice import HOP_SAMPLES, SAMPLE_RATE_HZ, mel_basis, prompt_mel
 from osum_echat.training.ema import WeightAverage
 from osum_echat.training.engine import compute_dtype
-from osum_echat.training.scheduler import ScheduleSettings, learning_rate
+from osum_echat.training.scheduler import ScheduleSettings
 
 VOCODER_FILE = "vocoder.safetensors"
 PITCH_FILE = "pitch.safetensors"            # true pitch by key, kept for the next start
@@ -39,10 +46,6 @@ LEAST_POWER = 1e-7
 log = logs.logger(__name__)
 
 
-def _default_schedule() -> ScheduleSettings:
-    return ScheduleSettings(kind="cosine", rate=8e-4, warmup_steps=50, min_rate=2e-5)
-
-
 @dataclass(frozen=True, slots=True)
 class VocoderTraining:
     """One training of a vocoder. Of the raw lists only `key` and `wav` are read."""
@@ -51,7 +54,8 @@ class VocoderTraining:
     output: str
     limits: LimitSettings
     vocoder: NsfVocosSettings = field(default_factory=NsfVocosSettings)
-    schedule: ScheduleSettings = field(default_factory=_default_schedule)
+    schedule: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(
+        kind="cosine", rate=8e-4, warmup_steps=50, min_rate=2e-5))  # fmt: skip
     batch: int = 16
     crop_frames: int = 48
     pitch_crop_frames: int = 64
@@ -164,8 +168,10 @@ class VocoderTrainer:
             torch.optim.AdamW(parts, training.schedule.rate, betas=(0.8, 0.99), fused=True)
             for parts in (self.shapers, list(self.vocoder.pitch_predictor.parameters()))
         )
-        self.generator = torch.Generator().manual_seed(training.seed)
-        self.step_number, self.minutes = 0, 0.0
+        self.progress = Progress.begin(
+            training.seed, vocoder=self.vocoder, optimizer=self.optimizer,
+            pitch_optimizer=self.pitch_optimizer, average=self.average,
+        )  # fmt: skip
         longest = max(training.crop_frames, training.pitch_crop_frames)
         learnt = recordings[: len(recordings) - training.held_out]
         self.learnt = [one for one in learnt if len(one.hertz) >= longest]
@@ -177,35 +183,32 @@ class VocoderTrainer:
         """Random stretches of random recordings."""
         waves, mels, pitches = [], [], []
         for _ in range(self.training.batch):
-            one = self.learnt[self._draw(len(self.learnt))]
-            start = self._draw(len(one.hertz) - frames + 1)
+            one = self.learnt[self.progress.draw(len(self.learnt))]
+            start = self.progress.draw(len(one.hertz) - frames + 1)
             waves.append(one.wave[start * HOP_SAMPLES : (start + frames) * HOP_SAMPLES].float())
             mel = one.mel
-            if one.made is not None and self._draw(1000) < 1000 * self.training.flow_share:
+            if one.made is not None and self.progress.draw(1000) < 1000 * self.training.flow_share:
                 mel = one.made
             mels.append(mel[:, start : start + frames])
             pitches.append(one.hertz[start : start + frames])
         parts = (torch.stack(each).to(self.device) for each in (waves, mels, pitches))
         return Crops(*parts)
 
-    def _draw(self, count: int) -> int:
-        return int(torch.randint(count, (1,), generator=self.generator))
-
     def step(self) -> dict[str, float]:
         """One step: the wave's losses on some crops, the pitch predictor's on others."""
         training = self.training
         crops = self.crops(training.crop_frames)
-        noise = draw_noise(crops.mel, self.generator)
+        noise = draw_noise(crops.mel, self.progress.generator)
         with devices.autocast(self.device, self.dtype):
             made = self.vocoder(crops.mel, crops.hertz, noise)
         mel, spectral = wave_losses(made, crops.wave)
         (training.mel_weight * mel + training.spectral_weight * spectral).backward()
         norm = nn.utils.clip_grad_norm_(self.shapers, training.clip)
-        rate = learning_rate(training.schedule, self.step_number, self.minutes)
-        applied = self._apply(self.optimizer, norm, rate)
+        rate = self.progress.rate(training.schedule)
+        applied = apply(self.optimizer, norm, rate)
         tracking = [self.pitch_step(rate) for _ in range(training.pitch_updates)]
         self.average.update()
-        self.step_number += 1
+        self.progress.steps += 1
         return {
             "mel": mel.item(), "spectral": spectral.item(), "norm": norm.item(), "rate": rate,
             "pitch": sum(tracking) / max(1, len(tracking)), "skipped": float(not applied),
@@ -218,25 +221,14 @@ class VocoderTrainer:
             loss = predictor.loss(self.roughened(crops.mel), crops.hertz)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(predictor.parameters(), self.training.pitch_clip)
-        self._apply(self.pitch_optimizer, norm, rate)
+        apply(self.pitch_optimizer, norm, rate)
         return loss.item()
-
-    @staticmethod
-    def _apply(optimizer: torch.optim.Optimizer, norm: Tensor, rate: float) -> bool:
-        """Step where the gradient is finite; then clear it."""
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        applied = bool(torch.isfinite(norm))
-        if applied:
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return applied
 
     def roughened(self, mel: Tensor) -> Tensor:
         """Half of the rows blurred along time and with noise added, as a flow's mels are."""
         rows = len(mel) // 2
         blurred = F.avg_pool1d(mel[:rows], 3, 1, 1, count_include_pad=False)
-        noise = torch.randn(blurred.shape, generator=self.generator).to(mel.device)
+        noise = torch.randn(blurred.shape, generator=self.progress.generator).to(mel.device)
         return torch.cat((blurred + self.training.pitch_noise * noise, mel[rows:]))
 
     @torch.no_grad()
@@ -264,28 +256,10 @@ class VocoderTrainer:
         """Write the running mean in half precision, and its sizes as YAML."""
         output = Path(self.training.output)
         with self.average.in_place():
-            state = self.vocoder.state_dict()
-            tensors = {key: part.half().contiguous() for key, part in state.items()}
-            save_file(tensors, output / f".{VOCODER_FILE}")
-        (output / f".{VOCODER_FILE}").replace(output / VOCODER_FILE)
+            halves = {name: part.half() for name, part in self.vocoder.state_dict().items()}
+            weights.write_safetensors_file(output / VOCODER_FILE, halves)
         text = yaml.safe_dump({"vocoder": "nsf_vocos", "nsf_vocos": asdict(self.training.vocoder)})
         (output / "vocoder.yaml").write_text(text, encoding="utf-8")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "vocoder": self.vocoder.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "pitch_optimizer": self.pitch_optimizer.state_dict(),
-            "average": self.average.state_dict(), "crops": self.generator.get_state(),
-            "step": self.step_number, "minutes": self.minutes,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.vocoder.load_state_dict(state["vocoder"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.pitch_optimizer.load_state_dict(state["pitch_optimizer"])
-        self.average.load_state_dict(state["average"])
-        self.generator.set_state(state["crops"].cpu())
-        self.step_number, self.minutes = state["step"], state["minutes"]
 
 
 def wave_losses(made: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from common_utils.small_model.reply_filters import (
 )
 from common_utils.small_model.texts import CHITCHAT_FILE
 from common_utils.small_model.topics import MOODS, filled, topic_of, topics
+from common_utils.small_model.topics import words as topic_words
 from osum_echat.records import Labels, Utterance
 
 WOMAN = Labels("ADULT", "FEMALE", "SAD", "CRY")
@@ -140,7 +141,7 @@ def test_examples_fit_are_the_same_again_and_hold_nothing_private(found):
 
 
 def test_whoever_may_hurt_himself_is_told_of_help(found):
-    words = tuple(manner.read("safety")["selfharm"]["say"].lower().split(" | "))
+    words = tuple(topic_words("safety")["selfharm"]["say"].lower().split(" | "))
     own = [one for one in found if one.source == "safety" and one.question.lower().endswith(words)]
     assert len(own) > 20
     for one in own:
