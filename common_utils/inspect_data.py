@@ -230,14 +230,8 @@ class Tally:
 
     def add(self, other: "Tally") -> None:
         """Count another portion in."""
-        self.utterances += other.utterances
-        self.heard_s += other.heard_s
-        self.reply_tokens += other.reply_tokens
-        self.tasks += other.tasks
-        self.labels += other.labels
-        self.lengths += other.lengths
-        self.bad += other.bad
-        self.noted += other.noted
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from common_utils.small_model import waves
 from common_utils.small_model.pieces import heard_words
-from common_utils.small_model.texts import fraction
+from common_utils.tiny_world.world import fraction
 from osum_echat.errors import DataError
 from osum_echat.logs import logger, setup
 

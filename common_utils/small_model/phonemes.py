@@ -4,13 +4,13 @@
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from common_utils.small_model.hibari import STYLES
+from common_utils.tiny_world.text_tokenizer import save
 from osum_echat import cli
 from osum_echat.inference.talker import PHONEME
 from osum_echat.sequence import NEXT_CLAUSE
@@ -43,22 +43,13 @@ def marks() -> list[str]:
 def write(out: Path) -> None:
     """Write the tokenizer, loadable by AutoTokenizer."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     numbers = {piece: number for number, piece in enumerate(vocabulary())}
     tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PHONEME.pattern), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in marks()])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=TEXT_END, pad_token=PAD,
-        clean_up_tokenization_spaces=False,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    fast.save_pretrained(str(out))
-    config = out / "tokenizer_config.json"       # a class name that every version knows
-    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | {
-        "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n", "utf-8")
+    save(tokenizer, out, TEXT_END, PAD)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,6 @@
 """Whether a reply fits: how much it copies, whether it ends, which labels it names."""
 
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 
 from common_utils.small_model.topics import words
@@ -76,9 +75,3 @@ def is_fit(question: str, reply: str, labels: Labels) -> bool:
         and not repeats(reply)
         and not wrong_labels(reply, labels)
     )
-
-
-def most_common_share(replies: Iterable[str]) -> float:
-    """How large a share the most frequent reply has."""
-    every = list(replies)
-    return max((every.count(one) for one in set(every)), default=0) / max(1, len(every))

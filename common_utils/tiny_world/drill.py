@@ -10,6 +10,7 @@ without sound, for stand-ins.
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,8 @@ from common_utils.tiny_world.manner import AGES, EMOTIONS, EVENTS, GENDERS
 from common_utils.tiny_world.speaking import speak, write_wav
 from common_utils.tiny_world.voices import ESPEAK, Studio, Voice, all_voices, varied
 from common_utils.tiny_world.world import normalise
-from osum_echat.errors import OsumError
-from osum_echat.logs import logger, progress, setup
+from osum_echat import cli
+from osum_echat.logs import logger, progress
 
 SPOKEN_LIST, SILENT_LIST = "drill.list", "reading.list"
 SPOKEN_WORDS, SILENT_WORDS = (2, 9), (6, 24)    # fewest and most
@@ -114,7 +115,7 @@ def spoken_rows(
         yield row_of({"key": key}, turn, tag, understanding_text(tag, turn), "understand")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -124,15 +125,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--assets", type=Path, default=Path("build/assets"))
     chosen = parser.parse_args(argv)
-    setup()
     folder = chosen.corpus / "train"
-    try:
+
+    def work() -> None:
         drill = Drill.of(read_jsonl(folder / "exchanges.jsonl"))
         write(folder / SILENT_LIST, silent_rows(drill, chosen.silent, chosen.seed), chosen.silent)
         spoken = spoken_rows(drill, folder, chosen.spoken, chosen.seed, chosen.assets)
         write(folder / SPOKEN_LIST, spoken, chosen.spoken)
-    except OsumError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+
+    return cli.run("drill", work)
 
 
 def write(path: Path, rows: Iterator[Row], count: int) -> None:
@@ -144,4 +145,4 @@ def write(path: Path, rows: Iterator[Row], count: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

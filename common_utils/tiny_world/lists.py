@@ -7,6 +7,7 @@ wavs in tokens.jsonl. Without a speech tokenizer only the lists that need no spe
 """
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,9 +16,9 @@ from random import Random
 from typing import Any
 
 from common_utils.tiny_world.world import SPLITS, World, load_world, normalise
-from osum_echat import audio
-from osum_echat.errors import DataError, OsumError
-from osum_echat.logs import logger, progress, setup
+from osum_echat import audio, cli
+from osum_echat.errors import DataError
+from osum_echat.logs import logger, progress
 from osum_echat.tasks import task_for
 
 Row = dict[str, Any]                     # one object of a raw list
@@ -48,7 +49,7 @@ TEXT_ONLY = "text-only"                  # the wav of an earlier turn that was n
 log = logger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="what the tiny world made")
@@ -60,12 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help="exchanges more in train/pretrain.list, without any sound")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(argv)
-    setup()
-    try:
-        make_lists(chosen.corpus, chosen.split, chosen.speech_tokenizer, chosen.sentences,
-                   chosen.pretrain_size, chosen.seed)
-    except OsumError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    return cli.run("lists", lambda: make_lists(
+        chosen.corpus, chosen.split, chosen.speech_tokenizer, chosen.sentences,
+        chosen.pretrain_size, chosen.seed))  # fmt: skip
 
 
 def make_lists(corpus: Path, splits: Sequence[str], speech_tokenizer: Path | None = None,
@@ -249,4 +247,4 @@ def _beside(rows: Iterable[Row], path: Path | None) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,7 @@ in OUT/sentences. Stopped and started again, it goes on; the same seed always gi
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,9 @@ from common_utils.tiny_world.reply_voice import ReplyVoice
 from common_utils.tiny_world.speaking import speak, write_wav
 from common_utils.tiny_world.voices import ESPEAK, KOKORO, Studio, Voice, all_voices, varied
 from common_utils.tiny_world.world import SPLITS, Exchange, SaidTurn, load_world
-from osum_echat.errors import DataError, InputError, OsumError
-from osum_echat.logs import logger, progress, setup
+from osum_echat import cli
+from osum_echat.errors import DataError, InputError
+from osum_echat.logs import logger, progress
 
 LIST_FILE = "exchanges.jsonl"
 REPORT_EVERY_S = 30.0
@@ -54,7 +56,7 @@ class Plan:
         return self.out / self.split
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,13 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sentences", type=Path, help="keeps reply sentences; OUT/sentences")
     parser.add_argument("--processes", type=int, default=1)
     chosen = parser.parse_args(argv)
-    setup()
     plan = Plan(chosen.out, chosen.split, chosen.seed, chosen.assets, chosen.kokoro_share,
                 chosen.sentences or chosen.out / "sentences")
-    try:
-        make(plan, chosen.size, chosen.processes)
-    except OsumError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    return cli.run("make", lambda: make(plan, chosen.size, chosen.processes))
 
 
 def make(plan: Plan, size: int, processes: int = 1) -> None:
@@ -207,7 +205,5 @@ def _name(style: str, *sentences: str) -> str:
     return sha256(f"{style} {' '.join(sentences)}".encode()).hexdigest()[:12]
 
 
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from osum_echat.errors import DataError, OsumError
+from osum_echat import cli
+from osum_echat.errors import DataError
 from osum_echat.files import write_json
-from osum_echat.logs import logger, setup
+from osum_echat.logs import logger
 from osum_echat.settings import parse, read_mapping
 
 WRITE_EVERY_S = 5.0  # what a kill can take from the time at most
@@ -103,12 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help="of the step, as the model card shows it")
     parser.add_argument("command", nargs="+", help="behind --")
     chosen = parser.parse_args(argv)
-    setup()
-    try:
-        return run(Book(chosen.book), chosen.name, chosen.command, chosen.makes)
-    except OsumError as error:
-        sys.stderr.write(f"step: {error}\n")
-        return 2
+    return cli.run(
+        "step", lambda: run(Book(chosen.book), chosen.name, chosen.command, chosen.makes)
+    )
 
 
 if __name__ == "__main__":

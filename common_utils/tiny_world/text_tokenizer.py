@@ -9,13 +9,16 @@ prompts and the fixed words of the label thought: a fifth of the tokens, with no
 """
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from common_utils.tiny_world.manner import AGES, EMOTIONS, EVENTS, GENDERS, STYLES
 from common_utils.tiny_world.world import Exchange, SaidTurn, World, load_world, normalise
-from osum_echat.errors import ConfigError, InputError, OsumError
-from osum_echat.logs import logger, setup
+from osum_echat import cli
+from osum_echat.errors import ConfigError, InputError
+from osum_echat.logs import logger
 from osum_echat.records import Labels
 from osum_echat.tasks import TASKS, Prompts
 from osum_echat.thinking import ENGLISH, THINK_END, THINK_START, label_thought
@@ -31,7 +34,7 @@ LEAST_PIECES = 256 + 64                  # every byte, and room for marks and ta
 log = logger(__name__)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True,
                         help="folder for tokenizer.json and tokenizer_config.json")
@@ -41,13 +44,13 @@ def main(argv: list[str] | None = None) -> None:
                         help="prompts of understanding tasks; the English ones are learned from")
     parser.add_argument("--texts", type=Path, nargs="*", default=[], help="more text to learn from")
     chosen = parser.parse_args(argv)
-    setup()
-    try:
+
+    def work() -> None:
         texts = [*world_texts(load_world(), chosen.size), *_prompts(chosen.prompts),
                  *_lines(chosen.texts)]
         log.info("%s: %d pieces", chosen.out, train(texts, chosen.out, chosen.pieces))
-    except OsumError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+
+    return cli.run("text_tokenizer", work)
 
 
 def single_pieces() -> tuple[str, ...]:
@@ -83,7 +86,6 @@ def train(texts: Iterable[str], out: Path, pieces: int = PIECES) -> int:
     if pieces < LEAST_PIECES:
         raise ConfigError(f"--pieces {pieces}: need {LEAST_PIECES} or more, one a byte and marks")
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -96,9 +98,17 @@ def train(texts: Iterable[str], out: Path, pieces: int = PIECES) -> int:
     tokenizer.add_special_tokens(
         [AddedToken(mark, special=True, normalized=False) for mark in MARKS])
     tokenizer.add_tokens(kept)
+    return save(tokenizer, out, MARKS[2], MARKS[0], model_max_length=LONGEST_TOKENS)
+
+
+def save(tokenizer: Any, out: Path, end: str, padding: str, **more: Any) -> int:
+    """Write a tokenizer of the tokenizers library, loadable by AutoTokenizer; returns its size."""
+    from transformers import PreTrainedTokenizerFast
+
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=MARKS[2], pad_token=MARKS[0],
-        clean_up_tokenization_spaces=False, model_max_length=LONGEST_TOKENS)
+        tokenizer_object=tokenizer, eos_token=end, pad_token=padding,
+        clean_up_tokenization_spaces=False, **more,
+    )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     fast.save_pretrained(str(out))
     config = out / "tokenizer_config.json"       # a class name that every version knows
@@ -126,4 +136,4 @@ def _lines(paths: Iterable[Path]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

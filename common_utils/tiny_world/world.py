@@ -117,7 +117,7 @@ def normalise(text: str) -> str:
 
 def is_test_pair(text: str) -> bool:
     """Whether a filling is kept for the test split: by its own hash, the same on every machine."""
-    return _fraction(text) < TEST_SHARE
+    return fraction(text) < TEST_SHARE
 
 
 class World:
@@ -311,7 +311,7 @@ def _fill(wording: str, filling: str | None, gender: str = "MALE") -> str:
     return with_articles(Template(wording).substitute(values))
 
 
-def _fraction(text: str) -> float:
+def fraction(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
     return int.from_bytes(sha256(text.encode()).digest()[:6], "big") / 2**48
 
@@ -321,6 +321,6 @@ def _held_out(every: Sequence[str], rank: int = 0) -> set[str]:
 
     rank: of a script among those that share the list, so that each holds out another part.
     """
-    ranked = sorted(every, key=_fraction)
+    ranked = sorted(every, key=fraction)
     count = max(1, round(TEST_SHARE * len(ranked)))
     return {ranked[(rank * count + step) % len(ranked)] for step in range(count)}

@@ -231,22 +231,11 @@ class MadeBatch:
     decoded: list[Outcome] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _ListDraft:
-    """A draft and the name of the list it is from."""
-
-    source: str
-    draft: Draft
-
-    def __len__(self) -> int:
-        return len(self.draft)
-
-
-def _by_task(drafts: list[_ListDraft]) -> list[list[_ListDraft]]:
+def _by_task(drafts: list[Draft]) -> list[list[Draft]]:
     """The drafts of each task together, in the order of the tasks' names."""
-    own: dict[str, list[_ListDraft]] = {}
+    own: dict[str, list[Draft]] = {}
     for one in drafts:
-        own.setdefault(one.draft.row.task, []).append(one)
+        own.setdefault(one.row.task, []).append(one)
     return [own[task] for task in sorted(own)]
 
 
@@ -293,7 +282,7 @@ class Windows:
                 place = Place(place.epoch, end)
             place = Place(place.epoch + 1)
 
-    def lay_out(self, window: Window) -> tuple[list[Rows[_ListDraft]], list[Outcome]]:
+    def lay_out(self, window: Window) -> tuple[list[Rows[Draft]], list[Outcome]]:
         """All batches of a window, nothing decoded yet, and what came of its utterances."""
         drafts, outcomes = self._drafts(window)
         rng = random.Random(f"{self.seed} {window.epoch} window {window.start} {self.rank}")
@@ -304,7 +293,7 @@ class Windows:
         if settings.by_task:
             rng.shuffle(batches)
         if settings.batch_frames:
-            batches = within_frames(batches, settings.batch_frames, lambda one: one.draft.frames)
+            batches = within_frames(batches, settings.batch_frames, lambda one: one.frames)
         return batches, outcomes
 
     def make(self, window: Window) -> Iterator[MadeBatch]:
@@ -332,23 +321,24 @@ class Windows:
             self._sampler = (epoch, sampler)
         return self._sampler[1]
 
-    def _drafts(self, window: Window) -> tuple[list[_ListDraft], list[Outcome]]:
+    def _drafts(self, window: Window) -> tuple[list[Draft], list[Outcome]]:
         """The rows of a window without their sound, and what came of each utterance."""
-        drafts: list[_ListDraft] = []
+        drafts: list[Draft] = []
         outcomes: list[Outcome] = []
         for visit in self.share(window.epoch, window.start, window.end):
             source = self.sources[visit.source]
             for number, utterance in enumerate(source.read(visit.unit)):
-                draft: Draft | Dropped = (
-                    utterance
-                    if isinstance(utterance, Dropped)
-                    else self.preparer.draft(utterance, self._rng(window.epoch, visit, number))
-                )
+                draft: Draft | Dropped
+                if isinstance(utterance, Dropped):
+                    draft = utterance
+                else:
+                    rng = self._rng(window.epoch, visit, number)
+                    draft = self.preparer.draft(utterance, rng, source.name)
                 if isinstance(draft, Dropped):
                     outcomes.append(Outcome(source.name, draft))
                 else:
                     outcomes.append(Outcome(source.name, None, draft.notes))
-                    drafts.append(_ListDraft(source.name, draft))
+                    drafts.append(draft)
         return drafts, outcomes
 
     def _rng(self, epoch: int, visit: Visit, number: int) -> random.Random:
@@ -356,7 +346,7 @@ class Windows:
         name = f"{self.seed} {epoch} {visit.source} {visit.repeat} {visit.unit} {number}"
         return random.Random(name)
 
-    def _finished(self, rows: Rows[_ListDraft]) -> tuple[list[list[Sequence]], list[Outcome]]:
+    def _finished(self, rows: Rows[Draft]) -> tuple[list[list[Sequence]], list[Outcome]]:
         """The rows of a batch with their sound; rows that lose all they hold are left out."""
         finished: list[list[Sequence]] = []
         outcomes: list[Outcome] = []
@@ -364,11 +354,10 @@ class Windows:
             whole: list[Sequence] = []
             for one in row:
                 notes: list[Noted] = []
-                sequence = self.preparer.finish(one.draft, notes)
-                if isinstance(sequence, Dropped):
-                    outcomes.append(Outcome(one.source, sequence, tuple(notes)))
-                else:
-                    outcomes.append(Outcome(one.source, None, tuple(notes)))
+                sequence = self.preparer.finish(one, notes)
+                dropped = sequence if isinstance(sequence, Dropped) else None
+                outcomes.append(Outcome(one.source, dropped, tuple(notes)))
+                if isinstance(sequence, Sequence):
                     whole.append(sequence)
             if whole:
                 finished.append(whole)

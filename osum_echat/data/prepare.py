@@ -231,6 +231,7 @@ class Draft:
     clips: tuple[PendingClip, ...]
     compose: Callable[[list[Clip]], Sequence]
     notes: tuple[Noted, ...] = ()
+    source: str = ""  # the list that it is from
 
     def __len__(self) -> int:
         return len(self.row)
@@ -262,8 +263,13 @@ class Preparer:
         draft = self.draft(utterance, rng)
         return draft if isinstance(draft, Dropped) else self.finish(draft)
 
-    def draft(self, utterance: Utterance, rng: random.Random) -> Draft | Dropped:
-        """The row without its sound, or why there is none. All chance is drawn here."""
+    def draft(
+        self, utterance: Utterance, rng: random.Random, source: str = ""
+    ) -> Draft | Dropped:
+        """The row without its sound, or why there is none. All chance is drawn here.
+
+        source: the name of its list.
+        """
         try:
             target = make_target(utterance, self.settings, self.template, rng)
             if isinstance(target, Dropped):
@@ -300,7 +306,7 @@ class Preparer:
             return Dropped("parts do not fit the task", str(error))
         pending = tuple(clip for clip in clips if isinstance(clip, PendingClip))
         notes = unknown_labels(utterance, target)
-        return self._too_long(row) or Draft(row, pending, composed, notes)
+        return self._too_long(row) or Draft(row, pending, composed, notes, source)
 
     def finish(self, draft: Draft, notes: list[Noted] | None = None) -> Sequence | Dropped:
         """The row with its sound decoded, or what is wrong with that; `notes` are added to."""

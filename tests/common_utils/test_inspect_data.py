@@ -7,7 +7,6 @@ import pytest
 import do_test_dataloader
 from common_utils import inspect_data
 from osum_echat.data.loader import ListSettings
-from osum_echat.errors import InputError
 from osum_echat.paths import TINY
 from tests.common_utils.reading import shards, write_noise, write_raw
 from tests.data.world import write_world
@@ -99,16 +98,6 @@ def test_pictures_are_drawn_for_each_list(tmp_path: Path, capsys):
         "raw_items.png", "shard_items.png", "combine_items.png"
     }  # fmt: skip
     assert all(one.read_bytes().startswith(PNG) for one in tmp_path.iterdir())
-
-
-def test_without_matplotlib_pictures_say_what_to_install(tmp_path: Path, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    raw = write_raw(tmp_path, [{"key": "a", "txt": "x", "task": "<TEXT2TEXT>"}])
-    with pytest.raises(InputError, match="pip install matplotlib"):
-        list(inspect_data.report({"a": ListSettings(str(raw))}, tmp_path / "out"))
 
 
 @pytest.mark.parametrize(

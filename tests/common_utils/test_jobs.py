@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from common_utils.jobs import Job, Made, Report, digest, in_order, pieces, records, run
+from common_utils.jobs import Job, Made, Report, in_order, pieces, records, run
 from osum_echat.data.sources import Dropped
 from osum_echat.errors import DataError, InputError
 from osum_echat.files import whole_file
@@ -109,17 +109,6 @@ def test_what_has_gone_since_is_made_again(tmp_path: Path):
     seen: list[int] = []
     job(tmp_path / "out", partial(failing, -1, seen), is_intact=lambda line: line != "4")
     assert seen == [2]
-
-
-def test_a_digest_changes_with_a_value_and_with_the_content_of_a_file(tmp_path: Path):
-    path = tmp_path / "a"
-    path.write_text("one")
-    first = digest(path, 1)
-    assert first == digest(path, 1) != digest(path, 2)
-    path.write_text("two")
-    assert first != digest(path, 1)
-    with pytest.raises(InputError, match="check the path"):
-        digest(tmp_path / "gone")
 
 
 def test_a_sound_that_is_there_now_is_made_after_all(tmp_path: Path):

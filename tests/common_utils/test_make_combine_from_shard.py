@@ -61,14 +61,6 @@ def test_a_tar_of_more_than_a_thousand_is_read_whole(tmp_path: Path):
     assert combine(tmp_path / "shard/shards_list.txt", tmp_path / "combine").written == 2_500
 
 
-def test_a_question_is_also_what_the_user_said(tmp_path: Path):
-    row = {"key": "a", "txt": "x", "task": "<TEXT2TEXT>", "extra": {"question": "why"}}
-    shards(write_raw(tmp_path, [row]), tmp_path / "shard")
-    combine(tmp_path / "shard/shard_000000000.tar", tmp_path / "combine")
-    (line,) = lines_of(tmp_path / "combine/data.list")
-    assert line["extra"] == {"question": "why", "q_txt": "why"}
-
-
 def test_a_damaged_tar_yields_what_is_sound(shard_list: Path, tmp_path: Path):
     tar = tmp_path / "shard/shard_000000000.tar"
     data = tar.read_bytes()

@@ -89,14 +89,6 @@ def test_samples_beyond_full_scale_are_clipped_not_wrapped():
     assert read.tolist() == [32_767, 32_767, -32_768, -32_768, 16_384, 1]
 
 
-@given(st.lists(st.integers(-32_768, 32_767), min_size=1, max_size=50))
-@settings(max_examples=30, deadline=None)
-def test_sixteen_bit_samples_stay_as_they_are(levels: list[int]):
-    samples = torch.tensor(levels, dtype=torch.float32) / 32_768
-    read, _ = soundfile.read(io.BytesIO(wav_bytes(samples)), dtype="int16")
-    assert read.tolist() == levels
-
-
 def test_members_have_the_original_names_order_and_contents(tmp_path: Path):
     for name in ("a.wav", "b.wav"):
         write_noise(tmp_path / name)
@@ -229,13 +221,3 @@ def test_any_words_come_back_from_any_form(tmp_path_factory, items, per_tar: int
     combine(folder / "shard/shards_list.txt", folder / "combine")
     for form in ("shard/shards_list.txt", "combine/combines_list.txt"):
         assert_equal(read_all(raw), read_all(folder / form))
-
-
-def test_a_float_sound_is_rounded_to_the_nearest_level(tmp_path: Path):
-    samples = np.random.default_rng(0).uniform(-0.99, 0.99, 1_000).astype(np.float32)
-    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
-    raw = write_raw(tmp_path, [{"key": "a", "wav": "a.wav", "txt": "x"}])
-    shards(raw, tmp_path / "out")
-    (found,) = read_all(tmp_path / "out/shards_list.txt")
-    stored = audio.load(found.user.audio).numpy()
-    assert np.abs(stored - samples).max() <= ROUNDING

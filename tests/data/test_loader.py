@@ -26,7 +26,7 @@ from osum_echat.data.loader import (
     open_sources,
 )
 from osum_echat.data.prepare import Preparer, PrepareSettings
-from osum_echat.errors import ConfigError, DataError
+from osum_echat.errors import DataError
 from osum_echat.sequence import Batch, Sequence
 from osum_echat.tasks import Prompts
 from tests.data.world import CODES, write_list, write_world
@@ -213,14 +213,6 @@ def test_workers_of_a_killed_parent_end(lists: dict[str, Path]) -> None:
     assert not any(Path(f"/proc/{one}").exists() for one in numbers)
 
 
-def test_a_list_of_weight_two_and_a_half_comes_two_or_three_times() -> None:
-    order = EpochSampler([(np.arange(11), 2.5), (np.arange(5), 0.0)], seed=1, epoch=0)
-    visits = order.visits(0, len(order))
-    counts = [sum(visit.unit == unit for visit in visits) for unit in range(10)]
-    assert {visit.source for visit in visits} == {0}
-    assert sorted(counts) == [2] * 5 + [3] * 5
-
-
 def test_drops_are_counted_by_list_and_reason(
     lists: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -338,16 +330,6 @@ def test_lists_without_a_usable_record_are_an_error(tmp_path: Path) -> None:
             next(source)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"lists": {}}, "at least one list"), ({"layout": "square"}, "'square' is not one of packed"),
-     ({"rows": 0}, "data.rows: 0")],
-)  # fmt: skip
-def test_wrong_settings_are_told(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        DataSettings(**{"lists": {"a": ListSettings("a.list")}, **changes})
-
-
 def test_batches_of_one_task_hold_every_utterance_once(lists: dict[str, Path]) -> None:
     batches = one_epoch(loader(lists, layout="bucketed", by_task=True, window=100))
     assert all(len({task for row in batch.tasks for task in row}) == 1 for batch in batches)
@@ -357,23 +339,8 @@ def test_batches_of_one_task_hold_every_utterance_once(lists: dict[str, Path]) -
     )
 
 
-def sequences(count: int = 50) -> list[Sequence]:
-    rng = random.Random(1)
-    sizes = [rng.randint(5, 60) for _ in range(count)]
-    return [
-        Sequence(str(number), "t2t", [0] * size, [True] * size, [], [], False)
-        for number, size in enumerate(sizes)
-    ]
-
-
 def tokens(rows: Rows[Sequence]) -> int:
     return len(rows) * max(sum(map(len, row)) for row in rows)
-
-
-def test_packed_rows_waste_little() -> None:
-    batches = LAYOUTS["packed"](sequences(250), 400, 4, random.Random(0))
-    used = sum(len(one) for rows in batches for row in rows for one in row)
-    assert used > 0.97 * sum(map(tokens, batches))
 
 
 @given(sizes=st.lists(st.integers(1, 90), max_size=60), limit=st.integers(1, 120),

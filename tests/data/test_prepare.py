@@ -23,15 +23,14 @@ from osum_echat.data.prepare import (
     Preparer,
     PrepareSettings,
     Target,
-    as_words,
     make_target,
 )
 from osum_echat.data.sources import Dropped, RawSource
-from osum_echat.errors import CheckpointError, ConfigError, InputError
+from osum_echat.errors import CheckpointError, InputError
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Sequence
 from osum_echat.tasks import Prompts
-from osum_echat.thinking import CHINESE, ENGLISH, TEMPLATES
+from osum_echat.thinking import CHINESE, ENGLISH
 from osum_echat.vocab import Pieces, Vocab
 from tests.data.world import CODES, write_world
 from tests.letters import letter_vocab
@@ -90,11 +89,6 @@ def test_both_kinds_of_thought_are_drawn(lists: dict[str, Path]) -> None:
         "<think>The user said: i lost my kite, age: <CHILD>, gender: <MALE>, emotion: <SAD>, "
         "sound event: <OTHER>, reply emotion: <SOFT><think end>Oh no.",
     }
-
-
-def test_without_a_thought_a_model_of_both_kinds_learns_labels(lists: dict[str, Path]) -> None:
-    plain = replace(first(lists, "s2t_think"), thought=None)
-    assert {answer(row)[:20] for row in rows_of(plain)} == {"<think>The user said"}
 
 
 def test_labels_alone_are_asked_for_with_their_own_prompt(lists: dict[str, Path]) -> None:
@@ -220,17 +214,6 @@ def test_a_record_short_of_something_is_dropped(utterance: Utterance, reason: st
     assert rows_of(utterance, 1)[0].reason == reason
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"thinking": "deep"}, "'deep' is not one of label, natural, both"),
-     ({"template": "latin"}, "latin"), ({"labels_only": 2.0}, "labels_only")],
-)  # fmt: skip
-def test_wrong_settings_are_told(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        settings(**changes)
-    assert set(TEMPLATES) == {"chinese", "english"}
-
-
 def test_stand_ins_can_be_spelt_by_the_first_merges_alone(tmp_path: Path) -> None:
     vocab = merges_vocab(tmp_path)
     pieces = Pieces(vocab.tokenizer, 1)
@@ -239,10 +222,6 @@ def test_stand_ins_can_be_spelt_by_the_first_merges_alone(tmp_path: Path) -> Non
     assert set(pieces.encode("abab")) == set(pieces.ids)
     with pytest.raises(CheckpointError, match="2 merges, need 9"):
         Pieces(vocab.tokenizer, 9)
-
-
-def test_labels_are_words_among_pieces_and_no_event_is_none(lists: dict[str, Path]) -> None:
-    assert as_words("<CHILD><OTHER><SAD>i am  sad") == " child sad i am sad"
 
 
 def test_a_wordless_clip_does_not_stand_in_by_its_reply(lists: dict[str, Path]) -> None:

@@ -9,23 +9,10 @@ import pytest
 
 from osum_echat.data import tar as tar_module
 from osum_echat.data.files import Files
-from osum_echat.data.manifest import OfKind, list_shards, open_source, read_manifest
-from osum_echat.data.sources import Dropped, RawSource, Shard
+from osum_echat.data.manifest import OfKind, open_source, read_manifest
+from osum_echat.data.sources import Dropped, RawSource
 from osum_echat.errors import ConfigError, DataError
 from tests.data.forms import plain, raw_rows, read_all, write_lines, write_shard
-from tests.data.world import write_world
-
-
-def test_any_line_can_be_read_again(tmp_path: Path) -> None:
-    source = RawSource("s2s", write_world(tmp_path)["s2s"])
-    assert len(source) == 8
-    keys = [next(iter(source.read(unit))).key for unit in (3, 0, 3)]
-    assert keys == ["u3", "u0", "u3"]
-
-
-def test_a_task_in_the_settings_overrides_the_tags(tmp_path: Path) -> None:
-    source = RawSource("s2s", write_world(tmp_path)["s2s"], task="<S2TCHAT>")
-    assert next(source.read(0)).task == "<S2TCHAT>"
 
 
 @pytest.mark.parametrize(
@@ -120,11 +107,6 @@ def test_every_form_of_list_gives_the_same_utterances(
     wanted, _ = read_all(open_source("a", str(folder / "s2s.list")))
     assert [plain(one) for one in kept] == [plain(one) for one in wanted]
     assert dropped == []
-
-
-def test_combine_tars_without_a_root_lie_beside_their_list(folder: Path) -> None:
-    place = listed(folder / "combines_list.txt", f"{folder}/part_0.list\n")
-    assert list_shards(place) == [Shard(str(folder / "part_0.tar"), str(folder / "part_0.list"))]
 
 
 @pytest.mark.parametrize("name", ["shards_list.txt", "data.list"])

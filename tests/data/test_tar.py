@@ -222,13 +222,6 @@ def test_marks_and_packed_tars_are_read(tmp_path: Path, form: Any) -> None:
     assert dropped == []
 
 
-def test_a_tar_that_no_one_here_unpacks_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "x.tar"
-    path.write_bytes(b"\x28\xb5\x2f\xfd" + bytes(100))
-    (dropped,) = read_all(TarSource("x", [Shard(str(path))]))[1]
-    assert "packed by zstd; unpack it" in dropped.detail
-
-
 @pytest.mark.parametrize("postfix", ["txt", "extra", "wav", "task"])
 def test_rot_under_a_kept_index_is_told(tmp_path: Path, postfix: str) -> None:
     tar = write_shard(tmp_path / "a.tar", raw_rows(tmp_path, "s2s", 3), tmp_path)

@@ -96,11 +96,6 @@ def test_an_answer_without_words_is_helped_with_its_labels():
     assert changed[0] == changed[7]
 
 
-def test_without_weight_nothing_changes_but_a_constant():
-    logits = torch.randn(8)
-    assert torch.allclose(rule(0, 1, weight=0.0)([], logits), logits.log_softmax(-1))
-
-
 def test_the_first_word_may_be_spelt_with_a_space_before_it():
     spelt = SAME.clone()
     spelt[3] = 0                                         # 3 is 0 with a space

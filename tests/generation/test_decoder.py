@@ -106,12 +106,6 @@ def test_a_run_without_an_end_stops_at_its_limit(monkeypatch, ids, limits, count
     assert len(tokens) == count and stopped_by == "limit"
 
 
-def test_an_answer_that_ends_on_the_limit_has_ended(monkeypatch):
-    model = network()
-    scripted(model, monkeypatch, [3, END])
-    assert run(model, "t2t", limits=Limits(2, 2))[1] == "end"
-
-
 def test_an_interrupt_stops_before_the_next_step():
     asked = []
 
@@ -138,18 +132,6 @@ def test_two_runs_may_take_turns():
     one, two = (started(model, name, answer_to(name)) for name in ("t2t", "tts"))
     turns = [(next(one, None), next(two, None)) for _ in range(60)]
     assert [a for a, _ in turns if a] == alone[0] and [b for _, b in turns if b] == alone[1]
-
-
-@pytest.mark.parametrize(("name", "options"), [
-    ("s2s", {"sampling": Sampling(temperature=2.0)}),
-    ("tts", {"sampling": GREEDY, "speech_sampling": Sampling(temperature=9.0)}),
-])  # fmt: skip
-def test_a_seed_decides_a_run_that_is_sampled_in_any_phase(name: str, options: dict):
-    one, two, same = (
-        run(network(1), name, generator=torch.Generator().manual_seed(seed), **options)[0]
-        for seed in (1, 2, 1)
-    )
-    assert one == same != two
 
 
 def test_each_phase_has_its_own_sampling_and_rules(monkeypatch):
@@ -219,19 +201,6 @@ def test_a_row_that_fills_the_models_positions_has_met_its_limit(monkeypatch):
     monkeypatch.setattr(model.llm.config, "max_position_embeddings", len(prompt) - 1)
     with pytest.raises(InputError, match="give shorter audio"):
         run(model, "tts")
-
-
-def test_the_penalty_counts_every_id_of_its_phase_once():
-    seen = []
-
-    class Watch(Sampling):
-        def penalise(self, ids, logits):
-            seen.append(sorted(ids.tolist()))
-            return logits
-
-    tokens, _ = run(network(1), "t2t", sampling=Watch(greedy=True, repetition_penalty=1.2))
-    ids = [token.id for token in tokens]
-    assert seen == [sorted(set(ids[:count])) for count in range(1, len(ids))]
 
 
 def test_a_clip_that_was_heard_of_late_is_not_heard_again(monkeypatch: pytest.MonkeyPatch):

@@ -106,11 +106,6 @@ def test_a_text_is_spoken_and_its_style_tag_is_not(echat):
     assert reply.wave is not None and reply.audio_in_s is None
 
 
-def test_without_speech_the_text_comes_alone(echat, question_wav):
-    reply = echat.reply(question_wav, task="s2s", speak=False)
-    assert reply.wave is None and reply.speech_tokens == () and reply.audio_out_s is None
-
-
 def test_a_label_thought_is_taken_apart(echat, question_wav, scripted):
     rows = scripted(THOUGHT.removeprefix("<think>The user said:") + "I am so sorry, little one.")
     reply = echat.reply(question_wav, task="s2s_think", thinking="label")
@@ -146,13 +141,6 @@ def test_labels_without_a_prompt_of_their_own_are_picked_from_the_full_answer(
     assert reply.labels == Labels(age="CHILD", emotion="SAD")
 
 
-def test_a_prompt_of_the_users_own_is_asked(echat, question_wav, scripted):
-    rows = scripted("i lost my kite<SAD>")
-    reply = echat.reply(question_wav, task="<TRANSCRIBE> <EMOTION>", prompt="What do you hear?")
-    assert "What do you hear?" in opened(echat, rows[0])
-    assert reply.labels == Labels(emotion="SAD")
-
-
 def test_hearing_again_asks_for_the_words(echat, question_wav, scripted):
     rows = scripted("hello there")
     reply = echat.reply(question_wav, task="s2t", hear=True)
@@ -176,11 +164,6 @@ def test_the_models_own_sampling_is_used_and_greedy_overrides_it(echat, question
     assert answer.speech.sampling.top_k == 20
 
 
-def test_a_reply_shows_no_samples_when_printed(echat):
-    reply = echat.reply("Hello.", task="tts")
-    assert isinstance(reply, Reply) and "tensor" not in repr(reply)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -196,11 +179,6 @@ def test_a_reply_shows_no_samples_when_printed(echat):
 def test_what_does_not_fit_together_is_told(echat, question_wav, options, message):
     with pytest.raises((InputError, ConfigError), match=message):
         echat.reply(question_wav, **options)
-
-
-def test_an_empty_text_is_refused(echat):
-    with pytest.raises(InputError, match="t2t reads: give it a text that is not empty"):
-        echat.reply("  ", task="t2t")
 
 
 def test_a_silent_load_cannot_speak(model_directory, question_wav):

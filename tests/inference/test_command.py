@@ -62,23 +62,12 @@ def test_json_is_one_object_with_the_promised_keys(run, question_wav, tmp_path):
     assert reply["audio_in_s"] == 1.0 and reply["n_speech_tokens"] > 0
 
 
-def test_a_task_that_does_not_speak_writes_no_wav(run, question_wav, tmp_path):
-    out = tmp_path / "reply.wav"
-    code, text, _ = run("--task", "asr", "--wav", question_wav, "--out", out, "--json")
-    assert code == 0 and json.loads(text)["wav"] is None and not out.exists()
-
-
 def test_people_get_a_table(run, tmp_path):
     out = tmp_path / "spoken.wav"
     code, text, _ = run("--task", "tts", "--text", "<CALM>Hello there.", "--out", out)
     lines = [line for line in text.strip().splitlines() if not line.startswith(" ")]
     rows = dict(line.split(maxsplit=1) for line in lines)
     assert code == 0 and rows["reply"] == "Hello there." and rows["speech"].startswith(str(out))
-
-
-def test_a_tag_from_a_data_list_is_a_task(run, question_wav):
-    code, text, _ = run("--task", "<TRANSCRIBE> <AGE> <GENDER>", "--wav", question_wav, "--json")
-    assert code == 0 and json.loads(text)["task"] == "<TRANSCRIBE> <AGE> <GENDER>"
 
 
 def test_without_options_every_task_runs_once(run, question_wav, tmp_path, monkeypatch):
@@ -199,12 +188,6 @@ def test_a_wav_that_cannot_be_heard_is_one_line(run, tmp_path, name, message):
 )
 def test_an_option_that_cannot_be_used_is_one_line(run, options, message):
     assert message in refused(run(*options))
-
-
-def test_an_unknown_device_is_one_line(model_directory, capsys):
-    options = ["--task", "t2t", "--text", "Hi.", "--model", str(model_directory)]
-    code = infer_runtime.main([*options, "--device", "tpu"])
-    assert "device 'tpu': choose one of" in refused((code, *capsys.readouterr()))
 
 
 @pytest.mark.parametrize(

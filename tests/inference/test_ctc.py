@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from osum_echat.generation.ctc_prefix import CtcPrefixScorer, label_ids, spoken_ids
+from osum_echat.generation.ctc_prefix import CtcPrefixScorer, spoken_ids
 from osum_echat.inference import assistant as answering
 from osum_echat.inference import request
 from osum_echat.inference.assistant import EChat
@@ -47,12 +47,6 @@ def test_words_are_ids_of_letters_and_digits(assistant):
         assert not words[assistant.vocab.encode(mark)[0]]
 
 
-def test_labels_are_the_marks_of_voices(assistant):
-    labels = label_ids(assistant.vocab)
-    assert labels[assistant.vocab.encode("<CHILD>")[0]]
-    assert not labels[assistant.vocab.encode("<CALM>")[0]]
-
-
 @pytest.mark.parametrize(
     ("options", "begins"),
     [
@@ -73,10 +67,6 @@ def test_what_writes_words_or_labels_reads_along(assistant, options, begins):
 @pytest.mark.parametrize("options", [{"task": "s2t"}, {"task": "s2t_think", "thinking": "natural"}])
 def test_other_answers_are_the_llms_alone(assistant, options):
     assert added(assistant, 0.7, **options) == []
-
-
-def test_without_a_weight_nothing_reads_along(assistant):
-    assert added(assistant, 0.0, task="asr") == []
 
 
 def sound(samples: np.ndarray) -> bytes:

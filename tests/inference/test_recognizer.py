@@ -51,10 +51,6 @@ def test_the_llm_decides_between_texts_that_the_steps_like_alike():
     assert sorted(heard) == ["a", "b"]
 
 
-def test_silence_has_no_words():
-    assert words(network(), VOCAB, spelled(*[], classes=9).new_zeros(0, 9), Weights()) == ""
-
-
 def test_a_model_without_classes_of_its_own_is_refused():
     with pytest.raises(ConfigError, match=r"missing in model\.yaml"):
         recognize(network(), VOCAB, torch.zeros(40, SETTINGS.encoder.mels))

@@ -10,7 +10,6 @@ from osum_echat.inference.reply import Heard, LabelsFound, TextPiece, ThoughtPie
 from osum_echat.inference.reply_parser import (
     Detokenizer,
     DialogueParser,
-    GivenText,
     UnderstandingParser,
 )
 from osum_echat.records import Labels, canonical_label
@@ -159,19 +158,6 @@ def test_things_are_told_in_the_order_in_which_they_are_known():
     assert told[kinds.index(Heard)][1] == Heard("i lost my kite")
     assert set(kinds[first_text:]) == {TextPiece}
     assert len(kinds) - first_text == len("Oh dear.") - 1  # a space waits for what follows it
-
-
-def test_a_label_in_a_thought_does_not_hold_it_up():
-    parser = DialogueParser(ENGLISH)
-    assert joined(parser.push("<think>a <CHILD> cries"), ThoughtPiece) == "a <CHILD> cries"
-    assert joined(parser.push(" <t"), ThoughtPiece) == ""
-    assert joined(parser.push("ea"), ThoughtPiece) == " <tea"
-
-
-def test_given_words_are_told_before_they_are_spoken():
-    parser = GivenText("<SOFT>I am sorry.")
-    assert parser.push("") == [TextPiece("I am sorry.")]
-    assert parser.push("") == parser.finish() == [] and parser.text == "I am sorry."
 
 
 @pytest.mark.parametrize("text", ["naïve 你好 😀!", "", "plain", "\ufffd kept \ufffd"])

@@ -63,13 +63,6 @@ def test_a_sequence_with_holes_is_kept_whole(way):
     assert torch.allclose(found[:, [0, 1, 3]], dense, atol=1e-5)
 
 
-def test_segments_are_counted_row_by_row():
-    found = attention.segments_of(torch.tensor([[0, 0, 0, 1], [0, 1, -1, -1]]))
-    assert found is not None and found.lengths == ((3, 1), (1, 1)) and found.padding == (0, 2)
-    assert attention.segments_of(torch.tensor([[0, 1, 0]])) is None
-    assert attention.segments_of(torch.tensor([[-1, 0, 1]])) is None
-
-
 @pytest.mark.parametrize("name", ["auto", *HERE])
 def test_a_step_is_the_same_in_every_way(name):
     batch = collate(ROWS, VOCAB)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from osum_echat import EChat
-from osum_echat.errors import CheckpointError, ConfigError
+from osum_echat.errors import CheckpointError
 from osum_echat.models import checkpoint, pretrained
 from osum_echat.models.echat import EChatModel
-from osum_echat.models.lora import DOWN, LoraSettings
+from osum_echat.models.lora import LoraSettings
 from osum_echat.paths import PUBLISHED_SETTINGS
 from osum_echat.sequence import collate
 from tests.tiny_network import SETTINGS, VOCAB, network, row
@@ -171,15 +171,6 @@ def test_what_does_not_fit_is_one_clear_error(good: Path, change, message: str):
     assert str(good) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_tied_table_of_nothing_but_nan_is_told_once(saved: Path):
-    path = saved / checkpoint.WEIGHTS_FILE
-    stored = load_file(path)
-    stored[TABLE][:] = torch.nan
-    save_file({name: one.clone() for name, one in stored.items()}, path)
-    with pytest.raises(CheckpointError, match="1 weights are not finite"):
-        checkpoint.load(saved)
-
-
 @pytest.mark.parametrize("name", [checkpoint.WEIGHTS_FILE, checkpoint.SETTINGS_FILE])
 def test_a_missing_file_is_named(saved: Path, name: str):
     (saved / name).unlink()
@@ -253,20 +244,6 @@ def test_an_llm_alone_is_no_model_and_the_error_says_what_it_is_good_for(saved: 
         pretrained.find(saved)
 
 
-def test_a_deepspeed_directory_is_a_source(good: Path):
-    """As upstream's training leaves it: states in a step's folder, settings above."""
-    run = good.parent / "run"
-    folder = run / "step_9"
-    folder.mkdir(parents=True)
-    raw = torch.load(good, weights_only=True)
-    torch.save({"module": raw, "buffer_names": []}, folder / "mp_rank_00_model_states.pt")
-    (run / "latest").write_text("step_9")
-    checkpoint.write_settings(run, SETTINGS)
-    for place in (run, folder):
-        assert pretrained.find(place).settings == run / "model.yaml"
-        assert same(checkpoint.load(place), network())
-
-
 def test_the_folders_of_a_training_are_resolved(tmp_path: Path):
     out, step = tmp_path / "out", tmp_path / "out" / "checkpoints" / "step_2"
     step.mkdir(parents=True)
@@ -306,13 +283,6 @@ def test_the_tokenizer_is_looked_for_beside_and_where_the_settings_say(good: Pat
         assert found.tokenizer() == good.parent / place
 
 
-def test_a_file_with_lora_has_upstreams_names(with_lora: Path):
-    stored = set(torch.load(with_lora, weights_only=True))
-    layer = "llama_model.base_model.model.model.layers.1.self_attn.q_proj"
-    assert {f"{layer}.base_layer.weight", f"{layer}.base_layer.bias", f"{layer}{DOWN}"} <= stored
-    assert {"llama_model.base_model.model.lm_head.weight", "embed_tokens.weight"} <= stored
-
-
 def test_merged_is_the_same_model_and_kept_goes_on(with_lora: Path, tmp_path: Path):
     merged = checkpoint.load(with_lora, WITH_LORA)
     assert merged.settings.lora is None and not any("lora" in name for name in merged.state_dict())
@@ -350,14 +320,3 @@ def test_lora_layers_that_do_not_fit_are_told(with_lora: Path, good: Path):
     resave(with_lora, lambda raw: {name: one for name, one in raw.items() if "lora_B" not in name})
     with pytest.raises(CheckpointError, match="lora_A without lora_B"):
         checkpoint.load(with_lora, WITH_LORA)
-
-
-def test_a_model_gets_lora_layers_once_and_only_in_the_blocks():
-    model = network()
-    model.add_lora(LoraSettings(rank=2))
-    assert model.settings.lora == LoraSettings(rank=2)
-    with pytest.raises(ConfigError, match="has LoRA layers"):
-        model.add_lora(LoraSettings(rank=2))
-    for targets in ((), ("q_proj", "lm_head")):
-        with pytest.raises(ConfigError, match="name layers of the blocks"):
-            LoraSettings(targets=targets)

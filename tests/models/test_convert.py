@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from osum_echat.models import checkpoint, pretrained
 from osum_echat.models import convert as converter
 from osum_echat.models.convert import EXTRAS_FILE, KeyReport, PhaseMask
 from tests.models.test_checkpoint import LORA, hidden, lora_network
-from tests.tiny_network import SETTINGS, VOCAB, network
+from tests.tiny_network import SETTINGS, network
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 PUBLISHED = GOLDENS / "model"
@@ -154,14 +153,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_the_stock_directory_tells_its_ids(exported: Path):
-    config, speech = (json.loads((exported / name).read_text())
-                      for name in ("config.json", "speech.json"))  # fmt: skip
-    rows = json.loads((PUBLISHED / "llm_config.json").read_text())["vocab_size"]
-    assert config["vocab_size"] == rows + speech["speech_codes"] + 3
-    assert speech["edge"] == rows + speech["speech_codes"] == config["eos_token_id"] - 2
-
-
 RUNS = {"t2t_0": (False, False), "tts_1": (True, True), "s2s_think_short": (True, False),
         "multiturn_2": (True, False)}  # fmt: skip
 
@@ -184,32 +175,6 @@ def test_stock_generation_with_one_processor_gives_upstreams_ids(exported: Path,
     assert ids[: record["n"]] == wanted
     if record["stopped_by"] == "criterion":
         assert ids[record["n"]] == mask.end == stock.config.eos_token_id
-
-
-def test_the_mask_is_read_from_the_directory(tmp_path: Path):
-    model = network()
-    settings = replace(model.settings, llm={**model.settings.llm, "eos_token_id": VOCAB.text_end})
-    checkpoint.save(tmp_path / "ours", model, settings)
-    convert(tmp_path / "ours", tmp_path / "hf", "hf")
-    mask = PhaseMask.from_directory(tmp_path / "hf", speaks=False)
-    assert torch.equal(mask.bias, model.speech_head.bias)
-    assert (mask.text_rows, mask.text_end) == (VOCAB.text_rows, VOCAB.text_end)
-    with pytest.raises(CheckpointError, match=r"speech\.json: cannot be read"):
-        PhaseMask.from_directory(tmp_path)
-
-
-def test_the_mask_opens_one_half_at_a_time():
-    mask = PhaseMask(10, torch.arange(5.0), text_end=7)
-    scores = torch.zeros(1, 17)
-
-    def opened(*ids: int) -> list[int]:
-        tokens = torch.tensor([ids], dtype=torch.long)
-        return torch.isfinite(mask(tokens, scores))[0].nonzero()[:, 0].tolist()
-
-    assert opened() == opened(3) == list(range(10))
-    assert opened(3, 7) == opened(7, 14, 11) == list(range(10, 15))
-    assert opened(7, 14, 11, 14) == [16]
-    assert mask(torch.tensor([[7]]), scores)[0, 10:15].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_the_door_tells_of_every_key_and_how_many(tmp_path: Path, capsys):

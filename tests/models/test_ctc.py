@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from osum_echat.errors import ConfigError, DataError
+from osum_echat.errors import DataError
 from osum_echat.models import checkpoint, ctc
 from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import EChatModel
@@ -75,8 +75,3 @@ def test_classes_of_the_ctc_are_the_first_pieces_and_a_row_for_each_label(tmp_pa
     again = checkpoint.load(tmp_path)
     assert again.settings.ctc == settings.ctc
     assert torch.equal(again.ctc_labels.weight, model.ctc_labels.weight)
-
-
-def test_classes_that_make_no_sense_are_refused():
-    with pytest.raises(ConfigError, match="each label once"):
-        CtcSettings(pieces=5, labels=("CHILD", "CHILD"))

@@ -2,19 +2,13 @@
 
 import pytest
 import torch
-from torch.nn import functional
 
-from osum_echat.errors import ConfigError
 from osum_echat.models.echat import LONGEST_FRAMES, MARGIN_FRAMES, windows
 from osum_echat.models.encoder import (
     Adapter,
     AdapterSettings,
     Encoder,
     EncoderSettings,
-    attend,
-    interleaved_sinusoid,
-    split_sinusoid,
-    valid_mask,
 )
 from osum_echat.models.encoder_cache import augmented
 from osum_echat.sequence import clip_steps, collate
@@ -49,12 +43,6 @@ def test_a_longer_neighbour_does_not_change_a_clip_of_even_length():
     assert torch.allclose(together[1, :6], alone[0], atol=1e-6)
 
 
-def test_keys_have_no_bias():
-    names = encoder().state_dict()
-    assert "encoders.0.self_attn.linear_q.bias" in names
-    assert "encoders.0.self_attn.linear_k.bias" not in names
-
-
 def adapter() -> Adapter:
     torch.manual_seed(1)
     return Adapter(AdapterSettings(heads=2, units=12, blocks=2), 8, 10).eval()
@@ -84,36 +72,6 @@ def test_the_convolutions_see_no_later_step():
     assert torch.equal(before[:, :4], after[:, :4]) and not torch.equal(before[:, 4:], after[:, 4:])
 
 
-def test_heads_that_do_not_divide_the_width_are_refused():
-    with pytest.raises(ConfigError, match=r"encoder\.heads 3"):
-        EncoderSettings(width=8, heads=3)
-    with pytest.raises(ConfigError, match=r"adapter\.heads 3"):
-        Adapter(AdapterSettings(heads=3), 8, 10)
-
-
-def test_no_mask_is_made_when_nothing_is_padded():
-    assert valid_mask(torch.tensor([4, 4]), 4) is None
-    mask = valid_mask(torch.tensor([4, 2]), 4)
-    assert mask is not None and mask[:, 0, 0].tolist() == [[True] * 4, [True, True, False, False]]
-
-
-def test_attention_that_trains_in_bf16_is_the_fused_one():
-    torch.manual_seed(0)
-    parts = [torch.randn(2, 2, 6, 8, dtype=torch.bfloat16) for _ in range(3)]
-    valid = valid_mask(torch.tensor([6, 3]), 6)
-    fused = functional.scaled_dot_product_attention(*parts, attn_mask=valid)
-    plain = attend(parts[0].requires_grad_(), parts[1], parts[2], valid)
-    assert torch.allclose(plain, fused, atol=0.02)
-
-
-def test_the_tables_hold_the_same_sines_in_different_places():
-    split, interleaved = split_sinusoid(50, 8), interleaved_sinusoid(50, 8)
-    assert torch.equal(split[0], torch.tensor([0.0] * 4 + [1.0] * 4))
-    assert torch.equal(interleaved[0], torch.tensor([0.0, 1.0] * 4))
-    assert torch.allclose(split[:, 0], interleaved[:, 0])  # rate 1
-    assert torch.allclose(split[7, 3], torch.sin(torch.tensor(7 / 10_000)))
-
-
 @pytest.mark.parametrize("frames", [1, 40, 3000, 3001, 3007, 5400, 5800, 12345, 60000])
 def test_the_kept_steps_are_those_of_the_whole_clip(frames: int):
     kept = []
@@ -130,10 +88,6 @@ def test_what_is_kept_has_a_margin_on_both_sides():
         assert window.kept.start * 8 >= MARGIN_FRAMES
     for window in cut[:-1]:
         assert (window.end - window.start) - window.kept.stop * 8 >= MARGIN_FRAMES
-
-
-def test_a_clip_of_thirty_seconds_is_heard_at_once():
-    assert [(window.start, window.end) for window in windows(3000)] == [(0, 3000)]
 
 
 @torch.inference_mode()

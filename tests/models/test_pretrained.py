@@ -225,13 +225,6 @@ def test_a_name_that_is_none_is_refused(place: str):
         pretrained.find(place)
 
 
-def test_of_a_whole_repository_only_the_named_files_are_fetched(serve, tmp_path: Path):
-    served = serve({"flow.pt": b"1", "hift.pt": b"2", "llm.pt": b"3", "cosyvoice.yaml": b"a: 1"})
-    place = pretrained.fetch(f"hub:{REPO}", tmp_path / "cache", ("flow.pt", "hift.pt", "voice.pt"))
-    assert {path.name for path in place.iterdir()} == {"flow.pt", "hift.pt", "cosyvoice.yaml"}
-    assert not any("llm.pt" in asked for asked in served.asked)
-
-
 SIZES = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 64,
@@ -278,24 +271,6 @@ def test_a_stock_llm_computes_the_same_inside(tmp_path: Path, kind: str, tied: b
         own = again.state_dict()
         assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
         assert (again.llm.lm_head.weight is again.llm.model.embed_tokens.weight) == tied
-
-
-def test_an_llm_of_other_sizes_is_one_error_with_both_shapes(tmp_path: Path):
-    stock_llm("qwen2", True, tmp_path)
-    sizes = {**SIZES, "intermediate_size": 20, "num_hidden_layers": 3}
-    model = EChatModel(replace(SETTINGS, llm=sizes))
-    with pytest.raises(CheckpointError) as caught:
-        start_llm(model, tmp_path)
-    assert "missing: llm.model.layers.2.self_attn.q_proj.weight [16, 16]" in str(caught.value)
-    assert "up_proj.weight [24, 16] there, [20, 16] by the settings" in str(caught.value)
-
-
-def test_an_llm_of_another_kind_or_none_is_refused(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"config\.json: .*put the config\.json"):
-        llm_settings(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({**LLM, "model_type": "llama"}))
-    with pytest.raises(Exception, match="'llama': only qwen2, qwen3"):
-        replace(SETTINGS, llm=llm_settings(tmp_path))
 
 
 def test_encoder_and_adapter_come_from_another_model_and_nothing_else(tmp_path: Path):

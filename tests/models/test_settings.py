@@ -40,18 +40,6 @@ def test_what_is_saved_is_read(saved: Path):
     assert read_settings(saved) == SETTINGS
 
 
-def test_lora_settings_are_kept(tmp_path: Path):
-    lora = LoraSettings(4, 8, 0.0, ("q_proj",))
-    settings = EChatSettings(SETTINGS.encoder, SETTINGS.adapter, SETTINGS.llm, 64, lora)
-    checkpoint.write_settings(tmp_path, settings)
-    assert read_settings(tmp_path) == settings
-
-
-def test_a_float_that_yaml_reads_as_text_is_a_float(saved: Path):
-    change(saved / "model.yaml", llm={**SETTINGS.llm, "rms_norm_eps": "1e-06"})
-    assert read_settings(saved).llm["rms_norm_eps"] == 1e-6
-
-
 def test_upstreams_settings_are_read(upstream: Path):
     settings = read_settings(upstream)
     assert settings.encoder == SETTINGS.encoder and settings.speech_codes == 64

@@ -9,10 +9,8 @@ import pytest
 
 from common_utils.small_model import chats, dialogues, manner, thinker_lists
 from common_utils.small_model.reply_filters import (
-    copied_share,
     ends_properly,
     is_fit,
-    repeats,
     wrong_labels,
 )
 from common_utils.small_model.texts import CHITCHAT_FILE
@@ -60,12 +58,6 @@ class Longest:
         return [float(len(reply)) for reply in replies]
 
 
-def test_half_of_the_content_words_may_be_copied_and_no_more():
-    assert copied_share("my dog ran", "Your dog will find home.") == 0.5
-    assert not is_fit("my dog ran away", "The dog ran away from you again.", WOMAN)
-    assert copied_share("how are you", "I am fine.") == 0.0
-
-
 @pytest.mark.parametrize(
     "reply, wrong",
     [
@@ -79,11 +71,6 @@ def test_half_of_the_content_words_may_be_copied_and_no_more():
 )
 def test_labels_that_the_voice_does_not_have_are_found(reply, wrong):
     assert wrong_labels(reply, WOMAN) == wrong
-
-
-def test_ends_and_repeats_are_seen():
-    assert ends_properly("Well done!") and not ends_properly("Well done and")
-    assert repeats("I am glad to hear, I am glad to hear it.") and not repeats("So so good.")
 
 
 def test_acts_are_found_by_what_is_said_of_them():
@@ -102,10 +89,6 @@ def test_acts_are_found_by_what_is_said_of_them():
 def test_a_message_is_about_what_it_names_first_but_for_general_and_strong_words(text, name, word):
     found = topic_of(text)
     assert found and (found.topic.name, found.word) == (name, word)
-
-
-def test_no_topic_is_none():
-    assert topic_of("she was so lit") is None
 
 
 def test_every_written_reply_is_a_sentence_of_fitting_length():

@@ -10,12 +10,11 @@ from common_utils.tiny_world.lists import (
     HISTORY_TAG,
     Maker,
     Row,
-    understanding_text,
     write_lists,
 )
 from common_utils.tiny_world.text_tokenizer import single_pieces, train
 from common_utils.tiny_world.world import World, load_world, normalise
-from osum_echat.errors import ConfigError, DataError
+from osum_echat.errors import DataError
 from osum_echat.records import Utterance
 from osum_echat.tasks import task_for
 from osum_echat.thinking import read_labels
@@ -68,14 +67,6 @@ def test_each_list_is_read_as_its_task(folder: Path, name: str, tasks: set[str])
         assert not task.hears or utterance.user.audio is not None
         assert not task.thinks or (utterance.thought or "").startswith("I hear a")
         assert (utterance.prompt is not None) == (task.name == "t2t")
-
-
-def test_understanding_answers_hold_words_and_labels_in_the_order_asked() -> None:
-    turn = {"user_text": "I lost my kite!", "labels": {
-        "age": "CHILD", "gender": "MALE", "emotion": "SAD", "event": "COUGH"}}
-    assert understanding_text("<TRANSCRIBE> <AGE> <GENDER>", turn) == "i lost my kite<CHILD><MALE>"
-    assert understanding_text(FULL_TAG, turn) == "i lost my kite<COUGH><CHILD><MALE><SAD>"
-    assert understanding_text("<EMOTION>", turn) == "<SAD>"
 
 
 def test_labels_of_understanding_rows_are_read_back(folder: Path) -> None:
@@ -149,19 +140,3 @@ def test_marks_and_labels_are_single_pieces(vocab: Vocab) -> None:
     for piece in (*single_pieces(), "<|im_start|>", "<|im_end|>", "<|endoftext|>"):
         assert len(vocab.encode(piece)) == 1, piece
     assert vocab.unknown_label is not None
-
-
-@pytest.mark.parametrize("text", [
-    "<think>I hear a sad boy.<think end>I see, my friend.", "i lost my kite<CHILD><MALE>",
-    "emotion: <&&>, age: <OLD>", "Zürich 中文 17"])
-def test_any_text_comes_back_from_its_pieces(vocab: Vocab, text: str) -> None:
-    assert vocab.decode(vocab.encode(text)) == text
-
-
-def test_a_taught_word_is_one_piece(vocab: Vocab) -> None:
-    assert len(vocab.encode(" kite")) == 1
-
-
-def test_too_few_pieces_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--pieces 10"):
-        train(["a"], tmp_path, pieces=10)

@@ -1,11 +1,15 @@
-"""Claims about the reply voice that need no voice model."""
+"""Claims about the reply voice that need no voice model, and about which sentences it speaks."""
+
+import json
+from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 
 pytest.importorskip("soxr")
 
-from common_utils.tiny_world import reply_voice
+from common_utils.tiny_world import reply_set, reply_voice
 from common_utils.tiny_world.reply_voice import SAMPLE_RATE_HZ, STYLES, ReplyVoice
 from osum_echat.errors import InputError
 
@@ -31,12 +35,27 @@ def test_styles_differ_in_level_by_their_gains():
     assert 10 * np.log10(power(-8.0) / power(0.0)) == pytest.approx(-8, abs=0.1)
 
 
-def test_the_tables_say_what_each_style_is_like():
-    assert STYLES["SOFT"].length > 1 > STYLES["BRISK"].length
-    assert STYLES["CHEERFUL"].pitch > STYLES["CALM"].pitch > STYLES["SOFT"].pitch
-    assert STYLES["CHEERFUL"].gain_db > 0 > STYLES["SOFT"].gain_db
-
-
 def test_a_place_without_the_packages_is_named(tmp_path):
     with pytest.raises(InputError, match="holds no en_US-joe-medium"):
         ReplyVoice(tmp_path)
+
+
+def test_each_line_is_spoken_in_as_many_styles_as_asked(tmp_path: Path):
+    path = tmp_path / "lines.txt"
+    path.write_text("One.\n\n Two. \n", encoding="utf-8")
+    pairs = reply_set.read_pairs(path, len(STYLES), Random(1))
+    assert sorted(pairs) == sorted((line, style) for line in ("One.", "Two.") for style in STYLES)
+    drawn = reply_set.read_pairs(path, 1, Random(1))
+    assert [line for line, _ in drawn] == ["One.", "Two."]
+    assert {reply_set.read_pairs(path, 1, Random(seed))[0][1] for seed in range(40)} == set(STYLES)
+
+
+def test_of_a_corpus_it_is_what_users_say_each_once(tmp_path: Path):
+    rows = [
+        {"user_text": "Hello.", "turns": [{"user_text": "Before."}]},
+        {"user_text": "Hello.", "turns": []},
+    ]
+    path = tmp_path / "exchanges.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    lines = [line for line, _ in reply_set.read_pairs(path, 1, Random(1))]
+    assert lines == ["Before.", "Hello."]

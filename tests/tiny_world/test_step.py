@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from common_utils.tiny_world import step
 from common_utils.tiny_world.step import Book, Entry
 
@@ -62,21 +60,6 @@ def test_the_time_of_all_runs_is_added_up(tmp_path: Path) -> None:
 def test_a_step_that_makes_nothing_is_told(tmp_path: Path, capsys) -> None:
     assert call(tmp_path / "steps.json", "first", script(""), tmp_path / "made") == 2
     assert "made is not there" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("text", "words"), [
-    ("{", "not JSON"), ('{"a": {"secs": 3}}', "secs: no such setting"),
-])  # fmt: skip
-def test_a_broken_book_is_told(tmp_path: Path, capsys, text: str, words: str) -> None:
-    book = tmp_path / "steps.json"
-    book.write_text(text)
-    assert call(book, "first", script("")) == 2
-    assert words in capsys.readouterr().err
-
-
-def test_a_command_that_does_not_exist_is_told(tmp_path: Path, capsys) -> None:
-    assert call(tmp_path / "steps.json", "first", [str(tmp_path / "nothing")]) == 2
-    assert "cannot be run: No such file" in capsys.readouterr().err
 
 
 def test_a_signal_reaches_the_command_and_the_time_is_kept(tmp_path: Path) -> None:

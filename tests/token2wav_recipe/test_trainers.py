@@ -195,12 +195,6 @@ def test_there_is_a_unit_for_every_four_frames_begun(frames: int):
     assert found.shape == (1, -(-frames // 4))
 
 
-def test_the_codes_means_explain_what_they_follow():
-    codes, share = torch.tensor([0, 0, 1, 1]), train_tokenizer.explained_variance
-    assert share(torch.tensor([[1.0], [1.0], [5.0], [5.0]]), codes) == 1
-    assert share(torch.tensor([[1.0], [5.0], [1.0], [5.0]]), codes) == 0
-
-
 def test_the_projection_keeps_nothing_of_the_place_in_the_clip():
     torch.manual_seed(1)
     place = torch.randn(8)
