@@ -6,7 +6,7 @@ python -m common_utils.token2wav_recipe.train_vocoder CONFIG [key=value ...]
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,11 +25,9 @@ from common_utils.token2wav_recipe.runs import (
     read_list,
     run,
 )
-from common_utils.token2wav_recipe.train_flow import FLOW_FILE, SIZES_FILE, fit, speech_tokens
-from osum_echat import audio, logs, settings, weights
+from osum_echat import audio, logs, weights
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
-from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings, draw_noise
 from osum_echat.token2wav.streaming import whole_wave
 from osum_echat.token2wav.voice import HOP_SAMPLES, SAMPLE_RATE_HZ, mel_basis, prompt_mel
@@ -72,25 +70,19 @@ class VocoderTraining:
     precision: str = "auto"                 # auto | fp32 | bf16
     device: str = "auto"
     init: str | None = None                 # weights to start from
-    flow: str | None = None                 # folder of a flow: its mels of the rows' tokens too
-    flow_share: float = 0.6                 # of crops that see the flow's mel, not the true one
 
     def __post_init__(self) -> None:
-        if not 0 <= self.flow_share <= 1:
-            raise ConfigError(f"vocoder training: flow_share {self.flow_share}: need 0 to 1")
         if self.crop_frames * HOP_SAMPLES < max(RESOLUTIONS):
             raise ConfigError(f"vocoder training: crop_frames {self.crop_frames} is too short")
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """wave: (frames * 256,) half precision; mel: (80, frames); hertz: (frames,), 0 unvoiced;
-    made: as mel, what a flow makes of the row's speech tokens; None without one."""
+    """wave: (frames * 256,) half precision; mel: (80, frames); hertz: (frames,), 0 unvoiced."""
 
     wave: Tensor
     mel: Tensor
     hertz: Tensor
-    made: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +100,9 @@ def read(training: VocoderTraining) -> list[Recording]:
     random.Random(training.seed).shuffle(rows)
     kept = Path(training.output) / PITCH_FILE
     known = load_file(kept) if kept.is_file() else {}
-    flow = None if training.flow is None else load_flow(Path(training.flow))
     recordings, seconds = [], 0.0
-    for number, row in enumerate(logs.progress(rows, "reading")):
+    for row in logs.progress(rows, "reading"):
         recordings.append(_recording(row, known))
-        if flow is not None:
-            recordings[-1] = with_flow(recordings[-1], row, flow, training.seed + number)
         seconds += len(recordings[-1].wave) / SAMPLE_RATE_HZ
         if seconds > 60 * training.minutes:
             break
@@ -131,22 +120,6 @@ def _recording(row: VoiceRow, known: dict[str, Tensor]) -> Recording:
         known[row.key] = torch.from_numpy(hertz)
     wave = wave[: frames * HOP_SAMPLES]
     return Recording(wave.half(), prompt_mel(wave)[0].T, known[row.key])
-
-
-def load_flow(folder: Path) -> Flow:
-    """What train_flow left in a folder."""
-    path = folder / SIZES_FILE
-    raw = settings.read_mapping(path)
-    flow = Flow(settings.parse(FlowSettings, raw.get("flow"), str(path)))
-    weights.fill(flow, weights.read(folder / FLOW_FILE), str(folder / FLOW_FILE))
-    return flow.eval()
-
-
-def with_flow(recording: Recording, row: VoiceRow, flow: Flow, seed: int) -> Recording:
-    """The recording with the flow's mel of its speech tokens, frame by frame beside the true."""
-    tokens = torch.tensor([speech_tokens(row)])
-    made = flow.mel(tokens, generator=torch.Generator().manual_seed(seed))
-    return replace(recording, made=fit(made[0].T, recording.mel.shape[1]).T)
 
 
 class VocoderTrainer:
@@ -186,10 +159,7 @@ class VocoderTrainer:
             one = self.learnt[self.progress.draw(len(self.learnt))]
             start = self.progress.draw(len(one.hertz) - frames + 1)
             waves.append(one.wave[start * HOP_SAMPLES : (start + frames) * HOP_SAMPLES].float())
-            mel = one.mel
-            if one.made is not None and self.progress.draw(1000) < 1000 * self.training.flow_share:
-                mel = one.made
-            mels.append(mel[:, start : start + frames])
+            mels.append(one.mel[:, start : start + frames])
             pitches.append(one.hertz[start : start + frames])
         parts = (torch.stack(each).to(self.device) for each in (waves, mels, pitches))
         return Crops(*parts)

@@ -221,7 +221,7 @@ class AdapterSettings:
     dropout: float = 0.1
 
 
-class InputLayer(nn.Module):
+class AdapterInput(nn.Module):
     """Linear, norm, then the classic positions on scaled steps."""
 
     def __init__(self, width: int, dropout: float) -> None:
@@ -241,7 +241,7 @@ class AdapterTransformer(nn.Module):
 
     def __init__(self, settings: AdapterSettings, width: int) -> None:
         super().__init__()
-        self.embed = InputLayer(width, settings.dropout)
+        self.embed = AdapterInput(width, settings.dropout)
         self.encoders = nn.ModuleList(
             Block(
                 width,

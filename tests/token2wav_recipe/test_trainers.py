@@ -1,7 +1,6 @@
 """Claims about the small trainings of token to wav: they learn, resume exactly, refuse bad rows."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import soundfile
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from common_utils.token2wav_recipe import runs, train_flow, train_speaker, train_tokenizer
 from common_utils.token2wav_recipe import train_vocoder as vocoders
@@ -28,7 +27,6 @@ from osum_echat.models.encoder import EncoderSettings
 from osum_echat.settings import parse, read_mapping
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
 from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, prompt_mel
-from tests.token2wav.tiny_flow import FLOW, tiny_flow
 
 CONF = Path(__file__).parents[2] / "conf" / "tiny"
 RATE_HZ = 22_050
@@ -303,30 +301,3 @@ def test_a_resumed_vocoder_training_ends_where_an_unbroken_one_does(tmp_path: Pa
     raw = read_mapping(path.with_name("vocoder.yaml"))
     vocoder = NsfVocos(parse(NsfVocosSettings, raw[raw["vocoder"]], "vocoder.yaml"))
     weights.fill(vocoder, {name: part.float() for name, part in whole.items()}, str(path))
-
-
-def with_a_flow(folder: Path) -> str:
-    """The folder of a random flow, and tokens in the rows of the list."""
-    vocoder_training(folder, "none", 1)
-    rows = folder / "voices.list"
-    lines = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
-    for line in lines:
-        line["extra"] = {"speech_token": [1, 2, 3] * 6}
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    made = folder / "flow"
-    made.mkdir()
-    sizes = yaml.safe_dump({"flow": json.loads(json.dumps(asdict(FLOW)))})
-    (made / "flow.yaml").write_text(sizes, encoding="utf-8")
-    save_file(tiny_flow().state_dict(), made / "flow.safetensors")
-    return str(made)
-
-
-def test_with_a_flow_its_mels_are_learnt_from_beside_the_true_ones(tmp_path: Path):
-    flow = with_a_flow(tmp_path)
-    asked = vocoder_training(tmp_path, "out", 1, flow=flow, flow_share=1.0)
-    recordings = vocoders.read(asked)
-    assert all(one.made is not None and one.made.shape == one.mel.shape for one in recordings)
-    assert torch.equal(recordings[0].made, vocoders.read(asked)[0].made)
-    seen = vocoders.VocoderTrainer(asked, recordings).crops(16).mel[0]
-    stretches = (one.made.unfold(1, 16, 1).transpose(0, 1) for one in recordings)
-    assert any((each == seen).flatten(1).all(1).any() for each in stretches)
