@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.judge import JUDGE_RATE_HZ, Recogniser, word_errors, words
-from benchmarks.plain_estimator import velocity
 from osum_echat import audio, logs
 from osum_echat.errors import InputError
 from osum_echat.metrics import paired_interval
@@ -49,7 +48,6 @@ FIRST_TOKENS = 25               # one second
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 UPSTREAM_FLOW_S, UPSTREAM_VOCODER_S, UPSTREAM_FIRST_S = 49.7, 9.0, 20.3
 PRODUCT_SIDE, PRODUCTS = 1024, 8
-TURNS = 4                       # of the two estimators; the best of each counts
 Made = TypeVar("Made")
 
 
@@ -251,29 +249,11 @@ def voice_rows(
     ]  # fmt: skip
 
 
-def estimator_row(model: Token2Wav) -> tuple[str, str]:
-    """One call of the estimator, ours and the same network written plainly, taking turns."""
-    frames = frames_for(PROMPT_TOKENS, TOKENS_PER_S) + frames_for(FULL_TOKENS, TOKENS_PER_S)
-    estimator = model.flow.decoder.estimator
-    x, mu, known = torch.randn(3, 2, frames, MELS)
-    told = x, mu, torch.rand(2), torch.randn(2, MELS), known
-    costs: dict[str, list[float]] = {"ours": [], "plain": []}
-    for _ in range(TURNS):
-        costs["ours"].append(timed(lambda: estimator(*told))[0])
-        costs["plain"].append(timed(lambda: velocity(estimator, *told))[0])
-    ours, plain = (min(cost) for cost in costs.values())
-    return (
-        "estimator, one call, beside the same written plainly",
-        f"{ours:.2f} and {plain:.2f} CPU s ({ours / plain:.0%}), "
-        f"{product_rate(torch.float32):.0f} GFLOP/s",
-    )
-
-
 def full_rows(dtypes: Sequence[str], steps: Sequence[int]) -> list[tuple[str, str]]:
     """The second table. Beside each cost: the rate of the bare product just before."""
     model = full_model()
     ids = torch.randint(FlowSettings().codes, (FULL_TOKENS,)).tolist()
-    rows = [estimator_row(model)]
+    rows: list[tuple[str, str]] = []
     reference: Tensor | None = None
     runs = [(dtype, FlowSettings().steps, 1.0) for dtype in dtypes]
     runs += [("float32", count, spacing) for count in steps for spacing in (1.0, FEW_SPACING)]
