@@ -167,13 +167,13 @@ def test_gradients_that_are_not_finite_are_left_out_then_given_up(
 
 
 @pytest.mark.parametrize("broken", [
-    (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    (KeyboardInterrupt(), KeyboardInterrupt, None),
     (OSError(28, "No space left on device"), CheckpointError,
      r"No space left.*step_00000001 is as it was"),
 ])  # fmt: skip
 def test_a_stop_or_a_full_disk_during_saving_leaves_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    broken: tuple[BaseException, type[BaseException], str],
+    broken: tuple[BaseException, type[BaseException], str | None],
 ) -> None:  # fmt: skip
     error, told, message = broken
     path = write_experiment(tmp_path)
