@@ -69,6 +69,7 @@ test-all: .venv/dev.stamp lint
 CLIENTS := build/clients
 JS_CLIENT := $(if $(shell command -v npm),$(CLIENTS)/node.stamp)
 test-clients: .venv/dev.stamp $(CLIENTS)/agents.stamp $(CLIENTS)/pipecat.stamp $(CLIENTS)/livekit.stamp $(JS_CLIENT)
+	$(RUN) -m common_utils.tiny_world.assets --assets $(ASSETS) --only smart_turn espeak
 	$(RUN) -m tests.clients.run
 
 $(CLIENTS)/agents.stamp: WANTED = "openai[realtime]==3.57.0" openai-agents==0.24.0

@@ -4,6 +4,7 @@ python -m benchmarks.online [--model pretrained/tiny] [--turns 10] [--sessions 1
 
 Each session speaks the bundled questions in real time, with 300 ms of silence asked. First audio is
 counted from the end of the user's speech (VAD included) and from `speech_stopped` (ours alone).
+Beside it stand the same questions by HTTP, and what is no turn (benchmarks/online_turns.py).
 """
 
 import argparse
@@ -14,17 +15,26 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from common_utils.tiny_world.assets import AssetPaths
 from osum_echat import audio, cli, logs
 from osum_echat.errors import InputError
 from osum_echat.paths import HOUSE, TINY
-from osum_echat.serving.audio_formats import FORMATS, PCM_RATE_HZ, Resampler, Samples
+from osum_echat.serving.audio_formats import (
+    FORMATS,
+    PCM_RATE_HZ,
+    Resampler,
+    Samples,
+    encode_file,
+)
 
 PIECE_S = 0.02
 SILENCE_MS = 300
@@ -161,19 +171,31 @@ async def measure(port: int, sessions: int, turns: int) -> Measures:
     return found
 
 
-def start(model: str, port: int) -> subprocess.Popen[bytes]:
-    """The server, ready."""
+@contextmanager
+def serving(model: str, *options: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """The server, ready: its port and process. Raises InputError where it does not start, or ended
+    by itself."""
+    port = free_port()
     door = str(HOUSE / "infer_online.py")
-    command = [sys.executable, door, "--model", model, "--port", str(port)]
+    command = [sys.executable, door, "--model", model, "--port", str(port), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    give_up = time.monotonic() + START_S
-    while time.monotonic() < give_up and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return process
-        time.sleep(0.2)
-    process.kill()
-    raise InputError(f"the server did not start within {START_S:g} s")
+    try:
+        give_up = time.monotonic() + START_S
+        while not _answers(port):
+            if time.monotonic() > give_up or process.poll() is not None:
+                raise InputError(f"the server did not start within {START_S:g} s")
+            time.sleep(0.2)
+        yield port, process
+        if process.poll() is not None:
+            raise InputError(f"the server ended with code {process.returncode}")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_port() -> int:
@@ -186,20 +208,48 @@ def share(values: Sequence[float], percent: float) -> str:
     return f"{1000 * float(np.percentile(values, percent)):6.0f}" if values else "     -"
 
 
+def over_http(port: int, turns: int) -> list[float]:
+    """Seconds from the call to the first sound, the same questions one by one: nothing prepared."""
+    found, spoken = [], questions()
+    for turn in range(turns):
+        clip = encode_file(spoken[turn % len(spoken)], PCM_RATE_HZ, "wav")
+        sound = {"data": base64.b64encode(clip).decode(), "format": "wav"}
+        asked = {
+            "model": "any", "stream": True, "modalities": ["text", "audio"],
+            "audio": {"voice": "default", "format": "pcm16"},
+            "messages": [{"role": "user",
+                          "content": [{"type": "input_audio", "input_audio": sound}]}],
+        }  # fmt: skip
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(asked).encode(),
+            {"Content-Type": "application/json"},
+        )  # fmt: skip
+        begin, first = time.monotonic(), 0.0
+        with urllib.request.urlopen(request, timeout=TURN_S) as lines:
+            for line in lines:
+                first = first or (time.monotonic() - begin if b'"data": "' in line else 0.0)
+        found.append(first)
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
     parser = argparse.ArgumentParser(prog="benchmarks.online", description=__doc__)
-    parser.add_argument("--model", type=Path, default=TINY)
+    parser.add_argument("--model", default=str(TINY))
     parser.add_argument("--turns", type=int, default=10, help="of each session (default: 10)")
-    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 2, 4], help="at once")
+    parser.add_argument("--sessions", type=int, nargs="*", default=[1, 2, 4], help="at once")
+    parser.add_argument("--assets", type=Path, default=HOUSE / "build" / "assets", help="where "
+                        "make test-clients puts the turn model and espeak-ng")  # fmt: skip
     arguments = parser.parse_args(argv)
 
     def work() -> None:
-        port = free_port()
-        process = start(str(arguments.model), port)
-        logs.out("ms           from end of speech   from speech_stopped   barge-in   underrun")
-        logs.out("sessions  n       p50     p95          p50     p95       p50  p95      worst")
-        try:
+        from benchmarks import online_turns
+
+        turn_model = AssetPaths(arguments.assets).turn_model
+        options = ("--turn-model", str(turn_model)) if turn_model.is_file() else ()
+        with serving(arguments.model, *options) as (port, _):
+            logs.out("ms           from end of speech   from speech_stopped   barge-in   underrun")
+            logs.out("sessions  n       p50     p95          p50     p95       p50  p95      worst")
             for sessions in arguments.sessions:
                 one = asyncio.run(measure(port, sessions, arguments.turns))
                 worst = share(one.underruns, 100)
@@ -209,9 +259,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"{share(one.from_stopped, 95)}   {share(one.barge_in, 50)} "
                     f"{share(one.barge_in, 95)}     {worst}"
                 )
-        finally:
-            process.terminate()
-            process.wait()
+            called = over_http(port, arguments.turns)
+            logs.out(f"    http{len(called):4}   {share(called, 50)}  {share(called, 95)}       "
+                     "from the call, nothing prepared")  # fmt: skip
+            for line in asyncio.run(online_turns.table(port, arguments.assets)):
+                logs.out(line)
 
     return cli.run("benchmarks.online", work)
 

@@ -2,8 +2,7 @@
 
 python -m benchmarks.online_soak [--model pretrained/tiny] [--turns 10] [--sessions 4]
 
-Each session asks a question of its own, faster than real time. Then sounds that are no speech (hum,
-clicks, noise; coughs, sighs, laughs and sobs of the tiny world) are played to a session.
+Each session asks a question of its own, faster than real time.
 """
 
 import argparse
@@ -11,7 +10,6 @@ import asyncio
 import base64
 import json
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.online import free_port, start
-from common_utils.tiny_world import events
-from common_utils.tiny_world.voices import Voice
+from benchmarks.online import serving
 from osum_echat import audio, cli, logs
-from osum_echat.errors import InputError
 from osum_echat.paths import TINY
 from osum_echat.serving.audio_formats import FORMATS, PCM_RATE_HZ, Resampler, Samples
 
@@ -103,26 +98,6 @@ def memory_mb(process: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
-def sounds() -> list[Samples]:
-    """20 sounds that are no speech, 24 kHz."""
-    rng = np.random.default_rng(0)
-    at = np.arange(PCM_RATE_HZ, dtype=np.float32) / PCM_RATE_HZ
-    hums = [sum(0.1 * np.sin(2 * np.pi * hertz * part * at) for part in (1, 2, 3))
-            for hertz in (50, 60, 100, 120)]  # fmt: skip
-    clicks = [np.where(rng.random(len(at)) < share, 0.8, 0.0) for share in (0.0002, 0.001)]
-    noises = [rng.normal(0, level, len(at)) for level in (0.02, 0.1)]
-    made = [np.asarray(one, np.float32) for one in (*hums, *clicks, *noises)]
-    voices = [Voice("man", "espeak", "", "ADULT", "MALE", 115.0, 1.0),
-              Voice("woman", "espeak", "", "ADULT", "FEMALE", 205.0, 1.15),
-              Voice("child", "espeak", "", "CHILD", "MALE", 280.0, 1.3)]  # fmt: skip
-    for make in (events.cough, events.sigh, events.laugh, events.cry):
-        for voice in voices:
-            wave = np.asarray(make(voice, rng), np.float32)
-            wave = 0.5 * wave / max(float(np.abs(wave).max()), 1e-6)
-            made.append(Resampler(audio.SAMPLE_RATE_HZ, PCM_RATE_HZ).push(wave, last=True))
-    return made
-
-
 async def unruly(address: str, number: int, turns: int, found: Counter[str], done: Any) -> None:
     """One session's turns, over as many connections as it takes."""
     import websockets
@@ -142,28 +117,8 @@ async def unruly(address: str, number: int, turns: int, found: Counter[str], don
                 done()
 
 
-async def noise(address: str) -> int:
-    """How many of the sounds begin a turn."""
-    import websockets
-
-    begun = 0
-    for sound in sounds():
-        async with websockets.connect(address, max_size=None) as connection:
-            caller = Caller(connection, Counter(), "")
-            await caller.say(np.zeros(PCM_RATE_HZ // 2, np.float32))
-            await caller.say(sound)
-            end = time.monotonic() + PAUSE_S
-            while (left := end - time.monotonic()) > 0:
-                try:
-                    event = json.loads(await asyncio.wait_for(connection.recv(), left))
-                except TimeoutError:
-                    break
-                begun += event["type"] == "input_audio_buffer.speech_started"
-    return begun
-
-
 async def soak(port: int, process: int, sessions: int, turns: int) -> None:
-    """Both, and the table."""
+    """All sessions, and the table."""
     address, found, memory = f"ws://127.0.0.1:{port}/v1/realtime", Counter[str](), []
 
     def done() -> None:
@@ -175,7 +130,6 @@ async def soak(port: int, process: int, sessions: int, turns: int) -> None:
              + ", ".join(f"{name} {count}" for name, count in sorted(found.items())))  # fmt: skip
     logs.out(f"memory: {tenth:.0f} MB after a tenth, {half:.0f} MB after a half, "
              f"{memory[-1]:.0f} MB at the end")  # fmt: skip
-    logs.out(f"sounds that are no speech: {await noise(address)} of {len(sounds())} began a turn")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -187,15 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def work() -> None:
-        port = free_port()
-        process = start(str(arguments.model), port)
-        try:
+        with serving(str(arguments.model)) as (port, process):
             asyncio.run(soak(port, process.pid, arguments.sessions, arguments.turns))
-            if process.poll() is not None:
-                raise InputError(f"the server ended with code {process.returncode}")
-        finally:
-            process.terminate()
-            process.wait()
 
     return cli.run("benchmarks.online_soak", work)
 

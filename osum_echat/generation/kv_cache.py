@@ -87,7 +87,7 @@ class CachedLLM:
             return torch.cat((old, functional.pad(new, (0, 0, left, room - self.tokens))), dim=1)
 
         self.keys, self.values = joined(self.keys, one.keys), joined(self.values, one.values)
-        self.is_padded = True
+        self.is_padded = bool(self.padding.any())
         self._make_tables()
 
     def _prefill(self, prompts: Sequence[Tensor]) -> None:

@@ -382,7 +382,8 @@ class RealtimeSession:
         conversation = Conversation(self.service.limits)
         events = answer(self.service.assistant, conversation, items, settings.modality,
                         settings.thinking, words)  # fmt: skip
-        return Generation(events, conversation, self.service.pool)
+        own = settings.own_events
+        return Generation(events, conversation, self.service.pool, True, tells_thoughts=own)
 
     def _begin_response(
         self, items: list[Item], settings: SessionSettings, metadata: Mapping[str, Any] | None,

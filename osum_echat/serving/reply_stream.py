@@ -41,10 +41,13 @@ class Generation:
     """The events of a reply, made in a thread of the pool from the moment it is built."""
 
     def __init__(
-        self, events: Iterator["ReplyEvent"], conversation: Conversation, pool: Any
-    ) -> None:
-        """conversation: whose reply it is; pool: of threads."""
+        self, events: Iterator["ReplyEvent"], conversation: Conversation, pool: Any,
+        is_played: bool = False, tells_thoughts: bool = True,
+    ) -> None:  # fmt: skip
+        """conversation: whose reply it is; pool: of threads; is_played: as it is made, so not much
+        is made ahead; tells_thoughts: piece by piece, which wakes the loop at every token."""
         self._events, self._conversation = events, conversation
+        self._is_played, self._tells_thoughts = is_played, tells_thoughts
         self._loop = asyncio.get_running_loop()
         self.queue: asyncio.Queue[ReplyEvent | Exception | None] = asyncio.Queue()
         self._stopped, self._made_s, self._first_made = threading.Event(), 0.0, 0.0
@@ -63,17 +66,20 @@ class Generation:
         """Wait while enough sound is made."""
         from osum_echat.inference.reply import AudioPiece
 
-        if isinstance(event, AudioPiece):
+        if self._is_played and isinstance(event, AudioPiece):
             self._first_made = self._first_made or time.monotonic()
             self._made_s += len(event.samples) / event.sample_rate_hz
             self._stopped.wait(self._first_made + self._made_s - MADE_AHEAD_S - time.monotonic())
 
     def _run(self) -> None:
+        from osum_echat.inference.reply import ThoughtPiece
+
         try:
             for event in self._events:
                 if self._stopped.is_set():
                     break
-                self._put(event)
+                if self._tells_thoughts or not isinstance(event, ThoughtPiece):
+                    self._put(event)
                 self._rest(event)
         except OsumError as error:
             self._put(error)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.online import free_port, start
+from benchmarks.online import serving
+from common_utils.tiny_world.assets import AssetPaths
 from osum_echat import audio, logs
 from osum_echat.paths import HOUSE, TINY
 from osum_echat.serving.audio_formats import FORMATS, Resampler
@@ -89,17 +90,14 @@ def main() -> int:
     PLACE.mkdir(parents=True, exist_ok=True)
     write_questions()
     chosen = [one for one in CLIENTS if not sys.argv[1:] or one.name in sys.argv[1:]]
-    port = free_port()
-    server = start(str(TINY), port)
+    turn_model = AssetPaths(HOUSE / "build" / "assets").turn_model
+    options = ("--turn-model", str(turn_model)) if turn_model.is_file() else ()
     found: dict[str, dict[str, str] | None] = {}
-    try:
+    with serving(str(TINY), *options) as (port, _):
         for client in chosen:
             told = found[client.name] = drive(client, f"http://127.0.0.1:{port}")
             for step, text in (told or {}).items():
                 logs.out(f"{client.name}: {step}: {text}")
-    finally:
-        server.terminate()
-        server.wait()
     logs.out(f"{'':16}" + "".join(f"{step:>13}" for step in STEPS))
     for name, told in found.items():
         marks = ["-" if told is None else "ok" if step in told else "FAILED" for step in STEPS]

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 PATIENCE_MS = 120_000           # a reply on a busy CPU
 SPOKEN = TINY / "samples" / "question_2.wav"        # what the browser's microphone hears
 RECORDED_MS = 5_000             # a little longer than that
+LONGEST_REPLY_S = 3             # of a reply that was stopped; the whole one takes over 3 s
 DONE, CHAT = ".osum-done", ".osum-chat:visible"
 SOUND = f"{CHAT} .bot [aria-label=Audio].minimal-audio-player"
 COUNT_JS = """() => [...window.osum.sounds.values()].map(
@@ -206,6 +207,8 @@ def test_a_file_that_is_too_large_is_told_at_once(tab, tmp_path):
     soundfile.write(large, np.zeros(14_000_000), 48_000)
     page.set_input_files("#clip input[type=file]", str(large))
     page.wait_for_selector("text=maximum allowed size of 25")
+    assert page.locator("#clip button[aria-label=Clear]").count() == 0      # it was not taken
+    assert page.locator(".osum-reply").count() == 0
 
 
 def test_two_users_are_answered_at_once_each_with_their_own(tab):
@@ -230,6 +233,8 @@ def test_an_answer_can_be_stopped(tab):
     page.wait_for_selector(".osum-reply")
     page.click("#stop")
     page.wait_for_selector(".osum-stopped")
+    assert page.locator(".osum-reply").count() == page.locator(".osum-stopped").count() == 1
+    assert sum(count for _, count in samples_heard(page)) < 22_050 * LONGEST_REPLY_S
 
 
 def test_a_phone_reads_chinese_in_the_dark_without_scrolling_sideways(tab):
