@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from osum_echat.errors import InputError, OsumError
 from osum_echat.inference import reply as events
 from osum_echat.inference.reply import AudioPiece, Done, Event, Reply
-from osum_echat.serving.feedback import Feedback, wav_bytes
+from osum_echat.serving.audio_formats import encode_file
+from osum_echat.serving.feedback import Feedback
 from osum_echat.serving.session import (
     FIRST_TASK,
     HEARABLE,
@@ -114,7 +115,8 @@ class Answer:
         }
         if reply.wave is not None and reply.sample_rate_hz:
             path = folder / f"reply_{self.key}.wav"
-            path.write_bytes(wav_bytes(reply.wave, reply.sample_rate_hz))
+            wave = reply.wave.clamp(-1, 1).numpy()
+            path.write_bytes(encode_file(wave, reply.sample_rate_hz, "wav"))
             self.wav, self.mel = str(path), spectrogram(reply.wave, reply.sample_rate_hz)
 
 

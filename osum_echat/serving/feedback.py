@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from osum_echat.errors import InputError
 from osum_echat.records import LIST_KEYS
+from osum_echat.serving.audio_formats import encode_file
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from osum_echat.inference.reply import Reply
     from osum_echat.serving.session import Question
 
@@ -90,15 +89,5 @@ def _sound(reply: "Reply") -> tuple[bytes | None, str]:
     """The spoken reply as a wav file."""
     if reply.wave is None or reply.sample_rate_hz is None:
         return None, ".wav"
-    return wav_bytes(reply.wave, reply.sample_rate_hz), ".wav"
-
-
-def wav_bytes(wave: "Tensor", rate_hz: int) -> bytes:
-    """A wav file of (samples,), 16 bits a sample."""
-    import io
-
-    import soundfile
-
-    file = io.BytesIO()
-    soundfile.write(file, wave.clamp(-1, 1).numpy(), rate_hz, "PCM_16", format="WAV")
-    return file.getvalue()
+    wave = reply.wave.clamp(-1, 1).numpy()
+    return encode_file(wave, reply.sample_rate_hz, "wav"), ".wav"

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import ctypes
 import hmac
 import json
 import os
@@ -29,6 +30,7 @@ from osum_echat.serving.session import Limits
 MOST_EVENT_BYTES, MOST_UPLOAD_BYTES = 24 << 20, 26 << 20
 MOST_WAITING_EVENTS = 4096              # for a client that reads slowly
 IDLE_S = 600.0                          # without an event of the client
+M_ARENA_MAX, MOST_ARENAS = -8, 2        # of glibc's mallopt
 DRAIN_S = 10.0                          # that replies have to end after SIGTERM
 SECRET_S, LEAST_SECRET_S, MOST_SECRET_S, MOST_SECRETS = 600, 10, 7200, 1000
 INSECURE_KEY = "openai-insecure-api-key."       # how browsers hand a key over
@@ -102,6 +104,7 @@ def load(arguments: argparse.Namespace) -> Service:
     from osum_echat.inference.assistant import EChat
     from osum_echat.serving.turns import RATE_HZ, TurnModel, VoiceActivity
 
+    _spare_memory()
     assistant = EChat.load(arguments.model, **cli.loading(arguments))
     assistant.share()
     turn_model = None if arguments.turn_model is None else TurnModel(arguments.turn_model)
@@ -115,6 +118,12 @@ def load(arguments: argparse.Namespace) -> Service:
     noise = np.random.default_rng(0).normal(0, 0.1, RATE_HZ).astype(np.float32)
     assistant.reply(encode_file(noise, RATE_HZ, "wav"), speak=False)
     return service
+
+
+def _spare_memory() -> None:
+    """Few malloc arenas: each thread would keep freed memory in one of its own (glibc)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, MOST_ARENAS)
 
 
 def draining(config: Any, drain: Callable[[], Awaitable[None]]) -> Any:

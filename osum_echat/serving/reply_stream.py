@@ -13,7 +13,7 @@ from osum_echat.logs import logger
 from osum_echat.serving.audio_formats import Resampler, WireFormat
 from osum_echat.serving.items import Item
 from osum_echat.serving.protocol import Event, make_id, part
-from osum_echat.serving.session import Conversation
+from osum_echat.serving.session import LABELS, Conversation
 
 if TYPE_CHECKING:
     from osum_echat.inference.reply import Event as ReplyEvent
@@ -26,7 +26,6 @@ SLICE_S = 0.2                   # of sound in an event
 ANYTHING, SOUNDS, WORDS = "anything", "sounds", "words"     # sounds: words, or one with a name
 NO_EVENT = "OTHER"              # a label: no sound but speech
 CREATED_S = 1.0                 # for which response.created waits for what was heard in the voice
-LABELS = ("emotion", "age", "gender", "event", "style")
 
 LOG = logger(__name__)
 

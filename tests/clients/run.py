@@ -23,7 +23,7 @@ from osum_echat.serving.audio_formats import FORMATS, Resampler
 PLACE = HOUSE / "build" / "clients"
 HERE = Path(__file__).parent
 STEPS = ("connect", "turn", "break in", "second turn", "reconnect")
-CLIENT_S = 300.0                # that a client may take
+CLIENT_S = 900.0                # that a client may take, on a busy machine
 PCM = FORMATS["audio/pcm"]
 
 

@@ -11,7 +11,7 @@ RATE_HZ, SAMPLE_BYTES = 24_000, 2
 PIECE_S = 0.1
 PIECE_BYTES = round(PIECE_S * RATE_HZ) * SAMPLE_BYTES
 LEAST_AUDIO_S = 0.5             # of a reply that counts as spoken
-STEP_S = 60.0                   # that a step may take
+STEP_S = 180.0                  # that a step may take on a busy machine
 
 
 class Microphone:
