@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from osum_echat import cli
+from osum_echat.training import finished
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,11 +19,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_threads(parser)
     arguments = parser.parse_args(argv)
 
-    from osum_echat.training import experiment
+    asked = arguments.config, arguments.overrides
 
     def train() -> int:
-        outcome = experiment.train(experiment.load(arguments.config, arguments.overrides))
-        return 0 if outcome.signal is None else 128 + outcome.signal
+        if finished.is_finished(*asked):
+            return 0
+        from osum_echat.training import experiment
+
+        outcome = experiment.train(experiment.load(*asked))
+        if outcome.signal is not None:
+            return 128 + outcome.signal
+        finished.remember(*asked, outcome.step)
+        return 0
 
     return cli.run("train.py", train, arguments.quiet)
 

@@ -18,7 +18,7 @@ from common_utils.jobs import Job, Made, Report, add_job_options, digest, run, s
 from common_utils.make_shard_from_raw import UNSAID
 from osum_echat.data.files import Files
 from osum_echat.data.manifest import COMBINES_LIST, RAW_LIST, TAR_ROOT, list_shards
-from osum_echat.data.sources import Dropped, Shard
+from osum_echat.data.sources import Dropped, Shard, json_object
 from osum_echat.data.tar import is_text, make_index, open_tar
 from osum_echat.errors import DataError, InputError
 from osum_echat.files import whole_file
@@ -129,14 +129,14 @@ def rows(tar: Path, task: str | None = None) -> Iterator[dict[str, Any] | Droppe
 def _row(key: str, words: dict[str, bytes], tar: Path, task: str | None) -> dict[str, Any]:
     """A line of the original's fields. Raises DataError for texts that cannot be used."""
     try:
-        extra = json.loads(words.get("extra") or b"{}")
+        extra = json_object(words.get("extra") or b"{}", ".extra", str(tar))
         texts = {kind: data.decode("utf-8-sig") for kind, data in words.items()
                  if kind.startswith("txt")}  # fmt: skip
         own = words.get("task", b"").decode("utf-8-sig")
     except ValueError as error:
-        raise DataError(f"a member that is no text or JSON ({error})") from error
-    if "txt" not in texts or not isinstance(extra, dict):
-        raise DataError("no .txt" if "txt" not in texts else ".extra is no JSON object")
+        raise DataError(f"a member that is no text ({error})") from error
+    if "txt" not in texts or isinstance(extra, Dropped):
+        raise DataError("no .txt" if isinstance(extra, dict) else extra.detail)
     if extra.get("question") and not extra.get("q_txt"):
         extra["q_txt"] = extra["question"]
     turns: dict[str, str] = {}

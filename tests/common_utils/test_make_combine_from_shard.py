@@ -74,6 +74,7 @@ def test_a_damaged_tar_yields_what_is_sound(shard_list: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("kind", "data", "reason"),
     [("extra", b"{oops", "bad record"), ("extra", b"[]", "bad record"),
+     ("extra", b'{"age": "\\ud800"}', "bad record"),
      ("txt", b"\xff\xfe", "bad record"), ("task", b"none", None)],
 )  # fmt: skip
 def test_a_member_that_cannot_be_read_leaves_its_utterance_out(
