@@ -32,6 +32,15 @@ NAMES = (                       # to those of transformers
     (r"ffn/linear_0/", "fc1."), (r"ffn/linear_1/", "fc2."), (r"layer_norm/", "layer_norm."),
     (r"\.gamma$", ".weight"), (r"\.beta$", ".bias"),
 )  # fmt: skip
+DECODER_NAMES = (               # to those of the decoder of transformers
+    (r"^decoder/", ""), (r"^embeddings/", "embed_tokens."),
+    (r"^position_encodings/encodings", "embed_positions.weight"),
+    (r"/attention/layer_norm/", "/encoder_attn_layer_norm."),
+    (r"/attention/linear_0/", "/encoder_attn.q_proj."),
+    (r"/attention/linear_1/", "/encoder_attn.kv."),
+    (r"/attention/linear_2/", "/encoder_attn.out_proj."), (r"^layer_(\d+)/", r"layers.\1."),
+    *NAMES[3:],
+)  # fmt: skip
 
 
 def convert(directory: Path) -> Path:
@@ -47,19 +56,30 @@ def convert(directory: Path) -> Path:
 
 def encoder(path: Path) -> dict[str, Tensor]:
     """The encoder's float32 weights of a model.bin, under the names of transformers."""
+    return _part(path, "encoder", NAMES, torch.float32)
+
+
+def decoder(path: Path) -> dict[str, Tensor]:
+    """The decoder's weights of a model.bin in half precision, as the decoder of transformers."""
+    return _part(path, "decoder", DECODER_NAMES, torch.float16)
+
+
+def _part(
+    path: Path, part: str, names: Sequence[tuple[str, str]], dtype: torch.dtype
+) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, value in read(path).items():
-        if not name.startswith("encoder/") or not value.is_floating_point():
+        if not name.startswith(f"{part}/") or not value.is_floating_point() or not value.dim():
             continue
-        for pattern, replacement in NAMES:
+        for pattern, replacement in names:
             name = re.sub(pattern, replacement, name)
-        if ".qkv." not in name:
-            found[name] = value.float()
-            continue
-        for letter, part in zip("qkv", value.float().chunk(3), strict=True):
-            found[name.replace(".qkv.", f".{letter}_proj.")] = part.clone()
+        joint = next((one for one in ("qkv", "kv") if f".{one}." in name), "")
+        for letter, one in zip(joint, value.to(dtype).chunk(len(joint) or 1), strict=False):
+            found[name.replace(f".{joint}.", f".{letter}_proj.")] = one.clone()
+        if not joint:
+            found[name] = value.to(dtype)
     if not found:
-        raise CheckpointError(f"{path}: holds no Whisper encoder")
+        raise CheckpointError(f"{path}: holds no Whisper {part}")
     return {name: value for name, value in found.items() if not name.endswith("k_proj.bias")}
 
 
