@@ -35,9 +35,13 @@ from common_utils.small_model.thinker import with_lora
 from osum_echat import audio, cli, logs
 from osum_echat.errors import InputError, OsumError
 from osum_echat.files import whole_file
+from osum_echat.inference import recognizer
 from osum_echat.inference import safety as rules
 from osum_echat.inference.assistant import EChat
+from osum_echat.inference.load import reader_of
 from osum_echat.inference.recognizer import Recognition, recognize
+from osum_echat.models import pretrained
+from osum_echat.models.whisper_decoder import WhisperDecoder
 
 PERCENT = 100.0
 QUESTION_S = 3.0
@@ -109,11 +113,20 @@ class Bench:
     def ranker(self) -> Ranker:
         return Ranker(self.parts / "smollm2")
 
-    def hear(self, samples: Tensor) -> Recognition:
+    @cached_property
+    def reader(self) -> WhisperDecoder | None:
+        """Of the recognizer `both`, where the cache holds it."""
+        try:
+            return reader_of(pretrained.find(self.chosen.model), recognizer.BOTH)
+        except OsumError as error:
+            log.warning("%s", error)
+            return None
+
+    def hear(self, samples: Tensor, reader: WhisperDecoder | None = None) -> Recognition:
         """samples: (samples,) at 16 kHz."""
         network, settings = self.assistant.network, self.assistant.model.generation.recognizer
         mel = audio.log_mel(samples, network.settings.encoder.mels)
-        return recognize(network, self.assistant.vocab, mel, settings)
+        return recognize(network, self.assistant.vocab, mel, settings, reader)
 
     def answers(self, asked: Sequence[Asked]) -> list[str]:
         return small_replies.replies_of(self.assistant.network, self.assistant.vocab, asked)
@@ -137,17 +150,24 @@ class Bench:
         return small_voice.sounded(rows, lambda row: talker.say(row.words, row.style), voice)
 
 
-def words_of(name: str, asked: float | None, aim: float | None) -> Callable[[Bench], list[Line]]:
+def words_of(
+    name: str, asked: float | None, aim: float | None, *both_bars: float
+) -> Callable[[Bench], list[Line]]:
     """Word errors of a list of people, and those of Whisper base's own decoder beside them."""
 
     def made(bench: Bench) -> list[Line]:
-        ours, theirs = [], []
+        ours, theirs, joint = [], [], []
         for truth in small_heard.recordings(bench.chosen.people / f"{name}.list", bench.most):
             ours.append((truth.words, bench.hear(truth.samples).words))
             theirs.append((truth.words, bench.judge(truth.samples.numpy())))
+            if bench.reader is not None:
+                joint.append((truth.words, bench.hear(truth.samples, bench.reader).words))
+        both = [Line.of("  both", small_heard.word_errors(joint), *both_bars, is_least=False)
+                for _ in joint[:1]]  # fmt: skip
         return [
             Line.of(f"words wrong, {name}", small_heard.word_errors(ours), asked, aim, False),
             Line.of("  Whisper base's decoder", small_heard.word_errors(theirs), None, None, False),
+            *both,
         ]  # fmt: skip
 
     return made
@@ -305,7 +325,7 @@ def timing(bench: Bench) -> list[Line]:
 
 
 ROWS: dict[str, Callable[[Bench], list[Line]]] = {
-    "prompts": words_of("asterisk_prompts", 15, 8), "lines": words_of("fotaq_acted", 40, 20),
+    "prompts": words_of("asterisk_prompts", 15, 8, 6), "lines": words_of("fotaq_acted", 40, 20, 15),
     "books": words_of("pocketsphinx_librivox", None, None), "voices": made_voices,
     "gender": gender, "labels": made_labels, "bursts": bursts, "resynthesis": resynthesis,
     "spoken": spoken, "fits": fits, "safety": safety, "style": style, "timing": timing,

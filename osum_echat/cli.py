@@ -55,7 +55,8 @@ def add_threads(one: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
 
 def loading(given: argparse.Namespace) -> dict[str, Any]:
     """What `add_model` has taken, as `EChat.load` takes it beside the source."""
-    names = ("device", "config", "tokenizer", "token2wav", "voice", "talker", "dtype", "keep_lora")
+    names = ("device", "config", "tokenizer", "token2wav", "voice", "talker", "recognizer", "dtype",
+             "keep_lora")  # fmt: skip
     return {name: getattr(given, name) for name in names}
 
 
@@ -70,6 +71,8 @@ def add_model(one: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     add("--voice", metavar="FILE", help="a recording or a saved voice to speak in")
     add("--talker", metavar="DIR", help="a model that speaks the words; none: the model speaks "
         "them itself (default: what its settings name)")
+    add("--recognizer", choices=("ear", "whisper", "both"), help="what hears the words of a model "
+        "built on Whisper: its own ear, Whisper's decoder, or both (default: as its settings say)")
     add("--device", default="auto", help="auto, cpu, cuda, npu (default: auto)")
     add("--dtype", default="auto", help="auto, bf16, fp32, on a CPU int8 (default: auto)")
     add_threads(one)

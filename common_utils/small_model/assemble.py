@@ -39,6 +39,7 @@ LARGEST_MB = 90
 CARD = Path(__file__).with_name("card.md")
 MANNER = {
     "thinking": "both", "template": "english", "talker": "talker",
+    "safety": "english",                # rules that answer crisis and abuse
     "cpu_dtype": "int8",                # what the base LLM was packed in, and quickest
     "sampling": {"text": {"greedy": True, "repetition_penalty": 1.05}},
     "text_loop": {"times": 3},          # a small model's words may run in a circle

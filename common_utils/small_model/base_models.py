@@ -25,6 +25,7 @@ from osum_echat.files import locked, whole_folder
 from osum_echat.logs import logger
 from osum_echat.models import base_model, pretrained
 from osum_echat.models.base_model import BaseModel
+from osum_echat.models.whisper_decoder import DECODER_FILE, TOKENIZER_FILE
 from osum_echat.weights import WEIGHTS_FILE, write_safetensors_file
 
 LONGEST_WAIT_S = 1800.0                 # for another set-up
@@ -55,8 +56,12 @@ def _encoder(source: Path, out: Path) -> None:
 
 
 def _packed_encoder(source: Path, out: Path) -> None:
+    """The encoder, and beside it the decoder of `--recognizer whisper`."""
     whisper_ctranslate2.convert(source)
     _encoder(source, out)
+    decoder = whisper_ctranslate2.decoder(source / whisper_ctranslate2.SOURCE)
+    write_safetensors_file(out / DECODER_FILE, decoder)
+    shutil.copyfile(source / TOKENIZER_FILE, out / TOKENIZER_FILE)
 
 
 def _hub_llm(source: Path, out: Path) -> None:

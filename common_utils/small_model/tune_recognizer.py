@@ -3,10 +3,10 @@
     python -m common_utils.small_model.tune_recognizer --model DIR --words build/ear/people/dev.list
         [--bursts build/ear/people/bursts_dev.list] [--most 150] [--dry]
 
-The weights of LLM and words are those of the fewest word errors; each threshold of a label is that
-of the most right answers, where what is not told counts as its plain value; below `words` lie as
-many of the clips without words as may be while 1 % of those with words do. They are written as
-`recognizer` into DIR/model.yaml.
+The weights of LLM and words (with --recognizer both, of Whisper's text too) are those of the fewest
+word errors; each threshold of a label is that of the most right answers, where what is not told
+counts as its plain value; below `words` lie as many of the clips without words as may be while 1 %
+of those with words do. They are written as `recognizer` into DIR/model.yaml.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from common_utils.small_model.measure_ear import utterances
 from osum_echat import audio, cli, logs
 from osum_echat.errors import ConfigError
 from osum_echat.files import whole_file
-from osum_echat.generation.ctc_beam import Weights, without
+from osum_echat.generation.ctc_beam import without
 from osum_echat.inference import recognizer
 from osum_echat.inference.load import RECOGNIZER, LoadedModel, LoadOptions, load
 from osum_echat.inference.recognizer import Candidate, RecognizerSettings
@@ -35,6 +35,7 @@ from osum_echat.settings import parse, read_mapping
 
 LLM = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 WORD = (-1.0, 0.0, 0.4, 0.8, 1.2, 1.6, 2.0, 3.0, 4.0)
+READ = (0.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 40.0)
 SURE = (-9.0, -6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.7, -0.4, -0.2, -0.1)
 LOST = 0.01                             # share of clips with words that may count as without
 TRUE_EVENTS = ("LAUGH", "SIGH", "GROAN")
@@ -73,19 +74,21 @@ def clip_of(model: LoadedModel, utterance: Utterance) -> Clip:
     spelling = without(log_probs, [*names.values()])
     place = names.get(recognizer.NO_VOICE)
     said = user.text if user.text and user.text.strip() else None
+    reader = model.reader
+    read = [recognizer.as_heard(reader.read(network, mel))] if reader is not None and said else []
     return Clip(
         said, utterance.labels,
-        tuple(recognizer.candidates(network, model.vocab, spelling)) if said else (),
+        tuple(recognizer.candidates(network, model.vocab, spelling, read)) if said else (),
         recognizer.surest_labels(log_probs, names), recognizer.sureness(spelling),
         float(log_probs[:, place].max()) if place is not None else recognizer.NEVER,
     )  # fmt: skip
 
 
-def word_error_rate(clips: Sequence[Clip], weights: Weights) -> float:
-    """Of the texts that these weights prefer."""
+def word_error_rate(clips: Sequence[Clip], settings: RecognizerSettings) -> float:
+    """Of the texts that these settings prefer."""
     errors = total = 0
     for clip in clips:
-        best = max(clip.candidates, key=lambda one: one.worth(weights), default=None)
+        best = max(clip.candidates, key=lambda one: one.worth(settings), default=None)
         own, words = _errors(clip.said or "", best.text if best else "")
         errors, total = errors + own, total + words
     return errors / max(1, total)
@@ -133,11 +136,14 @@ def tuned(clips: Sequence[Clip], before: RecognizerSettings) -> RecognizerSettin
     spoken = [clip for clip in clips if clip.said]
     if not spoken:
         raise ConfigError("no clip with words: weights cannot be chosen")
-    rates = {pair: word_error_rate(spoken, Weights(*pair)) for pair in product(LLM, WORD)}
-    llm, word = min(rates, key=lambda pair: rates[pair])
-    earlier = word_error_rate(spoken, before.weights)
-    log.info("words wrong: %.1f %%, before %.1f %%", 100 * rates[llm, word], 100 * earlier)
-    found = replace(before, llm=llm, word=word)
+    is_read = any(one.is_read for clip in spoken for one in clip.candidates)
+    tried = [
+        replace(before, llm=llm, word=word, whisper=read)
+        for read, llm, word in product(READ if is_read else (before.whisper,), LLM, WORD)
+    ]
+    found = min(tried, key=lambda one: word_error_rate(spoken, one))
+    rates = [100 * word_error_rate(spoken, one) for one in (found, before)]
+    log.info("words wrong: %.1f %%, before %.1f %%", *rates)
     for kind in recognizer.PLAIN:
         found = replace(found, **{kind: threshold(clips, kind, getattr(before, kind))})
     highest = -lowest((-clip.no_voice for clip in spoken), LOST)
@@ -163,7 +169,8 @@ def write(directory: Path, settings: RecognizerSettings) -> None:
 
 def tune(chosen: argparse.Namespace) -> None:
     """Hear the lists, choose, and write."""
-    model = load(LoadOptions(chosen.model), torch.device("cpu"), speaks=False)
+    wanted = LoadOptions(chosen.model, recognizer=chosen.recognizer)
+    model = load(wanted, torch.device("cpu"), speaks=False)
     clips: list[Clip] = []
     for path in [one for one in (chosen.words, chosen.bursts) if one is not None]:
         every = list(utterances(path, sys.maxsize))
@@ -186,6 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--model", type=Path, required=True, metavar="DIR")
     add("--words", type=Path, required=True, metavar="LIST", help="recordings with their words")
     add("--bursts", type=Path, metavar="LIST", help="laughs, sighs, groans and noises")
+    add("--recognizer", choices=(recognizer.EAR, recognizer.BOTH), help="both: with the weight of "
+        "Whisper's text, which is kept for `--recognizer both`")
     add("--most", type=int, default=150, help="clips of each list")
     add("--dry", action="store_true", help="choose, but write nothing")
     chosen = parser.parse_args(argv)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 NEVER = -math.inf
 PER_STEP = 12  # classes that a step may go on with
@@ -83,12 +84,13 @@ def _sum(one: float, other: float) -> float:
     return high + math.log1p(math.exp(low - high)) if low > NEVER else high
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """How much a language model's log probability, and each word, count beside the CTC's 1."""
-
-    llm: float = 0.4
-    word: float = 0.8
+def text_score(log_probs: Tensor, ids: Sequence[int]) -> float:
+    """The log probability that the steps say these pieces; log_probs: (steps, pieces + 1)."""
+    loss = functional.ctc_loss(
+        log_probs[:, None], torch.tensor([list(ids)]), torch.tensor([len(log_probs)]),
+        torch.tensor([len(ids)]), blank=log_probs.shape[1] - 1, reduction="sum",
+    )  # fmt: skip
+    return -float(loss)
 
 
 @torch.inference_mode()
@@ -105,8 +107,3 @@ def llm_scores(llm: Any, opening: Sequence[int], rows: Sequence[Sequence[int]]) 
     each = logits.log_softmax(-1).gather(1, ids[:, len(opening) :][real][:, None])[:, 0]
     sums = torch.zeros(len(rows)).index_add_(0, real.nonzero()[:, 0], each.float())
     return [float(one) for one in sums]
-
-
-def total(ctc: float, llm: float, words: int, weights: Weights) -> float:
-    """What a text is worth."""
-    return ctc + weights.llm * llm + weights.word * words

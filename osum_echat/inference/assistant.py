@@ -77,7 +77,7 @@ class EChat:
         config: str | Path | None = None, tokenizer: str | Path | None = None,
         token2wav: str | Path | None = None, voice: str | Path | None = None,
         talker: str | Path | None = None, dtype: str = "auto",
-        keep_lora: bool = False, share: "EChat | None" = None,
+        keep_lora: bool = False, recognizer: str | None = None, share: "EChat | None" = None,
     ) -> "EChat":  # fmt: skip
         """Load a model.
 
@@ -88,13 +88,15 @@ class EChat:
         weights; voice: a recording or saved voice to speak in, None: the model's own; talker: the
         directory of a model that speaks the words, none: the model itself, None: what the model's
         settings name; dtype: auto, bf16, fp32, or int8 on a CPU; keep_lora: do not merge LoRA
-        layers; share: a loaded assistant whose token2wav and equal weights this one uses too.
+        layers; recognizer: ear, whisper or both, None: as the model's settings say; share: a loaded
+        assistant whose token2wav and equal weights this one uses too.
         Raises CheckpointError naming what does not fit.
         """
         start = time.perf_counter()
         options = LoadOptions(
-            model_source(source), config, tokenizer, token2wav, voice, talker, dtype, keep_lora
-        )
+            model_source(source), config, tokenizer, token2wav, voice, talker, dtype, keep_lora,
+            recognizer,
+        )  # fmt: skip
         model = load(options, devices.pick(device), speaks, share.model if share else None)
         made = cls(model, seed)
         made.load_s = time.perf_counter() - start

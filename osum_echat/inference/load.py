@@ -16,9 +16,11 @@ from osum_echat.generation.sampling import NoLoops, Sampling
 from osum_echat.inference import recognizer, safety
 from osum_echat.inference.recognizer import RecognizerSettings
 from osum_echat.inference.talker import Talker
-from osum_echat.models import checkpoint, int8, lora, pretrained
+from osum_echat.models import base_model, checkpoint, int8, lora, pretrained
+from osum_echat.models.base_model import BaseModel
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.settings import read_settings
+from osum_echat.models.whisper_decoder import DECODER_FILE, WhisperDecoder
 from osum_echat.paths import PUBLISHED_PROMPTS
 from osum_echat.settings import parse
 from osum_echat.tasks import Prompts
@@ -96,6 +98,7 @@ class LoadOptions:
     talker: str | Path | None = None    # none: the model speaks itself
     dtype: str = AUTO
     keep_lora: bool = False
+    recognizer: str | None = None       # None: as the model's YAML has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ class LoadedModel:
     voice: Token2Wav | None
     prompts: Prompts
     talker: Talker | None = None        # what speaks the words; None: the model itself
+    reader: WhisperDecoder | None = None        # of the recognizers whisper and both
     engine: BatchEngine | None = None   # that many callers share; None: each decodes by itself
     memory: ClipMemory | None = None    # of what was heard; None: clips are heard each time
 
@@ -128,6 +132,10 @@ def load(
     if shrinks and (place.type != "cpu" or wanted.keep_lora):
         raise InputError("dtype int8: only on a CPU, and with LoRA merged; choose bf16")
     generation, settings = GenerationSettings.of(found), read_settings(found.settings)
+    if wanted.recognizer is not None:
+        kind = replace(generation.recognizer, kind=wanted.recognizer)
+        generation = replace(generation, recognizer=kind)
+    reader = reader_of(found, generation.recognizer.kind)
     # The small parts first: what is wrong with them is told before gigabytes are read.
     vocab = _vocab(Path(wanted.tokenizer) if wanted.tokenizer else found.tokenizer(), settings)
     voice_place = token2wav_place(wanted.token2wav) if wanted.token2wav else found.token2wav()
@@ -145,7 +153,9 @@ def load(
             stored = checkpoint.read_weights(found.weights, settings.tied)
             changes = lora.changes(stored, settings.lora)
         int8.shrink(network, changes)
-    return LoadedModel(found.home, network, vocab, generation, voice, _prompts(found), talker)
+    return LoadedModel(
+        found.home, network, vocab, generation, voice, _prompts(found), talker, reader
+    )
 
 
 def pick_dtype(name: str, place: torch.device, weights: Path, tied: bool = True) -> torch.dtype:
@@ -228,6 +238,24 @@ def _talker(
     if loaded is not None and loaded.source == place:
         return loaded
     return Talker.load(place, voice.settings.flow.codes, device)
+
+
+def reader_of(found: pretrained.ModelFiles, kind: str) -> WhisperDecoder | None:
+    """Whisper's decoder, where the recognizer needs it: beside the encoder that the model shares.
+
+    Raises InputError for a model without such an encoder, or a cache without the decoder.
+    """
+    if kind == recognizer.EAR:
+        return None
+    raw = (found.settings_yaml().get(base_model.KEY) or {}).get("encoder")
+    if raw is None:
+        raise InputError(f"recognizer {kind}: {found.home} has no Whisper of its own; choose ear")
+    folder = parse(BaseModel, raw, f"{found.settings}: {base_model.KEY}").find(found.home)
+    if not (folder / DECODER_FILE).is_file():
+        raise InputError(
+            f"recognizer {kind}: {folder} holds no {DECODER_FILE}; run {base_model.SET_UP}"
+        )
+    return WhisperDecoder.load(folder)
 
 
 def _prompts(found: pretrained.ModelFiles) -> Prompts:

@@ -5,6 +5,7 @@ LLM reads the labels and words in the place of the clip, and they are given to i
 would write down.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,13 +17,13 @@ from osum_echat.data.prepare import as_words
 from osum_echat.errors import ConfigError
 from osum_echat.generation.ctc_beam import (
     NEVER,
-    Weights,
     beam_search,
     llm_scores,
-    total,
+    text_score,
     without,
 )
 from osum_echat.models.echat import EChatModel
+from osum_echat.models.whisper_decoder import WhisperDecoder
 from osum_echat.records import Labels
 from osum_echat.tasks import Task
 from osum_echat.thinking import VALUES, LabelTemplate, label_thought
@@ -30,6 +31,9 @@ from osum_echat.vocab import Pieces, Vocab
 
 OPENING = "<|im_start|>user\n"  # what the LLM reads before the words
 PLAIN = {"event": "OTHER", "emotion": "NEUTRAL", "age": "ADULT", "gender": "MALE"}  # else
+EAR, WHISPER, BOTH = "ear", "whisper", "both"
+RECOGNIZERS = (EAR, WHISPER, BOTH)
+NOT_IN_WORDS = re.compile(r"[^a-z0-9' ]+")
 NO_VOICE = "NOISE"  # the label of a clip in which nobody speaks
 VOCABULARIES = 4  # whose pieces are remembered
 
@@ -38,14 +42,18 @@ VOCABULARIES = 4  # whose pieces are remembered
 class RecognizerSettings:
     """How words and labels are decided: `recognizer` in model.yaml, chosen on recordings of people.
 
-    llm, word: what the LLM's log probability and each word count beside the CTC's 1; event,
-    emotion, age, gender: log probability that a label has at some step, at least, to be told;
-    no_voice: that NOISE has where nobody speaks; words: mean log probability of the spelling steps,
-    below which there are no words but a guess.
+    kind: ear (the model's own), whisper (Whisper's decoder on the same encoder), or both: its text
+    is one of those that are weighed, and `whisper` is what it counts for being that; llm, word:
+    what the LLM's log probability and each word count beside the CTC's 1; event, emotion, age,
+    gender: log probability that a label has at some step, at least, to be told; no_voice: that
+    NOISE has where nobody speaks; words: mean log probability of the spelling steps, below which
+    there are no words but a guess.
     """
 
+    kind: str = EAR
     llm: float = 0.4
     word: float = 0.8
+    whisper: float = 8.0
     event: float = -1.0
     emotion: float = -3.0
     age: float = -9.0
@@ -53,9 +61,9 @@ class RecognizerSettings:
     no_voice: float = -0.7
     words: float = -9.0
 
-    @property
-    def weights(self) -> Weights:
-        return Weights(self.llm, self.word)
+    def __post_init__(self) -> None:
+        if self.kind not in RECOGNIZERS:
+            raise ConfigError(f"recognizer {self.kind!r}: choose one of {', '.join(RECOGNIZERS)}")
 
 
 SETTINGS = RecognizerSettings()
@@ -97,9 +105,10 @@ class Recognition:
 
 @torch.inference_mode()
 def recognize(
-    network: EChatModel, vocab: Vocab, mel: Tensor, settings: RecognizerSettings = SETTINGS
-) -> Recognition:
-    """The words and labels of one clip; mel: (frames, mel).
+    network: EChatModel, vocab: Vocab, mel: Tensor, settings: RecognizerSettings = SETTINGS,
+    reader: WhisperDecoder | None = None,
+) -> Recognition:  # fmt: skip
+    """The words and labels of one clip; mel: (frames, mel); reader: of whisper and both.
 
     Raises ConfigError for a model whose CTC has no classes of its own (model.yaml: ctc).
     """
@@ -108,8 +117,11 @@ def recognize(
     spelt = ""
     if not is_without_voice(log_probs, names, settings.no_voice):
         spelling = without(log_probs, [*names.values()])
-        if sureness(spelling) >= settings.words:
-            spelt = words(network, vocab, spelling, settings.weights)
+        read = () if reader is None else (as_heard(reader.read(network, mel)),)
+        if read and settings.kind == WHISPER:
+            spelt = read[0]
+        elif sureness(spelling) >= settings.words:
+            spelt = words(network, vocab, spelling, settings, read)
     if not spelt:
         found = {kind: name for kind, name in found.items() if kind == "event"}
     return Recognition(spelt, found)
@@ -139,34 +151,55 @@ def sureness(log_probs: Tensor) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A text that may have been said, and the log probabilities of CTC and LLM."""
+    """A text that may have been said, and the log probabilities of CTC and LLM.
+
+    is_read: Whisper's decoder reads the same.
+    """
 
     text: str
     ctc: float
     llm: float
+    is_read: bool = False
 
-    def worth(self, weights: Weights) -> float:
-        return total(self.ctc, self.llm, len(self.text.split()), weights)
+    def worth(self, settings: RecognizerSettings) -> float:
+        own = self.ctc + settings.llm * self.llm + settings.word * len(self.text.split())
+        return own + settings.whisper * self.is_read
 
 
-def candidates(network: EChatModel, vocab: Vocab, log_probs: Tensor) -> list[Candidate]:
-    """The texts that the CTC finds likeliest, if it hears any; log_probs: (steps, pieces + 1)."""
-    texts = [(one, vocab.decode(one.ids).strip()) for one in beam_search(log_probs)]
-    spoken = [(one, text) for one, text in texts if text]
-    if not spoken or not texts[0][1]:
+def candidates(
+    network: EChatModel, vocab: Vocab, log_probs: Tensor, read: Sequence[str] = ()
+) -> list[Candidate]:
+    """The texts that the CTC finds likeliest, if it hears any, and those that were read.
+
+    log_probs: (steps, pieces + 1).
+    """
+    texts = [(vocab.decode(one.ids).strip(), one.score) for one in beam_search(log_probs)]
+    spoken = [(text, score) for text, score in texts if text]
+    if not spoken or not texts[0][0]:
         return []
-    rows = [vocab.encode(f" {text}") for _, text in spoken]
+    for text in {*read} - {"", *(text for text, _ in spoken)}:
+        ids = _pieces(vocab, log_probs.shape[1] - 1).encode(as_words(text))
+        spoken.append((text, text_score(log_probs, ids)))
+    rows = [vocab.encode(f" {text}") for text, _ in spoken]
     scores = llm_scores(network.llm, vocab.encode(OPENING), rows)
     return [
-        Candidate(text, one.score, score)
-        for (one, text), score in zip(spoken, scores, strict=True)
+        Candidate(text, ctc, llm, text in read)
+        for (text, ctc), llm in zip(spoken, scores, strict=True)
     ]  # fmt: skip
 
 
-def words(network: EChatModel, vocab: Vocab, log_probs: Tensor, weights: Weights) -> str:
+def words(
+    network: EChatModel, vocab: Vocab, log_probs: Tensor, settings: RecognizerSettings = SETTINGS,
+    read: Sequence[str] = (),
+) -> str:  # fmt: skip
     """The text that CTC and LLM together like best; log_probs: (steps, pieces + 1)."""
-    found = candidates(network, vocab, log_probs)
-    return max(found, key=lambda one: one.worth(weights)).text if found else ""
+    found = candidates(network, vocab, log_probs, read)
+    return max(found, key=lambda one: one.worth(settings)).text if found else ""
+
+
+def as_heard(text: str) -> str:
+    """A text as the CTC would spell it: lower case, without marks."""
+    return " ".join(NOT_IN_WORDS.sub(" ", text.lower().replace("’", "'")).split())
 
 
 def labels(

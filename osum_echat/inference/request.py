@@ -329,7 +329,7 @@ def _spelt(model: LoadedModel, mel: Tensor) -> tuple[Recognition, tuple[int, ...
     settings = model.network.settings.ctc
     assert settings is not None, "asked for what a model without a CTC of its own hears"
     own = model.generation.recognizer
-    hear = partial(recognize, model.network, model.vocab, settings=own)
+    hear = partial(recognize, model.network, model.vocab, settings=own, reader=model.reader)
     found = hear(mel) if model.memory is None else model.memory.recall(mel, hear)
     return found, found.ids(model.vocab, settings.pieces)
 

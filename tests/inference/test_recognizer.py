@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from osum_echat.errors import ConfigError
-from osum_echat.generation.ctc_beam import Weights
+from osum_echat.errors import ConfigError, InputError
 from osum_echat.inference import request
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.recognizer import (
     Recognition,
+    RecognizerSettings,
+    as_heard,
     is_without_voice,
     labels,
     recognize,
@@ -47,7 +48,9 @@ def test_the_llm_decides_between_texts_that_the_steps_like_alike():
     scores = torch.full((1, model.text_rows + 1), -20.0)
     scores[0, one] = scores[0, other] = 0.0
     scores = scores.log_softmax(-1)
-    heard = [words(model, VOCAB, scores, Weights(llm=sign, word=0.0)) for sign in (5.0, -5.0)]
+    heard = [
+        words(model, VOCAB, scores, RecognizerSettings(llm=sign, word=0.0)) for sign in (5.0, -5.0)
+    ]
     assert sorted(heard) == ["a", "b"]
 
 
@@ -67,7 +70,7 @@ def test_a_clip_gives_words_and_labels():
 def small(monkeypatch):
     """The tiny model as one whose CTC spells: it hears what the test puts into `heard`."""
     told = {"heard": Recognition("hi you", {"age": "CHILD", "gender": "FEMALE", "emotion": "SAD"})}
-    monkeypatch.setattr(request, "recognize", lambda *_: told["heard"])
+    monkeypatch.setattr(request, "recognize", lambda *_, **__: told["heard"])
     echat = EChat.load(TINY, device="cpu", speaks=False)
     classes = CtcSettings(pieces=echat.vocab.text_rows, labels=("CHILD",))
     echat.network.settings = replace(echat.network.settings, ctc=classes)
@@ -102,3 +105,21 @@ def test_a_clip_of_nothing_is_answered_as_such(small):
 def test_words_are_known_beside_a_thought_that_does_not_tell_them(small):
     reply = small[0].reply(SAMPLE, task="s2t", greedy=True)
     assert reply.heard == "hi you"
+
+
+def test_a_text_that_was_read_joins_and_wins_by_what_that_counts(small):
+    model, vocab = small[0].network, small[0].vocab
+    scores = spelled(*vocab.encode(" who are you"), classes=model.text_rows + 1)
+    told = [
+        words(model, vocab, scores, RecognizerSettings(kind="both", whisper=worth), ["who is he"])
+        for worth in (0.0, 1000.0)
+    ]
+    assert told == ["who are you", "who is he"]
+    assert as_heard(" It\u2019s five - O'clock, Mr. X!") == "it's five o'clock mr x"
+
+
+def test_a_recognizer_that_a_model_has_not_is_refused_in_one_line(model_directory):
+    with pytest.raises(InputError, match="no Whisper of its own; choose ear"):
+        EChat.load(model_directory, device="cpu", speaks=False, recognizer="both")
+    with pytest.raises(ConfigError, match="choose one of ear, whisper, both"):
+        RecognizerSettings(kind="nose")
