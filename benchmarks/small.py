@@ -345,8 +345,8 @@ def measured(bench: Bench, name: str) -> list[Line]:
         return [Line(**one) for one in json.loads(path.read_text("utf-8"))]
     try:
         lines = ROWS[name](bench)
-    except (OsumError, OSError, ValueError) as error:
-        log.warning("%s: not measured: %s", name, error)
+    except Exception as error:      # whatever it is, the other rows are measured
+        log.warning("%s: not measured: %s: %s", name, type(error).__name__, error)
         return []
     _keep(bench, name, [asdict(line) for line in lines])
     return lines
@@ -356,10 +356,12 @@ def table(lines: Sequence[Line]) -> str:
     """The lines as Markdown."""
     shown = ["| | measured | n | 95 % | asked | aim | reached |", "|---|---|---|---|---|---|---|"]
     for line in lines:
-        digits = 0 if line.unit == "" and line.value == int(line.value) else 1
+        digits = 1 if line.unit == "%" else 2
+        if not line.unit and line.value == int(line.value):
+            digits = 0
         ends = "" if line.low is None or line.high is None else f"{line.low:.1f}, {line.high:.1f}"
         bars = ["" if bar is None else f"{bar:g}" for bar in (line.asked, line.aim)]
-        value = f"{line.value:.{digits if line.unit != 's' else 2}f} {line.unit}".strip()
+        value = f"{line.value:.{digits}f} {line.unit}".strip()
         shown.append(
             f"| {line.what} | {value} | {line.n} | {ends} | {' | '.join(bars)} | {line.reached} |"
         )
