@@ -119,7 +119,7 @@ def _truth(clip: Clip, kind: str) -> str | None:
     """What should be told of a clip; None: not known."""
     label: str | None = getattr(clip.labels, kind)
     if kind != "event":
-        return label
+        return label if clip.said else None     # of a sound without words only the event is told
     if label in TRUE_EVENTS:
         return label
     return recognizer.PLAIN[kind] if clip.said else None
