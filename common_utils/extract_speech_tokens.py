@@ -8,7 +8,6 @@ clips in a row would hear each other. What makes it faster is more processes, a 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -163,11 +162,7 @@ def _is_audio(name: str, value: object) -> bool:
     return name.partition("_")[0] == USER_AUDIO and isinstance(value, str) and value != ""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 for what the user can put right, told in one line."""
-    arguments = parser().parse_args(argv)
-    return jobs.main(NAME, lambda: run_arguments(arguments))
-
+main = jobs.door(NAME, parser, run_arguments)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -54,29 +54,16 @@ def parser() -> argparse.ArgumentParser:
         "forms.",
     )
     add = made.add_argument
-    add(
-        "--config",
-        type=Path,
-        metavar="YAML",
-        help="your own experiment, or a data yaml (names with `path` and `weight`)",
-    )
-    add(
-        "--model",
-        default=str(TINY),
-        metavar="SOURCE",
-        help="whose vocabulary a data yaml is read with (default: the tiny model)",
-    )
-    cli.add_threads(made)
+    add("--config", type=Path, metavar="YAML",
+        help="your own experiment, or a data yaml (names with `path` and `weight`)")
+    add("--model", default=str(TINY), metavar="SOURCE",
+        help="whose vocabulary a data yaml is read with (default: the tiny model)")
     add("--stats", action="store_true", help="scan everything: hours, labels, lengths, bad members")
     add("--plot", type=int, metavar="N", help="draw mel and speech tokens of N utterances a list")
-    add(
-        "--out",
-        type=Path,
-        default=Path("build") / "corpus",
-        metavar="FOLDER",
-        help="where pictures and bad_members.txt go (default: %(default)s)",
-    )
+    add("--out", type=Path, default=Path("build") / "corpus", metavar="FOLDER",
+        help="where pictures and bad_members.txt go (default: %(default)s)")
     add("--workers", type=int, default=1, help="processes (default: 1)")
+    cli.add_threads(made)
     return made
 
 

@@ -103,16 +103,28 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     cli.add_threads(parser)
 
 
-def main(name: str, work: Callable[[], Report]) -> int:
-    """Run a tool's job and print its report. Returns 2 where nothing could be used."""
+def door(
+    name: str, parser: Callable[[], argparse.ArgumentParser],
+    make: Callable[[argparse.Namespace], Report],
+) -> Callable[..., int]:  # fmt: skip
+    """The `main` of a tool that is one job: it parses, makes, and prints the report.
 
-    def report() -> None:
-        done = work()
-        if not done.written:
-            raise InputError(f"{done}: nothing can be used")
-        logs.out(str(done))
+    It returns 0, or 2 for what the user can put right, told in one line, and where nothing could be
+    used.
+    """
 
-    return cli.run(name, report)
+    def main(argv: Sequence[str] | None = None) -> int:
+        chosen = parser().parse_args(argv)
+
+        def work() -> None:
+            done = make(chosen)
+            if not done.written:
+                raise InputError(f"{done}: nothing can be used")
+            logs.out(str(done))
+
+        return cli.run(name, work)
+
+    return main
 
 
 def digest(*values: Any) -> str:

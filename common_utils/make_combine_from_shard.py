@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -175,11 +175,7 @@ def _write_all(folder: Path) -> None:
             out.write((folder / name).read_bytes())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 for what the user can put right, told in one line."""
-    arguments = parser().parse_args(argv)
-    return jobs.main(NAME, lambda: run_arguments(arguments))
-
+main = jobs.door(NAME, parser, run_arguments)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -316,11 +316,7 @@ def _parquet(file: Path) -> Any:
         raise InputError(f"{file}: not a parquet file that can be read ({error})") from error
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 for what the user can put right, told in one line."""
-    arguments = parser().parse_args(argv)
-    return jobs.main(NAME, lambda: run_arguments(arguments))
-
+main = jobs.door(NAME, parser, run_arguments)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -253,11 +253,7 @@ def _problem(place: str | None) -> str | None:
     return None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 for what the user can put right, told in one line."""
-    arguments = parser().parse_args(argv)
-    return jobs.main(NAME, lambda: run_arguments(arguments))
-
+main = jobs.door(NAME, parser, run_arguments)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,7 +10,7 @@ import json
 import sys
 import tarfile
 import wave
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -232,11 +232,7 @@ def _fields(raw: dict[str, Any], utterance: Utterance) -> Iterator[tuple[str, by
     yield "extra", json.dumps(extra, ensure_ascii=False).encode()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 for what the user can put right, told in one line."""
-    arguments = parser().parse_args(argv)
-    return jobs.main(NAME, lambda: run_arguments(arguments))
-
+main = jobs.door(NAME, parser, run_arguments)
 
 if __name__ == "__main__":
     sys.exit(main())
