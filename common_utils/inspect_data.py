@@ -12,13 +12,12 @@ from typing import Any
 
 from common_utils.jobs import in_order
 from osum_echat import audio, cli, logs
-from osum_echat.data.files import Files
 from osum_echat.data.loader import DataSettings, ListSettings, Loader
 from osum_echat.data.manifest import OfKind, open_source, read_manifest
 from osum_echat.data.prepare import Preparer, PrepareSettings
 from osum_echat.data.sources import Dropped, Noted, Source
 from osum_echat.errors import InputError, OsumError
-from osum_echat.files import whole_file
+from osum_echat.files import Files, whole_file
 from osum_echat.inference.load import PROMPTS_FILE
 from osum_echat.logs import progress
 from osum_echat.models.pretrained import find

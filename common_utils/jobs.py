@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from osum_echat import cli, logs
-from osum_echat.data.files import Files
 from osum_echat.data.sources import Dropped, Noted, json_object, line_starts
 from osum_echat.errors import InputError
-from osum_echat.files import Journal, check_apart, read_journal, whole_file, write_json
+from osum_echat.files import Files, Journal, check_apart, read_journal, whole_file, write_json
 from osum_echat.logs import progress
 
 Item = TypeVar("Item")

@@ -16,12 +16,11 @@ from typing import Any
 from common_utils import jobs
 from common_utils.jobs import Job, Made, Report, add_job_options, digest, run, stamp
 from common_utils.make_shard_from_raw import UNSAID
-from osum_echat.data.files import Files
 from osum_echat.data.manifest import COMBINES_LIST, RAW_LIST, TAR_ROOT, list_shards
 from osum_echat.data.sources import Dropped, Shard, json_object
 from osum_echat.data.tar import is_text, make_index, open_tar
 from osum_echat.errors import DataError, InputError
-from osum_echat.files import whole_file
+from osum_echat.files import Files, whole_file
 from osum_echat.records import DEFAULT_TASK
 
 NAME = "make_combine_from_shard.py"

@@ -1,4 +1,4 @@
-"""Thoughts before the answer: written with labels or in plain words, and read back.
+"""Thoughts before the answer and labels in a text: written, read back, and made plain.
 
 The Chinese template is that of the published label-thinking model, the English one the tiny
 world's.
@@ -22,6 +22,9 @@ VALUES = {
          "OTHER"}),
 }
 _LABEL = re.compile(r"<([^<>]+)>")
+_UPPER_LABEL = re.compile(r"<([A-Z ]+)>")
+_CJK_SPACES = re.compile(r"\s+(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff])\s+")
+_BRACKET_SPACES = re.compile(r"\s+(?=[<>])|(?<=[<>])\s+")
 THINK_END_MARK = re.compile(r"<\s*/?think end>|</think>")
 _LEADING_TAG = re.compile(r"\s*<([^<>]+)>\s*")
 
@@ -119,3 +122,20 @@ def read_labels(text: str, fields: tuple[str, ...]) -> Labels:
 def without_labels(text: str) -> str:
     """The words of an understanding answer."""
     return _LABEL.sub("", text).strip()
+
+
+def clean(text: str) -> str:
+    """One line, no spaces around Chinese characters or angle brackets.
+
+    A bracket that opens a tag keeps no space before it; `<think end>` keeps the one inside.
+    """
+    text = _CJK_SPACES.sub("", text.replace("\n", " "))
+    return _BRACKET_SPACES.sub("", text).strip()
+
+
+def as_words(text: str) -> str:
+    """Labels as words, no sound event as nothing, and a space before each word."""
+    plain = _UPPER_LABEL.sub(
+        lambda found: "" if found[1] == "OTHER" else f" {found[1].lower()} ", text
+    )
+    return "".join(f" {word}" for word in plain.split())

@@ -14,9 +14,9 @@ from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.records import Labels
 from osum_echat.tasks import TASKS
 from osum_echat.thinking import ENGLISH, label_thought
-from osum_echat.token2wav.conformer import ConformerSettings
 from osum_echat.token2wav.estimator import EstimatorSettings
 from osum_echat.token2wav.flow import FlowSettings
+from osum_echat.token2wav.layers import ConformerSettings
 from osum_echat.token2wav.model import Token2Wav, Token2WavSettings
 from osum_echat.token2wav.nsf_vocos import NsfVocosSettings
 from osum_echat.token2wav.voice import VoicePrompt

@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from osum_echat.data.batching import LAYOUTS, LayoutSettings, MadeBatch, Outcome, Place, Windows
-from osum_echat.data.files import Files
 from osum_echat.data.manifest import OfKind, open_source, read_manifest
 from osum_echat.data.prepare import Preparer
 from osum_echat.data.sources import Dropped, Noted, Source
 from osum_echat.errors import ConfigError, DataError, OsumError
-from osum_echat.files import write_json
+from osum_echat.files import Files, write_json
 from osum_echat.logs import logger
 from osum_echat.records import Utterance
 from osum_echat.sequence import Batch, Sequence, collate

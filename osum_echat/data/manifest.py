@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from osum_echat.data.files import Files
 from osum_echat.data.sources import Dropped, RawSource, Shard, Source, TarSource
 from osum_echat.errors import ConfigError, DataError, InputError, OsumError
-from osum_echat.files import Line, text_lines
+from osum_echat.files import Files, Line, text_lines
 from osum_echat.logs import logger
 from osum_echat.records import Utterance
 from osum_echat.settings import mapping

@@ -26,6 +26,8 @@ from osum_echat.thinking import (
     CHINESE,
     VALUES,
     LabelTemplate,
+    as_words,
+    clean,
     label_thought,
     natural_thought,
     opening,
@@ -88,8 +90,6 @@ NEUTRAL_STYLE = "中立"
 REPLY_STYLES = frozenset("愉悦 抱歉 开心 愤怒 惊讶 厌恶 悲伤 害怕 哭腔 安慰鼓励 中立".split())
 _TAG = re.compile(r"<[^<>]+>")
 _LEADING_TAG = re.compile(r"^\s*<([^<>]+)>\s*")
-_CJK_SPACES = re.compile(r"\s+(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff])\s+")
-_BRACKET_SPACES = re.compile(r"\s+(?=[<>])|(?<=[<>])\s+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,19 +208,9 @@ def _filled(labels: Labels, rng: random.Random) -> Labels:
     return replace(labels, **missing)
 
 
-def clean(text: str) -> str:
-    """One line, no spaces around Chinese characters or angle brackets.
-
-    A bracket that opens a tag keeps no space before it; `<think end>` keeps the one inside.
-    """
-    text = _CJK_SPACES.sub("", text.replace("\n", " "))
-    return _BRACKET_SPACES.sub("", text).strip()
-
-
 # Blank steps after a stand-in for a piece, from and to, and how often: speech pauses now and then.
 STAND_IN_GAPS, STAND_IN_GAP_WEIGHTS = ((0, 2), (2, 5), (6, 20)), (6, 3, 1)
 SILENT_STEPS = 4  # blanks that stand in for a clip in which nothing was said
-_LABEL = re.compile(r"<([A-Z ]+)>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,12 +437,6 @@ def _labels_and_words(utterance: Utterance) -> str:
     if not words and task_for(utterance.task).transcript:
         words = without_labels(utterance.user.reply_text or "")
     return "".join(f"<{label}>" for label in known if label) + words
-
-
-def as_words(text: str) -> str:
-    """Labels as words, no sound event as nothing, and a space before each word."""
-    words = _LABEL.sub(lambda found: "" if found[1] == "OTHER" else f" {found[1].lower()} ", text)
-    return "".join(f" {word}" for word in words.split())
 
 
 def _broken_audio(key: str, turn: Turn, error: InputError) -> Dropped:

@@ -17,10 +17,9 @@ from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from osum_echat.data.files import Files
 from osum_echat.data.tar import SOUNDS, Index, is_sound, is_text, load_index, open_tar
 from osum_echat.errors import DataError, OsumError
-from osum_echat.files import text_lines
+from osum_echat.files import Files, text_lines
 from osum_echat.logs import logger
 from osum_echat.records import Utterance
 

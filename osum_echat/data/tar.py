@@ -24,9 +24,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from osum_echat.data.files import Files
 from osum_echat.errors import DataError, InputError
-from osum_echat.files import whole_file
+from osum_echat.files import Files, whole_file
 
 SUFFIX = ".index"
 CACHE = Path("~/.cache/osum-echat/indexes")

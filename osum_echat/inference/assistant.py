@@ -27,6 +27,7 @@ from osum_echat.inference.load import LoadedModel, LoadOptions, load
 from osum_echat.inference.reply import (
     LABEL_FIELDS,
     AudioPiece,
+    Detokenizer,
     Done,
     Event,
     Heard,
@@ -35,7 +36,6 @@ from osum_echat.inference.reply import (
     Timer,
     Timings,
 )
-from osum_echat.inference.reply_parser import Detokenizer
 from osum_echat.inference.request import (
     Options,
     Request,

@@ -13,7 +13,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from osum_echat.data.prepare import as_words
 from osum_echat.errors import ConfigError
 from osum_echat.generation.ctc_beam import (
     NEVER,
@@ -26,7 +25,7 @@ from osum_echat.models.echat import EChatModel
 from osum_echat.models.whisper_decoder import WhisperDecoder
 from osum_echat.records import Labels
 from osum_echat.tasks import Task
-from osum_echat.thinking import VALUES, LabelTemplate, label_thought
+from osum_echat.thinking import VALUES, LabelTemplate, as_words, label_thought
 from osum_echat.vocab import Pieces, Vocab
 
 OPENING = "<|im_start|>user\n"  # what the LLM reads before the words

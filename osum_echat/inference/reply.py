@@ -1,16 +1,35 @@
-"""What the assistant gives back: a whole reply, or its events one by one while it is made."""
+"""What the assistant gives back: a whole reply, or its events one by one while it is made.
 
+The text of a reply is parsed while it grows: thought, labels, words; never half a character.
+"""
+
+import re
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
-from osum_echat.records import LIST_KEYS, Labels
+from osum_echat.records import LIST_KEYS, Labels, canonical_label
+from osum_echat.tasks import Task
+from osum_echat.thinking import (
+    THINK_END_MARK,
+    THINK_START,
+    LabelTemplate,
+    read_labels,
+    read_thought,
+    without_labels,
+)
+from osum_echat.vocab import Vocab
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from osum_echat.generation.decoder import StoppedBy
 
+HALF_CHARACTER = "\ufffd"  # what a tokenizer gives for bytes that are no whole character yet
+_STYLE = re.compile(r"<([^<>]+)>\s*")
+_OPEN_STYLE = re.compile(r"<[^<>]*")
+_END_MARKS = ("think end>", "/think end>", "/think>")
 # What is told of a voice, in this order; the style is the reply's.
 LABEL_FIELDS = ("emotion", *(name for name in LIST_KEYS if name not in ("emotion", "style")))
 
@@ -123,3 +142,218 @@ class Done:
 
 
 Event = Heard | LabelsFound | ThoughtPiece | TextPiece | AudioPiece | Done
+
+
+class Detokenizer:
+    """Ids to text, piece by piece; the pieces are the text of all ids together."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        self.vocab = vocab
+        self.ids: list[int] = []
+        self._start = self._given = 0  # ids before `given` are out; `start` is where that began
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The characters that are whole now."""
+        self.ids.extend(ids)
+        return self._take(keep_half=True)
+
+    def rest(self) -> str:
+        """What is left at the end, if it ends within a character."""
+        return self._take(keep_half=False)
+
+    def _take(self, keep_half: bool) -> str:
+        # Decoded with the ids before: some tokenizers drop a space at the start.
+        before = self.vocab.decode(self.ids[self._start : self._given])
+        whole = self.vocab.decode(self.ids[self._start :])
+        if keep_half and whole.endswith(HALF_CHARACTER):
+            return ""
+        self._start, self._given = self._given, len(self.ids)
+        return whole[len(before) :]
+
+
+class _Stripped:
+    """A text without the space around it, as it grows."""
+
+    def __init__(self) -> None:
+        self.text, self._space = "", ""
+
+    def push(self, text: str) -> str:
+        """What can be given out: space waits for a character after it."""
+        waiting = self._space + text
+        if not self.text:
+            waiting = waiting.lstrip()
+        given = waiting.rstrip()
+        self._space = waiting[len(given) :]
+        self.text += given
+        return given
+
+
+class ReplyParser(Protocol):
+    """Takes an answer's text as it grows, and knows what it said."""
+
+    @property
+    def heard(self) -> str | None:
+        """The user's words, once they are known."""
+
+    @property
+    def thought(self) -> str | None:
+        """The thought so far; None: the answer has none."""
+
+    @property
+    def labels(self) -> Labels:
+        """The labels that are known."""
+
+    @property
+    def text(self) -> str:
+        """The words so far."""
+
+    def push(self, text: str) -> list[Event]:
+        """What the next characters tell."""
+
+    def finish(self) -> list[Event]:
+        """What only the end tells."""
+
+
+class UnderstandingParser:
+    """The answer of an understanding task: words and labels, e.g. `i lost my kite<CHILD>`."""
+
+    thought = None
+
+    def __init__(self, task: Task, fields: Iterable[str]) -> None:
+        """fields: the labels that are wanted, among those that the task asks for."""
+        self.task, self.fields = task, tuple(fields)
+        self.heard: str | None = None
+        self.labels = Labels()
+        self._words = _Stripped()
+
+    @property
+    def text(self) -> str:
+        return self._words.text
+
+    def push(self, text: str) -> list[Event]:
+        piece = self._words.push(text)
+        return [TextPiece(piece)] if piece else []
+
+    def finish(self) -> list[Event]:
+        found = asdict(read_labels(self.text, self.task.labels))
+        self.labels = Labels(**{name: found[name] for name in self.fields})
+        if self.task.transcript:
+            self.heard = without_labels(self.text)
+        return _told(self.heard, self.labels)
+
+
+class DialogueParser:
+    """The answer of any other task: a thought, if there is one, a style tag, and the words."""
+
+    def __init__(self, template: LabelTemplate) -> None:
+        self.template = template
+        self.heard: str | None = None
+        self.labels = Labels()
+        self._thought, self._words = _Stripped(), _Stripped()
+        self._has_thought = False
+        self._waiting = ""
+        self._state = self._at_start
+
+    @property
+    def thought(self) -> str | None:
+        return self._thought.text if self._has_thought else None
+
+    @property
+    def text(self) -> str:
+        return self._words.text
+
+    def push(self, text: str) -> list[Event]:
+        self._waiting += text
+        return self._state() if text else []
+
+    def finish(self) -> list[Event]:
+        events: list[Event] = []
+        if self._state == self._in_thought:
+            events += self._think(self._waiting) + self._close_thought()
+            self._waiting = ""
+        self._waiting = self._waiting.strip()
+        if self._state != self._in_words:
+            events += self._begin_words()
+        return events
+
+    def _at_start(self) -> list[Event]:
+        self._waiting = self._waiting.lstrip()
+        if self._waiting.startswith(THINK_START):
+            self._waiting = self._waiting.removeprefix(THINK_START)
+            self._has_thought, self._state = True, self._in_thought
+            return self._state()
+        if THINK_START.startswith(self._waiting):
+            return []
+        self._state = self._before_words
+        return self._state()
+
+    def _in_thought(self) -> list[Event]:
+        end = THINK_END_MARK.search(self._waiting)
+        if end is None:
+            sure = _before_open_mark(self._waiting)
+            text, self._waiting = self._waiting[:sure], self._waiting[sure:]
+            return self._think(text)
+        events = self._think(self._waiting[: end.start()]) + self._close_thought()
+        self._waiting = self._waiting[end.end() :]
+        self._state = self._before_words
+        return events + self._state()
+
+    def _think(self, text: str) -> list[Event]:
+        piece = self._thought.push(text)
+        return [ThoughtPiece(piece)] if piece else []
+
+    def _close_thought(self) -> list[Event]:
+        self.heard, self.labels = read_thought(self._thought.text, self.template)
+        return _told(self.heard, Labels())
+
+    def _before_words(self) -> list[Event]:
+        """A tag that leads the words is their style; one with nothing after it is a word."""
+        self._waiting = self._waiting.lstrip()
+        tag = _STYLE.match(self._waiting)
+        if tag is not None and tag.end() < len(self._waiting):
+            self.labels = replace(self.labels, style=self.labels.style or canonical_label(tag[1]))
+            self._waiting = self._waiting[tag.end() :]
+        elif tag is not None or not self._waiting or _OPEN_STYLE.fullmatch(self._waiting):
+            return []
+        return self._begin_words()
+
+    def _begin_words(self) -> list[Event]:
+        self._state = self._in_words
+        return [*_told(None, self.labels), *self._in_words()]
+
+    def _in_words(self) -> list[Event]:
+        piece = self._words.push(self._waiting)
+        self._waiting = ""
+        return [TextPiece(piece)] if piece else []
+
+
+class GivenText:
+    """The answer of a task that speaks given words: they are known before it begins."""
+
+    thought = None
+
+    def __init__(self, words: str, heard: str | None = None, style: str | None = None) -> None:
+        self.text, self.heard, self.labels = without_labels(words), heard, Labels(style=style)
+        self._is_told = False
+
+    def push(self, text: str) -> list[Event]:
+        told, self._is_told = self._is_told, True
+        if told:
+            return []
+        return [*_told(self.heard, Labels()), *([TextPiece(self.text)] if self.text else [])]
+
+    def finish(self) -> list[Event]:
+        return self.push("")
+
+
+def _told(heard: str | None, labels: Labels) -> list[Event]:
+    found: list[Event] = [] if heard is None else [Heard(heard)]
+    return [*found, LabelsFound(labels)] if labels != Labels() else found
+
+
+def _before_open_mark(text: str) -> int:
+    """Where the mark at the end of a thought may have begun in the last characters of a text."""
+    start = text.rfind("<")
+    begun = text[start + 1 :].lstrip()
+    is_open = start >= 0 and any(mark.startswith(begun) for mark in _END_MARKS)
+    return start if is_open else len(text)

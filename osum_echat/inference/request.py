@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from osum_echat import audio, logs
-from osum_echat.data.prepare import clean
 from osum_echat.errors import InputError
 from osum_echat.generation.decoder import Answer, Limits
 from osum_echat.generation.kv_cache import check_length
@@ -18,18 +17,19 @@ from osum_echat.generation.sampling import PRESETS, AllowedAfter, OnlyIds, Rule
 from osum_echat.inference import safety
 from osum_echat.inference.load import LoadedModel
 from osum_echat.inference.recognizer import Recognition, recognize
-from osum_echat.inference.reply import LABEL_FIELDS, Timer
-from osum_echat.inference.reply_parser import (
+from osum_echat.inference.reply import (
+    LABEL_FIELDS,
     DialogueParser,
     GivenText,
     ReplyParser,
+    Timer,
     UnderstandingParser,
 )
 from osum_echat.records import Turn, Utterance
 from osum_echat.sequence import Clip, compose
 from osum_echat.sequence import Sequence as Row
 from osum_echat.tasks import UNDERSTAND, Task, task_for, understanding_tag
-from osum_echat.thinking import VALUES, opening
+from osum_echat.thinking import VALUES, clean, opening
 
 DEFAULT_TASK = "s2s_think"
 LIMITS = Limits(text_tokens=1000, total_tokens=2000)

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from osum_echat.errors import ConfigError, InputError
-from osum_echat.token2wav.conformer import Conformer, ConformerSettings
 from osum_echat.token2wav.estimator import (
     Estimator,
     EstimatorSettings,
@@ -20,7 +19,15 @@ from osum_echat.token2wav.estimator import (
     extending,
     keeping,
 )
-from osum_echat.token2wav.layers import Conv, GroupNorm, Mish, masked, stretch
+from osum_echat.token2wav.layers import (
+    Conformer,
+    ConformerSettings,
+    Conv,
+    GroupNorm,
+    Mish,
+    masked,
+    stretch,
+)
 from osum_echat.token2wav.voice import HOP_SAMPLES, MELS, SAMPLE_RATE_HZ, SPEAKER_WIDTH, VoicePrompt
 
 LONGEST_PREFIX = 0.3        # of an utterance, given as known frames in training

@@ -8,10 +8,10 @@ import fsspec
 import pytest
 
 from osum_echat.data import tar as tar_module
-from osum_echat.data.files import Files
 from osum_echat.data.manifest import OfKind, open_source, read_manifest
 from osum_echat.data.sources import Dropped, RawSource
 from osum_echat.errors import ConfigError, DataError
+from osum_echat.files import Files
 from tests.data.forms import plain, raw_rows, read_all, write_lines, write_shard
 
 

@@ -9,10 +9,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from osum_echat.token2wav.conformer import ConformerSettings
 from osum_echat.token2wav.estimator import EstimatorSettings
 from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.hift import Hift, HiftSettings
+from osum_echat.token2wav.layers import ConformerSettings
 from osum_echat.token2wav.model import Token2WavSettings
 
 CODES = 64

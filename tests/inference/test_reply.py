@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from osum_echat.inference.reply import Heard, LabelsFound, TextPiece, ThoughtPiece
-from osum_echat.inference.reply_parser import (
+from osum_echat.inference.reply import (
     Detokenizer,
     DialogueParser,
+    Heard,
+    LabelsFound,
+    TextPiece,
+    ThoughtPiece,
     UnderstandingParser,
 )
 from osum_echat.records import Labels, canonical_label
