@@ -65,6 +65,7 @@ VOCODERS: dict[str, type[Hift] | type[NsfVocos]] = {"hift": Hift, "nsf_vocos": N
 Files = dict[str, Path | TarMember]
 WAVE_FADE_FRAMES = 1            # of 11.6 ms: over which the sound of a piece goes into the next
 CARD_FRAMES = 20_000            # solved side by side on a card; a CPU gains nothing by it
+FIRST_WITHIN_S = 0.2            # a first piece may wait so long for sound that runs out before
 MOST_PADDING = 0.2              # of a row, where several are solved side by side
 
 
@@ -221,12 +222,12 @@ class Token2Wav(nn.Module):
         with devices.autocast(self.device, self.dtype):
             mels = self._mel_stream(voice, drawn, settings)
         waves = WaveStream(self.vocoder, drawn.source, WAVE_FADE_FRAMES)
-        due = 0.0                               # the first piece is due at once
+        ends = 0.0                              # the monotonic second at which the sound runs out
         for piece in pieces(tokens, settings):
             with devices.autocast(self.device, self.dtype):
-                mel, new = mels.solve(piece, due)
+                mel, new = mels.solve(piece, ends or time.monotonic() + FIRST_WITHIN_S)
             wave = waves.push(mel, new).float().cpu()
-            due = (due or time.monotonic()) + len(wave) / SAMPLE_RATE_HZ
+            ends = (ends or time.monotonic()) + len(wave) / SAMPLE_RATE_HZ
             yield wave
 
     def prepare_voice(self, voice: VoicePrompt | None = None, seed: int = 0) -> VoiceState:
