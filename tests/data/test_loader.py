@@ -1,7 +1,6 @@
 """Claims about endless batches: order, layout, resume, drops, and the processes that make them."""
 
 import json
-import logging
 import multiprocessing
 import os
 import random
@@ -211,23 +210,6 @@ def test_workers_of_a_killed_parent_end(lists: dict[str, Path]) -> None:
     while time.monotonic() < until and any(Path(f"/proc/{one}").exists() for one in numbers):
         time.sleep(0.1)
     assert not any(Path(f"/proc/{one}").exists() for one in numbers)
-
-
-def test_drops_are_counted_by_list_and_reason(
-    lists: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    bad = [{"key": f"b{one}", "txt": "x", "task": "<TEXT2TOKEN>"} for one in range(3)]
-    entries = {
-        "bad": ListSettings(str(write_list(tmp_path / "bad.list", bad))),
-        "t2t": ListSettings(str(lists["t2t"])),
-    }
-    source = loader(lists, lists=entries)
-    logging.getLogger("osum_echat").propagate = True
-    with caplog.at_level(logging.INFO, logger="osum_echat"):
-        one_epoch(source)
-        next(source)
-    assert "bad: no speech tokens 3" in caplog.text
-    assert caplog.text.count("first drop") == 1
 
 
 def test_drops_are_written_to_a_report_that_a_resume_goes_on_with(

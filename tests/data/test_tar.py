@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from osum_echat.data import tar as tar_module
-from osum_echat.data.sources import Dropped, RawSource, Shard, TarSource
-from osum_echat.records import Utterance
+from osum_echat.data.sources import RawSource, Shard, TarSource
 from tests.data.forms import members, plain, raw_rows, read_all, tar_bytes, write_lines, write_shard
 
 LISTS = ("understand", "tts", "s2s", "s2s_think", "s2t", "t2t", "history")
@@ -377,20 +376,3 @@ def test_wrong_sizes_give_no_key_what_is_another_ones(
             assert all(plain(one) == wanted[one.key] for one in kept), (seed, number, lie.size)
             assert len(kept) >= COUNT - 2
             assert len(kept) + len(dropped) >= COUNT - 1
-
-
-def test_damage_to_the_lines_of_a_pair_keeps_the_others(
-    folder: Path, rows: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    tar = tmp_path / "x.tar"
-    tar.write_bytes(tar_bytes(one for row in rows for one in members(row, folder)))
-    lines = write_lines(tmp_path / "x.list", rows)
-    text = lines.read_bytes().splitlines(keepends=True)
-    text[2] = text[2][:40] + b"\n"
-    lines.write_bytes(b"".join(text))
-    source = TarSource("x", [Shard(str(tar), str(lines))])
-    every = [one for unit in range(len(source)) for one in source.read(unit)]
-    kept = [one.key for one in every if isinstance(one, Utterance)]
-    assert kept == [row["key"] for place, row in enumerate(rows) if place != 2]
-    reasons = sorted(one.reason for one in every if isinstance(one, Dropped))
-    assert reasons == ["no line in the list", "not JSON"]
