@@ -127,14 +127,21 @@ def _preparer(model: str) -> Preparer:
 
 
 def first_batches(corpus: Corpus) -> Iterator[str]:
-    """A table for each list: what its first batch holds, and what was dropped on the way."""
+    """A table for each list: what its first batch holds, and what was dropped on the way.
+
+    Raises InputError at the end where no list can be used.
+    """
+    lost = 0
     for name, entry in corpus.lists.items():
         yield f"== {name}: {entry.path}"
         try:
             yield from _first_batch(name, entry, corpus)
         except OsumError as error:
+            lost += 1
             yield f"   cannot be used: {error}"
         yield ""
+    if lost == len(corpus.lists):
+        raise InputError(f"none of {lost} lists can be used; what is wrong stands above")
 
 
 def _first_batch(name: str, entry: ListSettings, corpus: Corpus) -> Iterator[str]:
@@ -234,7 +241,10 @@ class Portion:
 def report(
     lists: dict[str, ListSettings], out: Path, workers: int = 1, schemes: tuple[str, ...] = ()
 ) -> Iterator[str]:
-    """Scan every list; lines to print. Writes lengths.png and bad_members.txt into `out`."""
+    """Scan every list; lines to print. Writes lengths.png and bad_members.txt into `out`.
+
+    Raises InputError at the end where no utterance can be used.
+    """
     tallies: dict[str, Tally] = {}
     for name, entry in lists.items():
         tallies[name] = scan(name, entry, workers, schemes)
@@ -248,6 +258,8 @@ def report(
     yield f"bad members: {out / BAD_FILE}"
     lengths = {name: tally.lengths for name, tally in tallies.items()}
     yield f"drawn: {draw_lengths(lengths, out / LENGTHS_FILE)}"
+    if not any(tally.utterances for tally in tallies.values()):
+        raise InputError("no utterance can be used; what is wrong stands above")
 
 
 def scan(name: str, entry: ListSettings, workers: int = 1, schemes: tuple[str, ...] = ()) -> Tally:

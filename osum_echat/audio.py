@@ -237,14 +237,14 @@ class _SoundFile:
         if isinstance(source, bytes):
             return io.BytesIO(source)
         try:
-            if source.exists() and not source.is_file():
-                raise InputError(f"{self.where}: cannot be read (not a file); check the path")
-            return source.open("rb")
+            if not source.exists() or source.is_file():
+                return source.open("rb")
         except FileNotFoundError as error:
             raise InputError(f"{self.where}: no such file; check the path") from error
         except (OSError, ValueError) as error:
             fault = getattr(error, "strerror", None) or error
             raise InputError(f"{self.where}: cannot be read ({fault}); check the path") from error
+        raise InputError(f"{self.where}: cannot be read (not a file); check the path")
 
     def _read_header(self, source: Path | bytes) -> None:
         self._stream.seek(0)

@@ -55,6 +55,12 @@ def test_a_data_yaml_tells_what_cannot_be_used(tmp_path: Path, capsys):
     assert "8 utterances" in good and "dropped: none" in good
     assert "cannot be used" in bad and "1" in bad
     assert "nowhere.list" in gone and "cannot be used" in gone
+    config.write_text("bad: {path: bad/data.list}\ngone: {path: nowhere.list}\n")
+    assert do_test_dataloader.main(["--config", str(config)]) == 2
+    assert "none of 2 lists can be used" in capsys.readouterr().err
+    config.write_text("bad: {path: bad/data.list}\n")
+    argv = ["--config", str(config), "--stats", "--out", str(tmp_path / "out")]
+    assert do_test_dataloader.main(argv) == 2
 
 
 def test_the_statistics_count_hours_labels_and_bad_members(tmp_path: Path):
