@@ -75,7 +75,6 @@ class EChatItem:
     labels: Labels
     earlier: tuple[Turn, ...] = ()
     earlier_replies: tuple[Path | None, ...] = ()
-    real: bool | None = None            # a recording of a person; None: not told
 
 
 def read(data: Path) -> tuple[list[EChatItem], dict[str, str]]:
@@ -104,7 +103,7 @@ def _of_world(root: Path, singles: list[int], raw: Mapping[str, Any], where: str
                       for turn in raw["turns"])  # fmt: skip
         replies = tuple(root / turn["reply_wav"] for turn in raw["turns"])
         return EChatItem(raw["key"], category, root / raw["wav"], raw["user_text"], labels, turns,
-                         replies, real=False)  # fmt: skip
+                         replies)  # fmt: skip
     except (KeyError, TypeError) as error:
         raise DataError(f"{where}: no exchange of the tiny world ({error!r}); make the split "
                         "again") from error
@@ -126,7 +125,7 @@ def _item(root: Path, raw: Mapping[str, Any], where: str) -> EChatItem:
     return EChatItem(
         key=_text({"key": wav.stem} | {k: v for k, v in raw.items() if v}, KEYS, where),
         category=_category(raw, labels), wav=wav, labels=labels,
-        transcript=_text(_merged(raw), TRANSCRIPTS, where), real=_real(raw),
+        transcript=_text(_merged(raw), TRANSCRIPTS, where),
     )  # fmt: skip
 
 
@@ -151,7 +150,7 @@ def _conversation(
         key=_text(raw, KEYS, where), wav=root / _text(question, SOUNDS, where),
         category=_category(raw, labels, MULTI_TURN if earlier else None),
         transcript=_text(question, TRANSCRIPTS, where), labels=labels,
-        earlier=tuple(earlier), earlier_replies=tuple(replies), real=_real(raw),
+        earlier=tuple(earlier), earlier_replies=tuple(replies),
     )  # fmt: skip
 
 
@@ -198,12 +197,6 @@ def _category(raw: Mapping[str, Any], labels: Labels, unnamed: str | None = None
     if named is not None:
         return str(named).lower()
     return unnamed or (known[0] if len(known) == 1 else MULTI)
-
-
-def _real(raw: Mapping[str, Any]) -> bool | None:
-    """Whether the query is a recording of a person, where the line tells."""
-    value = _merged(raw).get("real")
-    return value if isinstance(value, bool) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,6 @@ class Verdict:
 
     scores: Mapping[str, float | None]
     overall: float
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +105,11 @@ class Rubric:
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"rubric {path}: {error!r}; its form: {EMPATHY.name}") from error
 
-    def verdict(self, scores: Mapping[str, float | None], reason: str = "") -> Verdict:
+    def verdict(self, scores: Mapping[str, float | None]) -> Verdict:
         """The scores with their weighted mean."""
         known = [(self.weights[name], one) for name, one in scores.items() if one is not None]
         overall = sum(weight * one for weight, one in known) / sum(weight for weight, _ in known)
-        return Verdict(scores, overall, reason)
+        return Verdict(scores, overall)
 
     def messages(self, exhibit: Exhibit) -> list[dict[str, str]]:
         """The chat that asks a judge for its scores."""
@@ -156,7 +155,7 @@ class Rubric:
             values = {name: scores[name] for name in self.names}
             if all(map(_is_score, values.values())) and any(v is not None for v in values.values()):
                 kept = {name: None if one is None else float(one) for name, one in values.items()}
-                return self.verdict(kept, str(found.get("reason", "")))
+                return self.verdict(kept)
         return None
 
 
@@ -241,7 +240,7 @@ class RulesJudge:
     def judge(self, exhibit: Exhibit) -> Verdict:
         """The verdict on one reply."""
         if not exhibit.reply.strip():
-            return self.rubric.verdict(dict.fromkeys(self.rubric.names, 0.0), "no reply")
+            return self.rubric.verdict(dict.fromkeys(self.rubric.names, 0.0))
         emotion = (exhibit.labels.emotion or "NEUTRAL").upper()
         delivery = self.rules["delivery"].get(emotion)
         scores = {
@@ -252,7 +251,7 @@ class RulesJudge:
                 delivery.get(exhibit.reply_emotion.upper(), delivery["other"])),
             "naturalness": _naturalness(exhibit.reply),
         }  # fmt: skip
-        return self.rubric.verdict(scores, RULES)
+        return self.rubric.verdict(scores)
 
     def _relevance(self, exhibit: Exhibit) -> float:
         asked = self._content(exhibit.transcript)
@@ -420,7 +419,7 @@ class ChatJudge:
         for name in self.rubric.names:
             known = [value for one in read[:most] if (value := one.scores[name]) is not None]
             scores[name] = sum(known) / len(known) if known else None
-        return self.rubric.verdict(scores, read[0].reason), answers
+        return self.rubric.verdict(scores), answers
 
     def _ask(self, messages: list[dict[str, str]], n: int, seed: int) -> dict[str, Any]:
         """One question, again after a growing pause where that may help.

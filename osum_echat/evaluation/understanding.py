@@ -37,8 +37,7 @@ MOST_CELLS = 24
 VOICE = ("age", "gender", "emotion")
 # How the words of a language are counted, and what the rate is called.
 RATES = {"english": ("WER", "word"), "chinese": ("CER", "mixed")}
-HEARD_FIELDS = tuple(name for name in FIELDS if name != "style")  # a style is the reply's own
-YAML = (".yaml", ".yml")
+OWN_FIELD = "style"                     # of the reply itself, not of what was heard
 Record = dict[str, Any]
 
 
@@ -78,7 +77,7 @@ class UtteranceList:
     def __init__(self, place: str, limit: int | None = None) -> None:
         self.entries = [Entry(Path(place).stem, place)]
         self.lost: Mapping[str, str] = {}
-        if place.endswith(YAML):
+        if place.endswith((".yaml", ".yml")):
             self.entries = [entry for entry in read_manifest(place) if entry.weight > 0]
         if not self.entries:
             raise InputError(f"--data {place}: every entry has weight 0; nothing is left to answer")
@@ -211,28 +210,36 @@ class WordScore:
 class LabelScore:
     """Labels found against labels listed. low, high: 95 % bootstrap interval of the accuracy."""
 
-    confusion: Confusion
+    accuracy: float
     low: float
     high: float
+    macro_f1: float
+    utterances: int
+    labels: tuple[str, ...]             # of the confusion, and its counts
+    counts: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[str | None, str | None]]) -> "LabelScore | None":
+        """pairs: (listed, found); None where none is listed."""
+        whole, each = Confusion.of(pairs), [Confusion.of([pair]) for pair in pairs]
+        if not whole.total:
+            return None
+        low, high = interval([one.accuracy for one in each if one.total])
+        return cls(whole.accuracy, low, high, whole.macro_f1, whole.total, **asdict(whole))
+
+    @property
+    def confusion(self) -> Confusion:
+        return Confusion(self.labels, self.counts)
 
     @property
     def measure(self) -> Measure:
         """The accuracy."""
-        return percent(self.confusion.accuracy, self.confusion.total, self.low, self.high)
-
-    def to_json(self) -> dict[str, Any]:
-        """Accuracy and macro-F1 beside the counts."""
-        confusion = self.confusion
-        return {
-            "accuracy": confusion.accuracy, "low": self.low, "high": self.high,
-            "macro_f1": confusion.macro_f1, "utterances": confusion.total, **asdict(confusion),
-        }  # fmt: skip
+        return percent(self.accuracy, self.utterances, self.low, self.high)
 
     def __str__(self) -> str:
-        confusion = self.confusion
         return (
-            f"{100 * confusion.accuracy:.1f} % right [{100 * self.low:.1f}, {100 * self.high:.1f}]"
-            f", macro-F1 {confusion.macro_f1:.3f}; {confusion.total} utterances"
+            f"{100 * self.accuracy:.1f} % right [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+            f", macro-F1 {self.macro_f1:.3f}; {self.utterances} utterances"
         )
 
 
@@ -243,15 +250,8 @@ class TaskGrade:
     task: str
     answered: int
     failed: int
-    words: Mapping[str, WordScore]
-    labels: Mapping[str, LabelScore]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "answered": self.answered, "failed": self.failed,
-            "words": {name: asdict(score) for name, score in self.words.items()},
-            "labels": {name: score.to_json() for name, score in self.labels.items()},
-        }  # fmt: skip
+    words: dict[str, WordScore]
+    labels: dict[str, LabelScore]
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,9 +272,9 @@ class Grade:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for scores.json."""
+        tasks = [asdict(one) for one in self.tasks]
         return {"answered": self.answered, "failed": self.failed, "unread": self.unread,
-                "left_out": self.left_out,
-                "tasks": {one.task: one.to_json() for one in self.tasks}}  # fmt: skip
+                "left_out": self.left_out, "tasks": {one.pop("task"): one for one in tasks}}
 
 
 def grade(records: Iterable[Record], language: str = "auto") -> Grade:
@@ -317,18 +317,14 @@ def _word_scores(
 
 
 def _label_scores(task: str, records: Sequence[Record]) -> Iterator[tuple[str, LabelScore]]:
-    """The confusion of each field that the task asks for, or that its thoughts tell."""
+    """Of each field that the task asks for, or that its thoughts tell."""
     for label in FIELDS if records else ():     # a task that is unknown has none
-        told = label in HEARD_FIELDS and any(record["labels"][label] for record in records)
-        if label not in task_for(task).labels and not told:
-            continue
-        pairs = [(record["reference_labels"][label], record["labels"][label])
-                 for record in records]  # fmt: skip
-        confusion = Confusion.of(pairs)
-        if confusion.total:
-            each = [Confusion.of([pair]) for pair in pairs]
-            yield label, LabelScore(confusion, *interval([one.accuracy for one in each
-                                                          if one.total]))  # fmt: skip
+        told = label != OWN_FIELD and any(record["labels"][label] for record in records)
+        if label in task_for(task).labels or told:
+            score = LabelScore.of([(record["reference_labels"][label], record["labels"][label])
+                                   for record in records])  # fmt: skip
+            if score is not None:
+                yield label, score
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,10 +380,9 @@ def with_noise(utterance: Utterance, snr_db: float, seed: int) -> Utterance:
     samples = audio.load(utterance.user.audio, segment_s=utterance.user.segment_s).numpy()
     power = float(np.square(samples, dtype=np.float64).mean())
     noise = np.random.default_rng(seed).normal(0.0, 1.0, len(samples))
-    noisy = samples + noise * np.sqrt(power / 10 ** (snr_db / 10))
+    noisy = (samples + noise * np.sqrt(power / 10 ** (snr_db / 10))).astype(np.float32)
     file = io.BytesIO()
-    soundfile.write(file, noisy.astype(np.float32), audio.SAMPLE_RATE_HZ, subtype="FLOAT",
-                    format="WAV")  # fmt: skip
+    soundfile.write(file, noisy, audio.SAMPLE_RATE_HZ, subtype="FLOAT", format="WAV")
     return replace(utterance, user=replace(utterance.user, audio=file.getvalue(), segment_s=None))
 
 
@@ -415,9 +410,9 @@ def score(players: int, found: Sequence[Prediction], out: Path) -> Outcome:
         }, "%"))  # fmt: skip
     blocks += [report.Matrix(f"{name}: {label}", one.confusion) for name, graded in grades.items()
                for task in graded.tasks for label, one in task.labels.items()]  # fmt: skip
-    blocks += [*robustness(made), report.Players("Some utterances", _clips(made, players))]
-    details = {name: one.to_json() for name, one in grades.items()}
-    return Outcome(measures, blocks, details={"sets": details})
+    blocks += [*robustness(made), report.Players("Some utterances", [*_clips(made, players)])]
+    told = {name: one.to_json() for name, one in grades.items()}
+    return Outcome(measures, blocks, details={"sets": told})
 
 
 def _measures(grades: Mapping[str, Grade]) -> Iterator[tuple[str, Measure]]:
@@ -428,18 +423,15 @@ def _measures(grades: Mapping[str, Grade]) -> Iterator[tuple[str, Measure]]:
                 yield f"{where}/{words.name} {language}", words.measure
             for label, one in task.labels.items():
                 yield f"{where}/{label}", one.measure
-                yield (f"{where}/{label} macro-F1",
-                       percent(one.confusion.macro_f1, one.confusion.total))  # fmt: skip
+                yield f"{where}/{label} macro-F1", percent(one.macro_f1, one.utterances)
 
 
-def _clips(made: Sequence[Prediction], players: int) -> list[report.Clip]:
+def _clips(made: Sequence[Prediction], players: int) -> Iterator[report.Clip]:
     playable = [one for one in made if one["source"] and Path(one["source"]).exists()]
-    clips = []
     for one in limited(playable, players, lambda one: one["set"]):
         labels = " ".join(f"<{label}>" for label in one["reference_labels"].values() if label)
         lines = {"Said: ": f"{one['reference_heard']} {labels}", "Heard: ": one["text"]}
-        clips.append(report.Clip(one["key"], {"utterance": Path(one["source"])}, lines))
-    return clips
+        yield report.Clip(one["key"], {"utterance": Path(one["source"])}, lines)
 
 
 def _cell(group: Sequence[Prediction]) -> tuple[float, float | None, str]:

@@ -116,7 +116,7 @@ def test_echat_style_reads_labels_wherever_they_stand(tmp_path):
         tmp_path,
         {"key": "a", "wav": "a.wav", "transcript": "hi", "labels": {"emotion": "happy"}},
         {"id": "b", "query_wav": "/x/b.wav", "q_txt": "ho", "age": "<OLD>", "gender": "FEMALE"},
-        {"utt": "c", "audio": "c.wav", "text": "he", "category": "Event", "real": True,
+        {"utt": "c", "audio": "c.wav", "text": "he", "category": "Event",
          "extra": {"caption": "<COUGH>", "q_emotion": "angry"}},
     )  # fmt: skip
     first, second, third = read(place)[0]
@@ -124,7 +124,7 @@ def test_echat_style_reads_labels_wherever_they_stand(tmp_path):
         "emotion", Labels(emotion="HAPPY"), tmp_path / "a.wav")  # fmt: skip
     assert (second.category, second.wav) == ("multi", Path("/x/b.wav"))
     assert second.labels == Labels(age="OLD", gender="FEMALE")
-    assert third.category == "event" and third.real is True
+    assert third.category == "event"
     assert third.labels == Labels(emotion="ANGER", event="COUGH")
 
 
@@ -176,7 +176,7 @@ def test_a_broken_line_is_among_what_failed_and_a_missing_or_empty_file_is_told(
         file.write(b'{"torn\n{"key": "\xff"}\n')
     found = run(data, tmp_path / "out", Spoken())
     torn, other = found["failed"].values()
-    assert "line 5: not JSON" in torn and "line 6: byte 10 is not UTF-8" in other
+    assert "line 5: " in torn and "(not JSON)" in torn and "line 6: byte 10 is not UTF-8" in other
     assert found["measures"]["label/all"]["count"] == 4
     with pytest.raises(InputError, match="cannot be read"):
         read(tmp_path / "absent.jsonl")
