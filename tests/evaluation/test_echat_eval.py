@@ -160,7 +160,7 @@ def test_the_tiny_world_gives_every_category(tmp_path):
     ({"key": "a", "wav": "a.wav", "text": "x", "age": 7}, "age is 7, need a string"),
     ({"id": "a", "turns": [{"text": "x"}]}, "a turn without a role"),
     ({"id": "a", "turns": [{"role": "assistant", "text": "x"}]}, "no turn with the role user"),
-    ([1], "a JSON list, need an object"),
+    ([1], "a JSON list (not an object)"),
 ])  # fmt: skip
 def test_a_line_that_cannot_be_used_costs_itself_and_is_told_with_its_number(tmp_path, row, told):
     good = {"wav": "good.wav", "text": "hello"}
