@@ -151,7 +151,7 @@ def turns(items: Sequence[Item]) -> tuple[Turn, ...]:
         if item.role == "user":
             asked = item
         elif item.role == "assistant" and asked is not None and item.text.strip():
-            heard = asked.text or None
-            found.append(Turn(asked.clip, heard, item.text, item.speech_tokens))
+            if asked.clip or asked.text:
+                found.append(Turn(asked.clip, asked.text or None, item.text, item.speech_tokens))
             asked = None
     return tuple(found)

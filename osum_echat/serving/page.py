@@ -21,10 +21,10 @@ from osum_echat.serving.chat import (
     Turn,
     player,
 )
+from osum_echat.serving.feedback import LONGEST_NOTE
 from osum_echat.serving.session import FIRST_TASK, HEARABLE, MEGABYTE, MENU, OWN_VOICE
 
 TITLE = "OSUM-EChat"
-LONGEST_NOTE = 1000             # characters
 PLAYER_JS = "watch('value', () => window.osum.take(props.value));"
 HUSH_JS = "() => { window.osum.hush(); }"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -198,8 +198,10 @@ def _answering(service: ChatService, parts: Components) -> None:
             emptied = None if MENU[form.task].is_dialogue else gradio.skip()
             for heard in service.answer(session, form):
                 asked = session.turns[-1].answers
-                shown = [_chat(session, number, code) if number in asked else gradio.skip()
-                         for number in range(len(parts.chats))]  # fmt: skip
+                shown = [
+                    gradio.update(**_chat(session, number, code)) if number in asked
+                    else gradio.skip() for number in range(len(parts.chats))
+                ]  # fmt: skip
                 yield [*shown, heard, gradio.skip(), emptied, gradio.skip()]
                 emptied = gradio.skip()     # made free for the next turn once
             path = _saved(service, session)
@@ -264,7 +266,7 @@ def _choosing(page: Any, service: ChatService, parts: Components) -> None:
     def translate(request: gradio.Request, code: str, task: str) -> list[Any]:
         session = service.session(str(request.session_hash))
         empty = strings.word("empty", code)
-        chats = [gradio.update(**_chat_values(session, number, code), placeholder=empty)
+        chats = [gradio.update(**_chat(session, number, code), placeholder=empty)
                  for number in range(len(parts.chats))]  # fmt: skip
         return [*chats, *_translated(service, code, task)]
 
@@ -333,13 +335,7 @@ def _translated(service: ChatService, code: str, task: str) -> list[Any]:
     ]  # fmt: skip
 
 
-def _chat(session: Session, number: int, code: str) -> Any:
-    import gradio
-
-    return gradio.update(**_chat_values(session, number, code))
-
-
-def _chat_values(session: Session, number: int, code: str) -> dict[str, Any]:
+def _chat(session: Session, number: int, code: str) -> dict[str, Any]:
     """The messages of one model's chat, and the thumbs that were pressed."""
     shown = _messages(session, number, code)
     thumbs = [THUMBS.get(session.verdicts.get(key, "")) for key, one in shown
@@ -467,12 +463,9 @@ def _hearable(code: str) -> list[tuple[str, str]]:
     return [(strings.word(name, code), name) for name in HEARABLE]
 
 
-def _model_names(service: ChatService, code: str) -> list[str]:
-    return [f"{model.name} · {strings.word(model.kind, code)}" for model in service.models]
-
-
 def _models(service: ChatService, code: str) -> list[tuple[str, int]]:
-    return [(name, number) for number, name in enumerate(_model_names(service, code))]
+    return [(f"{model.name} · {strings.word(model.kind, code)}", number)
+            for number, model in enumerate(service.models)]  # fmt: skip
 
 
 def _voices(service: ChatService, code: str) -> list[tuple[str, str]]:

@@ -353,6 +353,9 @@ class RealtimeSession:
         item = Item("user", [part("input_audio", None)], id=number, clip=clip)
         before = self.items[-1].id if self.items else None
         self.items.append(item)
+        clips = [one for one in self.items if one.clip]
+        for old in clips[: -self.service.limits.turns - 1]:
+            old.clip = None         # too old to be heard again: its words are enough
         self.turns += 1
         self.send({"type": "input_audio_buffer.committed", "item_id": number,
                    "previous_item_id": before})  # fmt: skip

@@ -80,7 +80,7 @@ def test_a_chat_shows_words_labels_folded_thought_sound_and_timings(tmp_path, cl
     at = service(tmp_path, Canned())
     tab = at.session("tab")
     run(at, tab, Form(clip=clip))
-    shown = page._chat_values(tab, 0, "en")
+    shown = page._chat(tab, 0, "en")
     asked, sent, body, thought, sound, details = shown["value"]
     assert "question.wav · 1.0 s" in asked["content"] and sent["content"] == {"path": str(clip)}
     assert "my boss let me go" in body["content"] and "osum-done" in body["content"]
@@ -91,15 +91,15 @@ def test_a_chat_shows_words_labels_folded_thought_sound_and_timings(tmp_path, cl
     assert (len(samples), rate) == (8820, RATE_HZ)
     assert details["content"].count("data:image/png;base64,") == 2
     assert "whole reply <b>0.50 s</b>" in details["content"]
-    assert page._chat_values(tab, 1, "en")["value"] == []
-    assert "思考" in page._chat_values(tab, 0, "zh")["value"][3]["metadata"]["title"]
+    assert page._chat(tab, 1, "en")["value"] == []
+    assert "思考" in page._chat(tab, 0, "zh")["value"][3]["metadata"]["title"]
 
 
 def test_words_of_people_and_models_are_neither_html_nor_markdown(tmp_path):
     at = service(tmp_path, Canned(words=("<script>*a*</script>\n\n# b",)))
     tab = at.session("tab")
     run(at, tab, Form("t2t", text="<b>Who?"))
-    asked, body, _ = page._chat_values(tab, 0, "en")["value"]
+    asked, body, _ = page._chat(tab, 0, "en")["value"]
     assert "&lt;b&gt;Who?" in asked["content"]
     assert "&lt;script&gt;*a*&lt;/script&gt;<br><br># b" in body["content"]
     assert body["content"].startswith("<div>") and "\n" not in body["content"]

@@ -19,6 +19,7 @@ from osum_echat.serving.live_metrics import LiveMetrics
 from osum_echat.serving.online import Server
 from osum_echat.serving.protocol import EventError, SessionSettings, read_event
 from osum_echat.serving.realtime import HANDLERS, Service
+from osum_echat.serving.session import Limits
 from osum_echat.serving.turns import Turn, TurnDetector, TurnSettings
 from tests.serving.canned import HEARD, LABELS, THOUGHT, WORDS, Canned
 
@@ -312,6 +313,18 @@ def test_the_second_turn_knows_the_first_as_far_as_it_was_heard():
                 assert held == [{"type": "output_audio", "transcript": "one two"}]
     (turn,) = assistant.asked[1][0].history
     assert turn.reply_text == "one two" and isinstance(turn.audio, bytes)
+
+
+def test_a_session_keeps_the_sound_of_no_more_turns_than_it_remembers():
+    server = Server(service(limits=Limits(turns=1)))
+    with connected(server) as client:
+        client.update(turn_detection=None)
+        for _ in range(4):
+            client.speak(0.2)
+            client.send("input_audio_buffer.commit")
+            client.until("conversation.item.done")
+        (session,) = server.open.values()
+        assert [item.clip is not None for item in session.items] == [False, False, True, True]
 
 
 def test_items_are_created_placed_deleted_and_refused():
