@@ -25,6 +25,11 @@ DOORS = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("door", DOORS, ids=lambda one: one.__name__)
+def test_every_door_takes_threads(door):
+    assert "--threads N" in door.parser().format_help()
+
+
 def test_the_fake_data_is_ten_equal_utterances_in_three_forms():
     raw, shard, combined = (read_all(FAKE / form) for form in FORMS)
     assert len(raw) == 10
