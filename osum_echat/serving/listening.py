@@ -19,6 +19,7 @@ from osum_echat.serving.turns import (
 )
 
 MOST_WINDOWS = 960              # waiting for the voice activity: 30 s of sound
+MOST_AT_ONCE = 16               # of them, heard in one call where a busy machine lags behind
 KEPT_BEFORE_S = 6.0             # of sound before a turn begins: padding is cut from it
 
 
@@ -102,14 +103,21 @@ class Listener:
 
     async def _run(self) -> None:
         while True:
-            window, end = await self._windows.get()
+            waiting = [await self._windows.get()]
+            while len(waiting) < MOST_AT_ONCE and not self._windows.empty():
+                waiting.append(self._windows.get_nowait())
             try:
-                probability = await self.activity.probability(self._voice, window)
-                turn = self.detector.push(probability, end, self._replying(), level_db(window))
-                self.lag_s = (self.buffer.end - end) / RATE_HZ
-                if turn is not None:
-                    await self._told(turn, end)
-                elif not self.detector.in_turn:
-                    self.buffer.drop_before(end - round(KEPT_BEFORE_S * RATE_HZ))
+                windows = [window for window, _ in waiting]
+                found = await self.activity.probabilities(self._voice, windows)
+                for (window, end), probability in zip(waiting, found, strict=True):
+                    await self._hear(window, end, probability)
             except Exception as error:
                 self._failed(error)
+
+    async def _hear(self, window: Samples, end: int, probability: float) -> None:
+        turn = self.detector.push(probability, end, self._replying(), level_db(window))
+        self.lag_s = (self.buffer.end - end) / RATE_HZ
+        if turn is not None:
+            await self._told(turn, end)
+        elif not self.detector.in_turn:
+            self.buffer.drop_before(end - round(KEPT_BEFORE_S * RATE_HZ))

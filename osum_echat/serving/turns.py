@@ -156,6 +156,9 @@ class VoiceState:
     context: Samples = field(default_factory=lambda: np.zeros(CONTEXT_SAMPLES, np.float32))
 
 
+_Heard = tuple[VoiceState, list[Samples], "asyncio.Future[list[float]]"]
+
+
 class VoiceActivity:
     """Silero VAD for all sessions: what is due at the same time goes through it in one call."""
 
@@ -168,15 +171,16 @@ class VoiceActivity:
         self._model = onnxruntime.InferenceSession(
             str(path or silero_file()), options, providers=["CPUExecutionProvider"]
         )
-        self._due: deque[tuple[VoiceState, Samples, asyncio.Future[float]]] = deque()
+        self._due: deque[_Heard] = deque()
         self._work: asyncio.Task[None] | None = None
         self.seconds, self.windows = 0.0, 0         # spent in the model, and on how many windows
 
-    async def probability(self, state: VoiceState, window: Samples) -> float:
-        """How likely the window, (512,) at 16 kHz, is speech. A session asks one at a time."""
+    async def probabilities(self, state: VoiceState, windows: list[Samples]) -> list[float]:
+        """How likely each window, (512,) at 16 kHz, is speech: those of a session that wait, in
+        their order. A session asks once at a time."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[float] = loop.create_future()
-        self._due.append((state, window, answer))
+        answer: asyncio.Future[list[float]] = loop.create_future()
+        self._due.append((state, windows, answer))
         if self._work is None or self._work.done():
             self._work = loop.create_task(self._serve())
         return await answer
@@ -186,9 +190,7 @@ class VoiceActivity:
             batch = list(self._due)
             self._due.clear()
             try:
-                found = await asyncio.to_thread(
-                    self.run, [one[0] for one in batch], [one[1] for one in batch]
-                )
+                found = await asyncio.to_thread(self._run_all, batch)
             except Exception as error:
                 for *_, answer in batch:
                     if not answer.done():
@@ -197,6 +199,17 @@ class VoiceActivity:
             for (*_, answer), value in zip(batch, found, strict=True):
                 if not answer.done():
                     answer.set_result(value)
+
+    def _run_all(self, batch: list[_Heard]) -> list[list[float]]:
+        """The first windows of all sessions in one call, then the second ones."""
+        found: list[list[float]] = [[] for _ in batch]
+        for step in range(max(len(windows) for _, windows, _ in batch)):
+            rows = [row for row, one in enumerate(batch) if step < len(one[1])]
+            values = self.run([batch[row][0] for row in rows],
+                              [batch[row][1][step] for row in rows])  # fmt: skip
+            for row, value in zip(rows, values, strict=True):
+                found[row].append(value)
+        return found
 
     def run(self, states: list[VoiceState], windows: list[Samples]) -> list[float]:
         """Probabilities of one window of each session; the states go on."""

@@ -1,5 +1,6 @@
 """Claims about live sessions: every event of the protocol, in its order, whatever clients do."""
 
+import asyncio
 import base64
 import json
 import threading
@@ -20,7 +21,13 @@ from osum_echat.serving.online import Server
 from osum_echat.serving.protocol import EventError, SessionSettings, read_event
 from osum_echat.serving.realtime import HANDLERS, Service
 from osum_echat.serving.session import Limits
-from osum_echat.serving.turns import Turn, TurnDetector, TurnSettings
+from osum_echat.serving.turns import (
+    Turn,
+    TurnDetector,
+    TurnSettings,
+    VoiceActivity,
+    VoiceState,
+)
 from tests.serving.canned import HEARD, LABELS, THOUGHT, WORDS, Canned
 
 PCM = FORMATS["audio/pcm"]
@@ -30,8 +37,8 @@ WINDOW = 512
 class Loud:
     """Voice activity of a loud window; no model."""
 
-    async def probability(self, state: Any, window: Any) -> float:
-        return float(np.abs(window).mean() > 0.05)
+    async def probabilities(self, state: Any, windows: list[Any]) -> list[float]:
+        return [float(np.abs(window).mean() > 0.05) for window in windows]
 
 
 class Done:
@@ -226,6 +233,22 @@ def test_a_user_who_says_nothing_is_spoken_to_after_the_idle_timeout():
         assert 0 <= waited["audio_start_ms"] <= waited["audio_end_ms"] <= 300
         assert client.until("conversation.item.done")["item"]["id"] == waited["item_id"]
         assert client.until("response.done")["response"]["id"] != first
+
+
+def test_windows_that_wait_are_heard_in_one_call_as_they_are_one_by_one():
+    rng = np.random.default_rng(0)
+    sounds = [rng.normal(0, 0.1, (count, WINDOW)).astype(np.float32) for count in (5, 2)]
+    activity, alone = VoiceActivity(), []
+    for sound in sounds:
+        state = VoiceState()
+        alone.append([activity.run([state], [window])[0] for window in sound])
+
+    async def together() -> list[list[float]]:
+        asked = [activity.probabilities(VoiceState(), [*sound]) for sound in sounds]
+        return list(await asyncio.gather(*asked))
+
+    for found, wanted in zip(asyncio.run(together()), alone, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-5)
 
 
 def test_silence_is_counted_from_where_the_sound_ended():
