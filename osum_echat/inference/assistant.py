@@ -82,15 +82,14 @@ class EChat:
         """Load a model.
 
         source: small, tiny (None: the first of them that is whole), our directory, a published .pt,
-        a DeepSpeed directory or hub:OWNER/NAME[/FILE];
-        speaks: False leaves the voice out, for tasks that answer in text; config, tokenizer,
-        token2wav: where settings, tokenizer and the model of the voice lie, None: beside the
-        weights; voice: a recording or saved voice to speak in, None: the model's own; talker: the
-        directory of a model that speaks the words, none: the model itself, None: what the model's
-        settings name; dtype: auto, bf16, fp32, or int8 on a CPU; keep_lora: do not merge LoRA
-        layers; recognizer: ear, whisper or both, None: as the model's settings say; share: a loaded
-        assistant whose token2wav and equal weights this one uses too.
-        Raises CheckpointError naming what does not fit.
+        a DeepSpeed directory or hub:OWNER/NAME[/FILE]; speaks: False leaves the voice out, for
+        tasks that answer in text; config, tokenizer, token2wav: where settings, tokenizer and the
+        model of the voice lie, None: beside the weights; voice: a recording or saved voice to speak
+        in, None: the model's own; talker: the directory of a model that speaks the words, none: the
+        model itself, None: what the model's settings name; dtype: auto, bf16, fp32, or int8 on a
+        CPU; keep_lora: do not merge LoRA layers; recognizer: ear, whisper or both, None: as the
+        model's settings say; share: a loaded assistant whose token2wav and equal weights this one
+        uses too. Raises CheckpointError naming what does not fit.
         """
         start = time.perf_counter()
         options = LoadOptions(

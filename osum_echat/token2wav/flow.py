@@ -26,7 +26,9 @@ from osum_echat.token2wav.layers import (
     GroupNorm,
     Mish,
     masked,
+    padding_of,
     stretch,
+    within,
 )
 from osum_echat.token2wav.voice import HOP_SAMPLES, MELS, SAMPLE_RATE_HZ, SPEAKER_WIDTH, VoicePrompt
 
@@ -489,17 +491,3 @@ class Flow(nn.Module):
         )
         wrong = (velocity.float() - (target - (1 - least) * start)) * weight.unsqueeze(-1)
         return FlowLoss(wrong.square().sum() / count, mu_loss)
-
-
-def within(lengths: Tensor, limit: int) -> Tensor:
-    """(batch,) lengths -> (batch, limit), True inside."""
-    return torch.arange(limit, device=lengths.device) < lengths.unsqueeze(1)
-
-
-def padding_of(rows: Sequence[Tensor]) -> Tensor | None:
-    """Which places of rows are no padding, once they have one length: (rows, longest) bool; None
-    where all are of one length anyway."""
-    lengths = [len(row) for row in rows]
-    if min(lengths) == max(lengths):
-        return None
-    return within(torch.tensor(lengths, device=rows[0].device), max(lengths))

@@ -4,6 +4,7 @@ Convolutions run as channels-last 2-d ones.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +84,20 @@ class GroupNorm(nn.GroupNorm):
         variance = (centred * counted).square().sum((1, 3), keepdim=True) / count
         normed = (centred * (variance + self.eps).rsqrt()).view(batch, frames, width)
         return normed * self.weight + self.bias
+
+
+def within(lengths: Tensor, limit: int) -> Tensor:
+    """(batch,) lengths -> (batch, limit), True inside."""
+    return torch.arange(limit, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def padding_of(rows: Sequence[Tensor]) -> Tensor | None:
+    """Which places of rows are no padding, once they have one length: (rows, longest) bool; None
+    where all are of one length anyway."""
+    lengths = [len(row) for row in rows]
+    if min(lengths) == max(lengths):
+        return None
+    return within(torch.tensor(lengths, device=rows[0].device), max(lengths))
 
 
 def masked(x: Tensor, valid: Tensor | None) -> Tensor:
