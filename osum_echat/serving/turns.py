@@ -28,6 +28,7 @@ START_MS = 96                                       # of speech before a turn be
 INTERRUPT_MS = {"server_vad": 300, "semantic_vad": 670}     # over a reply: longer than "uh-huh" is
 FAINT, FAINT_GAP, LOOK_BACK_MS = 0.1, 3, 1000       # likely enough to belong to speech that follows
 PAUSE_MS = 128                                      # of silence before a reply is prepared
+COMPLETE_MS = 240           # that ends a turn of which the turn model says that it is done
 QUIET_DB = 25                                       # below a turn's loudest window is no speech
 HANGOVER = 4                                        # windows for which the model still hears it
 LONGEST_TURN_S = 30.0
@@ -137,7 +138,7 @@ class TurnDetector:
         """Silence that ends the turn."""
         if self.settings.kind != "semantic_vad":
             return max(self.settings.silence_duration_ms, WINDOW_MS)
-        return PAUSE_MS + WINDOW_MS if self.complete else WAIT_MS[self.settings.eagerness]
+        return COMPLETE_MS if self.complete else WAIT_MS[self.settings.eagerness]
 
     def reset(self) -> None:
         """Forget what was heard: the next speech begins a turn."""
