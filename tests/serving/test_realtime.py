@@ -302,7 +302,7 @@ def test_a_semantic_turn_waits_for_its_model():
             detector.complete = True
         if turn is Turn.ENDED:
             break
-    assert (number - 9) * 32 <= 224
+    assert (number - 9) * 32 == 288
 
 
 def test_manual_turns_need_commit_and_response_create():
