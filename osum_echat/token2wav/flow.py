@@ -477,13 +477,16 @@ class Flow(nn.Module):
         count = weight.sum() * MELS
         mu_loss = ((mu.float() - target).abs() * weight.unsqueeze(-1)).sum() / count
         kept = draws.kept.to(target.dtype)
-        # Only L1 teaches the mean: a start that moved with the loss would run to the target.
-        start, time = self.start(mu.detach(), draws.noise), draws.times.view(-1, 1, 1)
+        # A mean that is the start is taught by L1 alone: one that moved with the loss would run to
+        # the target, or away from the mel that it shall be.
+        fixed = mu.detach()
+        start, time = self.start(fixed, draws.noise), draws.times.view(-1, 1, 1)
+        condition = mu if self.settings.mean_start is None else fixed
         least = self.settings.smallest_noise
         mixed = (1 - (1 - least) * time) * start + time * target
         velocity = self.decoder.estimator(
             mixed,
-            mu * kept.view(-1, 1, 1),
+            condition * kept.view(-1, 1, 1),
             draws.times,
             told * kept.view(-1, 1),
             known * kept.view(-1, 1, 1),

@@ -119,3 +119,13 @@ def test_a_flow_that_starts_at_the_mean_stays_there_where_nothing_moves_it():
     noise = torch.randn(1, 80, quiet.shape[2])
     moved = flow.mel(tokens, noise=noise, temperature=1.0) - quiet
     assert torch.allclose(moved, 0.5 * FLOW.mel_scale * noise, atol=1e-5)
+
+
+def test_the_mean_that_a_flow_starts_at_is_taught_by_l1_alone():
+    flow = tiny_flow(replace(FLOW, mean_start=0.5, guidance=0.0))
+    draws = draw(torch.tensor([20]), 20, torch.Generator().manual_seed(0))
+    loss = flow.loss(TOKENS, torch.randn(1, 20, 80), torch.zeros(1, FLOW.speaker_width), draws)
+    taught = flow.encoder_proj.weight
+    moved = torch.autograd.grad(loss.matching, taught, retain_graph=True, allow_unused=True)
+    assert moved == (None,)
+    assert torch.autograd.grad(loss.mu, taught)[0].abs().sum() > 0
