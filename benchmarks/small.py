@@ -151,7 +151,8 @@ class Bench:
 
 
 def words_of(
-    name: str, asked: float | None, aim: float | None, *both_bars: float
+    name: str, asked: float | None, aim: float | None,
+    both_asked: float | None = None, both_aim: float | None = None,
 ) -> Callable[[Bench], list[Line]]:
     """Word errors of a list of people, and those of Whisper base's own decoder beside them."""
 
@@ -162,7 +163,7 @@ def words_of(
             theirs.append((truth.words, bench.judge(truth.samples.numpy())))
             if bench.reader is not None:
                 joint.append((truth.words, bench.hear(truth.samples, bench.reader).words))
-        both = [Line.of("  both", small_heard.word_errors(joint), *both_bars, is_least=False)
+        both = [Line.of("  both", small_heard.word_errors(joint), both_asked, both_aim, False)
                 for _ in joint[:1]]  # fmt: skip
         return [
             Line.of(f"words wrong, {name}", small_heard.word_errors(ours), asked, aim, False),
@@ -259,7 +260,7 @@ def _judged(
 def resynthesis(bench: Bench) -> list[Line]:
     """Units of hibari's speech sounded again."""
     voice = bench.assistant.voice
-    if voice is None:
+    if voice is None or voice.source is None:
         raise InputError("no voice: give --token2wav")
     units = voice.source / "units.safetensors"
     find = UnitFinder(units, bench.parts / "whisper_base")

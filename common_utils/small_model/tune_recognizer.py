@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -145,7 +146,8 @@ def tuned(clips: Sequence[Clip], before: RecognizerSettings) -> RecognizerSettin
     rates = [100 * word_error_rate(spoken, one) for one in (found, before)]
     log.info("words wrong: %.1f %%, before %.1f %%", *rates)
     for kind in recognizer.PLAIN:
-        found = replace(found, **{kind: threshold(clips, kind, getattr(before, kind))})
+        chosen: dict[str, Any] = {kind: threshold(clips, kind, getattr(before, kind))}
+        found = replace(found, **chosen)
     highest = -lowest((-clip.no_voice for clip in spoken), LOST)
     found = replace(
         found, words=max(-9.0, round(lowest((clip.sureness for clip in spoken), LOST) - 0.01, 3)),

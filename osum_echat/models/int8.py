@@ -151,7 +151,7 @@ def shrunk(layers: Sequence[nn.Linear], changes: Sequence[Change | None]) -> lis
 
 
 def _joint_bias(layers: Sequence[nn.Linear]) -> Tensor | None:
-    biases = [layer.bias for layer in layers if layer.bias is not None]
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     return torch.cat(biases) if len(biases) == len(layers) else None
 
 

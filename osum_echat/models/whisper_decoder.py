@@ -53,8 +53,9 @@ class WhisperDecoder:
             decoder = Stock(config)
         decoder.load_state_dict({name: one.float() for name, one in stored.items()}, assign=True)
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-        ids = [tokenizer.token_to_id(name) for name in (*OPENING, END)]
-        if None in ids:
+        found = [tokenizer.token_to_id(name) for name in (*OPENING, END)]
+        ids = [one for one in found if one is not None]
+        if len(ids) < len(found):
             raise CheckpointError(f"{folder / TOKENIZER_FILE}: not Whisper's; {COPY}")
         return cls(decoder.eval(), tokenizer, tuple(ids[:-1]), ids[-1])
 
