@@ -22,6 +22,7 @@ VALUES = {
          "OTHER"}),
 }
 _LABEL = re.compile(r"<([^<>]+)>")
+_NOT_IN_WORDS = re.compile(r"[^a-z0-9' ]+")
 _UPPER_LABEL = re.compile(r"<([A-Z ]+)>")
 _CJK_SPACES = re.compile(r"\s+(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff])\s+")
 _BRACKET_SPACES = re.compile(r"\s+(?=[<>])|(?<=[<>])\s+")
@@ -131,6 +132,11 @@ def clean(text: str) -> str:
     """
     text = _CJK_SPACES.sub("", text.replace("\n", " "))
     return _BRACKET_SPACES.sub("", text).strip()
+
+
+def as_heard(text: str) -> str:
+    """A text as one hears it: lower case, letters, digits and apostrophes, without marks."""
+    return " ".join(_NOT_IN_WORDS.sub(" ", text.lower().replace("’", "'")).split())
 
 
 def as_words(text: str) -> str:

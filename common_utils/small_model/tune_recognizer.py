@@ -33,6 +33,7 @@ from osum_echat.metrics import error_rate, normalised_pair
 from osum_echat.models.settings import SETTINGS_FILE
 from osum_echat.records import Labels, Utterance
 from osum_echat.settings import parse, read_mapping
+from osum_echat.thinking import as_heard
 
 LLM = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 WORD = (-1.0, 0.0, 0.4, 0.8, 1.2, 1.6, 2.0, 3.0, 4.0)
@@ -76,7 +77,7 @@ def clip_of(model: LoadedModel, utterance: Utterance) -> Clip:
     place = names.get(recognizer.NO_VOICE)
     said = user.text if user.text and user.text.strip() else None
     reader = model.reader
-    read = [recognizer.as_heard(reader.read(network, mel))] if reader is not None and said else []
+    read = [as_heard(reader.read(network, mel))] if reader is not None and said else []
     return Clip(
         said, utterance.labels,
         tuple(recognizer.candidates(network, model.vocab, spelling, read)) if said else (),

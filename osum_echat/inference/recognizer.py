@@ -5,7 +5,6 @@ LLM reads the labels and words in the place of the clip, and they are given to i
 would write down.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,14 +24,13 @@ from osum_echat.models.echat import EChatModel
 from osum_echat.models.whisper_decoder import WhisperDecoder
 from osum_echat.records import Labels
 from osum_echat.tasks import Task
-from osum_echat.thinking import VALUES, LabelTemplate, as_words, label_thought
+from osum_echat.thinking import VALUES, LabelTemplate, as_heard, as_words, label_thought
 from osum_echat.vocab import Pieces, Vocab
 
 OPENING = "<|im_start|>user\n"  # what the LLM reads before the words
 PLAIN = {"event": "OTHER", "emotion": "NEUTRAL", "age": "ADULT", "gender": "MALE"}  # else
 EAR, WHISPER, BOTH = "ear", "whisper", "both"
 RECOGNIZERS = (EAR, WHISPER, BOTH)
-NOT_IN_WORDS = re.compile(r"[^a-z0-9' ]+")
 NO_VOICE = "NOISE"  # the label of a clip in which nobody speaks
 VOCABULARIES = 4  # whose pieces are remembered
 
@@ -116,10 +114,10 @@ def recognize(
     spelt = ""
     if not is_without_voice(log_probs, names, settings.no_voice):
         spelling = without(log_probs, [*names.values()])
-        read = () if reader is None else (as_heard(reader.read(network, mel)),)
-        if read and settings.kind == WHISPER:
-            spelt = read[0]
+        if reader is not None and settings.kind == WHISPER:
+            spelt = as_heard(reader.read(network, mel))
         elif sureness(spelling) >= settings.words:
+            read = [] if reader is None else [as_heard(reader.read(network, mel))]
             spelt = words(network, vocab, spelling, settings, read)
     if not spelt:
         found = {kind: name for kind, name in found.items() if kind == "event"}
@@ -194,11 +192,6 @@ def words(
     """The text that CTC and LLM together like best; log_probs: (steps, pieces + 1)."""
     found = candidates(network, vocab, log_probs, read)
     return max(found, key=lambda one: one.worth(settings)).text if found else ""
-
-
-def as_heard(text: str) -> str:
-    """A text as the CTC would spell it: lower case, without marks."""
-    return " ".join(NOT_IN_WORDS.sub(" ", text.lower().replace("’", "'")).split())
 
 
 def labels(

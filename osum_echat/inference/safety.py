@@ -15,6 +15,7 @@ from typing import Any
 
 from osum_echat.errors import ConfigError
 from osum_echat.settings import read_mapping
+from osum_echat.thinking import as_heard
 
 FILES = {"english": Path(__file__).with_name("safety.yaml")}
 WHOLE = (                               # contractions as two words, sloppy spellings as usual ones
@@ -26,7 +27,6 @@ WHOLE = (                               # contractions as two words, sloppy spel
     (re.compile(r"\bwanna\b"), "want to"), (re.compile(r"\bgonna\b"), "going to"),
     (re.compile(r"\bmy self\b"), "myself"), (re.compile(r"\bu\b"), "you"),
 )  # fmt: skip
-NOT_PLAIN = re.compile(r"[^a-z0-9' ]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def plain(text: str) -> str:
     words = text.lower().replace("’", "'")
     for pattern, whole in WHOLE:
         words = pattern.sub(whole, words)
-    return " ".join(NOT_PLAIN.sub(" ", words).split())
+    return as_heard(words)
 
 
 def answer(language: str | None, text: str, seed: int = 0) -> Answer | None:

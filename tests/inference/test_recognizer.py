@@ -11,7 +11,6 @@ from osum_echat.inference.assistant import EChat
 from osum_echat.inference.recognizer import (
     Recognition,
     RecognizerSettings,
-    as_heard,
     is_without_voice,
     labels,
     recognize,
@@ -21,6 +20,7 @@ from osum_echat.inference.reply import Timer
 from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import EChatModel
 from osum_echat.paths import TINY
+from osum_echat.thinking import as_heard
 from tests.tiny_network import SETTINGS, VOCAB, network
 
 SAMPLE = next((TINY / "samples").glob("*.wav"))
