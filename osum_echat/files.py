@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 from osum_echat.errors import ConfigError, DataError, InputError, OsumError
@@ -240,6 +241,31 @@ def _lock(file: BinaryIO, path: Path, wait_s: float = LOCK_WAIT_S) -> None:
                     "another output"
                 ) from error
         time.sleep(LOCK_POLL_S)
+
+
+class Lines:
+    """A journal of objects with a `key`, the last line of a key counts; several threads may add."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError where it cannot be read or written."""
+        self._lock, self._journal = Lock(), Journal(path)
+        self.found: dict[str, dict[str, Any]] = {}
+        for number, one in read_journal(path):
+            if not isinstance(one.get("key"), str):
+                raise InputError(f"{path} line {number}: no object with a key; remove it")
+            self.found[one["key"]] = one
+
+    def add(self, *records: dict[str, Any]) -> None:
+        """Write lines, safe on disk when this returns."""
+        with self._lock:
+            self._journal.write(records)
+            self.found |= {one["key"]: one for one in records}
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._journal.close()
 
 
 @dataclass(frozen=True, slots=True)

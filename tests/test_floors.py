@@ -33,7 +33,7 @@ HOMES = {                   # library -> the only places inside the package that
     "gradio": ("serving/",),
     "fastapi": ("serving/",),
     "uvicorn": ("serving/",),
-    "openai": ("serving/", "evaluation/judge.py"),
+    "openai": ("serving/", "evaluation/endpoint.py"),
     "prometheus_client": ("serving/",),
     "hibari": ("inference/talker.py",),
     "torch_npu": ("device.py",),

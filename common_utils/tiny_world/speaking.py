@@ -51,13 +51,30 @@ def speak(
     delivery = effects.DELIVERIES[emotion]
     spoken = studio.say(text, voice, effects.manner_of(delivery, voice, rng))
     wave = effects.render(spoken, voice, delivery, rng)
+    sound = None if event == NO_EVENT else made_event(event, voice, delivery.gain_db, rng)
+    return staged(wave, sound, rng, surroundings, delivery.pause_s)
+
+
+def made_event(event: str, voice: Voice, gain_db: float, rng: Generator) -> Wave:
+    """One of EVENTS as this voice makes it: (samples,). gain_db: of the feeling it comes with."""
+    make, level_db = EVENTS[event]
+    level_db += effects.LEVEL_DB + EVENT_FOLLOWS_FEELING * gain_db
+    level_db += rng.uniform(-effects.LEVEL_JITTER_DB, effects.LEVEL_JITTER_DB)
+    return effects.at_level(make(voice, rng), level_db)
+
+
+def staged(
+    wave: Wave, event: Wave | None, rng: Generator, surroundings: Surroundings = Surroundings(),
+    pause_s: float = 0.0,
+) -> Wave:  # fmt: skip
+    """Spoken words with an event, a silence at both ends, and a room or a noise around them.
+
+    wave, event: (samples,) at 16 kHz; pause_s: before the first word. Returns (samples,) within 1.
+    """
     speech_level = effects.speech_level(wave)
-    wave = np.concatenate((_silence(delivery.pause_s), wave))
-    if event != NO_EVENT:
-        make, level_db = EVENTS[event]
-        level_db += effects.LEVEL_DB + EVENT_FOLLOWS_FEELING * delivery.gain_db
-        level_db += rng.uniform(-effects.LEVEL_JITTER_DB, effects.LEVEL_JITTER_DB)
-        wave = placed(wave, effects.at_level(make(voice, rng), level_db), rng)
+    wave = np.concatenate((_silence(pause_s), wave))
+    if event is not None:
+        wave = placed(wave, event, rng)
     wave = np.concatenate((_silence(rng.uniform(*EDGE_S)), wave, _silence(rng.uniform(*EDGE_S))))
     return effects.limited(_surrounded(wave, speech_level, surroundings, rng))
 

@@ -8,7 +8,6 @@ without any readable answer is failed, never 0.
 import json
 import os
 import re
-import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,11 +16,11 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from osum_echat import logs
 from osum_echat.errors import ConfigError, InputError
-from osum_echat.evaluation.runner import Lines
+from osum_echat.evaluation.endpoint import DEFAULT_URL, Endpoint, EndpointError, objects_in
+from osum_echat.files import Lines
 from osum_echat.records import Labels
 from osum_echat.settings import read_mapping
 
@@ -32,8 +31,6 @@ LANGUAGES = ("en", "zh")
 RULES = "rules-v1"
 ENOUGH_TAKEN_UP = 1 / 3
 FEWEST_WORDS, MOST_WORDS = 3, 80
-DEFAULT_URL = "https://api.openai.com/v1"
-WAIT_S = 2.0                            # before an answer that is no completion is asked for again
 PER_PRICE_TOKENS = 1_000_000
 _HANZI = re.compile(r"[\u4e00-\u9fff]")
 _WORD = re.compile(r"[a-z0-9']+|[\u4e00-\u9fff]")
@@ -143,12 +140,7 @@ class Rubric:
         Takes the first JSON object with usable `scores`: each dimension a number from 0 to 100, or
         null; at least one a number. Words and code fences around it do no harm.
         """
-        decoder = json.JSONDecoder()
-        for brace in re.finditer("{", answer):
-            try:
-                found, _ = decoder.raw_decode(answer, brace.start())
-            except (ValueError, RecursionError):
-                continue
+        for found in objects_in(answer):
             scores = found.get("scores")
             if not isinstance(scores, dict) or set(self.names) - set(scores):
                 continue
@@ -320,10 +312,6 @@ def _stem(word: str) -> str:
     return word
 
 
-class EndpointError(RuntimeError):
-    """No answer after all tries; asking again later may help."""
-
-
 class ChatJudge:
     """A chat model behind OPENAI_BASE_URL, asked as --judge-... say."""
 
@@ -341,17 +329,9 @@ class ChatJudge:
         if not key and self.url == DEFAULT_URL:
             raise InputError("OPENAI_API_KEY is not set; set it, or OPENAI_BASE_URL of a server "
                              "that needs none, or take --judge rules-v1")
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"OPENAI_BASE_URL {self.url!r}: need http(s)://host, such as "
-                             f"{DEFAULT_URL}")
-        import openai
-
-        # A key goes to the host that was named and to no other.
-        self._client = openai.OpenAI(
-            api_key=key or "none", base_url=self.url, timeout=options.judge_timeout,
-            max_retries=options.judge_tries - 1,
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+        self._endpoint = Endpoint(
+            "judge", self.url, key, options.judge_timeout, options.judge_tries, "OPENAI_BASE_URL",
+            "OPENAI_BASE_URL, OPENAI_API_KEY and --judge-model",
         )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
@@ -408,7 +388,10 @@ class ChatJudge:
                 break
             key, seed = f"{asked}:{number}", self.options.judge_seed + number
             if key not in kept.found:
-                got = self._ask(self.rubric.messages(exhibit), most - len(read), seed)
+                got = self._endpoint.chat(
+                    model=self.name, messages=self.rubric.messages(exhibit), n=most - len(read),
+                    temperature=self.options.judge_temperature, seed=seed,
+                )  # fmt: skip
                 kept.add({"key": key, "item": exhibit.key, "model": self.name, "seed": seed} | got)
             answers.append(kept.found[key])
             found = map(self.rubric.read, kept.found[key]["answers"])
@@ -421,38 +404,6 @@ class ChatJudge:
             scores[name] = sum(known) / len(known) if known else None
         return self.rubric.verdict(scores), answers
 
-    def _ask(self, messages: list[dict[str, str]], n: int, seed: int) -> dict[str, Any]:
-        """One question, again after a growing pause where that may help.
-
-        Raises InputError for what the user must put right (401, 404 ...), else EndpointError.
-        """
-        import openai
-
-        reason = ""
-        for attempt in range(self.options.judge_tries):
-            time.sleep(WAIT_S * attempt)
-            try:
-                got = self._client.chat.completions.with_raw_response.create(
-                    model=self.name, messages=messages,  # type: ignore[arg-type]
-                    temperature=self.options.judge_temperature, n=n, seed=seed,
-                )  # fmt: skip
-                return _completion(json.loads(got.content)) | {"tries": got.retries_taken + 1}
-            except openai.APIStatusError as error:
-                reason = f"HTTP {error.status_code}: {error.message}"
-                if error.status_code < 500 and error.status_code not in (408, 409, 429):
-                    raise InputError(
-                        f"judge at {self.url}: {reason}; check OPENAI_BASE_URL, OPENAI_API_KEY and "
-                        "--judge-model"
-                    ) from error
-                break
-            except openai.APIError as error:
-                reason = f"{type(error).__name__}: {error.__cause__ or error}"
-                break
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                reason = f"not a chat completion ({error!r})"
-        raise EndpointError(f"{self.url}: no answer in {self.options.judge_tries} tries; last: "
-                            f"{reason}")
-
     def _bill(self, used: Sequence[dict[str, Any]]) -> Bill:
         unread = sum(self.rubric.read(text) is None for one in used for text in one["answers"])
         asked, said = (sum(one[name] for one in used)
@@ -460,13 +411,3 @@ class ChatJudge:
         prices = self.options.judge_prices
         cost = (asked * prices[0] + said * prices[1]) / PER_PRICE_TOKENS if prices else None
         return Bill(len(used), unread, asked, said, cost)
-
-
-def _completion(raw: Any) -> dict[str, Any]:
-    """The texts and tokens of a completion. Raises an error of a value where it is none."""
-    texts = [str(one["message"]["content"] or "") for one in raw["choices"]]
-    if not texts:
-        raise ValueError("a completion without choices")
-    usage = raw.get("usage") or {}
-    return {"answers": texts} | {name: int(usage.get(name) or 0)
-                                 for name in ("prompt_tokens", "completion_tokens")}  # fmt: skip

@@ -23,7 +23,6 @@ from functools import cached_property
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
-from threading import Lock
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -35,7 +34,7 @@ from osum_echat.data.sources import Dropped, json_object
 from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import report
 from osum_echat.evaluation.report import Outcome, Table
-from osum_echat.files import Journal, read_journal, text_lines, whole_file, write_json
+from osum_echat.files import Lines, text_lines, whole_file, write_json
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.reply import Reply
 from osum_echat.inference.request import Source
@@ -145,31 +144,6 @@ def _tried(work: Callable[..., Thing], *given: Any) -> Thing | OsumError:
         return work(*given)
     except OsumError as error:
         return error
-
-
-class Lines:
-    """A journal of objects with a `key`, the last line of a key counts; several threads may add."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises InputError where it cannot be read or written."""
-        self._lock, self._journal = Lock(), Journal(path)
-        self.found: dict[str, Prediction] = {}
-        for number, one in read_journal(path):
-            if not isinstance(one.get("key"), str):
-                raise InputError(f"{path} line {number}: no object with a key; remove it")
-            self.found[one["key"]] = one
-
-    def add(self, *records: Prediction) -> None:
-        """Write lines, safe on disk when this returns."""
-        with self._lock:
-            self._journal.write(records)
-            self.found |= {one["key"]: one for one in records}
-
-    def __enter__(self) -> "Lines":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._journal.close()
 
 
 def run(suite: Suite[Item], asked: Run) -> tuple[Outcome, int]:

@@ -23,7 +23,7 @@ def exhibits(count: int = 4) -> list[Exhibit]:
 def quick(monkeypatch) -> None:
     """No pauses between tries."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
-    monkeypatch.setattr("osum_echat.evaluation.judge.WAIT_S", 0.0)
+    monkeypatch.setattr("osum_echat.evaluation.endpoint.WAIT_S", 0.0)
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
 
 

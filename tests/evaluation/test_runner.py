@@ -19,9 +19,9 @@ from osum_echat.evaluation.echat_eval import TIMED
 from osum_echat.evaluation.runner import (
     FAULTS_IN_A_ROW,
     Isolated,
-    Lines,
     Model,
 )  # fmt: skip
+from osum_echat.files import Lines
 from osum_echat.paths import HOUSE, TINY
 from tests.evaluation.judge_server import JudgeServer, serving
 from tests.evaluation.judge_server import scores as judged_scores
