@@ -94,8 +94,10 @@ def text_score(log_probs: Tensor, ids: Sequence[int]) -> float:
 
 
 @torch.inference_mode()
-def llm_scores(llm: Any, opening: Sequence[int], rows: Sequence[Sequence[int]]) -> list[float]:
-    """The log probability of each text after the opening, by a stock causal LM, in one batch."""
+def llm_scores(
+    llm: Any, opening: Sequence[int], rows: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """The log probability of each id of each text after the opening, by a stock causal LM."""
     longest = max(map(len, rows))
     ids = torch.zeros(len(rows), len(opening) + longest, dtype=torch.long)
     for number, row in enumerate(rows):
@@ -105,5 +107,4 @@ def llm_scores(llm: Any, opening: Sequence[int], rows: Sequence[Sequence[int]]) 
     real = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
     logits = llm.lm_head(states[real]).float()
     each = logits.log_softmax(-1).gather(1, ids[:, len(opening) :][real][:, None])[:, 0]
-    sums = torch.zeros(len(rows)).index_add_(0, real.nonzero()[:, 0], each.float())
-    return [float(one) for one in sums]
+    return [row.tolist() for row in each.split([len(row) for row in rows])]

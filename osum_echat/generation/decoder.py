@@ -3,6 +3,7 @@
 Everything that changes during a run lives in values made for that run.
 """
 
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from osum_echat.generation.clip_memory import ClipMemory
-from osum_echat.generation.kv_cache import CachedLLM
+from osum_echat.generation.kv_cache import CachedLLM, Prefill
 from osum_echat.generation.sampling import Rule, Sampling
 from osum_echat.models.echat import EChatModel
 from osum_echat.sequence import SPEECH_CHUNK, TEXT_CHUNK, collate
@@ -163,18 +164,39 @@ def embed_prompts(
     return [row[: len(sequence)] for row, sequence in zip(embedded, sequences, strict=True)]
 
 
+class Starts:
+    """What the prompts of each task begin with, read once; for any number of threads."""
+
+    def __init__(self, model: EChatModel, vocab: Vocab) -> None:
+        self.model, self.vocab = model, vocab
+        self._read: dict[str, Prefill] = {}
+        self._lock = threading.Lock()
+
+    @torch.inference_mode()
+    def of(self, task: Task) -> Prefill:
+        """The words before anything that is the prompt's own."""
+        with self._lock:
+            if task.opening not in self._read:
+                ids = torch.tensor(self.vocab.encode(task.opening), device=self.model.device)
+                start = Prefill(self.model.llm, self.model.embed_ids(ids))
+                start.advance(len(ids))
+                self._read[task.opening] = start
+            return self._read[task.opening]
+
+
 @torch.inference_mode()
 def decode(
     model: EChatModel,
     prompts: Sequence[Tensor],
     answers: Sequence[Answer],
     interrupt: Callable[[], bool] | None = None,
+    start: Prefill | None = None,
 ) -> Iterator[tuple[int, Token]]:
     """Answer prompts side by side: gives the number of a row and its next token, row by row.
 
-    prompts: (tokens, width) each, embedded; answers: one each, they get the tokens. The model
-    must be in eval mode. An answer that ended leaves the batch; interrupt is asked before every
-    step.
+    prompts: (tokens, width) each, embedded; answers: one each, they get the tokens; start: what a
+    prompt that is alone begins with, read before. The model must be in eval mode. An answer that
+    ended leaves the batch; interrupt is asked before every step.
     """
     live = list(range(len(answers)))
     llm: CachedLLM | None = None
@@ -183,7 +205,9 @@ def decode(
         if interrupt is not None and interrupt():
             _stop(answers, live, "interrupt")
             return
-        if llm is None:
+        if llm is None and start is not None and len(prompts) == 1:
+            llm = CachedLLM.after(model.llm, prompts[0], start)
+        elif llm is None:
             llm = CachedLLM(model.llm, prompts)
         else:
             llm.step(embed_tokens(model, tokens))

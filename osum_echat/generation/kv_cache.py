@@ -62,6 +62,14 @@ class CachedLLM:
         self.is_padded = min(lengths) < self.tokens
         self._prefill(prompts)
 
+    @classmethod
+    def after(cls, llm: Any, prompt: Tensor, start: "Prefill") -> "CachedLLM":
+        """One row whose prompt, (tokens, width), begins with one that is through."""
+        made, rest = cls(llm, ()), Prefill(llm, prompt, (start, start.common(prompt)))
+        rest.advance(len(prompt))
+        made.join(rest)
+        return made
+
     def _clear(self, config: Any) -> None:
         """No rows."""
         some = self.model.embed_tokens.weight

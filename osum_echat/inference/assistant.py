@@ -50,6 +50,7 @@ from osum_echat.inference.request import (
 from osum_echat.inference.talker import Speech, Talker
 from osum_echat.paths import model_source
 from osum_echat.records import Turn
+from osum_echat.tasks import TASKS
 from osum_echat.token2wav.voice import VoicePrompt
 
 __all__ = ["LABEL_FIELDS", "EChat", "Reply", "Timings"]
@@ -294,11 +295,7 @@ def _decode(
     model: LoadedModel, states: Sequence[RequestState], prompts: Sequence[Tensor],
     interrupt: Interrupt | None = None,
 ) -> Iterator[tuple[int, Token]]:  # fmt: skip
-    """All tokens of the answers, words and speech: the number of a request and its next token.
-
-    The LLM makes both; where a talker speaks, the words alone. Whatever else chooses words (another
-    decoder of the heard words) takes its place here.
-    """
+    """All tokens of the answers, words and codes: the number of a request and its next token."""
     live = [row for row, state in enumerate(states) if state.answer.stopped_by is None]
     if not live:
         return
@@ -307,7 +304,9 @@ def _decode(
     if model.engine is not None and len(live) == 1:
         made = ((0, token) for token in model.engine.decode(begun[0], answers[0], interrupt))
     else:
-        made = decoder.decode(model.network, begun, answers, interrupt)
+        task = TASKS[states[live[0]].row.task]
+        start = None if model.starts is None else model.starts.of(task)
+        made = decoder.decode(model.network, begun, answers, interrupt, start)
     for place, token in made:
         state = states[live[place]]
         state.timer.mark("token")

@@ -12,6 +12,7 @@ from osum_echat import logs
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.generation.batch_engine import BatchEngine
 from osum_echat.generation.clip_memory import ClipMemory
+from osum_echat.generation.decoder import Starts
 from osum_echat.generation.sampling import NoLoops, Sampling
 from osum_echat.inference import recognizer, safety
 from osum_echat.inference.recognizer import RecognizerSettings
@@ -115,6 +116,7 @@ class LoadedModel:
     reader: WhisperDecoder | None = None        # of the recognizers whisper and both
     engine: BatchEngine | None = None   # that many callers share; None: each decodes by itself
     memory: ClipMemory | None = None    # of what was heard; None: clips are heard each time
+    starts: Starts | None = None        # of prompts; None: each is read from its first token
 
 
 def load(
@@ -135,7 +137,7 @@ def load(
     if wanted.recognizer is not None:
         kind = replace(generation.recognizer, kind=wanted.recognizer)
         generation = replace(generation, recognizer=kind)
-    reader = reader_of(found, generation.recognizer.kind)
+    reader = reader_of(found, generation.recognizer.kind, shrinks)
     # The small parts first: what is wrong with them is told before gigabytes are read.
     vocab = _vocab(Path(wanted.tokenizer) if wanted.tokenizer else found.tokenizer(), settings)
     voice_place = token2wav_place(wanted.token2wav) if wanted.token2wav else found.token2wav()
@@ -154,8 +156,9 @@ def load(
             changes = lora.changes(stored, settings.lora)
         int8.shrink(network, changes)
     return LoadedModel(
-        found.home, network, vocab, generation, voice, _prompts(found), talker, reader
-    )
+        found.home, network, vocab, generation, voice, _prompts(found), talker, reader,
+        starts=Starts(network, vocab) if shrinks else None,
+    )  # fmt: skip
 
 
 def pick_dtype(name: str, place: torch.device, weights: Path, tied: bool = True) -> torch.dtype:
@@ -240,7 +243,9 @@ def _talker(
     return Talker.load(place, voice.settings.flow.codes, device)
 
 
-def reader_of(found: pretrained.ModelFiles, kind: str) -> WhisperDecoder | None:
+def reader_of(
+    found: pretrained.ModelFiles, kind: str, shrinks: bool = False
+) -> WhisperDecoder | None:
     """Whisper's decoder, where the recognizer needs it: beside the encoder that the model shares.
 
     Raises InputError for a model without such an encoder, or a cache without the decoder.
@@ -255,7 +260,7 @@ def reader_of(found: pretrained.ModelFiles, kind: str) -> WhisperDecoder | None:
         raise InputError(
             f"recognizer {kind}: {folder} holds no {DECODER_FILE}; run {base_model.SET_UP}"
         )
-    return WhisperDecoder.load(folder)
+    return WhisperDecoder.load(folder, shrinks)
 
 
 def _prompts(found: pretrained.ModelFiles) -> Prompts:

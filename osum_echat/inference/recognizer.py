@@ -6,7 +6,7 @@ would write down.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -150,13 +150,17 @@ def sureness(log_probs: Tensor) -> float:
 class Candidate:
     """A text that may have been said, and the log probabilities of CTC and LLM.
 
-    is_read: Whisper's decoder reads the same.
+    is_read: Whisper's decoder reads the same; each: by the LLM, of the text's ids.
     """
 
     text: str
     ctc: float
-    llm: float
     is_read: bool = False
+    each: tuple[float, ...] = ()
+
+    @property
+    def llm(self) -> float:
+        return sum(self.each)
 
     def worth(self, settings: RecognizerSettings) -> float:
         own = self.ctc + settings.llm * self.llm + settings.word * len(self.text.split())
@@ -170,6 +174,11 @@ def candidates(
 
     log_probs: (steps, pieces + 1).
     """
+    return weighed(network, vocab, unweighed(vocab, log_probs, read))
+
+
+def unweighed(vocab: Vocab, log_probs: Tensor, read: Sequence[str] = ()) -> list[Candidate]:
+    """The same before the LLM is asked."""
     texts = [(vocab.decode(one.ids).strip(), one.score) for one in beam_search(log_probs)]
     spoken = [(text, score) for text, score in texts if text]
     if not spoken or not texts[0][0]:
@@ -177,21 +186,52 @@ def candidates(
     for text in {*read} - {"", *(text for text, _ in spoken)}:
         ids = _pieces(vocab, log_probs.shape[1] - 1).encode(as_words(text))
         spoken.append((text, text_score(log_probs, ids)))
-    rows = [vocab.encode(f" {text}") for text, _ in spoken]
+    return [Candidate(text, ctc, text in read) for text, ctc in spoken]
+
+
+def weighed(
+    network: EChatModel, vocab: Vocab, found: Sequence[Candidate]
+) -> list[Candidate]:
+    """Candidates with what the LLM finds, all in one batch."""
+    if not found:
+        return []
+    rows = [_row(vocab, one) for one in found]
     scores = llm_scores(network.llm, vocab.encode(OPENING), rows)
-    return [
-        Candidate(text, ctc, llm, text in read)
-        for (text, ctc), llm in zip(spoken, scores, strict=True)
-    ]  # fmt: skip
+    return [replace(one, each=tuple(own)) for one, own in zip(found, scores, strict=True)]
+
+
+def _row(vocab: Vocab, one: Candidate) -> tuple[int, ...]:
+    """A text as the LLM is asked about it."""
+    return vocab.encode(f" {one.text}")
+
+
+def _at_most(vocab: Vocab, one: Candidate, known: Candidate) -> Candidate:
+    """With the most that the LLM may find: what it found of the ids with which both begin."""
+    same = 0
+    for own, other in zip(_row(vocab, one), _row(vocab, known), strict=False):
+        if own != other:
+            break
+        same += 1
+    return replace(one, each=known.each[:same])
 
 
 def words(
     network: EChatModel, vocab: Vocab, log_probs: Tensor, settings: RecognizerSettings = SETTINGS,
     read: Sequence[str] = (),
 ) -> str:  # fmt: skip
-    """The text that CTC and LLM together like best; log_probs: (steps, pieces + 1)."""
-    found = candidates(network, vocab, log_probs, read)
-    return max(found, key=lambda one: one.worth(settings)).text if found else ""
+    """The text that CTC and LLM together like best; log_probs: (steps, pieces + 1).
+
+    The LLM is not asked about texts that cannot win: it only takes from what they are worth.
+    """
+    found = sorted(unweighed(vocab, log_probs, read), key=lambda one: -one.worth(settings))
+    if not found:
+        return ""
+    (first,) = weighed(network, vocab, found[:1])
+    rest = [
+        one for one in found[1:]
+        if settings.llm < 0 or _at_most(vocab, one, first).worth(settings) > first.worth(settings)
+    ]  # fmt: skip
+    return max([first, *weighed(network, vocab, rest)], key=lambda one: one.worth(settings)).text
 
 
 def labels(

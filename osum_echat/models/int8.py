@@ -173,6 +173,14 @@ def _fits(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) and layer.in_features % WIDTHS == 0
 
 
+def shrink_each(module: nn.Module, but: tuple[str, ...] = ()) -> None:
+    """Put layers of 8 bits in place of all linear ones that fit. but: ends of names that stay."""
+    for name, part in list(module.named_modules()):
+        for key, layer in list(part.named_children()):
+            if isinstance(layer, nn.Linear) and _fits(layer) and not f"{name}.{key}".endswith(but):
+                setattr(part, key, shrunk([layer], [None])[0])
+
+
 def shrink(model: EChatModel, changes: Mapping[str, Change] | None = None) -> None:
     """Put layers of whole numbers in place of those of the LLM's blocks, one by one.
 

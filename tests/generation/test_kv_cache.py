@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from osum_echat.generation import kv_cache
-from osum_echat.generation.kv_cache import CachedLLM
+from osum_echat.generation.kv_cache import CachedLLM, Prefill
 from osum_echat.models.echat import build_llm
 from osum_echat.models.lora import LoraSettings, add_layers
 from tests.tiny_network import LLM
@@ -63,6 +63,16 @@ def test_rows_that_leave_change_nothing_for_those_that_stay(monkeypatch):
         live = [row for row in range(3) if step < 2 or (row > 0 and step < 5) or row == 2]
         growing.step(torch.stack([rows[row][LENGTHS[row] + step] for row in live]))
     torch.testing.assert_close(growing.state[0], wanted[-1], atol=2e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_row_goes_on_after_a_start_that_was_read_before():
+    model, (row, other) = llm(), rows_of((7, 6))
+    start = Prefill(model, torch.cat((row[:4], other[:2])))     # goes on in another way
+    start.advance(6)
+    growing = CachedLLM.after(model, row[:-1], start)
+    growing.step(row[-1:])
+    torch.testing.assert_close(growing.state[0], whole(model, row)[-1], atol=2e-5, rtol=1e-4)
 
 
 @torch.inference_mode()

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from osum_echat.errors import ConfigError, InputError
-from osum_echat.inference import request
+from osum_echat.inference import recognizer, request
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.recognizer import (
     Recognition,
     RecognizerSettings,
+    candidates,
     is_without_voice,
     labels,
     recognize,
@@ -52,6 +53,23 @@ def test_the_llm_decides_between_texts_that_the_steps_like_alike():
         words(model, VOCAB, scores, RecognizerSettings(llm=sign, word=0.0)) for sign in (5.0, -5.0)
     ]
     assert sorted(heard) == ["a", "b"]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, -0.5])
+def test_the_llm_is_not_asked_about_texts_that_cannot_win(monkeypatch, weight):
+    torch.manual_seed(0)
+    model, asked, real = network(), [], recognizer.llm_scores
+    settings = RecognizerSettings(llm=weight, word=-1.0)
+    monkeypatch.setattr(
+        recognizer, "llm_scores", lambda *given: [*map(asked.append, given[2])] and real(*given)
+    )
+    for _ in range(3):
+        scores = (3 * torch.randn(6, model.text_rows + 1)).log_softmax(-1)
+        every = candidates(model, VOCAB, scores)
+        asked.clear()
+        best = max(every, key=lambda one: one.worth(settings))
+        assert words(model, VOCAB, scores, settings) == best.text
+        assert len(asked) == 1 if not weight else len(asked) <= len(every)
 
 
 def test_a_model_without_classes_of_its_own_is_refused():
