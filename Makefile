@@ -36,13 +36,14 @@ STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(BOOK)
 CONF := $(if $(filter build+exp/tiny,$(BUILD)+$(STAGES)),conf/tiny,$(BUILD)/conf)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-clients lint size walks parity tiny tiny-data tiny-trial small small-ear small-voice \
+.PHONY: help demo test test-all test-ray test-clients lint size walks parity tiny tiny-data tiny-trial small small-ear small-voice \
 	small-thinker small-trial clean
 
 help:
 	@echo "make demo            ask the small model a bundled question and hear its reply (MODEL=tiny: the tiny one)"
 	@echo "make test            the quick tests and the style check"
 	@echo "make test-all        every test, the slow ones too"
+	@echo "make test-ray        work on a Ray cluster of this machine (installs ray: 79 MB)"
 	@echo "make test-clients    stock clients of OpenAI's Realtime against the live server (some minutes)"
 	@echo "make lint            style and types"
 	@echo "make size            files and lines of each folder, beside their goals"
@@ -61,6 +62,10 @@ demo: .venv/run.stamp $(if $(filter small,$(MODEL)),.venv/base.stamp)
 test: .venv/dev.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest
+
+# --ray: its package is 79 MB, which only those who have a cluster need.
+test-ray: .venv/ray.stamp
+	$(RUN) -m pytest -m "" tests/test_ray_pool.py
 
 test-all: .venv/dev.stamp lint
 	$(RUN) -m pytest -m ""
@@ -297,6 +302,10 @@ clean:
 	@echo "setting up .venv for development: some minutes, once" >&2
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -e .
 	@touch $@ .venv/run.stamp
+
+.venv/ray.stamp: requirements-ray.txt .venv/dev.stamp
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt
+	@touch $@
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; }

@@ -47,7 +47,7 @@ def size() -> None:
     paths = [Path(name) for name in told.stdout.splitlines() if name.endswith(ENDINGS)]
     logs.out(f"{'':14}{'files':>7}{'goal':>7}{'lines':>9}{'goal':>9}")
     for folder, (most_files, most_lines) in GOALS.items():
-        own = [path for path in paths if path.parts[0] == folder and (HOUSE / path).exists()]
+        own = [path for path in paths if path.parts[0] == folder and (HOUSE / path).is_file()]
         lines = sum((HOUSE / path).read_bytes().count(b"\n") for path in own)
         logs.out(f"{folder:14}{len(own):7}{most_files or '':>7}{lines:9,}{most_lines:9,}")
 

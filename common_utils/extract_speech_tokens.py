@@ -123,7 +123,7 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
     _tokenizer(tokenizer)  # what is wrong with it is told before the work begins
     job = Job(
         chosen.out, settings, extraction, jobs.fingerprint, [chosen.list],
-        workers=chosen.workers, overwrite=chosen.overwrite,
+        workers=chosen.workers, overwrite=chosen.overwrite, ray=chosen.ray,
     )  # fmt: skip
     return run(job, pieces(chosen.list, PORTION), f"{PORTION} recordings")
 

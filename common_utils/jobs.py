@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from osum_echat import cli, logs
+from osum_echat import cli, logs, ray_pool
 from osum_echat.data.sources import Dropped, Noted, json_object, line_starts
 from osum_echat.errors import InputError
 from osum_echat.files import Files, Journal, check_apart, read_journal, whole_file, write_json
@@ -66,7 +67,8 @@ class Job(Generic[Item]):
 
     settings: what all items depend on; another one begins anew. fingerprint: of an item's input;
     another one makes that item again. inputs: files that are read and never written over.
-    is_intact: whether what a line names is still there.
+    is_intact: whether what a line names is still there. workers: None: this process, or with ray,
+    the address of a cluster, as many as fit.
     """
 
     out: Path
@@ -75,11 +77,12 @@ class Job(Generic[Item]):
     fingerprint: Callable[[Item], str]
     inputs: Sequence[Path] = ()
     is_intact: Callable[[str], bool] = lambda line: True
-    workers: int = 1
+    workers: int | None = None
     overwrite: bool = False
+    ray: str | None = None
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
+        if self.workers is not None and self.workers < 1:
             raise InputError(f"workers {self.workers}: give 1 or more")
         check_apart(self.out, self.inputs)
 
@@ -95,8 +98,10 @@ class Piece:
 
 
 def add_job_options(parser: argparse.ArgumentParser) -> None:
-    """Add --workers, --overwrite and --threads."""
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    """Add --workers, --ray, --overwrite and --threads."""
+    parser.add_argument("--workers", type=int,
+                        help="processes (default: 1; with --ray one for each CPU)")  # fmt: skip
+    cli.add_ray(parser)
     parser.add_argument("--overwrite", action="store_true",
                         help="make everything again instead of going on")  # fmt: skip
     cli.add_threads(parser)
@@ -116,7 +121,7 @@ def door(
         chosen = parser().parse_args(argv)
 
         def work() -> None:
-            done = make(chosen)
+            done = cli.importable(make)(chosen)
             if not done.written:
                 raise InputError(f"{done}: nothing can be used")
             logs.out(str(done))
@@ -241,9 +246,16 @@ def _make(
     with whole_file(journal) as file:  # what is kept of earlier runs, without what has changed
         for entry in ({"settings": job.settings}, *done.values()):
             file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+    wanted = (items[number] for number in missing)
     with Journal(journal) as kept:
-        made = in_order(job.make, (items[number] for number in missing), job.workers)
-        for number, one in zip(missing, progress(made, description, len(missing)), strict=True):
+        made: Iterable[tuple[int, Made]]
+        if job.ray is not None:
+            pool = ray_pool.Pool(job.ray, job.workers)
+            made = ray_pool.as_done(pool, partial(_as_it_is, job.make), wanted)
+        else:
+            made = enumerate(in_order(job.make, wanted, job.workers or 1))
+        for place, one in progress(made, description, len(missing)):
+            number = missing[place]
             entry = {
                 "item": marks[number], "lines": one.lines,
                 "records": len(one.lines) if one.count is None else one.count,
@@ -252,6 +264,10 @@ def _make(
             }  # fmt: skip
             kept.write([entry])
             done[marks[number]] = entry
+
+
+def _as_it_is(make: Callable[[Item], Made]) -> Callable[[Item], Made]:
+    return make
 
 
 def _kept(job: Job[Item], journal: Path) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
         target.folder / COMBINES_LIST, digest(FORMAT, root, chosen.task),
         partial(write_list, target), lambda tar: digest(stamp(tar)), [chosen.shards, *tars],
         lambda line: (target.folder / line).is_file(), chosen.workers, chosen.overwrite,
+        chosen.ray,
     )  # fmt: skip
     whole = target.folder / RAW_LIST
     if whole.exists() and not jobs.report_path(job.out).exists():

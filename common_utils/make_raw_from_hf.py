@@ -83,7 +83,7 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
     job = Job(
         chosen.out, digest(chosen.task, columns.audio, columns.text, columns.key, str(out)),
         partial(convert, columns, chosen.task, out), partial(fingerprint, columns), places,
-        workers=chosen.workers, overwrite=chosen.overwrite,
+        workers=chosen.workers, overwrite=chosen.overwrite, ray=chosen.ray,
     )  # fmt: skip
     return run(job, items, "portions")
 

@@ -83,7 +83,7 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
     job = Job(
         chosen.out, digest(chosen.task, str(root), str(beside)),
         partial(describe, root, beside, chosen.task), fingerprint, list(_files(chosen.folder)),
-        workers=chosen.workers, overwrite=chosen.overwrite,
+        workers=chosen.workers, overwrite=chosen.overwrite, ray=chosen.ray,
     )  # fmt: skip
     return run(job, portions, "utterances")
 

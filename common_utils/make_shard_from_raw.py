@@ -86,6 +86,7 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
         target.folder / SHARDS_LIST, digest(FORMAT, target.prefix, target.per_tar),
         partial(write_tar, target), jobs.fingerprint, [chosen.list],
         lambda line: (target.folder / line).is_file(), chosen.workers, chosen.overwrite,
+        chosen.ray,
     )  # fmt: skip
     return run(job, pieces(chosen.list, target.per_tar), "shards")
 

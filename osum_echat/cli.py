@@ -4,16 +4,18 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from osum_echat import logs
 from osum_echat.errors import OsumError
-from osum_echat.paths import model_source
+from osum_echat.paths import HOUSE, model_source
 
 BAD_INPUT, INTERRUPTED = 2, 130
 MODEL_HELP = (
-    "small, tiny, a model directory, a published .pt, a DeepSpeed directory or "
-    "hub:OWNER/NAME[/FILE] (default: small where it is complete, else tiny)"
+    "small, tiny, a model directory, its .tar.gz or the web address of one, a published .pt, a "
+    "DeepSpeed directory or hub:OWNER/NAME[/FILE] (default: small where it is complete, else tiny)"
 )
 
 
@@ -31,6 +33,17 @@ def run(name: str, work: Callable[[], int | None], quiet: bool = False) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"{name}: stopped; the same command goes on from here\n")
         return INTERRUPTED
+
+
+def importable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a module that was started as a program, by the name others import it by."""
+    if function.__module__ != "__main__":
+        return function
+    main = sys.modules["__main__"]
+    place = Path(str(main.__file__)).resolve().relative_to(HOUSE).with_suffix("")
+    name = main.__spec__.name if main.__spec__ else ".".join(place.parts)
+    found: Callable[..., Any] = getattr(import_module(name), function.__name__)
+    return found
 
 
 class _Threads(argparse.Action):
@@ -51,6 +64,12 @@ def add_threads(one: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --threads."""
     one.add_argument("--threads", action=_Threads, metavar="N", help="of the processor (default: "
                      "one for each core; fewer where other programs are at work)")  # fmt: skip
+
+
+def add_ray(one: argparse.ArgumentParser) -> None:
+    """Add --ray."""
+    one.add_argument("--ray", metavar="ADDRESS", help="work on a Ray cluster: HOST:PORT of its "
+                     "head, auto (the one of this machine), or local (one for this command)")
 
 
 def loading(given: argparse.Namespace) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from osum_echat import logs
 from osum_echat.errors import ConfigError, InputError
 
 NAMES = ("auto", "cuda", "npu", "cpu")
+RAY_CARDS = {"cuda": "GPU", "npu": "NPU"}  # what Ray calls a card of each kind
 TIMEOUT = timedelta(hours=1)  # how long a process waits for another that scores or saves
 
 

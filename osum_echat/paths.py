@@ -1,15 +1,32 @@
-"""Where the files that come with this project lie. Imports nothing, for `--help`."""
+"""Where the files of this project and of its cache lie. Imports nothing heavy, for `--help`."""
 
+import os
 from pathlib import Path
 
-HOUSE = Path(__file__).resolve().parents[1]
-TINY = HOUSE / "pretrained" / "tiny"  # knows a synthetic world; for tests
-SMALL = HOUSE / "pretrained" / "small"  # hears people
-MODELS = {"small": SMALL, "tiny": TINY}  # by what they are called
+PACKAGE = Path(__file__).resolve().parent
+HOUSE = PACKAGE.parent  # of a wheel: where packages lie
+CONF = PACKAGE / "conf"  # the repository's conf/
+CACHE_VARIABLE, CACHE = "OSUM_ECHAT_CACHE", "~/.cache/osum_echat"
 WHOLE = "model.yaml"  # the last file that is written of a model
 FAKE_DATA = HOUSE / "common_utils" / "fake_data"  # ten utterances in every form
-PUBLISHED_SETTINGS = HOUSE / "conf" / "osum_echat" / "model.yaml"
-PUBLISHED_PROMPTS = HOUSE / "conf" / "prompt_config.yaml"
+PUBLISHED_SETTINGS = CONF / "osum_echat" / "model.yaml"
+PUBLISHED_PROMPTS = CONF / "prompt_config.yaml"
+
+
+def cache() -> Path:
+    """The folder of what is fetched or made once for all clones and installations."""
+    return Path(os.environ.get(CACHE_VARIABLE) or CACHE).expanduser()
+
+
+def _home(name: str) -> Path:
+    """A model's folder in the repository, else its place in the cache."""
+    here = HOUSE / "pretrained" / name
+    return here if here.is_dir() else cache() / name
+
+
+TINY = _home("tiny")  # knows a synthetic world; for tests
+SMALL = _home("small")  # hears people
+MODELS = {"small": SMALL, "tiny": TINY}  # by what they are called
 
 
 def model_source(name: str | Path | None = None) -> str:

@@ -12,7 +12,8 @@ import pytest
 HOUSE = Path(__file__).parents[1]
 PACKAGE = HOUSE / "osum_echat"
 FLOORS = (
-    ("errors", "logs", "device", "paths", "settings", "cli", "files", "sound_headers"),
+    ("errors", "logs", "device", "paths", "settings", "cli", "files", "sound_headers",
+     "ray_pool"),
     ("records", "audio", "vocab", "weights"),
     ("tasks", "thinking", "metrics"),
     ("sequence",),
@@ -21,6 +22,7 @@ FLOORS = (
     ("inference",),
     ("training",),
     ("evaluation", "serving"),
+    ("__main__",),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 APART = (1, 8)           # floors whose rooms never import each other
@@ -37,6 +39,7 @@ HOMES = {                   # library -> the only places inside the package that
     "prometheus_client": ("serving/",),
     "hibari": ("inference/talker.py",),
     "torch_npu": ("device.py",),
+    "ray": ("ray_pool.py",),
     "jinja2": ("evaluation/report.py",),
     "torchaudio": (),
     "librosa": (),

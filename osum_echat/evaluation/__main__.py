@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from osum_echat.paths import TINY
 
 if TYPE_CHECKING:
     from osum_echat.evaluation.report import Outcome
-    from osum_echat.evaluation.runner import Model, Run, Suite
+    from osum_echat.evaluation.runner import Asker, Model, Run, Suite
 
 LOG = logs.logger(__name__)
 SOME_FAILED = 1
@@ -95,12 +96,13 @@ class Row:
     add: Callable[[Parser], None] = lambda one: None
     data: Path | None = None
     speaks: bool = True                 # needs the model's voice
+    is_shared: bool = True              # between machines; False: it measures this one
 
 
 SUITES: Mapping[str, Row] = {           # latency is first: its cold turn needs a fresh model
     "latency": Row(
         "time and memory of each part of a spoken exchange, warm and cold",
-        "anything that echat_eval reads", data=SAMPLES),
+        "anything that echat_eval reads", data=SAMPLES, is_shared=False),
     "echat_eval": Row(
         "empathetic dialogue, scored by a judge (the paper's Table 1)",
         "jsonl in EChat-eval or HumDial style, or a folder of the tiny world",
@@ -164,6 +166,9 @@ def _add_run(one: Parser, **data: Any) -> None:
     add("--greedy", action="store_true", help="always take the likeliest token")
     add("--players", type=int, default=8, metavar="N", help="items to hear in the report")
     add("--overwrite", action="store_true", help="throw away what --out holds")
+    cli.add_ray(one)
+    add("--workers", type=int, metavar="N",
+        help="of --ray (default: one for each card, or on CPUs one for each machine)")
 
 
 def _add_human(one: Parser) -> None:
@@ -181,10 +186,10 @@ def _add_human(one: Parser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0; 1 when items failed; 2 for what the user can put right; 130 when stopped."""
     options = parser().parse_args(argv)
-    return cli.run("evaluation", lambda: work(options))
+    return cli.run("evaluation", lambda: cli.importable(run)(options))
 
 
-def work(options: Namespace) -> int:
+def run(options: Namespace) -> int:
     """Do what the options ask for. Returns the exit code; raises an OsumError."""
     if options.command in ("human", "gallery"):
         from osum_echat.evaluation import listening_test
@@ -205,10 +210,20 @@ def run_suite(name: str, options: Namespace, model: "Model") -> tuple[str, int]:
 
     if options.limit is not None and options.limit < 1:
         raise InputError(f"--limit {options.limit}: give 1 or more")
-    asked = runner.Run(name, options, model)
+    if options.ray and not SUITES[name].is_shared:
+        raise InputError(f"{name}: measures this machine; run it without --ray")
+    asked = runner.Run(name, options, model, partial(asker, name, options))
     outcome, failed = runner.run(builders()[name](asked), asked)
     told = f"{failed} items failed; " if failed else ""
     return f"{summary(outcome)}\n{told}{options.out / 'report.html'}", failed
+
+
+def asker(name: str, options: Namespace) -> "Asker":
+    """What asks a suite's batches in a worker of Ray, with a model of its own."""
+    from osum_echat.evaluation import runner
+
+    asked = runner.Run(name, options, model_of(options, SUITES[name].speaks))
+    return runner.asker(builders()[name](asked), asked)
 
 
 def run_all(options: Namespace) -> int:

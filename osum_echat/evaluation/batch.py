@@ -53,7 +53,7 @@ WINDOW_BATCHES = 8                      # read together and sorted by length
 FINAL = 3                               # tries of what is not asked again
 TELL_S = 60.0                           # between two lines of progress where no bar is watched
 # What may change from one run of a job to the next.
-FREE = ("out", "device", "batch_size", "limit", "language", "retry", "processes", "overwrite")
+FREE = "out device batch_size limit language retry processes overwrite ray".split()
 OF_RUN = ("sounds", "tries")            # of a record, for this command alone
 WIDEST = 12                             # labels of a confusion that is printed
 SPOKEN = re.compile(r"\d{6,}-.*\.wav")
@@ -61,6 +61,7 @@ SPOKEN = re.compile(r"\d{6,}-.*\.wav")
 LOG = logs.logger(__name__)
 Record = dict[str, Any]
 Load = Callable[[Namespace], "EChat"]
+Unit = tuple[list[Record], list["Asked"]]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,7 +81,8 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
     add("--batch-size", type=int, default=8, metavar="N", help="utterances at once (default: 8)")
     add("--processes", type=int, metavar="N",
-        help="on this machine (default: one for each card, 1 on a CPU)")
+        help="on this machine (default: one for each card, 1 on a CPU); with --ray its workers")
+    cli.add_ray(made)
     add("--limit", type=int, metavar="N", help="only the first N utterances")
     add("--language", default="auto", metavar="NAME", help="of the words that are compared: "
         "english, chinese or auto (default: auto, after each reference)")
@@ -93,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 all answered, 1 some not, 2 wrong use, 130 stopped by Ctrl-C."""
     job = parser().parse_args(argv)
-    return cli.run(NAME, lambda: run(job))
+    return cli.run(NAME, lambda: cli.importable(run)(job))
 
 
 def run(job: Namespace) -> int:
@@ -135,9 +137,9 @@ def check(job: Namespace, rank: "Rank") -> None:
         task_for(job.task)
     if not job.data:
         raise InputError("--data: name a list; see --help")
-    if rank.world > 1 and (job.overwrite or job.processes):
+    if rank.world > 1 and (job.overwrite or job.processes or job.ray):
         raise InputError(
-            "--overwrite and --processes: not under torchrun, where each rank is one process; "
+            "--overwrite, --processes, --ray: not under torchrun, where each rank is one process; "
             "remove --out by hand, and give torchrun --nproc_per_node"
         )
 
@@ -251,23 +253,49 @@ def answer(
     The shares of all ranks together are the whole list, whatever was done before. Raises an
     OsumError for what ends the whole job.
     """
-    from osum_echat.evaluation.runner import Isolated
+    from osum_echat.ray_pool import Pool, as_done
 
     with Journal(job.out / "parts" / f"part-{rank.number:05d}.jsonl") as part:
-        found = find_results(job.out)
         windows = left_of(job, rank, utterances)
         if not windows:
             return
-        replies = Isolated(partial(_replies, job, load(job)))
-        for window in windows:
-            records, asked = _read(job, utterances, window)
+        found = find_results(job.out).items()
+        tries = {index: one.get("tries", 1) for index, one in found if one.get("error") is not None}
+        start, units = partial(answerer, job, load, tries), _units(job, utterances, windows)
+        pool = Pool(job.ray, job.processes, job.device) if job.ray else None
+        for _, records in as_done(pool, start, units):
             part.write(records)
             yield from records
-            for batch in alike(asked, job.batch_size):
-                told = zip(batch, replies(batch), strict=True)
-                records = [_record(job, one, reply, found, utterances) for one, reply in told]
-                part.write(records)
-                yield from records
+
+
+def answerer(
+    job: Namespace, load: Load, tries: Mapping[int, int]
+) -> Callable[["Unit"], list[Record]]:
+    """Load the model, and give what answers a unit with it.
+
+    tries: how often utterances have failed before, by their number.
+    """
+    from osum_echat.evaluation.runner import Isolated
+
+    replies = Isolated(partial(_replies, job, load(job)))
+
+    def work(unit: Unit) -> list[Record]:
+        unread, asked = unit
+        told = zip(asked, replies(asked) if asked else (), strict=True)
+        return [*unread, *(_record(job, one, reply, tries) for one, reply in told)]
+
+    return work
+
+
+def _units(
+    job: Namespace, utterances: "UtteranceList", windows: Sequence[Sequence[int]]
+) -> Iterator["Unit"]:
+    """What is answered together, and records of what cannot be asked."""
+    for window in windows:
+        unread, asked = _read(job, utterances, window)
+        for batch in (*alike(asked, job.batch_size), *([] if asked else [[]])):
+            yield unread, batch
+            unread = []
 
 
 def left_of(job: Namespace, rank: "Rank", utterances: "UtteranceList") -> list[list[int]]:
@@ -295,6 +323,7 @@ def _read(
 ) -> tuple[list[Record], list["Asked"]]:
     """Records of the utterances that cannot be asked, and those that can."""
     from osum_echat.data.sources import Dropped
+    from osum_echat.evaluation.runner import stamp
     from osum_echat.evaluation.understanding import Asked
 
     asked: list[Asked] = []
@@ -307,7 +336,7 @@ def _read(
             unread.append({**facts, "left_out": why} if one.file is None else _failed(facts, why))
             continue
         try:
-            asked.append(Asked.of(index, one, job.task))
+            asked.append(Asked.of(index, one, job.task, stamp(utterances.files(index))))
         except InputError as error:
             unread.append(_failed({"index": index, "key": one.key, "task": one.task}, str(error)))
     return unread, asked
@@ -327,17 +356,15 @@ def _replies(job: Namespace, assistant: "EChat", batch: Sequence["Asked"]) -> Se
 
 
 def _record(
-    job: Namespace, asked: "Asked", reply: "Reply | Exception", found: Mapping[int, Record],
-    utterances: "UtteranceList",
-) -> Record:  # fmt: skip
-    from osum_echat.evaluation.runner import of_reply, record_of, stamp
+    job: Namespace, asked: "Asked", reply: "Reply | Exception", tries: Mapping[int, int]
+) -> Record:
+    from osum_echat.evaluation.runner import of_reply, record_of
 
     facts, key = asked.facts(), asked.utterance.key
-    own = stamp(utterances.files(asked.index))
-    facts |= {"sounds": own} if own else {}
+    facts |= {"sounds": asked.sounds} if asked.sounds else {}
     if isinstance(reply, Exception):
         name = f"utterance {asked.index + 1} ({key or 'no key'})"
-        return facts | record_of(name, reply, found.get(asked.index, {}).get("tries", 0))
+        return facts | record_of(name, reply, tries.get(asked.index, 0))
     kept = of_reply(reply, job.out, f"{asked.index:06d}-{key}", "wav")
     return {**facts, **kept, "task": asked.task.tag, "error": None}
 
@@ -405,8 +432,9 @@ def answer_all(
     """
     from osum_echat import device as devices
 
-    cards = devices.count(job.device) if rank.world == 1 else 1
-    processes = min((job.processes or cards) if rank.world == 1 else 1, len(utterances))
+    cards = devices.count(job.device)
+    others = rank.world > 1 or job.ray is not None
+    processes = 1 if others else min(job.processes or cards, len(utterances))
     left = sum(map(len, left_of(job, rank, utterances)))
     LOG.info("%s: %d to answer", job.out, left)
     if processes > 1 and left:

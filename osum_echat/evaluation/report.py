@@ -16,10 +16,10 @@ import numpy as np
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.files import whole_file
 from osum_echat.metrics import Confusion, interval
-from osum_echat.paths import HOUSE
+from osum_echat.paths import CONF
 from osum_echat.settings import read_mapping
 
-PAPER = HOUSE / "conf" / "paper_tables.yaml"
+PAPER = CONF / "paper_tables.yaml"
 CATEGORIES = ("emotion", "age", "gender", "event", "multi")     # of EChat-eval
 SOUND_TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg",
                ".ogg": "audio/ogg", ".opus": "audio/ogg"}  # fmt: skip

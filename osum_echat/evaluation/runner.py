@@ -19,7 +19,7 @@ import zlib
 from argparse import Namespace
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +38,7 @@ from osum_echat.files import Lines, text_lines, whole_file, write_json
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.reply import Reply
 from osum_echat.inference.request import Source
+from osum_echat.ray_pool import Pool, as_done
 
 LOG = logs.logger(__name__)
 SETTINGS, PREDICTIONS = "settings.json", "predictions.jsonl"
@@ -63,6 +64,7 @@ class Keyed(Protocol):
 Item = TypeVar("Item", bound=Keyed)
 Thing = TypeVar("Thing")
 Answers = Sequence[Prediction | OsumError]
+Asker = Callable[[int], list[Prediction]]       # what is kept of the answers to a batch
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a suite: its name, the options of its command, the model."""
+    """One run of a suite: its name, the options of its command, the model.
+
+    elsewhere: gives what asks the same suite in a worker of Ray.
+    """
 
     name: str
     options: Namespace
     model: Model
+    elsewhere: Callable[[], "Asker"] | None = None
 
     def ask(
         self, items: Sequence[Item], source: Callable[[Item], Source],
@@ -193,19 +199,27 @@ def _predict(suite: Suite[Item], asked: Run, lines: Lines) -> None:
         LOG.info("%s: %d of %d items are there", asked.name, len(stamps) - len(left), len(stamps))
     if not left:
         return
+    told = [[item.key for item in batch] for batch in batches(suite)]
+    todo = [number for number, keys in enumerate(told) if not left.isdisjoint(keys)]
+    options = asked.options
+    pool = Pool(options.ray, options.workers, options.device) if options.ray else None
+    start = asked.elsewhere if pool and asked.elsewhere else partial(asker, suite, asked)
+    for place, answers in logs.progress(as_done(pool, start, todo), asked.name, len(todo)):
+        made = dict(zip(told[todo[place]], answers, strict=True))
+        for key in left.intersection(made):
+            if "error" in made[key]:
+                made[key]["tries"] += lines.found.get(key, {}).get("tries", 0)
+            made[key] |= {"key": key} | ({"sounds": stamps[key]} if stamps[key] else {})
+        lines.add(*(kept for key, kept in made.items() if key in left))
+
+
+def asker(suite: Suite[Item], asked: Run) -> Asker:
+    """Load the model, and give what asks it a batch of the suite, by the number of the batch."""
     _ = asked.model.assistant           # a model that cannot be loaded is no fault of an item
     ask: Isolated[Item] = Isolated(lambda batch: suite.ask(batch, asked.options.out))
-    for batch in logs.progress(batches(suite), asked.name):
-        own = [item.key for item in batch if item.key in left]
-        if not own:
-            continue
-        answers = dict(zip((item.key for item in batch), ask(batch), strict=True))
-        made = []
-        for key in own:
-            tries = lines.found.get(key, {}).get("tries", 0)
-            kept = record_of(f"{asked.name}: {key}", answers[key], tries) | {"key": key}
-            made.append(kept | ({"sounds": stamps[key]} if stamps[key] else {}))
-        lines.add(*made)
+    every = batches(suite)
+    return lambda number: [record_of(f"{asked.name}: {item.key}", answer, 0) for item, answer
+                           in zip(every[number], ask(every[number]), strict=True)]  # fmt: skip
 
 
 def is_left(found: Prediction | None, stamp: str | None, most_tries: int = MOST_TRIES) -> bool:

@@ -30,11 +30,10 @@ from osum_echat.records import Turn, Utterance
 from osum_echat.tasks import Task, task_for
 from osum_echat.thinking import FIELDS, read_labels, without_labels
 
-CLEAN = "clean"
+CLEAN, VOICE = "clean", ("age", "gender", "emotion")
 WHOLE = "understand"                    # words and four labels
 FEWEST = 3                              # items that make a cell of the robustness table
 MOST_CELLS = 24
-VOICE = ("age", "gender", "emotion")
 # How the words of a language are counted, and what the rate is called.
 RATES = {"english": ("WER", "word"), "chinese": ("CER", "mixed")}
 OWN_FIELD = "style"                     # of the reply itself, not of what was heard
@@ -144,9 +143,10 @@ class Asked:
     utterance: Utterance
     task: Task
     listed: Task | None  # the task that its own text belongs to; None: no task that is known
+    sounds: str | None  # stamp of its sound files; None: it has none
 
     @classmethod
-    def of(cls, index: int, utterance: Utterance, task: str | None) -> "Asked":
+    def of(cls, index: int, utterance: Utterance, task: str | None, sounds: str | None) -> "Asked":
         """task: in place of its own. Raises InputError where none of both is known."""
         try:
             listed = task_for(utterance.task)
@@ -155,7 +155,7 @@ class Asked:
                 raise
             listed = None
         asked = task_for(task or utterance.task)
-        return cls(index, replace(utterance, task=asked.tag), asked, listed)
+        return cls(index, replace(utterance, task=asked.tag), asked, listed, sounds)
 
     def facts(self) -> Record:
         """What is known of it before it is answered."""
@@ -354,7 +354,7 @@ def ask(
         utterance = corpus.read(item.number)
         if isinstance(utterance, Dropped):
             raise DataError(f"{utterance.reason}: {utterance.detail}")
-        one = asked[item.key] = Asked.of(item.number, utterance, run.options.task)
+        one = asked[item.key] = Asked.of(item.number, utterance, run.options.task, None)
         if not one.task.hears:
             raise InputError(f"{utterance.key}: task {utterance.task} hears nothing; give --task")
         if item.snr_db is None:

@@ -4,7 +4,6 @@
 once (common_utils/small_model/base_models.py), as safetensors under the names of that part.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from osum_echat import weights
 from osum_echat.errors import CheckpointError
 from osum_echat.models import lora
 from osum_echat.models.settings import COPY, SETTINGS_FILE
+from osum_echat.paths import cache
 from osum_echat.settings import parse, read_mapping
 from osum_echat.weights import INDEX_FILE, WEIGHTS_FILE
 
 KEY = "base"                            # of model.yaml
-CACHE_VARIABLE, CACHE = "OSUM_ECHAT_CACHE", "~/.cache/osum_echat"
 SET_UP = "python -m common_utils.small_model.base_models"
 
 
@@ -48,11 +47,6 @@ class BaseModel:
         raise CheckpointError(
             f"{asking}: is built on {self.name}, which {cache()} does not hold; run {SET_UP}"
         )
-
-
-def cache() -> Path:
-    """The folder of all base models, outside the repository."""
-    return Path(os.environ.get(CACHE_VARIABLE) or CACHE).expanduser()
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from osum_echat.models import checkpoint
 from osum_echat.models.checkpoint import settings_file, weights_file
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.encoder import Encoder, EncoderSettings
+from osum_echat.models.packed import is_packed, unpacked
 from osum_echat.models.settings import COPY, UPSTREAM_KEY, read_llm_config
 from osum_echat.paths import model_source
 from osum_echat.settings import read_mapping
@@ -299,8 +300,10 @@ def start_encoder_adapter(model: EChatModel, place: Path) -> None:
 
 
 def local(place: str | Path) -> Path:
-    """Where a source lies: fetched, if the hub has it; one that comes along goes by its name."""
-    return fetch(str(place)) if is_hub(place) else Path(model_source(place))
+    """Where a source lies: fetched or unpacked; one that comes along goes by its name."""
+    if is_hub(place):
+        return fetch(str(place))
+    return unpacked(str(place)) if is_packed(str(place)) else Path(model_source(place))
 
 
 def _part(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:

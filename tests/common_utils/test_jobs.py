@@ -148,6 +148,14 @@ def end_itself(number: int) -> int:
     return number
 
 
+def test_without_ray_or_its_cluster_a_job_says_so(tmp_path: Path, monkeypatch):
+    with pytest.raises(InputError, match="workers 0"):
+        job(tmp_path / "out", double, ray="local", workers=0)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"ray is missing; pip install -r requirements-ray\.txt"):
+        job(tmp_path / "out", double, ray="local")
+
+
 @pytest.mark.slow
 def test_several_processes_give_the_same_order_and_tell_of_a_killed_one():
     assert list(in_order(abs, range(-50, 0), 2)) == list(range(50, 0, -1))

@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from osum_echat import paths
 from osum_echat.errors import CheckpointError
 from osum_echat.models import base_model, checkpoint
 from osum_echat.models.base_model import BaseModel
@@ -32,7 +33,7 @@ def whole(request: pytest.FixtureRequest) -> EChatModel:
 @pytest.fixture
 def home(whole: EChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The model's directory, without what two base models in a cache give."""
-    monkeypatch.setenv(base_model.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(paths.CACHE_VARIABLE, str(tmp_path / "cache"))
     own = checkpoint.own_weights(whole)
     for part, model in PARTS.items():
         stock = {name: value for name, value in own.items()

@@ -27,7 +27,7 @@ LORA = LoraSettings(rank=2, alpha=4, dropout=0.0, targets=("q_proj",), top_layer
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(base_model.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(paths.CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 

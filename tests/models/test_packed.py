@@ -1,0 +1,77 @@
+"""Claims about models in one file: unpacked once, refused in one line."""
+
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from osum_echat import EChat, paths
+from osum_echat.errors import CheckpointError
+from osum_echat.models import pretrained
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(paths.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """The address of a server of `tmp_path`."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def pack(path: Path, folder: Path, name: str) -> Path:
+    with tarfile.open(path, "w:gz") as packed:
+        packed.add(folder, name)
+    return path
+
+
+def test_a_model_at_a_web_address_is_fetched_once(
+    tmp_path: Path, model_directory: Path, served: str, cache: Path
+) -> None:
+    path = pack(tmp_path / "tiny.tar.gz", model_directory, "tiny")
+    address = f"{served}/tiny.tar.gz"
+    echat = EChat.load(address, device="cpu", speaks=False)
+    assert echat.model.directory.parent.parent == cache
+    path.unlink()
+    assert pretrained.local(address) == echat.model.directory
+
+
+def test_a_tar_that_has_changed_is_unpacked_anew(tmp_path: Path, model_directory: Path) -> None:
+    path = pack(tmp_path / "mine.tgz", model_directory, ".")
+    first = pretrained.local(str(path))
+    assert pretrained.local(str(path)) == first and (first / paths.WHOLE).is_file()
+    pack(path, model_directory, "other")
+    assert pretrained.local(str(path)) != first
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gone.tar.gz", "cannot be fetched or unpacked .*404"),
+        ("torn.tar.gz", "cannot be fetched or unpacked"),
+        ("empty.tar", "holds 0 model.yaml"),
+        ("model.zip", "ends in .tar, .tar.gz, .tgz"),
+    ],
+)
+def test_what_is_no_packed_model_is_told_and_leaves_nothing(
+    tmp_path: Path, model_directory: Path, served: str, cache: Path, name: str, message: str
+) -> None:
+    whole = pack(tmp_path / "whole.tar.gz", model_directory, "tiny").read_bytes()
+    (tmp_path / "torn.tar.gz").write_bytes(whole[:-2000])
+    (tmp_path / "empty").mkdir()
+    pack(tmp_path / "empty.tar", tmp_path / "empty", "tiny").touch()
+    with pytest.raises(CheckpointError, match=message):
+        pretrained.local(f"{served}/{name}")
+    assert not list(cache.glob("[!.]*"))
