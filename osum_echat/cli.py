@@ -75,7 +75,7 @@ def add_ray(one: argparse.ArgumentParser) -> None:
 def loading(given: argparse.Namespace) -> dict[str, Any]:
     """What `add_model` has taken, as `EChat.load` takes it beside the source."""
     names = ("device", "config", "tokenizer", "token2wav", "voice", "talker", "recognizer", "dtype",
-             "keep_lora")  # fmt: skip
+             "keep_lora", "engine")  # fmt: skip
     return {name: getattr(given, name) for name in names}
 
 
@@ -95,4 +95,6 @@ def add_model(one: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     add("--device", default="auto", help="auto, cpu, cuda, npu (default: auto)")
     add("--dtype", default="auto", help="auto, bf16, fp32, on a CPU int8 (default: auto)")
     add_threads(one)
+    add("--engine", default="own", choices=("own", "vllm"), help="what decodes: our own loop, or "
+        "vLLM, from the environment that make vllm sets up (default: own)")
     add("--keep-lora", action="store_true", help="leave LoRA layers as they are, do not merge them")

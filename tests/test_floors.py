@@ -40,6 +40,7 @@ HOMES = {                   # library -> the only places inside the package that
     "hibari": ("inference/talker.py",),
     "torch_npu": ("device.py",),
     "ray": ("ray_pool.py",),
+    "vllm": ("generation/vllm_engine.py",),
     "jinja2": ("evaluation/report.py",),
     "torchaudio": (),
     "librosa": (),

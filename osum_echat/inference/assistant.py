@@ -78,7 +78,8 @@ class EChat:
         config: str | Path | None = None, tokenizer: str | Path | None = None,
         token2wav: str | Path | None = None, voice: str | Path | None = None,
         talker: str | Path | None = None, dtype: str = "auto",
-        keep_lora: bool = False, recognizer: str | None = None, share: "EChat | None" = None,
+        keep_lora: bool = False, recognizer: str | None = None, engine: str = "own",
+        share: "EChat | None" = None,
     ) -> "EChat":  # fmt: skip
         """Load a model.
 
@@ -89,13 +90,14 @@ class EChat:
         in, None: the model's own; talker: the directory of a model that speaks the words, none: the
         model itself, None: what the model's settings name; dtype: auto, bf16, fp32, or int8 on a
         CPU; keep_lora: do not merge LoRA layers; recognizer: ear, whisper or both, None: as the
-        model's settings say; share: a loaded assistant whose token2wav and equal weights this one
-        uses too. Raises CheckpointError naming what does not fit.
+        model's settings say; engine: what decodes, own or vllm; share: a loaded assistant whose
+        token2wav and equal weights this one uses too. Raises CheckpointError naming what does not
+        fit.
         """
         start = time.perf_counter()
         options = LoadOptions(
             model_source(source), config, tokenizer, token2wav, voice, talker, dtype, keep_lora,
-            recognizer,
+            recognizer, engine,
         )  # fmt: skip
         model = load(options, devices.pick(device), speaks, share.model if share else None)
         made = cls(model, seed)
@@ -104,7 +106,8 @@ class EChat:
 
     def share(self) -> None:
         """Decode for all callers, whatever their threads, in one loop: for servers."""
-        self.model = replace(self.model, engine=BatchEngine(self.network), memory=ClipMemory())
+        engine = self.model.engine or BatchEngine(self.network)
+        self.model = replace(self.model, engine=engine, memory=ClipMemory())
         if self.voice is not None:
             self.voice.share()
 
@@ -300,14 +303,8 @@ def _decode(
     if not live:
         return
     answers, begun = [states[row].answer for row in live], [prompts[row] for row in live]
-    made: Iterator[tuple[int, Token]]
-    if model.engine is not None and len(live) == 1:
-        made = ((0, token) for token in model.engine.decode(begun[0], answers[0], interrupt))
-    else:
-        task = TASKS[states[live[0]].row.task]
-        start = None if model.starts is None else model.starts.of(task)
-        made = decoder.decode(model.network, begun, answers, interrupt, start)
-    for place, token in made:
+    task = TASKS[states[live[0]].row.task]
+    for place, token in model.decode(task, begun, answers, interrupt):
         state = states[live[place]]
         state.timer.mark("token")
         state.timer.mark("speech" if token.is_speech else "text")

@@ -1,19 +1,23 @@
 """Loads a model to answer with: network, tokenizer, generation settings, voice and prompts."""
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from osum_echat import device as devices
 from osum_echat import logs
 from osum_echat.errors import CheckpointError, ConfigError, InputError
+from osum_echat.generation import decoder
 from osum_echat.generation.batch_engine import BatchEngine
 from osum_echat.generation.clip_memory import ClipMemory
-from osum_echat.generation.decoder import Starts
+from osum_echat.generation.decoder import Answer, Starts, Token
 from osum_echat.generation.sampling import NoLoops, Sampling
+from osum_echat.generation.vllm_engine import VllmEngine
 from osum_echat.inference import recognizer, safety
 from osum_echat.inference.recognizer import RecognizerSettings
 from osum_echat.inference.talker import Talker
@@ -24,7 +28,7 @@ from osum_echat.models.settings import read_settings
 from osum_echat.models.whisper_decoder import DECODER_FILE, WhisperDecoder
 from osum_echat.paths import PUBLISHED_PROMPTS
 from osum_echat.settings import parse
-from osum_echat.tasks import Prompts
+from osum_echat.tasks import Prompts, Task
 from osum_echat.thinking import CHINESE, LabelTemplate, template_named
 from osum_echat.token2wav import model
 from osum_echat.token2wav.model import VOICE_FILE, Token2Wav
@@ -40,6 +44,7 @@ PROMPTS_FILE = "prompts.yaml"
 PUBLISHED_LANGUAGE = "chinese"
 MOST_OF_MEMORY = 0.8
 NO_TALKER = "none"
+ENGINES = OWN, VLLM = "own", "vllm"
 RECOGNIZER = "recognizer"
 CTC_WEIGHT, OLD_CTC_WEIGHT = "ctc_weight", "hearing"     # the old key: in models made before
 LOG = logs.logger(__name__)
@@ -100,6 +105,7 @@ class LoadOptions:
     dtype: str = AUTO
     keep_lora: bool = False
     recognizer: str | None = None       # None: as the model's YAML has it
+    engine: str = OWN                   # what decodes: one of ENGINES
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +120,23 @@ class LoadedModel:
     prompts: Prompts
     talker: Talker | None = None        # what speaks the words; None: the model itself
     reader: WhisperDecoder | None = None        # of the recognizers whisper and both
-    engine: BatchEngine | None = None   # that many callers share; None: each decodes by itself
+    engine: BatchEngine | VllmEngine | None = None      # that many callers share; None: each
+                                        # decodes by itself
     memory: ClipMemory | None = None    # of what was heard; None: clips are heard each time
     starts: Starts | None = None        # of prompts; None: each is read from its first token
+
+    def decode(
+        self, task: Task, prompts: Sequence[Tensor], answers: Sequence[Answer],
+        interrupt: Callable[[], bool] | None = None,
+    ) -> Iterator[tuple[int, Token]]:  # fmt: skip
+        """As `decoder.decode`, by the engine that there is. task: of the first prompt."""
+        if isinstance(self.engine, VllmEngine):
+            return self.engine.decode(prompts, answers, interrupt)
+        if self.engine is not None and len(answers) == 1:
+            made = self.engine.decode(prompts[0], answers[0], interrupt)
+            return ((0, token) for token in made)
+        start = None if self.starts is None else self.starts.of(task)
+        return decoder.decode(self.network, prompts, answers, interrupt, start)
 
 
 def load(
@@ -128,7 +148,9 @@ def load(
     CheckpointError naming what is missing or wrong.
     """
     found = pretrained.find(wanted.source, wanted.config)
-    if wanted.dtype == AUTO and place.type == "cpu" and not wanted.keep_lora:
+    check_engine(wanted)
+    is_free = not wanted.keep_lora and wanted.engine == OWN
+    if wanted.dtype == AUTO and place.type == "cpu" and is_free:
         wanted = replace(wanted, dtype=str(found.settings_yaml().get(CPU_DTYPE, AUTO)))
     shrinks = wanted.dtype == INT8
     if shrinks and (place.type != "cpu" or wanted.keep_lora):
@@ -155,10 +177,21 @@ def load(
             stored = checkpoint.read_weights(found.weights, settings.tied)
             changes = lora.changes(stored, settings.lora)
         int8.shrink(network, changes)
+    engine = VllmEngine(network) if wanted.engine == VLLM else None
     return LoadedModel(
-        found.home, network, vocab, generation, voice, _prompts(found), talker, reader,
+        found.home, network, vocab, generation, voice, _prompts(found), talker, reader, engine,
         starts=Starts(network, vocab) if shrinks else None,
     )  # fmt: skip
+
+
+def check_engine(wanted: LoadOptions) -> None:
+    """Raise InputError for an engine that there is not, or that cannot do what else is wanted."""
+    if wanted.engine not in ENGINES:
+        raise InputError(f"engine {wanted.engine!r}: choose one of {', '.join(ENGINES)}")
+    if wanted.engine == VLLM and wanted.dtype == INT8:
+        raise InputError("engine vllm: it has no int8 of ours; choose fp32, bf16, or engine own")
+    if wanted.engine == VLLM and wanted.keep_lora:
+        raise InputError("engine vllm: LoRA layers must be merged; leave out keep_lora")
 
 
 def pick_dtype(name: str, place: torch.device, weights: Path, tied: bool = True) -> torch.dtype:

@@ -284,22 +284,12 @@ class PhaseMask:
 
 
 def _to_hf(model: OpenModel, directory: Path) -> list[KeyReport]:
-    """The LLM alone, with the speech ids appended to its vocabulary."""
+    """The LLM, and what else an engine must know of its speech ids."""
     own, settings = model.weights, model.settings
-    text_rows = own[TEXT_TABLE].shape[0]
-    rows = text_rows + settings.speech_codes + MARKS
-    head = TEXT_TABLE if settings.tied else TEXT_HEAD
-    places = {name: name.removeprefix(LLM) for name in own
-              if name.startswith(LLM) and name not in TEXT_TABLE_ALIASES}  # fmt: skip
-    made = {there: own[name] for name, there in places.items()}
-    made[TABLE] = _with_speech(own[TEXT_TABLE], own[SPEECH_TABLE], rows)
-    made[HEAD] = _with_speech(own[head], own[SPEECH_HEAD], rows)
-    weights.write_safetensors(directory, made)
+    pairs = write_llm(directory, own, settings)
     weights.write_safetensors_file(directory / BIAS_FILE, {SPEECH_BIAS: own[SPEECH_BIAS]})
-    write_json(directory / CONFIG_FILE, _config(settings, rows, made[TABLE].dtype))
-    write_json(directory / SPEECH_FILE, _speech(settings, text_rows))
-    pairs = [*places.items(), (TEXT_TABLE, TABLE), (SPEECH_TABLE, TABLE), (head, HEAD),
-             (SPEECH_HEAD, HEAD), (SPEECH_BIAS, BIAS_FILE)]  # fmt: skip
+    write_json(directory / SPEECH_FILE, _speech(settings, len(own[TEXT_TABLE])))
+    pairs.append((SPEECH_BIAS, BIAS_FILE))
     used = {name for name, _ in pairs}
     pairs += [(name, "") for name in own if name not in used]
     return [
@@ -307,6 +297,26 @@ def _to_hf(model: OpenModel, directory: Path) -> list[KeyReport]:
                   "" if there else "not of the LLM")
         for name, there in pairs
     ]  # fmt: skip
+
+
+def write_llm(
+    directory: Path, own: Mapping[str, Tensor], settings: EChatSettings
+) -> list[tuple[str, str]]:
+    """The LLM alone, with the speech ids appended to its vocabulary. Returns where each key went.
+
+    own: all weights under our names, LoRA layers merged.
+    """
+    rows = len(own[TEXT_TABLE]) + settings.speech_codes + MARKS
+    head = TEXT_TABLE if settings.tied else TEXT_HEAD
+    places = {name: name.removeprefix(LLM) for name in own
+              if name.startswith(LLM) and name not in TEXT_TABLE_ALIASES}  # fmt: skip
+    made = {there: own[name] for name, there in places.items()}
+    made[TABLE] = _with_speech(own[TEXT_TABLE], own[SPEECH_TABLE], rows)
+    made[HEAD] = _with_speech(own[head], own[SPEECH_HEAD], rows)
+    weights.write_safetensors(directory, made)
+    write_json(directory / CONFIG_FILE, _config(settings, rows, made[TABLE].dtype))
+    return [*places.items(), (TEXT_TABLE, TABLE), (SPEECH_TABLE, TABLE), (head, HEAD),
+            (SPEECH_HEAD, HEAD)]  # fmt: skip
 
 
 def _with_speech(text: Tensor, speech: Tensor, rows: int) -> Tensor:

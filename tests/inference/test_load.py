@@ -110,3 +110,16 @@ def test_int8_weights_can_be_a_models_own_choice_on_a_cpu(model_directory, tmp_p
     assert small.text_head is not None and small.dtype == torch.float32
     whole = EChat.load(model_directory, device="cpu", speaks=False, config=path, dtype="fp32")
     assert whole.network.text_head is None
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"engine": "vlm"}, "engine 'vlm': choose one of own, vllm"),
+        ({"engine": "vllm", "dtype": "int8"}, "engine vllm: it has no int8 of ours"),
+        ({"engine": "vllm", "keep_lora": True}, "engine vllm: LoRA layers must be merged"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused(model_directory, options, told):
+    with pytest.raises(InputError, match=told):
+        EChat.load(model_directory, device="cpu", speaks=False, **options)
