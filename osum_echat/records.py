@@ -32,12 +32,15 @@ def written_label(raw: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What is known about a voice, and the style of the reply; None is unknown or not asked."""
+    """What is known about a voice, and the style of the reply; None is unknown or not asked.
 
-    age: str | None = None          # CHILD ADULT OLD
-    gender: str | None = None       # MALE FEMALE
-    emotion: str | None = None      # NEUTRAL HAPPY SAD ANGER SURPRISE FEAR DISGUST OTHER
-    event: str | None = None        # OTHER (none) LAUGH COUGH CRY SIGH ...
+    thinking.VALUES has the values of each. A new field stands last: these are named by place too.
+    """
+
+    age: str | None = None
+    gender: str | None = None
+    emotion: str | None = None
+    event: str | None = None        # OTHER: none
     style: str | None = None        # of the reply: 开心, CHEERFUL ...
 
 

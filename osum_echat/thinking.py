@@ -3,7 +3,9 @@
 The Chinese template is that of the published label-thinking model, the English one the tiny
 world's.
 """
+
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from osum_echat.errors import ConfigError
@@ -11,8 +13,8 @@ from osum_echat.records import Labels, canonical_label
 from osum_echat.vocab import UNKNOWN
 
 THINK_START, THINK_END = "<think>", "<think end>"
-FIELDS = ("age", "gender", "emotion", "event", "style")
-VALUES = {
+FIELDS = ("age", "gender", "emotion", "event", "style")       # of a label thought, in its order
+VALUES = {                                                  # of each field of a voice
     "age": frozenset({"CHILD", "ADULT", "OLD"}),
     "gender": frozenset({"MALE", "FEMALE"}),
     "emotion": frozenset(
@@ -21,6 +23,8 @@ VALUES = {
         {"LAUGH", "COUGH", "CRY", "SCREAMING", "SIGH", "GROAN", "THROAT CLEARING", "SNEEZE",
          "OTHER"}),
 }
+# A voice that nothing special is known of; a new field of VALUES may have one or not.
+DEFAULT_LABELS = {"age": "ADULT", "gender": "MALE", "emotion": "NEUTRAL", "event": "OTHER"}
 _LABEL = re.compile(r"<([^<>]+)>")
 _NOT_IN_WORDS = re.compile(r"[^a-z0-9' ]+")
 _UPPER_LABEL = re.compile(r"<([A-Z ]+)>")
@@ -102,6 +106,14 @@ def _read_label_thought(thought: str, template: LabelTemplate) -> tuple[str | No
             first = min(first, place)
     heard = thought[len(template.heard.strip()) : first].strip()
     return heard or None, Labels(**found)
+
+
+def voice_tags(labels: Mapping[str, str | None]) -> str:
+    """The labels of a voice as they stand before its words, e.g. `<CHILD><MALE>`.
+
+    labels: by the names of VALUES, in whose order they stand; what is unknown is left out.
+    """
+    return "".join(f"<{labels[field]}>" for field in VALUES if labels.get(field))
 
 
 def read_labels(text: str, fields: tuple[str, ...]) -> Labels:

@@ -1,5 +1,7 @@
 """Claims about thoughts: what is written can be read back, and damage is borne."""
 
+from dataclasses import asdict
+
 import pytest
 
 from osum_echat.errors import ConfigError
@@ -13,6 +15,7 @@ from osum_echat.thinking import (
     opening,
     read_labels,
     template_named,
+    voice_tags,
     without_labels,
 )
 
@@ -48,6 +51,11 @@ def test_understanding_answers_are_read_by_value_and_by_order():
     assert read_labels("<日常口语><OLD>", ("style", "age")) == Labels(age="OLD", style="日常口语")
     assert read_labels("<OLD>", ("gender",)) == Labels()
     assert without_labels("hi<CHILD><MALE>") == "hi"
+
+
+def test_the_tags_of_a_voice_stand_in_one_order_without_the_unknown_and_the_style():
+    assert voice_tags(asdict(LABELS)) == "<CHILD><MALE><SAD><COUGH>"
+    assert voice_tags({"event": "SIGH", "emotion": None, "age": "OLD"}) == "<OLD><SIGH>"
 
 
 def test_unknown_names_are_refused():

@@ -12,10 +12,10 @@ from common_utils.public_corpora.found import Found, Lost
 from osum_echat.errors import InputError
 from osum_echat.files import absolute, whole_file
 from osum_echat.logs import logger, progress
+from osum_echat.records import LIST_KEYS
 from osum_echat.tasks import task_for, understanding_tag
 
 LOG = logger(__name__)
-FIELDS = {"age": "age", "gender": "gender", "emotion": "q_emotion", "event": "caption"}
 TOLD = 5                                # files that are missing, by name
 
 
@@ -105,7 +105,7 @@ def row(one: Found, task: str, labels: tuple[str, ...], words: bool) -> dict[str
     """An utterance as a line of a raw list: the words, then the labels that are asked for."""
     known = {name: value for name, value in asdict(one.labels).items() if value}
     text = (one.text if words else "") + "".join(f"<{known[name]}>" for name in labels)
-    extra = {FIELDS[name]: value for name, value in known.items()}
+    extra = {LIST_KEYS[name]: value for name, value in known.items()}
     if one.text:
         extra["q_txt"] = one.text
     made: dict[str, Any] = {"key": one.key, "wav": str(one.audio), "txt": text, "task": task}

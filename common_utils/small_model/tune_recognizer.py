@@ -33,7 +33,7 @@ from osum_echat.metrics import error_rate, normalised_pair
 from osum_echat.models.settings import SETTINGS_FILE
 from osum_echat.records import Labels, Utterance
 from osum_echat.settings import parse, read_mapping
-from osum_echat.thinking import as_heard
+from osum_echat.thinking import DEFAULT_LABELS, as_heard
 
 LLM = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 WORD = (-1.0, 0.0, 0.4, 0.8, 1.2, 1.6, 2.0, 3.0, 4.0)
@@ -111,7 +111,7 @@ def threshold(clips: Sequence[Clip], kind: str, default: float) -> float:
         return default
 
     def right(sure: float) -> float:
-        told = [name if score > sure else recognizer.PLAIN[kind] for (name, score), _ in judged]
+        told = [name if score > sure else DEFAULT_LABELS[kind] for (name, score), _ in judged]
         return sum(one == truth for one, (_, truth) in zip(told, judged, strict=True))
 
     return max(SURE, key=right)
@@ -124,7 +124,7 @@ def _truth(clip: Clip, kind: str) -> str | None:
         return label if clip.said else None     # of a sound without words only the event is told
     if label in TRUE_EVENTS:
         return label
-    return recognizer.PLAIN[kind] if clip.said else None
+    return DEFAULT_LABELS[kind] if clip.said else None
 
 
 def lowest(values: Iterable[float], share: float) -> float:
@@ -146,7 +146,7 @@ def tuned(clips: Sequence[Clip], before: RecognizerSettings) -> RecognizerSettin
     found = min(tried, key=lambda one: word_error_rate(spoken, one))
     rates = [100 * word_error_rate(spoken, one) for one in (found, before)]
     log.info("words wrong: %.1f %%, before %.1f %%", *rates)
-    for kind in recognizer.PLAIN:
+    for kind in DEFAULT_LABELS:
         chosen: dict[str, Any] = {kind: threshold(clips, kind, getattr(before, kind))}
         found = replace(found, **chosen)
     highest = -lowest((-clip.no_voice for clip in spoken), LOST)

@@ -20,6 +20,7 @@ from common_utils.tiny_world import effects
 from common_utils.tiny_world.voices import Wave
 from osum_echat.errors import DataError
 from osum_echat.files import whole_file
+from osum_echat.records import LIST_KEYS
 
 RATE_HZ = effects.SAMPLE_RATE_HZ
 TRANSCRIBE = "<TRANSCRIBE>"
@@ -130,10 +131,9 @@ def write(path: Path, wave: Wave) -> None:
 def record(key: str, wav: str, words: str, labels: Mapping[str, str | None]) -> dict[str, Any]:
     """A line of a raw list. words: as pieces.heard_words gives them, "" where there are none.
 
-    labels: age, gender, emotion, event; None or absent where nobody knows.
+    labels: by the fields of records.Labels; None or absent where nobody knows.
     """
-    names = {"age": "age", "gender": "gender", "emotion": "q_emotion", "event": "caption"}
-    extra = {names[kind]: f"<{value}>" for kind, value in labels.items() if value}
+    extra = {LIST_KEYS[kind]: f"<{value}>" for kind, value in labels.items() if value}
     return {
         "task": TRANSCRIBE, "key": key, "wav": wav, "txt": words.strip() or "".join(extra.values()),
         "extra": {**extra, "q_txt": words or None},

@@ -9,7 +9,7 @@ from the `rng` handed in, so that a visit can be repeated.
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,6 +24,7 @@ from osum_echat.sequence import Clip, Sequence, compose
 from osum_echat.tasks import Prompts, Task, fix_labels, task_for
 from osum_echat.thinking import (
     CHINESE,
+    DEFAULT_LABELS,
     VALUES,
     LabelTemplate,
     as_words,
@@ -32,6 +33,7 @@ from osum_echat.thinking import (
     natural_thought,
     opening,
     template_named,
+    voice_tags,
     without_labels,
 )
 from osum_echat.vocab import Pieces, Vocab
@@ -83,7 +85,6 @@ class PrepareSettings(ClipSettings):
 
 
 ALL_UNKNOWN_CHANCE = 0.85  # missing labels are all unknown, or else all defaults
-DEFAULT_LABELS = {"age": "ADULT", "gender": "MALE", "emotion": "NEUTRAL", "event": "OTHER"}
 ANSWER_START = "<开始回答>"  # parts transcript and reply in `<TRANSCRIBE> <S2TCHAT>`
 TRANSCRIPT_AND_REPLY = "<TRANSCRIBE> <S2TCHAT>"
 NEUTRAL_STYLE = "中立"
@@ -431,12 +432,10 @@ class Preparer:
 
 def _labels_and_words(utterance: Utterance) -> str:
     """What the user's clip holds: the labels of the voice, then the words."""
-    labels = utterance.labels
-    known = (labels.age, labels.gender, labels.emotion, labels.event)
     words = utterance.user.text or ""
     if not words and task_for(utterance.task).transcript:
         words = without_labels(utterance.user.reply_text or "")
-    return "".join(f"<{label}>" for label in known if label) + words
+    return voice_tags(asdict(utterance.labels)) + words
 
 
 def _broken_audio(key: str, turn: Turn, error: InputError) -> Dropped:

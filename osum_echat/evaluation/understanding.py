@@ -26,9 +26,9 @@ from osum_echat.evaluation.report import Measure, Outcome, Table, percent
 from osum_echat.evaluation.runner import Prediction, Run, Suite, limited, of_reply
 from osum_echat.inference.reply import Reply
 from osum_echat.metrics import Confusion, ErrorRate, interval, normalised_pair, spelt
-from osum_echat.records import Turn, Utterance
+from osum_echat.records import LIST_KEYS, Turn, Utterance
 from osum_echat.tasks import Task, task_for
-from osum_echat.thinking import FIELDS, read_labels, without_labels
+from osum_echat.thinking import read_labels, without_labels
 
 CLEAN, VOICE = "clean", ("age", "gender", "emotion")
 WHOLE = "understand"                    # words and four labels
@@ -318,7 +318,7 @@ def _word_scores(
 
 def _label_scores(task: str, records: Sequence[Record]) -> Iterator[tuple[str, LabelScore]]:
     """Of each field that the task asks for, or that its thoughts tell."""
-    for label in FIELDS if records else ():     # a task that is unknown has none
+    for label in LIST_KEYS if records else ():     # a task that is unknown has none
         told = label != OWN_FIELD and any(record["labels"][label] for record in records)
         if label in task_for(task).labels or told:
             score = LabelScore.of([(record["reference_labels"][label], record["labels"][label])

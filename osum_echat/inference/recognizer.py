@@ -24,11 +24,18 @@ from osum_echat.models.echat import EChatModel
 from osum_echat.models.whisper_decoder import WhisperDecoder
 from osum_echat.records import Labels
 from osum_echat.tasks import Task
-from osum_echat.thinking import VALUES, LabelTemplate, as_heard, as_words, label_thought
-from osum_echat.vocab import Pieces, Vocab
+from osum_echat.thinking import (
+    DEFAULT_LABELS,
+    VALUES,
+    LabelTemplate,
+    as_heard,
+    as_words,
+    label_thought,
+    voice_tags,
+)
+from osum_echat.vocab import UNKNOWN, Pieces, Vocab
 
 OPENING = "<|im_start|>user\n"  # what the LLM reads before the words
-PLAIN = {"event": "OTHER", "emotion": "NEUTRAL", "age": "ADULT", "gender": "MALE"}  # else
 EAR, WHISPER, BOTH = "ear", "whisper", "both"
 RECOGNIZERS = (EAR, WHISPER, BOTH)
 NO_VOICE = "NOISE"  # the label of a clip in which nobody speaks
@@ -42,9 +49,9 @@ class RecognizerSettings:
     kind: ear (the model's own), whisper (Whisper's decoder on the same encoder), or both: its text
     is one of those that are weighed, and `whisper` is what it counts for being that; llm, word:
     what the LLM's log probability and each word count beside the CTC's 1; event, emotion, age,
-    gender: log probability that a label has at some step, at least, to be told; no_voice: that
-    NOISE has where nobody speaks; words: mean log probability of the spelling steps, below which
-    there are no words but a guess.
+    gender: log probability that a label has at some step, at least, to be told, where labels of
+    other kinds always are; no_voice: that NOISE has where nobody speaks; words: mean log
+    probability of the spelling steps, below which there are no words but a guess.
     """
 
     kind: str = EAR
@@ -83,20 +90,19 @@ class Recognition:
 
         rows: of the text table that are pieces. Nothing heard is four times the mark of a clip.
         """
-        kinds = ("age", "gender", "emotion", "event")
-        tags = "".join(f"<{self.labels[kind]}>" for kind in kinds if kind in self.labels)
-        found = _pieces(vocab, rows).encode(as_words(f"{tags} {self.words}"))
+        found = _pieces(vocab, rows).encode(as_words(f"{voice_tags(self.labels)} {self.words}"))
         return tuple(found) or (vocab.joint(vocab.audio_begin),) * 4
 
     def thought(self, template: LabelTemplate) -> str:
         """The label thought up to the style of the reply, which the LLM chooses."""
-        known = Labels(**{kind: self.labels.get(kind, PLAIN[kind]) for kind in PLAIN})
+        known = Labels(**{**DEFAULT_LABELS, **self.labels})
         cue = template.cues[-1]
         return label_thought(template, self.words, known).rpartition(cue)[0] + cue.rstrip()
 
     def answer(self, task: Task) -> str:
         """The whole answer of an understanding task."""
-        tags = "".join(f"<{self.labels.get(kind, PLAIN[kind])}>" for kind in task.labels)
+        told = {**DEFAULT_LABELS, **self.labels}
+        tags = "".join(f"<{told.get(kind, UNKNOWN)}>" for kind in task.labels)
         return (self.words if task.transcript else "") + tags
 
 
@@ -242,7 +248,7 @@ def labels(
     log_probs: (steps, classes + 1); names: the class of each label.
     """
     surest = ((kind, *one) for kind, one in surest_labels(log_probs, names).items())
-    return {kind: name for kind, name, score in surest if score > getattr(settings, kind)}
+    return {kind: name for kind, name, score in surest if score > getattr(settings, kind, NEVER)}
 
 
 def surest_labels(

@@ -15,8 +15,7 @@ from osum_echat.evaluation.batch import table
 from osum_echat.evaluation.understanding import UtteranceList, grade, with_noise
 from osum_echat.metrics import NO_LABEL
 from osum_echat.paths import FAKE_DATA
-from osum_echat.records import Labels, Turn, Utterance
-from osum_echat.thinking import FIELDS
+from osum_echat.records import LIST_KEYS, Labels, Turn, Utterance
 from tests.data.forms import raw_rows, write_lines, write_shard
 from tests.data.world import write_world
 from tests.evaluation.spoken import Spoken, arguments, model, write_wav
@@ -88,7 +87,7 @@ Record = dict[str, Any]
 
 
 def labels(**known: str | None) -> dict[str, str | None]:
-    return {name: known.get(name) for name in FIELDS}
+    return {name: known.get(name) for name in LIST_KEYS}
 
 
 def record(task: str, said: str | None, heard: str | None, **other: Any) -> Record:

@@ -21,7 +21,8 @@ from osum_echat.inference.reply import Timer
 from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import EChatModel
 from osum_echat.paths import TINY
-from osum_echat.thinking import as_heard
+from osum_echat.tasks import task_for
+from osum_echat.thinking import VALUES, as_heard
 from tests.tiny_network import SETTINGS, VOCAB, network
 
 SAMPLE = next((TINY / "samples").glob("*.wav"))
@@ -41,6 +42,16 @@ def test_a_label_is_the_surest_of_its_kind_and_left_out_where_none_is_sure():
     assert labels(scores, NAMES) == {"age": "ADULT"}
     assert not is_without_voice(scores, NAMES)
     assert is_without_voice(spelled(6, classes=8), NAMES)
+
+
+def test_a_label_without_settings_of_its_own_is_told_and_an_unknown_one_is_marked(monkeypatch):
+    assert Recognition("hello", {"age": "OLD"}).answer(task_for("<TRANSCRIBE> <STYLE> <AGE>")) == (
+        "hello<&&><OLD>"
+    )
+    monkeypatch.setitem(VALUES, "style", frozenset({"SOFT"}))
+    found = labels(spelled(0, classes=8), NAMES | {"SOFT": 3})
+    assert found == {"style": "SOFT"}
+    assert Recognition("hello", found).answer(task_for("<STYLE>")) == "<SOFT>"
 
 
 def test_the_llm_decides_between_texts_that_the_steps_like_alike():
