@@ -159,7 +159,7 @@ def load(
     if wanted.recognizer is not None:
         kind = replace(generation.recognizer, kind=wanted.recognizer)
         generation = replace(generation, recognizer=kind)
-    reader = reader_of(found, generation.recognizer.kind, shrinks)
+    reader = reader_of(found, generation.recognizer.kind)
     # The small parts first: what is wrong with them is told before gigabytes are read.
     vocab = _vocab(Path(wanted.tokenizer) if wanted.tokenizer else found.tokenizer(), settings)
     voice_place = token2wav_place(wanted.token2wav) if wanted.token2wav else found.token2wav()
@@ -177,6 +177,9 @@ def load(
             stored = checkpoint.read_weights(found.weights, settings.tied)
             changes = lora.changes(stored, settings.lora)
         int8.shrink(network, changes)
+        if reader is not None:
+            faster = torch.bfloat16 if devices.is_fast_in_bfloat16() else torch.float32
+            reader = reader.shrunk(network.encoder, faster)
     engine = VllmEngine(network) if wanted.engine == VLLM else None
     return LoadedModel(
         found.home, network, vocab, generation, voice, _prompts(found), talker, reader, engine,
@@ -276,9 +279,7 @@ def _talker(
     return Talker.load(place, voice.settings.flow.codes, device)
 
 
-def reader_of(
-    found: pretrained.ModelFiles, kind: str, shrinks: bool = False
-) -> WhisperDecoder | None:
+def reader_of(found: pretrained.ModelFiles, kind: str) -> WhisperDecoder | None:
     """Whisper's decoder, where the recognizer needs it: beside the encoder that the model shares.
 
     Raises InputError for a model without such an encoder, or a cache without the decoder.
@@ -293,7 +294,7 @@ def reader_of(
         raise InputError(
             f"recognizer {kind}: {folder} holds no {DECODER_FILE}; run {base_model.SET_UP}"
         )
-    return WhisperDecoder.load(folder, shrinks)
+    return WhisperDecoder.load(folder)
 
 
 def _prompts(found: pretrained.ModelFiles) -> Prompts:

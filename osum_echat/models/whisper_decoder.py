@@ -3,20 +3,22 @@
 It lies beside the encoder in the cache of base models, in half precision; set-up puts it there.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from osum_echat import weights
 from osum_echat.errors import CheckpointError
 from osum_echat.models import int8
 from osum_echat.models.echat import LONGEST_FRAMES, EChatModel
+from osum_echat.models.encoder import Encoder
 from osum_echat.models.settings import COPY
 
 DECODER_FILE, TOKENIZER_FILE = "decoder.safetensors", "tokenizer.json"
@@ -24,9 +26,6 @@ OPENING = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|
 END = "<|endoftext|>"
 HEAD_WIDTH = 64                         # of every Whisper
 MOST_TOKENS = 200                       # of 30 s
-LEAST_TOKENS, FRAMES_A_TOKEN = 16, 12   # a clip has so many at most, and one more in so many frames
-SILENCE_FRAMES = 500                    # behind a clip
-PHRASE = 2                              # ids that hardly anybody says twice in a row
 RANGE = 2.0                             # of log-mel features below the loudest: silence
 CLIP_READERS = ("encoder_attn.k_proj", "encoder_attn.v_proj")   # asked once, for the whole clip
 
@@ -35,21 +34,20 @@ CLIP_READERS = ("encoder_attn.k_proj", "encoder_attn.v_proj")   # asked once, fo
 class WhisperDecoder:
     """A loaded decoder. opening: the ids that ask for English without times; end: the last id.
 
-    head: (rows, width) -> (rows, end + 1), the scores of the ids.
+    head: (rows, width) -> (rows, end + 1), the scores of the ids; encoder: in a faster type than
+    the model's own, None: that one.
     """
 
-    decoder: nn.Module
+    decoder: Any
     head: Callable[[Tensor], Tensor]
     tokenizer: Any
     opening: tuple[int, ...]
     end: int
+    encoder: Encoder | None = None
 
     @classmethod
-    def load(cls, folder: Path, shrinks: bool = False) -> "WhisperDecoder":
-        """Read the files in the folder of a Whisper. Raises CheckpointError.
-
-        shrinks: keep what each token needs as whole numbers of 8 bits, on a CPU.
-        """
+    def load(cls, folder: Path) -> "WhisperDecoder":
+        """Read the files in the folder of a Whisper. Raises CheckpointError."""
         from tokenizers import Tokenizer
         from transformers import WhisperConfig
         from transformers.models.whisper.modeling_whisper import WhisperDecoder as Stock
@@ -71,53 +69,50 @@ class WhisperDecoder:
         ids = [one for one in found if one is not None]
         if len(ids) < len(found):
             raise CheckpointError(f"{folder / TOKENIZER_FILE}: not Whisper's; {COPY}")
-        table = stored["embed_tokens.weight"][: ids[-1] + 1].float()     # beyond are marks
-        head: Callable[[Tensor], Tensor] = partial(functional.linear, weight=table)
-        if shrinks:
-            int8.shrink_each(decoder, CLIP_READERS)
-            head = int8.Int8Linear(int8.eight_bits(table), None, None)
+        table = decoder.embed_tokens.weight[: ids[-1] + 1]      # beyond are marks
+        head = partial(functional.linear, weight=table)
         return cls(decoder.eval(), head, tokenizer, tuple(ids[:-1]), ids[-1])
 
+    @torch.inference_mode()
     def read(self, network: EChatModel, mel: Tensor) -> str:
         """The text of a clip of up to 30 s, greedily; mel: (frames, mel).
 
-        Whisper was trained on 30 s. Fewer take less time, and do for most clips; where it then
-        finds no end, or says a phrase twice, it hears the clip again as it was trained.
+        The clip is padded to 30 s, as Whisper was trained: in less it loses words or goes round.
         """
-        mel = mel[:LONGEST_FRAMES]
-        frames = min(len(mel) + SILENCE_FRAMES, LONGEST_FRAMES)
-        ids = self._ids(network, mel, frames, LEAST_TOKENS + len(mel) // FRAMES_A_TOKEN)
-        if ids[-1] != self.end or says_twice(ids[:-1]):
-            ids = self._ids(network, mel, LONGEST_FRAMES, MOST_TOKENS)
-        return str(self.tokenizer.decode([one for one in ids if one != self.end])).strip()
-
-    @torch.inference_mode()
-    def _ids(self, network: EChatModel, mel: Tensor, frames: int, most: int) -> list[int]:
-        """What it says of a clip with silence up to so many frames: at most so many ids, the end
-        among them if there is one."""
         from transformers import DynamicCache, EncoderDecoderCache
 
-        whole = functional.pad(mel, (0, 0, 0, frames - len(mel)), value=float(mel.max()) - RANGE)
-        steps, _ = network.encoder(
-            whole[None].to(network.dtype), torch.tensor([frames]), alone=True
-        )
+        mel = mel[:LONGEST_FRAMES]
+        padding = (0, 0, 0, LONGEST_FRAMES - len(mel))
+        whole = functional.pad(mel, padding, value=float(mel.max()) - RANGE)
+        encoder = self.encoder or network.encoder
+        steps, _ = encoder(
+            whole[None].to(encoder.after_norm.weight.dtype), torch.tensor([LONGEST_FRAMES]),
+            alone=True,
+        )  # fmt: skip
+        steps = steps.to(self.decoder.layer_norm.weight.dtype)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        new, ids = list(self.opening), list[int]()
-        while len(ids) < most and self.end not in new:
-            place = cache.get_seq_length()
+        ids, new = [*self.opening], [*self.opening]
+        while len(ids) < MOST_TOKENS:
             state = self.decoder(
-                input_ids=torch.tensor([new]), encoder_hidden_states=steps.float(),
+                input_ids=torch.tensor([new]), encoder_hidden_states=steps,
                 past_key_values=cache, use_cache=True,
-                position_ids=torch.arange(place, place + len(new))[None],
+                position_ids=torch.arange(len(ids) - len(new), len(ids))[None],
             ).last_hidden_state[0, -1:]  # fmt: skip
             new = [int(self.head(state).argmax())]
+            if new[0] == self.end:
+                break
             ids += new
-        return ids
+        return str(self.tokenizer.decode(ids[len(self.opening) :])).strip()
 
+    def shrunk(self, encoder: Encoder, dtype: torch.dtype) -> "WhisperDecoder":
+        """For a CPU: what each token needs in 8 bits, all else in a type, an encoder like it too.
 
-def says_twice(ids: Sequence[int]) -> bool:
-    """Whether a phrase of several ids comes back to back."""
-    return any(
-        ids[end - size : end] == ids[end : end + size]
-        for size in range(PHRASE, len(ids) // 2 + 1) for end in range(size, len(ids) - size + 1)
-    )  # fmt: skip
+        It takes the place of this one, whose weights it changes.
+        """
+        table = int8.eight_bits(self.decoder.embed_tokens.weight[: self.end + 1].detach())
+        int8.shrink_each(self.decoder, CLIP_READERS)
+        made = replace(self, head=int8.Int8Linear(table, None, None))
+        if dtype == torch.float32:
+            return made
+        other = copy.deepcopy(encoder).to(dtype)
+        return replace(made, decoder=self.decoder.to(dtype), encoder=other)
