@@ -269,16 +269,16 @@ class RulesJudge:
             if not words:
                 continue
             against = self.rules["contrary"].get(cue, {}).get(value.upper(), ())
-            noticed = 100.0 if _holds(exhibit.reply, words) else 50.0
-            marks.append(10.0 if _holds(exhibit.reply, against) else noticed)
+            noticed = 100.0 if holds(exhibit.reply, words) else 50.0
+            marks.append(10.0 if holds(exhibit.reply, against) else noticed)
         return sum(marks) / len(marks) if marks else 100.0
 
     def _empathy(self, reply: str, emotion: str) -> float:
         suiting = self.rules["cues"]["emotion"].get(emotion) or ()
-        score = 40.0 + 30.0 * (not suiting or _holds(reply, suiting))
-        score += 30.0 * _holds(reply, self.rules["care"])
+        score = 40.0 + 30.0 * (not suiting or holds(reply, suiting))
+        score += 30.0 * holds(reply, self.rules["care"])
         against = self.rules["contrary"]["emotion"].get(emotion, ())
-        return max(0.0, score - 40.0 * _holds(reply, against))
+        return max(0.0, score - 40.0 * holds(reply, against))
 
 
 def _naturalness(reply: str) -> float:
@@ -292,7 +292,7 @@ def _naturalness(reply: str) -> float:
     return max(0.0, score)
 
 
-def _holds(text: str, words: Sequence[str]) -> bool:
+def holds(text: str, words: Sequence[str]) -> bool:
     """Whether any of the words stands in the text."""
     lowered = text.lower()
     return any(word in lowered if _HANZI.search(word) else bool(_pattern(word).search(lowered))

@@ -1,0 +1,181 @@
+"""Build a corpus of empathetic spoken dialogues: plan, write, check, speak, listen, pack.
+
+    python -m common_utils.build_dialogues conf/build_dialogues.yaml --out build/dialogues
+
+Stopped at any point, the same command goes on; no answer that came is paid for twice. What each
+step dropped, and why, stands in *.report.json beside its file; the sum in OUT/corpus/README.md.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common_utils import jobs
+from common_utils.build_dialogues.check import CheckSettings, check_written
+from common_utils.build_dialogues.dialogue import (
+    CHECKED,
+    HEARD,
+    PLAN,
+    SPOKEN,
+    WRITTEN,
+    Dialogue,
+    bill,
+    depends,
+    run_step,
+)
+from common_utils.build_dialogues.listen import Listening, ListenSettings
+from common_utils.build_dialogues.pack import CARD, CORPUS, PackSettings, card, pack_corpus
+from common_utils.build_dialogues.plan import PlanSettings, plan_dialogues, with_recordings
+from common_utils.build_dialogues.speak import Speaking, SpeakSettings, check_voices
+from common_utils.build_dialogues.write import WriteSettings, Writing
+from osum_echat import cli, logs
+from osum_echat.errors import InputError
+from osum_echat.files import absolute, whole_file
+from osum_echat.settings import override, parse, read_mapping
+
+NAME = "build_dialogues"
+STEPS = ("plan", "write", "check", "speak", "listen", "pack")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The YAML; conf/build_dialogues.yaml tells every setting."""
+
+    plan: PlanSettings
+    write: WriteSettings
+    check: CheckSettings = field(default_factory=CheckSettings)
+    speak: SpeakSettings = field(default_factory=SpeakSettings)
+    listen: ListenSettings = field(default_factory=ListenSettings)
+    pack: PackSettings = field(default_factory=PackSettings)
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One corpus: its settings, its folder, the options of the command."""
+
+    settings: Settings
+    out: Path
+    chosen: argparse.Namespace
+
+    def calls(self, step: str) -> Path:
+        return self.out / "calls" / step
+
+    def planned(self) -> list[Dialogue]:
+        own = self.settings
+        return with_recordings(plan_dialogues(own.plan, own.seed), own.plan, own.seed)
+
+    def plan(self) -> None:
+        planned = self.planned()
+        with whole_file(self.out / PLAN) as file:
+            file.writelines(f"{one.line}\n".encode() for one in planned)
+        logs.out(f"{self.out / PLAN}: {len(planned)} records")
+
+    def write(self) -> None:
+        own, thoughts = self.settings.write, self.settings.plan.thoughts
+        made = Writing(own, thoughts, self.calls("write"))
+        given = [depends(own), thoughts, Path(own.prompts)]
+        self._told(run_step("write", made, self.out / PLAN, self.out / WRITTEN, given,
+                            self.chosen))  # fmt: skip
+
+    def check(self) -> None:
+        self._told(check_written(self.settings.check, self.out, self.calls("check"), self.chosen))
+
+    def speak(self) -> None:
+        own = self.settings.speak
+        made = Speaking(own, self.out, self.calls("speak"), self.settings.seed)
+        self._told(run_step(
+            "speak", made, self.out / CHECKED, self.out / SPOKEN,
+            [depends(own), self.settings.seed], self.chosen, self._has_sounds,
+        ))  # fmt: skip
+
+    def listen(self) -> None:
+        own = self.settings.listen
+        made = Listening(own, self.out, self.calls("listen"))
+        self._told(run_step("listen", made, self.out / SPOKEN, self.out / HEARD, [depends(own)],
+                            self.chosen))  # fmt: skip
+
+    def pack(self) -> None:
+        own = self.settings
+        found = pack_corpus(own.pack, own.plan.counts, self.out, self.chosen)
+        made_by = {
+            "words": f"{own.write.endpoint.model} by {Path(own.write.prompts).name}",
+            "second opinion": own.check.judge.model if own.check.judge else "none",
+            "questions": _engine(own.speak.questions), "replies": _engine(own.speak.replies),
+            "words heard by": own.listen.recognizer or "nobody",
+            "speech tokens": Path(own.pack.tokenizer).name,
+        }  # fmt: skip
+        place = self.out / CORPUS / CARD
+        with whole_file(place) as file:
+            file.write(card(own.pack, found, made_by, self._summary()).encode())
+        logs.out(f"{place}: {found['dialogues']} dialogues, rows: {found['rows']}")
+
+    def _summary(self) -> dict[str, dict[str, Any]]:
+        """What each step kept and dropped, and its bill."""
+        summary: dict[str, dict[str, Any]] = {}
+        for name, file in (("write", WRITTEN), ("check", CHECKED), ("speak", SPOKEN),
+                           ("listen", HEARD)):  # fmt: skip
+            raw = json.loads(jobs.report_path(self.out / file).read_bytes())
+            dropped: dict[str, int] = {}
+            for reason, _ in raw["left_out"]:
+                dropped[reason] = dropped.get(reason, 0) + 1
+            summary[name] = {"kept": raw["written"], "dropped": dropped,
+                             "bill": bill(self.calls(name))}  # fmt: skip
+        return summary
+
+    def _has_sounds(self, line: str) -> bool:
+        turns = json.loads(line)["turns"]
+        return all((self.out / wav).is_file() for one in turns
+                   for wav in (one["wav"], one["reply_wav"]) if wav)  # fmt: skip
+
+    def _told(self, done: jobs.Report) -> None:
+        if not done.written:
+            raise InputError(f"{done}: nothing can be used")
+        logs.out(str(done))
+
+
+def _engine(one: Any) -> str:
+    return str(one.endpoint.model if one.engine == "endpoint" else
+               one.model if one.engine == "model" else "espeak-ng, Kokoro, Piper")  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m common_utils.{NAME}", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    made.add_argument("config", type=Path, help="YAML, as conf/build_dialogues.yaml")
+    made.add_argument("settings", nargs="*", metavar="key=value", help="over those of the YAML, "
+                      "such as plan.counts.emotion=60")  # fmt: skip
+    made.add_argument("--out", type=Path, default=Path("build/dialogues"), metavar="FOLDER",
+                      help="default: %(default)s")  # fmt: skip
+    made.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS, metavar="STEP",
+                      help=f"only these of {', '.join(STEPS)}")  # fmt: skip
+    jobs.add_job_options(made)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 2 for what the user can put right, told in one line."""
+    chosen = parser().parse_intermixed_args(argv)
+
+    def work() -> None:
+        raw = read_mapping(chosen.config)
+        override(raw, chosen.settings)
+        build = Build(parse(Settings, raw, str(chosen.config)), absolute(chosen.out), chosen)
+        if "speak" in chosen.steps:
+            check_voices(build.settings.speak, build.planned())
+        for name in STEPS:
+            if name in chosen.steps:
+                getattr(build, name)()
+
+    return cli.run(NAME, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""A stand-in for a chat model and a voice: dialogues of the tiny world, some of them spoilt.
+
+    python -m tests.common_utils.dialogue_server PORT      # for a run by hand
+"""
+
+import io
+import json
+import sys
+import threading
+import time
+import wave
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from common_utils.build_dialogues.write import WORDS, read_prompts
+from common_utils.tiny_world.world import Exchange, load_world
+from osum_echat.evaluation.judge import Rubric
+
+MALFORMED, ERRORS, SLOW = 0.10, 0.05, 0.05
+TIMES = "今天早上 昨天晚上 上个周末 刚才 前几天 放学后 下班路上 吃饭的时候".split()
+PEOPLE = "邻居 同学 老师 表哥 同事 教练 店员 司机 室友 阿姨".split()
+DEEDS = ("送来一盆兰花 借走了我的雨伞 问我要不要学游泳 说想养一只乌龟 修好了旧收音机 教我包饺子 "
+         "把钥匙落在桌上 约我去爬山 给我看老照片 换了新的自行车 种了几棵番茄").split()
+ENDS = "你说我该怎么办呢？ 你怎么看？ 我想听听你的意见。 后来我一直在想这件事。".split()
+COMFORTS = "听得出来你很在意这件事， 我听见你的声音了， 谢谢你告诉我， 慢慢说，我在听，".split()
+ADVICE = ("不妨先休息一下再决定。 可以当面谢谢对方。 明天再聊聊也不迟。 写下来会更清楚。 "
+          "先问问家里人的想法。 顺着自己的心意就好。").split()
+
+
+@dataclass
+class Server:
+    """faults: spoil some answers; hold_after: paid answers after which all others wait; status,
+    break_after: what everything is answered with after so many; heard: a sound's name -> its words.
+    """
+
+    faults: bool = True
+    slow_s: float = 0.2
+    hold_after: int | None = None
+    status: tuple[int, str] | None = None
+    break_after: int = 0
+    heard: dict[str, str] = field(default_factory=dict)
+    url: str = ""
+    paid: Counter[str] = field(default_factory=Counter)
+    asked: Counter[str] = field(default_factory=Counter)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    held: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    free: threading.Event = field(default_factory=threading.Event)
+
+    def release(self, hold_after: int | None = None) -> None:
+        """Let the waiting ones go, without an answer, and wait again after so many."""
+        with self.lock:
+            self.hold_after, self.held = hold_after, 0
+            self.free.set()
+            self.free = threading.Event()
+
+
+@contextmanager
+def serving(server: Server, port: int = 0) -> Iterator[Server]:
+    http = ThreadingHTTPServer(("127.0.0.1", port), _handler(server))
+    http.daemon_threads = True
+    thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    server.url = f"http://127.0.0.1:{http.server_port}/v1"
+    try:
+        yield server
+    finally:
+        server.release()
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
+def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            key = sha256(data).hexdigest()
+            chance = int(key[:8], 16) / 16**8 if server.faults else 1.0
+            with server.lock:
+                server.asked[key] += 1
+                again, free = server.asked[key] > 1, server.free
+                is_held = server.hold_after is not None and server.paid.total() >= server.hold_after
+                server.held += is_held
+            if is_held:
+                free.wait()
+                self.close_connection = True
+            elif server.status and server.paid.total() >= server.break_after:
+                status, code = server.status
+                self.send(status, json.dumps({"error": {"message": code, "code": code}}).encode())
+            elif chance < ERRORS and not again:
+                self.send(500, b'{"error": {"message": "out of order"}}')
+            else:
+                if ERRORS <= chance < ERRORS + SLOW:
+                    time.sleep(server.slow_s)
+                is_spoilt = ERRORS + SLOW <= chance < ERRORS + SLOW + MALFORMED
+                self.send(200, self.answer(data, is_spoilt))
+                with server.lock:
+                    server.paid[key] += 1
+
+        def answer(self, data: bytes, is_spoilt: bool) -> bytes:
+            if self.path.endswith("/transcriptions"):
+                name = data.partition(b'filename="')[2].partition(b'"')[0].decode()
+                return json.dumps({"text": server.heard.get(name, "something else")}).encode()
+            body = json.loads(data)
+            server.bodies.append(body)
+            if self.path.endswith("/speech"):
+                return tone(body["input"], body["voice"])
+            text = judgement(body) if _is_judge(body) else dialogue(body)
+            text = text[: len(text) // 2] if is_spoilt else text
+            usage = {"prompt_tokens": len(data) // 4, "completion_tokens": len(text) // 4}
+            return json.dumps({"choices": [{"message": {"content": text}}],
+                               "usage": usage}).encode()  # fmt: skip
+
+        def send(self, status: int, data: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("retry-after-ms", "10")
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            """Silence."""
+
+    return Handler
+
+
+def _is_judge(body: dict[str, Any]) -> bool:
+    return "scores" in body["messages"][0]["content"]
+
+
+def judgement(body: dict[str, Any]) -> str:
+    """80 for all, and low marks for a few."""
+    asked = body["messages"][0]["content"]
+    low = int(sha256(body["messages"][1]["content"].encode()).hexdigest()[:4], 16) % 30 == 0
+    names = [name for name in ("fits", "hidden", "natural", "harmless", *Rubric.load().names)
+             if f"- {name}:" in asked]  # fmt: skip
+    return json.dumps({"scores": dict.fromkeys(names, 80) | ({"natural": 20} if low else {})})
+
+
+def dialogue(body: dict[str, Any]) -> str:
+    """As many turns as the form in the message has, in its language."""
+    asked = body["messages"][1]["content"]
+    rng = Random(asked)
+    turns = []
+    for _ in range(asked.count('{"question"')):
+        if "话题" in asked:
+            deed = f"{rng.choice(PEOPLE)}{rng.choice(DEEDS)}"
+            said = f"{rng.choice(TIMES)}，{deed}，{rng.choice(ENDS)}"
+            reply = f"{rng.choice(COMFORTS)}{rng.choice(PEOPLE)}的事，{rng.choice(ADVICE)}"
+            turns.append({"question": said, "reply": reply, "thought": f"用户说{deed}。"})
+        else:
+            one = rng.choice(_fitting(asked))
+            turns.append({"question": one.user_text, "reply": one.reply_text,
+                          "thought": one.thought})  # fmt: skip
+    return f"Here it is:\n```json\n{json.dumps({'turns': turns}, ensure_ascii=False)}\n```"
+
+
+def _fitting(asked: str) -> list[Exchange]:
+    """Those in the voice that the message describes; at least of its age, else any."""
+    words = read_prompts(WORDS)["labels"]
+
+    def fits(one: Exchange, names: Sequence[str]) -> bool:
+        return all(words[name].get(getattr(one.labels, name), {"en": ""})["en"] in asked
+                   for name in names)  # fmt: skip
+
+    for names in (("age", "gender", "emotion", "event"), ("emotion",)):
+        found = [one for one in _exchanges() if fits(one, names)]
+        if len(found) > 20:
+            return found
+    return _exchanges()
+
+
+@cache
+def _exchanges() -> list[Exchange]:
+    return [one for one in load_world().exchanges("train", 7, 3000) if not one.turns]
+
+
+def tone(text: str, voice: str) -> bytes:
+    """A wav whose pitch is the voice's and whose length is the text's."""
+    pitch = 100 + int(sha256(voice.encode()).hexdigest()[:4], 16) % 200
+    time_s = np.arange(int(16_000 * (0.5 + 0.03 * len(text)))) / 16_000
+    held = io.BytesIO()
+    with wave.open(held, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        sound = 3000 * np.sin(2 * np.pi * pitch * time_s) * (1 + np.sin(20 * time_s))
+        file.writeframes(sound.astype("<i2").tobytes())
+    return held.getvalue()
+
+
+if __name__ == "__main__":
+    with serving(Server(slow_s=2.0), int(sys.argv[1])) as own:
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            sys.stderr.write(f"{own.paid.total()} paid, {max(own.paid.values(), default=0)} times "
+                             f"at most, {own.asked.total()} asked\n")  # fmt: skip
