@@ -53,6 +53,11 @@ class Task:
         return self.hears and not self.understands
 
     @property
+    def takes_prompt(self) -> bool:
+        """Whether the user's turn may hold a prompt beside its clip."""
+        return self.hears and self.user_text
+
+    @property
     def kind(self) -> str:
         """What goes in and what comes out, speech or text: s2t, t2s, s2s or t2t."""
         return f"{'s' if self.hears else 't'}2{'s' if self.speaks else 't'}"

@@ -130,7 +130,7 @@ def _answer(
     options: dict[str, Any] = {
         "task": job.task, "greedy": arguments.greedy,
         "labels": labels if task.understands or not is_tour else (),
-        "prompt": arguments.prompt if task.understands or not is_tour else None,
+        "prompt": arguments.prompt if task.takes_prompt or not is_tour else None,
         "thinking": arguments.thinking if task.thinks or not is_tour else None,
         "hear": arguments.hear and (task.hears or not is_tour),
     }  # fmt: skip

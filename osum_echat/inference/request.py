@@ -112,7 +112,7 @@ def make_request(model: LoadedModel, source: Source, options: Options) -> Reques
     task, kind = dialogue_task(name, has_history), options.thinking
     if options.labels:
         task = _labelled(name, options.labels)
-    if options.prompt is not None and not task.understands:
+    if options.prompt is not None and not task.takes_prompt:
         raise InputError(f"prompt: task {name} takes none; use an understanding task")
     _check_letters(options.prompt)
     if kind is not None and not task.thinks:
@@ -122,13 +122,12 @@ def make_request(model: LoadedModel, source: Source, options: Options) -> Reques
     if task.speaks and options.speak and model.voice is None:
         raise InputError(f"task {name} speaks, but the model was loaded with speaks=False")
     fields = task.labels
-    understands = task.understands
-    if understands and options.prompt is None:
+    if task.understands and options.prompt is None:
         task = _known(model, task)
     settings = model.generation
     return Request(
         task, fields, _utterance(source, task), kind=kind, greedy=options.greedy,
-        prompt=(options.prompt or model.prompts.first(task.tag)) if understands else None,
+        prompt=(options.prompt or model.prompts.first(task.tag)) if task.takes_prompt else None,
         opening=opening(kind, settings.template) if kind and settings.thinking == "both" else None,
         speaks=task.speaks and options.speak,
     )  # fmt: skip

@@ -108,7 +108,7 @@ class Conversation:
     def _answer(
         self, assistant: Assistant, question: Question, task: Task, run: threading.Event
     ) -> Generator[Event, None, None]:
-        prompted = task.understands and question.text.strip()
+        prompted = task.takes_prompt and question.text.strip()
         utterance = Utterance(
             key="question", task=question.task, user=_user(question, task),
             history=self.history if question.remembers and task.is_dialogue else (),

@@ -28,6 +28,7 @@ from osum_echat.inference.reply import (
 )
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Sequence
+from osum_echat.tasks import TASKS, Task
 
 THOUGHT = (
     "<think>The user said: i lost my kite, age: <CHILD>, gender: <MALE>, emotion: <SAD>, "
@@ -139,6 +140,20 @@ def test_labels_without_a_prompt_of_their_own_are_picked_from_the_full_answer(
     reply = echat.reply(question_wav, task="understand", labels=("emotion", "age"))
     assert "all labels" in opened(echat, rows[0])
     assert reply.labels == Labels(age="CHILD", emotion="SAD")
+
+
+def test_a_task_is_a_row_of_the_table_and_may_take_a_prompt(
+    echat, question_wav, scripted, monkeypatch
+):
+    row = Task("keywords", "a keyword assistant.", "greedy", hears=True, speaks=False,
+               user_text=True, tag="keywords")  # fmt: skip
+    monkeypatch.setitem(TASKS, "keywords", row)
+    rows = scripted("kite, lost")
+    for prompt in (None, "Which words matter?"):
+        reply = echat.reply(question_wav, task="keywords", prompt=prompt)
+        assert (reply.task, reply.text) == ("keywords", "kite, lost")
+    assert "a keyword assistant" in opened(echat, rows[0])
+    assert "Which words matter?" in opened(echat, rows[1])
 
 
 def test_hearing_again_asks_for_the_words(echat, question_wav, scripted):
