@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +26,8 @@ Parser = argparse.ArgumentParser
 
 
 def builders() -> "Mapping[str, Callable[[Run], Suite[Any]]]":
-    """What makes each suite of its options; this loads the libraries."""
-    from osum_echat.evaluation import (
-        echat_eval,
-        latency,
-        tiny_world,
-        tts,
-        understanding,
-        voicebench,
-    )  # fmt: skip
-
-    return {"latency": latency.build, "echat_eval": echat_eval.build,
-            "understanding": understanding.build, "tts": tts.build,
-            "voicebench": voicebench.build, "tiny_world": tiny_world.build}  # fmt: skip
+    """What makes each suite of its options: `build` of the module of its name. Loads libraries."""
+    return {name: import_module(f"osum_echat.evaluation.{name}").build for name in SUITES}
 
 
 def _add_judge(one: Parser) -> None:

@@ -9,7 +9,8 @@
     OUT/report.html .md    the same to look at
 
 A new suite touches two files: its own module, whose `build(run)` gives a Suite, and __main__.py (a
-row of SUITES and a line of `builders`). batch.py answers lists without one, on the same journal.
+row of SUITES of the same name); a journal of its own is named in MADE here as well. batch.py
+answers lists without a suite, on the same journal.
 """
 
 import json
