@@ -139,8 +139,7 @@ def _cpu() -> float:
 
 
 def _pass(source: Any) -> Iterator[Utterance | Dropped]:
-    for unit in range(len(source)):
-        yield from source.read(unit)
+    yield from map(source.read, range(len(source)))
 
 
 def read(lists: dict[str, Path], name: str) -> dict[str, Any]:

@@ -282,10 +282,10 @@ def count(portion: Portion) -> Tally:
     tally = Tally()
     source = _source(portion.path, portion.task, portion.schemes)
     for unit in range(portion.start, portion.end):
-        for utterance in source.read(unit):
-            fault = utterance if isinstance(utterance, Dropped) else _count(utterance, tally)
-            if fault is not None:
-                tally.bad.append(fault)
+        utterance = source.read(unit)
+        fault = utterance if isinstance(utterance, Dropped) else _count(utterance, tally)
+        if fault is not None:
+            tally.bad.append(fault)
     return tally
 
 
@@ -374,7 +374,7 @@ def draw_items(
         raise InputError(f"{count} utterances to draw: give 1 or more")
     for name, entry in lists.items():
         source = open_source(name, entry.path, entry.task, Files(schemes))
-        found = (one for unit in range(len(source)) for one in source.read(unit))
+        found = map(source.read, range(len(source)))
         items = list(islice((one for one in found if isinstance(one, Utterance)), count))
         figure = _figure(12, 2.5 * max(len(items), 1))
         grid = figure.subplots(max(len(items), 1), 2, squeeze=False)

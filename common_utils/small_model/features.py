@@ -35,9 +35,9 @@ def clips(path: Path, mels: int) -> Iterator[Tensor]:
     reader = ClipReader(ClipSettings(cache_mb=1), mels)  # as with a cache: half precision
     source = open_source(path.stem, str(path))
     for unit in range(len(source)):
-        for utterance in source.read(unit):
-            if not isinstance(utterance, Dropped):
-                yield reader.read(reader.draft(utterance.user, random.Random(0)))[0]
+        utterance = source.read(unit)
+        if not isinstance(utterance, Dropped):
+            yield reader.read(reader.draft(utterance.user, random.Random(0)))[0]
 
 
 def groups(found: Iterator[Tensor]) -> Iterator[list[Tensor]]:

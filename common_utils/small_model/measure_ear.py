@@ -57,7 +57,9 @@ def utterances(path: Path, most: int) -> Iterator[Utterance]:
     """The first so many of a list."""
     source = open_source(path.stem, str(path))
     for unit in range(min(most, len(source))):
-        yield from (one for one in source.read(unit) if not isinstance(one, Dropped))
+        one = source.read(unit)
+        if not isinstance(one, Dropped):
+            yield one
 
 
 @torch.inference_mode()

@@ -327,23 +327,19 @@ class Windows:
         outcomes: list[Outcome] = []
         for visit in self.share(window.epoch, window.start, window.end):
             source = self.sources[visit.source]
-            for number, utterance in enumerate(source.read(visit.unit)):
-                draft: Draft | Dropped
-                if isinstance(utterance, Dropped):
-                    draft = utterance
-                else:
-                    rng = self._rng(window.epoch, visit, number)
-                    draft = self.preparer.draft(utterance, rng, source.name)
-                if isinstance(draft, Dropped):
-                    outcomes.append(Outcome(source.name, draft))
-                else:
-                    outcomes.append(Outcome(source.name, None, draft.notes))
-                    drafts.append(draft)
+            found = source.read(visit.unit)
+            draft = found if isinstance(found, Dropped) else self.preparer.draft(
+                found, self._rng(window.epoch, visit), source.name)  # fmt: skip
+            if isinstance(draft, Dropped):
+                outcomes.append(Outcome(source.name, draft))
+            else:
+                outcomes.append(Outcome(source.name, None, draft.notes))
+                drafts.append(draft)
         return drafts, outcomes
 
-    def _rng(self, epoch: int, visit: Visit, number: int) -> random.Random:
-        """The chance of one utterance at one visit."""
-        name = f"{self.seed} {epoch} {visit.source} {visit.repeat} {visit.unit} {number}"
+    def _rng(self, epoch: int, visit: Visit) -> random.Random:
+        """The chance of one utterance at one visit. The 0 keeps the draws of runs that go on."""
+        name = f"{self.seed} {epoch} {visit.source} {visit.repeat} {visit.unit} 0"
         return random.Random(name)
 
     def _finished(self, rows: Rows[Draft]) -> tuple[list[list[Sequence]], list[Outcome]]:

@@ -393,10 +393,9 @@ def held_out_rows(
     """The first utterances of each held-out list that can be used, and their rows."""
     for source, _ in open_lists(lists, settings.schemes):
         for unit in range(min(len(source), settings.held_out_utterances)):
-            for utterance in source.read(unit):
-                if isinstance(utterance, Dropped):
-                    continue
-                rng = random.Random(f"{seed} held out {source.name} {unit}")
-                row = preparer(utterance, rng)
-                if not isinstance(row, Dropped):
-                    yield utterance, row
+            utterance = source.read(unit)
+            if isinstance(utterance, Dropped):
+                continue
+            row = preparer(utterance, random.Random(f"{seed} held out {source.name} {unit}"))
+            if not isinstance(row, Dropped):
+                yield utterance, row

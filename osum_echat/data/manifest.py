@@ -5,7 +5,6 @@ A path is a raw jsonl, a list of tars or of combine pairs, one tar, or a folder 
 """
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -84,19 +83,17 @@ class OfKind:
         """As of the source itself."""
         return self.source.stretches(units)
 
-    def read(self, unit: int) -> Iterator[Utterance | Dropped]:
-        """The utterances of a unit; those of other kinds are dropped."""
-        for one in self.source.read(unit):
-            if isinstance(one, Dropped):
-                yield one
-                continue
-            try:
-                kind = task_for(one.task).kind
-            except InputError as error:
-                yield Dropped("task cannot be used", f"{one.key}: {error}")
-                continue
-            is_own = kind == self.kind
-            yield one if is_own else Dropped("task of another kind", f"{one.key}: {one.task}")
+    def read(self, unit: int) -> Utterance | Dropped:
+        """The utterance of a unit; one of another kind is dropped."""
+        one = self.source.read(unit)
+        if isinstance(one, Dropped):
+            return one
+        try:
+            kind = task_for(one.task).kind
+        except InputError as error:
+            return Dropped("task cannot be used", f"{one.key}: {error}")
+        is_own = kind == self.kind
+        return one if is_own else Dropped("task of another kind", f"{one.key}: {one.task}")
 
 
 def open_source(

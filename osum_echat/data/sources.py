@@ -9,7 +9,7 @@ import re
 import zlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +51,7 @@ class Noted:
 
 
 class Source(Protocol):
-    """A named list of units, each holding one utterance or more; any unit can be read again."""
+    """A named list of units, an utterance each; any unit can be read again, in any process."""
 
     name: str
 
@@ -59,8 +59,8 @@ class Source(Protocol):
         """How many units there are."""
         ...
 
-    def read(self, unit: int) -> Iterator[Utterance | Dropped]:
-        """The utterances of a unit, always the same ones in the same order."""
+    def read(self, unit: int) -> Utterance | Dropped:
+        """The utterance of a unit, always the same one, or why there is none."""
         ...
 
     def stretches(self, units: int) -> np.ndarray:
@@ -94,7 +94,7 @@ class RawSource:
         """Every line by itself: each has its audio in a file of its own."""
         return np.arange(len(self) + 1)
 
-    def read(self, unit: int) -> Iterator[Utterance | Dropped]:
+    def read(self, unit: int) -> Utterance | Dropped:
         """The utterance of one line, or why there is none."""
         where = f"{self.place} (record {unit + 1}, line {self._numbers[unit]})"
         try:
@@ -102,18 +102,15 @@ class RawSource:
                 lines.seek(int(self._starts[unit]))
                 line = lines.readline()
         except (OSError, DataError) as error:
-            yield Dropped("list cannot be read", f"{where}: {error}", self.place)
-            return
+            return Dropped("list cannot be read", f"{where}: {error}", self.place)
         raw = json_object(line, where, self.place)
         if isinstance(raw, Dropped):
-            yield raw
-            return
+            return raw
         try:
             self._fetch(raw)
         except OsumError as error:
-            yield Dropped("audio cannot be fetched", f"{where}: {error}", self.place)
-            return
-        yield utterance_of(raw, where, self.place, self.task)
+            return Dropped("audio cannot be fetched", f"{where}: {error}", self.place)
+        return utterance_of(raw, where, self.place, self.task)
 
     def _fetch(self, raw: dict[str, Any]) -> None:
         """Sounds that are URLs, as bytes. Raises DataError, ConfigError."""
@@ -229,27 +226,23 @@ class TarSource:
             start = end
         return np.concatenate([*parts, [start]])
 
-    def read(self, unit: int) -> Iterator[Utterance | Dropped]:
+    def read(self, unit: int) -> Utterance | Dropped:
         """One utterance, or why there is none."""
         place = int(np.searchsorted(self._ends, unit, side="right"))
         shard = self.shards[place]
         if shard in self._missing:
-            yield Dropped("missing tar", self._missing[shard], shard.tar)
-            return
+            return Dropped("missing tar", self._missing[shard], shard.tar)
         number = unit - (int(self._ends[place - 1]) if place else 0)
         index = self._indexes[shard]
         fault = index.faults.get(number)
         if fault is not None:
             file = shard.tar if fault.broken else None
-            yield Dropped(fault.reason, f"{shard.tar}: {fault.detail}", file)
-            return
+            return Dropped(fault.reason, f"{shard.tar}: {fault.detail}", file)
         where = f"{shard.tar} ({index.keys[number]})"
         record = self._record(shard, index, number, where)
-        yield (
-            record
-            if isinstance(record, Dropped)
-            else utterance_of(record, where, shard.tar, self.task)
-        )
+        if isinstance(record, Dropped):
+            return record
+        return utterance_of(record, where, shard.tar, self.task)
 
     def _count(self, shard: Shard) -> int:
         """How many units a tar has; one for a tar that is not there."""

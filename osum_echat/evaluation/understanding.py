@@ -52,8 +52,8 @@ class EChatSource:
     def __len__(self) -> int:
         return len(self._all)
 
-    def read(self, unit: int) -> Iterator[Utterance | Dropped]:
-        yield self._all[unit]
+    def read(self, unit: int) -> Utterance:
+        return self._all[unit]
 
     @staticmethod
     def fits(data: Path) -> bool:
@@ -104,13 +104,13 @@ class UtteranceList:
     def read(self, index: int) -> Utterance | Dropped:
         """One utterance, or why there is none."""
         source, unit = self._place(index)
-        found: Utterance | Dropped = next(source.read(unit))
+        found: Utterance | Dropped = source.read(unit)
         return found
 
     def files(self, index: int) -> list[Path]:
         """The sound files of an utterance; none for one of a tar."""
         source, unit = self._place(index)
-        one = None if isinstance(source, TarSource) else next(source.read(unit))
+        one = None if isinstance(source, TarSource) else source.read(unit)
         turns = (*one.history, one.user) if isinstance(one, Utterance) else ()
         return [turn.audio for turn in turns if isinstance(turn.audio, Path)]
 

@@ -175,7 +175,8 @@ class Past:
     """The last frames that were made into sound, and where the source stood after them.
 
     mel: (1, 80, frames); pitch: (rows, frames), as the vocoder's own; turns: (waves,) in double
-    precision, cycles of each wave of the source at the end of these frames.
+    precision, cycles of each wave of the source at the end of these frames. Without a source there
+    are no rows and no waves.
     """
 
     mel: Tensor
@@ -188,7 +189,7 @@ class Past:
 
 
 class Vocoder(Protocol):
-    """What both vocoders do. Their random part comes in, their state goes out as a value."""
+    """What a vocoder does. Its random part comes in, its state goes out as a value."""
 
     @property
     def noise_width(self) -> int:

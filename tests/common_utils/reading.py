@@ -34,7 +34,7 @@ def combine(list_file: Path, out: Path, *words: str) -> Report:
 
 def read_all(path: Path) -> list[Utterance | Dropped]:
     source = open_source("any", str(path))
-    return [found for unit in range(len(source)) for found in source.read(unit)]
+    return [source.read(unit) for unit in range(len(source))]
 
 
 def assert_equal(one: list[Any], two: list[Any], rounding: float = 0.0) -> None:

@@ -32,7 +32,7 @@ def made(name: str, root: Path, part: str, *more: str) -> list[Utterance]:
     argv = [name, str(root), "--part", part, "--out", str(out), *more]
     assert make_raw_from_public.main(argv) == 0
     source = open_source("made", str(out))
-    found = [one for unit in range(len(source)) for one in source.read(unit)]
+    found = [source.read(unit) for unit in range(len(source))]
     assert all(isinstance(one, Utterance) for one in found)
     assert all(one.user.audio.is_file() for one in found)
     return found

@@ -70,7 +70,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def read_all(source: Source) -> tuple[list[Utterance], list[Dropped]]:
     """What a source gives and what it leaves out."""
-    every = [one for unit in range(len(source)) for one in source.read(unit)]
+    every = [source.read(unit) for unit in range(len(source))]
     return (
         [one for one in every if isinstance(one, Utterance)],
         [one for one in every if isinstance(one, Dropped)],

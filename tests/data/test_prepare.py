@@ -50,7 +50,7 @@ def settings(**changes: Any) -> PrepareSettings:
 
 
 def first(lists: dict[str, Path], name: str) -> Utterance:
-    utterance = next(RawSource(name, lists[name]).read(0))
+    utterance = RawSource(name, lists[name]).read(0)
     assert isinstance(utterance, Utterance)
     return utterance
 

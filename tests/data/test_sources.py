@@ -25,7 +25,7 @@ def test_a_bad_line_is_dropped_with_its_reason(tmp_path: Path, line: str, reason
     path.write_text(json.dumps({"key": "good", "txt": "x"}) + "\n\n" + line + "\n")
     source = RawSource("a", path)
     assert len(source) == 2  # the blank line is none
-    dropped = next(source.read(1))
+    dropped = source.read(1)
     assert isinstance(dropped, Dropped)
     assert dropped.reason == reason
     assert "record 2" in dropped.detail

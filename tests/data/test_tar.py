@@ -43,7 +43,7 @@ def test_a_source_can_be_sent_to_another_process(tmp_path: Path) -> None:
     source = TarSource(
         "a", [Shard(str(write_shard(tmp_path / "a.tar", raw_rows(tmp_path, "t2t"), tmp_path)))]
     )
-    next(source.read(0))
+    source.read(0)
     again = pickle.loads(pickle.dumps(source))  # noqa: S301
     assert read_all(again) == read_all(source)
 
