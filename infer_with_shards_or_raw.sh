@@ -13,8 +13,8 @@ text.scp (`key text`), wav/ and scores.json. Stopped at any point, the same comm
   --task asr            one task for all        --no-speak         text only
   --model SOURCE        another model           --processes N      on this machine
   --out DIR             another place           --batch-size N     utterances at once
-  --help                all options
-Several machines that see one OUT: start on each
+  --ray ADDRESS         on a Ray cluster      --help            all options
+Several machines that see one OUT, without Ray: start on each
   torchrun --nnodes N --node_rank I --master_addr A --nproc_per_node K \
       -m osum_echat.evaluation.batch --data LIST --out OUT
 By environment: PYTHON, the interpreter (.venv/bin/python if there, else python3).
