@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from common_utils.build_dialogues.dialogue import (
     LANGUAGES,
-    NO_EVENT,
     PROMPTS,
     Dialogue,
     Exchange,
@@ -21,15 +20,13 @@ from osum_echat.errors import ConfigError
 from osum_echat.metrics import language_of
 from osum_echat.records import Labels
 from osum_echat.settings import read_mapping
-from osum_echat.thinking import VALUES
+from osum_echat.thinking import DEFAULT_LABELS, VALUES
 
 MULTI = "multi"
-PLAIN = {"age": "ADULT", "emotion": "NEUTRAL", "event": NO_EVENT}
 GENDERS = ("FEMALE", "MALE")
 THOUGHTS = ("label", "natural")
-LABELS = {
-    "emotion": ("HAPPY", "SAD", "ANGER", "SURPRISE"), "age": ("CHILD", "ADULT", "OLD"),
-    "gender": GENDERS, "event": ("LAUGH", "COUGH", "CRY", "SIGH"),
+USUAL = {  # what is planned where the settings do not say; of other fields all values
+    "emotion": ("HAPPY", "SAD", "ANGER", "SURPRISE"), "event": ("LAUGH", "COUGH", "CRY", "SIGH"),
 }  # fmt: skip
 STYLES = {
     "CRY": "SOFT", "LAUGH": "CHEERFUL", "COUGH": "CALM", "SIGH": "CALM", "SAD": "SOFT",
@@ -65,20 +62,20 @@ class PlanSettings:
 
     def __post_init__(self) -> None:
         for name, count in self.counts.items():
-            _known("plan.counts", name, (*LABELS, MULTI))
+            _known("plan.counts", name, (*VALUES, MULTI))
             if count < 0:
                 raise ConfigError(f"plan.counts.{name}: {count}, need 0 or more")
         for language in self.languages:
             _known("plan.languages", language, LANGUAGES)
         for name, values in self.labels.items():
-            _known("plan.labels", name, LABELS)
+            _known("plan.labels", name, VALUES)
             for value in values:
                 _known(f"plan.labels.{name}", value, sorted(VALUES[name]))
         for one in self.pairs:
             if len(set(one)) != 2:
                 raise ConfigError(f"plan.pairs: {list(one)}, need two different fields")
             for name in one:
-                _known("plan.pairs", name, LABELS)
+                _known("plan.pairs", name, VALUES)
         for thought in self.thoughts:
             _known("plan.thoughts", thought, THOUGHTS)
         for name in ("explicit", "multi_turn", "recorded"):
@@ -88,7 +85,7 @@ class PlanSettings:
             raise ConfigError("plan: need spare of 0 or more and most_turns of 2 or more")
 
     def values(self, name: str) -> tuple[str, ...]:
-        return self.labels.get(name, LABELS[name])
+        return self.labels.get(name) or USUAL.get(name) or tuple(sorted(VALUES[name]))
 
 
 def _known(where: str, name: str, known: Sequence[str] | Mapping[str, object]) -> None:
@@ -114,7 +111,7 @@ def plan_dialogues(settings: PlanSettings, seed: int) -> list[Dialogue]:
         several = spread({True: settings.multi_turn, False: 1 - settings.multi_turn}, total, rng)
         for number in range(total):
             cues = found[number % len(found)]
-            labels = Labels(**{"gender": rng.choice(GENDERS)} | PLAIN | cues)
+            labels = Labels(**DEFAULT_LABELS | {"gender": rng.choice(GENDERS)} | cues)
             turns = rng.randint(2, settings.most_turns) if several[number] else 1
             planned.append(Dialogue(
                 f"{category}-{number:06d}", category, languages[number],

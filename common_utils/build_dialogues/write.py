@@ -25,7 +25,6 @@ from osum_echat.settings import read_mapping
 from osum_echat.thinking import THINK_END, THINK_START, clean, label_thought, template_named
 
 AND = {"en": " and ", "zh": "和"}
-HEARD = ("age", "gender", "emotion", "event")
 WORDS = str(PROMPTS / "write-v1.yaml")
 
 
@@ -91,8 +90,8 @@ def messages(
 ) -> list[dict[str, str]]:
     """The chat that asks for a dialogue."""
     language, count = dialogue.language, len(dialogue.turns)
-    heard = {name: words["labels"][name][label][language] for name in HEARD
-             if (label := getattr(dialogue.labels, name)) in words["labels"][name]}  # fmt: skip
+    heard = {name: told[label][language] for name, told in words["labels"].items()
+             if (label := getattr(dialogue.labels, name)) in told}  # fmt: skip
     noticed = AND[language].join(heard[name] for name in dialogue.cues if name in heard)
     noticed = noticed or AND[language].join(dialogue.cues)
     given, form = dialogue.turns[0].question, words["form"]["natural" if is_natural else "none"]
