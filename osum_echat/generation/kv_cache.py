@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from osum_echat.errors import InputError
+from osum_echat.generation.step_graph import BoundSteps, StepGraph
 from osum_echat.models.int8 import Int8Linear
 
 ROOM_TOKENS = 256  # places that a cache gains at a time
@@ -44,6 +45,8 @@ class CachedLLM:
         Without prompts there are no rows until some `join`.
         """
         self.model, config = llm.model, llm.config
+        self.graph: StepGraph | None = getattr(llm, "step_graph", None)
+        self.bound: BoundSteps | None = None
         self.layers = [_taken_apart(layer) for layer in self.model.layers]
         self.queries, self.groups = config.num_attention_heads, config.num_key_value_heads
         self.head_width = self.model.layers[0].self_attn.head_dim
@@ -145,6 +148,9 @@ class CachedLLM:
         self.tokens += 1
         if self.tokens > self.keys.shape[3]:
             self._make_room()
+        if self.graph is not None and len(embedded) == 1 and not self.is_padded:
+            self._step_alone(self.graph, embedded, place)
+            return
         position = place - self.padding if self.is_padded else place
         cosine, sine = self.cosine[position], self.sine[position]
         if self.is_padded:
@@ -179,6 +185,13 @@ class CachedLLM:
             gate, up = layer.gate_up(layer.feed_norm(state)).chunk(2, 1)
             state = layer.add_down(state, functional.silu(gate) * up)
         self.state = self.norm(state)
+
+    def _step_alone(self, graph: StepGraph, embedded: Tensor, place: int) -> None:
+        """The same of one row, by its graph."""
+        self.keys, self.values = self.keys.contiguous(), self.values.contiguous()
+        if self.bound is None or self.bound.keys is not self.keys:
+            self.bound = graph.bind(self.keys, self.values)
+        self.state = self.bound.step(embedded, place)
 
     @property
     def is_full(self) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from osum_echat import device as devices
 from osum_echat import logs
 from osum_echat.errors import CheckpointError, ConfigError, InputError
-from osum_echat.generation import decoder
+from osum_echat.generation import decoder, step_graph
 from osum_echat.generation.batch_engine import BatchEngine
 from osum_echat.generation.clip_memory import ClipMemory
 from osum_echat.generation.decoder import Answer, Starts, Token
@@ -160,6 +160,9 @@ def load(
         kind = replace(generation.recognizer, kind=wanted.recognizer)
         generation = replace(generation, recognizer=kind)
     reader = reader_of(found, generation.recognizer.kind)
+    if reader is not None and shrinks:
+        is_fast = devices.is_fast_in_bfloat16()
+        reader = reader.shrunk(torch.bfloat16 if is_fast else torch.float32)
     # The small parts first: what is wrong with them is told before gigabytes are read.
     vocab = _vocab(Path(wanted.tokenizer) if wanted.tokenizer else found.tokenizer(), settings)
     voice_place = token2wav_place(wanted.token2wav) if wanted.token2wav else found.token2wav()
@@ -177,9 +180,9 @@ def load(
             stored = checkpoint.read_weights(found.weights, settings.tied)
             changes = lora.changes(stored, settings.lora)
         int8.shrink(network, changes)
-        if reader is not None:
-            faster = torch.bfloat16 if devices.is_fast_in_bfloat16() else torch.float32
-            reader = reader.shrunk(network.encoder, faster)
+        reader = reader.beside(network.encoder) if reader is not None else None
+        if step_graph.fits(network.llm):
+            network.llm.step_graph = step_graph.StepGraph(network.llm)
     engine = VllmEngine(network) if wanted.engine == VLLM else None
     return LoadedModel(
         found.home, network, vocab, generation, voice, _prompts(found), talker, reader, engine,

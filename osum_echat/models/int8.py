@@ -32,11 +32,13 @@ class Numbers(NamedTuple):
     """A weight, (out, in), as whole numbers.
 
     numbers: (out, in) int8, or of 4 bits as torch packs them; scale: (out,) bfloat16, or (groups,
-    out, 2) bfloat16: a scale, and what the middle number stands for.
+    out, 2) bfloat16: a scale, and what the middle number stands for; nibbles: of 4 bits, (out, in /
+    2) uint8, two in a row side by side, as other kernels read them.
     """
 
     numbers: Tensor
     scale: Tensor
+    nibbles: Tensor | None = None
 
     @property
     def is_packed(self) -> bool:
@@ -44,7 +46,9 @@ class Numbers(NamedTuple):
         return self.scale.dim() == 3
 
     def part(self, first: int, last: int) -> "Numbers":
-        """Rows of the weight; of 4 bits in whole blocks."""
+        """Rows of the weight; of 4 bits in whole blocks, and nibbles only for all of them."""
+        if last - first == len(self.numbers):
+            return self
         scale = self.scale[:, first:last].contiguous() if self.is_packed else self.scale[first:last]
         return Numbers(self.numbers[first:last], scale)
 
@@ -59,7 +63,7 @@ def eight_bits(weight: Tensor) -> Numbers:
     """Rounds a weight, (out, in) float32; rows of zeros stay zeros."""
     scale = (weight.abs().amax(dim=1) / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
     scale = scale.bfloat16()    # first, so that the whole numbers make up for its rounding
-    numbers = (weight / scale.float()[:, None]).round().clamp(-LARGEST, LARGEST)
+    numbers = (weight / scale.float()[:, None]).round_().clamp_(-LARGEST, LARGEST)
     return Numbers(numbers.to(torch.int8), scale)
 
 
@@ -73,7 +77,9 @@ def four_bits(weight: Tensor) -> Numbers | None:
     scale = width.bfloat16()
     ends = torch.cat((scale, (least + MIDDLE * scale.float()).bfloat16()), 2)
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers.view(weight.shape), 1)
-    return Numbers(packed, ends.transpose(0, 1).contiguous())
+    pairs = numbers.view(len(weight), -1, 2).to(torch.uint8)
+    nibbles = pairs[:, :, 0] | pairs[:, :, 1] << 4
+    return Numbers(packed, ends.transpose(0, 1).contiguous(), nibbles)
 
 
 def _levels(weight: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -90,7 +96,8 @@ def _levels(weight: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
 class Int8Linear(nn.Module):
     """A linear layer of whole numbers, with its LoRA layers; for inference alone.
 
-    joint: the layer that makes this one's result and those of its neighbours, side by side.
+    joint: the layer that makes this one's result and those of its neighbours, side by side;
+    nibbles: as in Numbers, until a graph has taken them.
     """
 
     numbers: Tensor
@@ -109,6 +116,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("down", None if change is None else change.down.float())
         self.register_buffer("up", None if change is None else change.up.float() * change.scale)
         self.joint: Sequence[Int8Linear] = ()
+        self.nibbles = weight.nibbles
 
     def forward(self, states: Tensor) -> Tensor:
         """(..., in) -> (..., out), of the same type."""

@@ -104,15 +104,19 @@ class WhisperDecoder:
             ids += new
         return str(self.tokenizer.decode(ids[len(self.opening) :])).strip()
 
-    def shrunk(self, encoder: Encoder, dtype: torch.dtype) -> "WhisperDecoder":
-        """For a CPU: what each token needs in 8 bits, all else in a type, an encoder like it too.
+    def shrunk(self, dtype: torch.dtype) -> "WhisperDecoder":
+        """For a CPU: what each token needs in 8 bits, all else in a type.
 
         It takes the place of this one, whose weights it changes.
         """
         table = int8.eight_bits(self.decoder.embed_tokens.weight[: self.end + 1].detach())
         int8.shrink_each(self.decoder, CLIP_READERS)
-        made = replace(self, head=int8.Int8Linear(table, None, None))
-        if dtype == torch.float32:
-            return made
-        other = copy.deepcopy(encoder).to(dtype)
-        return replace(made, decoder=self.decoder.to(dtype), encoder=other)
+        decoder = self.decoder if dtype == torch.float32 else self.decoder.to(dtype)
+        return replace(self, decoder=decoder, head=int8.Int8Linear(table, None, None))
+
+    def beside(self, encoder: Encoder) -> "WhisperDecoder":
+        """With an encoder of its own, in its type, where the model's is in another."""
+        dtype = self.decoder.layer_norm.weight.dtype
+        if encoder.after_norm.weight.dtype == dtype:
+            return self
+        return replace(self, encoder=copy.deepcopy(encoder).to(dtype))

@@ -58,7 +58,7 @@ def test_a_decoder_of_whole_numbers_is_near_the_whole_one(dtype):
     reader, ids, steps = made(32), torch.tensor([[1, 2, 3]]), torch.randn(1, 9, 32)
     whole = reader.decoder(input_ids=ids, encoder_hidden_states=steps).last_hidden_state
     scores = reader.head(whole[0])
-    small = reader.shrunk(network().encoder, dtype)
+    small = reader.shrunk(dtype).beside(network().encoder)
     kinds = [type(one) for one in small.decoder.modules()]
     assert kinds.count(int8.Int8Linear) == 16 and kinds.count(torch.nn.Linear) == 4
     near = small.decoder(input_ids=ids, encoder_hidden_states=steps.to(dtype)).last_hidden_state
