@@ -79,8 +79,6 @@ class WhisperDecoder:
 
         The clip is padded to 30 s, as Whisper was trained: in less it loses words or goes round.
         """
-        from transformers import DynamicCache, EncoderDecoderCache
-
         mel = mel[:LONGEST_FRAMES]
         padding = (0, 0, 0, LONGEST_FRAMES - len(mel))
         whole = functional.pad(mel, padding, value=float(mel.max()) - RANGE)
@@ -89,16 +87,10 @@ class WhisperDecoder:
             whole[None].to(encoder.after_norm.weight.dtype), torch.tensor([LONGEST_FRAMES]),
             alone=True,
         )  # fmt: skip
-        steps = steps.to(self.decoder.layer_norm.weight.dtype)
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        reading = _Reading(self.decoder, steps[0].to(self.decoder.layer_norm.weight.dtype))
         ids, new = [*self.opening], [*self.opening]
         while len(ids) < MOST_TOKENS:
-            state = self.decoder(
-                input_ids=torch.tensor([new]), encoder_hidden_states=steps,
-                past_key_values=cache, use_cache=True,
-                position_ids=torch.arange(len(ids) - len(new), len(ids))[None],
-            ).last_hidden_state[0, -1:]  # fmt: skip
-            new = [int(self.head(state).argmax())]
+            new = [int(self.head(reading.push(new)).argmax())]
             if new[0] == self.end:
                 break
             ids += new
@@ -120,3 +112,54 @@ class WhisperDecoder:
         if encoder.after_norm.weight.dtype == dtype:
             return self
         return replace(self, encoder=copy.deepcopy(encoder).to(dtype))
+
+
+class _Reading:
+    """A clip while it is read: keys and values of its steps, and of the ids so far.
+
+    The stock decoder's weights in few operations: at one id its own forward is mostly Python.
+    """
+
+    def __init__(self, decoder: Any, steps: Tensor) -> None:
+        """steps: (steps, width), the encoder's."""
+        self.decoder, self.count = decoder, 0
+        self.heard = [
+            (_heads(layer.encoder_attn.k_proj(steps)), _heads(layer.encoder_attn.v_proj(steps)))
+            for layer in decoder.layers
+        ]
+        self.said = [(keys[:, :0], values[:, :0]) for keys, values in self.heard]
+
+    def push(self, ids: list[int]) -> Tensor:
+        """Take the next ids. Returns the state at the last one, (1, width)."""
+        decoder, end = self.decoder, self.count + len(ids)
+        state = decoder.embed_tokens.weight[ids] + decoder.embed_positions.weight[self.count : end]
+        for number, (layer, heard) in enumerate(zip(decoder.layers, self.heard, strict=True)):
+            own, other = layer.self_attn, layer.encoder_attn
+            normed = layer.self_attn_layer_norm(state)
+            keys, values = self.said[number]
+            keys = torch.cat((keys, _heads(own.k_proj(normed))), 1)
+            values = torch.cat((values, _heads(own.v_proj(normed))), 1)
+            self.said[number] = keys, values
+            state = state + own.out_proj(_attended(own.q_proj(normed), keys, values))
+            query = other.q_proj(layer.encoder_attn_layer_norm(state))
+            state = state + other.out_proj(_attended(query, *heard, causal=False))
+            fed = functional.gelu(layer.fc1(layer.final_layer_norm(state)))
+            state = state + layer.fc2(fed)
+        self.count = end
+        return decoder.layer_norm(state[-1:])
+
+
+def _heads(rows: Tensor) -> Tensor:
+    """(rows, width) -> (heads, rows, head width)."""
+    return rows.unflatten(1, (-1, HEAD_WIDTH)).transpose(0, 1)
+
+
+def _attended(query: Tensor, keys: Tensor, values: Tensor, causal: bool = True) -> Tensor:
+    """query: (rows, width); keys, values: (heads, places, head width). Returns (rows, width).
+
+    causal: several rows, all that there are, do not see later ones.
+    """
+    made = functional.scaled_dot_product_attention(
+        _heads(query)[None], keys[None], values[None], is_causal=causal and len(query) > 1
+    )
+    return made[0].transpose(0, 1).flatten(1)

@@ -42,6 +42,7 @@ def reader() -> WhisperDecoder:
 def test_the_ids_are_those_of_the_stock_decoder_without_a_cache(reader, monkeypatch):
     monkeypatch.setattr(whisper_decoder, "LONGEST_FRAMES", 80)
     monkeypatch.setattr(whisper_decoder, "MOST_TOKENS", 8)
+    monkeypatch.setattr(whisper_decoder, "HEAD_WIDTH", SETTINGS.encoder.width // 2)
     model, mel = network(), torch.randn(60, SETTINGS.encoder.mels)
     silent = functional.pad(mel, (0, 0, 0, 20), value=float(mel.max()) - whisper_decoder.RANGE)
     steps, _ = model.encoder(silent[None], torch.tensor([80]), alone=True)
