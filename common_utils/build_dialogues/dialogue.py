@@ -19,7 +19,12 @@ from common_utils import jobs
 from common_utils.jobs import Job, Made, Piece, Report, digest
 from osum_echat.data.sources import Dropped
 from osum_echat.errors import ConfigError, InputError
-from osum_echat.evaluation.endpoint import DEFAULT_URL, Endpoint, EndpointError
+from osum_echat.evaluation.endpoint import (
+    DEFAULT_URL,
+    ContentRefusedError,
+    Endpoint,
+    EndpointError,
+)
 from osum_echat.files import Lines, read_journal
 from osum_echat.records import Labels
 from osum_echat.settings import parse
@@ -196,6 +201,8 @@ class Calls:
                     key = waiting[done]
                     try:
                         found[key], in_a_row = done.result(), 0
+                    except ContentRefusedError as error:
+                        found[key] = Dropped("refused by the endpoint", f"{key}: {error}")
                     except EndpointError as error:
                         in_a_row += 1
                         found[key] = Dropped("no answer of the endpoint", f"{key}: {error}")

@@ -18,6 +18,10 @@ class EndpointError(RuntimeError):
     """No answer after all tries; asking again later may help."""
 
 
+class ContentRefusedError(EndpointError):
+    """The server's filter does not let this text pass; asking again does not help."""
+
+
 class Endpoint:
     """Chat, speech and transcriptions of one server.
 
@@ -73,6 +77,8 @@ class Endpoint:
                 return ask()
             except openai.APIStatusError as error:
                 reason = f"HTTP {error.status_code}: {error.message}"
+                if error.code == "content_filter":
+                    raise ContentRefusedError(f"{self.url}: {reason}") from error
                 is_passing = error.status_code >= 500 or error.status_code in PASSING
                 if error.code == "insufficient_quota" or not is_passing:
                     raise InputError(

@@ -385,6 +385,17 @@ def test_a_refusal_is_one_line_and_what_was_paid_stays(tmp_path, capsys, status,
     assert max(server.paid.values()) == 1 and server.paid.total() == 29
 
 
+def test_what_a_servers_filter_refuses_is_dropped_and_counted(tmp_path):
+    server = Server(faults=False, status=(400, "content_filter"), break_after=20)
+    with serving(server):
+        words = [str(config(tmp_path, server.url)), "--out", str(tmp_path / "out"),
+                 "--steps", "plan", "write"]  # fmt: skip
+        assert main(words) == 0
+    report = json.loads((tmp_path / "out" / "written.jsonl.report.json").read_text())
+    reasons = Counter(reason for reason, _ in report["left_out"])
+    assert reasons == {"refused by the endpoint": 29 - report["written"]} and report["written"] > 19
+
+
 def test_an_endpoint_that_is_down_a_label_or_a_voice_that_is_not_there_is_one_line(
     tmp_path, capsys, monkeypatch
 ):
