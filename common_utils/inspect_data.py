@@ -18,7 +18,6 @@ from osum_echat.data.prepare import Preparer, PrepareSettings
 from osum_echat.data.sources import Dropped, Noted, Source
 from osum_echat.errors import InputError, OsumError
 from osum_echat.files import Files, whole_file
-from osum_echat.inference.load import PROMPTS_FILE
 from osum_echat.logs import progress
 from osum_echat.models.pretrained import find
 from osum_echat.models.settings import read_settings
@@ -26,7 +25,7 @@ from osum_echat.paths import FAKE_DATA, PUBLISHED_PROMPTS, TINY
 from osum_echat.records import Labels, Utterance
 from osum_echat.sequence import IGNORED, Batch
 from osum_echat.settings import read_mapping
-from osum_echat.tasks import Prompts, task_for
+from osum_echat.tasks import PROMPTS_FILE, Prompts, task_for
 from osum_echat.training import experiment
 from osum_echat.vocab import Vocab
 

@@ -183,6 +183,7 @@ _HAS_CJK = re.compile(f"[{_CJK}]")
 _MIXED_UNIT = re.compile(f"[{_CJK}]|[^\\s{_CJK}]+")
 _NOT_CJK = re.compile(f"[^{_CJK}]+")
 _TAG = re.compile(r"<[^<>]*>")
+HANZI = re.compile(r"[\u4e00-\u9fff]")        # the common Chinese characters
 _YEAR = re.compile(r"(?<!\d)(\d{4})(?=年)")
 _NUMBER = re.compile(r"(\d+)(?:\.(\d+))?(%)?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")

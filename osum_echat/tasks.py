@@ -185,6 +185,7 @@ def fix_labels(text: str) -> str:
     return _TAG.sub(fixed, text)
 
 
+PROMPTS_FILE = "prompts.yaml"           # of a model
 LANGUAGES = ("all", "english", "chinese")
 
 

@@ -24,6 +24,7 @@ from osum_echat import audio, logs, weights
 from osum_echat.errors import CheckpointError, OsumError
 from osum_echat.models import checkpoint
 from osum_echat.settings import read_mapping
+from osum_echat.tasks import PROMPTS_FILE
 from osum_echat.token2wav.model import VOICE_FILE, Token2Wav
 from osum_echat.token2wav.voice import (
     MELS,
@@ -33,7 +34,7 @@ from osum_echat.token2wav.voice import (
     VoicePrompt,
     make_prompt,
 )
-from osum_echat.training.experiment import PROMPTS_FILE, TOKENIZER_FILES
+from osum_echat.training.experiment import TOKENIZER_FILES
 
 MB = 1_000_000
 LARGEST_MB, LARGEST_FILE_MB = 64, 48

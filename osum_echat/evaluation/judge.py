@@ -21,6 +21,7 @@ from osum_echat import logs
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.evaluation.endpoint import DEFAULT_URL, Endpoint, EndpointError, objects_in
 from osum_echat.files import Lines
+from osum_echat.metrics import HANZI
 from osum_echat.records import Labels
 from osum_echat.settings import read_mapping
 
@@ -32,7 +33,6 @@ RULES = "rules-v1"
 ENOUGH_TAKEN_UP = 1 / 3
 FEWEST_WORDS, MOST_WORDS = 3, 80
 PER_PRICE_TOKENS = 1_000_000
-_HANZI = re.compile(r"[\u4e00-\u9fff]")
 _WORD = re.compile(r"[a-z0-9']+|[\u4e00-\u9fff]")
 _MARKUP = re.compile(r"<[^<>]*>|\*\*|^#+ |^[-*] |\|.*\|", re.MULTILINE)
 _END = (".", "!", "?", "。", "！", "？", "~", "…", '"', "”")
@@ -53,7 +53,7 @@ class Exhibit:
     @property
     def language(self) -> str:
         """zh where the words of the user or the reply hold Chinese."""
-        return "zh" if _HANZI.search(self.transcript + self.reply) else "en"
+        return "zh" if HANZI.search(self.transcript + self.reply) else "en"
 
     @property
     def cues(self) -> dict[str, str]:
@@ -256,7 +256,7 @@ class RulesJudge:
         """The words that tell what a text is about: stems, and pairs of characters."""
         words = _WORD.findall(text.lower())
         pairs = {a + b for a, b in zip(words, words[1:], strict=False)
-                 if _HANZI.match(a) and _HANZI.match(b)}  # fmt: skip
+                 if HANZI.match(a) and HANZI.match(b)}  # fmt: skip
         plain = set(self.rules["plain"])
         return pairs | {_stem(word) for word in words if word not in plain and len(word) > 1}
 
@@ -295,7 +295,7 @@ def _naturalness(reply: str) -> float:
 def holds(text: str, words: Sequence[str]) -> bool:
     """Whether any of the words stands in the text."""
     lowered = text.lower()
-    return any(word in lowered if _HANZI.search(word) else bool(_pattern(word).search(lowered))
+    return any(word in lowered if HANZI.search(word) else bool(_pattern(word).search(lowered))
                for word in words)  # fmt: skip
 
 

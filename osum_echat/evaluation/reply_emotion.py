@@ -28,6 +28,7 @@ from osum_echat.errors import InputError
 from osum_echat.evaluation.runner import Model, Prediction, measured
 from osum_echat.files import write_json
 from osum_echat.inference.assistant import EChat
+from osum_echat.metrics import HANZI
 from osum_echat.settings import read_mapping
 
 ACOUSTIC, MODEL = "acoustic-v2", "own-model"
@@ -61,7 +62,6 @@ ACTIVE_RANGE_DB = 35.0                  # below the loudest frame: pauses
 FARTHEST_SEMITONES = 9.0                # from the median: farther ones are slips by an octave
 LETTERS_PER_HANZI = 3                   # about as long to say as a syllable of English
 _LETTER = re.compile(r"[^\W\d_]")
-_HANZI = re.compile(r"[\u4e00-\u9fff]")
 _TAG = re.compile(r"<[^<>]*>")
 
 
@@ -105,7 +105,7 @@ def middle(deliveries: Sequence[Delivery]) -> Delivery:
 def letters(text: str) -> int:
     """How much there is to say: letters, a Chinese character counted as a syllable; no tags."""
     text = _TAG.sub(" ", text)
-    return len(_LETTER.findall(text)) + (LETTERS_PER_HANZI - 1) * len(_HANZI.findall(text))
+    return len(_LETTER.findall(text)) + (LETTERS_PER_HANZI - 1) * len(HANZI.findall(text))
 
 
 def _pitches(frames: np.ndarray) -> np.ndarray:

@@ -22,11 +22,10 @@ from osum_echat.evaluation.understanding import WordScore
 from osum_echat.inference.reply import Reply
 from osum_echat.metrics import language_of, normalised_pair
 from osum_echat.tasks import task_for
+from osum_echat.token2wav.model import SPEAKER_FILES, TOKENIZER_FILES
 from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, make_prompt
 
 OWN = "own-model"
-ENCODERS = ("speaker.onnx", "campplus.onnx")
-TOKENIZERS = ("speech_tokenizer.onnx", "speech_tokenizer_v1.onnx")
 WHISPER_FILES = ("model.bin", "tokenizer.json")
 LANGUAGES = {"english": "en", "chinese": "zh"}
 COLUMNS = {"english": "test-en", "chinese": "test-zh"}
@@ -119,12 +118,12 @@ def _in_voice(run: Run, item: Sentence, prompt: Path, reply: Reply) -> Reply:
 
 @cache
 def _encoder(folder: str) -> SpeakerEncoder:
-    return SpeakerEncoder(_first(Path(folder), ENCODERS))
+    return SpeakerEncoder(_first(Path(folder), SPEAKER_FILES))
 
 
 @cache
 def _tokenizer(folder: str) -> SpeechTokenizer:
-    return SpeechTokenizer(_first(Path(folder), TOKENIZERS))
+    return SpeechTokenizer(_first(Path(folder), TOKENIZER_FILES))
 
 
 def _first(folder: Path, names: Sequence[str]) -> Path:

@@ -27,11 +27,10 @@ from osum_echat.evaluation.runner import Prediction, Run, Suite, limited, of_rep
 from osum_echat.inference.reply import Reply
 from osum_echat.metrics import Confusion, ErrorRate, interval, normalised_pair, spelt
 from osum_echat.records import LIST_KEYS, Turn, Utterance
-from osum_echat.tasks import Task, task_for
+from osum_echat.tasks import UNDERSTAND, Task, task_for
 from osum_echat.thinking import read_labels, without_labels
 
 CLEAN, VOICE = "clean", ("age", "gender", "emotion")
-WHOLE = "understand"                    # words and four labels
 FEWEST = 3                              # items that make a cell of the robustness table
 MOST_CELLS = 24
 # How the words of a language are counted, and what the rate is called.
@@ -46,7 +45,7 @@ class EChatSource:
     def __init__(self, data: Path) -> None:
         self.name = "tiny-world" if data.is_dir() else data.stem
         items, self.lost = echat_eval.read(data)
-        self._all = [Utterance(one.key, task_for(WHOLE).tag, Turn(one.wav, one.transcript),
+        self._all = [Utterance(one.key, task_for(UNDERSTAND).tag, Turn(one.wav, one.transcript),
                                one.labels) for one in items if not one.earlier]  # fmt: skip
 
     def __len__(self) -> int:
@@ -162,7 +161,7 @@ class Asked:
         user = self.utterance.user
         text = user.reply_text
         labels, heard = asdict(self.utterance.labels), user.text
-        if self.listed is not None and self.listed.name == WHOLE and text:
+        if self.listed is not None and self.listed.name == UNDERSTAND and text:
             told = asdict(read_labels(text, self.listed.labels))
             labels |= {name: label for name, label in told.items() if label}
             heard = transcript(text) if self.listed.transcript else heard

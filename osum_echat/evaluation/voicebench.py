@@ -23,7 +23,7 @@ from osum_echat.evaluation.judge import OPEN, RULES, ChatJudge, Exhibit, Rubric
 from osum_echat.evaluation.report import Measure, Outcome, Table, mean, share
 from osum_echat.evaluation.runner import Prediction, Run, Suite, limited
 from osum_echat.files import whole_file
-from osum_echat.metrics import normalise
+from osum_echat.metrics import HANZI, normalise
 from osum_echat.records import Labels
 
 TASK = "s2t"
@@ -265,8 +265,7 @@ Given = Mapping[str, Any]
 Check = Callable[[str, Given], bool]
 _WORD = re.compile(r"[\w'-]+")
 _SENTENCE = re.compile(r"[^.!?。！？]+[.!?。！？]+|[^.!?。！？]+$")
-_HANZI = re.compile(r"[\u4e00-\u9fff]")
-_SCRIPTS = {"en": re.compile(r"[a-z]", re.IGNORECASE), "zh": _HANZI}
+_SCRIPTS = {"en": re.compile(r"[a-z]", re.IGNORECASE), "zh": HANZI}
 
 
 def _enough(count: Callable[[str, Given], int], limit: str, relation: str = "") -> Check:

@@ -132,7 +132,10 @@ class CtcPrefixScorer:
 
 
 def leading_labels(log_probs: Tensor, words: Tensor) -> list[int]:
-    """The ids on the steps' best path before its first word."""
+    """The ids on the steps' best path before its first word.
+
+    log_probs: (steps, ids + 1), the blank last; words: (ids,), True for words.
+    """
     blank = log_probs.shape[1] - 1
     path = (number for number, _ in groupby(log_probs.argmax(-1).tolist()) if number != blank)
     return list(takewhile(lambda number: not words[number], path))

@@ -28,7 +28,7 @@ from osum_echat.models.settings import read_settings
 from osum_echat.models.whisper_decoder import DECODER_FILE, WhisperDecoder
 from osum_echat.paths import PUBLISHED_PROMPTS
 from osum_echat.settings import parse
-from osum_echat.tasks import Prompts, Task
+from osum_echat.tasks import PROMPTS_FILE, Prompts, Task
 from osum_echat.thinking import CHINESE, LabelTemplate, template_named
 from osum_echat.token2wav import model
 from osum_echat.token2wav.model import VOICE_FILE, Token2Wav
@@ -40,7 +40,6 @@ INT8, AUTO = "int8", "auto"
 CPU_DTYPE = "cpu_dtype"         # of model.yaml: what `auto` is on a CPU
 LARGEST_BESIDE_BYTES = 2**30    # in float32, beside int8 weights; what is larger stays in bfloat16
 ENDS = (TEXT_END, "<|endoftext|>")  # what an LLM's eos_token_id may be: chat models, base models
-PROMPTS_FILE = "prompts.yaml"
 PUBLISHED_LANGUAGE = "chinese"
 MOST_OF_MEMORY = 0.8
 NO_TALKER = "none"

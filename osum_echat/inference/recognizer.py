@@ -23,7 +23,7 @@ from osum_echat.generation.ctc_beam import (
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.whisper_decoder import WhisperDecoder
 from osum_echat.records import Labels
-from osum_echat.tasks import Task
+from osum_echat.tasks import USER_START, Task
 from osum_echat.thinking import (
     DEFAULT_LABELS,
     VALUES,
@@ -35,7 +35,6 @@ from osum_echat.thinking import (
 )
 from osum_echat.vocab import UNKNOWN, Pieces, Vocab
 
-OPENING = "<|im_start|>user\n"  # what the LLM reads before the words
 EAR, WHISPER, BOTH = "ear", "whisper", "both"
 RECOGNIZERS = (EAR, WHISPER, BOTH)
 NO_VOICE = "NOISE"  # the label of a clip in which nobody speaks
@@ -202,7 +201,7 @@ def weighed(
     if not found:
         return []
     rows = [_row(vocab, one) for one in found]
-    scores = llm_scores(network.llm, vocab.encode(OPENING), rows)
+    scores = llm_scores(network.llm, vocab.encode(USER_START), rows)
     return [replace(one, each=tuple(own)) for one, own in zip(found, scores, strict=True)]
 
 
@@ -254,7 +253,10 @@ def labels(
 def surest_labels(
     log_probs: Tensor, names: Mapping[str, int]
 ) -> dict[str, tuple[str, float]]:
-    """Of each kind that the model knows, the label that some step is surest of, and how sure."""
+    """Of each kind that the model knows, the label that some step is surest of, and how sure.
+
+    Arguments as of `labels`; how sure: its log probability.
+    """
     best, found = log_probs.amax(0), {}
     for kind, values in VALUES.items():
         known: Sequence[str] = sorted(values & names.keys())
@@ -267,7 +269,7 @@ def surest_labels(
 def is_without_voice(
     log_probs: Tensor, names: Mapping[str, int], sure: float = SETTINGS.no_voice
 ) -> bool:
-    """Whether a step is sure that nobody speaks."""
+    """Whether a step is sure that nobody speaks; sure: log probability; others as of `labels`."""
     place = names.get(NO_VOICE)
     return place is not None and float(log_probs[:, place].max()) > sure
 

@@ -1,4 +1,7 @@
-"""The velocity estimator of the flow: a 1-d U-Net of residual convolutions and attention."""
+"""The velocity estimator of the flow: a 1-d U-Net of residual convolutions and attention.
+
+Its layers take and give (batch, frames, width); valid: (batch, frames), None: no row is padded.
+"""
 
 import math
 from collections.abc import Callable

@@ -37,6 +37,7 @@ from osum_echat.models.pretrained import (
 )
 from osum_echat.sequence import Batch
 from osum_echat.settings import override, parse, read_mapping
+from osum_echat.tasks import PROMPTS_FILE
 from osum_echat.training import state as states
 from osum_echat.training import trainer
 from osum_echat.training.deepspeed_engine import DeepSpeedEngine
@@ -48,7 +49,6 @@ from osum_echat.training.validation import Question, answered, figures, question
 from osum_echat.vocab import Vocab
 
 LOG = logger(__name__)
-PROMPTS_FILE = "prompts.yaml"
 HARMLESS = (  # settings, or beginnings of them, that change nothing of what a step learns
     "output", "device", *(f"run.{item.name}" for item in fields(RunSettings)
     if item.name != "average"), "schedule.total_steps", "schedule.budget_minutes", "data.held_out",

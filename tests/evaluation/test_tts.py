@@ -90,4 +90,4 @@ def test_options_that_cannot_be_used_are_told(tmp_path, more, told):
 
 def test_a_folder_without_the_speaker_encoder_is_told(tmp_path):
     with pytest.raises(InputError, match=r"none of speaker\.onnx, campplus\.onnx"):
-        tts._first(tmp_path, tts.ENCODERS)
+        tts._first(tmp_path, tts.SPEAKER_FILES)
