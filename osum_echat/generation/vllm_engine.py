@@ -9,6 +9,7 @@ leaves vLLM no other id; so whatever a rule can do, joint decoding with the CTC 
 import os
 import tempfile
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -180,8 +181,9 @@ def _vllm(device: torch.device, head_width: int) -> Any:
     """The package, set up for this process. Raises InputError for what it cannot run."""
     os.environ |= SURROUNDINGS
     try:
-        import vllm
-        from vllm.platforms import current_platform
+        with warnings.catch_warnings(action="ignore"):
+            import vllm
+            from vllm.platforms import current_platform
     except ImportError as error:
         raise InputError(
             "engine vllm: vLLM is missing in this environment; run make vllm, and start this "
