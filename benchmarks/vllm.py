@@ -23,10 +23,9 @@ from osum_echat.generation.sampling import Sampling, forbid
 from osum_echat.generation.vllm_engine import VllmEngine
 from osum_echat.inference.assistant import EChat
 from osum_echat.logs import out, setup
-from osum_echat.paths import model_source
 from osum_echat.tasks import TASKS
 
-PROMPT_TOKENS, TOKENS = 100, 48
+PROMPT_TOKENS = 100
 PHASES = {"text": "t2t", "speech": "tts"}
 Decode = Callable[[Sequence[Tensor], Sequence[Answer]], Iterator[tuple[int, Token]]]
 
@@ -42,9 +41,11 @@ class NeverEnds:
         return forbid([self.end], logits)
 
 
-def timed(decoded: Decode, prompts: Sequence[Tensor], assistant: EChat, task: str) -> list[float]:
+def timed(
+    decoded: Decode, prompts: Sequence[Tensor], assistant: EChat, task: str, tokens: int
+) -> list[float]:
     """Tokens a second after the first of every row, by the clock and of the CPU."""
-    limits, rules = Limits(TOKENS, TOKENS), (NeverEnds(assistant.vocab.text_end),)
+    limits, rules = Limits(tokens, tokens), (NeverEnds(assistant.vocab.text_end),)
     answers = [
         Answer(TASKS[task], assistant.vocab, Sampling(greedy=True), rules, limits)
         for _ in prompts
@@ -54,12 +55,12 @@ def timed(decoded: Decode, prompts: Sequence[Tensor], assistant: EChat, task: st
         made += 1
         if made == len(prompts):
             start, cpu = time.perf_counter(), time.process_time()
-    assert made == TOKENS * len(prompts), "a row found its end"
+    assert made == tokens * len(prompts), "a row found its end"
     left = made - len(prompts)
     return [left / (time.perf_counter() - start), left / (time.process_time() - cpu)]
 
 
-def table(source: str, rows: Sequence[int], rounds: int) -> None:
+def table(source: str, chosen: argparse.Namespace) -> None:
     """Both engines on one model."""
     own = EChat.load(source, device="cpu", dtype="fp32", speaks=False)
     other = EChat.load(source, device="cpu", dtype="fp32", speaks=False, engine="vllm", share=own)
@@ -69,15 +70,15 @@ def table(source: str, rows: Sequence[int], rounds: int) -> None:
     engines: dict[str, Decode] = {
         "own": partial(decode, own.network), "vllm": other.model.engine.decode
     }  # fmt: skip
-    for phase, task in PHASES.items():
-        for count in rows:
+    for phase in chosen.ids:
+        for count in chosen.rows:
             generator = torch.Generator().manual_seed(count)
             ids = torch.randint(300, 2000, (count, PROMPT_TOKENS), generator=generator)
             prompts = own.network.embed_ids(ids).detach().unbind()
             best = {name: [0.0, 0.0] for name in engines}
-            for _ in range(rounds):
+            for _ in range(chosen.rounds):
                 for name, decoded in engines.items():
-                    found = timed(decoded, prompts, own, task)
+                    found = timed(decoded, prompts, own, PHASES[phase], chosen.tokens)
                     best[name] = [max(pair) for pair in zip(best[name], found, strict=True)]
             figures = "".join(
                 f"{best['own'][clock]:>9.0f}{best['vllm'][clock]:>9.0f}"
@@ -91,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", nargs="+", default=["tiny", "small"], help="tiny small or paths")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--ids", nargs="+", choices=tuple(PHASES), default=[*PHASES])
+    parser.add_argument("--tokens", type=int, default=48, help="that every row grows by")
     parser.add_argument("--rounds", type=int, default=3)
     cli.add_threads(parser)
     chosen = parser.parse_args(argv)
@@ -98,8 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out(f"tokens a second by the clock, and a CPU second; {torch.get_num_threads()} threads")
     out(f"{'model':8}{'ids':8}{'rows':>5}" + f"{'own':>9}{'vllm':>9}{'times':>7}" * 2)
     for source in chosen.model:
-        table(str(model_source(source)) if source not in ("tiny", "small") else source,
-              chosen.rows, chosen.rounds)  # fmt: skip
+        table(source, chosen)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class VllmEngine:
         vllm = _vllm(model.device, head_width)
         token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_width
         token_bytes *= model.dtype.itemsize
-        with tempfile.TemporaryDirectory() as directory:
+        with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings(action="ignore"):
             convert.write_llm(Path(directory), checkpoint.own_weights(model), model.settings)
             self._engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(
                 model=directory, skip_tokenizer_init=True, generation_config="vllm",
@@ -181,9 +181,8 @@ def _vllm(device: torch.device, head_width: int) -> Any:
     """The package, set up for this process. Raises InputError for what it cannot run."""
     os.environ |= SURROUNDINGS
     try:
-        with warnings.catch_warnings(action="ignore"):
-            import vllm
-            from vllm.platforms import current_platform
+        import vllm
+        from vllm.platforms import current_platform
     except ImportError as error:
         raise InputError(
             "engine vllm: vLLM is missing in this environment; run make vllm, and start this "
