@@ -23,7 +23,7 @@ MOST_ROWS = 16                  # that grow side by side; more wait
 PIECE_TOKENS = 64               # of a prompt, between two steps
 MOST_AHEAD = 8                  # tokens that wait for a caller
 LOOK_S = 0.05                   # between looks for interrupts while no answer grows
-MOST_STARTS, MOST_START_BYTES = 16, 256 << 20   # of prompts, read ahead and kept
+MOST_STARTS, MOST_START_BYTES = 8, 96 << 20     # of prompts, read ahead and kept
 
 LOG = logger(__name__)
 

@@ -13,7 +13,7 @@ from osum_echat import audio, logs
 from osum_echat.errors import InputError
 from osum_echat.generation.decoder import Answer, Limits
 from osum_echat.generation.kv_cache import check_length
-from osum_echat.generation.sampling import PRESETS, AllowedAfter, OnlyIds, Rule
+from osum_echat.generation.sampling import PRESETS, AllowedAfter, Rule
 from osum_echat.inference import safety
 from osum_echat.inference.load import LoadedModel
 from osum_echat.inference.recognizer import Recognition, recognize
@@ -160,7 +160,8 @@ def prepare(model: LoadedModel, request: Request, seed: int, timer: Timer) -> Re
         text, _rules(model, request), _limits(request, seconds),
         torch.Generator(model.network.device).manual_seed(seed), speech,
     )  # fmt: skip
-    if model.talker is not None and not task.answers_text:
+    is_given = request.recognition is not None and task.understands
+    if is_given or (model.talker is not None and not task.answers_text):
         answer.stopped_by = "end"       # its words are given: there is nothing for the LLM to do
     opening_ids = model.vocab.encode(request.opening) if request.opening else ()
     parser = _parser(model, request)
@@ -239,15 +240,9 @@ def _parser(model: LoadedModel, request: Request) -> ReplyParser:
 
 
 def _rules(model: LoadedModel, request: Request) -> tuple[Rule, ...]:
-    """A label thought must name a real age, once: models may have learnt unknown ones.
-
-    Where an understanding answer was given whole, nothing but its end may come.
-    """
+    """A label thought must name a real age, once: models may have learnt unknown ones."""
     loop = model.generation.text_loop
     rules: tuple[Rule, ...] = () if loop is None else (loop,)
-    if request.recognition is not None and request.task.understands:
-        ends = torch.zeros(model.vocab.text_rows, dtype=torch.bool)
-        return (OnlyIds(ends.index_fill(0, torch.tensor(model.vocab.text_end), True)),)
     if request.kind != "label":
         return rules
     cue = model.generation.template.cues[0].lstrip(",")
