@@ -38,7 +38,7 @@ from osum_echat.files import whole_file
 from osum_echat.inference import recognizer
 from osum_echat.inference import safety as rules
 from osum_echat.inference.assistant import EChat
-from osum_echat.inference.load import reader_of
+from osum_echat.inference.load import place_of_reader
 from osum_echat.inference.recognizer import Recognition, recognize
 from osum_echat.models import pretrained
 from osum_echat.models.whisper_decoder import WhisperDecoder
@@ -117,7 +117,8 @@ class Bench:
     def reader(self) -> WhisperDecoder | None:
         """Of the recognizer `both`, where the cache holds it."""
         try:
-            return reader_of(pretrained.find(self.chosen.model), recognizer.BOTH)
+            place = place_of_reader(pretrained.find(self.chosen.model), recognizer.BOTH)
+            return None if place is None else WhisperDecoder.load(place)
         except OsumError as error:
             log.warning("%s", error)
             return None

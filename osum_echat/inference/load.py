@@ -158,10 +158,7 @@ def load(
     if wanted.recognizer is not None:
         kind = replace(generation.recognizer, kind=wanted.recognizer)
         generation = replace(generation, recognizer=kind)
-    reader = reader_of(found, generation.recognizer.kind)
-    if reader is not None and shrinks:
-        is_fast = devices.is_fast_in_bfloat16()
-        reader = reader.shrunk(torch.bfloat16 if is_fast else torch.float32)
+    reader_place = place_of_reader(found, generation.recognizer.kind)
     # The small parts first: what is wrong with them is told before gigabytes are read.
     vocab = _vocab(Path(wanted.tokenizer) if wanted.tokenizer else found.tokenizer(), settings)
     voice_place = token2wav_place(wanted.token2wav) if wanted.token2wav else found.token2wav()
@@ -179,9 +176,9 @@ def load(
             stored = checkpoint.read_weights(found.weights, settings.tied)
             changes = lora.changes(stored, settings.lora)
         int8.shrink(network, changes)
-        reader = reader.beside(network.encoder) if reader is not None else None
         if step_graph.fits(network.llm):
             network.llm.step_graph = step_graph.StepGraph(network.llm)
+    reader = None if reader_place is None else _reader(reader_place, network, shrinks)
     engine = VllmEngine(network) if wanted.engine == VLLM else None
     return LoadedModel(
         found.home, network, vocab, generation, voice, _prompts(found), talker, reader, engine,
@@ -281,8 +278,8 @@ def _talker(
     return Talker.load(place, voice.settings.flow.codes, device)
 
 
-def reader_of(found: pretrained.ModelFiles, kind: str) -> WhisperDecoder | None:
-    """Whisper's decoder, where the recognizer needs it: beside the encoder that the model shares.
+def place_of_reader(found: pretrained.ModelFiles, kind: str) -> Path | None:
+    """Where Whisper's decoder lies, if the recognizer needs it: beside the model's encoder.
 
     Raises InputError for a model without such an encoder, or a cache without the decoder.
     """
@@ -296,7 +293,15 @@ def reader_of(found: pretrained.ModelFiles, kind: str) -> WhisperDecoder | None:
         raise InputError(
             f"recognizer {kind}: {folder} holds no {DECODER_FILE}; run {base_model.SET_UP}"
         )
-    return WhisperDecoder.load(folder)
+    return folder
+
+
+def _reader(folder: Path, network: EChatModel, shrinks: bool) -> WhisperDecoder:
+    """Whisper's decoder; shrinks: for a CPU, in the type in which it is fast."""
+    if not shrinks:
+        return WhisperDecoder.load(folder)
+    faster = torch.bfloat16 if devices.is_fast_in_bfloat16() else torch.float32
+    return WhisperDecoder.load(folder, torch.float16).shrunk(faster).beside(network.encoder)
 
 
 def _prompts(found: pretrained.ModelFiles) -> Prompts:

@@ -24,6 +24,7 @@ CLOSE = 0.1                         # of a level's width: farther from it is ano
 SOME_ROWS = 8                       # that are looked at first
 WIDTHS = 16                         # torch's kernel for several rows crashes at others
 BLOCK_ROWS = 64                     # what torch packs together
+ROWS_AT_ONCE = 4096                 # of a table, which is large in float32
 SHRUNK = re.compile(r"llm\.model\.layers\..*_proj\.weight")   # the weights that `shrink` replaces
 JOINT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))     # read the same input
 
@@ -60,11 +61,17 @@ class Numbers(NamedTuple):
 
 
 def eight_bits(weight: Tensor) -> Numbers:
-    """Rounds a weight, (out, in) float32; rows of zeros stay zeros."""
+    """Rounds a weight, (out, in) of any type; rows of zeros stay zeros."""
+    found = [_rounded(rows.float()) for rows in weight.split(ROWS_AT_ONCE)]
+    return Numbers(*(torch.cat(each) for each in zip(*found, strict=True)))
+
+
+def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers and scales of some rows, (rows, in) float32."""
     scale = (weight.abs().amax(dim=1) / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
     scale = scale.bfloat16()    # first, so that the whole numbers make up for its rounding
     numbers = (weight / scale.float()[:, None]).round_().clamp_(-LARGEST, LARGEST)
-    return Numbers(numbers.to(torch.int8), scale)
+    return numbers.to(torch.int8), scale
 
 
 def four_bits(weight: Tensor) -> Numbers | None:

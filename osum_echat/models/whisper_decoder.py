@@ -3,7 +3,6 @@
 It lies beside the encoder in the cache of base models, in half precision; set-up puts it there.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,8 +45,11 @@ class WhisperDecoder:
     encoder: Encoder | None = None
 
     @classmethod
-    def load(cls, folder: Path) -> "WhisperDecoder":
-        """Read the files in the folder of a Whisper. Raises CheckpointError."""
+    def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "WhisperDecoder":
+        """Read the files in the folder of a Whisper. Raises CheckpointError.
+
+        dtype: of the weights; in float16 they stay mapped from disk.
+        """
         from tokenizers import Tokenizer
         from transformers import WhisperConfig
         from transformers.models.whisper.modeling_whisper import WhisperDecoder as Stock
@@ -63,7 +65,7 @@ class WhisperDecoder:
         )  # fmt: skip
         with torch.device("meta"):
             decoder = Stock(config)
-        decoder.load_state_dict({name: one.float() for name, one in stored.items()}, assign=True)
+        decoder.load_state_dict({name: one.to(dtype) for name, one in stored.items()}, assign=True)
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
         found = [tokenizer.token_to_id(name) for name in (*OPENING, END)]
         ids = [one for one in found if one is not None]
@@ -102,8 +104,10 @@ class WhisperDecoder:
         It takes the place of this one, whose weights it changes.
         """
         table = int8.eight_bits(self.decoder.embed_tokens.weight[: self.end + 1].detach())
-        int8.shrink_each(self.decoder, CLIP_READERS)
-        decoder = self.decoder if dtype == torch.float32 else self.decoder.to(dtype)
+        is_whole = dtype == torch.float32
+        decoder = self.decoder.float() if is_whole else self.decoder
+        int8.shrink_each(decoder, CLIP_READERS)     # whose scales are in bfloat16, always
+        decoder = decoder if is_whole else decoder.to(dtype)
         return replace(self, decoder=decoder, head=int8.Int8Linear(table, None, None))
 
     def beside(self, encoder: Encoder) -> "WhisperDecoder":
@@ -111,7 +115,11 @@ class WhisperDecoder:
         dtype = self.decoder.layer_norm.weight.dtype
         if encoder.after_norm.weight.dtype == dtype:
             return self
-        return replace(self, encoder=copy.deepcopy(encoder).to(dtype))
+        with torch.device("meta"):
+            other = Encoder(encoder.settings)
+        own = {name: one.to(dtype) for name, one in encoder.state_dict().items()}
+        other.load_state_dict(own, assign=True)
+        return replace(self, encoder=other.eval())
 
 
 class _Reading:
