@@ -102,8 +102,8 @@ vllm: .venv-vllm/stamp
 	@$(PYTHON) -m venv .venv-vllm
 	@$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check $(VLLM) -r $<
 	@# Beside torch's CPU build pip finds those of CUDA, which cannot be loaded; transformers then fails.
-	@! $(VLLM_PYTHON) -m pip show torch | grep -q '^Version:.*+cpu' || \
-		$(VLLM_PYTHON) -m pip uninstall --quiet --yes torchaudio torchcodec torchvision
+	@if ls -d .venv-vllm/lib/python*/site-packages/torch-*+cpu.dist-info >/dev/null 2>&1; then \
+		$(VLLM_PYTHON) -m pip uninstall --quiet --yes torchaudio torchcodec torchvision; fi
 	@$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
