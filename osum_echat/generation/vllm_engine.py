@@ -34,6 +34,8 @@ SURROUNDINGS = {                # all in this process, quietly, nothing told to 
     "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
 }  # fmt: skip
 Told = tuple[int, Token]
+# To the end of the process: vLLM takes down what all engines share when one of them is dropped.
+_ENGINES: list[Any] = []
 
 
 @dataclass(eq=False, slots=True)
@@ -66,7 +68,10 @@ class VllmEngine:
     """An LLM in vLLM; whoever waits for a token makes the next step, for all callers."""
 
     def __init__(self, model: EChatModel, most_rows: int = MOST_ROWS) -> None:
-        """model: in eval mode. Raises InputError where vLLM is missing, or is of another device."""
+        """model: in eval mode. What it takes stays taken until the process ends.
+
+        Raises InputError where vLLM is missing, or is of another device.
+        """
         self.model = model
         self._jobs: dict[str, _Job] = {}
         self._count = 0
@@ -91,6 +96,7 @@ class VllmEngine:
                 kv_cache_memory_bytes=token_bytes * max(3 * longest, most_rows * CACHED_TOKENS),
                 disable_log_stats=True, use_tqdm_on_load=False,
             ))  # fmt: skip
+        _ENGINES.append(self._engine)
         self._params = vllm.SamplingParams
 
     def decode(

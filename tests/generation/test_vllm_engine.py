@@ -3,6 +3,7 @@
 Where vLLM is not installed, all but its absence is skipped: `make test-vllm` runs the whole file.
 """
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -138,6 +139,15 @@ def test_an_interrupt_frees_the_slots_of_its_call_alone():
     next(left)
     left.close()
     assert engine.live == 0 and not engine._engine.has_unfinished_requests()
+
+
+@with_vllm
+def test_an_engine_that_is_dropped_leaves_the_others_alone(engine):
+    VllmEngine(network(), most_rows=2)
+    gc.collect()
+    (prompt,) = prompts(engine.model, ("s2s",))
+    tokens = [token for _, token in engine.decode([prompt], [answer_to("s2s")])]
+    assert tokens == alone(engine.model, prompt, answer_to("s2s"))[0]
 
 
 @dataclass(frozen=True)
