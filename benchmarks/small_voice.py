@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,8 @@ def first_piece_ms(rows: Iterable[Row], talker: Talker, voice: Token2Wav) -> flo
     taken = []
     for row in rows:
         speech, start = talker.begin(row.style), time.process_time()
-        next(voice.stream(speech.push(f"{row.words} "), voice.styles.get(row.style), seed=0), None)
+        codes = chain(speech.push(f"{row.words} "), speech.finish())
+        next(voice.stream(codes, voice.styles.get(row.style), seed=0), None)
         taken.append(1000 * (time.process_time() - start))
     return rounded(float(np.median(taken)))
 

@@ -1,0 +1,126 @@
+"""How the parts of the small model learnt, as one picture.
+
+    python -m benchmarks.small_curves --out docs/small_curves.svg
+        ear=build/ear/run talker=build/voice/talker flow=build/voice/flow
+        thinker=build/thinker/stage3 [--heard build/ear/curve.jsonl ...]
+
+PART=DIR[,DIR ...]: the outputs of its trainings one after another, with a metrics.jsonl each.
+--heard: what measure_ear wrote of the same trainings, in that order: word errors beside them.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osum_echat import cli
+from osum_echat.errors import InputError
+from osum_echat.files import whole_file
+
+METRICS = "metrics.jsonl"
+POINTS = 120  # of a curve: the mean of what lies between two of them
+MOST_OF_LAST = 3.0  # what lies above so many times the last value is cut off
+SHOWN = {"accuracy": "tokens right, %", "mu": "L1 of the mean mel", "mel": "L1 of the mel"}
+
+Line = dict[str, Any]
+
+
+def lines_of(path: Path) -> Iterator[Line]:
+    """Raises InputError where it is not there or a line is not JSON."""
+    try:
+        texts = path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give the output of a training") from error
+    for number, text in enumerate(texts, start=1):
+        try:
+            yield json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not JSON: {error}") from error
+
+
+def shown(line: Line) -> str | None:
+    """What a line of metrics tells that is drawn; None: a line about something else."""
+    return next((name for name in SHOWN if name in line and "minutes" in line), None)
+
+
+def curve(directories: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, str]:
+    """Minutes and values of trainings one after another, (points,) each, and their name."""
+    minutes, values, name, begun = list[float](), list[float](), "", 0.0
+    for directory in directories:
+        told = [line for line in lines_of(directory / METRICS) if shown(line)]
+        if not told:
+            raise InputError(f"{directory / METRICS}: none of {', '.join(SHOWN)} is told there")
+        name = shown(told[0]) or name
+        minutes += [begun + line["minutes"] for line in told]
+        values += [line[name] * (100 if name == "accuracy" else 1) for line in told]
+        begun = minutes[-1]
+    edges = np.linspace(0, len(values), min(POINTS, len(values)) + 1).astype(int)
+    parts = [slice(first, last) for first, last in pairwise(edges)]
+    means = [np.array([np.mean(all_[part]) for part in parts]) for all_ in (minutes, values)]
+    return means[0], means[1], SHOWN[name]
+
+
+def heard(files: Sequence[Path]) -> dict[str, list[tuple[float, float]]]:
+    """(minutes, word errors in %) by list, of one file of measure_ear a training."""
+    found, begun = dict[str, list[tuple[float, float]]](), 0.0
+    for file in files:
+        told = list(lines_of(file))
+        for line in told:
+            for name, score in line.items():
+                if isinstance(score, dict) and "wer" in score:
+                    found.setdefault(name, []).append((begun + line["minutes"], score["wer"]))
+        begun += max((line["minutes"] for line in told), default=0.0)
+    return found
+
+
+def draw(parts: dict[str, list[Path]], measured: Sequence[Path], out: Path) -> None:
+    """One panel a part, as SVG."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(parts), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(parts), squeeze=False)[0]
+    for panel, (part, directories) in zip(panels, parts.items(), strict=True):
+        minutes, values, name = curve(directories)
+        panel.plot(minutes, values, color="tab:blue", label="training")
+        panel.set(title=part, xlabel="minutes", ylabel=name)
+        panel.set_ylim(0, min(values.max(), MOST_OF_LAST * values[-1]))
+        if part == "ear" and measured:
+            other = panel.twinx()
+            for one, points in heard(measured).items():
+                other.plot(*zip(*points, strict=True), "o--", label=f"{one}: words wrong, %")
+            other.set_ylim(0, 60)
+            other.legend(fontsize=7, loc="lower right")
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": out.name}), whole_file(out) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+
+
+def parts_of(given: Sequence[str]) -> dict[str, list[Path]]:
+    """PART=DIR[,DIR] as they were typed. Raises InputError."""
+    bad = next((one for one in given if "=" not in one), None)
+    if bad is not None:
+        raise InputError(f"{bad!r}: not PART=DIR")
+    return {
+        name: [Path(one) for one in places.split(",")]
+        for name, _, places in (one.partition("=") for one in given)
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="+", metavar="PART=DIR[,DIR]")
+    parser.add_argument("--heard", nargs="*", type=Path, default=[], metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, metavar="SVG")
+    chosen = parser.parse_args(argv)
+    return cli.run("small_curves", lambda: draw(parts_of(chosen.parts), chosen.heard, chosen.out))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
