@@ -46,10 +46,10 @@ class RecognizerSettings:
     """How words and labels are decided: `recognizer` in model.yaml, chosen on recordings of people.
 
     kind: ear (the model's own), whisper (Whisper's decoder on the same encoder), or both: its text
-    is one of those that are weighed, and `whisper` is what it counts for being that; llm, word:
-    what the LLM's log probability and each word count beside the CTC's 1; event, emotion, age,
-    gender: log probability that a label has at some step, at least, to be told, where labels of
-    other kinds always are; no_voice: that NOISE has where nobody speaks; words: mean log
+    is one of those that are weighed, and `whisper` is what each word of it counts for being that;
+    llm, word: what the LLM's log probability and each word count beside the CTC's 1; event,
+    emotion, age, gender: log probability that a label has at some step, at least, to be told, where
+    labels of other kinds always are; no_voice: that NOISE has where nobody speaks; words: mean log
     probability of the spelling steps, below which there are no words but a guess.
     """
 
@@ -168,8 +168,8 @@ class Candidate:
         return sum(self.each)
 
     def worth(self, settings: RecognizerSettings) -> float:
-        own = self.ctc + settings.llm * self.llm + settings.word * len(self.text.split())
-        return own + settings.whisper * self.is_read
+        of_word = settings.word + settings.whisper * self.is_read
+        return self.ctc + settings.llm * self.llm + of_word * len(self.text.split())
 
 
 def candidates(

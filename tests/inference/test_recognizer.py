@@ -9,6 +9,7 @@ from osum_echat.errors import ConfigError, InputError
 from osum_echat.inference import recognizer, request
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.recognizer import (
+    Candidate,
     Recognition,
     RecognizerSettings,
     candidates,
@@ -144,6 +145,8 @@ def test_a_text_that_was_read_joins_and_wins_by_what_that_counts(small):
         for worth in (0.0, 1000.0)
     ]
     assert told == ["who are you", "who is he"]
+    read = Candidate("press one or two", ctc=-90.0, is_read=True, each=(-8.0,))
+    assert read.worth(RecognizerSettings(kind="both", llm=0.5, word=1.0, whisper=12.0)) == -42.0
     assert as_heard(" It\u2019s five - O'clock, Mr. X!") == "it's five o'clock mr x"
 
 
