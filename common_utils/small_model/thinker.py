@@ -79,6 +79,11 @@ def export(run: Path, out: Path) -> None:
         for name, value in saved["engine"]["model"].items()
         if "lora_" in name
     }
+    if not layers:
+        raise CheckpointError(
+            f"{newest}: no LoRA layers, so the whole LLM was trained; to go on from a model that has "
+            "some, give stage.lora=null keep_lora=true"
+        )
     out.mkdir(parents=True, exist_ok=True)
     save_file(layers, out / LORA_FILE)
     size = (out / LORA_FILE).stat().st_size / 1e6
