@@ -8,6 +8,7 @@ model.yaml.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import yaml
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from common_utils.small_model.measure_ear import open_model
 from common_utils.small_model.pieces import LABELS
+from osum_echat import cli
 from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import MARKS, EChatModel
 from osum_echat.weights import write_safetensors_file
@@ -49,4 +51,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run("export_ear", main))

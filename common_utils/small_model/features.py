@@ -8,12 +8,14 @@ A list has one file; a list whose file is newer than itself is not heard again.
 
 import argparse
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from osum_echat import cli
 from osum_echat import device as devices
 from osum_echat.data.clips import ClipReader, ClipSettings
 from osum_echat.data.manifest import open_source
@@ -92,4 +94,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run("features", main))

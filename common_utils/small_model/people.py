@@ -7,6 +7,7 @@ Writes train_N.list for each copy N (0: as recorded), dev.list (speakers nobody 
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from common_utils.small_model import waves
 from common_utils.small_model.pieces import heard_words
 from common_utils.tiny_world.world import fraction
+from osum_echat import cli
 from osum_echat.errors import DataError
 from osum_echat.logs import logger, setup
 
@@ -146,4 +148,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run("people", main))

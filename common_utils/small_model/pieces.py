@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import shutil
+import sys
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from osum_echat import cli
 from osum_echat.errors import CheckpointError
 from osum_echat.logs import setup
 from osum_echat.models import checkpoint
@@ -112,4 +114,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run("pieces", main))

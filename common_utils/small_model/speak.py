@@ -10,6 +10,7 @@ more can be made at any time. ENGINE.list holds all that there are.
 import argparse
 import gzip
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from common_utils.small_model.hibari import Hibari, Style
 from common_utils.small_model.pieces import heard_words
 from common_utils.tiny_world import effects, voices
 from common_utils.tiny_world.assets import AssetPaths
+from osum_echat import cli
 from osum_echat.errors import InputError
 from osum_echat.files import whole_file
 from osum_echat.logs import logger, setup
@@ -221,4 +223,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run("speak", main))

@@ -6,11 +6,13 @@ python -m common_utils.small_model.thinker export --run build/thinker/stage3 --o
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from osum_echat import cli
 from osum_echat.errors import CheckpointError
 from osum_echat.logs import logger, setup
 from osum_echat.models import checkpoint
@@ -81,7 +83,7 @@ def export(run: Path, out: Path) -> None:
     }
     if not layers:
         raise CheckpointError(
-            f"{newest}: no LoRA layers, so the whole LLM was trained; to go on from a model that has "
+            f"{newest}: no LoRA layers: the whole LLM was trained; to go on from a model that has "
             "some, give stage.lora=null keep_lora=true"
         )
     out.mkdir(parents=True, exist_ok=True)
@@ -118,4 +120,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run("thinker", main))

@@ -7,6 +7,7 @@ Words and labels stand in for sound (prepare.audio_as_text).
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ from common_utils.small_model.pieces import heard_words
 from common_utils.small_model.ranking import Ranker
 from common_utils.small_model.topics import sentence
 from common_utils.tiny_world.world import fraction
+from osum_echat import cli
 from osum_echat.logs import logger, setup
 from osum_echat.records import LIST_KEYS
 
@@ -111,4 +113,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run("thinker_lists", main))
