@@ -32,7 +32,7 @@ from osum_echat.inference import safety
 from osum_echat.records import Labels
 
 SIZES = {  # examples of each source
-    "topics": 6500, "chats": 5000, "people": 600, "world": 1800, "safety": 900, "wordless": 400,
+    "topics": 6500, "chats": 5000, "people": 600, "world": 1800, "safety": 120, "wordless": 400,
     "dialogues": 1200,
 }  # fmt: skip
 MOST_ALIKE = 0.004  # of all examples: how many may share a reply, safety and wordless ones apart
