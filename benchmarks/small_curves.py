@@ -9,9 +9,8 @@ PART=DIR[,DIR ...]: the outputs of its trainings one after another, with a metri
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 
 from osum_echat import cli
 from osum_echat.errors import InputError
-from osum_echat.files import whole_file
+from osum_echat.files import read_journal, whole_file
 
 METRICS = "metrics.jsonl"
 POINTS = 120  # of a curve: the mean of what lies between two of them
@@ -30,17 +29,12 @@ SHOWN = {"accuracy": "tokens right, %", "mu": "L1 of the mean mel", "mel": "L1 o
 Line = dict[str, Any]
 
 
-def lines_of(path: Path) -> Iterator[Line]:
-    """Raises InputError where it is not there or a line is not JSON."""
-    try:
-        texts = path.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give the output of a training") from error
-    for number, text in enumerate(texts, start=1):
-        try:
-            yield json.loads(text)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: not JSON: {error}") from error
+def lines_of(path: Path) -> list[Line]:
+    """Raises InputError where there are none, or one is not JSON."""
+    found = [line for _, line in read_journal(path)]
+    if not found:
+        raise InputError(f"{path}: missing or empty; give the output of a training")
+    return found
 
 
 def shown(line: Line) -> str | None:
@@ -69,7 +63,7 @@ def heard(files: Sequence[Path]) -> dict[str, list[tuple[float, float]]]:
     """(minutes, word errors in %) by list, of one file of measure_ear a training."""
     found, begun = dict[str, list[tuple[float, float]]](), 0.0
     for file in files:
-        told = list(lines_of(file))
+        told = lines_of(file)
         for line in told:
             for name, score in line.items():
                 if isinstance(score, dict) and "wer" in score:

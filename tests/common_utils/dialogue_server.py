@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from random import Random
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 from common_utils.build_dialogues.write import WORDS, read_prompts
 from common_utils.tiny_world.world import Exchange, load_world
 from osum_echat.evaluation.judge import Rubric
+from tests.evaluation.judge_server import served
 
 MALFORMED, ERRORS, SLOW = 0.10, 0.05, 0.05
 TIMES = "今天早上 昨天晚上 上个周末 刚才 前几天 放学后 下班路上 吃饭的时候".split()
@@ -66,18 +67,11 @@ class Server:
 
 @contextmanager
 def serving(server: Server, port: int = 0) -> Iterator[Server]:
-    http = ThreadingHTTPServer(("127.0.0.1", port), _handler(server))
-    http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    server.url = f"http://127.0.0.1:{http.server_port}/v1"
-    try:
-        yield server
-    finally:
-        server.release()
-        http.shutdown()
-        http.server_close()
-        thread.join()
+    with served(_handler(server), port) as server.url:
+        try:
+            yield server
+        finally:
+            server.release()
 
 
 def _handler(server: Server) -> type[BaseHTTPRequestHandler]:

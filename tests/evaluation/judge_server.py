@@ -39,22 +39,28 @@ class JudgeServer:
 
 
 @contextmanager
+def served(handler: type[BaseHTTPRequestHandler], port: int = 0) -> Iterator[str]:
+    """The address of a server on loopback for the time of a with block; port 0: any free one."""
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
 def serving(plan: Callable[[dict[str, Any]], Sequence[Any]] | None = None) -> Iterator[JudgeServer]:
     """A server for the time of a with block."""
     judge = JudgeServer()
     if plan is not None:
         judge.plan = plan
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(judge))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    judge.url = f"http://127.0.0.1:{server.server_port}/v1"
-    try:
+    with served(_handler(judge)) as judge.url:
         yield judge
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def _handler(judge: JudgeServer) -> type[BaseHTTPRequestHandler]:
