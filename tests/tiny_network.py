@@ -21,15 +21,17 @@ SETTINGS = EChatSettings(
 )
 
 
-def network(seed: int = 0) -> EChatModel:
-    """In eval mode. Weights large enough that tokens matter to each other."""
+def network(
+    seed: int = 0, settings: EChatSettings = SETTINGS, scale: float = 8.0
+) -> EChatModel:
+    """In eval mode. scale: of the weights, large enough that tokens matter to each other."""
     torch.manual_seed(seed)
-    model = EChatModel(SETTINGS).eval()
+    model = EChatModel(settings).eval()
     with torch.no_grad():
         for parameter in model.llm.parameters():
             if parameter.ndim > 1:
-                parameter.mul_(8.0)
-        model.speech_embedding.weight.mul_(8.0)
+                parameter.mul_(scale)
+        model.speech_embedding.weight.mul_(scale)
     return model
 
 

@@ -38,15 +38,8 @@ SIZES = {**tiny_network.LLM, "hidden_size": 64, "num_attention_heads": 2, "num_k
 
 def network(tokens: int = 2048) -> EChatModel:
     """Random weights that matter to each other; room for so many tokens a row."""
-    torch.manual_seed(0)
     llm = {**SIZES, "max_position_embeddings": tokens}
-    model = EChatModel(replace(tiny_network.SETTINGS, llm=llm)).eval()
-    with torch.no_grad():
-        for parameter in model.llm.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4.0)
-        model.speech_embedding.weight.mul_(4.0)
-    return model
+    return tiny_network.network(settings=replace(tiny_network.SETTINGS, llm=llm), scale=4.0)
 
 
 def answer_to(name: str, tokens: int = 40, sampling: Sampling = GREEDY, rules=()) -> Answer:
