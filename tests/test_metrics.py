@@ -127,15 +127,6 @@ def test_an_interval_repeats_and_narrows_at_a_lower_level() -> None:
     assert interval([2.0]) == (2.0, 2.0) and interval([0.0], [0.0]) == (0.0, 0.0)
 
 
-def test_what_has_no_interval_is_refused() -> None:
-    with pytest.raises(ValueError, match="no values"):
-        interval([])
-    with pytest.raises(ValueError, match="2 values and 1 totals"):
-        interval([1.0, 2.0], [1.0])
-    with pytest.raises(ValueError, match="pairs are needed"):
-        paired_interval([1.0], [])
-
-
 DIGITS = {digit: number for number, digit in enumerate("零一二三四五六七八九")}
 PLACES = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8}
 

@@ -32,11 +32,9 @@ def test_yaml_and_json_of_one_content_read_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "data", "message"),
-    [("a.yaml", b"a: [", "a.yaml: not YAML"), ("a.yaml", b"\xff", "not YAML"),
-     ("a.json", b"{", "a.json: not JSON"), ("a.json", b"[" * 9999, "not JSON"),
-     ("a.json", b"[1]", "holds no settings"), ("a.yaml", b"", "holds no settings"),
+    [("a.yaml", b"a: [", "a.yaml: not YAML"),
+     ("a.json", b"[" * 9999, "not JSON"), ("a.json", b"[1]", "holds no settings"),
      ("a.yaml", b"a: 1\nb: {c: 1,\n  c: 2}", r"a\.yaml: 'c' stands twice, in line 2 and in line 3"),
-     ("a.yaml", b"a: 1\nb: 2\n'a': 3", "'a' stands twice, in line 1 and in line 3"),
      ("a.yaml", b"- {x: 1}\n- {x: 1, x: 2}", "'x' stands twice"),
      ("a.json", b'{"a": {"b": 1, "b": 2}}', "'b' stands twice"),
      ("a.yaml", b"a: !!python/object/apply:os.getcwd []", "not YAML")],
@@ -72,9 +70,8 @@ def test_nested_values_become_their_types() -> None:
 
 @pytest.mark.parametrize(
     ("raw", "message"),
-    [({}, "file.inner: missing"), ({"inner": {}}, "file.inner.size: missing"),
+    [({"inner": {}}, "file.inner.size: missing"),
      ({"inner": {"size": 1, "sizes": [1]}}, r"sizes\[0\]: 1 where a list is needed"),
-     ({"inner": {"size": "1"}}, "'1' where a whole number is needed"),
      ({"inner": {"size": 1}, "wrod": "y"}, "did you mean 'word'"),
      ({"inner": {"size": 1}, "word": 1}, "1 where text is needed")],
 )  # fmt: skip

@@ -30,13 +30,6 @@ def test_the_published_template_is_reproduced():
     )
 
 
-def test_the_english_template_is_that_of_the_tiny_world():
-    assert label_thought(ENGLISH, "i lost my kite", LABELS) == (
-        "<think>The user said: i lost my kite, age: <CHILD>, gender: <MALE>, emotion: <SAD>, "
-        "sound event: <COUGH>, reply emotion: <SOFT><think end>"
-    )
-
-
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_a_thought_of_either_kind_begins_with_its_opening(template):
     assert label_thought(template, "hello", LABELS).startswith(opening("label", template))

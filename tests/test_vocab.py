@@ -29,13 +29,6 @@ def test_marks_are_found_by_name_and_left_out_of_the_text():
     assert vocab.encode("a&&b")[1] == vocab.unknown_label
 
 
-def test_encoding_is_repeated_from_memory():
-    vocab = letter_vocab()
-    vocab.encode("abc")
-    vocab.tokenizer = None  # type: ignore[assignment]
-    assert len(vocab.encode("abc")) == 3
-
-
 def test_a_tokenizer_without_the_end_mark_is_refused():
     with pytest.raises(CheckpointError, match=r"<\|im_end\|> is 10 pieces, need one"):
         Vocab(Letters(marks=()), 300)

@@ -1,5 +1,6 @@
 """A whole model directory with tiny random weights, as the tiny model's directory is laid out."""
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,6 +65,14 @@ def end_soon(model: EChatModel, text_end: int) -> None:
     always_there = attention.o_proj.weight.sum(1)
     model.llm.get_input_embeddings().weight[text_end] = always_there / always_there.norm()
     model.speech_head.bias[CODES] += 1.5
+
+
+def changed_model(source: Path, copy: Path, **settings: object) -> Path:
+    """A copy of a model's directory, with other values in its model.yaml."""
+    shutil.copytree(source, copy)
+    path = copy / "model.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | settings))
+    return copy
 
 
 def write_token2wav(directory: Path) -> None:

@@ -68,13 +68,6 @@ def test_smaller_shares_of_the_data_are_parts_of_larger_ones():
     assert kept(reversed(keys), 0.1) == tenth
 
 
-def test_a_folder_without_a_corpus_is_told(world, tmp_path):
-    with pytest.raises(InputError, match="make it by"):
-        Part(tmp_path, [world / "test"], 5)
-    with pytest.raises(InputError, match="give 1 or more"):
-        Part(world / "train", [world / "test"], 0)
-
-
 class Trained:
     """Stands in for trainings: notes what each was told, and leaves what they leave."""
 

@@ -53,14 +53,6 @@ def test_a_model_that_knows_the_world_is_always_right(bench, monkeypatch):
     assert (figure.value, figure.verdict) == (100.0, "ok")
 
 
-@pytest.mark.parametrize(
-    ("value", "least", "most", "verdict"),
-    [(60, 60, None, "ok"), (59, 60, None, "SHORT"), (3.1, None, 3.0, "SHORT"), (1, None, None, "")],
-)
-def test_a_figure_knows_whether_it_suffices(value, least, most, verdict):
-    assert tiny_world.Figure("x", value, "%", 1, least, most).verdict == verdict
-
-
 def test_the_door_writes_its_figures(model_directory, split, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(request, "LIMITS", Limits(8, 16))
     options = ["--data", split, "--model", model_directory, "--limit", 1, "--only", "asr",
@@ -69,8 +61,3 @@ def test_the_door_writes_its_figures(model_directory, split, tmp_path, capsys, m
     assert "ASR word errors" in capsys.readouterr().out
     names = [one["name"] for one in json.loads((tmp_path / "figures.json").read_text())]
     assert names[0].startswith("ASR") and "all: peak memory" in names
-
-
-def test_a_split_that_is_not_there_is_told(model_directory, tmp_path, capsys):
-    code = tiny_world.main(["--data", str(tmp_path), "--model", str(model_directory)])
-    assert code == 2 and "make a split" in capsys.readouterr().err

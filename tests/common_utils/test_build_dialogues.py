@@ -96,16 +96,8 @@ def test_every_label_and_every_pair_is_planned_in_its_share_and_no_topic_comes_a
     assert all(one.labels.event == "OTHER" or "event" in one.cues for one in planned)
 
 
-def test_spare_dialogues_are_planned_beyond_the_counts():
-    assert len(plan_dialogues(PlanSettings({"age": 10}, spare=0.25), 1)) == 13
-
-
 @pytest.mark.parametrize(("changes", "told"), [
     ({"labels": {"emotion": ("HAPY",)}}, r"plan.labels.emotion: 'HAPY' .* did you mean 'HAPPY'"),
-    ({"counts": {"mood": 3}}, "plan.counts: 'mood' does not exist"),
-    ({"languages": {"fr": 1.0}}, "plan.languages: 'fr'"),
-    ({"pairs": (("age", "age"),)}, "two different fields"),
-    ({"thoughts": ("loud",)}, "plan.thoughts: 'loud'"),
     ({"explicit": 1.5}, "plan.explicit: 1.5"),
 ])  # fmt: skip
 def test_a_plan_of_what_does_not_exist_is_refused(changes, told):
@@ -400,9 +392,7 @@ def test_what_a_servers_filter_refuses_is_dropped_and_counted(tmp_path):
     assert reasons == {"refused by the endpoint": 29 - report["written"]} and report["written"] > 19
 
 
-def test_an_endpoint_that_is_down_a_label_or_a_voice_that_is_not_there_is_one_line(
-    tmp_path, capsys, monkeypatch
-):
+def test_an_endpoint_that_is_down_a_label_or_a_voice_that_is_missing_is_one_line(tmp_path, capsys):
     path = config(tmp_path, "http://127.0.0.1:9/v1")
     words = [str(path), "--out", str(tmp_path / "out")]
     chats = ["write.endpoint.tries=1", "--steps", "plan", "write"]
@@ -410,13 +400,6 @@ def test_an_endpoint_that_is_down_a_label_or_a_voice_that_is_not_there_is_one_li
     assert len(lines(tmp_path / "out" / "plan.jsonl")) == 29
     line = told_in_one_line([*words, "plan.labels.age=[CHILD, ANCIENT]"], capsys)
     assert "'ANCIENT' does not exist; known: ADULT, CHILD, OLD" in line
-    voices = tmp_path / "voices"
-    (voices / "ADULT" / "MALE").mkdir(parents=True)
-    model = ["speak.questions={engine: model, model: tiny, recordings: " + str(voices) + "}"]
-    assert "/*.wav; add recordings, or leave" in told_in_one_line([*words, *model], capsys)
     endpoint = ["speak.questions={engine: endpoint, endpoint: {model: x, url: 'http://h/v1'}, "
                 "voices: {ADULT/MALE: [a]}}"]  # fmt: skip
     assert "no voice for" in told_in_one_line([*words, *endpoint], capsys)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    key = ["write.endpoint.url=https://api.openai.com/v1", "--steps", "plan", "write"]
-    assert "OPENAI_API_KEY is not set" in told_in_one_line([*words, *key], capsys)

@@ -25,11 +25,6 @@ DOORS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("door", DOORS, ids=lambda one: one.__name__)
-def test_every_door_takes_threads(door):
-    assert "--threads N" in door.parser().format_help()
-
-
 def test_the_fake_data_is_ten_equal_utterances_in_three_forms():
     raw, shard, combined = (read_all(FAKE / form) for form in FORMS)
     assert len(raw) == 10
@@ -53,13 +48,6 @@ def test_the_commands_of_the_fake_data_rebuild_it_bit_for_bit(tmp_path: Path):
                 if one.is_file() and not one.name.endswith(".report.json")} == names
         for name in names:
             assert (copy / folder / name).read_bytes() == (FAKE / folder / name).read_bytes(), name
-
-
-def test_a_raw_list_goes_through_the_doors(tmp_path: Path, capsys):
-    out = tmp_path / "shard"
-    assert make_shard_from_raw.main([str(FAKE / "raw/data.list"), str(out)]) == 0
-    assert capsys.readouterr().out == f"{out / 'shards_list.txt'}: 10 records\n"
-    assert make_combine_from_shard.main([str(out / "shards_list.txt"), str(tmp_path / "c")]) == 0
 
 
 def test_a_list_of_which_nothing_can_be_used_is_an_error(tmp_path: Path, capsys):

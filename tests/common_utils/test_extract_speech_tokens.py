@@ -92,17 +92,6 @@ def test_a_clip_longer_than_the_tokenizer_hears_is_named_with_its_length(
     assert "(record 1): " in left_out[0][1] and "reply.wav: 3.0 s, longer than" in left_out[0][1]
 
 
-def test_odd_sounds_are_counted(tmp_path: Path):
-    write_noise(tmp_path / "reply.wav", seconds=1.0, level=0.0)
-    row = {"key": "tts", "wav": "reply.wav", "txt": "x", "task": "<TEXT2TOKEN>"}
-    assert extract(write_raw(tmp_path, [row]), tmp_path / "new.list").noted == {audio.SILENCE: 1}
-
-
-def test_a_field_can_be_named(raw: Path, tmp_path: Path):
-    report = extract(raw, tmp_path / "new.list", "--field", "wav")
-    assert report.written == 5
-
-
 def test_a_list_in_another_folder_finds_its_audio(raw: Path, tmp_path: Path):
     extract(raw, tmp_path / "far/away/new.list")
     for one in read_all(tmp_path / "far/away/new.list"):
@@ -139,11 +128,3 @@ def test_what_is_wrong_is_told_before_the_work(raw: Path, tmp_path: Path):
         extract(raw, tmp_path / "new.list", "--tokenizer", str(tmp_path))
     with pytest.raises(CheckpointError, match="speech tokenizer is needed"):
         extract(raw, tmp_path / "new.list", "--tokenizer", str(TOKENIZER.with_name("speaker.onnx")))
-
-
-@pytest.mark.slow
-def test_several_processes_give_the_same_list(raw: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(extract_speech_tokens, "PORTION", 1)
-    extract(raw, tmp_path / "one.list")
-    extract(raw, tmp_path / "two.list", "--workers", "2")
-    assert (tmp_path / "one.list").read_bytes() == (tmp_path / "two.list").read_bytes()

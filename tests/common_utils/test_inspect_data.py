@@ -108,8 +108,7 @@ def test_pictures_are_drawn_for_each_list(tmp_path: Path, capsys):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--config", "gone.yaml"], "gone.yaml"), (["--plot", "-1"], "give 1 or more"),
-     (["--model", "gone"], "gone"), (["--stats", "--workers", "0"], "workers 0")],
+    [(["--config", "gone.yaml"], "gone.yaml"), (["--plot", "-1"], "give 1 or more")],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line_and_exit_code_2(capsys, words: list[str], message: str):
     assert do_test_dataloader.main(words) == 2
@@ -117,12 +116,3 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(capsys, words: list[str], mes
     assert (
         len(lines) == 1 and lines[0].startswith("do_test_dataloader.py: ") and message in lines[0]
     )
-
-
-@pytest.mark.slow
-def test_several_processes_count_the_same(tmp_path: Path, monkeypatch):
-    rows = [{"key": str(number), "txt": "x", "task": "<TEXT2TEXT>", "extra": {"age": "OLD"}}
-            for number in range(350)]  # fmt: skip
-    entry = ListSettings(str(write_raw(tmp_path, rows)))
-    assert inspect_data.scan("x", entry, 2) == inspect_data.scan("x", entry)
-    assert inspect_data.scan("x", entry, 2).utterances == 350

@@ -206,15 +206,6 @@ def test_the_pieces_hold_every_record_once_in_order(tmp_path: Path, size: int, e
     assert [where for where, _ in read] == [f"{path} (record {n + 1})" for n in range(7)]
 
 
-def test_a_line_that_is_no_record_is_told_where_it_stands(tmp_path: Path):
-    path = tmp_path / "a.list"
-    path.write_bytes(b'{"key": "a"}\n{oops\n[]\n\xff\n')
-    (piece,) = pieces(path, 10)
-    left = [raw for _, raw in records(piece) if isinstance(raw, Dropped)]
-    assert [one.reason for one in left] == ["not JSON", "not an object", "text is not UTF-8"]
-    assert "record 3" in left[1].detail
-
-
 def test_a_list_without_records_or_that_shrinks_is_an_error(tmp_path: Path):
     path = tmp_path / "a.list"
     with pytest.raises(DataError, match="no such file"):

@@ -16,7 +16,6 @@ from common_utils import inspect_data
 from common_utils.make_shard_from_raw import wav_bytes
 from osum_echat import audio
 from osum_echat.data.loader import ListSettings
-from osum_echat.errors import InputError
 from osum_echat.records import Utterance
 from tests.common_utils.reading import (
     ROUNDING,
@@ -181,17 +180,6 @@ def test_a_lost_earlier_turn_leaves_no_history(tmp_path: Path):
     raw = write_raw(tmp_path, [row])
     shards(raw, tmp_path / "out")
     assert_equal(read_all(raw), read_all(tmp_path / "out/shards_list.txt"))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [(["--per-tar", "0"], "give 1 or more"), (["--prefix", "a/b"], "beginning of a file name"),
-     (["--workers", "0"], "workers 0")],
-)  # fmt: skip
-def test_settings_that_cannot_be_are_refused(tmp_path: Path, words: list[str], message: str):
-    raw = write_raw(tmp_path, [{"key": "a", "txt": "x", "task": "<TEXT2TEXT>"}])
-    with pytest.raises(InputError, match=message):
-        shards(raw, tmp_path / "out", *words)
 
 
 _TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)

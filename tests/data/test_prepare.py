@@ -97,12 +97,6 @@ def test_labels_alone_are_asked_for_with_their_own_prompt(lists: dict[str, Path]
     assert pairs == {("who?", "<CHILD><MALE>"), ("all?", "i lost my kite<CHILD><MALE>")}
 
 
-def test_a_label_that_is_alone_is_kept() -> None:
-    one = Utterance("k", "<AGE>", Turn(text="x", reply_text="< YOUTH >"))
-    target = make_target(one, settings(), ENGLISH, random.Random(0))
-    assert target.text == "<ADULT>"
-
-
 def test_unknown_labels_of_a_thought_are_all_unknown_or_all_default() -> None:
     turn = Turn(text="hi", reply_text="Yo.")
     one = Utterance("k", "<S2TCHAT> <THINKER>", turn, Labels(age="OLD"))
@@ -116,35 +110,6 @@ def test_unknown_labels_of_a_thought_are_all_unknown_or_all_default() -> None:
         start + "<&&>, emotion: <&&>, sound event: <&&>" + end,
         start + "<MALE>, emotion: <NEUTRAL>, sound event: <OTHER>" + end,
     }
-
-
-@pytest.mark.parametrize(
-    ("kind", "text", "expected"),
-    [
-        ("label", "没事", "<中立>没事"),
-        ("label", "<开心>好 啊", "<开心>好啊"),
-        ("label", "<高兴>好", "<中立>好"),
-        ("natural", "<开心>好", "好"),
-    ],
-)
-def test_chinese_replies_carry_a_style_for_label_thinking_only(
-    kind: str, text: str, expected: str
-) -> None:
-    one = Utterance("k", "<S2TCHAT>", Turn(text="你好", reply_text=text))
-    settings = PrepareSettings(thinking=kind)
-    assert make_target(one, settings, CHINESE, random.Random(0)).text == expected
-
-
-def test_the_style_of_a_chinese_reply_is_named_in_its_thought() -> None:
-    one = Utterance("k", "<S2TCHAT> <THINKER>", Turn(text="你好", reply_text="<开心>好"))
-    text = make_target(one, PrepareSettings(), CHINESE, random.Random(0)).text
-    assert "推测使用的回复情感为:<开心>" in text
-    assert text.endswith("<think end><开心>好")
-
-
-def test_a_plain_transcript_is_lower_case_and_one_line() -> None:
-    one = Utterance("k", "<TRANSCRIBE>", Turn(reply_text="Hello 你 好\nWorld"))
-    assert make_target(one, settings(), ENGLISH, random.Random(0)).text == "hello你好world"
 
 
 def test_text_stands_in_for_sound(lists: dict[str, Path]) -> None:

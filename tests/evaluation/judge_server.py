@@ -39,7 +39,7 @@ class JudgeServer:
 
 
 @contextmanager
-def served(handler: type[BaseHTTPRequestHandler], port: int = 0) -> Iterator[str]:
+def served(handler: Callable[..., BaseHTTPRequestHandler], port: int = 0) -> Iterator[str]:
     """The address of a server on loopback for the time of a with block; port 0: any free one."""
     server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     server.daemon_threads = True

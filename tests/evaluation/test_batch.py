@@ -113,11 +113,7 @@ def test_the_last_of_several_ranks_puts_all_together(
         (("--data", "absent.list"), "absent.list: no such file"),
         (("--data", "a.list", "--task", "s2x"), "task 's2x': not one of"),
         (("--data", "a.list", "--batch-size", "0"), "--batch-size 0: give 1 or more"),
-        (("--data", "a.list", "--processes", "0"), "--processes 0: give 1 or more"),
-        (("--data", "a.list", "--limit", "-1"), "--limit -1: give 1 or more"),
-        (("--data", "a.list", "--language", "dutch"), "not one of auto, english, chinese"),
         (("--data", "a.list", "--out", "a.list"), "a.list"),
-        (("--data", ""), "--data: name a list"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_and_exit_code_2(

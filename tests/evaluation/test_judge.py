@@ -131,16 +131,6 @@ def test_what_the_user_must_put_right_is_not_tried_again_and_tells_no_key(tmp_pa
     assert "secret-key" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("url", "options", "told"), [
-    ("127.0.0.1:8000/v1", {}, r"need http\(s\)://host"),
-    ("http://host/v1", {"model": None}, "--judge-model"),
-    ("http://host/v1", {"n": 0}, "--judge-n 0: give 1 or more"),
-])  # fmt: skip
-def test_settings_that_cannot_be_used_are_told(url, options, told):
-    with pytest.raises(InputError, match=told):
-        judge(url, **options)
-
-
 def test_openais_own_address_needs_a_key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "")
     with pytest.raises(InputError, match="OPENAI_API_KEY is not set"):

@@ -133,15 +133,6 @@ def test_files_of_another_test_or_out_of_range_are_refused(made):
         score(folder, wild)
 
 
-@pytest.mark.parametrize("given, told", [
-    (["Alpha"], "write NAME=OUT"), (["A=x", "A=y"], "give what echat_eval wrote"),
-])  # fmt: skip
-def test_systems_that_cannot_be_used_are_told(tmp_path, given, told):
-    with pytest.raises(InputError, match=told):
-        listening_test.run(door.parser().parse_args(
-            ["human", "--make", *given, "--out", str(tmp_path)]))  # fmt: skip
-
-
 def show(folder, *more):
     asked = ["gallery", "--from", str(folder / "run"), "--out", str(folder / "show"), *more]
     return listening_test.run(door.parser().parse_args(asked))
@@ -156,11 +147,6 @@ def test_the_page_has_a_section_a_category_and_its_players(tmp_path):
     for title in ("Emotion", "Age and gender", "Sound events", "Several cues at once"):
         assert f">{title}</h2>" in page
     assert "http" not in page and "I lost kite 0" in page
-
-
-def test_a_folder_of_something_else_is_told(tmp_path):
-    with pytest.raises(InputError, match="give what echat_eval wrote"):
-        show(tmp_path)
 
 
 SOUNDS_JS = """() => Promise.all([...document.querySelectorAll('audio')].map((sound) =>

@@ -14,7 +14,7 @@ import pytest
 
 from osum_echat.errors import CheckpointError, InputError
 from osum_echat.evaluation import __main__ as door
-from osum_echat.evaluation.__main__ import SUITES, builders, run_suite
+from osum_echat.evaluation.__main__ import run_suite
 from osum_echat.evaluation.echat_eval import TIMED
 from osum_echat.evaluation.runner import (
     FAULTS_IN_A_ROW,
@@ -206,17 +206,6 @@ def test_wrong_data_is_one_line_and_exit_code_2(tmp_path, spoken, capsys):
     assert door.main(argv) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith("evaluation: --data") and "cannot be read" in told
-
-
-@pytest.mark.parametrize("command", [*SUITES, "all", "human", "gallery"])
-def test_every_command_has_help(command, capsys):
-    with pytest.raises(SystemExit) as ended:
-        door.main([command, "--help"])
-    assert ended.value.code == 0 and "--out" in capsys.readouterr().out
-
-
-def test_every_suite_has_a_module_of_its_name_that_builds_it():
-    assert [*builders()] == [*SUITES]
 
 
 def test_help_loads_nothing_heavy():

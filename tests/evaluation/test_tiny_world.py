@@ -2,10 +2,7 @@
 
 import json
 
-import pytest
-
 from common_utils.tiny_world.world import load_world
-from osum_echat.errors import InputError
 from osum_echat.evaluation.__main__ import run_suite
 from tests.evaluation.spoken import Spoken, arguments, model
 
@@ -46,8 +43,3 @@ def test_other_replies_are_wrong_and_shown_beside_a_right_one(tmp_path):
     found = run(tmp_path / "d", tmp_path / "out", Spoken())
     assert found["s2t/all"]["value"] == 0
     assert "Bless you, little one." in (tmp_path / "out" / "report.md").read_text()
-
-
-def test_data_of_another_kind_is_told(tmp_path):
-    with pytest.raises(InputError, match=r"no exchanges\.jsonl; make a split"):
-        run(tmp_path, tmp_path / "out", Spoken())

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from osum_echat.errors import InputError
 from osum_echat.evaluation import tts
 from osum_echat.evaluation.__main__ import run_suite
 from tests.evaluation.spoken import Spoken, arguments, model, write_wav
@@ -78,16 +77,3 @@ def test_a_line_that_is_none_costs_itself_and_is_told(tmp_path, line):
     found, lost = tts.read(write_meta(tmp_path, f"{line}\na|p|p.wav|text\n"))
     assert [one.key for one in found] == ["a"]
     assert "need name|prompt text" in lost[f"{tmp_path}/meta.lst line 1"]
-
-
-@pytest.mark.parametrize("more, told", [
-    (["--tts-task", "s2s"], "does not read out"), (["--asr", "nowhere"], r"no model\.bin"),
-])  # fmt: skip
-def test_options_that_cannot_be_used_are_told(tmp_path, more, told):
-    with pytest.raises(InputError, match=told):
-        run(write_meta(tmp_path / "d"), tmp_path / "out", *more)
-
-
-def test_a_folder_without_the_speaker_encoder_is_told(tmp_path):
-    with pytest.raises(InputError, match=r"none of speaker\.onnx, campplus\.onnx"):
-        tts._first(tmp_path, tts.SPEAKER_FILES)

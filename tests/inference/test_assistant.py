@@ -1,6 +1,5 @@
 """Claims about the assistant: what goes in reaches the model, what comes out is taken apart."""
 
-import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import yaml
 
 from osum_echat import EChat, Reply
 from osum_echat.errors import CheckpointError, ConfigError, InputError
@@ -29,6 +27,7 @@ from osum_echat.inference.reply import (
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Sequence
 from osum_echat.tasks import TASKS, Task
+from tests.tiny_model import changed_model
 
 THOUGHT = (
     "<think>The user said: i lost my kite, age: <CHILD>, gender: <MALE>, emotion: <SAD>, "
@@ -182,11 +181,8 @@ def test_the_models_own_sampling_is_used_and_greedy_overrides_it(echat, question
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "s2x"}, "task 's2x': not one of"),
         ({"task": "asr", "labels": ("age",)}, "labels: task asr takes none"),
         ({"task": "understand", "labels": ("mood",)}, "'mood' is not one of emotion, age"),
-        ({"task": "s2s", "prompt": "What?"}, "prompt: task s2s takes none"),
-        ({"task": "s2t", "thinking": "label"}, "thinking: task s2t does not think"),
         ({"task": "s2t_think", "thinking": "loud"}, "choose label or natural"),
         ({"task": "tts"}, "task tts reads: give it a text"),
     ],
@@ -204,10 +200,7 @@ def test_a_silent_load_cannot_speak(model_directory, question_wav):
 
 
 def test_a_model_of_one_kind_of_thought_refuses_the_other(model_directory, question_wav, tmp_path):
-    copy = tmp_path / "model"
-    shutil.copytree(model_directory, copy)
-    settings = yaml.safe_load((copy / "model.yaml").read_text())
-    (copy / "model.yaml").write_text(yaml.safe_dump(settings | {"thinking": "natural"}))
+    copy = changed_model(model_directory, tmp_path / "model", thinking="natural")
     natural = EChat.load(copy, device="cpu", speaks=False)
     with pytest.raises(InputError, match="thinks in the natural way only"):
         natural.reply(question_wav, task="s2t_think", thinking="label")
@@ -217,17 +210,12 @@ def test_a_model_of_one_kind_of_thought_refuses_the_other(model_directory, quest
     ("change", "message"),
     [
         ({"thinking": "often"}, "thinking 'often'; write one of label, natural, both"),
-        ({"template": "latin"}, "template 'latin': not one of"),
         ({"sampling": {"text": {"heat": 1}}}, "sampling.text: .*heat"),
-        ({"sampling": {"text": {"top_p": 7}}}, "sampling.text: top_p 7"),
         ({"text_loop": {"times": 1}}, "text_loop: times 1, longest 12: need 2 or more"),
     ],
 )
 def test_a_model_yaml_that_cannot_be_used_is_told(model_directory, tmp_path, change, message):
-    copy = tmp_path / "model"
-    shutil.copytree(model_directory, copy)
-    settings = yaml.safe_load((copy / "model.yaml").read_text())
-    (copy / "model.yaml").write_text(yaml.safe_dump(settings | change))
+    copy = changed_model(model_directory, tmp_path / "model", **change)
     with pytest.raises((CheckpointError, ConfigError), match=message):
         EChat.load(copy)
 
@@ -408,13 +396,10 @@ def test_a_transcript_is_no_longer_than_its_clip_allows(echat, question_wav, lon
 
 
 def test_a_model_may_be_kept_out_of_loops(model_directory, question_wav, tmp_path):
-    copy = tmp_path / "model"
-    shutil.copytree(model_directory, copy)
-    settings = yaml.safe_load((copy / "model.yaml").read_text())
     asked = request.Options("asr")
-    for own, times in (({}, []), ({"text_loop": {"times": 4}}, [4])):
-        (copy / "model.yaml").write_text(yaml.safe_dump(settings | own))
-        guarded = EChat.load(copy, device="cpu", speaks=False)
+    looping = changed_model(model_directory, tmp_path / "model", text_loop={"times": 4})
+    for home, times in ((model_directory, []), (looping, [4])):
+        guarded = EChat.load(home, device="cpu", speaks=False)
         settled = request.make_request(guarded.model, question_wav, asked)
         answer = request.prepare(guarded.model, settled, 0, Timer(0.0)).answer
         assert [rule.times for rule in answer.text.rules] == times

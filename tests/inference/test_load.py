@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from osum_echat import EChat
 from osum_echat import device as devices
@@ -13,6 +12,7 @@ from osum_echat.errors import CheckpointError, InputError
 from osum_echat.inference import load
 from osum_echat.models import checkpoint
 from osum_echat.models.settings import read_settings
+from tests.tiny_model import changed_model
 
 CPU = torch.device("cpu")
 
@@ -69,8 +69,7 @@ def test_two_models_share_the_voice_and_what_is_equal(model_directory: Path, tmp
     copy = tmp_path / "model"
     shutil.copytree(model_directory, copy, ignore=shutil.ignore_patterns("token2wav", "*.safeten*"))
     checkpoint.save(copy, other)
-    settings = yaml.safe_load((model_directory / "model.yaml").read_text())
-    (copy / "model.yaml").write_text(yaml.safe_dump(settings))
+    shutil.copy(model_directory / "model.yaml", copy)
     first = EChat.load(model_directory, device="cpu")
     second = EChat.load(copy, device="cpu", share=first)
     assert second.voice is first.voice
@@ -95,20 +94,15 @@ def test_upstreams_settings_force_no_kind_of_thought(tmp_path: Path):
 
 @pytest.mark.parametrize("key", ["ctc_weight", "hearing"])
 def test_the_ctc_weight_is_read_under_its_old_key_too(model_directory, tmp_path: Path, key: str):
-    settings = yaml.safe_load((model_directory / "model.yaml").read_text())
-    path = tmp_path / "model.yaml"
-    path.write_text(yaml.safe_dump(settings | {key: 0.7}))
-    found = load.pretrained.find(model_directory, path)
+    found = load.pretrained.find(changed_model(model_directory, tmp_path / "model", **{key: 0.7}))
     assert load.GenerationSettings.of(found).ctc_weight == 0.7
 
 
 def test_int8_weights_can_be_a_models_own_choice_on_a_cpu(model_directory, tmp_path: Path):
-    settings = yaml.safe_load((model_directory / "model.yaml").read_text())
-    path = tmp_path / "model.yaml"
-    path.write_text(yaml.safe_dump(settings | {"cpu_dtype": "int8"}))
-    small = EChat.load(model_directory, device="cpu", speaks=False, config=path).network
+    home = changed_model(model_directory, tmp_path / "model", cpu_dtype="int8")
+    small = EChat.load(home, device="cpu", speaks=False).network
     assert small.text_head is not None and small.dtype == torch.float32
-    whole = EChat.load(model_directory, device="cpu", speaks=False, config=path, dtype="fp32")
+    whole = EChat.load(home, device="cpu", speaks=False, dtype="fp32")
     assert whole.network.text_head is None
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from osum_echat import EChat
 from osum_echat.errors import CheckpointError
@@ -16,7 +15,7 @@ from osum_echat.inference.reply import AudioPiece, Done, TextPiece
 from osum_echat.inference.talker import ClauseSplitter, Speech, Talker
 from osum_echat.token2wav.model import Token2Wav
 from osum_echat.token2wav.voice import VoicePrompt
-from tests.tiny_model import CODES
+from tests.tiny_model import CODES, changed_model
 
 SOUND = Path("pretrained/tiny/samples/question.wav")
 TEXT = "Hello there, my friend. How are you today?"
@@ -91,10 +90,7 @@ def test_an_interrupt_stops_the_talker(echat):
 
 def test_the_model_speaks_itself_where_no_talker_is_named(model_directory, tmp_path):
     assert EChat.load(model_directory, device="cpu").model.talker is None
-    home = tmp_path / "model"
-    shutil.copytree(model_directory, home)
-    settings = yaml.safe_load((home / "model.yaml").read_text())
-    (home / "model.yaml").write_text(yaml.safe_dump({**settings, "talker": "."}))
+    home = changed_model(model_directory, tmp_path / "model", talker=".")
     assert EChat.load(home, device="cpu").model.talker is not None
     assert EChat.load(home, device="cpu", talker="none").model.talker is None
 

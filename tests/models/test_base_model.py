@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from osum_echat import paths
 from osum_echat.errors import CheckpointError
@@ -68,11 +67,4 @@ def test_a_base_model_that_is_not_there_is_told_with_what_to_do(home):
     checkpoint.load(home)                       # one from the hub does as well
     PARTS["llm"].hub_folder.rename(home / "elsewhere")
     with pytest.raises(CheckpointError, match=r"writing.*base_models"):
-        checkpoint.load(home)
-
-
-def test_a_base_of_another_form_is_refused(home):
-    raw = yaml.safe_load((home / "model.yaml").read_text())
-    (home / "model.yaml").write_text(yaml.safe_dump(raw | {"base": {"llm": {"nam": "x"}}}))
-    with pytest.raises(Exception, match=r"base.llm.nam: no such setting"):
         checkpoint.load(home)

@@ -57,20 +57,6 @@ def test_a_packed_row_leaks_nothing_even_in_gradients():
     assert embedded.grad[0, len(ROWS[1]) :].abs().max() > 0
 
 
-@pytest.mark.parametrize("frames", [(40, 23), (23, 40), (23, 24), (1, 9)])
-def test_clips_of_a_batch_keep_the_steps_they_have_alone(frames):
-    model = network()
-    clips = [torch.randn(size, 6) for size in frames]
-    together, lengths = model.encode_audio(
-        torch.nn.utils.rnn.pad_sequence(clips, batch_first=True), torch.tensor(frames)
-    )
-    for number, clip in enumerate(clips):
-        steps, count = model.encode_audio(clip[None], torch.tensor([len(clip)]))
-        assert lengths[number] == count[0] == steps.shape[1]
-        if len(clip) % 2 == 0:
-            assert torch.allclose(together[number, : count[0]], steps[0], atol=1e-5)
-
-
 def test_each_clip_lands_in_its_own_span():
     model = network()
     batch = collate([[ROWS[1], ROWS[0]], [ROWS[4]]], VOCAB)

@@ -1,10 +1,9 @@
 """Claims about models in one file: unpacked once, refused in one line."""
 
 import tarfile
-import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from osum_echat import EChat, paths
 from osum_echat.errors import CheckpointError
 from osum_echat.models import pretrained
+from tests.evaluation import judge_server
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +24,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[str]:
     """The address of a server of `tmp_path`."""
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with judge_server.served(partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as url:
+        yield url.removesuffix("/v1")
 
 
 def pack(path: Path, folder: Path, name: str) -> Path:

@@ -7,9 +7,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,11 +23,11 @@ from osum_echat.models.echat import EChatModel
 from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.models.pretrained import (
     llm_settings,
-    read_whisper,
     start_encoder,
     start_encoder_adapter,
     start_llm,
 )
+from tests.evaluation.judge_server import served
 from tests.tiny_network import LLM, SETTINGS, network
 
 Found = TypeVar("Found")
@@ -111,20 +112,15 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     """Start a stand-in on the loopback with some files."""
-    servers = []
+    with ExitStack() as servers:
 
-    def start(files: dict[str, bytes]) -> Hub:
-        served = Hub(files)
-        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, served))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        return served
+        def start(files: dict[str, bytes]) -> Hub:
+            hub = Hub(files)
+            url = servers.enter_context(served(partial(Handler, hub)))
+            monkeypatch.setenv("HF_ENDPOINT", url.removesuffix("/v1"))
+            return hub
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 @pytest.fixture
@@ -349,10 +345,3 @@ def test_the_encoder_computes_what_the_stock_whisper_computes(stock, tmp_path: P
         steps, lengths = started(mels, torch.tensor([100, 100]))
         assert torch.allclose(steps, wanted, atol=1e-5), place
         assert lengths.tolist() == [50, 50]
-
-
-def test_a_folder_with_several_openai_files_asks_for_one(stock, tmp_path: Path):
-    for name in ("small.pt", "medium.pt"):
-        torch.save({"model_state_dict": openai_weights(stock)}, tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"2 \.pt \(OpenAI\); give the file"):
-        read_whisper(tmp_path)

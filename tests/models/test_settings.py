@@ -71,15 +71,10 @@ def test_the_published_settings_are_the_published_sizes():
     ("text", "message"),
     [
         ("encoder: {mels: 80", "not YAML"),
-        ("- a list", "holds no settings"),
         ("encoder: {}\nadapter: {}", "llm: missing"),
         ("encoder: {headz: 2}\nadapter: {}\nllm: {}", "headz: .*did you mean 'heads'"),
-        ("encoder: {heads: two}\nadapter: {}\nllm: {}", "heads: 'two' where a whole number is"),
-        ("encoder: {heads: 0}\nadapter: {}\nllm: {}", "heads: 0, need 1 or more"),
         ("encoder: {width: 9}\nadapter: {}\nllm: {}", "width 9: must be even"),
         ("encoder: {}\nadapter: {}\nllm: {model_type: llama}", "only qwen2, qwen3 can be used"),
-        ("encoder: !!python/object/apply:os.getcwd []", "not YAML"),
-        ("encoder_conf: [1]", "llm_config.json"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_used_are_one_line(tmp_path: Path, text: str, message: str):
@@ -92,11 +87,9 @@ def test_settings_that_cannot_be_used_are_one_line(tmp_path: Path, text: str, me
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"encoder_conf": [1]}, "not the settings of a model"),
         ({"encoder_conf": {"output_size": 8}}, "attention_heads"),
         ({"encoder_conf": {**ENCODER, "input_layer": "conv2d"}}, "input_layer 'conv2d': only"),
         ({"adapter_type": "osum_echat2"}, "adapter_type 'osum_echat2': only 'osum_echat'"),
-        ({"speech_token_num": "many"}, "many"),
     ],
 )
 def test_settings_of_upstream_that_are_not_ours_to_run_are_told(upstream, values, message):

@@ -20,7 +20,6 @@ from common_utils.tiny_world.assets import (
     sha256_of,
     unpack_all,
 )
-from osum_echat.errors import DataError
 
 
 def packed(path, members):
@@ -113,9 +112,3 @@ def test_wordnet_gives_its_clean_examples(parts):
     assert sorted(texts.wordnet_sentences(parts)) == [
         f"the {kind} came first" for kind in ("adj", "adv", "noun", "verb")
     ]
-
-
-def test_missing_parts_are_told(tmp_path):
-    texts._chitchat.cache_clear()
-    with pytest.raises(DataError, match=r"missing; run common_utils\.small_model\.parts"):
-        texts.conversations(tmp_path)

@@ -14,7 +14,6 @@ from common_utils.tiny_world.lists import (
 )
 from common_utils.tiny_world.text_tokenizer import single_pieces, train
 from common_utils.tiny_world.world import World, load_world, normalise
-from osum_echat.errors import DataError
 from osum_echat.records import Utterance
 from osum_echat.tasks import task_for
 from osum_echat.thinking import read_labels
@@ -121,11 +120,6 @@ def test_without_speech_tokens_the_lists_of_words_are_still_written(
     sizes = write_lists(tmp_path, Maker(world, Random(0)), "test")
     assert set(sizes) <= {"pretrain", "understand", "t2t", "s2t", "s2t_think"}
     assert {row["task"] for row in rows_of(tmp_path, "understand")} == {FULL_TAG}
-
-
-def test_a_missing_corpus_says_how_to_make_it(world: World, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"tiny_world\.make"):
-        write_lists(tmp_path, Maker(world, Random(0)), "train")
 
 
 @pytest.fixture(scope="module")

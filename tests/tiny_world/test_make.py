@@ -111,10 +111,3 @@ def test_two_processes_make_what_one_makes(tmp_path):
     one, two = ([path.read_bytes() for path in sorted(each.folder.glob("audio/*.wav"))]
                 for each in plans)     # Piper's noise, in the replies, is drawn anew each time
     assert one == two
-
-
-def test_missing_assets_end_in_one_line(world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(maker, "load_world", lambda: world)
-    words = ["--out", str(tmp_path), "--split", "test", "--size", "1"]
-    assert maker.main([*words, "--assets", str(tmp_path / "none")]) == 2
-    assert "fetch the packages" in capsys.readouterr().err

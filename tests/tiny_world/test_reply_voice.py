@@ -16,18 +16,6 @@ from osum_echat.errors import InputError
 TONE = (0.3 * np.sin(np.arange(SAMPLE_RATE_HZ) * 0.1)).astype(np.float32)
 
 
-def test_silence_at_the_ends_is_trimmed_but_for_an_edge():
-    quiet = np.zeros(SAMPLE_RATE_HZ, np.float32)
-    left = reply_voice.trimmed(np.concatenate((quiet, TONE, quiet)))
-    assert abs(len(left) - 1.1 * SAMPLE_RATE_HZ) < 3 * reply_voice.FRAME_SAMPLES
-
-
-def test_parts_are_joined_with_a_gap_between():
-    joined = reply_voice.join([TONE, TONE], gap_s=0.5)
-    assert len(joined) == 2.5 * SAMPLE_RATE_HZ
-    assert len(reply_voice.join([])) == 0
-
-
 def test_styles_differ_in_level_by_their_gains():
     def power(decibels: float) -> float:
         return float(np.mean(reply_voice._levelled(TONE, decibels) ** 2))

@@ -1,7 +1,5 @@
 """The words of the tiny world: fair splits, right replies, speakable sizes."""
-from collections import Counter
 from dataclasses import replace
-from itertools import islice
 
 import pytest
 
@@ -11,13 +9,10 @@ from common_utils.tiny_world.manner import (
 )
 from common_utils.tiny_world.world import (
     Exchange,
-    Line,
-    Situation,
     World,
     load_world,
     normalise,
 )
-from osum_echat.errors import DataError
 
 SIZE = 1500
 
@@ -39,24 +34,6 @@ def test(world: World) -> list[Exchange]:
 
 def turns_of(exchange: Exchange) -> list:
     return [*exchange.turns, exchange]
-
-
-def test_every_situation_has_wordings_and_two_or_three_moods_with_lines_of_their_own(
-        world: World) -> None:
-    for situation in world.situations:
-        (line,) = situation.turns
-        assert 3 <= len(line.say) <= 4, situation.name
-        assert 2 <= len(situation.emotions) <= 3, situation.name
-        cores = [core for emotion in situation.emotions for core in line.cores[emotion]]
-        assert len(set(cores)) == len(cores), situation.name
-        assert all(3 <= len(core.split()) <= 7 for core in cores), situation.name
-        assert len(line.gist.split()) <= 5, situation.name
-
-
-def test_no_core_line_belongs_to_two_situations(world: World) -> None:
-    counts = Counter(core for item in world.situations for cores in item.turns[0].cores.values()
-                     for core in cores)
-    assert [core for core, count in counts.items() if count > 1] == []
 
 
 def test_the_same_seed_gives_the_same_exchanges_and_a_larger_size_begins_alike(
@@ -150,13 +127,3 @@ def test_emotions_events_ages_and_kinds_are_balanced(train: list[Exchange]) -> N
 def test_one_dialogue_has_one_speaker(train: list[Exchange]) -> None:
     for exchange in train:
         assert len({(turn.labels.age, turn.labels.gender) for turn in turns_of(exchange)}) == 1
-
-
-def test_an_unknown_split_is_refused(world: World) -> None:
-    with pytest.raises(DataError, match="not one of train, test"):
-        next(islice(world.exchanges("valid", 0, 1), 1))
-
-
-def test_a_situation_without_a_reply_for_its_mood_is_refused() -> None:
-    with pytest.raises(DataError, match=r"'rain': no reply for \['HAPPY'\]"):
-        Situation("rain", ("HAPPY",), (Line(("It rains",), "it rains", {}),))

@@ -89,30 +89,10 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path):
         Token2Wav.load(directory)
 
 
-def test_every_differing_key_is_told_at_once(tmp_path: Path):
-    directory = write_directory(tmp_path)
-    tensors = tiny_flow().state_dict()
-    tensors["extra.weight"] = tensors.pop("encoder_proj.bias")
-    tensors["encoder_proj.weight"] = torch.zeros(3, 3)
-    torch.save(tensors, directory / "flow.pt")
-    with pytest.raises(CheckpointError) as caught:
-        Token2Wav.load(directory)
-    for part in ("3 keys do not fit", "missing: encoder_proj.bias", "unexpected: extra.weight",
-                 "encoder_proj.weight [3, 3] there, [80, 16] by"):  # fmt: skip
-        assert part in str(caught.value)
-
-
-def test_a_damaged_weight_file_is_refused(tmp_path: Path):
-    directory = write_directory(tmp_path)
-    (directory / "flow.pt").write_bytes(b"no weights")
-    with pytest.raises(CheckpointError, match="not written by torch"):
-        Token2Wav.load(directory)
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [("vocodr: hift", "did you mean 'vocoder'"), ("vocoder: lpc", "not one of hift, nsf_vocos"),
-     ("flow: {steps: many}", "a whole number is needed"), ("hift: 3", "a mapping of settings")],
+     ("hift: 3", "a mapping of settings")],
 )  # fmt: skip
 def test_a_wrong_setting_is_refused(line: str, message: str, tmp_path: Path):
     directory = write_directory(tmp_path)

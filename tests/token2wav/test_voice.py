@@ -99,12 +99,6 @@ def test_a_damaged_voice_file_is_refused(tmp_path: Path):
         VoicePrompt.load(tmp_path / "voice.safetensors")
 
 
-def test_a_damaged_onnx_file_is_refused(tmp_path: Path):
-    (tmp_path / "speaker.onnx").write_bytes(b"no")
-    with pytest.raises(CheckpointError, match="not a readable ONNX model"):
-        SpeakerEncoder(tmp_path / "speaker.onnx")
-
-
 @pytest.mark.parametrize("rate", [8_000, 16_000, 24_000, 44_100, 48_000])
 def test_a_recording_of_any_rate_becomes_a_voice(models, tmp_path: Path, rate: int):
     prompt = make_prompt(write_wav(tmp_path / "a.wav", 1.5, rate), *models)
@@ -162,9 +156,7 @@ def test_swapped_onnx_files_are_told(tmp_path: Path):
 @pytest.mark.parametrize(
     "inputs",
     [
-        ((TensorProto.INT64, [1, "length"]),),
         ((TensorProto.FLOAT, [1, 128, "frames"]), (TensorProto.INT64, [1])),
-        ((TensorProto.FLOAT, [1, 3, 64, 64]),),
         ((TensorProto.FLOAT, [1, "frames", 40]),),
     ],
 )

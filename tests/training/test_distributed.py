@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from osum_echat.data.loader import Loader, open_sources
 from osum_echat.device import Ranks
-from osum_echat.errors import ConfigError, DataError
+from osum_echat.errors import ConfigError
 from osum_echat.models import checkpoint
-from osum_echat.training import experiment, trainer
+from osum_echat.training import trainer
 from tests.training.experiment import write_experiment
 from tests.training.processes import launch
 
@@ -26,23 +25,6 @@ def test_without_torchrun_the_missing_setting_is_named(monkeypatch: pytest.Monke
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match="torchrun"):
         Ranks.join(torch.device("cpu"))
-
-
-def share(path: Path, rank: int, world: int) -> list[str]:
-    """What one of several processes reads in the first epoch."""
-    whole = experiment.build(experiment.load(path, [])).batches
-    assert isinstance(whole, Loader)
-    weighted = open_sources(whole.settings)
-    part = Loader(weighted, whole.preparer, whole.settings, whole.seed, rank, world)
-    return [str(visit) for visit in part.windows.share(0)]
-
-
-def test_each_process_reads_another_share_and_none_is_left_out(tmp_path: Path) -> None:
-    path = write_experiment(tmp_path)
-    shares = [share(path, rank, 3) for rank in range(3)]
-    assert sorted(visit for one in shares for visit in one) == sorted(share(path, 0, 1))
-    with pytest.raises(DataError, match="each of 1000 processes"):
-        share(path, 999, 1000)
 
 
 def final_weights(path: Path) -> dict[str, torch.Tensor]:

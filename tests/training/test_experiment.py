@@ -67,19 +67,9 @@ def test_what_is_written_beside_a_checkpoint_reads_the_same(path: Path, tmp_path
     ("override", "message"),
     [
         ("run.step=7", r"stage\.yaml\.run\.step: no such setting; did you mean 'steps'"),
-        ("colour=7", r"colour: no such setting; known: output"),
         ("data.lists.t2t.wait=1", r"lists\.t2t\.wait: no such setting; did you mean 'weight'"),
-        ("run.steps=many", "'many' where a whole number is needed"),
         ("run.steps=1.5", "1.5 where a whole number is needed"),
-        ("run.steps=true", "True where a whole number is needed"),
-        ("schedule.rate=high", "'high' where a number is needed"),
-        ("prepare.speech_answers=1", "1 where true or false is needed"),
-        ("stage.train=llm", "'llm' where a list is needed"),
-        ("data.lists=[a]", "where a mapping is needed"),
         ("data=5", "5 where a mapping of settings is needed"),
-        ("output.deep=5", "'output' holds no settings"),
-        ("steps", "write it as key=value"),
-        ("run.steps=[", "not YAML"),
         ("engine.hearing=1", r"engine\.hearing: is named ctc_weight now; rename it"),
         ("model=null", "give `init`, or both `model` and `tokenizer`"),
     ],
@@ -87,13 +77,6 @@ def test_what_is_written_beside_a_checkpoint_reads_the_same(path: Path, tmp_path
 def test_a_wrong_setting_is_told(path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         experiment.load(path, [override])
-
-
-def test_a_missing_setting_without_a_default_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "a.yaml"
-    path.write_text("output: x\n")
-    with pytest.raises(ConfigError, match=r"a\.yaml\.data: missing"):
-        experiment.load(path)
 
 
 STARTS = ("init", "model", "tokenizer", "init_encoder", "init_llm", "init_encoder_adapter")

@@ -36,13 +36,6 @@ def test_a_cosine_can_follow_the_clock() -> None:
     assert found == pytest.approx([1.0, 0.5, 0.0])
 
 
-def test_wrong_settings_are_told() -> None:
-    with pytest.raises(ConfigError, match="'linear' is not one of constant, cosine"):
-        ScheduleSettings("linear")
-    with pytest.raises(ConfigError, match="must not be negative"):
-        ScheduleSettings(rate=-1.0)
-
-
 def test_a_cosine_without_an_end_of_its_own_falls_to_the_limit_of_the_training():
     schedule = ScheduleSettings(kind="cosine", rate=1.0, warmup_steps=2)
     assert ending(schedule, 0, 7.0).budget_minutes == 7

@@ -192,16 +192,6 @@ def test_a_stop_or_a_full_disk_during_saving_leaves_the_checkpoint_before(
     assert run(path, "run.steps=2") == trainer.Outcome(2, None)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({}, "give a limit"), ({"steps": 1, "keep": 0}, "1 or more"),
-     ({"steps": 1, "average": 1.0}, r"run\.average")],
-)  # fmt: skip
-def test_wrong_settings_are_told(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        trainer.RunSettings(**changes)
-
-
 def test_a_step_without_trained_tokens_moves_nothing(tmp_path: Path) -> None:
     path = write_experiment(tmp_path)
     training = experiment.build(experiment.load(path))

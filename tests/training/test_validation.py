@@ -4,10 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 
-from osum_echat.errors import ConfigError
 from osum_echat.records import Turn, Utterance
 from osum_echat.sequence import collate, compose
 from osum_echat.tasks import task_for
@@ -93,16 +91,3 @@ def test_a_training_tells_them_and_is_not_changed_by_asking(tmp_path: Path) -> N
     assert len(told) == 2  # steps 2 and 4, which is the end
     assert all(set(one) == {"wer", "age", "gender"} for one in told)
     assert not any("answers" in one for one in lines["plain"])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [(["data.held_out=null"], "needs data.held_out"),
-     (["run.check_answers=-1"], "check_answers must be 0 or more")],
-)  # fmt: skip
-def test_what_cannot_be_asked_is_told_at_the_start(
-    tmp_path: Path, changes: list[str], message: str
-) -> None:
-    path = write_experiment(tmp_path)
-    with pytest.raises(ConfigError, match=message):
-        experiment.build(experiment.load(path, [*sorted(ASKED), *changes]))
