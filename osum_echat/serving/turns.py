@@ -27,7 +27,7 @@ HYSTERESIS = 0.15                                   # below the threshold by so 
 START_MS = 96                                       # of speech before a turn begins
 INTERRUPT_MS = {"server_vad": 300, "semantic_vad": 670}     # over a reply: longer than "uh-huh" is
 FAINT, FAINT_GAP, LOOK_BACK_MS = 0.1, 3, 1000       # likely enough to belong to speech that follows
-PAUSE_MS = 128                                      # of silence before a reply is prepared
+PAUSE_MS = {"server_vad": 96, "semantic_vad": 128}  # of quiet before a reply is prepared
 COMPLETE_MS = 300           # that ends a turn of which the turn model says that it is done
 QUIET_DB = 25                                       # below a turn's loudest window is no speech
 HANGOVER = 4                                        # windows for which the model still hears it
@@ -82,6 +82,7 @@ class TurnDetector:
     _faint: int = 0                 # windows since faint speech began, that may have been its start
     _gap: int = 0                   # windows since the last of them
     _quiet: int = 0                 # windows in a row that are far below the loudest
+    _paused: bool = False           # a reply is being prepared
     _loudest_db: float = -math.inf
 
     def push(
@@ -93,11 +94,13 @@ class TurnDetector:
             return self._wait(probability, end_sample, replying, level_db)
         self._loudest_db = max(self._loudest_db, level_db)
         self._quiet = self._quiet + 1 if level_db < self._loudest_db - QUIET_DB else 0
-        before_ms = self._silent_ms
         if probability >= self.settings.threshold:
-            self._silence, self.complete = 0, None
-            if before_ms >= PAUSE_MS:
-                return Turn.RESUMED
+            self._silence = 0
+            if not 0 < self._quiet <= HANGOVER:     # speech, not its echo in the model
+                self.complete = None
+                if self._paused:
+                    self._paused = False
+                    return Turn.RESUMED
         elif self._silence:
             self._silence += 1
         elif probability < max(self.settings.threshold - HYSTERESIS, 0.01):
@@ -105,14 +108,18 @@ class TurnDetector:
         too_long = end_sample - self.start_sample > LONGEST_TURN_S * RATE_HZ
         # Speech ends within a window: half of that is silence too.
         half = WINDOW_MS // 2 if self._silence else 0
-        if too_long or self._silent_ms + half >= self._needed_ms():
+        if too_long or self._silence * WINDOW_MS + half >= self._needed_ms():
             self.reset()
             return Turn.ENDED
-        return Turn.PAUSED if before_ms < PAUSE_MS <= self._silent_ms else None
+        return self._pause()
 
-    @property
-    def _silent_ms(self) -> int:
-        return self._silence * WINDOW_MS
+    def _pause(self) -> Turn | None:
+        """Tell a pause once: sound that falls off is one before the model no longer hears it."""
+        calm = max(self._silence, self._quiet if self._quiet <= HANGOVER else 0)
+        if self._paused or calm * WINDOW_MS < PAUSE_MS[self.settings.kind]:
+            return None
+        self._paused = True
+        return Turn.PAUSED
 
     def _wait(
         self, probability: float, end_sample: int, replying: bool, level_db: float
@@ -131,7 +138,7 @@ class TurnDetector:
         padding = self.settings.prefix_padding_ms * RATE_HZ // 1000
         windows = max(self._speech, min(self._faint, LOOK_BACK_MS // WINDOW_MS))
         self.start_sample = max(0, end_sample - windows * WINDOW_SAMPLES - padding)
-        self.in_turn, self._silence, self._quiet = True, 0, 0
+        self.in_turn, self._paused, self._silence, self._quiet = True, False, 0, 0
         return Turn.STARTED
 
     def _needed_ms(self) -> int:
@@ -142,7 +149,7 @@ class TurnDetector:
 
     def reset(self) -> None:
         """Forget what was heard: the next speech begins a turn."""
-        self.in_turn, self.complete = False, None
+        self.in_turn, self.complete, self._paused = False, None, False
         self._speech = self._silence = self._faint = self._gap = self._quiet = 0
         self._loudest_db = -math.inf
 

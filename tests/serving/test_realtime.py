@@ -256,7 +256,23 @@ def test_silence_is_counted_from_where_the_sound_ended():
     heard = [(0.9, -20.0)] * 20 + [(0.9, -90.0)] * 3 + [(0.0, -90.0)] * 20
     turns = [detector.push(likely, at * WINDOW, False, level)
              for at, (likely, level) in enumerate(heard)]  # fmt: skip
-    assert turns.index(Turn.PAUSED) == 23 and turns.index(Turn.ENDED) == 28
+    assert turns.index(Turn.PAUSED) == 22 and turns.index(Turn.ENDED) == 28
+
+
+@pytest.mark.parametrize(("quiet", "told"), [
+    (2, []),
+    (4, [(22, Turn.PAUSED), (24, Turn.RESUMED)]),
+    (8, [(22, Turn.PAUSED), (24, Turn.RESUMED)]),      # soft speech, not the end of loud speech
+])
+def test_a_reply_is_prepared_once_a_pause_and_not_at_a_stop_within_a_word(
+    quiet: int, told: list[tuple[int, Turn]]
+):
+    detector = TurnDetector(TurnSettings(silence_duration_ms=300))
+    heard = [(0.9, -20.0)] * 20 + [(0.9, -90.0)] * quiet + [(0.9, -20.0)] * 20
+    turns = [detector.push(likely, at * WINDOW, False, level)
+             for at, (likely, level) in enumerate(heard)]  # fmt: skip
+    found = [(at, turn) for at, turn in enumerate(turns) if turn is not None]
+    assert found[1:] == told
 
 
 @pytest.mark.parametrize("silence_ms", [200, 500, 1000])
