@@ -63,7 +63,8 @@ class _Threads(argparse.Action):
 def add_threads(one: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --threads."""
     one.add_argument("--threads", action=_Threads, metavar="N", help="of the processor (default: "
-                     "one for each core; fewer where other programs are at work)")  # fmt: skip
+                     "one for each core, 1 for the tiny model; give fewer where other programs are "
+                     "at work)")  # fmt: skip
 
 
 def add_ray(one: argparse.ArgumentParser) -> None:

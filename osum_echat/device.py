@@ -20,6 +20,7 @@ from osum_echat.errors import ConfigError, InputError
 
 NAMES = ("auto", "cuda", "npu", "cpu")
 RAY_CARDS = {"cuda": "GPU", "npu": "NPU"}  # what Ray calls a card of each kind
+LEAST_SHARED_WIDTH = 512  # of an LLM whose products are worth a second thread
 TRIED_SIDE, TRIES = 512, 5  # a product that tells how fast a type is: 3 ms in float32
 TIMEOUT = timedelta(hours=1)  # how long a process waits for another that scores or saves
 
@@ -126,6 +127,13 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done all it was given (for timing)."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize(device)
+
+
+def choose_threads(width: int) -> None:
+    """One thread for an LLM of a width whose products are too small to share, if none were asked
+    for: several threads then wait for each other for longer than they work."""
+    if width < LEAST_SHARED_WIDTH and not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(1)
 
 
 def is_fast_in_bfloat16() -> bool:

@@ -21,6 +21,25 @@ def test_the_cpu_can_always_be_picked():
     assert device.dist_backend(CPU) == "gloo"
 
 
+@pytest.mark.parametrize(("width", "asked", "taken"), [
+    (256, None, 1), (256, "2", 2), (576, None, 2),
+])  # fmt: skip
+def test_a_small_model_takes_one_thread_unless_more_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, width: int, asked: str | None, taken: int
+):
+    before = torch.get_num_threads()
+    if asked is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    try:
+        torch.set_num_threads(2)
+        device.choose_threads(width)
+        assert torch.get_num_threads() == taken
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", ["tpu", "cuda:x", "cpu:1", "auto:0", ""])
 def test_an_unknown_device_is_refused(name):
     with pytest.raises(InputError, match="choose one of auto, cuda, npu, cpu"):

@@ -164,6 +164,8 @@ def load(
     voice_place = token2wav_place(wanted.token2wav) if wanted.token2wav else found.token2wav()
     voice = _voice(voice_place, wanted, place, share) if speaks else None
     talker = _talker(found, wanted, voice, place, share) if voice is not None else None
+    if place.type == "cpu":
+        devices.choose_threads(settings.llm["hidden_size"])
     dtype = pick_dtype(wanted.dtype, place, found.weights, settings.tied)
     network = checkpoint.load(
         found.weights, settings, dtype, device=place,
