@@ -296,9 +296,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = cli.parser(__doc__)
     add = made.add_argument
     add("--out", type=Path, required=True, help="trainings, scores.json, report.md, report.html")
     add("--start", type=Path, default=Path("exp/tiny/stage0b/final"),

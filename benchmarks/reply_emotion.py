@@ -130,9 +130,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0; 2 for what the user can put right."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--train", type=Path, default=Path("build/world/train"), metavar="DIR")
     add("--test", type=Path, default=Path("build/world/test"), metavar="DIR")

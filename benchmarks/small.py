@@ -383,9 +383,7 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR")
     add("--token2wav", metavar="DIR", help="of a model that has none beside it")

@@ -8,7 +8,6 @@ PART=DIR[,DIR ...]: the outputs of its trainings one after another, with a metri
 --heard: what measure_ear wrote of the same trainings, in that order: word errors beside them.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -106,9 +105,7 @@ def parts_of(given: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("parts", nargs="+", metavar="PART=DIR[,DIR]")
     parser.add_argument("--heard", nargs="*", type=Path, default=[], metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="SVG")

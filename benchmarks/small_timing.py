@@ -72,9 +72,7 @@ def measure(chosen: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR")
     add("--wav", type=Path, required=True, metavar="FILE", help="a question of some 3 s")

@@ -153,9 +153,7 @@ def measure(chosen: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--voice", type=Path, required=True, metavar="DIR", help="what export_voice wrote")
     add("--judge", type=Path, required=True, metavar="DIR", help="Whisper base, which the units "

@@ -12,11 +12,18 @@ from osum_echat import logs
 from osum_echat.errors import OsumError
 from osum_echat.paths import HOUSE, model_source
 
-BAD_INPUT, INTERRUPTED = 2, 130
+SOME_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 MODEL_HELP = (
     "small, tiny, a model directory, its .tar.gz or the web address of one, a published .pt, a "
     "DeepSpeed directory or hub:OWNER/NAME[/FILE] (default: small where it is complete, else tiny)"
 )
+
+
+def parser(about: str | None, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser whose help shows a module's docstring as it is written."""
+    return argparse.ArgumentParser(
+        prog=prog, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def run(name: str, work: Callable[[], int | None], quiet: bool = False) -> int:

@@ -243,7 +243,7 @@ def _lock(file: BinaryIO, path: Path, wait_s: float = LOCK_WAIT_S) -> None:
         time.sleep(LOCK_POLL_S)
 
 
-class Lines:
+class KeyedJournal:
     """A journal of objects with a `key`, the last line of a key counts; several threads may add."""
 
     def __init__(self, path: Path) -> None:
@@ -261,7 +261,7 @@ class Lines:
             self._journal.write(records)
             self.found |= {one["key"]: one for one in records}
 
-    def __enter__(self) -> "Lines":
+    def __enter__(self) -> "KeyedJournal":
         return self
 
     def __exit__(self, *_: object) -> None:

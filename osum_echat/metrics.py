@@ -182,7 +182,7 @@ _CJK = "\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _HAS_CJK = re.compile(f"[{_CJK}]")
 _MIXED_UNIT = re.compile(f"[{_CJK}]|[^\\s{_CJK}]+")
 _NOT_CJK = re.compile(f"[^{_CJK}]+")
-_TAG = re.compile(r"<[^<>]*>")
+TAG = re.compile(r"<[^<>]*>")
 HANZI = re.compile(r"[\u4e00-\u9fff]")        # the common Chinese characters
 _YEAR = re.compile(r"(?<!\d)(\d{4})(?=年)")
 _NUMBER = re.compile(r"(\d+)(?:\.(\d+))?(%)?")
@@ -205,13 +205,13 @@ def normalise(text: str, language: str = "auto") -> str:
         raise InputError(f"language {language!r}: not one of {', '.join(LANGUAGES)}")
     if language == "auto":
         language = language_of(text)
-    text = _TAG.sub(" ", text)
+    text = TAG.sub(" ", text)
     return _chinese(text) if language == "chinese" else _english(text)
 
 
 def language_of(text: str) -> str:
     """chinese where the text holds any Chinese character, else english."""
-    return "chinese" if _HAS_CJK.search(_TAG.sub(" ", text)) else "english"
+    return "chinese" if _HAS_CJK.search(TAG.sub(" ", text)) else "english"
 
 
 def normalised_pair(reference: str, heard: str, language: str = "auto") -> tuple[str, str]:

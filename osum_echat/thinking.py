@@ -25,13 +25,13 @@ VALUES = {                                                  # of each field of a
 }
 # A voice that nothing special is known of; a new field of VALUES may have one or not.
 DEFAULT_LABELS = {"age": "ADULT", "gender": "MALE", "emotion": "NEUTRAL", "event": "OTHER"}
-_LABEL = re.compile(r"<([^<>]+)>")
+LABEL = re.compile(r"<([^<>]+)>")
 _NOT_IN_WORDS = re.compile(r"[^a-z0-9' ]+")
 _UPPER_LABEL = re.compile(r"<([A-Z ]+)>")
 _CJK_SPACES = re.compile(r"\s+(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff])\s+")
 _BRACKET_SPACES = re.compile(r"\s+(?=[<>])|(?<=[<>])\s+")
 THINK_END_MARK = re.compile(r"<\s*/?think end>|</think>")
-_LEADING_TAG = re.compile(r"\s*<([^<>]+)>\s*")
+LEADING_TAG = re.compile(r"\s*<([^<>]+)>\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _read_label_thought(thought: str, template: LabelTemplate) -> tuple[str | No
     first = len(thought)
     for cue, field in zip(template.cues, FIELDS, strict=True):
         place = thought.rfind(f"{cue.rstrip()}")
-        label = _LEADING_TAG.match(thought, place + len(cue.rstrip())) if place >= 0 else None
+        label = LEADING_TAG.match(thought, place + len(cue.rstrip())) if place >= 0 else None
         if label:
             found[field] = canonical_label(label[1])
             first = min(first, place)
@@ -123,7 +123,7 @@ def read_labels(text: str, fields: tuple[str, ...]) -> Labels:
     that no list knows goes to the next open field.
     """
     found: dict[str, str | None] = {}
-    for name in map(canonical_label, _LABEL.findall(text)):
+    for name in map(canonical_label, LABEL.findall(text)):
         unfilled = [field for field in fields if field not in found]
         own = [field for field in unfilled if name in VALUES.get(field, ())]
         is_known = any(name in values for values in VALUES.values())
@@ -134,7 +134,7 @@ def read_labels(text: str, fields: tuple[str, ...]) -> Labels:
 
 def without_labels(text: str) -> str:
     """The words of an understanding answer."""
-    return _LABEL.sub("", text).strip()
+    return LABEL.sub("", text).strip()
 
 
 def clean(text: str) -> str:

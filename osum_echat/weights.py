@@ -34,7 +34,7 @@ SHOWN_KEYS = 10
 WRAPPING_KEYS = ("engine", "module", "model", "state_dict", "model_state_dict")
 WRAPPER = "module."             # before every key where a parallel wrapper was saved along
 LFS_MARK = b"version https://git-lfs"
-LONGEST_REASON = 200            # of what torch says, without its advice to trust the file
+LONGEST_REASON = 200            # of what a library says, without torch's advice to trust the file
 DAMAGE = (
     RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError,
     EOFError, MemoryError, OverflowError,

@@ -145,10 +145,7 @@ def _engine(one: Any) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    made = argparse.ArgumentParser(
-        prog=f"python -m common_utils.{NAME}", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    made = cli.parser(__doc__, f"python -m common_utils.{NAME}")
     made.add_argument("config", type=Path, help="YAML, as conf/build_dialogues.yaml")
     made.add_argument("settings", nargs="*", metavar="key=value", help="over those of the YAML, "
                       "such as plan.counts.emotion=60")  # fmt: skip

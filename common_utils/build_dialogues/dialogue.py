@@ -25,7 +25,7 @@ from osum_echat.evaluation.endpoint import (
     Endpoint,
     EndpointError,
 )
-from osum_echat.files import Lines, read_journal
+from osum_echat.files import KeyedJournal, read_journal
 from osum_echat.records import Labels
 from osum_echat.settings import parse
 
@@ -142,7 +142,7 @@ class Calls:
 
     def __init__(self, settings: EndpointSettings, folder: Path, portion: Piece) -> None:
         self.settings, self.endpoint = settings, endpoint_of(settings)
-        self._lines = Lines(folder / f"{portion.first:09d}.jsonl")
+        self._lines = KeyedJournal(folder / f"{portion.first:09d}.jsonl")
 
     def __enter__(self) -> "Calls":
         return self

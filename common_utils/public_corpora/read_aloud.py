@@ -133,4 +133,5 @@ def common_voice(root: Path, part: str, lost: Lost) -> Iterator[Found]:
 
 def _of_common_voice(text: str, audio: Path, row: Any) -> Found:
     age, gender = (row.get(name) or "" for name in ("age", "gender"))
-    return Found(audio.stem, audio, text, Labels(AGES.get(age), GENDERS.get(gender.lower())))
+    labels = Labels(age=AGES.get(age), gender=GENDERS.get(gender.lower()))
+    return Found(audio.stem, audio, text, labels)

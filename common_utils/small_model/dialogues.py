@@ -6,7 +6,7 @@ frames; replies are hand-written, the world's, or people's own.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from string import Template
@@ -85,7 +85,7 @@ def voice(emotion: str, rng: Random) -> Labels:
     if rng.random() < 0.35:
         event = manner.NO_EVENT
     age = rng.choices(manner.AGES, weights=(0.22, 0.56, 0.22))[0]
-    labels = Labels(age, rng.choice(manner.GENDERS), emotion, event)
+    labels = Labels(age=age, gender=rng.choice(manner.GENDERS), emotion=emotion, event=event)
     return replace(labels, style=manner.style_for(labels))
 
 
@@ -237,9 +237,7 @@ def from_world(size: int, rng: Random, split: str = "train") -> Iterator[Example
     """The tiny world's turns; half with an opening of our own."""
     world = load_world()
     for exchange in world.exchanges(split, 11, size):
-        voice_of = exchange.labels
-        labels = Labels(voice_of.age, voice_of.gender, voice_of.emotion, voice_of.event,
-                        exchange.reply_style)  # fmt: skip
+        labels = Labels(**asdict(exchange.labels), style=exchange.reply_style)
         sentences = list(exchange.reply_sentences)
         if exchange.kind != "identity" and rng.random() < 0.6:
             opening = manner.opening(labels, rng)

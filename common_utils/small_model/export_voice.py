@@ -120,9 +120,7 @@ def write_tokenizer(units: Path, whisper: Path, out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("what", choices=("styles", "parts", "tokenizer"))
     parser.add_argument("--voice", type=Path, default=Path("build/voice"), metavar="DIR",
                         help="talker, flow, vocoder, units and voice.list")  # fmt: skip

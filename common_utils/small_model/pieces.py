@@ -20,7 +20,6 @@ from safetensors import safe_open
 
 from osum_echat import cli
 from osum_echat.errors import CheckpointError
-from osum_echat.logs import setup
 from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.encoder import AdapterSettings, EncoderSettings
@@ -109,7 +108,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--whisper", type=Path, required=True, help="Whisper base")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args(argv)
-    setup()
     start(chosen.llm, chosen.whisper, chosen.out)
 
 

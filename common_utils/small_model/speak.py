@@ -7,7 +7,6 @@ Each piece is so many minutes of speech from a seed of its own, in one list that
 more can be made at any time. ENGINE.list holds all that there are.
 """
 
-import argparse
 import gzip
 import json
 import sys
@@ -29,7 +28,7 @@ from common_utils.tiny_world.assets import AssetPaths
 from osum_echat import cli
 from osum_echat.errors import InputError
 from osum_echat.files import whole_file
-from osum_echat.logs import logger, setup
+from osum_echat.logs import logger
 
 LEXICONS = ("lexicon_us_gold.json.gz", "lexicon_us_silver.json.gz")
 SHARES = (0.65, 0.25, 0.10)  # of chats, WordNet, the tiny world
@@ -198,9 +197,7 @@ def join(out: Path, engine: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("--parts", type=Path, required=True)
     parser.add_argument("--people", type=Path, required=True, help="for its noises and rooms")
     parser.add_argument("--out", type=Path, required=True)
@@ -208,7 +205,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pieces", type=int, nargs="+", required=True)
     parser.add_argument("--minutes", type=float, default=30.0, help="of speech in each piece")
     chosen = parser.parse_args(argv)
-    setup()
     say = ENGINES[chosen.engine](chosen.parts)
     around, pools = waves.Surroundings.of(chosen.people), readable(chosen.parts)
     for piece in chosen.pieces:

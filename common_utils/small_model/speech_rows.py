@@ -238,9 +238,7 @@ def units_in(raw: dict[str, Any]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     add = parser.add_argument
     add("what", choices=("waves", "codes", "rows"))
     add("--parts", type=Path, default=Path("build/parts"), metavar="DIR")

@@ -4,7 +4,6 @@ python -m common_utils.small_model.thinker start --llm DIR --ear DIR --out build
 python -m common_utils.small_model.thinker export --run build/thinker/stage3 --out DIR
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from osum_echat import cli
 from osum_echat.errors import CheckpointError
-from osum_echat.logs import logger, setup
+from osum_echat.logs import logger
 from osum_echat.models import checkpoint
 from osum_echat.models.echat import MARKS, EChatModel, EChatSettings
 from osum_echat.models.encoder import AdapterSettings, EncoderSettings
@@ -100,9 +99,7 @@ def export(run: Path, out: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     first = commands.add_parser("start")
     first.add_argument("--llm", type=Path, required=True, help="SmolLM2 as a Qwen2 directory")
@@ -112,7 +109,6 @@ def main(argv: list[str] | None = None) -> None:
     last.add_argument("--run", type=Path, required=True, help="the output of train.py")
     last.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args(argv)
-    setup()
     if chosen.command == "start":
         start(chosen.llm, chosen.ear, chosen.out)
     else:

@@ -20,7 +20,7 @@ from common_utils.small_model.ranking import Ranker
 from common_utils.small_model.topics import sentence
 from common_utils.tiny_world.world import fraction
 from osum_echat import cli
-from osum_echat.logs import logger, setup
+from osum_echat.logs import logger
 from osum_echat.records import LIST_KEYS
 
 CHECK_SHARE = 0.02  # of the examples, that are not trained on
@@ -103,7 +103,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stock", type=Path, help="the stock LLM, which chooses people's replies")
     chosen = parser.parse_args(argv)
-    setup()
     ranker = None if chosen.stock is None else Ranker(chosen.stock)
     found = examples(chosen.parts, chosen.seed, ranker=ranker)
     sizes = write(found, chosen.out, chosen.seed)

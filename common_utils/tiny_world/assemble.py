@@ -20,8 +20,8 @@ import yaml
 from safetensors.torch import save_file
 
 from common_utils.tiny_world import card
-from osum_echat import audio, logs, weights
-from osum_echat.errors import CheckpointError, OsumError
+from osum_echat import audio, cli, logs, weights
+from osum_echat.errors import CheckpointError
 from osum_echat.models import checkpoint
 from osum_echat.settings import read_mapping
 from osum_echat.tasks import PROMPTS_FILE
@@ -51,9 +51,7 @@ log = logs.logger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="`final` of the last stage")
     add("--flow", type=Path, required=True, help="folder with flow.safetensors and flow.yaml")
@@ -68,17 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--book", type=Path, help="times of the recipe's steps, for the card")
     add("--stages", type=Path, help="folder of the trainings' outputs, for the card")
     chosen = parser.parse_args(argv)
-    logs.setup()
-    try:
+
+    def work() -> None:
         write_model(chosen.model, chosen.out)
         write_token2wav(chosen, chosen.out / "token2wav")
         write_samples(chosen.samples, chosen.out / "samples", chosen.count)
         card.write(chosen.out, [chosen.book] if chosen.book else [], chosen.stages)
         log.info("%s: %.1f MB", chosen.out, check_sizes(chosen.out))
-    except OsumError as error:
-        sys.stderr.write(f"assemble: {error}\n")
-        return 2
-    return 0
+
+    return cli.run("assemble", work)
 
 
 def write_model(source: Path, out: Path) -> None:

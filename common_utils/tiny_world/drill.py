@@ -8,7 +8,6 @@ without sound, for stand-ins.
     python -m common_utils.tiny_world.drill --corpus OUT --spoken 2500 --silent 30000
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -116,9 +115,7 @@ def spoken_rows(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="what the tiny world made")
     parser.add_argument("--spoken", type=int, default=2500, help="drills with sound")
     parser.add_argument("--silent", type=int, default=30_000, help="drills without")

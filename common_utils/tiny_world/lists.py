@@ -5,7 +5,6 @@ wavs in tokens.jsonl. Without a speech tokenizer only the lists that need no spe
 
     python -m common_utils.tiny_world.lists --corpus OUT [--speech-tokenizer FILE.onnx]
 """
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,8 +49,7 @@ log = logger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="what the tiny world made")
     parser.add_argument("--split", choices=SPLITS, nargs="*", default=SPLITS)
     parser.add_argument("--speech-tokenizer", type=Path, help="onnx file; none: no speech lists")

@@ -6,7 +6,6 @@ in OUT/sentences. Stopped and started again, it goes on; the same seed always gi
     python -m common_utils.tiny_world.make --out OUT --split train --size 7000 --processes 2
 """
 
-import argparse
 import json
 import sys
 import time
@@ -57,9 +56,7 @@ class Plan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--split", choices=SPLITS, required=True)
     parser.add_argument("--size", type=int, required=True, help="exchanges")

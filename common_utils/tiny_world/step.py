@@ -6,7 +6,6 @@ A step is done when its command has succeeded and what it makes is there. When o
 those behind it in the book count as undone.
 """
 
-import argparse
 import signal
 import subprocess
 import sys
@@ -96,9 +95,7 @@ def run(book: Book, name: str, command: Sequence[str], makes: Path | None) -> in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("--book", type=Path, required=True, help="JSON file of all steps")
     parser.add_argument("--makes", type=Path, help="file or folder that is there when it is done")
     parser.add_argument("name", help="of the step, as the model card shows it")

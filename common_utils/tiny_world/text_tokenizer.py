@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,7 @@ def world_texts(world: World, size: int) -> Iterator[str]:
     for exchange in world.exchanges("train", 0, size):
         turns: tuple[SaidTurn | Exchange, ...] = (*exchange.turns, exchange)
         for turn in turns:
-            labels = Labels(turn.labels.age, turn.labels.gender, turn.labels.emotion,
-                            turn.labels.event, turn.reply_style)
+            labels = Labels(**asdict(turn.labels), style=turn.reply_style)
             yield turn.user_text
             yield normalise(turn.user_text)
             yield label_thought(ENGLISH, normalise(turn.user_text), labels) + turn.reply_text

@@ -7,7 +7,6 @@ from the `rng` handed in, so that a visit can be repeated.
 """
 
 import random
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +24,8 @@ from osum_echat.tasks import Prompts, Task, fix_labels, task_for
 from osum_echat.thinking import (
     CHINESE,
     DEFAULT_LABELS,
+    LABEL,
+    LEADING_TAG,
     VALUES,
     LabelTemplate,
     as_words,
@@ -89,8 +90,6 @@ ANSWER_START = "<开始回答>"  # parts transcript and reply in `<TRANSCRIBE> <
 TRANSCRIPT_AND_REPLY = "<TRANSCRIBE> <S2TCHAT>"
 NEUTRAL_STYLE = "中立"
 REPLY_STYLES = frozenset("愉悦 抱歉 开心 愤怒 惊讶 厌恶 悲伤 害怕 哭腔 安慰鼓励 中立".split())
-_TAG = re.compile(r"<[^<>]+>")
-_LEADING_TAG = re.compile(r"^\s*<([^<>]+)>\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +133,7 @@ def make_target(
 def unknown_labels(utterance: Utterance, target: Target) -> tuple[Noted, ...]:
     """The labels of a record, and those it is to answer with, that no model knows."""
     named = [(field, getattr(utterance.labels, field)) for field in VALUES]
-    named += zip(target.task.labels, _TAG.findall(target.text), strict=False)
+    named += zip(target.task.labels, LABEL.findall(target.text), strict=False)
     names = ((field, canonical_label(value)) for field, value in named if field in VALUES)
     unknown = {(field, name) for field, name in names if name and name not in VALUES[field]}
     return tuple(
@@ -153,11 +152,11 @@ def _understanding(
 ) -> Target | Dropped:
     """Transcript and labels as listed, or at random the labels alone."""
     if task.transcript and task.labels and rng.random() < settings.labels_only:
-        tags = _TAG.findall(text)
+        tags = LABEL.findall(text)
         if len(tags) < len(task.labels):
             return Dropped("fewer labels than asked for", utterance.key)
         task = task_for(task.tag.removeprefix("<TRANSCRIBE>"))
-        text = "".join(tags[: len(task.labels)])
+        text = "".join(f"<{one}>" for one in tags[: len(task.labels)])
     text = clean(text)
     if task.transcript and not task.labels and task.tag == "<TRANSCRIBE>":
         text = text.lower()
@@ -172,7 +171,7 @@ def _reply(text: str, kind: str, template: LabelTemplate, task: Task) -> str:
     """
     if template is not CHINESE:
         return text
-    tag = _LEADING_TAG.match(text)
+    tag = LEADING_TAG.match(text)
     words = text[tag.end() :] if tag else text
     if kind == "natural":
         return words
@@ -195,7 +194,7 @@ def _with_thought(
     if not utterance.user.text:
         return Dropped("no words of the user for the label thought", utterance.key)
     labels = _filled(utterance.labels, rng)
-    tag = _LEADING_TAG.match(text)
+    tag = LEADING_TAG.match(text)
     if tag:
         labels = replace(labels, style=tag[1])
     return Target(task, label_thought(template, clean(utterance.user.text), labels) + text, forced)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from osum_echat.evaluation.runner import Asker, Model, Run, Suite
 
 LOG = logs.logger(__name__)
-SOME_FAILED = 1
 SAMPLES = TINY / "samples" / "samples.jsonl"
 WIDEST = 46                             # name of a measure that is printed
 Parser = argparse.ArgumentParser
@@ -191,7 +190,7 @@ def run(options: Namespace) -> int:
     model = model_of(options, SUITES[options.command].speaks)
     said, failed = run_suite(options.command, options, model)
     logs.out(said)
-    return SOME_FAILED if failed else 0
+    return cli.SOME_FAILED if failed else 0
 
 
 def run_suite(name: str, options: Namespace, model: "Model") -> tuple[str, int]:
@@ -237,7 +236,7 @@ def run_all(options: Namespace) -> int:
     logs.out("\n\n".join(said))
     if not done:
         raise InputError("--data: no suite could be run")
-    return SOME_FAILED if lost else 0
+    return cli.SOME_FAILED if lost else 0
 
 
 def _places(given: Sequence[str]) -> dict[str, str]:

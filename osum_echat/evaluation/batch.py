@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from osum_echat.records import Utterance
 
 NAME = "osum_echat.evaluation.batch"
-SOME_FAILED = 1
 DESCRIPTION = (
     "Answer every utterance of a list, in text and speech, and score the answers. Stopped at any "
     "point, the same command goes on where it was; it asks again what failed, and what has "
@@ -120,7 +119,7 @@ def run(job: Namespace) -> int:
     if not graded.answered:
         raise InputError(f"{job.data}: nothing was answered: {graded.failed} failed, "
                          f"{graded.left_out} are left out by the list; see {job.out}/results.jsonl")
-    return SOME_FAILED if graded.failed or lost else 0
+    return cli.SOME_FAILED if graded.failed or lost else 0
 
 
 def check(job: Namespace, rank: "Rank") -> None:
@@ -155,7 +154,7 @@ def _unfinished(job: Namespace, world: int, lost: bool) -> int:
         LOG.info("%s: this rank is done; the last one puts all together", job.out)
         return 0
     sys.stderr.write(f"{NAME}: {job.out}: not all is answered; the same command goes on\n")
-    return SOME_FAILED
+    return cli.SOME_FAILED
 
 
 def find_results(out: Path) -> dict[int, Record]:

@@ -31,8 +31,8 @@ from typing import Any
 from osum_echat import audio
 from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import report, runner
-from osum_echat.evaluation.judge import Exhibit, Judge, Judged, judge_of
-from osum_echat.evaluation.reply_emotion import HeardEmotions
+from osum_echat.evaluation.judge import JUDGEMENTS, Exhibit, Judge, Judged, judge_of
+from osum_echat.evaluation.reply_emotion import EMOTIONS_FILE, NEUTRAL_FILE, HeardEmotions
 from osum_echat.evaluation.report import (
     CATEGORIES,
     Cell,
@@ -244,6 +244,7 @@ def build(run: Run) -> Suite[Query]:
         "EChat-eval", queries, partial(ask, run), score,
         kind=lambda query: None if query.is_timed else query.thinking, sounds=Query.sounds,
         lost=lost, shown=judge.settings() | {"reply emotion": emotions.name},
+        keeps=(JUDGEMENTS, EMOTIONS_FILE, NEUTRAL_FILE),
     )  # fmt: skip
 
 

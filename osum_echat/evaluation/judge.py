@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from osum_echat import logs
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.evaluation.endpoint import DEFAULT_URL, Endpoint, EndpointError, objects_in
-from osum_echat.files import Lines
+from osum_echat.files import KeyedJournal
 from osum_echat.metrics import HANZI
 from osum_echat.records import Labels
 from osum_echat.settings import read_mapping
@@ -30,6 +30,7 @@ RUBRICS = Path(__file__).parent / "rubrics"
 EMPATHY, OPEN = RUBRICS / "empathy-v1.yaml", RUBRICS / "open-v1.yaml"
 LANGUAGES = ("en", "zh")
 RULES = "rules-v1"
+JUDGEMENTS = "judgements.jsonl"
 ENOUGH_TAKEN_UP = 1 / 3
 FEWEST_WORDS, MOST_WORDS = 3, 80
 PER_PRICE_TOKENS = 1_000_000
@@ -351,7 +352,7 @@ class ChatJudge:
         found: dict[str, Verdict | str] = {}
         used: list[dict[str, Any]] = []
         workers = self.options.judge_workers
-        with Lines(out / "judgements.jsonl") as kept, ThreadPoolExecutor(workers) as pool:
+        with KeyedJournal(out / JUDGEMENTS) as kept, ThreadPoolExecutor(workers) as pool:
             waiting = {pool.submit(self._judge, asked, own[0], kept): own
                        for asked, own in alike.items()}  # fmt: skip
             try:
@@ -377,7 +378,7 @@ class ChatJudge:
         return sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
 
     def _judge(
-        self, asked: str, exhibit: Exhibit, kept: Lines
+        self, asked: str, exhibit: Exhibit, kept: KeyedJournal
     ) -> tuple[Verdict | None, list[dict[str, Any]]]:
         """The mean of n readable answers (fewer, where rounds run out), and all that was said."""
         most = self.options.judge_n

@@ -28,10 +28,11 @@ from osum_echat.errors import InputError
 from osum_echat.evaluation.runner import Model, Prediction, measured
 from osum_echat.files import write_json
 from osum_echat.inference.assistant import EChat
-from osum_echat.metrics import HANZI
+from osum_echat.metrics import HANZI, TAG
 from osum_echat.settings import read_mapping
 
 ACOUSTIC, MODEL = "acoustic-v2", "own-model"
+EMOTIONS_FILE, NEUTRAL_FILE = "reply_emotions.jsonl", "neutral.json"
 # One step: pitch 1 semitone, range 2 semitones, rate 10 %, level 2 dB.
 PITCH_STEP_SEMITONES, RANGE_STEP_SEMITONES, RATE_STEP, LEVEL_STEP_DB = 1.0, 2.0, 0.10, 2.0
 MOST_STEPS = 4.0
@@ -62,7 +63,6 @@ ACTIVE_RANGE_DB = 35.0                  # below the loudest frame: pauses
 FARTHEST_SEMITONES = 9.0                # from the median: farther ones are slips by an octave
 LETTERS_PER_HANZI = 3                   # about as long to say as a syllable of English
 _LETTER = re.compile(r"[^\W\d_]")
-_TAG = re.compile(r"<[^<>]*>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def middle(deliveries: Sequence[Delivery]) -> Delivery:
 
 def letters(text: str) -> int:
     """How much there is to say: letters, a Chinese character counted as a syllable; no tags."""
-    text = _TAG.sub(" ", text)
+    text = TAG.sub(" ", text)
     return len(_LETTER.findall(text)) + (LETTERS_PER_HANZI - 1) * len(HANZI.findall(text))
 
 
@@ -216,7 +216,7 @@ class HeardEmotions:
             return None if told is None else asdict(told)
 
         sounding = [one for one in made if one["wav"] is not None]
-        heard = measured(out / "reply_emotions.jsonl", sounding, "emotion", hear, by=self.name)
+        heard = measured(out / EMOTIONS_FILE, sounding, "emotion", hear, by=self.name)
         return {key: one["label"] for key, one in heard.items() if one is not None}
 
     def _recogniser(self, out: Path) -> Recogniser:
@@ -229,7 +229,7 @@ class HeardEmotions:
 
     def _neutral(self, out: Path) -> Delivery:
         """The voice's neutral, read out once a run."""
-        place = out / "neutral.json"
+        place = out / NEUTRAL_FILE
         if place.exists():
             raw = read_mapping(place, InputError)
             try:

@@ -9,8 +9,7 @@
     OUT/report.html .md    the same to look at
 
 A new suite touches two files: its own module, whose `build(run)` gives a Suite, and __main__.py (a
-row of SUITES of the same name); a journal of its own is named in MADE here as well. batch.py
-answers lists without a suite, on the same journal.
+row of SUITES of the same name). batch.py answers lists without a suite, on the same journal.
 """
 
 import json
@@ -35,7 +34,7 @@ from osum_echat.data.sources import Dropped, json_object
 from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import report
 from osum_echat.evaluation.report import Outcome, Table
-from osum_echat.files import Lines, text_lines, whole_file, write_json
+from osum_echat.files import KeyedJournal, text_lines, whole_file, write_json
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.reply import Reply
 from osum_echat.inference.request import Source
@@ -43,9 +42,6 @@ from osum_echat.ray_pool import Pool, as_done
 
 LOG = logs.logger(__name__)
 SETTINGS, PREDICTIONS = "settings.json", "predictions.jsonl"
-# What --overwrite removes: all that is kept of answers, of their sounds, and of what judges said.
-MADE = (PREDICTIONS, "judgements.jsonl", "reply_emotions.jsonl", "neutral.json", "heard.jsonl",
-        "similarity.jsonl", SETTINGS)  # fmt: skip
 PACKAGES = ("torch", "transformers", "numpy", "onnxruntime", "soundfile")
 DIGESTED_BYTES = 1 << 20                # of each file of a model, beside its size
 ASKED_AT_ONCE = 8                       # items that share a batch
@@ -76,7 +72,7 @@ class Suite(Generic[Item]):
     there is none, files go to the folder; score: what all answers amount to; kind: items of one
     kind may be asked together, None: alone; sounds: files that an item's answer depends on; lost:
     where a line of the data cannot be used, and why; fixed: settings that predictions depend on;
-    shown: other ones.
+    shown: other ones; keeps: files of its own in OUT, which --overwrite removes with the rest.
     """
 
     title: str
@@ -88,6 +84,7 @@ class Suite(Generic[Item]):
     lost: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     shown: Mapping[str, Any] = field(default_factory=dict)
+    keeps: Sequence[str] = ()
 
 
 class Model:
@@ -160,7 +157,7 @@ def run(suite: Suite[Item], asked: Run) -> tuple[Outcome, int]:
     """
     out, fixed = asked.options.out, _fixed(suite, asked)
     if asked.options.overwrite:
-        clear(out, [out / name for name in MADE])
+        clear(out, [out / name for name in (PREDICTIONS, *suite.keeps, SETTINGS)])
     settle(out, fixed)
     if not suite.items:
         why = f" ({next(iter(suite.lost.values()))})" if suite.lost else ""
@@ -168,7 +165,7 @@ def run(suite: Suite[Item], asked: Run) -> tuple[Outcome, int]:
     keys = [item.key for item in suite.items]
     if doubles := len(keys) - len(set(keys)):
         raise InputError(f"{asked.name}: {doubles} keys of --data stand there twice; make each own")
-    with Lines(out / PREDICTIONS) as lines:
+    with KeyedJournal(out / PREDICTIONS) as lines:
         _predict(suite, asked, lines)
         predictions = [lines.found[key] for key in keys]
     outcome = suite.score(predictions, out)
@@ -188,7 +185,7 @@ def _fixed(suite: Suite[Item], asked: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _predict(suite: Suite[Item], asked: Run, lines: Lines) -> None:
+def _predict(suite: Suite[Item], asked: Run, lines: KeyedJournal) -> None:
     """Ask what is left: one item harms no other.
 
     What shares a batch depends on the items alone: where a kill left half of a batch, the whole is
@@ -408,7 +405,7 @@ def measured(
     made from other sounds is measured anew.
     """
     found = {}
-    with Lines(place) as kept:
+    with KeyedJournal(place) as kept:
         for one in logs.progress(made, field, len(made)):
             own = f"{one['key']}:{one['sounds']}" if "sounds" in one else str(one["key"])
             key = f"{by}:{own}" if by else own

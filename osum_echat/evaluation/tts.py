@@ -22,10 +22,11 @@ from osum_echat.evaluation.understanding import WordScore
 from osum_echat.inference.reply import Reply
 from osum_echat.metrics import language_of, normalised_pair
 from osum_echat.tasks import task_for
-from osum_echat.token2wav.model import SPEAKER_FILES, TOKENIZER_FILES
+from osum_echat.token2wav.model import SPEAKER_FILES, TOKENIZER_FILES, find_files, first_of
 from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, make_prompt
 
 OWN = "own-model"
+HEARD_FILE, LIKENESS_FILE = "heard.jsonl", "similarity.jsonl"
 WHISPER_FILES = ("model.bin", "tokenizer.json")
 LANGUAGES = {"english": "en", "chinese": "zh"}
 COLUMNS = {"english": "test-en", "chinese": "test-zh"}
@@ -102,6 +103,7 @@ def build(run: Run) -> Suite[Sentence]:
         "Speech synthesis", sentences, ask, partial(score, run, sentences, own_voice),
         sounds=lambda one: [one.prompt] if one.prompt else [], lost=lost,
         fixed={"tts task": options.tts_task, "own voice": own_voice}, shown={"asr": options.asr},
+        keeps=(HEARD_FILE, LIKENESS_FILE),
     )  # fmt: skip
 
 
@@ -109,7 +111,7 @@ def _in_voice(run: Run, item: Sentence, prompt: Path, reply: Reply) -> Reply:
     """The same speech tokens in the voice of a recording."""
     assistant = run.model.assistant
     assert assistant.voice is not None
-    folder = str(assistant.directory / "token2wav")
+    folder = assistant.directory / "token2wav"
     voice = make_prompt(prompt, _tokenizer(folder), _encoder(folder))
     seed = runner.seed_of(run.options.seed, item.key)
     wave = assistant.voice(list(reply.speech_tokens), voice, seed)
@@ -117,21 +119,13 @@ def _in_voice(run: Run, item: Sentence, prompt: Path, reply: Reply) -> Reply:
 
 
 @cache
-def _encoder(folder: str) -> SpeakerEncoder:
-    return SpeakerEncoder(_first(Path(folder), SPEAKER_FILES))
+def _encoder(folder: Path) -> SpeakerEncoder:
+    return SpeakerEncoder(first_of(find_files(folder), SPEAKER_FILES, folder))
 
 
 @cache
-def _tokenizer(folder: str) -> SpeechTokenizer:
-    return SpeechTokenizer(_first(Path(folder), TOKENIZER_FILES))
-
-
-def _first(folder: Path, names: Sequence[str]) -> Path:
-    found = next((folder / name for name in names if (folder / name).exists()), None)
-    if found is None:
-        raise InputError(f"{folder}: none of {', '.join(names)}; a voice cannot be measured: "
-                         "copy the whole directory, or take --no-prompt")  # fmt: skip
-    return found
+def _tokenizer(folder: Path) -> SpeechTokenizer:
+    return SpeechTokenizer(first_of(find_files(folder), TOKENIZER_FILES, folder))
 
 
 def recogniser(name: str, model: Model) -> Recogniser:
@@ -175,11 +169,11 @@ def score(
     made, said = runner.made(found), {one.key: one for one in sentences}
     asr = run.options.asr
     hear = cache(lambda: recogniser(asr, run.model))
-    heard = runner.measured(out / "heard.jsonl", made, "heard", lambda one: hear()(
+    heard = runner.measured(out / HEARD_FILE, made, "heard", lambda one: hear()(
         out / one["wav"], language_of(said[one["key"]].text)), by=asr)  # fmt: skip
     prompts = {one.key: one.prompt for one in sentences if one.prompt is not None}
     likeness = runner.measured(
-        out / "similarity.jsonl", [one for one in made if one["key"] in prompts], "cosine",
+        out / LIKENESS_FILE, [one for one in made if one["key"] in prompts], "cosine",
         lambda one: _cosine(run.model, out / one["wav"], prompts[one["key"]]),
     )  # fmt: skip
     by_language: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -217,6 +211,6 @@ def score(
 
 def _cosine(model: Model, wav: Path, prompt: Path) -> float:
     """Between the speaker vectors of a wav and its prompt."""
-    encoder = _encoder(str(model.assistant.directory / "token2wav"))
+    encoder = _encoder(model.assistant.directory / "token2wav")
     spoken, wanted = (encoder(audio.load(path)) for path in (wav, prompt))
     return round(torch.cosine_similarity(spoken, wanted).item(), 4)

@@ -17,12 +17,12 @@ from osum_echat.models.encoder_cache import EncoderCache
 from osum_echat.models.lora import LoraSettings, add_layers
 from osum_echat.models.loss import LossReport, by_task, cross_entropy
 from osum_echat.sequence import IGNORED, Batch
+from osum_echat.weights import LONGEST_REASON
 
 MARKS = 3  # rows of the speech table beyond the codes: edge, audio begin, audio end
 LLM_KINDS = {"qwen2": "Qwen2", "qwen3": "Qwen3"}  # model_type -> the stock classes
 SILENCE_FRAMES = 16  # of the clip that a batch without clips may have to encode
 LLM_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-LONGEST_REASON = 200  # of what transformers says of a config
 LEAST_SHARED = 24  # tokens: a shorter common start is not worth a pass of its own
 WINDOWS_TOGETHER = 16  # of up to 30 s, elsewhere
 CLIPS_TOGETHER = 4  # on a CPU; of like length, so that little of the work goes into padding

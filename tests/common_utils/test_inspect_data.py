@@ -8,7 +8,7 @@ import do_test_dataloader
 from common_utils import inspect_data
 from osum_echat.data.loader import ListSettings
 from osum_echat.paths import TINY
-from tests.common_utils.reading import shards, write_noise, write_raw
+from tests.common_utils.reading import write_noise, write_raw
 from tests.data.world import write_world
 from tests.training.experiment import write_experiment
 
@@ -88,14 +88,6 @@ def test_the_statistics_count_hours_labels_and_bad_members(tmp_path: Path):
     told = (tmp_path / "out/bad_members.txt").read_text().splitlines()
     assert len(told) == 4 and all(line.startswith("mine\t") for line in told)
     assert (tmp_path / "out/lengths.png").read_bytes().startswith(PNG)
-
-
-def test_statistics_of_shards_are_those_of_their_raw_list(tmp_path: Path):
-    raw = write_world(tmp_path / "raw")["history"]
-    shards(raw, tmp_path / "shard", "--per-tar", "3")
-    one, two = (inspect_data.scan("x", ListSettings(str(path)))
-                for path in (raw, tmp_path / "shard/shards_list.txt"))  # fmt: skip
-    assert one == two
 
 
 def test_pictures_are_drawn_for_each_list(tmp_path: Path, capsys):

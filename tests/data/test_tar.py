@@ -48,15 +48,6 @@ def test_a_source_can_be_sent_to_another_process(tmp_path: Path) -> None:
     assert read_all(again) == read_all(source)
 
 
-def test_a_line_removed_from_a_combine_list_removes_its_utterance(tmp_path: Path) -> None:
-    rows = raw_rows(tmp_path, "s2t")
-    tar = write_shard(tmp_path / "a.tar", rows, tmp_path)
-    lines = write_lines(tmp_path / "a.list", [row for row in rows if row["key"] != "u3"])
-    kept, dropped = read_all(TarSource("a", [Shard(str(tar), str(lines))]))
-    assert [one.key for one in kept] == [f"u{n}" for n in range(8) if n != 3]
-    assert [(one.reason, one.file) for one in dropped] == [("no line in the list", None)]
-
-
 def test_the_faults_of_a_combine_list_are_counted(tmp_path: Path) -> None:
     rows = raw_rows(tmp_path, "s2t", 3)
     tar = write_shard(tmp_path / "a.tar", rows, tmp_path)
@@ -107,25 +98,6 @@ def read_tar(tmp_path: Path, data: bytes) -> tuple[list[str], list[str]]:
 def header_place(data: bytes, name: str) -> int:
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         return tar.getmember(name).offset
-
-
-@pytest.mark.parametrize("part", ["txt", "wav", "task", "extra"])
-@pytest.mark.parametrize("byte", [2, 3, 130, 150, 257])
-def test_a_broken_header_costs_its_utterance_only(tmp_path: Path, part: str, byte: int) -> None:
-    data = bytearray(tar_bytes(one for row in parts_of(tmp_path) for one in row))
-    data[header_place(data, f"u2.{part}") + byte] ^= 0x15
-    kept, reasons = read_tar(tmp_path, bytes(data))
-    assert kept == ["u0", "u1", "u3", "u4", "u5"]
-    assert reasons == ["damaged tar"]
-
-
-def test_a_cut_tar_gives_everything_before_the_break(tmp_path: Path) -> None:
-    data = tar_bytes(one for row in parts_of(tmp_path) for one in row)
-    for name in ("u4.txt", "u4.wav", "u4.task", "u4.extra"):
-        place = header_place(data, name)
-        for cut in (place, place + 100, place + 512 + 1):
-            kept, _ = read_tar(tmp_path, data[:cut])
-            assert kept == ["u0", "u1", "u2", "u3"], (name, cut - place)
 
 
 def test_a_packed_tar_that_is_cut_gives_everything_before_the_break(tmp_path: Path) -> None:

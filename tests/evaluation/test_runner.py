@@ -21,7 +21,7 @@ from osum_echat.evaluation.runner import (
     Isolated,
     Model,
 )  # fmt: skip
-from osum_echat.files import Lines
+from osum_echat.files import KeyedJournal
 from osum_echat.paths import HOUSE, TINY
 from tests.evaluation.judge_server import JudgeServer, serving
 from tests.evaluation.judge_server import scores as judged_scores
@@ -134,10 +134,10 @@ def test_keys_that_stand_twice_are_refused(tmp_path):
 def test_a_broken_line_in_the_middle_is_told_and_nothing_is_thrown_away(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"key": "a"}\nnot json\n{"key": "b"}\n')
     with pytest.raises(InputError, match="line 2: not JSON"):
-        Lines(tmp_path / "a.jsonl")
+        KeyedJournal(tmp_path / "a.jsonl")
     (tmp_path / "a.jsonl").write_text('{"no": "key"}\n')
     with pytest.raises(InputError, match="no object with a key"):
-        Lines(tmp_path / "a.jsonl")
+        KeyedJournal(tmp_path / "a.jsonl")
 
 
 @pytest.fixture()

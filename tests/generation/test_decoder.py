@@ -118,14 +118,6 @@ def test_an_interrupt_stops_before_the_next_step():
     assert run(network(), "s2s", interrupt=lambda: True) == ([], "interrupt")
 
 
-def test_a_run_leaves_nothing_behind():
-    model = network(1)
-    before = run(model, "t2t")
-    run(model, "tts")
-    run(model, "s2s", limits=Limits(2, 2))
-    assert run(model, "t2t") == before
-
-
 def test_two_runs_may_take_turns():
     model = network(1)
     alone = run(model, "t2t")[0], run(model, "tts")[0]
@@ -146,14 +138,6 @@ def test_each_phase_has_its_own_sampling_and_rules(monkeypatch):
     scripted(model, monkeypatch, [3, END, EDGE, 9, EDGE])
     run(model, "s2s", rules=[Watch()])
     assert seen == [(VOCAB.speech_head_rows, ids) for ids in ([], [EDGE], [EDGE, 9])]
-
-
-def test_a_rule_that_fires_once_fires_in_every_run():
-    model = network(1)
-    first = run(model, "t2t")[0][0].id
-    rule = AllowedAfter([first], [77])
-    for _ in range(2):
-        assert run(model, "t2t", rules=[rule])[0][1].id == 77
 
 
 def side_by_side(model, answers: dict[str, Answer]) -> list[list[Token]]:

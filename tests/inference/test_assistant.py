@@ -17,9 +17,7 @@ from osum_echat.generation.decoder import Limits
 from osum_echat.inference import request
 from osum_echat.inference.reply import (
     AudioPiece,
-    Done,
     Heard,
-    LabelsFound,
     TextPiece,
     ThoughtPiece,
     Timer,
@@ -241,17 +239,6 @@ def test_the_events_of_a_stream_add_up_to_the_reply(echat, question_wav, task):
         assert len(reply.wave) == len(whole.wave)
     same = {"wave": None, "timings": whole.timings}
     assert replace(reply, **same) == replace(whole, **same)
-
-
-def test_a_label_thought_is_told_before_the_words(echat, question_wav, scripted):
-    scripted(THOUGHT.removeprefix("<think>The user said:") + "I am so sorry, little one.")
-    events = list(echat.stream(question_wav, task="s2s_think", thinking="label"))
-    kinds = [type(event) for event in events]
-    assert kinds[0] is ThoughtPiece and kinds[-2:] == [AudioPiece, Done]
-    middle = [kind for kind in kinds if kind not in (ThoughtPiece, AudioPiece, Done)]
-    assert middle[:2] == [Heard, LabelsFound] and set(middle[2:]) == {TextPiece}
-    assert events[kinds.index(LabelsFound)] == LabelsFound(LABELS)
-    assert len(middle) > 4
 
 
 def test_sound_comes_before_the_last_code_is_there(echat, question_wav, scripted):

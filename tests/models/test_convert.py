@@ -15,7 +15,6 @@ from osum_echat.errors import CheckpointError, InputError
 from osum_echat.models import checkpoint, pretrained
 from osum_echat.models import convert as converter
 from osum_echat.models.convert import EXTRAS_FILE, KeyReport, PhaseMask
-from tests.models.test_checkpoint import LORA, hidden, lora_network
 from tests.tiny_network import SETTINGS, network
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -113,17 +112,6 @@ def test_what_the_assistant_reads_and_small_files_go_along(tmp_path: Path):
     assert "tokenizer" not in yaml.safe_load((tmp_path / "far" / "model.yaml").read_text())
     convert(PUBLISHED, tmp_path / "three", "ours")
     assert yaml.safe_load((tmp_path / "three" / "model.yaml").read_text())["thinking"] == "either"
-
-
-def test_lora_is_merged_and_told(tmp_path: Path):
-    model = lora_network()
-    checkpoint.save_published(tmp_path / "model.pt", model)
-    checkpoint.write_settings(tmp_path, model.settings)
-    assert model.settings.lora == LORA
-    lines = convert(tmp_path, tmp_path / "ours", "ours")
-    merged = [line for line in lines if line.note == "LoRA, merged"]
-    assert merged and all(line.became.startswith("llm.model.layers") for line in merged)
-    assert torch.allclose(hidden(checkpoint.load(tmp_path / "ours")), hidden(model), atol=1e-4)
 
 
 def test_what_cannot_be_converted_is_told_and_nothing_is_left_behind(tmp_path: Path):

@@ -10,15 +10,16 @@ import pytest
 import torch
 import yaml
 
-from common_utils.small_model import assemble, base_models
+from common_utils.small_model import assemble, base_models, thinker
 from common_utils.small_model.base_models import Origin
 from common_utils.small_model.export_ear import SPEECH_MARKS
 from common_utils.tiny_world.assets import Asset, Package, sha256_of
-from osum_echat import EChat, paths
+from osum_echat import EChat, cli, paths
 from osum_echat.models import base_model
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.models.lora import LoraSettings
+from osum_echat.training import state
 from osum_echat.weights import WEIGHTS_FILE, write_safetensors_file
 
 LABELS = ("ADULT", "NOISE")
@@ -150,6 +151,15 @@ def test_parts_that_do_not_fit_leave_no_model(parts, tmp_path, capsys):
     assert put_together(parts, tmp_path / "small") == 2
     assert "lora.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "small" / "model.yaml").exists()
+
+
+def test_a_run_that_keeps_no_lora_layers_is_not_exported(tmp_path, capsys):
+    state.save(tmp_path / "run", 1, {"engine": {"model": {"llm.a": torch.ones(1)}}}, "", keep=1)
+    words = ["export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    assert cli.run("thinker", lambda: thinker.main(words)) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and "no LoRA layers" in told[0] and "keep_lora=true" in told[0]
+    assert not (tmp_path / "out").exists()
 
 
 def test_small_is_taken_by_default_once_it_is_whole(tmp_path, monkeypatch):

@@ -39,13 +39,6 @@ def test_the_words_are_the_users_and_their_order_mostly_new():
     assert sum(text in SAID for text in made) < 0.25 * len(made)
 
 
-def test_the_same_seed_gives_the_same_rows_and_another_others():
-    assert silent(1) == silent(1)
-    assert silent(1) != silent(2)
-    turns = [drill_of().turn(Random(4)) for _ in range(2)]
-    assert turns[0] == turns[1]
-
-
 @pytest.mark.parametrize("number", [0, 57, 199])
 def test_a_silent_row_is_an_utterance_of_many_words(number):
     raw = json.loads(json.dumps(silent(3)[number]))

@@ -80,14 +80,6 @@ def test_a_second_run_adds_what_is_missing_and_changes_nothing(plan):
     assert sounds_of(plan) == sounds
 
 
-def test_a_larger_corpus_begins_with_the_smaller_one(plan, tmp_path):
-    make(plan, 2)
-    small = rows_of(plan)
-    make(plan, SIZE)
-    assert rows_of(plan)[:2] == small
-    assert len(rows_of(plan)) == SIZE
-
-
 def killed(plan: Plan, exchange: object) -> None:
     """What a crash inside an engine does to a worker."""
     os.kill(os.getpid(), signal.SIGABRT)

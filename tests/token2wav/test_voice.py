@@ -167,17 +167,6 @@ def test_the_onnx_file_of_another_model_is_refused(tmp_path: Path, inputs):
             kind(path)
 
 
-def test_a_model_that_answers_wrongly_is_refused(tmp_path: Path):
-    """The right inputs, but what comes out is no vector and no row of ids."""
-    speaker = SpeakerEncoder(write_onnx(tmp_path / "a.onnx", *HEARS_SPEAKER))
-    tokenizer = SpeechTokenizer(write_onnx(tmp_path / "b.onnx", *HEARS_TOKENS))
-    samples = torch.randn(16_000, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(CheckpointError, match=r"a\.onnx: gives float32 of shape"):
-        speaker(samples)
-    with pytest.raises(CheckpointError, match=r"b\.onnx: gives \d+ numbers"):
-        tokenizer(samples)
-
-
 def test_a_member_of_a_tar_opens_as_a_file_does(tmp_path: Path):
     path = write_onnx(tmp_path / "campplus.onnx", *HEARS_SPEAKER)
     with tarfile.open(tmp_path / "model.tar", "w") as archive:
