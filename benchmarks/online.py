@@ -2,8 +2,9 @@
 
 python -m benchmarks.online [--model pretrained/tiny] [--turns 10] [--sessions 1 2 4]
 
-Each session speaks the bundled questions in real time, with 300 ms of silence asked. First audio is
-counted from the end of the user's speech (VAD included) and from `speech_stopped` (ours alone).
+Each session speaks the questions among the model's samples in real time, with 300 ms of silence
+asked. First audio is counted from the end of the user's speech (VAD included) and from
+`speech_stopped` (ours alone); turns without a reply are counted, and waited for no longer.
 Beside it stand the same questions by HTTP, and what is no turn (benchmarks/online_turns.py).
 """
 
@@ -27,7 +28,7 @@ import numpy as np
 from common_utils.tiny_world.assets import AssetPaths
 from osum_echat import audio, cli, logs
 from osum_echat.errors import InputError
-from osum_echat.paths import HOUSE, TINY
+from osum_echat.paths import HOUSE, TINY, model_source
 from osum_echat.serving.audio_formats import (
     FORMATS,
     PCM_RATE_HZ,
@@ -39,7 +40,11 @@ from osum_echat.serving.audio_formats import (
 PIECE_S = 0.02
 SILENCE_MS = 300
 QUESTIONS = ("question_3.wav", "question_4.wav", "question_5.wav")
-START_S, TURN_S = 180.0, 60.0
+STARTED = "input_audio_buffer.speech_started"
+STOPPED = "input_audio_buffer.speech_stopped"
+DELTA, DONE = "response.output_audio.delta", "response.done"
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
+START_S, TURN_S, FIRST_S = 180.0, 60.0, 15.0    # FIRST_S: for the first sound of a reply
 
 
 @dataclass
@@ -50,15 +55,23 @@ class Measures:
     from_stopped: list[float] = field(default_factory=list)
     barge_in: list[float] = field(default_factory=list)
     underruns: list[float] = field(default_factory=list)
+    unanswered: int = 0
 
 
-def questions() -> list[Samples]:
-    """The bundled questions at 24 kHz, ending with their last loud sample."""
+def questions(model: str) -> list[Samples]:
+    """What a model is asked, at 24 kHz, from the first loud sample to the last.
+
+    Its own samples, or those of the tiny model where it has none.
+    """
+    folder = Path(model_source(model)) / "samples"
+    own = sorted(one for one in folder.glob("*") if one.suffix in SOUNDS)
+    if not own or {*QUESTIONS} <= {one.name for one in own}:
+        own = [TINY / "samples" / name for name in QUESTIONS]
     found = []
-    for name in QUESTIONS:
-        samples = audio.load(TINY / "samples" / name).numpy()
+    for path in own:
+        samples = audio.load(path).numpy()
         loud = np.nonzero(np.abs(samples) > 0.02)[0]
-        cut = samples[: loud[-1] + 1]
+        cut = samples[loud[0] : loud[-1] + 1]
         found.append(Resampler(audio.SAMPLE_RATE_HZ, PCM_RATE_HZ).push(cut, last=True))
     return found
 
@@ -98,9 +111,14 @@ class Caller:
     async def send(self, **event: Any) -> None:
         await self.connection.send(json.dumps(event))
 
-    async def until(self, *kinds: str) -> tuple[float, dict[str, Any]]:
+    async def until(
+        self, *kinds: str, within_s: float = TURN_S
+    ) -> tuple[float, dict[str, Any]]:
+        """When the next event of these kinds came, and the event. Raises TimeoutError."""
+        end = time.monotonic() + within_s
         while True:
-            when, event = await asyncio.wait_for(self.events.get(), TURN_S)
+            left = end - time.monotonic()
+            when, event = await asyncio.wait_for(self.events.get(), left)
             if event["type"] == "error":
                 raise InputError(f"the server answered with an error: {event['error']}")
             if event["type"] in kinds:
@@ -108,38 +126,44 @@ class Caller:
 
     async def turn(self, question: Samples, found: Measures, interrupt: bool) -> None:
         """Speak, wait for the reply's end; or break into it."""
-        self.spoken_at = 0.0
+        self.spoken_at, self.events = 0.0, asyncio.Queue()
         self.waiting.append(question)
-        stopped, _ = await self.until("input_audio_buffer.speech_stopped")
-        first, event = await self.until("response.output_audio.delta")
-        if 0 < self.spoken_at < stopped:    # else the turn ended at a pause within the question
-            found.from_speech.append(first - self.spoken_at)
-        found.from_stopped.append(first - stopped)
-        if interrupt:
-            begin = time.monotonic()
-            self.waiting.append(question)
-            last = first
-            while True:
-                when, event = await self.until(
-                    "response.output_audio.delta", "response.done",
-                    "input_audio_buffer.speech_started",
-                )  # fmt: skip
-                if event["type"] == "response.output_audio.delta":
-                    last = when
-                elif event["type"] == "input_audio_buffer.speech_started":
-                    break
-            found.barge_in.append(max(0.0, last - begin))
-            await self.until("response.done")
-            return
-        played, underrun = first, 0.0
-        while event["type"] != "response.done":
-            if event["type"] == "response.output_audio.delta":
-                seconds = len(event["delta"]) * 3 / 4 / 2 / PCM_RATE_HZ
-                underrun = max(underrun, when - played if played > first else 0.0)
-                played = max(played, when) + seconds if played > first else first + seconds
-            when, event = await self.until("response.output_audio.delta", "response.done")
-        found.underruns.append(underrun)
+        try:
+            stopped, _ = await self.until(STOPPED, within_s=FIRST_S)
+            first, event = await self.until(DELTA, within_s=FIRST_S)
+            if 0 < self.spoken_at < stopped:    # else it ended at a pause within the question
+                found.from_speech.append(first - self.spoken_at)
+            found.from_stopped.append(first - stopped)
+            if interrupt:
+                found.barge_in.append(await self.break_in(question, first))
+            else:
+                found.underruns.append(await self.hear_out(first, event))
+        except TimeoutError:
+            found.unanswered += 1
+
+    async def break_in(self, question: Samples, last: float) -> float:
+        """Seconds from the onset of speech over a reply to its last sound; waits for the next
+        reply's end. last: when its last sound came so far. Raises TimeoutError."""
+        begin, event = time.monotonic(), {"type": DELTA}
+        self.waiting.append(question)
+        while event["type"] != STARTED:
+            when, event = await self.until(DELTA, STARTED)
+            last = when if event["type"] == DELTA else last
+        await self.until(DELTA, within_s=FIRST_S)
+        await self.until(DONE)
+        return max(0.0, last - begin)
+
+    async def hear_out(self, first: float, event: dict[str, Any]) -> float:
+        """Seconds for which a reply's sound was late, at most. first: when its first sound came,
+        with that event. Raises TimeoutError."""
+        played, underrun, when = first, 0.0, first
+        while event["type"] != DONE:
+            seconds = len(event["delta"]) * 3 / 4 / 2 / PCM_RATE_HZ
+            underrun = max(underrun, when - played)
+            played = max(played, when) + seconds
+            when, event = await self.until(DELTA, DONE)
         await asyncio.sleep(max(0.0, played - time.monotonic()))
+        return underrun
 
     async def close(self) -> None:
         for task in self.tasks:
@@ -147,11 +171,13 @@ class Caller:
         await self.connection.close()
 
 
-async def measure(port: int, sessions: int, turns: int) -> Measures:
+async def measure(
+    port: int, spoken: Sequence[Samples], sessions: int, turns: int
+) -> Measures:
     """So many sessions at once, each with so many turns; every third is broken into."""
     import websockets
 
-    found, spoken = Measures(), questions()
+    found = Measures()
     address = f"ws://127.0.0.1:{port}/v1/realtime"
 
     async def session(number: int) -> None:
@@ -208,9 +234,9 @@ def share(values: Sequence[float], percent: float) -> str:
     return f"{1000 * float(np.percentile(values, percent)):6.0f}" if values else "     -"
 
 
-def over_http(port: int, turns: int) -> list[float]:
+def over_http(port: int, spoken: Sequence[Samples], turns: int) -> list[float]:
     """Seconds from the call to the first sound, the same questions one by one: nothing prepared."""
-    found, spoken = [], questions()
+    found = []
     for turn in range(turns):
         clip = encode_file(spoken[turn % len(spoken)], PCM_RATE_HZ, "wav")
         sound = {"data": base64.b64encode(clip).decode(), "format": "wav"}
@@ -232,6 +258,16 @@ def over_http(port: int, turns: int) -> list[float]:
     return found
 
 
+def row(sessions: int, one: Measures) -> str:
+    """The table's line of so many sessions."""
+    return (
+        f"{sessions:8}{len(one.from_speech):4}   {share(one.from_speech, 50)}  "
+        f"{share(one.from_speech, 95)}       {share(one.from_stopped, 50)}  "
+        f"{share(one.from_stopped, 95)}   {share(one.barge_in, 50)} "
+        f"{share(one.barge_in, 95)}     {share(one.underruns, 100)}{one.unanswered:6}"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
     parser = argparse.ArgumentParser(prog="benchmarks.online", description=__doc__)
@@ -247,22 +283,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         turn_model = AssetPaths(arguments.assets).turn_model
         options = ("--turn-model", str(turn_model)) if turn_model.is_file() else ()
+        spoken = questions(arguments.model)
         with serving(arguments.model, *options) as (port, _):
-            logs.out("ms           from end of speech   from speech_stopped   barge-in   underrun")
-            logs.out("sessions  n       p50     p95          p50     p95       p50  p95      worst")
+            logs.out("ms           from end of speech   from speech_stopped   barge-in   underrun"
+                     "    no")  # fmt: skip
+            logs.out("sessions  n       p50     p95          p50     p95       p50  p95      worst"
+                     " reply")  # fmt: skip
             for sessions in arguments.sessions:
-                one = asyncio.run(measure(port, sessions, arguments.turns))
-                worst = share(one.underruns, 100)
-                logs.out(
-                    f"{sessions:8}{len(one.from_speech):4}   {share(one.from_speech, 50)}  "
-                    f"{share(one.from_speech, 95)}       {share(one.from_stopped, 50)}  "
-                    f"{share(one.from_stopped, 95)}   {share(one.barge_in, 50)} "
-                    f"{share(one.barge_in, 95)}     {worst}"
-                )
-            called = over_http(port, arguments.turns)
+                logs.out(row(sessions, asyncio.run(
+                    measure(port, spoken, sessions, arguments.turns)
+                )))  # fmt: skip
+            called = over_http(port, spoken, arguments.turns)
             logs.out(f"    http{len(called):4}   {share(called, 50)}  {share(called, 95)}       "
                      "from the call, nothing prepared")  # fmt: skip
-            for line in asyncio.run(online_turns.table(port, arguments.assets)):
+            for line in asyncio.run(online_turns.table(port, arguments.assets, spoken[0])):
                 logs.out(line)
 
     return cli.run("benchmarks.online", work)

@@ -5,12 +5,13 @@ import base64
 import json
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.online import Caller, questions
+from benchmarks.online import Caller
 from common_utils.tiny_world import events
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.voices import Espeak, Voice, all_voices
@@ -87,14 +88,16 @@ async def begun_and_answered(address: str, kind: str, sound: Samples) -> tuple[i
     return seen.count("input_audio_buffer.speech_started"), seen.count("response.created")
 
 
-async def stopped(address: str, kind: str, answer: Samples) -> tuple[int]:
-    """Whether a one-word answer stops a reply, in real time."""
+async def stopped(
+    question: Samples, address: str, kind: str, answer: Samples
+) -> tuple[int]:
+    """Whether a one-word answer stops the reply to a question, in real time."""
     import websockets
 
     async with websockets.connect(address, max_size=None) as connection:
         await connection.send(_update(kind))
         caller = Caller(connection)
-        caller.waiting.append(questions()[0])
+        caller.waiting.append(question)
         await caller.until("response.output_audio.delta")
         await asyncio.sleep(SPOKEN_S)
         caller.waiting.append(answer)
@@ -125,8 +128,8 @@ async def count(address: str, kind: str, check: Check, given: list[Samples]) -> 
     return [sum(column) for column in zip(*found, strict=True)]
 
 
-async def table(port: int, assets: Path) -> list[str]:
-    """The lines that tell both, for both kinds of turn detection."""
+async def table(port: int, assets: Path, question: Samples) -> list[str]:
+    """The lines that tell both, for both kinds of turn detection. question: that is answered."""
     address, lines = f"ws://127.0.0.1:{port}/v1/realtime", []
     for kind in ("semantic_vad", "server_vad"):
         begun, answered = await count(address, kind, begun_and_answered, sounds())
@@ -134,7 +137,7 @@ async def table(port: int, assets: Path) -> list[str]:
         line += f"{answered} get a reply"
         if AssetPaths(assets).espeak_library.is_file():
             answers = one_word_answers(assets)
-            (ended,) = await count(address, kind, stopped, answers)
+            (ended,) = await count(address, kind, partial(stopped, question), answers)
             line += f"; one-word answers: {ended} of {len(answers)} stop a reply"
         lines.append(line)
     return lines
