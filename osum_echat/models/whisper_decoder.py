@@ -3,6 +3,7 @@
 It lies beside the encoder in the cache of base models, in half precision; set-up puts it there.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ OPENING = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|
 END = "<|endoftext|>"
 HEAD_WIDTH = 64                         # of every Whisper
 MOST_TOKENS = 200                       # of 30 s
+NOTE = re.compile(r"\([^()]*\)|\[[^\[\]]*\]")     # of sounds: "(laughs)", "[music]"
 RANGE = 2.0                             # of log-mel features below the loudest: silence
 CLIP_READERS = ("encoder_attn.k_proj", "encoder_attn.v_proj")   # asked once, for the whole clip
 
@@ -77,7 +79,7 @@ class WhisperDecoder:
 
     @torch.inference_mode()
     def read(self, network: EChatModel, mel: Tensor) -> str:
-        """The text of a clip of up to 30 s, greedily; mel: (frames, mel).
+        """The words of a clip of up to 30 s, greedily, without notes; mel: (frames, mel).
 
         The clip is padded to 30 s, as Whisper was trained: in less it loses words or goes round.
         """
@@ -96,7 +98,7 @@ class WhisperDecoder:
             if new[0] == self.end:
                 break
             ids += new
-        return str(self.tokenizer.decode(ids[len(self.opening) :])).strip()
+        return NOTE.sub("", str(self.tokenizer.decode(ids[len(self.opening) :]))).strip()
 
     def shrunk(self, dtype: torch.dtype) -> "WhisperDecoder":
         """For a CPU: what each token needs in 8 bits, all else in a type.

@@ -1,5 +1,6 @@
 """Whisper's decoder on the encoder that it shares: its greedy ids, in whole numbers too."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -51,6 +52,20 @@ def test_the_ids_are_those_of_the_stock_decoder_without_a_cache(reader, monkeypa
         state = reader.decoder(input_ids=torch.tensor([ids]), encoder_hidden_states=steps)
         ids.append(int(reader.head(state.last_hidden_state[0, -1:]).argmax()))
     assert reader.read(model, mel) == " ".join(map(str, ids[len(OPENING) :]))
+
+
+@torch.inference_mode()
+def test_what_whisper_notes_of_sounds_is_no_word(reader, monkeypatch):
+    class Noting(Numbers):
+        def decode(self, ids: list[int]) -> str:
+            return "(sings in foreign language) Well, [music] yes."
+
+    monkeypatch.setattr(whisper_decoder, "LONGEST_FRAMES", 80)
+    monkeypatch.setattr(whisper_decoder, "MOST_TOKENS", 8)
+    monkeypatch.setattr(whisper_decoder, "HEAD_WIDTH", SETTINGS.encoder.width // 2)
+    noting = replace(reader, tokenizer=Noting())
+    read = noting.read(network(), torch.randn(60, SETTINGS.encoder.mels))
+    assert read.split() == ["Well,", "yes."]
 
 
 @torch.inference_mode()
