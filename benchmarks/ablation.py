@@ -28,16 +28,7 @@ from benchmarks.ablation_world import PLAIN, THINKING, UNDERSTANDING, Part, Ques
 from osum_echat import cli, logs
 from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation import report
-from osum_echat.evaluation.report import (
-    CATEGORIES,
-    Block,
-    Cell,
-    Measure,
-    Table,
-    Words,
-    mean,
-    share,
-)  # fmt: skip
+from osum_echat.evaluation.report import CATEGORIES, Block, Cell, Measure, Table, Words, mean, share
 from osum_echat.evaluation.runner import versions
 from osum_echat.files import write_json
 from osum_echat.inference.assistant import EChat, Reply

@@ -10,7 +10,6 @@ it changes in the mel that a recording is prepared, or cut, not solved each time
 seconds: a machine drifts, so each row tells the rate of a bare matrix product beside it.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.judge import JUDGE_RATE_HZ, Recogniser, word_errors, words
-from osum_echat import audio, logs
+from osum_echat import audio, cli, logs
 from osum_echat.errors import InputError
 from osum_echat.metrics import paired_interval
 from osum_echat.token2wav.flow import FlowSettings, VoiceState, frames_for
@@ -303,9 +302,7 @@ def first_rows(model: Token2Wav, ids: list[int]) -> list[tuple[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="inference_token2wav", description=__doc__.splitlines()[0]
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("--model", type=Path, default=SMALL_MODEL, help="a token2wav directory")
     parser.add_argument("--list", type=Path, help="a data list with speech_token")
     parser.add_argument("--judge", type=Path, metavar="DIR",

@@ -347,9 +347,7 @@ def row(figure: Figure) -> str:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    made = argparse.ArgumentParser(
-        prog="tiny_world", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    made = cli.parser(__doc__)
     add = made.add_argument
     add("--data", type=Path, required=True, help="a split's folder, with exchanges.jsonl")
     add("--model", type=Path, default=TINY)

@@ -207,12 +207,6 @@ def test_the_language_is_that_of_the_reference() -> None:
     assert normalised_pair("buy two", "买 2") == ("buy 2", "买 2")
 
 
-def test_units_of_a_text() -> None:
-    assert split("我爱 python 三和", "mixed") == ["我", "爱", "python", "三", "和"]
-    assert split("我 爱 ab", "character") == ["我", "爱", "a", "b"]
-    assert split(" a  bc ", "word") == ["a", "bc"]
-
-
 def test_what_there_is_not_is_refused() -> None:
     with pytest.raises(InputError, match="language 'klingon': not one of auto, english, chinese"):
         normalise("x", "klingon")

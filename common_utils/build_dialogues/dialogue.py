@@ -19,12 +19,7 @@ from common_utils import jobs
 from common_utils.jobs import Job, Made, Piece, Report, digest
 from osum_echat.data.sources import Dropped
 from osum_echat.errors import ConfigError, InputError
-from osum_echat.evaluation.endpoint import (
-    DEFAULT_URL,
-    ContentRefusedError,
-    Endpoint,
-    EndpointError,
-)
+from osum_echat.evaluation.endpoint import DEFAULT_URL, ContentRefusedError, Endpoint, EndpointError
 from osum_echat.files import KeyedJournal, read_journal
 from osum_echat.records import Labels
 from osum_echat.settings import parse

@@ -10,12 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-from common_utils.build_dialogues.dialogue import (
-    LANGUAGES,
-    PROMPTS,
-    Dialogue,
-    Exchange,
-)
+from common_utils.build_dialogues.dialogue import LANGUAGES, PROMPTS, Dialogue, Exchange
 from osum_echat.errors import ConfigError
 from osum_echat.metrics import language_of
 from osum_echat.records import Labels

@@ -6,9 +6,9 @@ from benchmarks.judge import Recogniser, error_rate, word_errors, words
 from osum_echat.errors import InputError
 
 
-def test_two_ways_to_write_the_same_words_are_one_and_errors_are_counted_by_the_word():
-    assert words("My favourite colour, <HAPPY> I'm sure!") == words("my favorite color i am sure")
-    assert word_errors("a b c".split(), "a x c d".split()) == 2
+def test_errors_are_counted_by_the_word_whatever_its_spelling():
+    heard = words("my favorite color i am here")
+    assert word_errors(words("My favourite colour, <HAPPY> I'm sure!"), heard) == 1
     assert error_rate([("one two three", "one two three"), ("four", "cat")]) == pytest.approx(50.0)
 
 

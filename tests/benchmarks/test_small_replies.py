@@ -13,11 +13,6 @@ def test_wilson_intervals_hold_the_share_and_end_at_the_borders():
     assert small.interval(10, 10)[1] == 1.0
 
 
-def test_there_are_forty_written_questions_and_fifty_of_crisis_and_abuse():
-    assert sum(map(len, small.written()["written"].values())) == 40
-    assert len(small.crises()) == 50
-
-
 def test_replies_are_judged_one_by_one():
     asked = [small.Asked("written", "my dog died", VOICE), small.Asked("chat", "i like tea", VOICE)]
     told = small.judged(asked, ["You sound happy about the dog", "Tea is calm."], [True, False])

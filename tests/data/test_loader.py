@@ -18,12 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from osum_echat.data.batching import LAYOUTS, EpochSampler, Rows, within_frames
-from osum_echat.data.loader import (
-    DataSettings,
-    ListSettings,
-    Loader,
-    open_sources,
-)
+from osum_echat.data.loader import DataSettings, ListSettings, Loader, open_sources
 from osum_echat.data.prepare import Preparer, PrepareSettings
 from osum_echat.errors import DataError
 from osum_echat.sequence import Batch, Sequence

@@ -19,12 +19,7 @@ from osum_echat.data.clips import (
     substitute,
     with_noise,
 )
-from osum_echat.data.prepare import (
-    Preparer,
-    PrepareSettings,
-    Target,
-    make_target,
-)
+from osum_echat.data.prepare import Preparer, PrepareSettings, Target, make_target
 from osum_echat.data.sources import Dropped, RawSource
 from osum_echat.errors import CheckpointError, InputError
 from osum_echat.records import Labels, Turn, Utterance

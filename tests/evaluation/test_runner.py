@@ -16,11 +16,7 @@ from osum_echat.errors import CheckpointError, InputError
 from osum_echat.evaluation import __main__ as door
 from osum_echat.evaluation.__main__ import run_suite
 from osum_echat.evaluation.echat_eval import TIMED
-from osum_echat.evaluation.runner import (
-    FAULTS_IN_A_ROW,
-    Isolated,
-    Model,
-)  # fmt: skip
+from osum_echat.evaluation.runner import FAULTS_IN_A_ROW, Isolated, Model
 from osum_echat.files import KeyedJournal
 from osum_echat.paths import HOUSE, TINY
 from tests.evaluation.judge_server import JudgeServer, serving

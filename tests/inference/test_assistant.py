@@ -15,13 +15,7 @@ from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.generation import decoder
 from osum_echat.generation.decoder import Limits
 from osum_echat.inference import request
-from osum_echat.inference.reply import (
-    AudioPiece,
-    Heard,
-    TextPiece,
-    ThoughtPiece,
-    Timer,
-)
+from osum_echat.inference.reply import AudioPiece, Heard, TextPiece, ThoughtPiece, Timer
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Sequence
 from osum_echat.tasks import TASKS, Task

@@ -4,12 +4,7 @@ import pytest
 import torch
 
 from osum_echat.models.echat import LONGEST_FRAMES, MARGIN_FRAMES, windows
-from osum_echat.models.encoder import (
-    Adapter,
-    AdapterSettings,
-    Encoder,
-    EncoderSettings,
-)
+from osum_echat.models.encoder import Adapter, AdapterSettings, Encoder, EncoderSettings
 from osum_echat.models.encoder_cache import augmented
 from osum_echat.sequence import clip_steps, collate
 from tests.tiny_network import VOCAB, network, row

@@ -42,22 +42,6 @@ def test_feelings_keep_their_absolute_loudness_in_order():
     assert levels["ANGER"] > levels["NEUTRAL"] + 5
 
 
-def test_warp_by_a_constant_scales_frequency_and_length():
-    wave = np.sin(2 * np.pi * 200 * np.arange(16_000) / 16_000).astype(np.float32)
-    faster = effects.warp(wave, np.full(16_000, 1.25))
-    assert len(faster) == pytest.approx(12_800, abs=2)
-    peak = np.argmax(np.abs(np.fft.rfft(faster, 16_000)))
-    assert peak == pytest.approx(250, abs=2)
-
-
-def test_limited_never_clips_and_leaves_quiet_samples_alone():
-    wave = np.linspace(-4, 4, 999).astype(np.float32)
-    held = effects.limited(wave)
-    assert np.abs(held).max() < 1
-    quiet = np.abs(wave) < 0.5
-    assert np.array_equal(held[quiet], wave[quiet])
-
-
 @pytest.mark.parametrize("event", list(EVENTS))
 def test_an_event_is_audible_at_any_feeling(event):
     for emotion in DELIVERIES:

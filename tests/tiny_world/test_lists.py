@@ -5,13 +5,7 @@ from random import Random
 
 import pytest
 
-from common_utils.tiny_world.lists import (
-    FULL_TAG,
-    HISTORY_TAG,
-    Maker,
-    Row,
-    write_lists,
-)
+from common_utils.tiny_world.lists import FULL_TAG, HISTORY_TAG, Maker, Row, write_lists
 from common_utils.tiny_world.text_tokenizer import single_pieces, train
 from common_utils.tiny_world.world import World, load_world, normalise
 from osum_echat.records import Utterance

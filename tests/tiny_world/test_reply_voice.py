@@ -4,23 +4,13 @@ import json
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import pytest
 
 pytest.importorskip("soxr")
 
-from common_utils.tiny_world import reply_set, reply_voice
-from common_utils.tiny_world.reply_voice import SAMPLE_RATE_HZ, STYLES, ReplyVoice
+from common_utils.tiny_world import reply_set
+from common_utils.tiny_world.reply_voice import STYLES, ReplyVoice
 from osum_echat.errors import InputError
-
-TONE = (0.3 * np.sin(np.arange(SAMPLE_RATE_HZ) * 0.1)).astype(np.float32)
-
-
-def test_styles_differ_in_level_by_their_gains():
-    def power(decibels: float) -> float:
-        return float(np.mean(reply_voice._levelled(TONE, decibels) ** 2))
-
-    assert 10 * np.log10(power(-8.0) / power(0.0)) == pytest.approx(-8, abs=0.1)
 
 
 def test_a_place_without_the_packages_is_named(tmp_path):

@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from common_utils.tiny_world.assets import AssetPaths, Package, fetch, unpack_all
-from common_utils.tiny_world.voices import (
-    CELLS,
-    ESPEAK,
-    Espeak,
-    Manner,
-    all_voices,
-)
+from common_utils.tiny_world.voices import CELLS, ESPEAK, Espeak, Manner, all_voices
 from osum_echat.errors import DataError, InputError
 
 ASSETS = AssetPaths(Path(__file__).parents[2] / "build" / "assets")

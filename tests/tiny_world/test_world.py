@@ -3,16 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from common_utils.tiny_world.manner import (
-    EMOTIONS,
-    EVENTS,
-)
-from common_utils.tiny_world.world import (
-    Exchange,
-    World,
-    load_world,
-    normalise,
-)
+from common_utils.tiny_world.world import Exchange, World, load_world, normalise
 
 SIZE = 1500
 
@@ -107,21 +98,6 @@ def test_every_sentence_said_is_among_those_spoken_in_advance(
         for turn in turns_of(exchange):
             assert turn.reply_text == " ".join(turn.reply_sentences)
             assert all((text, turn.reply_style) in known for text in turn.reply_sentences)
-
-
-def test_emotions_events_ages_and_kinds_are_balanced(train: list[Exchange]) -> None:
-    def share(values: list[str], value: str) -> float:
-        return values.count(value) / len(values)
-
-    emotions = [item.labels.emotion for item in train]
-    assert all(0.14 < share(emotions, emotion) < 0.27 for emotion in EMOTIONS)
-    events = [item.labels.event for item in train]
-    assert 0.45 < share(events, "OTHER") < 0.55
-    assert all(share(events, event) > 0.08 for event in ("LAUGH", "CRY", "COUGH", "SIGH"))
-    assert all(item.labels.event in EVENTS[item.labels.emotion] for item in train)
-    kinds = [item.kind for item in train]
-    assert 0.68 < share(kinds, "single") < 0.76 and 0.05 < share(kinds, "identity") < 0.11
-    assert share([item.labels.gender for item in train], "MALE") == pytest.approx(0.5, abs=0.05)
 
 
 def test_one_dialogue_has_one_speaker(train: list[Exchange]) -> None:

@@ -15,12 +15,7 @@ from osum_echat import weights
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.hift import Hift, HiftSettings
-from osum_echat.token2wav.model import (
-    Token2Wav,
-    Token2WavSettings,
-    find_files,
-    first_of,
-)
+from osum_echat.token2wav.model import Token2Wav, Token2WavSettings, find_files, first_of
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.token2wav.tiny_flow import (
     CODES,

@@ -11,13 +11,7 @@ from osum_echat.errors import ConfigError
 from osum_echat.models.lora import LoraSettings
 from osum_echat.sequence import collate
 from osum_echat.training.engine import EngineSettings, LocalEngine
-from osum_echat.training.stages import (
-    GROUPS,
-    StageSettings,
-    freeze,
-    group_of,
-    optimizer_groups,
-)
+from osum_echat.training.stages import GROUPS, StageSettings, freeze, group_of, optimizer_groups
 from tests.tiny_network import VOCAB, network, row
 
 BATCH = collate([[row("s2s"), row("tts")], [row("understand", 33), row("t2t")]], VOCAB)
