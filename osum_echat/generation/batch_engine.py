@@ -21,7 +21,8 @@ from osum_echat.models.echat import EChatModel
 
 MOST_ROWS = 16                  # that grow side by side; more wait
 PIECE_TOKENS = 64               # of a prompt, between two steps
-MOST_AHEAD = 8                  # tokens that wait for a caller
+MOST_AHEAD = 24                 # tokens that wait for a caller: a second of speech
+STEPS_A_START = 8               # between two pieces of a start, where an answer waits for them
 LOOK_S = 0.05                   # between looks for interrupts while no answer grows
 MOST_STARTS, MOST_START_BYTES = 8, 96 << 20     # of prompts, read ahead and kept
 
@@ -65,6 +66,7 @@ class BatchEngine:
         self._live: list[_Job] = []
         self._rows = CachedLLM(model.llm, ())
         self._starts: deque[Prefill] = deque()
+        self._steps = 0                 # since the last piece of a start
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
         self._thread.start()
 
@@ -133,10 +135,15 @@ class BatchEngine:
         return any(not job.is_ahead or job.is_interrupted for job in self._live)
 
     def _admit(self) -> None:
-        """Take the next prompt on by one piece, starts after all others; it joins at its end."""
+        """Take the next prompt on by one piece; it joins at its end. Starts come after all others,
+        and not at every step of those that grow."""
         if not self._may_admit():
             return
         job = next((one for one in self._waiting if one.answer is not None), self._waiting[0])
+        if job.answer is None:
+            if self._may_step() and self._steps < STEPS_A_START:
+                return
+            self._steps = 0
         if job.is_interrupted:
             self._forget(job)
             self._interrupt(job)
@@ -192,6 +199,7 @@ class BatchEngine:
         self._remove(left)
         if all(job.is_ahead for job in self._live):
             return
+        self._steps += 1
         answers = [job.answer for job in self._live if job.answer is not None]
         tokens = [job.last for job in self._live if job.last is not None]
         self._rows.step(embed_tokens(self.model, tokens))

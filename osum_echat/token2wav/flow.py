@@ -1,7 +1,7 @@
 """Speech tokens to a mel: encoder, length regulator and conditional flow matching."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -213,9 +213,10 @@ class Matching(nn.Module):
     def solve(
         self, noise: Tensor, mu: Tensor, speaker: Tensor, known: Tensor, times: Tensor,
         guidance: float, valid: Tensor | None = None, extends: Sequence[Extend] | None = None,
+        between: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """Euler steps from `noise`, guided, each row as if it were alone. Shapes as in
-        `Estimator.forward`; times: (steps + 1,); extends: one a step."""
+        `Estimator.forward`; times: (steps + 1,); extends: one a step; between: done before each."""
         x, alone = noise, valid is not None
         copies = 2 if guidance else 1
         if guidance:
@@ -224,6 +225,7 @@ class Matching(nn.Module):
         times, steps = times.to(noise.device), len(times) - 1
         now, pace = times[0], times[1] - times[0]
         for step in range(1, steps + 1):
+            between()
             both, time = x.repeat(copies, 1, 1), now.expand(len(mu))
             extend = None if extends is None else extends[step - 1]
             velocity = self.estimator(both, mu, time, speaker, known, valid, alone, extend).float()
@@ -371,14 +373,14 @@ class Flow(nn.Module):
     @torch.no_grad()
     def mels(
         self, rows: Sequence[Tensor], voice: VoiceState, noises: Sequence[Tensor],
-        firsts: Sequence[int | None] | None = None,
+        firsts: Sequence[int | None] | None = None, between: Callable[[], None] = lambda: None,
     ) -> list[Tensor]:  # fmt: skip
         """The log-mels of several utterances side by side, each as `mel` alone makes it.
 
         rows: (tokens,) each; voice: a prepared one only for rows of one length; noises: (mel,
         prompt frames + frames) each, standard normal; firsts: as `first` of `mel`, None: all are
-        whole. Returns (1, mel, frames) each. Padding changes nothing but the order in which numbers
-        are added.
+        whole; between: done between the solver's steps. Returns (1, mel, frames) each. Padding
+        changes nothing but the order in which numbers are added.
         """
         firsts = firsts or [None] * len(rows)
         for row in rows:
@@ -392,13 +394,14 @@ class Flow(nn.Module):
         valid = padding_of(paced)
         mu = self.mean(pad_sequence(paced, batch_first=True), voice.speaker, valid)
         noise = pad_sequence([one.T for one in noises], batch_first=True).transpose(1, 2)
-        solved = self._solved(mu, noise, voice, valid)
+        solved = self._solved(mu, noise, voice, valid, between=between)
         ends = [len(row) - voice.known.shape[1] for row in paced]
         return [row[None, :, :end] for row, end in zip(solved, ends, strict=True)]
 
     def _solved(
         self, mu: Tensor, noise: Tensor, voice: VoiceState, valid: Tensor | None = None,
         temperature: float | None = None, steps: int | None = None,
+        between: Callable[[], None] = lambda: None,
     ) -> Tensor:  # fmt: skip
         """mu: (rows, frames, mel), the prompt's first; noise: (rows, mel, frames); valid: (rows,
         frames), None for all. Returns (rows, mel, frames without the prompt's)."""
@@ -417,7 +420,7 @@ class Flow(nn.Module):
             self.start(mu, noise.to(mu.device).transpose(1, 2) * heat)[:, skip:], mu[:, skip:],
             voice.speaker.expand(len(mu), -1), known.expand(len(mu), -1, -1)[:, skip:],
             solver_times(steps or settings.steps, settings.spacing), settings.guidance, valid,
-            extends,
+            extends, between,
         )  # fmt: skip
         target = solved[:, prompt_frames - skip :]
         return (target * settings.mel_scale + settings.mel_mean).transpose(1, 2)

@@ -1,14 +1,17 @@
 """One solver for the pieces of many streams: the most urgent goes first, and those like it beside.
 
 Side by side they share what a pass costs whatever its size; no row of equal length is padded, so
-each comes out as it does alone.
+each comes out as it does alone. Between two steps of the flow's solver a piece lets more urgent
+ones pass: a long one that has time holds nobody up.
 """
 
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
@@ -61,10 +64,11 @@ class PieceSolver:
             with self._changed:
                 while not self._waiting:
                     self._changed.wait()
-                self._waiting.sort(key=lambda job: job.due)
-                urgent = self._waiting[0]
-                jobs = [one for one in self._waiting if one.kind == urgent.kind][:MOST_TOGETHER]
-                self._waiting = [one for one in self._waiting if one not in jobs]
+            self._let_pass(math.inf)
+
+    def _let_pass(self, due: float) -> None:
+        """Solve all that is due before that monotonic second."""
+        while jobs := self._taken(due):
             try:
                 for job, mel in zip(jobs, self._solved(jobs), strict=True):
                     job.mel.set_result(mel)
@@ -72,9 +76,20 @@ class PieceSolver:
                 for job in jobs:
                     job.mel.set_exception(error)
 
+    def _taken(self, before: float) -> list[_Job]:
+        """The most urgent of those due before that second, and its like, which wait no longer."""
+        with self._changed:
+            self._waiting.sort(key=lambda job: job.due)
+            urgent = next((job for job in self._waiting[:1] if job.due < before), None)
+            if urgent is None:
+                return []
+            jobs = [one for one in self._waiting if one.kind == urgent.kind][:MOST_TOGETHER]
+            self._waiting = [one for one in self._waiting if one not in jobs]
+            return jobs
+
     def _solved(self, jobs: list[_Job]) -> list[Tensor]:
         with self.autocast():
             return self.flow.mels(
                 [job.tokens for job in jobs], jobs[0].voice, [job.noise for job in jobs],
-                [job.first for job in jobs],
+                [job.first for job in jobs], partial(self._let_pass, jobs[0].due),
             )  # fmt: skip
