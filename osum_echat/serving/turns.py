@@ -25,7 +25,8 @@ WINDOW_MS = 1000 * WINDOW_SAMPLES // RATE_HZ
 STATE_SHAPE = (2, 1, 128)
 HYSTERESIS = 0.15                                   # below the threshold by so much is silence
 START_MS = 96                                       # of speech before a turn begins
-INTERRUPT_MS = {"server_vad": 300, "semantic_vad": 670}     # over a reply: longer than "uh-huh" is
+INTERRUPT_MS = {"server_vad": (300, 300), "semantic_vad": (480, 670)}   # over a reply: of speech in
+FADE_DB = 6                         # full voice, and fading, as "uh-huh" does: below its loudest
 FAINT, FAINT_GAP, LOOK_BACK_MS = 0.1, 3, 1000       # likely enough to belong to speech that follows
 PAUSE_MS = {"server_vad": 96, "semantic_vad": 128}  # of quiet before a reply is prepared
 COMPLETE_MS = 300           # that ends a turn of which the turn model says that it is done
@@ -84,6 +85,7 @@ class TurnDetector:
     _quiet: int = 0                 # windows in a row that are far below the loudest
     _paused: bool = False           # a reply is being prepared
     _loudest_db: float = -math.inf
+    _last_db: float = -math.inf     # of the window before
 
     def push(
         self, probability: float, end_sample: int, replying: bool, level_db: float = 0.0
@@ -133,7 +135,11 @@ class TurnDetector:
         elif not (replying and kind == "semantic_vad" and self._faint):
             self._speech = 0
         self._loudest_db = max(self._loudest_db, level_db) if self._speech else -math.inf
-        if self._speech * WINDOW_MS < (INTERRUPT_MS[kind] if replying else START_MS):
+        is_full = max(self._last_db, level_db) >= self._loudest_db - FADE_DB
+        self._last_db = level_db
+        full_ms, fading_ms = INTERRUPT_MS[kind] if replying else (START_MS, START_MS)
+        is_full = is_full and probability >= self.settings.threshold
+        if self._speech * WINDOW_MS < (full_ms if is_full else fading_ms):
             return None
         padding = self.settings.prefix_padding_ms * RATE_HZ // 1000
         windows = max(self._speech, min(self._faint, LOOK_BACK_MS // WINDOW_MS))

@@ -195,9 +195,19 @@ def test_a_cough_does_not_stop_a_reply_and_half_duplex_hears_nothing_then():
 
 def test_an_answer_of_one_word_does_not_stop_a_reply_under_semantic_vad():
     detector = TurnDetector(TurnSettings("semantic_vad"))
-    words = [0.9] * 10 + [0.3] * 2 + [0.9] * 8 + [0.0] * 9      # "uh-huh"
-    turns = [detector.push(one, at * WINDOW, True) for at, one in enumerate([*words, *[0.9] * 22])]
+    words = [0.9] * 10 + [0.3] * 2 + [0.9] * 8 + [0.0] * 9      # "uh-huh", and words that fade
+    levels = [-20.0] * 14 + [-30.0] * (len(words) + 8)
+    heard = zip([*words, *[0.9] * 22], [*levels[: len(words)], -20.0, *levels[14:]], strict=False)
+    turns = [detector.push(one, at * WINDOW, True, level)
+             for at, (one, level) in enumerate(heard)]  # fmt: skip
     assert turns.index(Turn.STARTED) == len(words) + 20 and not detector.push(0.9, 0, True)
+
+
+def test_speech_in_full_voice_stops_a_reply_sooner_under_semantic_vad():
+    detector = TurnDetector(TurnSettings("semantic_vad"))
+    levels = [-20.0] * 10 + [-30.0, -22.0] * 3
+    turns = [detector.push(0.9, at * WINDOW, True, one) for at, one in enumerate(levels)]
+    assert turns.index(Turn.STARTED) == 14
 
 
 @pytest.mark.parametrize(("kind", "heard", "event", "is_answered"), [
