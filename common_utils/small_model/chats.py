@@ -1,20 +1,20 @@
 """People's chats as questions and replies: spelt as one speaks, and only replies that fit.
 
-A reply of a person is kept where a voice assistant could give it: it tells nothing of a life that
-the assistant does not have, and its words go with those of the question more often than by chance.
+A reply of a person is kept where a voice assistant could give it: it asks back or says what it
+makes of what was told, and it tells nothing of a life that the assistant does not have.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from common_utils.small_model.reply_filters import content_words, words_of
+from common_utils.small_model.reply_filters import words_of
 from common_utils.small_model.texts import Conversation
 from common_utils.small_model.topics import sentence, words
 
-QUESTION_WORDS, REPLY_WORDS = (2, 18), (4, 20)
+QUESTION_WORDS, REPLY_WORDS = (2, 18), (4, 14)
+KNOWN = 20  # times that people write a word: what is rarer is often a slip
 _NOISE = re.compile(
     r"\b(?:lol|lmao|rofl|haha\w*|hehe\w*|xd|omg|hmm+|umm*|uhh*|ahh*|ooh+|oo+)\b[,!.]*|"
     r"[:;=][-']?[)(DPpOo/\\|]+|[()]|<3|\^\^",
@@ -41,6 +41,18 @@ _LIFE = re.compile(
     r"i'm|i've|i'd|i'll)\b",
     re.IGNORECASE,
 )
+# What a listener says: he asks back, or says what he makes of it.
+_LEAD = re.compile(
+    r"\A(?:(?:yeah|yes|oh|ah|haha|well|okay|ok|ya|ooh|aw+|sweet|right|true|hey|so|and|but)\b"
+    r"[,.! ]*)+",
+    re.IGNORECASE,
+)
+_LISTENS = re.compile(
+    r"(?:that|it|it's|that's|this|how|what|you|your|you're|good|great|nice|cool|awesome|amazing|"
+    r"sounds|congrat\w*|fun|sorry|hopefully|maybe|i (?:hope|bet|think|imagine|wonder|see|agree))\b",
+    re.IGNORECASE,
+)
+_NAME = re.compile(r"(?<=[a-z,] )(?!I\b)[A-Z][a-z']+")
 _SLANG = re.compile(
     r"\b(?:dude|bro|man|yo|yep|yup|nah|nope|gotcha|dang|wow|huh|super|kk?|idk|tbh|btw|"
     r"ppl|def|prob|sup|hbu|wbu|ikr)\b",
@@ -82,50 +94,26 @@ def questions(conversations: Iterable[Conversation]) -> Iterator[tuple[str, int,
 
 
 def exchanges(conversations: Sequence[Conversation]) -> Iterator[Exchange]:
-    """Questions and the replies to them that a voice assistant could give."""
+    """What people told, and the replies to it that a voice assistant could give."""
     turns = {one.key: one.turns for one in conversations}
+    counts = Counter(word for one in conversations for turn in one.turns
+                     for word in words_of(" ".join(turn)))  # fmt: skip
     for key, place, question in questions(conversations):
         following = turns[key][place + 1 : place + 2]
-        for message in following[0][:1] if following else ():
-            reply = spoken(message)
+        for message in following[0][:1] if following and mood_of(question) != "ask" else ():
+            reply = _LEAD.sub("", spoken(message), count=1)
             size = len(reply.split())
             if not (REPLY_WORDS[0] <= size <= REPLY_WORDS[1] and _SPOKEN.fullmatch(reply)):
                 continue
             if _LIFE.search(reply) or _SLANG.search(reply):
                 continue
+            if min(counts[word] for word in words_of(reply)) < KNOWN:
+                continue
             if reply.lower().startswith(_ASKING):
                 reply = reply.rstrip(".") + ("" if reply[-1] in "?!" else "?")
-            yield Exchange(key, place, question, sentence(reply))
-
-
-class Association:
-    """How much more often words of a reply follow words of a question than by chance."""
-
-    def __init__(self, pairs: Iterable[tuple[str, str]], least: int = 3) -> None:
-        """pairs: questions and replies, of many conversations; least: rarer pairs do not count."""
-        self.least = least
-        self.together: Counter[tuple[str, str]] = Counter()
-        self.asked: Counter[str] = Counter()
-        self.said: Counter[str] = Counter()
-        self.count = 0
-        for question, reply in pairs:
-            ours, theirs = content_words(question), content_words(reply)
-            self.together.update((one, other) for one in ours for other in theirs)
-            self.asked.update(ours)
-            self.said.update(theirs)
-            self.count += 1
-
-    def lift(self, question: str, reply: str) -> float:
-        """The mean over the reply's content words of the best log lift; below 0: by chance."""
-        ours, theirs = content_words(question), content_words(reply)
-        best = [max((self._of(one, other) for one in ours), default=0.0) for other in theirs]
-        return sum(best) / len(best) if best else 0.0
-
-    def _of(self, one: str, other: str) -> float:
-        both = self.together[one, other]
-        if one == other or both < self.least:
-            return 0.0
-        return math.log(both * self.count / (self.asked[one] * self.said[other]))
+            asks_or_listens = reply.endswith("?") or _LISTENS.match(reply)
+            if asks_or_listens and {*_NAME.findall(reply)} <= {*_NAME.findall(question)}:
+                yield Exchange(key, place, question, sentence(reply[:1].upper() + reply[1:]))
 
 
 _ASKING = ("what", "how", "why", "do ", "are ", "is ", "who", "where", "have ", "did ", "when",

@@ -7,6 +7,7 @@ frames; replies are hand-written, the world's, or people's own.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from random import Random
 from string import Template
@@ -32,8 +33,8 @@ from osum_echat.inference import safety
 from osum_echat.records import Labels
 
 SIZES = {  # examples of each source
-    "topics": 6500, "chats": 5000, "people": 600, "world": 1800, "safety": 120, "wordless": 400,
-    "dialogues": 1200,
+    "topics": 5000, "chats": 5000, "people": 4000, "world": 1800, "safety": 120, "wordless": 400,
+    "dialogues": 800,
 }  # fmt: skip
 MOST_ALIKE = 0.004  # of all examples: how many may share a reply, safety and wordless ones apart
 EVENTS = {
@@ -44,7 +45,11 @@ EVENTS = {
 MORE_EVENTS = ("SNEEZE", "THROAT CLEARING", "GROAN", "SIGH")
 MORE_EVENTS_SHARE = 0.05
 LONGEST_CHAT = 11  # words: what is longer is seldom about the word that is found in it
-PEOPLE_RANKED = 4  # people's replies that are ranked for each that is taken
+OPTIONS = 6  # of a topic's replies that are ranked for a question
+BLOCK = 256  # questions whose replies are ranked together
+# How much likelier a reply is to its question than to none, at least: log probability, a word.
+LEAST_LIFT = {"topics": -9.0, "chats": 0.15, "people": 0.3}
+LEAST_SAID_LIFT = 0.8  # of people's replies that ask nothing
 MOST_OF_TOPIC = 260  # chats
 GOOD, BAD = ("HAPPY", "SURPRISE"), ("SAD", "ANGER", "FEAR", "DISGUST")
 CARING = ("selfharm", "abuse", "illness")
@@ -53,9 +58,21 @@ CARING = ("selfharm", "abuse", "illness")
 class Lifts(Protocol):
     """What ranking.Ranker does."""
 
-    def lifts(self, question: str, replies: Sequence[str]) -> list[float]:
-        """How much likelier each reply is to this question than to none."""
+    def lifts(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """How much likelier each reply is to its question than to none."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is said, the topic and mood of its words, and the emotion of the voice."""
+
+    key: str
+    source: str
+    question: str
+    found: Found
+    mood: str
+    emotion: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +121,54 @@ def fitting_mood(topic: Topic, mood: str, emotion: str, rng: Random) -> str:
     return "plain" if mood == "good" and felt == "bad" else mood
 
 
-def answered(
-    question: str, found: Found, mood: str, emotion: str, key: str, source: str, rng: Random
-) -> Example | None:
-    """An example by a topic's replies; None where the draw does not fit."""
-    labels, topic = voice(emotion, rng), found.topic
-    core = filled(pointed(topic, fitting_mood(topic, mood, emotion, rng), rng), found.word)
+def answered(one: Asked, rng: Random, core: str | None = None) -> Example | None:
+    """An example by a topic's replies; core: the reply, drawn without one.
+
+    None where what was drawn does not fit.
+    """
+    labels, topic = voice(one.emotion, rng), one.found.topic
+    if core is None:
+        drawn = pointed(topic, fitting_mood(topic, one.mood, one.emotion, rng), rng)
+        core = filled(drawn, one.found.word)
     if core is None:
         return None
-    opening = "" if topic.is_act and emotion == "NEUTRAL" else manner.opening(labels, rng)
+    opening = "" if topic.is_act and one.emotion == "NEUTRAL" else manner.opening(labels, rng)
     if topic.is_act and rng.random() < 0.4:
         opening = ""
     reply = joined(opening, core)
-    gist = Template(topic.gist).safe_substitute(it=found.word or "it")
-    return made(key, source, question, labels, reply, gist, rng)
+    gist = Template(topic.gist).safe_substitute(it=one.found.word or "it")
+    return made(one.key, one.source, one.question, labels, reply, gist, rng)
+
+
+def best_answered(
+    asked: Iterable[Asked], rng: Random, ranker: Lifts | None
+) -> Iterator[Example | None]:
+    """An example of each by that of its topic's replies which the ranker finds likeliest.
+
+    None where that is not likely enough, too; ranker: None: any of the replies.
+    """
+    waiting = iter(asked)
+    while block := list(islice(waiting, BLOCK)):
+        if ranker is None:
+            yield from (answered(one, rng) for one in block)
+            continue
+        options = [cores(one, rng) for one in block]
+        pairs = [(one.question, core) for one, own in zip(block, options, strict=True)
+                 for core in own]  # fmt: skip
+        lift = dict(zip(pairs, ranker.lifts(pairs), strict=True))
+        for one, own in zip(block, options, strict=True):
+            best = max(own, key=lambda core: lift[one.question, core], default=None)
+            likely = best and lift[one.question, best] / len(best.split())
+            is_likely = likely is not None and likely >= LEAST_LIFT[one.source]
+            yield answered(one, rng, best) if is_likely else None
+
+
+def cores(one: Asked, rng: Random) -> list[str]:
+    """Some of the topic's replies in a mood that fits."""
+    topic = one.found.topic
+    replies = topic.replies_for(fitting_mood(topic, one.mood, one.emotion, rng))
+    known = {filled(reply, one.found.word) for reply in replies} - {None}
+    return rng.sample(sorted(map(str, known)), min(OPTIONS, len(known)))
 
 
 def made(
@@ -153,77 +204,70 @@ def emotion_for(mood: str, topic: str, rng: Random) -> str:
     return rng.choices(tuple(weights), weights=tuple(weights.values()))[0]
 
 
-def from_topics(size: int, rng: Random) -> Iterator[Example]:
+def from_topics(size: int, rng: Random, ranker: Lifts | None = None) -> Iterator[Example]:
     """What the hand-written topics say, in many moods."""
     said = [(topic, mood, text) for topic in topics()
             for mood, texts in topic.say.items() for text in texts]  # fmt: skip
-    for number in range(size):
-        topic, mood, text = said[number % len(said)]
-        found = topic_of(text, (topic,)) or Found(topic, None)
-        emotion = emotion_for(mood, topic.name, rng)
-        if topic.is_act and rng.random() < 0.2:
-            emotion = rng.choice(manner.EMOTIONS)
-        question = text
-        if not topic.is_act and rng.random() < 0.25:
-            question = led(text, rng)
-        example = answered(question, found, mood, emotion, f"topic-{number:05d}", "topics", rng)
-        if example:
-            yield example
+
+    def asked() -> Iterator[Asked]:
+        for number in range(size):
+            topic, mood, text = said[number % len(said)]
+            found = topic_of(text, (topic,)) or Found(topic, None)
+            emotion = emotion_for(mood, topic.name, rng)
+            if topic.is_act and rng.random() < 0.2:
+                emotion = rng.choice(manner.EMOTIONS)
+            question = text
+            if not topic.is_act and rng.random() < 0.25:
+                question = led(text, rng)
+            yield Asked(f"topic-{number:05d}", "topics", question, found, mood, emotion)
+
+    yield from filter(None, best_answered(asked(), rng, ranker))
 
 
-def from_chats(chat: Iterable[Conversation], size: int, rng: Random) -> Iterator[Example]:
+def from_chats(
+    chat: Iterable[Conversation], size: int, rng: Random, ranker: Lifts | None = None
+) -> Iterator[Example]:
     """What people wrote, answered by the topic it is about."""
     general = words("lexicon")["general_topics"].split()
-    asked = [(key, place, text) for key, place, text in chats.questions(chat)
+    wrote = [(key, place, text) for key, place, text in chats.questions(chat)
              if heard_words(text) and 2 <= len(text.split()) <= LONGEST_CHAT]  # fmt: skip
-    counts = Counter(word for _, _, text in asked for word in content_words(text))
-    rng.shuffle(asked)
+    counts = Counter(word for _, _, text in wrote for word in content_words(text))
+    rng.shuffle(wrote)
     given: Counter[str] = Counter()
-    for key, place, question in asked:
-        if size <= 0:
-            return
-        found, mood = topic_of(question), chats.mood_of(question)
-        if found is None:
-            content = sorted(content_words(question), key=lambda word: (counts[word], word))
-            names = [word for word in content if 3 < len(word) < 12 and counts[word] > 2
-                     and not word.endswith(("ly", "ing", "ed", "'s"))]  # fmt: skip
-            if len(content) < 2 or not names or rng.random() < 0.8:
+
+    def asked() -> Iterator[Asked]:
+        for key, place, question in wrote:
+            found, mood = topic_of(question), chats.mood_of(question)
+            if found is None:
+                content = sorted(content_words(question), key=lambda word: (counts[word], word))
+                names = [word for word in content if 3 < len(word) < 12 and counts[word] > 2
+                         and not word.endswith(("ly", "ing", "ed", "'s"))]  # fmt: skip
+                if len(content) < 2 or not names or rng.random() < 0.8:
+                    continue
+                found = Found(any_topic(), names[0])
+            is_vague = found.topic.name in general and rng.random() < 0.6
+            if is_vague or given[found.topic.name] > MOST_OF_TOPIC:
                 continue
-            found = Found(any_topic(), names[0])
-        is_vague = found.topic.name in general and rng.random() < 0.6
-        if is_vague or given[found.topic.name] > MOST_OF_TOPIC:
-            continue
-        emotion = emotion_for(mood, found.topic.name, rng)
-        example = answered(question, found, mood, emotion, f"chat-{key}-{place}", "chats", rng)
-        if example:
             given[found.topic.name] += 1
-            size -= 1
-            yield example
+            emotion = emotion_for(mood, found.topic.name, rng)
+            yield Asked(f"chat-{key}-{place}", "chats", question, found, mood, emotion)
+
+    yield from islice(filter(None, best_answered(asked(), rng, ranker)), size)
 
 
 def from_people(
-    chat: Iterable[Conversation], size: int, rng: Random, ranker: Lifts
+    chat: Sequence[Conversation], size: int, rng: Random, ranker: Lifts
 ) -> Iterator[Example]:
-    """What people wrote and what they were answered, where that goes well together.
-
-    Of the pairs whose words go together, those that the ranker finds likeliest.
-    """
-    known = list(chat)
-    association = chats.Association(
-        (" ".join(one), " ".join(other))
-        for each in known
-        for one, other in zip(each.turns, each.turns[1:], strict=False)
-    )
-    pairs = [one for one in chats.exchanges(known)
-             if heard_words(one.question) and len(content_words(one.question)) >= 2]  # fmt: skip
-    pairs.sort(key=lambda one: -association.lift(one.question, one.reply))
-    best = {
-        one: ranker.lifts(one.question, [one.reply])[0] / len(one.reply.split())
-        for one in pairs[: size * PEOPLE_RANKED]
-    }
-    for one in sorted(best, key=lambda one: -best[one])[:size]:
+    """What people told and what they were answered, where the ranker finds that it fits."""
+    pairs = [one for one in chats.exchanges(chat)
+             if heard_words(one.question) and content_words(one.question)]  # fmt: skip
+    lifts = ranker.lifts([(one.question, one.reply) for one in pairs])
+    likely = {one: lift / len(one.reply.split()) for one, lift in zip(pairs, lifts, strict=True)}
+    fitting = [one for one, lift in likely.items()
+               if lift >= (LEAST_LIFT["people"] if "?" in one.reply else LEAST_SAID_LIFT)]
+    for one in sorted(fitting, key=lambda one: -likely[one])[:size]:
         labels = voice(emotion_for(chats.mood_of(one.question), "", rng), rng)
-        opening = manner.opening(labels, rng) if rng.random() < 0.6 else ""
+        opening = manner.opening(labels, rng) if rng.random() < 0.4 else ""
         found = topic_of(one.question)
         gist = found.topic.gist if found else "$he talks about something on $his mind"
         gist = Template(gist).safe_substitute(it=found.word if found else "it")
@@ -302,7 +346,8 @@ def from_dialogues(examples: list[Example], size: int, rng: Random) -> Iterator[
         for _ in range(rng.choice((1, 1, 2))):
             text, mood = rng.choice(tuple(words("moods")["follow_ups"].items()))
             emotion = first.labels.emotion or "NEUTRAL"
-            last = answered(text, found, mood, emotion, f"dialogue-{number:05d}", "dialogues", rng)
+            asked = Asked(f"dialogue-{number:05d}", "dialogues", text, found, mood, emotion)
+            last = answered(asked, rng)
             if last is None or last.reply in [reply for _, reply in earlier]:
                 break
             yield replace(last, key=f"{last.key}-{len(earlier)}", earlier=tuple(earlier))
@@ -331,13 +376,13 @@ def examples(
 ) -> list[Example]:  # fmt: skip
     """All examples to train on, the same for the same seed.
 
-    ranker: chooses replies of people; None: there are none of theirs.
+    ranker: chooses replies that fit; None: any of a topic's, and none of people's.
     """
     sizes, rng = {**SIZES, **(sizes or {})}, Random(f"thinker {seed}")
     chat = [one for one in conversations(parts_folder) if not one.held_out]
     found = [
-        *from_topics(sizes["topics"], rng),
-        *from_chats(chat, sizes["chats"], rng),
+        *from_topics(sizes["topics"], rng, ranker),
+        *from_chats(chat, sizes["chats"], rng, ranker),
         *(from_people(chat, sizes["people"], rng, ranker) if ranker else ()),
         *from_world(sizes["world"], rng),
         *from_safety(sizes["safety"], rng),

@@ -1,6 +1,6 @@
 """How well replies go with questions, as the stock LLM sees it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,6 +10,9 @@ from torch import Tensor
 
 SYSTEM = "You are a warm friend who listens and answers in one or two short sentences."
 NO_QUESTION = "..."
+ROWS = 32  # pairs that are scored at once
+
+Pair = tuple[str, str]
 
 
 class Ranker:
@@ -20,48 +23,52 @@ class Ranker:
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
         self.model: Any = Qwen2ForCausalLM.from_pretrained(str(directory), dtype=dtype).eval()
-        self.nothing: dict[str, float] = {}
+        self.known: dict[Pair, float] = {}
+
+    def lifts(self, pairs: Sequence[Pair]) -> list[float]:
+        """How much likelier each reply is to its question than to none; pairs: (question, reply).
+
+        Of the log probability of the reply, its end included.
+        """
+        self._learn({*pairs} | {(NO_QUESTION, reply) for _, reply in pairs})
+        return [self.known[pair] - self.known[NO_QUESTION, pair[1]] for pair in pairs]
 
     @torch.inference_mode()
-    def scores(self, question: str, replies: Sequence[str]) -> list[float]:
-        """The log probability of each reply to the question, its end included."""
-        from transformers import DynamicCache
+    def _learn(self, pairs: Iterable[Pair]) -> None:
+        """Score what is not known yet, pairs of like length together."""
+        rows = {pair: self._row(*pair) for pair in sorted({*pairs} - self.known.keys())}
+        order = sorted(rows, key=lambda pair: len(rows[pair][0]))
+        for at in range(0, len(order), ROWS):
+            batch = order[at : at + ROWS]
+            scores = self._scores([rows[pair] for pair in batch])
+            self.known.update(zip(batch, scores, strict=True))
 
+    def _row(self, question: str, reply: str) -> tuple[list[int], int]:
+        """The ids of prompt and reply, and how many of them are the prompt's."""
         prompt = self._ids(
             f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{question}"
             "<|im_end|>\n<|im_start|>assistant\n"
         )
-        rows = [self._ids(f"{reply}<|im_end|>") for reply in replies]
-        width, count = max(map(len, rows)), len(rows)
-        cache = DynamicCache(config=self.model.config)
-        first = self.model(
-            torch.tensor([prompt]), past_key_values=cache, use_cache=True, logits_to_keep=1
-        ).logits
-        cache.batch_repeat_interleave(count)
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-        logits = self.model(ids, past_key_values=cache, use_cache=True).logits
-        before = torch.cat((first.expand(count, 1, -1), logits[:, :-1]), 1).float()
-        chosen = before.gather(-1, ids[..., None])[..., 0] - before.logsumexp(-1)
-        valid = torch.arange(width) < torch.tensor([[len(row)] for row in rows])
-        total: Tensor = (chosen * valid).sum(1)
-        return [float(one) for one in total]
+        return prompt + self._ids(f"{reply}<|im_end|>"), len(prompt)
 
-    def lifts(self, question: str, replies: Sequence[str]) -> list[float]:
-        """How much likelier each reply is to this question than to none."""
-        unknown = [reply for reply in replies if reply not in self.nothing]
-        if unknown:
-            self.nothing.update(zip(unknown, self.scores(NO_QUESTION, unknown), strict=True))
-        return [
-            score - self.nothing[reply]
-            for score, reply in zip(self.scores(question, replies), replies, strict=True)
-        ]
+    def _scores(self, rows: Sequence[tuple[list[int], int]]) -> list[float]:
+        """The log probability of each row's reply. Rows are padded at their ends, unmasked."""
+        ids = torch.zeros(len(rows), max(len(row) for row, _ in rows), dtype=torch.long)
+        is_reply = torch.zeros(ids.shape, dtype=torch.bool)
+        for number, (row, start) in enumerate(rows):
+            ids[number, : len(row)] = torch.tensor(row)
+            is_reply[number, start : len(row)] = True
+        hidden: Tensor = self.model.model(ids, use_cache=False).last_hidden_state
+        logits = self.model.lm_head(hidden[:, :-1][is_reply[:, 1:]]).float()
+        own = logits.gather(1, ids[is_reply][:, None])[:, 0] - logits.logsumexp(1)
+        return [float(each.sum()) for each in own.split(is_reply.sum(1).tolist())]
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def right_first(
-    ranker: Ranker, pairs: Sequence[tuple[str, str]], rng: Random, among: int = 10
+    ranker: Ranker, pairs: Sequence[Pair], rng: Random, among: int = 10
 ) -> list[bool]:
     """For each question and its reply, whether that reply ranks first among `among` of the pairs.
 
@@ -71,6 +78,6 @@ def right_first(
     for question, reply in pairs:
         others = sorted({other for asked, other in pairs if other != reply and asked != question})
         drawn = rng.sample(others, min(among - 1, len(others)))
-        lifts = ranker.lifts(question, [reply, *drawn])
+        lifts = ranker.lifts([(question, one) for one in (reply, *drawn)])
         found.append(lifts[0] > max(lifts[1:], default=float("-inf")))
     return found

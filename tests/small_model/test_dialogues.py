@@ -9,7 +9,7 @@ import pytest
 
 from common_utils.small_model import chats, dialogues, manner, thinker_lists
 from common_utils.small_model.reply_filters import ends_properly, is_fit, wrong_labels
-from common_utils.small_model.texts import CHITCHAT_FILE
+from common_utils.small_model.texts import CHITCHAT_FILE, Conversation
 from common_utils.small_model.topics import MOODS, filled, topic_of, topics
 from common_utils.small_model.topics import words as topic_words
 from osum_echat.records import Labels, Utterance
@@ -50,8 +50,15 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dialogues.Example]:
 class Longest:
     """Ranks replies by their length."""
 
-    def lifts(self, question: str, replies: Sequence[str]) -> list[float]:
-        return [float(len(reply)) for reply in replies]
+    def lifts(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        return [float(len(reply) ** 2) for _, reply in pairs]
+
+
+class Silent:
+    """Finds no reply likelier than any other question's."""
+
+    def lifts(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        return [-1.0] * len(pairs)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +115,28 @@ def test_an_opening_follows_event_and_emotion():
 def test_messages_are_spelt_as_one_speaks():
     assert chats.spoken("im so happy lol :)") == "I'm so happy"
     assert chats.spoken("thats cool... u know??") == "That's cool. You know?"
+
+
+def test_a_message_gets_the_reply_that_the_ranker_prefers_or_none():
+    text = "Our old dog can hardly walk"
+    topic = topic_of(text)
+    asked = dialogues.Asked("one", "chats", text, topic, "plain", "NEUTRAL")
+    known = {filled(reply, "dog") for reply in topic.topic.replies_for("plain")}
+    options = [one for one in dialogues.cores(asked, Random(3)) if one in known]
+    (best,) = dialogues.best_answered([asked], Random(3), Longest())
+    assert len(options) > 2
+    longest = max(options, key=len)
+    assert best is None or best.reply.lower().endswith(longest.lower())
+    assert [*dialogues.best_answered([asked], Random(3), Silent())] == [None]
+
+
+def test_a_listener_asks_back_and_tells_nothing_of_himself():
+    said = ("I went bowling with friends", "Yeah bowling is fun. who won?",
+            "My sister did", "I live near there too", "It is far away", "That is true Kevin")
+    talks = [Conversation(str(number), tuple((text,) for text in said), False)
+             for number in range(chats.KNOWN)]  # fmt: skip
+    found = {(one.question, one.reply) for one in chats.exchanges(talks)}
+    assert found == {(said[0], "Bowling is fun. Who won?"), (said[3], "It is far away.")}
 
 
 def test_examples_fit_are_the_same_again_and_hold_nothing_private(found):
