@@ -33,7 +33,7 @@ from osum_echat.inference import safety
 from osum_echat.records import Labels
 
 SIZES = {  # examples of each source
-    "topics": 5000, "chats": 5000, "people": 4000, "world": 1800, "safety": 120, "wordless": 400,
+    "topics": 4000, "chats": 3000, "people": 4000, "world": 1800, "safety": 120, "wordless": 400,
     "dialogues": 800,
 }  # fmt: skip
 MOST_ALIKE = 0.004  # of all examples: how many may share a reply, safety and wordless ones apart
@@ -45,7 +45,7 @@ EVENTS = {
 MORE_EVENTS = ("SNEEZE", "THROAT CLEARING", "GROAN", "SIGH")
 MORE_EVENTS_SHARE = 0.05
 LONGEST_CHAT = 11  # words: what is longer is seldom about the word that is found in it
-OPTIONS = 6  # of a topic's replies that are ranked for a question
+OPTIONS = 4  # of a topic's replies that are ranked for a question
 BLOCK = 256  # questions whose replies are ranked together
 # How much likelier a reply is to its question than to none, at least: log probability, a word.
 LEAST_LIFT = {"topics": -9.0, "chats": 0.15, "people": 0.3}
