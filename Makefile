@@ -264,11 +264,13 @@ small-voice: $(VENV)/dev.stamp $(SMALL_CONF)
 THINKER := $(WORK)/thinker
 THINKER_STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(THINKER)/steps.json
 THINKER_SETTINGS ?=
+# The stock LLM chooses among replies: ten minutes that a trial does without.
+CHOOSE ?= --stock build/parts/smollm2
 small-thinker: $(VENV)/dev.stamp $(SMALL_CONF)
 	mkdir -p $(THINKER)
 	$(THINKER_STEP) "parts" -- $(SMALL_PARTS)
 	$(THINKER_STEP) "dialogues" -- $(RUN) -m common_utils.small_model.thinker_lists --parts build/parts \
-		--out $(THINKER)/rows
+		--out $(THINKER)/rows $(CHOOSE)
 	$(THINKER_STEP) "thinker, start" -- $(RUN) -m common_utils.small_model.thinker start \
 		--llm build/parts/smollm2 --ear $(EAR)/start --out $(THINKER)/start
 	$(THINKER_STEP) "thinker" -- $(RUN) train.py --config $(SMALL_CONF)/stage3_empathy.yaml \
@@ -285,7 +287,7 @@ small-trial:
 	exec $(MAKE) small WORK=$(SMALL_TRIAL) SMALL_OUT=$(SMALL_TRIAL)/model CLIPS=12 HOUR=1 HIBARI=0 \
 		ESPEAK=0 KOKORO=0 WAVE_HOURS=0.1 ROW_HOURS=0.05 TEST_HOURS=0.02 \
 		EAR_SETTINGS="$(SMALL_TRIAL_RUN) data.batch_frames=3000" THINKER_SETTINGS="$(SMALL_TRIAL_RUN)" \
-		TALKER_SETTINGS="$(SMALL_TRIAL_RUN) engine.compile=false" TOKENIZER_SETTINGS=iterations=3 \
+		CHOOSE= TALKER_SETTINGS="$(SMALL_TRIAL_RUN) engine.compile=false" TOKENIZER_SETTINGS=iterations=3 \
 		FLOW_SETTINGS="limits.minutes=0 limits.steps=10 schedule.warmup_steps=5" \
 		VOCODER_SETTINGS="limits.steps=5 schedule.total_steps=5 schedule.warmup_steps=2"
 

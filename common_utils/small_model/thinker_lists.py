@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 from common_utils.small_model.dialogues import Example, examples
+from common_utils.small_model.manner import NO_EVENT
 from common_utils.small_model.pieces import heard_words
 from common_utils.small_model.ranking import Ranker
 from common_utils.small_model.topics import sentence
@@ -72,7 +73,8 @@ def lists(found: Iterable[Example], rng: Random) -> dict[str, list[dict[str, Any
         if rng.random() < 0.45:
             name = rng.choices(("s2s", "s2t"), weights=(0.75, 0.25))[0]
             add(name, row(one, (SPEECH_TASKS | TEXT_TASKS)[name]))
-        if one.question and rng.random() < 0.06:
+        unheard = one.labels.emotion in (None, "NEUTRAL") and one.labels.event in (None, NO_EVENT)
+        if one.question and unheard and rng.random() < 0.3:
             made = row(one, WRITTEN_TASK)
             made["extra"]["question"] = sentence(one.question)
             add("t2t", made)
@@ -101,7 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--parts", type=Path, required=True, help="what parts.py unpacked")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stock", type=Path, help="the stock LLM, which chooses people's replies")
+    parser.add_argument("--stock", type=Path, help="the stock LLM, which "
+                        "chooses replies that fit (10 CPU minutes)")  # fmt: skip
     chosen = parser.parse_args(argv)
     ranker = None if chosen.stock is None else Ranker(chosen.stock)
     found = examples(chosen.parts, chosen.seed, ranker=ranker)
