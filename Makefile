@@ -227,6 +227,8 @@ small-ear: $(VENV)/dev.stamp $(SMALL_CONF)
 	$(EAR_STEP) "ear" -- $(RUN) train.py --config $(SMALL_CONF)/ear.yaml $(EAR_SETTINGS)
 	$(EAR_STEP) "ear, export" -- $(RUN) -m common_utils.small_model.export_ear --model $(EAR)/run \
 		--start $(EAR)/start --out $(EAR)/export
+	$(EAR_STEP) --makes $(EAR)/export/language_model.safetensors "language model" -- \
+		$(RUN) -m common_utils.small_model.language_model --parts build/parts --out $(EAR)/export
 
 # The voice: hibari's speech, its units, what sounds them, and what speaks words.
 VOICE := $(WORK)/voice

@@ -125,9 +125,10 @@ class Bench:
 
     def hear(self, samples: Tensor, reader: WhisperDecoder | None = None) -> Recognition:
         """samples: (samples,) at 16 kHz."""
-        network, settings = self.assistant.network, self.assistant.model.generation.recognizer
+        model, network = self.assistant.model, self.assistant.network
         mel = audio.log_mel(samples, network.settings.encoder.mels)
-        return recognize(network, self.assistant.vocab, mel, settings, reader)
+        settings = model.generation.recognizer
+        return recognize(network, model.vocab, mel, settings, reader, model.bigrams)
 
     def answers(self, asked: Sequence[Asked]) -> list[str]:
         return small_replies.replies_of(self.assistant.network, self.assistant.vocab, asked)

@@ -58,6 +58,14 @@ OWN = (
         inside=("package/voices/",),
     ),
     Asset(
+        "symspell",
+        (Package(
+            "symspellpy", "6.10.1",
+            "a653a6c125839a21ada87c3e044d690fc3b39872efbd7b7270db3de9471315e1",
+        ),),
+        inside=("symspellpy/",),
+    ),
+    Asset(
         "wordnet",
         (Package(
             "wordnet-base", "1:3.0-37",

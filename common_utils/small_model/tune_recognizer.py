@@ -80,7 +80,9 @@ def clip_of(model: LoadedModel, utterance: Utterance) -> Clip:
     read = [as_heard(reader.read(network, mel))] if reader is not None and said else []
     return Clip(
         said, utterance.labels,
-        tuple(recognizer.candidates(network, model.vocab, spelling, read)) if said else (),
+        tuple(recognizer.candidates(
+            network, model.vocab, spelling, model.generation.recognizer, read, model.bigrams,
+        )) if said else (),
         recognizer.surest_labels(log_probs, names), recognizer.sureness(spelling),
         float(log_probs[:, place].max()) if place is not None else recognizer.NEVER,
     )  # fmt: skip

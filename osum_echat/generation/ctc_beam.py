@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from osum_echat.generation.ngram import Spelt, WordScorer
+
 NEVER = -math.inf
 PER_STEP = 12  # classes that a step may go on with
 LEAST = -9.0  # log probability below which a class is not looked at
@@ -38,8 +40,10 @@ def without(log_probs: Tensor, others: Sequence[int]) -> Tensor:
     return kept
 
 
-def beam_search(log_probs: Tensor, beam: int = 16, best: int = 8) -> list[Hypothesis]:
-    """The likeliest texts, likeliest first.
+def beam_search(
+    log_probs: Tensor, beam: int = 16, best: int = 8, scorer: WordScorer | None = None
+) -> list[Hypothesis]:
+    """The likeliest texts, likeliest first; with a scorer, by what it adds to the scores told.
 
     log_probs: (steps, pieces + 1), the blank last. beam: texts kept at each step; best: returned.
     """
@@ -48,6 +52,7 @@ def beam_search(log_probs: Tensor, beam: int = 16, best: int = 8) -> list[Hypoth
     blanks: list[float] = log_probs[:, blank].tolist()
     # of each text: log probability that its path ends in a blank, and in its last piece
     kept: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, NEVER)}
+    spelt: dict[tuple[int, ...], Spelt] = {} if scorer is None else {(): scorer.empty}
     for step, (scores, numbers) in enumerate(zip(values.tolist(), classes.tolist(), strict=True)):
         found: dict[tuple[int, ...], tuple[float, float]] = {}
         own = dict(zip(numbers, scores, strict=True))
@@ -64,10 +69,17 @@ def beam_search(log_probs: Tensor, beam: int = 16, best: int = 8) -> list[Hypoth
                     continue
                 before = on_blank if ids and number == ids[-1] else either
                 if before > NEVER:
-                    _add(found, (*ids, number), NEVER, before + score)
-        order = sorted(found, key=lambda ids: -_sum(*found[ids]))
-        kept = {ids: found[ids] for ids in order[:beam]}
-    return [Hypothesis(ids, _sum(*two)) for ids, two in kept.items()][:best]
+                    longer = (*ids, number)
+                    if scorer is not None and longer not in spelt:
+                        spelt[longer] = scorer.extended(spelt[ids], number)
+                    _add(found, longer, NEVER, before + score)
+        worth = {ids: _sum(*two) + (spelt[ids].score if spelt else 0.0)
+                 for ids, two in found.items()}  # fmt: skip
+        kept = {ids: found[ids] for ids in sorted(found, key=lambda ids: -worth[ids])[:beam]}
+    made = [Hypothesis(ids, _sum(*two)) for ids, two in kept.items()]
+    if scorer is not None:
+        made.sort(key=lambda one: -(one.score + scorer.ended(spelt[one.ids])))
+    return made[:best]
 
 
 def _add(

@@ -16,6 +16,7 @@ from osum_echat.generation import decoder, step_graph
 from osum_echat.generation.batch_engine import BatchEngine
 from osum_echat.generation.clip_memory import ClipMemory
 from osum_echat.generation.decoder import Answer, Starts, Token
+from osum_echat.generation.ngram import Bigrams
 from osum_echat.generation.sampling import NoLoops, Sampling
 from osum_echat.generation.vllm_engine import VllmEngine
 from osum_echat.inference import recognizer, safety
@@ -119,6 +120,7 @@ class LoadedModel:
     prompts: Prompts
     talker: Talker | None = None        # what speaks the words; None: the model itself
     reader: WhisperDecoder | None = None        # of the recognizers whisper and both
+    bigrams: Bigrams | None = None      # the recognizer's language model
     engine: BatchEngine | VllmEngine | None = None      # that many callers share; None: each
                                         # decodes by itself
     memory: ClipMemory | None = None    # of what was heard; None: clips are heard each time
@@ -161,6 +163,8 @@ def load(
     reader_place = place_of_reader(found, generation.recognizer.kind)
     # The small parts first: what is wrong with them is told before gigabytes are read.
     vocab = _vocab(Path(wanted.tokenizer) if wanted.tokenizer else found.tokenizer(), settings)
+    named = generation.recognizer.language_model
+    bigrams = None if named is None else Bigrams.load(found.settings.parent / named)
     voice_place = token2wav_place(wanted.token2wav) if wanted.token2wav else found.token2wav()
     voice = _voice(voice_place, wanted, place, share) if speaks else None
     talker = _talker(found, wanted, voice, place, share) if voice is not None else None
@@ -183,8 +187,8 @@ def load(
     reader = None if reader_place is None else _reader(reader_place, network, shrinks)
     engine = VllmEngine(network) if wanted.engine == VLLM else None
     return LoadedModel(
-        found.home, network, vocab, generation, voice, _prompts(found), talker, reader, engine,
-        starts=Starts(network, vocab) if shrinks else None,
+        found.home, network, vocab, generation, voice, _prompts(found), talker, reader, bigrams,
+        engine, starts=Starts(network, vocab) if shrinks else None,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from osum_echat.generation.ctc_beam import (
     text_score,
     without,
 )
+from osum_echat.generation.ngram import Bigrams, WordScorer
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.whisper_decoder import WhisperDecoder
 from osum_echat.records import Labels
@@ -47,7 +48,10 @@ class RecognizerSettings:
 
     kind: ear (the model's own), whisper (Whisper's decoder on the same encoder), or both: its text
     is one of those that are weighed, and `whisper` is what each word of it counts for being that;
-    llm, word: what the LLM's log probability and each word count beside the CTC's 1; event,
+    llm, word: what the LLM's log probability and each word count beside the CTC's 1;
+    language_model: a file of bigrams beside model.yaml (generation/ngram.py), whose log probability
+    counts `ngram`, and each word `word`, in the beam, None: the beam hears spellings alone; beam:
+    texts kept in it; best: so many different ones are weighed by the LLM; event,
     emotion, age, gender: log probability that a label has at some step, at least, to be told, where
     labels of other kinds always are; no_voice: that NOISE has where nobody speaks; words: mean log
     probability of the spelling steps, below which there are no words but a guess.
@@ -57,6 +61,10 @@ class RecognizerSettings:
     llm: float = 0.4
     word: float = 0.8
     whisper: float = 8.0
+    language_model: str | None = None
+    ngram: float = 0.5
+    beam: int = 16
+    best: int = 8
     event: float = -1.0
     emotion: float = -3.0
     age: float = -9.0
@@ -67,6 +75,8 @@ class RecognizerSettings:
     def __post_init__(self) -> None:
         if self.kind not in RECOGNIZERS:
             raise ConfigError(f"recognizer {self.kind!r}: choose one of {', '.join(RECOGNIZERS)}")
+        if self.beam < 1 or self.best < 1:
+            raise ConfigError(f"recognizer: beam {self.beam}, best {self.best}: write 1 or more")
 
 
 SETTINGS = RecognizerSettings()
@@ -108,10 +118,11 @@ class Recognition:
 @torch.inference_mode()
 def recognize(
     network: EChatModel, vocab: Vocab, mel: Tensor, settings: RecognizerSettings = SETTINGS,
-    reader: WhisperDecoder | None = None,
+    reader: WhisperDecoder | None = None, bigrams: Bigrams | None = None,
 ) -> Recognition:  # fmt: skip
     """The words and labels of one clip; mel: (frames, mel); reader: of whisper and both.
 
+    bigrams: the settings' language model.
     Raises ConfigError for a model whose CTC has no classes of its own (model.yaml: ctc).
     """
     log_probs, names = heard(network, mel)
@@ -123,7 +134,7 @@ def recognize(
             spelt = as_heard(reader.read(network, mel))
         elif sureness(spelling) >= settings.words:
             read = [] if reader is None else [as_heard(reader.read(network, mel))]
-            spelt = words(network, vocab, spelling, settings, read)
+            spelt = words(network, vocab, spelling, settings, read, bigrams)
     if not spelt:
         found = {kind: name for kind, name in found.items() if kind == "event"}
     return Recognition(spelt, found)
@@ -173,23 +184,33 @@ class Candidate:
 
 
 def candidates(
-    network: EChatModel, vocab: Vocab, log_probs: Tensor, read: Sequence[str] = ()
-) -> list[Candidate]:
+    network: EChatModel, vocab: Vocab, log_probs: Tensor, settings: RecognizerSettings = SETTINGS,
+    read: Sequence[str] = (), bigrams: Bigrams | None = None,
+) -> list[Candidate]:  # fmt: skip
     """The texts that the CTC finds likeliest, if it hears any, and those that were read.
 
     log_probs: (steps, pieces + 1).
     """
-    return weighed(network, vocab, unweighed(vocab, log_probs, read))
+    return weighed(network, vocab, unweighed(vocab, log_probs, settings, read, bigrams))
 
 
-def unweighed(vocab: Vocab, log_probs: Tensor, read: Sequence[str] = ()) -> list[Candidate]:
-    """The same before the LLM is asked."""
-    texts = [(vocab.decode(one.ids).strip(), one.score) for one in beam_search(log_probs)]
-    spoken = [(text, score) for text, score in texts if text]
-    if not spoken or not texts[0][0]:
+def unweighed(
+    vocab: Vocab, log_probs: Tensor, settings: RecognizerSettings, read: Sequence[str],
+    bigrams: Bigrams | None,
+) -> list[Candidate]:  # fmt: skip
+    """The same before the LLM is asked. A text that is spelt in several ways is one."""
+    rows, scorer = log_probs.shape[1] - 1, None
+    if bigrams is not None and settings.ngram:
+        scorer = WordScorer(bigrams, _spellings(vocab, rows), settings.ngram, settings.word)
+    texts: dict[str, float] = {}
+    for one in beam_search(log_probs, settings.beam, settings.beam, scorer):
+        text = vocab.decode(one.ids).strip()
+        texts[text] = max(texts.get(text, NEVER), one.score)
+    spoken = [(text, score) for text, score in texts.items() if text][: settings.best]
+    if not spoken or not next(iter(texts)):
         return []
     for text in {*read} - {"", *(text for text, _ in spoken)}:
-        ids = _pieces(vocab, log_probs.shape[1] - 1).encode(as_words(text))
+        ids = _pieces(vocab, rows).encode(as_words(text))
         spoken.append((text, text_score(log_probs, ids)))
     return [Candidate(text, ctc, text in read) for text, ctc in spoken]
 
@@ -222,13 +243,14 @@ def _at_most(vocab: Vocab, one: Candidate, known: Candidate) -> Candidate:
 
 def words(
     network: EChatModel, vocab: Vocab, log_probs: Tensor, settings: RecognizerSettings = SETTINGS,
-    read: Sequence[str] = (),
+    read: Sequence[str] = (), bigrams: Bigrams | None = None,
 ) -> str:  # fmt: skip
     """The text that CTC and LLM together like best; log_probs: (steps, pieces + 1).
 
     The LLM is not asked about texts that cannot win: it only takes from what they are worth.
     """
-    found = sorted(unweighed(vocab, log_probs, read), key=lambda one: -one.worth(settings))
+    every = unweighed(vocab, log_probs, settings, read, bigrams)
+    found = sorted(every, key=lambda one: -one.worth(settings))
     if not found:
         return ""
     (first,) = weighed(network, vocab, found[:1])
@@ -277,3 +299,9 @@ def is_without_voice(
 @lru_cache(maxsize=VOCABULARIES)
 def _pieces(vocab: Vocab, rows: int) -> Pieces:
     return Pieces(vocab.tokenizer, rows=rows)
+
+
+@lru_cache(maxsize=VOCABULARIES)
+def _spellings(vocab: Vocab, rows: int) -> tuple[str, ...]:
+    """How each piece is written; one that begins a word, with a space."""
+    return tuple(vocab.decode([number]) for number in range(rows))

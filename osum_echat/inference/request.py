@@ -322,8 +322,10 @@ def _spelt(model: LoadedModel, mel: Tensor) -> tuple[Recognition, tuple[int, ...
     """What a clip says, and the ids that the LLM reads in its place. mel: (frames, mel)."""
     settings = model.network.settings.ctc
     assert settings is not None, "asked for what a model without a CTC of its own hears"
-    own = model.generation.recognizer
-    hear = partial(recognize, model.network, model.vocab, settings=own, reader=model.reader)
+    hear = partial(
+        recognize, model.network, model.vocab, settings=model.generation.recognizer,
+        reader=model.reader, bigrams=model.bigrams,
+    )  # fmt: skip
     found = hear(mel) if model.memory is None else model.memory.recall(mel, hear)
     return found, found.ids(model.vocab, settings.pieces)
 

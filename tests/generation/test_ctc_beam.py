@@ -1,16 +1,22 @@
 """The best texts of a clip by CTC, and what a language model makes of them."""
 
+import math
+from functools import reduce
 from itertools import groupby, product
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from osum_echat.errors import CheckpointError
 from osum_echat.generation.ctc_beam import (
     beam_search,
     llm_scores,
     without,
 )
+from osum_echat.generation.ngram import LETTER, UNKNOWN, Bigrams, Spelt, WordScorer
+from osum_echat.weights import write_safetensors_file
 
 
 def log_probs(steps: int, classes: int, seed: int = 0) -> torch.Tensor:
@@ -66,3 +72,67 @@ def test_a_text_scores_the_same_beside_longer_ones():
         assert own == pytest.approx(llm_scores(llm, opening, [row])[0], abs=1e-4)
     logits = llm(torch.tensor([[1, 2, 8, 9]])).logits.log_softmax(-1)[0].detach()
     assert together[2] == pytest.approx([float(logits[1, 8]), float(logits[2, 9])], abs=1e-4)
+
+
+PIECES = (" c", " h", "at")
+BIGRAMS = {
+    "words": torch.tensor([*b"cat\nhat"], dtype=torch.uint8),
+    "alone": torch.tensor([0.75, 0.25]).log(),
+    "backoff": torch.tensor([0.8, 1.0, 0.5]).log(),         # after cat, hat, at the beginning
+    "starts": torch.tensor([0, 1, 1, 1], dtype=torch.int32),
+    "followers": torch.tensor([1], dtype=torch.int32),      # cat hat
+    "pairs": torch.tensor([0.4]).log(),
+}  # fmt: skip
+
+
+def bigrams(folder: Path, **other: torch.Tensor) -> Bigrams:
+    write_safetensors_file(folder / "lm.safetensors", BIGRAMS | other)
+    return Bigrams.load(folder / "lm.safetensors")
+
+
+def spelt(scorer: WordScorer, ids: tuple[int, ...]) -> Spelt:
+    return reduce(scorer.extended, ids, scorer.empty)
+
+
+def test_bigrams_turn_the_beam_to_the_likelier_words(tmp_path):
+    steps = torch.tensor([[0.3, 0.6, 0.05, 0.05], [0.01, 0.01, 0.97, 0.01]]).log()
+    assert beam_search(steps)[0].ids == (1, 2)
+    known = bigrams(tmp_path)
+    best = beam_search(steps, scorer=WordScorer(known, PIECES, 1.0, 0.0))[0]
+    assert best.ids == (0, 2)           # 0.3 * 0.5 * 0.75 against 0.6 * 0.5 * 0.25
+    assert best.score == pytest.approx(math.log(0.3 * 0.97))
+    scorer = WordScorer(known, PIECES, 2.0, 3.0)
+    text = spelt(scorer, (0, 2, 1))
+    assert text.score == pytest.approx(2 * math.log(0.5 * 0.75) + 3 + 2 * math.log(0.25) + 3)
+    assert scorer.ended(spelt(scorer, (0, 2, 1, 2))) == pytest.approx(
+        2 * math.log(0.5 * 0.75) + 2 * math.log(0.4) + 6
+    )
+    unknown = spelt(scorer, (0, 2, 2, 1, 2))        # catat hat
+    assert scorer.ended(unknown) == pytest.approx(
+        2 * (UNKNOWN + 5 * LETTER) + 2 * math.log(0.25) + 6
+    )
+
+
+def test_a_wide_beam_is_ordered_by_steps_and_scorer_and_without_weight_by_steps(tmp_path):
+    scores = log_probs(4, 4)
+    plain = beam_search(scores, beam=1000, best=1000)
+    known = bigrams(tmp_path)
+    assert beam_search(scores, 3, 3, WordScorer(known, PIECES, 0.0, 0.0)) == (
+        beam_search(scores, 3, 3)
+    )
+    scorer = WordScorer(known, PIECES, 0.7, 0.2)
+    found = beam_search(scores, beam=1000, best=1000, scorer=scorer)
+    assert {one.ids: one.score for one in found} == {one.ids: one.score for one in plain}
+    worth = [one.score + scorer.ended(spelt(scorer, one.ids)) for one in found]
+    assert worth == sorted(worth, reverse=True)
+
+
+@pytest.mark.parametrize("other", [
+    {"alone": torch.zeros(3)}, {"followers": torch.tensor([2], dtype=torch.int32)},
+    {"starts": torch.tensor([0, 2, 1, 1], dtype=torch.int32)}, {"more": torch.zeros(1)},
+    {"words": torch.tensor([*b"hat\ncat"], dtype=torch.uint8)},
+    {"words": torch.tensor([255], dtype=torch.uint8)},
+])  # fmt: skip
+def test_bigrams_that_are_broken_are_refused(tmp_path, other):
+    with pytest.raises(CheckpointError, match=r"lm\.safetensors: "):
+        bigrams(tmp_path, **other)

@@ -117,3 +117,10 @@ def test_int8_weights_can_be_a_models_own_choice_on_a_cpu(model_directory, tmp_p
 def test_what_an_engine_cannot_do_is_refused(model_directory, options, told):
     with pytest.raises(InputError, match=told):
         EChat.load(model_directory, device="cpu", speaks=False, **options)
+
+
+def test_a_language_model_that_is_not_there_is_told(model_directory, tmp_path):
+    named = {"language_model": "lm.safetensors"}
+    place = changed_model(model_directory, tmp_path / "model", recognizer=named)
+    with pytest.raises(CheckpointError, match=r"lm\.safetensors: cannot be read"):
+        EChat.load(place, device="cpu", speaks=False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from common_utils.small_model import assemble, base_models, thinker
+from common_utils.small_model import assemble, base_models, language_model, thinker
 from common_utils.small_model.base_models import Origin
 from common_utils.small_model.export_ear import SPEECH_MARKS
 from common_utils.tiny_world.assets import Asset, Package, sha256_of
@@ -121,6 +121,9 @@ def parts(
     )
     halves = {name: value.half() for name, value in own.items()}
     write_safetensors_file(places["ear"] / "ear.safetensors", halves)
+    words = language_model.counted(["the cat sat"], {"the": 2.0, "cat": 1.0}, {"the cat": 1.0})
+    made = language_model.tensors(words)
+    write_safetensors_file(places["ear"] / language_model.FILE, made)
     layer = "llm.model.layers.1.self_attn.q_proj"
     lora = {f"{layer}.lora_A.weight": torch.randn(2, 32).half(),
             f"{layer}.lora_B.weight": torch.randn(32, 2).half()}  # fmt: skip
@@ -141,6 +144,7 @@ def test_the_parts_become_a_model_that_answers(parts, tmp_path, question_wav):
     stored = base_model.weights.read(out / WEIGHTS_FILE)
     assert not [name for name in stored if name.startswith("encoder.")]
     echat = EChat.load(out, device="cpu")
+    assert echat.model.bigrams is not None and echat.model.bigrams.words == ("cat", "the")
     assert echat.model.talker is not None and echat.thinking == "both"
     reply = echat.reply(question_wav, task="asr")
     assert reply.heard is not None

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import tarfile
 import zipfile
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from common_utils.small_model import texts
+from common_utils.small_model import language_model, texts
 from common_utils.small_model.parts import OWN, SHARED, as_qwen2
 from common_utils.tiny_world.assets import (
     ASSETS,
@@ -20,6 +21,8 @@ from common_utils.tiny_world.assets import (
     sha256_of,
     unpack_all,
 )
+from osum_echat.generation.ngram import Bigrams
+from osum_echat.weights import write_safetensors_file
 
 
 def packed(path, members):
@@ -112,3 +115,18 @@ def test_wordnet_gives_its_clean_examples(parts):
     assert sorted(texts.wordnet_sentences(parts)) == [
         f"the {kind} came first" for kind in ("adj", "adv", "noun", "verb")
     ]
+
+
+def test_pairs_that_were_met_are_likelier_than_their_words_and_all_is_a_share_of_one(tmp_path):
+    said = ["the cat sat"] * 9 + ["the dog sat"] * 9 + ["a dog ran", "oh"]
+    words = {"the": 50.0, "dog": 20.0, "cat": 20.0, "sat": 9.0, "a": 1.0}
+    found = language_model.counted(said, words, {"the cat": 30.0, "a dog": 1.0})
+    write_safetensors_file(tmp_path / "lm.safetensors", language_model.tensors(found))
+    known = Bigrams.load(tmp_path / "lm.safetensors")
+    assert known.words == ("a", "cat", "dog", "sat", "the")     # once met and not listed: unknown
+    for before in (*range(len(known.words)), known.beginning):
+        total = sum(math.exp(known.log_prob(before, word)) for word in known.words)
+        assert 0.5 < total < 1.05
+    the, cat = known.number("the"), known.number("cat")
+    assert known.log_prob(the, "cat") > known.log_prob(None, "cat")
+    assert known.log_prob(cat, "sat") > known.log_prob(the, "sat")
