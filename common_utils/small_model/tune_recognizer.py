@@ -3,10 +3,11 @@
     python -m common_utils.small_model.tune_recognizer --model DIR --words build/ear/people/dev.list
         [--bursts build/ear/people/bursts_dev.list] [--most 150] [--dry]
 
-The weights of LLM and words (with --recognizer both, of Whisper's text too) are those of the fewest
-word errors; each threshold of a label is that of the most right answers, where what is not told
-counts as its plain value; below `words` lie as many of the clips without words as may be while 1 %
-of those with words do. They are written as `recognizer` into DIR/model.yaml.
+The weights of LLM and words are those of the fewest word errors of the ear alone, with --recognizer
+both the weight of Whisper's text then that of the fewest with it; each threshold of a label is
+that of the most right answers, where what is not told counts as its plain value; below `words` lie
+as many of the clips without words as may be while 1 % of those with words do. They are written as
+`recognizer` into DIR/model.yaml.
 """
 
 import argparse
@@ -49,12 +50,14 @@ log = logs.logger(__name__)
 class Clip:
     """What one recording holds and what the ear makes of it.
 
-    said: None where nothing is said; no_voice: how sure a step is of that.
+    said: None where nothing is said; candidates: Whisper's text among them; own: without it;
+    no_voice: how sure a step is that nothing is said.
     """
 
     said: str | None
     labels: Labels
     candidates: tuple[Candidate, ...]
+    own: tuple[Candidate, ...]
     surest: dict[str, tuple[str, float]]
     sureness: float
     no_voice: float
@@ -76,13 +79,14 @@ def clip_of(model: LoadedModel, utterance: Utterance) -> Clip:
     spelling = without(log_probs, [*names.values()])
     place = names.get(recognizer.NO_VOICE)
     said = user.text if user.text and user.text.strip() else None
-    reader = model.reader
+    settings, reader = model.generation.recognizer, model.reader
     read = [as_heard(reader.read(network, mel))] if reader is not None and said else []
+    given = (model.vocab, spelling, settings)
+    found = recognizer.candidates(network, *given, read, model.bigrams) if said else []
+    spelt = {one.text for one in recognizer.unweighed(*given, (), model.bigrams)}
     return Clip(
-        said, utterance.labels,
-        tuple(recognizer.candidates(
-            network, model.vocab, spelling, model.generation.recognizer, read, model.bigrams,
-        )) if said else (),
+        said, utterance.labels, tuple(found),
+        tuple(replace(one, is_read=False) for one in found if one.text in spelt),
         recognizer.surest_labels(log_probs, names), recognizer.sureness(spelling),
         float(log_probs[:, place].max()) if place is not None else recognizer.NEVER,
     )  # fmt: skip
@@ -140,12 +144,12 @@ def tuned(clips: Sequence[Clip], before: RecognizerSettings) -> RecognizerSettin
     spoken = [clip for clip in clips if clip.said]
     if not spoken:
         raise ConfigError("no clip with words: weights cannot be chosen")
-    is_read = any(one.is_read for clip in spoken for one in clip.candidates)
-    tried = [
-        replace(before, llm=llm, word=word, whisper=read)
-        for read, llm, word in product(READ if is_read else (before.whisper,), LLM, WORD)
-    ]
-    found = min(tried, key=lambda one: word_error_rate(spoken, one))
+    by_ear = [replace(clip, candidates=clip.own) for clip in spoken]
+    tried = [replace(before, llm=llm, word=word) for llm, word in product(LLM, WORD)]
+    found = min(tried, key=lambda one: word_error_rate(by_ear, one))
+    if any(one.is_read for clip in spoken for one in clip.candidates):
+        counting = [replace(found, whisper=read) for read in READ]
+        found = min(counting, key=lambda one: word_error_rate(spoken, one))
     rates = [100 * word_error_rate(spoken, one) for one in (found, before)]
     log.info("words wrong: %.1f %%, before %.1f %%", *rates)
     for kind in DEFAULT_LABELS:
