@@ -37,7 +37,7 @@ from osum_echat.serving.audio_formats import (
     encode_file,
 )
 
-PIECE_S = 0.02
+PIECE_S, LOUD = 0.02, 0.02
 SILENCE_MS = 300
 QUESTIONS = ("question_3.wav", "question_4.wav", "question_5.wav")
 STARTED = "input_audio_buffer.speech_started"
@@ -59,7 +59,7 @@ class Measures:
 
 
 def questions(model: str) -> list[Samples]:
-    """What a model is asked, at 24 kHz, from the first loud sample to the last.
+    """What a model is asked, at 24 kHz, ending with the last loud sample.
 
     Its own samples, or those of the tiny model where it has none.
     """
@@ -70,10 +70,14 @@ def questions(model: str) -> list[Samples]:
     found = []
     for path in own:
         samples = audio.load(path).numpy()
-        loud = np.nonzero(np.abs(samples) > 0.02)[0]
-        cut = samples[loud[0] : loud[-1] + 1]
+        cut = samples[: loud(samples)[-1] + 1]
         found.append(Resampler(audio.SAMPLE_RATE_HZ, PCM_RATE_HZ).push(cut, last=True))
     return found
+
+
+def loud(samples: Samples) -> np.ndarray[Any, Any]:
+    """The numbers of the samples that are speech, not silence around it."""
+    return np.nonzero(np.abs(samples) > LOUD)[0]
 
 
 class Caller:
@@ -144,7 +148,8 @@ class Caller:
     async def break_in(self, question: Samples, last: float) -> float:
         """Seconds from the onset of speech over a reply to its last sound; waits for the next
         reply's end. last: when its last sound came so far. Raises TimeoutError."""
-        begin, event = time.monotonic(), {"type": DELTA}
+        begin = time.monotonic() + loud(question)[0] / PCM_RATE_HZ
+        event: dict[str, Any] = {"type": DELTA}
         self.waiting.append(question)
         while event["type"] != STARTED:
             when, event = await self.until(DELTA, STARTED)
