@@ -36,14 +36,15 @@ def error_rate(pairs: Sequence[tuple[str, str]]) -> float:
 class Recogniser:
     """Whisper in the CTranslate2 layout. Raises InputError for a folder that is none."""
 
-    def __init__(self, directory: Path, threads: int = 2) -> None:
+    def __init__(self, directory: Path, threads: int = 2, greedy: bool = False) -> None:
         self._model = load_whisper(directory, "--judge", device="cpu", cpu_threads=threads)
+        self._search = {"beam_size": 1, "temperature": 0.0} if greedy else {}
 
     def __call__(self, samples: np.ndarray) -> str:
         """samples: (samples,) at 16 kHz. The text heard."""
         segments, _ = self._model.transcribe(
             samples.astype(np.float32), language="en", without_timestamps=True,
-            condition_on_previous_text=False,
+            condition_on_previous_text=False, **self._search,
         )  # fmt: skip
         return " ".join(segment.text.strip() for segment in segments)
 

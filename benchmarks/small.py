@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import small_heard, small_replies, small_voice
+from benchmarks.judge import Recogniser
 from benchmarks.small_replies import Asked, share
-from benchmarks.small_voice import Judge, Said
+from benchmarks.small_voice import Said
 from common_utils.small_model import speak
 from common_utils.small_model.hibari import STYLES
 from common_utils.small_model.ranking import Ranker, right_first
@@ -34,7 +35,7 @@ from common_utils.small_model.texts import chat_sentences as texts_of_chat
 from common_utils.small_model.thinker import with_lora
 from osum_echat import audio, cli, logs
 from osum_echat.errors import InputError, OsumError
-from osum_echat.files import whole_file
+from osum_echat.files import write_json
 from osum_echat.inference import recognizer
 from osum_echat.inference import safety as rules
 from osum_echat.inference.assistant import EChat
@@ -106,8 +107,8 @@ class Bench:
         return found
 
     @cached_property
-    def judge(self) -> Judge:
-        return Judge(self.parts / "whisper_base")
+    def judge(self) -> Recogniser:
+        return Recogniser(self.parts / "whisper_base", 1, greedy=True)
 
     @cached_property
     def ranker(self) -> Ranker:
@@ -337,8 +338,7 @@ ROWS: dict[str, Callable[[Bench], list[Line]]] = {
 
 def _keep(bench: Bench, name: str, value: object) -> None:
     """Write OUT/NAME.json."""
-    with whole_file(bench.chosen.out / f"{name}.json") as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode())
+    write_json(bench.chosen.out / f"{name}.json", value)
 
 
 def measured(bench: Bench, name: str) -> list[Line]:

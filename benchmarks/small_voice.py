@@ -20,17 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.judge import rating
+from benchmarks.judge import JUDGE_RATE_HZ, Recogniser, rating
 from common_utils.small_model.speech_rows import Row, RowMaker, UnitFinder
 from common_utils.token2wav_recipe import pitch
 from osum_echat import audio, cli, logs
-from osum_echat.evaluation.tts import load_whisper
 from osum_echat.inference.talker import Talker
 from osum_echat.metrics import error_rate, errors_of_each, interval, normalised_pair
 from osum_echat.token2wav.model import Token2Wav
 from osum_echat.token2wav.voice import SAMPLE_RATE_HZ
 
-JUDGE_HZ = audio.SAMPLE_RATE_HZ
 PLACES = 4                              # of figures
 
 Codes = Callable[[Row], list[int]]
@@ -49,21 +47,6 @@ class Said:
         return len(self.wave) / SAMPLE_RATE_HZ
 
 
-class Judge:
-    """Whisper base, greedy, of a faster-whisper directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self._model: Any = load_whisper(directory, "--judge", device="cpu", cpu_threads=1)
-
-    def __call__(self, samples: np.ndarray) -> str:
-        """samples: (samples,) at 16 kHz. The words heard."""
-        segments, _ = self._model.transcribe(
-            samples, language="en", beam_size=1, temperature=0.0, without_timestamps=True,
-            condition_on_previous_text=False,
-        )  # fmt: skip
-        return " ".join(segment.text.strip() for segment in segments)
-
-
 def sounded(rows: Iterable[Row], codes: Codes, voice: Token2Wav) -> list[Said]:
     """The codes of rows made to sound, in the voice of each row's style."""
     made = []
@@ -76,7 +59,7 @@ def sounded(rows: Iterable[Row], codes: Codes, voice: Token2Wav) -> list[Said]:
 
 def figures(said: Sequence[Said], judge: Callable[[np.ndarray], str]) -> dict[str, Any]:
     """Word errors with their interval, DNSMOS, and CPU seconds for 10 s of speech."""
-    low = [audio.resample(one.wave, SAMPLE_RATE_HZ, JUDGE_HZ).numpy() for one in said]
+    low = [audio.resample(one.wave, SAMPLE_RATE_HZ, JUDGE_RATE_HZ).numpy() for one in said]
     heard = [judge(samples) for samples in low]
     pairs = [normalised_pair(one.row.words, words, "english")
              for one, words in zip(said, heard, strict=True)]  # fmt: skip
@@ -131,7 +114,7 @@ def measure(chosen: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     voice = Token2Wav.load(chosen.voice / "token2wav")
     rows = list(islice(RowMaker(chosen.parts, held_out=True).rows(), chosen.rows))
-    judge, found = Judge(chosen.judge), dict[str, Any]()
+    judge, found = Recogniser(chosen.judge, 1, greedy=True), dict[str, Any]()
     if chosen.original:
         waves = [Said(row, torch.from_numpy(row.wave)) for row in rows]
         found["original"] = figures(waves, judge)

@@ -11,9 +11,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import file_digest
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
@@ -50,16 +51,19 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """An empty folder to write into, which appears under its name when it is complete.
 
-    Raises InputError where it cannot be written, or something of that name is there.
+    replace: it takes the place of one of that name. Raises InputError where it cannot be written,
+    or something of that name is there.
     """
     part = path.with_name(f".{path.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
+        if replace:
+            shutil.rmtree(path, ignore_errors=True)
         part.rename(path)
     except OSError as error:
         raise InputError(f"{path}: not written ({error.strerror or error})") from error
@@ -106,10 +110,26 @@ def check_apart(out: Path, inputs: Iterable[Path]) -> None:
             raise InputError(f"{out}: this is the input {path}; choose another name")
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
 def write_json(path: Path, value: object) -> None:
     """Write a value as JSON to be read by people, whole or not at all."""
     with whole_file(path) as file:
         file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write objects, one a line, whole or not at all; returns how many."""
+    count = 0
+    with whole_file(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            count += 1
+    return count
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@
     OUT/corpus/NAME/shard, NAME/combine, statistics.json, README.md
 """
 
-import json
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from osum_echat import audio, logs
 from osum_echat.data.manifest import COMBINES_LIST
 from osum_echat.data.prepare import REPLY_STYLES
 from osum_echat.errors import InputError
-from osum_echat.files import read_journal, whole_file, write_json
+from osum_echat.files import read_journal, whole_file, write_json, write_jsonl
 from osum_echat.paths import TINY
 from osum_echat.records import LIST_KEYS, Labels
 
@@ -71,7 +70,7 @@ def pack_corpus(
                                             for row in written_rows(one)]}  # fmt: skip
     if spoken:
         untold, lists = corpus / f".{REPLIES}.list", corpus / f"{REPLIES}.list"
-        write_list(untold, [row for one in spoken for row in reply_rows(one)])
+        write_jsonl(untold, (row for one in spoken for row in reply_rows(one)))
         _run(extract_speech_tokens, [untold, lists, "--tokenizer", settings.tokenizer, *options])
         replies = {str(row["key"]): row for _, row in read_journal(lists)}
         codes = {key: row["extra"]["speech_token"] for key, row in replies.items()}
@@ -81,7 +80,8 @@ def pack_corpus(
     data = {}
     for name, rows in made.items():
         if rows:
-            place = write_list(corpus / f"{name}.list", rows)
+            place = corpus / f"{name}.list"
+            write_jsonl(place, rows)
             _shards(place, corpus / name, settings.per_tar, options)
             data[name] = {"path": f"{name}/combine/{COMBINES_LIST}", "weight": 1}
     if not data:
@@ -185,13 +185,6 @@ def _run(tool: Any, words: Sequence[str | Path]) -> None:
     LOG.info("%s", done)
     if not done.written:
         raise InputError(f"{done}: nothing can be used")
-
-
-def write_list(path: Path, rows: Sequence[Row]) -> Path:
-    """A raw list, whole."""
-    with whole_file(path) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
-    return path
 
 
 def statistics(

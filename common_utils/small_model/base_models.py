@@ -17,10 +17,10 @@ from pathlib import Path
 
 from common_utils import whisper_ctranslate2
 from common_utils.small_model import parts
-from common_utils.tiny_world.assets import ASSETS, Asset, sha256_of, unpack_all
+from common_utils.tiny_world.assets import ASSETS, Asset, unpack_all
 from osum_echat import cli
 from osum_echat.errors import DataError
-from osum_echat.files import locked, whole_folder
+from osum_echat.files import locked, sha256_of, whole_folder
 from osum_echat.logs import logger
 from osum_echat.models import pretrained
 from osum_echat.models.base_model import BaseModel

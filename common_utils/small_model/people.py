@@ -20,6 +20,7 @@ from common_utils.small_model.pieces import heard_words
 from common_utils.tiny_world.world import fraction
 from osum_echat import cli
 from osum_echat.errors import DataError
+from osum_echat.files import write_jsonl
 from osum_echat.logs import logger
 
 WORDS = (
@@ -97,9 +98,9 @@ def words_lists(
         made = waves.record(key, file, words, labels_of(name, line))
         (dev if kept_out else train).append(made)
         seconds += 0.0 if kept_out else len(wave) / waves.RATE_HZ
-    waves.write_list(out / f"train_{copy}.list", train)
+    write_jsonl(out / f"train_{copy}.list", train)
     if dev:
-        waves.write_list(out / "dev.list", dev)
+        write_jsonl(out / "dev.list", dev)
     log.info("copy %d: %d clips, %.2f h", copy, len(train), seconds / 3600)
 
 
@@ -125,8 +126,8 @@ def burst_lists(people: Path, out: Path, around: waves.Surroundings, most: int) 
         lists[number % 10 == 0].append(
             waves.record(key, f"noise/{key}.flac", "", {"event": "NOISE"})
         )
-    waves.write_list(out / "bursts.list", lists[False])
-    waves.write_list(out / "bursts_dev.list", lists[True])
+    write_jsonl(out / "bursts.list", lists[False])
+    write_jsonl(out / "bursts_dev.list", lists[True])
 
 
 def main(argv: list[str] | None = None) -> None:

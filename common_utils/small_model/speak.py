@@ -27,7 +27,7 @@ from common_utils.tiny_world import effects, voices
 from common_utils.tiny_world.assets import AssetPaths
 from osum_echat import cli
 from osum_echat.errors import InputError
-from osum_echat.files import whole_file
+from osum_echat.files import whole_file, write_jsonl
 from osum_echat.logs import logger
 
 LEXICONS = ("lexicon_us_gold.json.gz", "lexicon_us_silver.json.gz")
@@ -186,7 +186,7 @@ def make_piece(
         waves.write(out / name / f"{key}.flac", effects.limited(wave))
         lines.append(waves.record(key, f"{name}/{key}.flac", words or "", made.labels))
         done += len(wave) / waves.RATE_HZ
-    return waves.write_list(out / f"{name}.list", lines)
+    return write_jsonl(out / f"{name}.list", lines)
 
 
 def join(out: Path, engine: str) -> None:

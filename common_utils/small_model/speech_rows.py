@@ -29,7 +29,7 @@ from common_utils.small_model.phonemes import pieces_of
 from common_utils.token2wav_recipe.train_tokenizer import UNITS_PER_S, nearest, with_learnt
 from osum_echat import audio, cli
 from osum_echat.errors import InputError
-from osum_echat.files import Journal, read_journal, whole_file
+from osum_echat.files import Journal, read_journal, whole_file, write_jsonl
 from osum_echat.logs import logger, progress
 
 TASK = "<TEXT2TOKEN> <STREAMING>"
@@ -207,12 +207,12 @@ def write_waves(maker: RowMaker, out: Path, hours: float) -> None:
 
 def write_codes(find: UnitFinder, out: Path) -> None:
     """OUT/voice.list: the rows of OUT/waves.list with their codes."""
-    raws = [json.loads(one) for one in (out / WAVES).read_text("utf-8").splitlines()]
-    with whole_file(out / VOICE) as lines:
-        for raw in progress(raws, "codes"):
-            wave, _ = soundfile.read(out / raw["wav"], dtype="float32")
-            raw |= {"task": "<TEXT2TOKEN>", "extra": {"speech_token": find(wave)}}
-            lines.write(json.dumps(raw, ensure_ascii=False).encode() + b"\n")
+    def with_codes(raw: dict[str, Any]) -> dict[str, Any]:
+        wave, _ = soundfile.read(out / raw["wav"], dtype="float32")
+        return raw | {"task": "<TEXT2TOKEN>", "extra": {"speech_token": find(wave)}}
+
+    raws = [raw for _, raw in read_journal(out / WAVES)]
+    write_jsonl(out / VOICE, map(with_codes, progress(raws, "codes")))
 
 
 def write_rows(

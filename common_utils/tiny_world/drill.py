@@ -8,7 +8,6 @@ without sound, for stand-ins.
     python -m common_utils.tiny_world.drill --corpus OUT --spoken 2500 --silent 30000
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from common_utils.tiny_world.speaking import speak, write_wav
 from common_utils.tiny_world.voices import ESPEAK, Studio, Voice, all_voices, varied
 from common_utils.tiny_world.world import normalise
 from osum_echat import cli
+from osum_echat.files import write_jsonl
 from osum_echat.logs import logger, progress
 
 SPOKEN_LIST, SILENT_LIST = "drill.list", "reading.list"
@@ -126,19 +126,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         drill = Drill.of(read_jsonl(folder / "exchanges.jsonl"))
-        write(folder / SILENT_LIST, silent_rows(drill, chosen.silent, chosen.seed), chosen.silent)
+        silent = silent_rows(drill, chosen.silent, chosen.seed)
+        write_jsonl(folder / SILENT_LIST, progress(silent, "silent drills", chosen.silent))
         spoken = spoken_rows(drill, folder, chosen.spoken, chosen.seed, chosen.assets)
-        write(folder / SPOKEN_LIST, spoken, chosen.spoken)
+        write_jsonl(folder / SPOKEN_LIST, progress(spoken, "spoken drills", chosen.spoken))
 
     return cli.run("drill", work)
-
-
-def write(path: Path, rows: Iterator[Row], count: int) -> None:
-    """One line a row."""
-    with path.open("w", encoding="utf-8") as lines:
-        for row in progress(rows, path.name, count):
-            lines.write(json.dumps(row) + "\n")
-    log.info("%s: %d drills", path, count)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Raw training lists from the tiny world's corpus: one task tag a row, speech tokens beside texts.
 
 Needs OUT/<split>/exchanges.jsonl; writes OUT/<split>/*.list and keeps the speech tokens of reply
-wavs in tokens.jsonl. Without a speech tokenizer only the lists that need no speech are written.
+wavs in tokens-*.jsonl. Without a speech tokenizer only the lists that need no speech are written.
 
     python -m common_utils.tiny_world.lists --corpus OUT [--speech-tokenizer FILE.onnx]
 """
@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from common_utils.tiny_world.world import SPLITS, World, load_world, normalise
 from osum_echat import audio, cli
 from osum_echat.errors import DataError
+from osum_echat.files import KeyedJournal, sha256_of, write_jsonl
 from osum_echat.logs import logger, progress
 from osum_echat.tasks import task_for
 
@@ -80,26 +80,19 @@ def make_lists(corpus: Path, splits: Sequence[str], speech_tokenizer: Path | Non
 
 
 class SpeechTokens:
-    """Speech tokens of wavs, each counted once and kept in `folder`/tokens.jsonl."""
+    """Speech tokens of wavs, each counted once and kept in `folder`, a file for each tokenizer."""
 
     def __init__(self, tokenizer: Path, folder: Path):
         from osum_echat.token2wav.voice import SpeechTokenizer
 
-        self._version = sha256(tokenizer.read_bytes()).hexdigest()[:12]
         self._tokenize, self._folder = SpeechTokenizer(tokenizer), folder
-        self._path = folder / "tokens.jsonl"
-        self._known = {row["wav"]: tuple(row["speech_token"])
-                       for row in (read_jsonl(self._path) if self._path.exists() else ())
-                       if row["tokenizer"] == self._version}
+        self._kept = KeyedJournal(folder / f"tokens-{sha256_of(tokenizer)[:12]}.jsonl")
 
     def __call__(self, wav: str) -> tuple[int, ...]:
-        if wav not in self._known:
+        if wav not in self._kept.found:
             codes = self._tokenize(audio.load(self._folder / wav), str(self._folder / wav))
-            with self._path.open("a", encoding="utf-8") as kept:
-                kept.write(json.dumps(
-                    {"wav": wav, "tokenizer": self._version, "speech_token": codes}) + "\n")
-            self._known[wav] = tuple(codes)
-        return self._known[wav]
+            self._kept.add({"key": wav, "speech_token": codes})
+        return tuple(self._kept.found[wav]["speech_token"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +185,7 @@ def write_lists(folder: Path, maker: Maker, split: str, silent: Iterable[Row] = 
         rows.setdefault("tts", []).append(maker.spoken(
             f"sentence-{number:05d}", sentence["txt"], sentence["style"], sentence["wav"]))
     for name, listed in rows.items():
-        (folder / f"{name}.list").write_text(
-            "".join(json.dumps(row) + "\n" for row in listed), encoding="utf-8")
+        write_jsonl(folder / f"{name}.list", listed)
     return {name: len(listed) for name, listed in rows.items()}
 
 

@@ -8,8 +8,7 @@ in OUT/sentences. Stopped and started again, it goes on; the same seed always gi
 
 import json
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -21,7 +20,7 @@ import soundfile
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from common_utils.jobs import in_order
+from common_utils.jobs import Job, Made, Report, digest, run
 from common_utils.tiny_world import reply_voice
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.effects import SAMPLE_RATE_HZ
@@ -29,14 +28,10 @@ from common_utils.tiny_world.reply_voice import ReplyVoice
 from common_utils.tiny_world.speaking import speak, write_wav
 from common_utils.tiny_world.voices import ESPEAK, KOKORO, Studio, Voice, all_voices, varied
 from common_utils.tiny_world.world import SPLITS, Exchange, SaidTurn, load_world
-from osum_echat import cli
-from osum_echat.errors import DataError, InputError
-from osum_echat.logs import logger, progress
+from osum_echat import cli, logs
+from osum_echat.errors import DataError
 
 LIST_FILE = "exchanges.jsonl"
-REPORT_EVERY_S = 30.0
-
-log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,74 +63,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     plan = Plan(chosen.out, chosen.split, chosen.seed, chosen.assets, chosen.kokoro_share,
                 chosen.sentences or chosen.out / "sentences")
-    return cli.run("make", lambda: make(plan, chosen.size, chosen.processes))
+    return cli.run("make", lambda: logs.out(str(make(plan, chosen.size, chosen.processes))))
 
 
-def make(plan: Plan, size: int, processes: int = 1) -> None:
+def make(plan: Plan, size: int, processes: int = 1) -> Report:
     """Write the split's first `size` exchanges; those already there with their wavs are kept.
 
     Raises InputError when a worker process dies.
     """
-    if processes < 1:
-        raise InputError(f"processes {processes}: give 1 or more")
     for folder in (plan.folder / "audio", plan.folder / "replies", plan.sentences):
         folder.mkdir(parents=True, exist_ok=True)
-    wanted = list(load_world().exchanges(plan.split, plan.seed, size))
-    listed = plan.folder / LIST_FILE
-    kept = _made_before(listed)
-    ready = [kept[exchange.key] for exchange in wanted if exchange.key in kept]
-    missing = [exchange for exchange in wanted if exchange.key not in kept]
-    draft = listed.with_suffix(".draft")
-    draft.write_text("".join(json.dumps(row) + "\n" for row in ready), "utf-8")
-    draft.replace(listed)
-    log.info("%s: %d exchanges ready, %d to make", plan.folder, len(ready), len(missing))
-    with listed.open("a", encoding="utf-8") as rows:
-        for row in progress(_reported(_made(plan, missing, processes), len(missing)),
-                            f"{plan.split} exchanges", len(missing)):
-            rows.write(json.dumps(row) + "\n")
-            rows.flush()
+    job = Job(
+        plan.folder / LIST_FILE, digest(plan.seed, plan.kokoro_share), partial(_line, plan),
+        lambda exchange: digest(exchange.to_json()),
+        is_intact=partial(_has_sounds, plan.folder), workers=processes,
+    )  # fmt: skip
+    exchanges = list(load_world().exchanges(plan.split, plan.seed, size))
+    return run(job, exchanges, f"{plan.split} exchanges")
 
 
-def _made_before(listed: Path) -> dict[str, dict[str, Any]]:
-    """Rows of an earlier run by key; a line that was cut short is left out."""
-    rows: dict[str, dict[str, Any]] = {}
-    for line in listed.read_text("utf-8").splitlines() if listed.exists() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if all((listed.parent / one["wav"]).exists() and (listed.parent / one["reply_wav"]).exists()
-               for one in (row, *row["turns"])):
-            rows[row["key"]] = row
-    return rows
+def _has_sounds(folder: Path, line: str) -> bool:
+    row = json.loads(line)
+    return all((folder / one[name]).exists() for one in (row, *row["turns"])
+               for name in ("wav", "reply_wav"))  # fmt: skip
 
 
-def _made(plan: Plan, exchanges: Sequence[Exchange], processes: int) -> Iterator[dict[str, Any]]:
-    """The rows in order, made here or in several processes (with the same result)."""
-    row = Maker(plan).row if processes == 1 else partial(_row, plan)
-    return in_order(row, exchanges, processes)
-
-
-def _row(plan: Plan, exchange: Exchange) -> dict[str, Any]:
-    """As a worker process makes it: its engines are opened once."""
-    return _maker(plan).row(exchange)
+def _line(plan: Plan, exchange: Exchange) -> Made:
+    """As each process makes it: its engines are opened once."""
+    return Made([json.dumps(_maker(plan).row(exchange))])
 
 
 @lru_cache(maxsize=1)
 def _maker(plan: Plan) -> "Maker":
     return Maker(plan)
-
-
-def _reported(rows: Iterable[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
-    """The same rows; how far and how much longer goes to the log now and then."""
-    start = last = time.monotonic()
-    for done, row in enumerate(rows, start=1):
-        yield row
-        now = time.monotonic()
-        if now - last > REPORT_EVERY_S or done == total:
-            left_s = (now - start) / done * (total - done)
-            log.info("%d of %d, %.1f min to go", done, total, left_s / 60)
-            last = now
 
 
 class Maker:

@@ -23,6 +23,7 @@ from common_utils.token2wav_recipe.onnx_file import export
 from common_utils.token2wav_recipe.runs import VoiceRow, command, read_list
 from osum_echat import audio
 from osum_echat.errors import ConfigError, DataError
+from osum_echat.files import write_jsonl
 from osum_echat.logs import logger, progress
 from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.models.pretrained import encoder_settings, read_whisper
@@ -394,14 +395,12 @@ def write_tokens(rows: Sequence[VoiceRow], tokenizer: Path, path: Path) -> None:
     from osum_echat.token2wav.voice import SpeechTokenizer
 
     listen = SpeechTokenizer(tokenizer)
-    with path.open("w", encoding="utf-8") as lines:
-        for row in progress(rows, "tokens"):
-            tokens = [int(token) for token in listen(audio.load(row.wav))]
-            raw = dict(row.raw) | {
-                "wav": str(row.wav.resolve()), "task": "<TEXT2TOKEN>",
-                "extra": {"speech_token": tokens},
-            }
-            lines.write(json.dumps(raw, ensure_ascii=False) + "\n")
+    write_jsonl(path, (
+        dict(row.raw) | {
+            "wav": str(row.wav.resolve()), "task": "<TEXT2TOKEN>",
+            "extra": {"speech_token": [int(token) for token in listen(audio.load(row.wav))]},
+        } for row in progress(rows, "tokens")
+    ))  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

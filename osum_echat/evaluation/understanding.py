@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from hashlib import file_digest
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import echat_eval, report, runner
 from osum_echat.evaluation.report import Measure, Outcome, Table, percent
 from osum_echat.evaluation.runner import Prediction, Run, Suite, limited, of_reply
+from osum_echat.files import sha256_of
 from osum_echat.inference.reply import Reply
 from osum_echat.metrics import Confusion, ErrorRate, interval, normalised_pair, spelt
 from osum_echat.records import LIST_KEYS, Turn, Utterance
@@ -130,8 +130,7 @@ def _digest(path: Path) -> str | None:
     """Of a list file; None for a folder. Tars are told by how many utterances they hold."""
     if not path.is_file() or path.suffix in (".tar", ".gz", ".tgz"):
         return None
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()[:16]
+    return sha256_of(path)[:16]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from osum_echat.evaluation.echat_eval import SOUNDS
 from osum_echat.evaluation.judge import JUDGEMENTS, OPEN, RULES, ChatJudge, Exhibit, Rubric
 from osum_echat.evaluation.report import Measure, Outcome, Table, mean, share
 from osum_echat.evaluation.runner import Prediction, Run, Suite, limited
-from osum_echat.files import whole_file
+from osum_echat.files import write_jsonl
 from osum_echat.metrics import HANZI, normalise
 from osum_echat.records import Labels
 
@@ -172,12 +172,11 @@ def _write_official(
     answered: Sequence[Question], answers: Mapping[str, str], out: Path
 ) -> None:
     for part in dict.fromkeys(one.part for one in answered):
-        with whole_file(out / "official" / f"{part}.jsonl") as file:
-            for one in answered:
-                if one.part == part:
-                    kept = {name: value for name, value in one.raw.items() if name not in HELD_OUT}
-                    line = kept | {"response": answers[one.key]}
-                    file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        write_jsonl(out / "official" / f"{part}.jsonl", (
+            {name: value for name, value in one.raw.items() if name not in HELD_OUT}
+            | {"response": answers[one.key]}
+            for one in answered if one.part == part
+        ))  # fmt: skip
 
 
 def _blocks(

@@ -5,7 +5,6 @@ model can start from a stock Qwen (the LLM), a stock Whisper (the encoder), or a
 (encoder and adapter).
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from osum_echat import logs, weights
 from osum_echat.errors import CheckpointError
+from osum_echat.files import sha256_of
 from osum_echat.models import checkpoint
 from osum_echat.models.checkpoint import settings_file, weights_file
 from osum_echat.models.echat import EChatModel
@@ -221,15 +221,10 @@ def _fetch_large(repo: str, name: str, cache: Path, endpoint: str | None) -> Non
             displayed_filename=name,
         )  # fmt: skip
         file.flush()
-        if SHA256.fullmatch(known.etag) and _sha256(part) != known.etag:
+        if SHA256.fullmatch(known.etag) and sha256_of(part) != known.etag:
             part.unlink()
             raise CheckpointError(f"{HUB}{repo}/{name}: came broken; fetch it again")
         part.rename(whole)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _listed(repo: str, endpoint: str | None) -> list[str] | None:

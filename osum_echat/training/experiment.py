@@ -213,9 +213,7 @@ def network(experiment: Experiment, settings: EChatSettings) -> EChatModel:
 
 def export(directory: Path, experiment: Experiment, model: EChatModel, preparer: Preparer) -> None:
     """The trained model as a directory that a later stage or inference loads, whole or not."""
-    fresh = directory.with_name(f".{directory.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    with whole_folder(fresh) as part:
+    with whole_folder(directory, replace=True) as part:
         checkpoint.save(part, model, notes=notes(experiment))
         pools = {tag: list(pool) for tag, pool in preparer.prompts.pools.items()}
         if pools:
@@ -225,8 +223,6 @@ def export(directory: Path, experiment: Experiment, model: EChatModel, preparer:
         for name in TOKENIZER_FILES:
             if (tokenizer / name).is_file():
                 shutil.copyfile(tokenizer / name, part / name)
-    shutil.rmtree(directory, ignore_errors=True)
-    fresh.rename(directory)
 
 
 def describe(directory: Path, experiment: Experiment, model: EChatModel) -> None:

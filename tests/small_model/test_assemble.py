@@ -13,8 +13,9 @@ import yaml
 from common_utils.small_model import assemble, base_models, language_model, thinker
 from common_utils.small_model.base_models import Origin
 from common_utils.small_model.export_ear import SPEECH_MARKS
-from common_utils.tiny_world.assets import Asset, Package, sha256_of
+from common_utils.tiny_world.assets import Asset, Package
 from osum_echat import EChat, cli, paths
+from osum_echat.files import sha256_of
 from osum_echat.models import base_model
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.encoder import AdapterSettings, EncoderSettings

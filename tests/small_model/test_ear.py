@@ -10,6 +10,7 @@ import torch
 from common_utils.small_model import features, people, pieces, speak, waves
 from common_utils.small_model.export_ear import parts_of
 from common_utils.small_model.measure_ear import Heard, figures
+from osum_echat.files import write_jsonl
 from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.encoder_cache import EncoderCache
@@ -102,7 +103,7 @@ def test_a_cache_made_beforehand_is_what_training_looks_up(tmp_path):
         waves.write(tmp_path / f"lists/{number}.flac", tone(seconds))
         lines.append(waves.record(str(number), f"{number}.flac", " hi", {}))
     path = tmp_path / "lists/train.list"
-    waves.write_list(path, lines)
+    write_jsonl(path, lines)
     features.main(["--model", str(tmp_path / "model"), "--out", str(tmp_path / "made"), str(path)])
     cache = EncoderCache(network().encoder, 1 << 20)
     assert cache.load(tmp_path / "made")
@@ -146,9 +147,9 @@ def test_engines_without_their_parts_are_refused(name, tmp_path):
 
 def test_pieces_of_made_speech_are_joined_and_heard_once(tmp_path):
     for number in (0, 1):
-        waves.write_list(tmp_path / f"espeak_00{number}.list", [{"key": str(number)}])
-    waves.write_list(tmp_path / "bursts_dev.list", [])
-    waves.write_list(tmp_path / "bursts.list", [])
+        write_jsonl(tmp_path / f"espeak_00{number}.list", [{"key": str(number)}])
+    write_jsonl(tmp_path / "bursts_dev.list", [])
+    write_jsonl(tmp_path / "bursts.list", [])
     speak.join(tmp_path, "espeak")
     assert (tmp_path / "espeak.list").read_text() == '{"key": "0"}\n{"key": "1"}\n'
     found = [one.stem for one in sorted(tmp_path.glob("*.list")) if not features.is_joined(one)]

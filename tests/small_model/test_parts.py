@@ -12,15 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from common_utils.small_model import language_model, texts
 from common_utils.small_model.parts import OWN, SHARED, as_qwen2
-from common_utils.tiny_world.assets import (
-    ASSETS,
-    INDEXES,
-    Asset,
-    Package,
-    contents,
-    sha256_of,
-    unpack_all,
-)
+from common_utils.tiny_world.assets import ASSETS, INDEXES, Asset, Package, contents, unpack_all
+from osum_echat.files import sha256_of
 from osum_echat.generation.ngram import Bigrams
 from osum_echat.weights import write_safetensors_file
 

@@ -3,14 +3,24 @@ import json
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
+import soundfile
 
-from common_utils.tiny_world.lists import FULL_TAG, HISTORY_TAG, Maker, Row, write_lists
+from common_utils.tiny_world.lists import (
+    FULL_TAG,
+    HISTORY_TAG,
+    Maker,
+    Row,
+    SpeechTokens,
+    write_lists,
+)
 from common_utils.tiny_world.text_tokenizer import single_pieces, train
 from common_utils.tiny_world.world import World, load_world, normalise
 from osum_echat.records import Utterance
 from osum_echat.tasks import task_for
 from osum_echat.thinking import read_labels
+from osum_echat.token2wav import voice
 from osum_echat.vocab import Vocab
 
 SIZE = 60
@@ -114,6 +124,21 @@ def test_without_speech_tokens_the_lists_of_words_are_still_written(
     sizes = write_lists(tmp_path, Maker(world, Random(0)), "test")
     assert set(sizes) <= {"pretrain", "understand", "t2t", "s2t", "s2t_think"}
     assert {row["task"] for row in rows_of(tmp_path, "understand")} == {FULL_TAG}
+
+
+def test_a_reply_is_turned_into_tokens_once(tmp_path: Path, monkeypatch) -> None:
+    asked = []
+
+    def tokens(samples, name: str) -> list[int]:
+        asked.append(name)
+        return [*CODES]
+
+    monkeypatch.setattr(voice, "SpeechTokenizer", lambda path: tokens)
+    (tmp_path / "t.onnx").touch()
+    soundfile.write(tmp_path / "a.wav", np.zeros(800), 16_000)
+    for _ in range(2):
+        assert SpeechTokens(tmp_path / "t.onnx", tmp_path)("a.wav") == CODES
+    assert asked == [str(tmp_path / "a.wav")]
 
 
 @pytest.fixture(scope="module")

@@ -348,7 +348,7 @@ def test_a_full_disk_at_the_result_leaves_nothing_half(
         raise OSError(28, "No space left on device", str(directory))
 
     monkeypatch.setattr(checkpoint, "save", full)
-    with pytest.raises(InputError, match=r"final\.new: not written \(No space left"):
+    with pytest.raises(InputError, match=r"final: not written \(No space left"):
         run(path, "run.steps=1")
     assert not [*(tmp_path / "out").glob("*final*")] and not [*(tmp_path / "out").glob(".final*")]
     monkeypatch.undo()
