@@ -158,7 +158,7 @@ def best_answered(
         lift = dict(zip(pairs, ranker.lifts(pairs), strict=True))
         for one, own in zip(block, options, strict=True):
             best = max(own, key=lambda core: lift[one.question, core], default=None)
-            likely = best and lift[one.question, best] / len(best.split())
+            likely = lift[one.question, best] / len(best.split()) if best else None
             is_likely = likely is not None and likely >= LEAST_LIFT[one.source]
             yield answered(one, rng, best) if is_likely else None
 
