@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -370,7 +371,6 @@ def _record(
 
 def alike(asked: Sequence["Asked"], size: int) -> Iterator[list["Asked"]]:
     """Utterances of one task and of like length together, the longest first."""
-
     def rank(one: "Asked") -> tuple[Any, ...]:
         return one.task.tag, -_length(one.utterance, one.task), one.index
 
@@ -469,6 +469,7 @@ def _work(
 
     from osum_echat.evaluation.understanding import UtteranceList
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent died; ignored behind &
     rank = Rank(number, count, number % cards)
     os.environ |= {"RANK": str(number), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank.local)}
     logs.setup()
