@@ -152,7 +152,7 @@ class Caller:
         event: dict[str, Any] = {"type": DELTA}
         self.waiting.append(question)
         while event["type"] != STARTED:
-            when, event = await self.until(DELTA, STARTED)
+            when, event = await self.until(DELTA, STARTED, within_s=FIRST_S)
             last = when if event["type"] == DELTA else last
         await self.until(DELTA, within_s=FIRST_S)
         await self.until(DONE)

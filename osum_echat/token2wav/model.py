@@ -66,6 +66,7 @@ Files = dict[str, Path | TarMember]
 WAVE_FADE_FRAMES = 1            # of 11.6 ms: over which the sound of a piece goes into the next
 CARD_FRAMES = 20_000            # solved side by side on a card; a CPU gains nothing by it
 FIRST_WITHIN_S = 0.2            # a first piece may wait so long for sound that runs out before
+SENT_WITHIN_S = 0.1             # what comes behind the flow takes: the vocoder, and the way out
 MOST_PADDING = 0.2              # of a row, where several are solved side by side
 
 
@@ -225,7 +226,8 @@ class Token2Wav(nn.Module):
         ends = 0.0                              # the monotonic second at which the sound runs out
         for piece in pieces(tokens, settings):
             with devices.autocast(self.device, self.dtype):
-                mel, new = mels.solve(piece, ends or time.monotonic() + FIRST_WITHIN_S)
+                due = ends - SENT_WITHIN_S if ends else time.monotonic() + FIRST_WITHIN_S
+                mel, new = mels.solve(piece, due)
             wave = waves.push(mel, new).float().cpu()
             ends = (ends or time.monotonic()) + len(wave) / SAMPLE_RATE_HZ
             yield wave
