@@ -43,7 +43,7 @@ MANNER = {
     "cpu_dtype": "int8",                # what the base LLM was packed in, and quickest
     "sampling": {"text": {"greedy": True, "repetition_penalty": 1.05}},
     "text_loop": {"times": 3},          # a small model's words may run in a circle
-    "recognizer": {"language_model": language_model.FILE, "beam": 64, "best": 16},
+    "recognizer": {"language_model": language_model.FILE, "beam": 64, "best": 10},
 }  # fmt: skip
 
 log = logger(__name__)
