@@ -21,7 +21,7 @@ from osum_echat.models.echat import EChatModel
 
 MOST_ROWS = 16                  # that grow side by side; more wait
 PIECE_TOKENS = 64               # of a prompt, between two steps
-MOST_AHEAD = 16                 # tokens that wait for a caller, who solves a piece of speech
+MOST_AHEAD = 4                  # tokens that wait for a caller, who solves a piece of speech
 STEPS_A_START = 8               # between two pieces of a start, where an answer waits for them
 LOOK_S = 0.05                   # between looks for interrupts while no answer grows
 MOST_STARTS, MOST_START_BYTES = 8, 96 << 20     # of prompts, read ahead and kept
