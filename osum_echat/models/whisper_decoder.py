@@ -28,7 +28,23 @@ HEAD_WIDTH = 64                         # of every Whisper
 MOST_TOKENS = 200                       # of 30 s
 NOTE = re.compile(r"\([^()]*\)|\[[^\[\]]*\]")     # of sounds: "(laughs)", "[music]"
 RANGE = 2.0                             # of log-mel features below the loudest: silence
+PAUSE_FRAMES = 20                       # 0.2 s, in which a clip may be cut
 CLIP_READERS = ("encoder_attn.k_proj", "encoder_attn.v_proj")   # asked once, for the whole clip
+
+
+def windows(mel: Tensor) -> list[Tensor]:
+    """A clip in windows of at most 30 s, each cut where its last quarter is quietest.
+
+    mel: (frames, mel).
+    """
+    found = []
+    while len(mel) > LONGEST_FRAMES:
+        first = LONGEST_FRAMES * 3 // 4
+        level = mel[first:LONGEST_FRAMES].mean(1).unfold(0, PAUSE_FRAMES, 1).mean(1)
+        cut = first + int(level.argmin()) + PAUSE_FRAMES // 2
+        found.append(mel[:cut])
+        mel = mel[cut:]
+    return [*found, mel]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +93,19 @@ class WhisperDecoder:
         head = partial(functional.linear, weight=table)
         return cls(decoder.eval(), head, tokenizer, tuple(ids[:-1]), ids[-1])
 
-    @torch.inference_mode()
     def read(self, network: EChatModel, mel: Tensor) -> str:
-        """The words of a clip of up to 30 s, greedily, without notes; mel: (frames, mel).
+        """The words of a clip, greedily, without notes; mel: (frames, mel).
 
-        The clip is padded to 30 s, as Whisper was trained: in less it loses words or goes round.
+        A clip of over 30 s is read in windows, cut where it is quiet.
         """
-        mel = mel[:LONGEST_FRAMES]
+        return " ".join(filter(None, (self._window(network, one) for one in windows(mel))))
+
+    @torch.inference_mode()
+    def _window(self, network: EChatModel, mel: Tensor) -> str:
+        """Of up to 30 s, to which it is padded, as Whisper was trained.
+
+        In less it loses words or goes round.
+        """
         padding = (0, 0, 0, LONGEST_FRAMES - len(mel))
         whole = functional.pad(mel, padding, value=float(mel.max()) - RANGE)
         encoder = self.encoder or network.encoder

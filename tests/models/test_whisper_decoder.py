@@ -55,6 +55,17 @@ def test_the_ids_are_those_of_the_stock_decoder_without_a_cache(reader, monkeypa
 
 
 @torch.inference_mode()
+def test_a_long_clip_is_read_in_windows_cut_where_it_is_quiet(reader, monkeypatch):
+    mel = torch.zeros(7000, 80)
+    mel[2500:2540] = mel[5000:5040] = -1.0
+    cuts = [len(one) for one in whisper_decoder.windows(mel)]
+    assert sum(cuts) == 7000 and 2500 <= cuts[0] <= 2540 and 5000 <= cuts[0] + cuts[1] <= 5040
+    assert len(whisper_decoder.windows(mel[: whisper_decoder.LONGEST_FRAMES])) == 1
+    read = iter(("first words", "", "last words"))
+    monkeypatch.setattr(type(reader), "_window", lambda *_: next(read))
+    assert reader.read(None, mel) == "first words last words"
+
+
 def test_what_whisper_notes_of_sounds_is_no_word(reader, monkeypatch):
     class Noting(Numbers):
         def decode(self, ids: list[int]) -> str:
