@@ -7,7 +7,6 @@ and, as if they were COMMON_WORDS words more, SymSpell's frequency lists of Engl
 Writes language_model.safetensors.
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from common_utils.small_model.pieces import heard_words
 from osum_echat import cli
 from osum_echat.errors import DataError
 from osum_echat.generation.ngram import TENSORS
-from osum_echat.logs import logger, setup
+from osum_echat.logs import logger
 from osum_echat.weights import write_safetensors_file
 
 FILE = "language_model.safetensors"
@@ -87,8 +86,7 @@ def counted(
         listed[first] = listed.get(first, 0.0) + count
     usual = sorted(words, key=lambda word: -words[word])[:USUAL_WORDS]
     scale = float(np.quantile([listed[word] / words[word] for word in usual], UNCUT))
-    total = sum(words.values())
-    share = COMMON_WORDS / total
+    share = COMMON_WORDS / sum(words.values())
     known = words.keys() | {word for word, count in own.items() if count >= LEAST_COUNT}
     alone = {word: own[word] + share * words.get(word, 0.0) for word in known}
     every: dict[tuple[str, str], float] = dict(both)
@@ -137,13 +135,10 @@ def tensors(counts: Counts) -> dict[str, Tensor]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("--parts", type=Path, default=Path("build/parts"))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     chosen = parser.parse_args(argv)
-    setup()
     lists = [frequencies(chosen.parts / name) for name in (WORD_LIST, PAIR_LIST)]
     found = tensors(counted(sentences(chosen.parts), *lists))
     chosen.out.mkdir(parents=True, exist_ok=True)

@@ -32,8 +32,8 @@ PAUSE_FRAMES = 20                       # 0.2 s, in which a clip may be cut
 CLIP_READERS = ("encoder_attn.k_proj", "encoder_attn.v_proj")   # asked once, for the whole clip
 
 
-def windows(mel: Tensor) -> list[Tensor]:
-    """A clip in windows of at most 30 s, each cut where its last quarter is quietest.
+def cut_at_pauses(mel: Tensor) -> list[Tensor]:
+    """A clip in parts of at most 30 s, each cut where its last quarter is quietest.
 
     mel: (frames, mel).
     """
@@ -96,12 +96,12 @@ class WhisperDecoder:
     def read(self, network: EChatModel, mel: Tensor) -> str:
         """The words of a clip, greedily, without notes; mel: (frames, mel).
 
-        A clip of over 30 s is read in windows, cut where it is quiet.
+        A clip of over 30 s is read in parts, cut where it is quiet.
         """
-        return " ".join(filter(None, (self._window(network, one) for one in windows(mel))))
+        return " ".join(filter(None, (self._part(network, one) for one in cut_at_pauses(mel))))
 
     @torch.inference_mode()
-    def _window(self, network: EChatModel, mel: Tensor) -> str:
+    def _part(self, network: EChatModel, mel: Tensor) -> str:
         """Of up to 30 s, to which it is padded, as Whisper was trained.
 
         In less it loses words or goes round.

@@ -130,21 +130,21 @@ class TurnDetector:
         self._gap = 0 if probability >= FAINT else self._gap + 1
         if self._faint or not self._gap:
             self._faint = 0 if self._gap > FAINT_GAP else self._faint + 1
-        if probability >= self.settings.threshold:
+        is_speech = probability >= self.settings.threshold
+        if is_speech:
             self._speech += 1
         elif not (replying and kind == "semantic_vad" and self._faint):
             self._speech = 0
         self._loudest_db = max(self._loudest_db, level_db) if self._speech else -math.inf
-        is_full = max(self._last_db, level_db) >= self._loudest_db - FADE_DB
+        is_full = is_speech and max(self._last_db, level_db) >= self._loudest_db - FADE_DB
         self._last_db = level_db
         full_ms, fading_ms = INTERRUPT_MS[kind] if replying else (START_MS, START_MS)
-        is_full = is_full and probability >= self.settings.threshold
         if self._speech * WINDOW_MS < (full_ms if is_full else fading_ms):
             return None
         padding = self.settings.prefix_padding_ms * RATE_HZ // 1000
         windows = max(self._speech, min(self._faint, LOOK_BACK_MS // WINDOW_MS))
         self.start_sample = max(0, end_sample - windows * WINDOW_SAMPLES - padding)
-        self.in_turn, self._paused, self._silence, self._quiet = True, False, 0, 0
+        self.in_turn, self._silence, self._quiet = True, 0, 0
         return Turn.STARTED
 
     def _needed_ms(self) -> int:

@@ -80,10 +80,10 @@ class PieceSolver:
         """The most urgent of those due before that second, and its like, which wait no longer."""
         with self._changed:
             self._waiting.sort(key=lambda job: job.due)
-            urgent = next((job for job in self._waiting[:1] if job.due < before), None)
-            if urgent is None:
+            if not self._waiting or self._waiting[0].due >= before:
                 return []
-            jobs = [one for one in self._waiting if one.kind == urgent.kind][:MOST_TOGETHER]
+            kind = self._waiting[0].kind
+            jobs = [one for one in self._waiting if one.kind == kind][:MOST_TOGETHER]
             self._waiting = [one for one in self._waiting if one not in jobs]
             return jobs
 

@@ -55,14 +55,14 @@ def test_the_ids_are_those_of_the_stock_decoder_without_a_cache(reader, monkeypa
 
 
 @torch.inference_mode()
-def test_a_long_clip_is_read_in_windows_cut_where_it_is_quiet(reader, monkeypatch):
+def test_a_long_clip_is_read_in_parts_cut_where_it_is_quiet(reader, monkeypatch):
     mel = torch.zeros(7000, 80)
     mel[2500:2540] = mel[5000:5040] = -1.0
-    cuts = [len(one) for one in whisper_decoder.windows(mel)]
+    cuts = [len(one) for one in whisper_decoder.cut_at_pauses(mel)]
     assert sum(cuts) == 7000 and 2500 <= cuts[0] <= 2540 and 5000 <= cuts[0] + cuts[1] <= 5040
-    assert len(whisper_decoder.windows(mel[: whisper_decoder.LONGEST_FRAMES])) == 1
+    assert len(whisper_decoder.cut_at_pauses(mel[: whisper_decoder.LONGEST_FRAMES])) == 1
     read = iter(("first words", "", "last words"))
-    monkeypatch.setattr(type(reader), "_window", lambda *_: next(read))
+    monkeypatch.setattr(type(reader), "_part", lambda *_: next(read))
     assert reader.read(None, mel) == "first words last words"
 
 
