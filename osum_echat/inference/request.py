@@ -141,6 +141,8 @@ def dialogue_task(name: str, has_history: bool) -> Task:
 
 def prepare(model: LoadedModel, request: Request, seed: int, timer: Timer) -> RequestState:
     """Lay the prompt out, and how it shall be decoded. Raises InputError, DataError."""
+    history = read_again(model, request.utterance.history)
+    request = replace(request, utterance=replace(request.utterance, history=history))
     task, utterance = request.task, request.utterance
     clips, seconds, is_silent = _clips(model, request)
     if model.network.settings.ctc is not None and task.hears and not is_silent:
@@ -178,6 +180,7 @@ def prepare(model: LoadedModel, request: Request, seed: int, timer: Timer) -> Re
 def opening_row(model: LoadedModel, history: Sequence[Turn], task: Task) -> Row:
     """What a dialogue's prompt begins with: all up to the sound of the user's next turn."""
     clips: list[Clip] = []
+    history = read_again(model, history)
     for turn in history:
         if turn.audio is not None:
             samples = audio.read(turn.audio, segment_s=turn.segment_s).samples
@@ -191,6 +194,18 @@ def opening_row(model: LoadedModel, history: Sequence[Turn], task: Task) -> Row:
         row, ids=row.ids[:end], trained=row.trained[:end], clips=row.clips[:-1],
         spans=row.spans[:-1],
     )  # fmt: skip
+
+
+def read_again(model: LoadedModel, history: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Earlier turns as the LLM learnt to read them.
+
+    Where a talker speaks, it knows no speech codes; what it was given as words stays words.
+    """
+    if model.talker is not None:
+        history = [replace(turn, reply_speech=(), speech_starts=()) for turn in history]
+    if model.network.settings.ctc is not None:
+        history = [replace(turn, audio=None) if turn.text else turn for turn in history]
+    return tuple(history)
 
 
 def nothing_heard(model: LoadedModel, state: RequestState) -> RequestState:

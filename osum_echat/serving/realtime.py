@@ -284,9 +284,7 @@ class RealtimeSession:
                     if self.reply.is_active:
                         self.reply.cancel("turn_detected")
                 self.speech_item = make_id("item")
-                history = turns(self.items)[-self.service.limits.turns :]
-                task = spoken_task(self.settings.modality, self.settings.thinking)
-                self.service.pool.submit(self.service.assistant.expect, history, task)
+                self._read_ahead()
                 start_ms = self.listener.detector.start_sample * 1000 // RATE_HZ
                 self.send({"type": "input_audio_buffer.speech_started",
                            "item_id": self.speech_item, "audio_start_ms": start_ms})  # fmt: skip
@@ -296,6 +294,12 @@ class RealtimeSession:
                 self._drop_prepared()
             case Turn.ENDED:
                 self._end_turn(end, respond=settings.create_response)
+
+    def _read_ahead(self) -> None:
+        """The turns so far are read while nobody waits for it."""
+        history = turns(self.items)[-self.service.limits.turns :]
+        task = spoken_task(self.settings.modality, self.settings.thinking)
+        self.service.pool.submit(self.service.assistant.expect, history, task)
 
     async def _at_pause(self, end: int) -> None:
         """Prepare a reply in the hope that the turn is over; ask the turn model whether it is."""
@@ -458,6 +462,7 @@ class RealtimeSession:
         item = self._asked(reply)
         if reply is self.reply:
             self._wait_idle(reply.plays_until)
+            self._read_ahead()
         if self.service.record is not None and item is not None:
             with suppress(OSError):
                 self.service.record(self.id, self.turns, item, reply)

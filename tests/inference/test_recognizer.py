@@ -22,6 +22,7 @@ from osum_echat.inference.reply import Timer
 from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import EChatModel
 from osum_echat.paths import TINY
+from osum_echat.records import Turn, Utterance
 from osum_echat.tasks import task_for
 from osum_echat.thinking import VALUES, as_heard
 from tests.tiny_network import SETTINGS, VOCAB, network
@@ -117,6 +118,20 @@ def test_the_clip_is_read_as_labels_and_words(small):
         "The user said: hi you, age: <CHILD>, gender: <FEMALE>, emotion: <SAD>, "
         "sound event: <OTHER>, reply emotion:"
     )
+
+
+def test_earlier_turns_are_read_as_the_words_that_were_heard(small):
+    echat, _ = small
+    earlier = Turn(SAMPLE, "my dog is ill", "I am so sorry.", (1, 2, 3))
+    asked = Utterance("", "<S2TCHAT>", Turn(SAMPLE), history=(earlier,))
+    model = replace(echat.model, talker=echat.model)
+    made = request.make_request(model, asked, request.Options("s2t"))
+    state = request.prepare(model, made, 0, Timer(0.0))
+    told = echat.vocab.decode(state.row.ids)
+    assert "my dog is ill" in told and told.count("child female sad") == 1
+    assert not {echat.vocab.joint(code) for code in earlier.reply_speech} & {*state.row.ids}
+    start = request.opening_row(model, (earlier,), made.task)
+    assert state.row.ids[: len(start.ids)] == start.ids
 
 
 def test_words_and_labels_are_answered_as_they_were_heard(small):
