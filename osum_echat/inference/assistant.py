@@ -6,7 +6,8 @@ side by side; the parser says what the text tells; the voice makes sound of the 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -47,7 +48,7 @@ from osum_echat.inference.request import (
     opening_row,
     prepare,
 )
-from osum_echat.inference.talker import Speech, Talker
+from osum_echat.inference.talker import CODES_AHEAD, Speech, Talker, read_ahead
 from osum_echat.paths import model_source
 from osum_echat.records import Turn
 from osum_echat.tasks import TASKS
@@ -333,17 +334,18 @@ class _Stream:
         """All that happens, Done last."""
         parts = self._parts()
         if self.model.talker is not None and self.state.request.speaks:
-            parts = self._talked(parts, self.model.talker)
-        for part in parts:
-            if isinstance(part, int):
-                yield from self._spoken(chain([part], parts))
-                break
-            yield part
+            parts = read_ahead(self._talked(parts, self.model.talker), CODES_AHEAD)
+        with closing(parts):
+            for part in parts:
+                if isinstance(part, int):
+                    yield from self._spoken(chain([part], parts))
+                    break
+                yield part
         yield from self._finish()
         wave = torch.cat(self.pieces) if self.pieces else None
         yield Done(_reply(self.model, self.state, wave))
 
-    def _parts(self) -> Iterator[Event | int]:
+    def _parts(self) -> Generator[Event | int, None, None]:
         """What the words tell, and the LLM's speech codes, in the order in which they come."""
         yield from self.parser.push(self.detokenizer.push(self.state.opening))
         for _, token in _decode(self.model, [self.state], self.prompts, self.interrupt):
@@ -365,7 +367,9 @@ class _Stream:
         self.is_finished = True
         return [*self.parser.push(self.detokenizer.rest()), *self.parser.finish()]
 
-    def _talked(self, parts: Iterator[Event | int], talker: Talker) -> Iterator[Event | int]:
+    def _talked(
+        self, parts: Iterator[Event | int], talker: Talker
+    ) -> Generator[Event | int, None, None]:
         """The same, and the codes of each clause as soon as its words are there."""
         speech: Speech | None = None
         for part in parts:
