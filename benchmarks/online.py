@@ -59,18 +59,21 @@ class Measures:
 
 
 def questions(model: str) -> list[Samples]:
-    """What a model is asked, at 24 kHz, ending with the last loud sample.
+    """What a model is asked, at 24 kHz, ending where speech does.
 
     Its own samples, or those of the tiny model where it has none.
     """
+    from silero_vad import get_speech_timestamps, load_silero_vad
+
+    vad = load_silero_vad(onnx=True)
     folder = Path(model_source(model)) / "samples"
     own = sorted(one for one in folder.glob("*") if one.suffix in SOUNDS)
     if not own or {*QUESTIONS} <= {one.name for one in own}:
         own = [TINY / "samples" / name for name in QUESTIONS]
     found = []
     for path in own:
-        samples = audio.load(path).numpy()
-        cut = samples[: loud(samples)[-1] + 1]
+        samples = audio.load(path)
+        cut = samples[: get_speech_timestamps(samples, vad)[-1]["end"]].numpy()
         found.append(Resampler(audio.SAMPLE_RATE_HZ, PCM_RATE_HZ).push(cut, last=True))
     return found
 
