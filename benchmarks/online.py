@@ -180,9 +180,12 @@ class Caller:
 
 
 async def measure(
-    port: int, spoken: Sequence[Samples], sessions: int, turns: int
+    port: int, spoken: Sequence[Samples], sessions: int, turns: int, kind: str = "server_vad"
 ) -> Measures:
-    """So many sessions at once, each with so many turns; every third is broken into."""
+    """So many sessions at once, each with so many turns; every third is broken into.
+
+    kind: of turn detection.
+    """
     import websockets
 
     found = Measures()
@@ -191,7 +194,7 @@ async def measure(
     async def session(number: int) -> None:
         async with websockets.connect(address, max_size=None) as connection:
             caller = Caller(connection)
-            detection = {"type": "server_vad", "silence_duration_ms": SILENCE_MS}
+            detection = {"type": kind, "silence_duration_ms": SILENCE_MS}
             await caller.send(type="session.update", session={
                 "type": "realtime", "audio": {"input": {"turn_detection": detection}}})  # fmt: skip
             await caller.until("session.updated")
@@ -266,10 +269,10 @@ def over_http(port: int, spoken: Sequence[Samples], turns: int) -> list[float]:
     return found
 
 
-def row(sessions: int, one: Measures) -> str:
-    """The table's line of so many sessions."""
+def row(name: str, one: Measures) -> str:
+    """The table's line of so many sessions, or of one with semantic_vad."""
     return (
-        f"{sessions:8}{len(one.from_speech):4}   {share(one.from_speech, 50)}  "
+        f"{name:>8}{len(one.from_speech):4}   {share(one.from_speech, 50)}  "
         f"{share(one.from_speech, 95)}       {share(one.from_stopped, 50)}  "
         f"{share(one.from_stopped, 95)}   {share(one.barge_in, 50)} "
         f"{share(one.barge_in, 95)}     {share(one.underruns, 100)}{one.unanswered:6}"
@@ -298,9 +301,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             logs.out("sessions  n       p50     p95          p50     p95       p50  p95      worst"
                      " reply")  # fmt: skip
             for sessions in arguments.sessions:
-                logs.out(row(sessions, asyncio.run(
-                    measure(port, spoken, sessions, arguments.turns)
-                )))  # fmt: skip
+                told = asyncio.run(measure(port, spoken, sessions, arguments.turns))
+                logs.out(row(str(sessions), told))
+            told = asyncio.run(measure(port, spoken, 1, arguments.turns, "semantic_vad"))
+            logs.out(row("semantic", told))
             called = over_http(port, spoken, arguments.turns)
             logs.out(f"    http{len(called):4}   {share(called, 50)}  {share(called, 95)}       "
                      "from the call, nothing prepared")  # fmt: skip

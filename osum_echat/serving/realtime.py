@@ -52,6 +52,7 @@ class Service:
     voice: str = "default"
     limits: Limits = field(default_factory=Limits)
     record: Callable[[str, int, Item, ReplyStream], None] | None = None
+    played: set[Generation] = field(default_factory=set)    # under way
 
 
 class RealtimeSession:
@@ -390,7 +391,8 @@ class RealtimeSession:
         events = answer(self.service.assistant, conversation, items, settings.modality,
                         settings.thinking, words)  # fmt: skip
         own = settings.own_events
-        return Generation(events, conversation, self.service.pool, True, tells_thoughts=own)
+        played = self.service.played
+        return Generation(events, conversation, self.service.pool, played, tells_thoughts=own)
 
     def _begin_response(
         self, items: list[Item], settings: SessionSettings, metadata: Mapping[str, Any] | None,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 LEAD_S = 2.0                    # of sound sent ahead of its playing
 MADE_AHEAD_S = 2.5              # of sound made ahead of it: others wait for the processor
 SLICE_S = 0.2                   # of sound in an event
+HOLD_S = 0.03                   # before the first sound, for each other reply under way: beside
+                                # them the next sound is made more slowly
 ANYTHING, SOUNDS, WORDS = "anything", "sounds", "words"     # sounds: words, or one with a name
 NO_EVENT = "OTHER"              # a label: no sound but speech
 CREATED_S = 1.0                 # for which response.created waits for what was heard in the voice
@@ -41,16 +43,24 @@ class Generation:
 
     def __init__(
         self, events: Iterator["ReplyEvent"], conversation: Conversation, pool: Any,
-        is_played: bool = False, tells_thoughts: bool = True,
+        played: "set[Generation] | None" = None, tells_thoughts: bool = True,
     ) -> None:  # fmt: skip
-        """conversation: whose reply it is; pool: of threads; is_played: as it is made, so not much
-        is made ahead; tells_thoughts: piece by piece, which wakes the loop at every token."""
+        """conversation: whose reply it is; pool: of threads; played: those that are played as they
+        are made, so not much is made ahead: it joins them; tells_thoughts: piece by piece, which
+        wakes the loop at every token."""
         self._events, self._conversation = events, conversation
-        self._is_played, self._tells_thoughts = is_played, tells_thoughts
+        self._played, self._tells_thoughts = played, tells_thoughts
+        if played is not None:
+            played.add(self)
         self._loop = asyncio.get_running_loop()
         self.queue: asyncio.Queue[ReplyEvent | Exception | None] = asyncio.Queue()
         self._stopped, self._made_s, self._first_made = threading.Event(), 0.0, 0.0
         self._loop.run_in_executor(pool, self._run)
+
+    @property
+    def others(self) -> int:
+        """How many more are made for players at the same time."""
+        return len(self._played - {self}) if self._played is not None else 0
 
     def stop(self) -> None:
         """Nobody waits for it any longer; the decoding loop asks at every step."""
@@ -65,7 +75,7 @@ class Generation:
         """Wait while enough sound is made."""
         from osum_echat.inference.reply import AudioPiece
 
-        if self._is_played and isinstance(event, AudioPiece):
+        if self._played is not None and isinstance(event, AudioPiece):
             self._first_made = self._first_made or time.monotonic()
             self._made_s += len(event.samples) / event.sample_rate_hz
             self._stopped.wait(self._first_made + self._made_s - MADE_AHEAD_S - time.monotonic())
@@ -89,6 +99,8 @@ class Generation:
             close = getattr(self._events, "close", None)
             if close is not None:
                 close()
+            if self._played is not None:
+                self._played.discard(self)
             self._put(None)
 
 
@@ -195,6 +207,9 @@ class ReplyStream:
         samples, step = self._resampler.push(samples, last), round(SLICE_S * form.rate_hz)
         for start in range(0, len(samples), step):
             if not self.first_sent:
+                await asyncio.sleep(HOLD_S * self.generation.others)
+                if not self.is_active:
+                    return
                 self.first_sent = time.monotonic()
                 self.owner.first_audio(self)
             cut = samples[start : start + step]
@@ -204,6 +219,8 @@ class ReplyStream:
             ahead = self.plays_until - time.monotonic() - LEAD_S
             if ahead > 0:
                 await asyncio.sleep(ahead)
+                if not self.is_active:
+                    return
 
     async def _done(self, reply: "Reply") -> None:
         import numpy as np
@@ -212,6 +229,8 @@ class ReplyStream:
         self.thought, self.item.speech_tokens = reply.thought or self.thought, reply.speech_tokens
         if self._resampler is not None and reply.sample_rate_hz:
             await self._sound(np.zeros(0, np.float32), reply.sample_rate_hz, last=True)
+        if not self.is_active:
+            return
         if any(getattr(reply.labels, name) for name in LABELS) or self.thought:
             is_new = self.perception is None
             self.perception = perceived(reply.labels, self.options.thinking, self.thought)

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from osum_echat.inference import reply
 from osum_echat.records import Labels
-from osum_echat.serving import items, protocol
+from osum_echat.serving import items, protocol, reply_stream
 from osum_echat.serving.audio_formats import FORMATS, Resampler, encode_file
 from osum_echat.serving.live_metrics import LiveMetrics
 from osum_echat.serving.online import Server
@@ -28,6 +30,7 @@ from osum_echat.serving.turns import (
     VoiceActivity,
     VoiceState,
 )
+from tests.serving import canned
 from tests.serving.canned import HEARD, LABELS, THOUGHT, WORDS, Canned
 
 PCM = FORMATS["audio/pcm"]
@@ -207,7 +210,7 @@ def test_speech_in_full_voice_stops_a_reply_sooner_under_semantic_vad():
     detector = TurnDetector(TurnSettings("semantic_vad"))
     levels = [-20.0] * 10 + [-30.0, -22.0] * 3
     turns = [detector.push(0.9, at * WINDOW, True, one) for at, one in enumerate(levels)]
-    assert turns.index(Turn.STARTED) == 14
+    assert turns.index(Turn.STARTED) == 13
 
 
 @pytest.mark.parametrize(("kind", "heard", "event", "is_answered"), [
@@ -440,6 +443,37 @@ def test_words_ahead_of_the_sound_of_a_reply_cut_short_were_not_heard(
                       audio_ms=audio_ms)  # fmt: skip
     item.truncate(heard_ms)
     assert item.text == " ".join(words.split()[:kept])
+
+
+def test_nothing_of_a_cancelled_reply_comes_after_its_end():
+    class InOnePiece(Canned):
+        def stream(self, *_: Any, **__: Any) -> Any:
+            yield reply.AudioPiece(torch.zeros(8 * canned.RATE_HZ), canned.RATE_HZ)
+
+    with connected(Server(service(InOnePiece()))) as client:
+        client.send("response.create", response={"instructions": "x"})
+        for _ in range(round(reply_stream.LEAD_S / reply_stream.SLICE_S)):
+            client.until("response.output_audio.delta")
+        client.send("response.cancel")
+        client.until("response.done")
+        time.sleep(reply_stream.SLICE_S + 0.1)
+        client.send("input_audio_buffer.clear")
+        client.until("input_audio_buffer.cleared")
+        kinds = client.types()
+        assert kinds[kinds.index("response.done") + 1 :] == ["input_audio_buffer.cleared"]
+
+
+def test_the_first_sound_is_held_for_each_other_reply_under_way():
+    held = service(Canned())
+    held.played.update(object() for _ in range(4))
+    with connected(Server(held)) as client:
+        client.send("response.create", response={"instructions": "x"})
+        client.until("response.created")
+        created = time.monotonic()
+        client.until("response.output_audio.delta")
+        assert time.monotonic() - created >= 4 * reply_stream.HOLD_S - 0.02
+        client.until("response.done")
+    assert len(held.played) == 4
 
 
 def test_a_reply_that_fails_ends_and_the_session_goes_on():
