@@ -83,10 +83,12 @@ class Talk:
                 return frame
 
     async def answered(self) -> str:
-        """The next reply that is not cut before its first sound."""
-        self.audio, self.text = b"", ""
-        await self.until(TTSAudioRawFrame)
-        await self.until(LLMFullResponseEndFrame)
+        """The next reply with words: sound of one that was broken into may still be on its way."""
+        self.text = ""
+        while not self.text.strip():
+            self.audio = b""
+            await self.until(TTSAudioRawFrame)
+            await self.until(LLMFullResponseEndFrame)
         return spoken(self.audio, self.text)
 
 
