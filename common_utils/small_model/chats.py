@@ -62,16 +62,12 @@ _SLANG = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What one wrote and the other answered. conversation: its key; place: of the turn in it.
-
-    earlier: what both wrote just before, where that can be said aloud.
-    """
+    """What one wrote and the other answered. conversation: its key; place: of the turn in it."""
 
     conversation: str
     place: int
     question: str
     reply: str
-    earlier: tuple[tuple[str, str], ...] = ()
 
 
 def spoken(message: str) -> str:
@@ -117,20 +113,7 @@ def exchanges(conversations: Sequence[Conversation]) -> Iterator[Exchange]:
                 reply = reply.rstrip(".") + ("" if reply[-1] in "?!" else "?")
             asks_or_listens = reply.endswith("?") or _LISTENS.match(reply)
             if asks_or_listens and {*_NAME.findall(reply)} <= {*_NAME.findall(question)}:
-                said = sentence(reply[:1].upper() + reply[1:])
-                yield Exchange(key, place, question, said, _before(turns[key], place))
-
-
-def _before(turns: Sequence[Sequence[str]], place: int) -> tuple[tuple[str, str], ...]:
-    """What the same two wrote before that turn: (said, answered), if it can be said aloud."""
-    if place < 2:
-        return ()
-    said, answered = spoken(turns[place - 2][-1]), spoken(turns[place - 1][0])
-    can_be_said = all(
-        _SPOKEN.fullmatch(text) and QUESTION_WORDS[0] <= len(text.split()) <= QUESTION_WORDS[1]
-        for text in (said, answered)
-    )
-    return ((said, sentence(answered)),) if can_be_said else ()
+                yield Exchange(key, place, question, sentence(reply[:1].upper() + reply[1:]))
 
 
 _ASKING = ("what", "how", "why", "do ", "are ", "is ", "who", "where", "have ", "did ", "when",

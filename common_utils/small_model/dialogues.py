@@ -275,8 +275,6 @@ def from_people(
         example = made(key, "people", one.question, labels, joined(opening, one.reply), gist, rng)
         if example:
             yield example
-            if one.earlier:
-                yield replace(example, key=f"{key}-later", earlier=one.earlier)
 
 
 def from_world(size: int, rng: Random, split: str = "train") -> Iterator[Example]:
@@ -359,10 +357,10 @@ def from_dialogues(examples: list[Example], size: int, rng: Random) -> Iterator[
 def without_crowds(examples: Iterable[Example], most: int) -> list[Example]:
     """The examples without those whose reply was given `most` times already, or pair twice."""
     given: Counter[str] = Counter()
-    seen: set[tuple[str, str, str, object]] = set()
+    seen: set[tuple[str, str, str]] = set()
     kept = []
     for one in examples:
-        pair = (one.heard, one.reply, one.labels.emotion or "", one.earlier)
+        pair = (one.heard, one.reply, one.labels.emotion or "")
         free = one.source in ("safety", "wordless")
         if (pair in seen and not free) or (given[one.reply] >= most and not free):
             continue

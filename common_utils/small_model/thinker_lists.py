@@ -67,7 +67,6 @@ def lists(found: Iterable[Example], rng: Random) -> dict[str, list[dict[str, Any
     for one in found:
         if one.earlier:
             add("history", row(one, HISTORY_TASK))
-            add("think_history", row(one, SPEECH_TASKS["s2s_think"]))
             continue
         name = rng.choices(("s2s_think", "s2t_think"), weights=(0.75, 0.25))[0]
         add(name, row(one, (SPEECH_TASKS | TEXT_TASKS)[name]))

@@ -210,7 +210,7 @@ def test_speech_in_full_voice_stops_a_reply_sooner_under_semantic_vad():
     detector = TurnDetector(TurnSettings("semantic_vad"))
     levels = [-20.0] * 10 + [-30.0, -22.0] * 3
     turns = [detector.push(0.9, at * WINDOW, True, one) for at, one in enumerate(levels)]
-    assert turns.index(Turn.STARTED) == 13
+    assert turns.index(Turn.STARTED) == 14
 
 
 @pytest.mark.parametrize(("kind", "heard", "event", "is_answered"), [
