@@ -237,7 +237,7 @@ SPEECH_ROWS := $(RUN) -m common_utils.small_model.speech_rows
 UNITS := --units $(VOICE)/units.safetensors --whisper build/parts/whisper_base
 RECIPE := $(RUN) -m common_utils.token2wav_recipe
 # hours: of sound, of the talker's rows, and of rows to test it
-WAVE_HOURS ?= 2
+WAVE_HOURS ?= 4
 ROW_HOURS ?= 30
 TEST_HOURS ?= 0.1
 TALKER_SETTINGS ?=

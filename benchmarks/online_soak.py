@@ -25,6 +25,7 @@ from osum_echat.serving.audio_formats import FORMATS, PCM_RATE_HZ, Resampler, Sa
 QUESTIONS = ("question_3.wav", "question_4.wav", "question_5.wav", "question_6.wav")
 OWN_WORDS = ("exam", "bus", "lessons", "bed")   # a word that only this question has
 PAUSE_S, PIECE_S, STEP_S = 1.0, 0.1, 60.0
+FIRST_S = 20.0          # for the first sound: a turn in which no words are heard gets none
 NO_EVENTS = ("", "{", "[]", "7", '{"type": 1}', '{"type": "nope"}', "[" * 10_000,
              '{"type": "input_audio_buffer.append", "audio": "!"}',
              '{"type": "session.update", "session": {"type": "realtime", "audio": 3}}',
@@ -65,7 +66,11 @@ class Caller:
     async def turn(self, question: Samples, rng: np.random.Generator) -> bool:
         """One turn of a kind that chance chooses. Returns whether the client is still there."""
         await self.say(question)
-        await self.until("response.output_audio.delta")
+        try:
+            await asyncio.wait_for(self.until("response.output_audio.delta"), FIRST_S)
+        except TimeoutError:
+            self.found["without a reply"] += 1
+            return True
         match rng.integers(4):
             case 0:
                 await self.until("response.done")
