@@ -300,11 +300,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                      "    no")  # fmt: skip
             logs.out("sessions  n       p50     p95          p50     p95       p50  p95      worst"
                      " reply")  # fmt: skip
-            for sessions in arguments.sessions:
-                told = asyncio.run(measure(port, spoken, sessions, arguments.turns))
-                logs.out(row(str(sessions), told))
-            told = asyncio.run(measure(port, spoken, 1, arguments.turns, "semantic_vad"))
-            logs.out(row("semantic", told))
+            rows = [(str(sessions), sessions, "server_vad") for sessions in arguments.sessions]
+            for name, sessions, kind in [*rows, ("semantic", 1, "semantic_vad")]:
+                found = asyncio.run(measure(port, spoken, sessions, arguments.turns, kind))
+                logs.out(row(name, found))
             called = over_http(port, spoken, arguments.turns)
             logs.out(f"    http{len(called):4}   {share(called, 50)}  {share(called, 95)}       "
                      "from the call, nothing prepared")  # fmt: skip

@@ -464,7 +464,8 @@ class RealtimeSession:
         item = self._asked(reply)
         if reply is self.reply:
             self._wait_idle(reply.plays_until)
-            self._read_ahead()
+            if reply.status == "completed":
+                self._read_ahead()
         if self.service.record is not None and item is not None:
             with suppress(OSError):
                 self.service.record(self.id, self.turns, item, reply)
