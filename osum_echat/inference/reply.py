@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 HALF_CHARACTER = "\ufffd"  # what a tokenizer gives for bytes that are no whole character yet
 _STYLE = re.compile(r"<([^<>]+)>\s*")
 _OPEN_STYLE = re.compile(r"<[^<>]*")
+NO_LABELS = Labels()
 _END_MARKS = ("think end>", "/think end>", "/think>")
 # What is told of a voice, in this order; the style is the reply's.
 LABEL_FIELDS = ("emotion", *(name for name in LIST_KEYS if name not in ("emotion", "style")))
@@ -245,10 +246,13 @@ class UnderstandingParser:
 class DialogueParser:
     """The answer of any other task: a thought, if there is one, a style tag, and the words."""
 
-    def __init__(self, template: LabelTemplate) -> None:
+    def __init__(
+        self, template: LabelTemplate, heard: str | None = None, labels: Labels = NO_LABELS
+    ) -> None:
+        """heard, labels: of the user's turn, where they are known before the answer begins."""
         self.template = template
-        self.heard: str | None = None
-        self.labels = Labels()
+        self.heard, self.labels = heard, labels
+        self._is_told = heard is None
         self._thought, self._words = _Stripped(), _Stripped()
         self._has_thought = False
         self._waiting = ""
@@ -263,11 +267,13 @@ class DialogueParser:
         return self._words.text
 
     def push(self, text: str) -> list[Event]:
+        told, self._is_told = self._is_told, True
         self._waiting += text
-        return self._state() if text else []
+        events = [] if told else _told(self.heard, NO_LABELS)
+        return [*events, *self._state()] if text else events
 
     def finish(self) -> list[Event]:
-        events: list[Event] = []
+        events = self.push("")
         if self._state == self._in_thought:
             events += self._think(self._waiting) + self._close_thought()
             self._waiting = ""
@@ -303,8 +309,12 @@ class DialogueParser:
         return [ThoughtPiece(piece)] if piece else []
 
     def _close_thought(self) -> list[Event]:
-        self.heard, self.labels = read_thought(self._thought.text, self.template)
-        return _told(self.heard, Labels())
+        heard, labels = read_thought(self._thought.text, self.template)
+        if self.heard is None:
+            self.heard, self.labels = heard, labels
+            return _told(heard, NO_LABELS)
+        self.labels = labels if labels != NO_LABELS else self.labels
+        return []
 
     def _before_words(self) -> list[Event]:
         """A tag that leads the words is their style; one with nothing after it is a word."""
@@ -340,7 +350,7 @@ class GivenText:
         told, self._is_told = self._is_told, True
         if told:
             return []
-        return [*_told(self.heard, Labels()), *([TextPiece(self.text)] if self.text else [])]
+        return [*_told(self.heard, NO_LABELS), *([TextPiece(self.text)] if self.text else [])]
 
     def finish(self) -> list[Event]:
         return self.push("")

@@ -25,7 +25,7 @@ from osum_echat.inference.reply import (
     Timer,
     UnderstandingParser,
 )
-from osum_echat.records import Turn, Utterance
+from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Clip, compose
 from osum_echat.sequence import Sequence as Row
 from osum_echat.tasks import UNDERSTAND, Task, task_for, understanding_tag
@@ -251,7 +251,10 @@ def _parser(model: LoadedModel, request: Request) -> ReplyParser:
         return GivenText(words(request.task, request.utterance))
     if request.task.understands:
         return UnderstandingParser(request.task, request.fields)
-    return DialogueParser(model.generation.template)
+    if request.recognition is None:
+        return DialogueParser(model.generation.template)
+    known = request.recognition
+    return DialogueParser(model.generation.template, known.words, Labels(**known.labels))
 
 
 def _rules(model: LoadedModel, request: Request) -> tuple[Rule, ...]:

@@ -163,6 +163,18 @@ def test_things_are_told_in_the_order_in_which_they_are_known():
     assert len(kinds) - first_text == len("Oh dear.") - 1  # a space waits for what follows it
 
 
+@pytest.mark.parametrize("text", ["Oh dear.", "<think>Somebody laughs.<think end>Oh dear.",
+                                  THOUGHT.replace("i lost my kite", "") + "Oh dear."])
+def test_what_was_heard_before_the_answer_is_told_first(text: str):
+    """That there are no words, too: who answers words alone must know it before the reply."""
+    parser = DialogueParser(ENGLISH, "", Labels(event="LAUGH"))
+    told = [event for character in text for event in parser.push(character)] + parser.finish()
+    assert told[0] == Heard("") and sum(isinstance(event, Heard) for event in told) == 1
+    kinds = [type(event) for event in told]
+    assert kinds.index(LabelsFound) < kinds.index(TextPiece)
+    assert parser.labels.event == ("CRY" if "CRY" in text else "LAUGH") and parser.heard == ""
+
+
 @pytest.mark.parametrize("text", ["naïve 你好 😀!", "", "plain", "\ufffd kept \ufffd"])
 def test_no_half_characters_are_given(text: str):
     vocab = Vocab(Bytes(), 300, 10)
