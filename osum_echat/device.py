@@ -1,4 +1,4 @@
-"""Which processor runs the model, and which of several processes of a training this one is.
+"""Which processor runs the model, a thread beside it, and which process of a training this is.
 
 The only file that knows about Ascend (npu).
 """
@@ -6,11 +6,15 @@ The only file that knows about Ascend (npu).
 import os
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
@@ -23,6 +27,8 @@ RAY_CARDS = {"cuda": "GPU", "npu": "NPU"}  # what Ray calls a card of each kind
 LEAST_SHARED_WIDTH = 512  # of an LLM whose products are worth a second thread
 TRIED_SIDE, TRIES = 512, 5  # a product that tells how fast a type is: 3 ms in float32
 TIMEOUT = timedelta(hours=1)  # how long a process waits for another that scores or saves
+
+Part = TypeVar("Part")
 
 
 def _has_npu() -> bool:
@@ -163,6 +169,30 @@ def free_memory_bytes() -> int | None:
         return None
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
     return kilobytes[0] * 1024 if kilobytes else None
+
+
+def read_ahead(parts: Generator[Part, None, None], most: int) -> Generator[Part, None, None]:
+    """The same parts, made in a thread of their own: up to `most` wait while a caller is busy.
+
+    What making a part raises is raised in its place. A caller that closes this waits for the part
+    that is being made and for the end of `parts`, in their own thread.
+    """
+    end = object()
+    with ThreadPoolExecutor(1, "ahead") as pool:
+        made: deque[Future[Part | object]] = deque()
+        try:
+            while True:
+                while len(made) <= most:
+                    made.append(pool.submit(next, parts, end))
+                part = made.popleft().result()
+                if part is end:
+                    return
+                yield cast("Part", part)
+        finally:
+            for one in made:
+                one.cancel()
+            with suppress(RuntimeError):  # the interpreter ends
+                pool.submit(parts.close)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,9 @@
 
 import importlib.machinery
 import sys
+import threading
 import types
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -165,3 +167,33 @@ def test_on_a_cpu_one_process_trains_and_memory_is_told() -> None:
 ])  # fmt: skip
 def test_a_lack_of_memory_is_known_from_other_errors(error: Exception, told: bool) -> None:
     assert device.is_out_of_memory(error) == told
+
+
+def test_parts_read_ahead_come_in_order_few_at_a_time_and_end_with_their_caller() -> None:
+    made, ended = [], []
+
+    def parts() -> Iterator[int]:
+        try:
+            for number in range(100):
+                made.append(number)
+                yield number
+        finally:
+            ended.append(threading.current_thread())
+
+    assert [*device.read_ahead(parts(), 4)] == [*range(100)]
+    made.clear()
+    ahead = device.read_ahead(parts(), 4)
+    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
+    ahead.close()
+    assert len(ended) == 2 and threading.main_thread() not in ended and len(made) <= 3 + 4
+
+
+def test_what_fails_ahead_fails_where_it_is_read() -> None:
+    def parts() -> Iterator[int]:
+        yield 1
+        raise InputError("broken")
+
+    ahead = device.read_ahead(parts(), 4)
+    assert next(ahead) == 1
+    with pytest.raises(InputError, match="broken"):
+        next(ahead)

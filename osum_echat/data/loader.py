@@ -4,10 +4,9 @@ import random
 import signal
 import sys
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Items
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +19,7 @@ from osum_echat.data.batching import LAYOUTS, LayoutSettings, MadeBatch, Outcome
 from osum_echat.data.manifest import OfKind, open_source, read_manifest
 from osum_echat.data.prepare import Preparer
 from osum_echat.data.sources import Dropped, Noted, Source
+from osum_echat.device import read_ahead
 from osum_echat.errors import ConfigError, DataError, OsumError
 from osum_echat.files import Files, write_json
 from osum_echat.logs import logger
@@ -194,19 +194,6 @@ class Drops:
             LOG.warning("%s: %s, %s: %s", source, first, one.reason, one.detail)
 
 
-def in_thread(items: Iterator[MadeBatch], count: int) -> Generator[MadeBatch, None, None]:
-    """The same items, up to `count` of them made ahead; errors come out where the item would."""
-    with ThreadPoolExecutor(1, "prefetch") as pool:
-        ready: deque[Future[MadeBatch]] = deque()
-        try:
-            while True:
-                while len(ready) <= count:
-                    ready.append(pool.submit(next, items))
-                yield ready.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
 def in_processes(
     windows: Windows, place: Place, workers: int, prefetch: int
 ) -> Generator[MadeBatch, None, None]:
@@ -358,7 +345,7 @@ class Loader:
             return in_processes(self.windows, self._place, workers, prefetch)
         windows = self.windows.after(self._place)
         made = (one for window in windows for one in self.windows.make(window))
-        return in_thread(made, prefetch) if prefetch else made
+        return read_ahead(made, prefetch) if prefetch else made
 
     def _end_epoch(self) -> None:
         """Tell what was left out; an epoch that gave nothing is an error."""

@@ -48,7 +48,7 @@ from osum_echat.inference.request import (
     opening_row,
     prepare,
 )
-from osum_echat.inference.talker import CODES_AHEAD, Speech, Talker, read_ahead
+from osum_echat.inference.talker import CODES_AHEAD, Speech, Talker
 from osum_echat.paths import model_source
 from osum_echat.records import Turn
 from osum_echat.tasks import TASKS
@@ -334,7 +334,7 @@ class _Stream:
         """All that happens, Done last."""
         parts = self._parts()
         if self.model.talker is not None and self.state.request.speaks:
-            parts = read_ahead(self._talked(parts, self.model.talker), CODES_AHEAD)
+            parts = devices.read_ahead(self._talked(parts, self.model.talker), CODES_AHEAD)
         with closing(parts):
             for part in parts:
                 if isinstance(part, int):

@@ -6,13 +6,10 @@ chooses is the next code, and when the next piece begins. So nothing is left out
 the length of the speech is bounded by the text.
 """
 
-import queue
 import re
-import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -39,8 +36,6 @@ NOT_IN_ANY_TEXT = "\ue000"
 Spell = Callable[[str], str]
 ENGLISH = "english"
 CODES_AHEAD = 16                # that wait for a caller who solves a piece: 0.6 s
-CLOSED_WITHIN_S = 0.1           # a thread that waits for its caller sees that he is gone
-Part = TypeVar("Part")
 
 
 class ClauseSplitter:
@@ -191,50 +186,6 @@ class Speech:
             if len(row) <= MOST_TOKENS or not self._past:
                 return row.ids
             del self._past[0]
-
-
-def read_ahead(
-    parts: Generator[Part, None, None], most: int
-) -> Generator[Part, None, None]:
-    """The same parts, made in a thread of their own: up to `most` wait while a caller is busy.
-
-    So the next codes are chosen while a piece of sound is solved. What the thread raises is raised
-    here; a caller that closes this ends the thread first.
-    """
-    made: queue.Queue[tuple[Part | None, BaseException | None] | None] = queue.Queue(most)
-    is_closed = threading.Event()
-
-    def put(one: tuple[Part | None, BaseException | None] | None) -> None:
-        while not is_closed.is_set():
-            try:
-                made.put(one, timeout=CLOSED_WITHIN_S)
-                break
-            except queue.Full:
-                continue
-
-    def run() -> None:
-        try:
-            for part in parts:
-                put((part, None))
-                if is_closed.is_set():
-                    break
-            put(None)
-        except BaseException as error:
-            put((None, error))
-        finally:
-            parts.close()
-
-    thread = threading.Thread(target=run, name="talker", daemon=True)
-    thread.start()
-    try:
-        while (one := made.get()) is not None:
-            part, error = one
-            if error is not None:
-                raise error
-            yield cast(Part, part)
-    finally:
-        is_closed.set()
-        thread.join()
 
 
 def _english(vocab: Vocab) -> Spell:

@@ -1,7 +1,6 @@
 """Claims about the talker: what speaks, from when on, and never more than the text has."""
 
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
@@ -109,34 +108,3 @@ def test_a_style_has_its_own_voice(model_directory, tmp_path):
     soft = voice([1, 2, 3], voice.styles["SOFT"], seed=0)
     assert list(voice.styles) == ["SOFT"] and voice.in_voice(voice.voice).styles == {}
     assert not torch.equal(soft, voice([1, 2, 3], seed=0))
-
-
-def test_parts_read_ahead_come_in_order_few_at_a_time_and_end_with_their_caller():
-    made, ended = [], threading.Event()
-
-    def parts():
-        try:
-            for number in range(100):
-                made.append(number)
-                yield number
-        finally:
-            ended.set()
-
-    assert [*talker.read_ahead(parts(), 4)] == [*range(100)]
-    made.clear()
-    ended.clear()
-    ahead = talker.read_ahead(parts(), 4)
-    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
-    ahead.close()
-    assert ended.is_set() and len(made) <= 3 + 4 + 2
-
-
-def test_what_fails_ahead_fails_where_it_is_read():
-    def parts():
-        yield 1
-        raise CheckpointError("broken")
-
-    ahead = talker.read_ahead(parts(), 4)
-    assert next(ahead) == 1
-    with pytest.raises(CheckpointError, match="broken"):
-        next(ahead)
