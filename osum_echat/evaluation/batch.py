@@ -102,7 +102,8 @@ def run(job: Namespace) -> int:
     """Answer, put together, score. Returns the exit code; raises an OsumError for wrong use."""
     rank = Rank.from_environment()
     check(job, rank)
-    job.out = job.out or _default_out(job.data)
+    named = [name for name in (Path(job.data).parent.name, Path(job.data).stem) if name]
+    job.out = job.out or Path("exp", "batch", "-".join(named))
     from osum_echat.evaluation import runner, understanding  # heavy: the options are known good
 
     utterances = understanding.UtteranceList(job.data, job.limit)
@@ -142,11 +143,6 @@ def check(job: Namespace, rank: "Rank") -> None:
             "--overwrite, --processes, --ray: not under torchrun, where each rank is one process; "
             "remove --out by hand, and give torchrun --nproc_per_node"
         )
-
-
-def _default_out(data: str) -> Path:
-    place = Path(data)
-    return Path("exp", "batch", "-".join(name for name in (place.parent.name, place.stem) if name))
 
 
 def _unfinished(job: Namespace, world: int, lost: bool) -> int:

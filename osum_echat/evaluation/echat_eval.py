@@ -33,17 +33,7 @@ from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import report, runner
 from osum_echat.evaluation.judge import JUDGEMENTS, Exhibit, Judge, Judged, judge_of
 from osum_echat.evaluation.reply_emotion import EMOTIONS_FILE, NEUTRAL_FILE, HeardEmotions
-from osum_echat.evaluation.report import (
-    CATEGORIES,
-    Cell,
-    Clip,
-    Measure,
-    Outcome,
-    Table,
-    mean,
-    percentile,
-    share,
-)  # fmt: skip
+from osum_echat.evaluation.report import CATEGORIES, Cell, Measure, Outcome, Table, mean, share
 from osum_echat.evaluation.runner import Model, Prediction, Run, Suite, limited
 from osum_echat.inference.reply import Reply
 from osum_echat.records import Labels, Turn, Utterance, canonical_label
@@ -192,24 +182,23 @@ def _labels(raw: Mapping[str, Any], where: str) -> Labels:
 
 def _category(raw: Mapping[str, Any], labels: Labels, unnamed: str | None = None) -> str:
     """The one that is named, else `unnamed`, else by the cues that are known."""
-    named = _first(raw, CATEGORY)
-    known = [cue for cue in CUES if asdict(labels)[cue]]
-    if named is not None:
+    if (named := _first(raw, CATEGORY)) is not None:
         return str(named).lower()
+    known = [cue for cue in CUES if getattr(labels, cue)]
     return unnamed or (known[0] if len(known) == 1 else MULTI)
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """An item in one kind of thought."""
+    """An item asked in one of several ways, here kinds of thought."""
 
     item: EChatItem
-    thinking: str
+    way: str
     is_timed: bool = False              # asked alone, so that its times are those of one user
 
     @property
     def key(self) -> str:
-        return f"{self.item.key}/{self.thinking}"
+        return f"{self.item.key}/{self.way}"
 
     def sounds(self) -> Iterator[Path]:
         yield self.item.wav
@@ -242,7 +231,7 @@ def build(run: Run) -> Suite[Query]:
 
     return Suite(
         "EChat-eval", queries, partial(ask, run), score,
-        kind=lambda query: None if query.is_timed else query.thinking, sounds=Query.sounds,
+        kind=lambda query: None if query.is_timed else query.way, sounds=Query.sounds,
         lost=lost, shown=judge.settings() | {"reply emotion": emotions.name},
         keeps=(JUDGEMENTS, EMOTIONS_FILE, NEUTRAL_FILE),
     )  # fmt: skip
@@ -256,7 +245,7 @@ def _kinds(model: Model) -> tuple[str, ...]:
 
 def ask(run: Run, queries: Sequence[Query], out: Path) -> list[Prediction | OsumError]:
     """The spoken replies to queries of one kind of thought."""
-    thinking = queries[0].thinking
+    thinking = queries[0].way
 
     def source(query: Query) -> Utterance:
         """The query with its history; earlier replies get their codes where they sound."""
@@ -349,7 +338,8 @@ class Summary:
             measures[f"{kind}/malformed"] = self._malformed(kind)
             measures[f"{kind}/thought length"] = mean(self._lengths(kind), "letters")
             firsts = self._times(kind, "first_audio_s")
-            timings[f"{kind}/first audio p50"] = Measure(percentile(firsts, 50), "s", len(firsts))
+            timings[f"{kind}/first audio p50"] = Measure(
+                report.percentile(firsts, 50), "s", len(firsts))
         measures["judge failed"] = Measure(float(len(self.judged.failed)), "", len(self.made))
         details = {
             "judge": self.judge.settings() | asdict(self.judged.bill),
@@ -400,7 +390,7 @@ class Summary:
         """The kinds of thought side by side."""
         rows: list[list[Cell]] = [
             [kind, self._score(kind), mean(self._lengths(kind)), self._malformed(kind),
-             *(percentile(self._times(kind, name), 50)
+             *(report.percentile(self._times(kind, name), 50)
                for name in ("first_text_s", "first_audio_s", "total_s"))]
             for kind in self.kinds
         ]  # fmt: skip
@@ -423,15 +413,14 @@ class Summary:
         return Table("Emotion heard in the reply (across) by the user's (down)",
                      ("user", *columns), rows)  # fmt: skip
 
-    def _clips(self) -> list[Clip]:
+    def _clips(self) -> list[report.Clip]:
         sounding = [one for one in self.made if one["wav"]]
         return [clip_of(self.items[one["key"]], one, self.out, self._verdict_line(one))
                 for one in limited(sounding, self.players, lambda one: one["category"])]
 
     def _verdict_line(self, one: Prediction) -> dict[str, str]:
-        verdict = self.judged.verdicts.get(one["key"])
         line = {"Reply emotion: ": self.heard.get(one["key"], "not told")}
-        if verdict:
+        if verdict := self.judged.verdicts.get(one["key"]):
             scores = ", ".join(f"{name} {'-' if value is None else round(value)}"
                                for name, value in verdict.scores.items())  # fmt: skip
             line["Score: "] = f"{verdict.overall:.0f} ({scores})"
@@ -439,13 +428,13 @@ class Summary:
 
 
 def clip_of(
-    item: EChatItem, one: Prediction, out: Path, more: dict[str, str] | None = None
-) -> Clip:
+    item: EChatItem, one: Prediction, out: Path, more: Mapping[str, str] | None = None
+) -> report.Clip:
     """Players of a query and its reply."""
     cues = ", ".join(f"{cue} {value}" for cue in CUES if (value := getattr(item.labels, cue)))
     lines = {"User: ": f"{item.transcript} ({cues})"}
     if one["thought"]:
         lines["Thought: "] = one["thought"]
     lines["Reply: "] = one["text"]
-    return Clip(f"{one['category']}: {one['key']}",
-                {"user": item.wav, "reply": out / one["wav"]}, lines | (more or {}))  # fmt: skip
+    sounds = {"user": item.wav, "reply": out / one["wav"]}
+    return report.Clip(f"{one['category']}: {one['key']}", sounds, {**lines, **(more or {})})

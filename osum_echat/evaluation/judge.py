@@ -198,23 +198,8 @@ class RulesJudge:
     """`rules-v1`: a judge that needs no network and no model, the same on every machine.
 
     It counts words and is no substitute for a chat model or for people: its figures compare systems
-    and versions under the same rules, and do not compare with the paper's. The rules, each from 0
-    to 100 (word lists: rubrics/rules-v1.yaml):
-
-    relevance    0 without a reply; else 50, and up to 50 more by the share of the user's content
-                 words that the reply takes up (pairs of characters in Chinese), a third being
-                 enough.
-    perception   the mean over the cues that the category tests (all known cues for other
-                 categories): 100 for a word that shows the cue, 50 for none, 10 for one that says
-                 the opposite. A cue whose list is empty (a neutral voice) asks for nothing.
-    empathy      40, and 30 for a word that suits the user's emotion, 30 for a word of care; less 40
-                 for a word against the emotion; for a neutral or unknown emotion the first 30 are
-                 given.
-    delivery     the table of the user's emotion against the one heard in the reply; left out
-                 without.
-    naturalness  100 less: 40 for left-over tags or markup, 30 for under 3 or over 80 words, 30 by
-                 the share of repeated word pairs, 10 without an end mark.
-    An empty reply gets 0 everywhere.
+    and versions under the same rules, and do not compare with the paper's. The rules and their word
+    lists: rubrics/rules-v1.yaml.
     """
 
     name = RULES

@@ -7,7 +7,6 @@ tokens are the assistant's own timings; the sound is timed as its pieces arrive.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,13 +15,13 @@ from osum_echat import audio
 from osum_echat import device as devices
 from osum_echat.errors import InputError
 from osum_echat.evaluation import echat_eval, report, runner
-from osum_echat.evaluation.echat_eval import EChatItem
+from osum_echat.evaluation.echat_eval import EChatItem, Query
 from osum_echat.evaluation.report import Measure, Outcome, percentile
 from osum_echat.evaluation.runner import Prediction, Run, Suite, limited
 from osum_echat.inference.reply import AudioPiece, Done, TextPiece
 
 TASK = "s2s_think"
-COLD = "cold"
+COLD, WARM = "cold", "warm"
 TURNS = 20
 PARTS = ("decode", "features", "encoder", "prefill", "to first text", "to first speech token",
          "to first audio")  # fmt: skip
@@ -31,42 +30,30 @@ UNITS = {"real-time factor": "x", "peak memory": "MB"}      # else s
 Made = TypeVar("Made")
 
 
-@dataclass(frozen=True, slots=True)
-class TimedTurn:
-    """One query; the first of a run is the cold one."""
-
-    item: EChatItem
-    is_cold: bool
-
-    @property
-    def key(self) -> str:
-        return f"{self.item.key}/{COLD if self.is_cold else 'warm'}"
-
-
-def build(run: Run) -> Suite[TimedTurn]:
+def build(run: Run) -> Suite[Query]:
     """The suite that the options ask for: the first item cold, then all of them warm."""
     options = run.options
     every, lost = echat_eval.read(options.data)
     single = [one for one in every if not one.earlier]
     items = limited(single, options.limit or TURNS, lambda one: one.category)
-    turns = [TimedTurn(item, False) for item in items]
+    turns = [Query(item, COLD) for item in items[:1]] + [Query(item, WARM) for item in items]
     return Suite(
-        "Latency of a spoken exchange", [*(TimedTurn(item, True) for item in items[:1]), *turns],
+        "Latency of a spoken exchange", turns,
         lambda turns, out: [timed_turn(run, turn) for turn in turns], score,
-        kind=lambda turn: None, sounds=lambda turn: [turn.item.wav], lost=lost,
+        kind=lambda turn: None, sounds=Query.sounds, lost=lost,
         fixed={"device": options.device, "dtype": options.dtype},
     )  # fmt: skip
 
 
-def timed_turn(run: Run, turn: TimedTurn) -> Prediction:
+def timed_turn(run: Run, turn: Query) -> Prediction:
     """An exchange by itself, as one user would ask; its sound is thrown away."""
-    assistant = run.model.assistant
-    if not turn.is_cold and not run.model.is_warm:
+    assistant, is_cold = run.model.assistant, turn.way == COLD
+    if not is_cold and not run.model.is_warm:
         _exchange(run, turn.item)       # a run that goes on begins cold again
     timed = _exchange(run, turn.item)
     run.model.is_warm = True
     peak_mb = devices.peak_memory_bytes(assistant.network.device) / 2**20
-    return {"cold": turn.is_cold, "peak_mb": peak_mb, "load_s": assistant.load_s} | timed
+    return {"cold": is_cold, "peak_mb": peak_mb, "load_s": assistant.load_s} | timed
 
 
 def _exchange(run: Run, item: EChatItem) -> Prediction:
@@ -133,8 +120,8 @@ def _figures(group: Sequence[Prediction]) -> Iterator[tuple[str, list[float]]]:
 def score(found: Sequence[Prediction], out: Path) -> Outcome:
     """Percentiles of every part, cold and warm apart."""
     made = runner.made(found)
-    groups = {name: own for name, cold in ((COLD, True), ("warm", False))
-              if (own := [one for one in made if one["cold"] is cold])}  # fmt: skip
+    groups = {name: own for name in (COLD, WARM)
+              if (own := [one for one in made if one["cold"] is (name == COLD)])}  # fmt: skip
     ways = [(name, percent) for name in groups for percent in (50, 90)]
     timings: dict[str, Measure] = {}
     for name, group in groups.items():

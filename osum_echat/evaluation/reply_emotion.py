@@ -15,11 +15,11 @@ again. It tells arousal well and pleasure badly: read its labels as a manner of 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -133,11 +133,8 @@ class ReplyEmotion:
     steps: tuple[float, ...] | None = None
 
 
-class Recogniser(Protocol):
-    """Tells the emotion of a sound file."""
-
-    def __call__(self, wav: Path, text: str) -> ReplyEmotion | None:
-        """text: what is said in it. None where nothing can be told."""
+# The emotion of a sound file in which a text is said; None where nothing can be told.
+Recogniser = Callable[[Path, str], ReplyEmotion | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +206,10 @@ class HeardEmotions:
 
     def of(self, made: Sequence[Prediction], out: Path) -> dict[str, str]:
         """Key -> emotion of the replies that sound and whose emotion can be told."""
-        recogniser = cache(lambda: self._recogniser(out))
+
+        @cache
+        def recogniser() -> Recogniser:
+            return self._as_heard if self.name == MODEL else Acoustic(self._neutral(out))
 
         def hear(one: Prediction) -> dict[str, Any] | None:
             told = recogniser()(out / one["wav"], one["text"])
@@ -218,9 +218,6 @@ class HeardEmotions:
         sounding = [one for one in made if one["wav"] is not None]
         heard = measured(out / EMOTIONS_FILE, sounding, "emotion", hear, by=self.name)
         return {key: one["label"] for key, one in heard.items() if one is not None}
-
-    def _recogniser(self, out: Path) -> Recogniser:
-        return self._as_heard if self.name == MODEL else Acoustic(self._neutral(out))
 
     def _as_heard(self, wav: Path, text: str) -> ReplyEmotion | None:
         """The understanding task of the model, asked for the emotion of its reply."""

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from osum_echat import device as devices
 from osum_echat import logs
@@ -355,26 +354,21 @@ def versions() -> dict[str, str]:
 
 
 def of_reply(reply: Reply, out: Path, name: str, folder: str = "audio") -> Prediction:
-    """A reply as it is kept; its sound goes to `out`/`folder`/`name`.wav."""
+    """A reply as it is kept; its sound goes to `out`/`folder`/`name`.wav, in 16 bits."""
     wav = None
     if reply.wave is not None and reply.sample_rate_hz is not None:
+        import soundfile
+
         wav = f"{folder}/{file_name(name)}.wav"
-        write_wav(out / wav, reply.wave, reply.sample_rate_hz)
+        clipped = np.clip(reply.wave.detach().float().cpu().numpy(), -1.0, 1.0)
+        with whole_file(out / wav) as file:
+            soundfile.write(file, clipped, reply.sample_rate_hz, subtype="PCM_16", format="WAV")
     return {
         "task": reply.task, "heard": reply.heard, "thought": reply.thought,
         "labels": asdict(reply.labels), "text": reply.text,
         "speech_tokens": len(reply.speech_tokens), "wav": wav, "audio_in_s": reply.audio_in_s,
         "audio_out_s": reply.audio_out_s, "timings": asdict(reply.timings),
     }  # fmt: skip
-
-
-def write_wav(path: Path, samples: Tensor, rate_hz: int) -> None:
-    """Write a 16-bit wav, whole or not at all. samples: (samples,) in [-1, 1]."""
-    import soundfile
-
-    clipped = np.clip(samples.detach().float().cpu().numpy(), -1.0, 1.0)
-    with whole_file(path) as file:
-        soundfile.write(file, clipped, rate_hz, subtype="PCM_16", format="WAV")
 
 
 def seed_of(seed: int, key: str) -> int:

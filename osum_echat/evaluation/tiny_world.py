@@ -4,15 +4,14 @@ What is right is told by the world's own script in common_utils, which lies besi
 a checkout. benchmarks/tiny_world.py measures more of the same model, such as its speech.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation import echat_eval, report, runner
-from osum_echat.evaluation.echat_eval import CUES, MULTI_TURN, WORLD_FILE, EChatItem
+from osum_echat.evaluation.echat_eval import CUES, MULTI_TURN, WORLD_FILE, Query
 from osum_echat.evaluation.report import Measure, Outcome, Table, share
 from osum_echat.evaluation.runner import Prediction, Run, Suite, limited
 from osum_echat.inference.reply import Reply
@@ -30,19 +29,7 @@ SHOWN = 20                              # replies that are not right
 Exchanges = Mapping[str, Mapping[str, Any]]     # as they stand in the file, by key
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One exchange in one way."""
-
-    item: EChatItem
-    way: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.item.key}/{self.way}"
-
-
-def build(run: Run) -> Suite[Asked]:
+def build(run: Run) -> Suite[Query]:
     """The suite that the options ask for. Raises InputError for data of another kind."""
     options = run.options
     place = options.data / WORLD_FILE
@@ -51,7 +38,7 @@ def build(run: Run) -> Suite[Asked]:
                          "python -m common_utils.tiny_world.make --help")  # fmt: skip
     raw = {str(one.get("key")): one for one in runner.read_objects(place, lambda one, _: one)[0]}
     every, lost = echat_eval.read(options.data)
-    asked = [Asked(item, way) for item in limited(every, options.limit, lambda one: one.category)
+    asked = [Query(item, way) for item in limited(every, options.limit, lambda one: one.category)
              for way in WAYS if item.category != MULTI_TURN or way in WITH_HISTORY]  # fmt: skip
     return Suite(
         "The tiny world's test split", asked, partial(ask, run), partial(score, raw),
@@ -60,17 +47,17 @@ def build(run: Run) -> Suite[Asked]:
     )  # fmt: skip
 
 
-def ask(run: Run, asked: Sequence[Asked], out: Path) -> list[Prediction | OsumError]:
+def ask(run: Run, asked: Sequence[Query], out: Path) -> list[Prediction | OsumError]:
     """The texts of replies in one way."""
     way = asked[0].way
     task, thinking = WAYS[way]
 
-    def source(one: Asked) -> Utterance | str:
+    def source(one: Query) -> Utterance | str:
         item = one.item
         return item.transcript if task == "t2t" else Utterance(
             item.key, task, Turn(audio=item.wav), history=item.earlier)  # fmt: skip
 
-    def kept(one: Asked, reply: Reply) -> Prediction:
+    def kept(one: Query, reply: Reply) -> Prediction:
         told = {"item": one.item.key, "way": way, "category": one.item.category}
         return told | runner.of_reply(reply, out, one.key)
 
@@ -79,8 +66,10 @@ def ask(run: Run, asked: Sequence[Asked], out: Path) -> list[Prediction | OsumEr
 
 def score(raw: Exchanges, found: Sequence[Prediction], out: Path) -> Outcome:
     """Right replies by way, and by what the exchange tests."""
-    made = runner.made(found)
-    right = {one["key"]: _script().normalise(one["text"]) in _answers(raw, one) for one in made}
+    made, (normalise, world) = runner.made(found), _script()
+    answers = {one["key"]: world.right_text_replies(raw[one["item"]]) if one["way"] == "t2t"
+               else world.right_replies(raw[one["item"]]) for one in made}  # fmt: skip
+    right = {one["key"]: normalise(one["text"]) in answers[one["key"]] for one in made}
     ways = list(dict.fromkeys(one["way"] for one in made))
     kinds = list(dict.fromkeys(one["category"] for one in made))
     cells = {(way, kind): share([right[one["key"]] for one in made if one["way"] == way
@@ -94,7 +83,7 @@ def score(raw: Exchanges, found: Sequence[Prediction], out: Path) -> Outcome:
     }  # fmt: skip
     measures: dict[str, Measure] = {
         f"{way}/{kind}": cell for (way, kind), cell in cells.items() if cell.count} | labels
-    wrong = [(one["key"], raw[one["item"]]["user_text"], one["text"], min(_answers(raw, one)))
+    wrong = [(one["key"], raw[one["item"]]["user_text"], one["text"], min(answers[one["key"]]))
              for one in [one for one in made if not right[one["key"]]][:SHOWN]]  # fmt: skip
     return Outcome(measures, [
         report.Words("A reply is right when it is word for word one of those that the world's "
@@ -109,16 +98,12 @@ def score(raw: Exchanges, found: Sequence[Prediction], out: Path) -> Outcome:
     ])  # fmt: skip
 
 
-def _answers(raw: Exchanges, one: Prediction) -> set[str]:
-    """All right replies to the exchange of a prediction."""
-    exchange = raw[one["item"]]
-    answers: set[str] = (_world().right_text_replies(exchange) if one["way"] == "t2t"
-                         else _world().right_replies(exchange))  # fmt: skip
-    return answers
+@cache
+def _script() -> tuple[Callable[[str], str], Any]:
+    """What makes texts comparable in the world's script, and the world, read once.
 
-
-def _script() -> Any:
-    """The module of the world's script. Raises InputError outside of a checkout."""
+    Raises InputError outside of a checkout.
+    """
     try:
         from common_utils.tiny_world import world
     except ImportError as error:
@@ -126,10 +111,4 @@ def _script() -> Any:
             f"tiny_world: {error}; the world's script lies in common_utils of a checkout: run "
             "from its root"
         ) from error
-    return world
-
-
-@cache
-def _world() -> Any:
-    """The world, read once."""
-    return _script().load_world()
+    return world.normalise, world.load_world()

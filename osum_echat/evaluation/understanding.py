@@ -119,18 +119,17 @@ class UtteranceList:
                             if isinstance(source, TarSource) for shard in source.shards)
 
     def identity(self) -> list[dict[str, Any]]:
-        """What tells this list from another: names, lengths, and digests of the list files."""
-        return [
-            {"name": entry.name, "utterances": len(source), "sha256": _digest(Path(entry.path))}
-            for entry, source in zip(self.entries, self.sources, strict=True)
-        ]
+        """What tells this list from another: names, lengths, and digests of the list files.
 
-
-def _digest(path: Path) -> str | None:
-    """Of a list file; None for a folder. Tars are told by how many utterances they hold."""
-    if not path.is_file() or path.suffix in (".tar", ".gz", ".tgz"):
-        return None
-    return sha256_of(path)[:16]
+        Folders have no digest, nor have tars: they are told by how many utterances they hold.
+        """
+        found = []
+        for entry, source in zip(self.entries, self.sources, strict=True):
+            path = Path(entry.path)
+            is_list = path.is_file() and path.suffix not in (".tar", ".gz", ".tgz")
+            digest = sha256_of(path)[:16] if is_list else None
+            found.append({"name": entry.name, "utterances": len(source), "sha256": digest})
+        return found
 
 
 @dataclass(frozen=True, slots=True)

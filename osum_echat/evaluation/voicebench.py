@@ -68,10 +68,6 @@ class Question:
     def method(self) -> str:
         return METHODS[family(self.part)]
 
-    @property
-    def prompt(self) -> str:
-        return str(self.raw["prompt"])
-
 
 def family(part: str) -> str:
     """The set that a part such as `sd-qa-usa` belongs to. Raises InputError for no known one."""
@@ -147,7 +143,8 @@ def score(
     details: dict[str, Any] = {"judge failed": {}}
     opened = [one for one in answered if one.method == "open"]
     if judge is not None and opened:
-        judged = judge([_exhibit(one, answers[one.key]) for one in opened], out)
+        judged = judge([Exhibit(one.key, family(one.part), str(one.raw["prompt"]), Labels(),
+                                answers[one.key], None) for one in opened], out)  # fmt: skip
         details["judge failed"] = dict(judged.failed)
         details["judge"] = judge.settings() | asdict(judged.bill)
         for one in opened:
@@ -199,10 +196,6 @@ def _blocks(
         blocks.append(report.Bars(title, list(means), {"this model": list(means.values())}, "%"))
         blocks.append(Table(title, ("part", "%"), list(means.items())))
     return blocks
-
-
-def _exhibit(one: Question, answer: str) -> Exhibit:
-    return Exhibit(one.key, family(one.part), one.prompt, Labels(), answer, None)
 
 
 def _overall(measures: Mapping[str, Measure]) -> Measure | None:
