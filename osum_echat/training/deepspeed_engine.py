@@ -96,24 +96,21 @@ class DeepSpeedEngine:
         self.model.eval()
         return summed_scores(self._report(batch) for batch in batches)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing that one process could hold; see `save_pieces`."""
+    def save(self, directory: Path) -> dict[str, Any]:
+        """Write every process's weights and optimizer into the directory; nothing is left over."""
+        self._engine.save_checkpoint(str(directory / PIECES_FOLDER), tag=PIECES_TAG)
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another engine."""
+    def load(self, state: dict[str, Any], directory: Path) -> None:
+        """Take back what `save` wrote, in as many processes.
+
+        Raises ConfigError for the checkpoint of another engine, CheckpointError for a broken one.
+        """
         if state:
             raise ConfigError(
                 "engine.deepspeed: the checkpoint was written without DeepSpeed; go on without it, "
                 "or begin in another output directory"
             )
-
-    def save_pieces(self, directory: Path) -> None:
-        """Write every process's weights and optimizer into the checkpoint."""
-        self._engine.save_checkpoint(str(directory / PIECES_FOLDER), tag=PIECES_TAG)
-
-    def load_pieces(self, directory: Path) -> None:
-        """Take back what `save_pieces` wrote, in as many processes. Raises CheckpointError."""
         place = directory / PIECES_FOLDER
         try:
             found, _ = self._engine.load_checkpoint(str(place), tag=PIECES_TAG)
@@ -132,9 +129,6 @@ class DeepSpeedEngine:
         parted = [part for part in self.model.parameters() if hasattr(part, "ds_id")]
         with deepspeed.zero.GatheredParameters(parted, enabled=bool(parted)):
             yield self.model
-
-    def finish(self) -> None:
-        """Nothing is left to do."""
 
     def _plain_norm(self) -> float | None:
         """Of ZeRO 0 in float32, which looks at no norm; one that is not finite stops the step.

@@ -166,20 +166,14 @@ class LocalEngine:
         self.model.eval()
         return summed_scores(self._report(batch) for batch in batches)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Model and optimizer, for an exact resume."""
+    def save(self, directory: Path) -> dict[str, Any]:
+        """Model and optimizer, for an exact resume; nothing needs a place in the directory."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+    def load(self, state: dict[str, Any], directory: Path) -> None:
+        """Take back what `save` gave."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-
-    def save_pieces(self, directory: Path) -> None:
-        """Nothing: `state_dict` holds everything."""
-
-    def load_pieces(self, directory: Path) -> None:
-        """Nothing: `load_state_dict` takes everything."""
 
     def whole_model(self) -> AbstractContextManager[EChatModel]:
         """The model, which is whole at any time."""
@@ -209,15 +203,6 @@ class LocalEngine:
             report.total.backward()
         return report
 
-    def finish(self) -> None:
-        """The training has ended: keep what the encoder made of the clips, where that can be."""
-        cache, file = self.model.encoder_cache, self.settings.encoder_cache_file
-        if cache is not None and file and not Path(file).is_dir() and self.ranks.is_first:
-            try:
-                cache.save(Path(file))
-            except InputError as error:
-                LOG.warning("engine.encoder_cache_file: %s; the next stage encodes anew", error)
-
     def _parameters(self) -> list[nn.Parameter]:
         return [part for group in self.optimizer.param_groups for part in group["params"]]
 
@@ -245,6 +230,16 @@ def adamw(model: EChatModel, stage: StageSettings, settings: EngineSettings) -> 
         eps=settings.epsilon,
         fused=True,  # one pass over the weights: 3.6 times faster than foreach on a CPU
     )
+
+
+def keep_encoder_cache(model: EChatModel, settings: EngineSettings) -> None:
+    """Write what the encoder made of the clips, where a file is named and can be written."""
+    cache, file = model.encoder_cache, settings.encoder_cache_file
+    if cache is not None and file and not Path(file).is_dir():
+        try:
+            cache.save(Path(file))
+        except InputError as error:
+            LOG.warning("engine.encoder_cache_file: %s; the next stage encodes anew", error)
 
 
 def is_finite(norm: float) -> bool:

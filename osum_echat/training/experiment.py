@@ -1,12 +1,13 @@
 """One training is one YAML: its settings, and all that it works on made from them."""
 
+import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import yaml
@@ -35,7 +36,6 @@ from osum_echat.models.pretrained import (
     start_encoder_adapter,
     start_llm,
 )
-from osum_echat.sequence import Batch
 from osum_echat.settings import override, parse, read_mapping
 from osum_echat.tasks import PROMPTS_FILE
 from osum_echat.training import state as states
@@ -115,17 +115,9 @@ def train(experiment: Experiment) -> Outcome:
 
 def dump(experiment: Experiment) -> str:
     """The experiment as YAML that `load` reads back."""
-    text: str = yaml.safe_dump(_plain(asdict(experiment)), sort_keys=False, allow_unicode=True)
+    plain = json.loads(json.dumps(asdict(experiment)))  # tuples as lists
+    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     return text
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return value
 
 
 def build(experiment: Experiment) -> Training:
@@ -139,7 +131,8 @@ def build(experiment: Experiment) -> Training:
     ranks = Ranks.join(device)
     loader = Loader(
         open_sources(experiment.data), preparer, experiment.data, experiment.seed,
-        ranks.rank, ranks.world, drops_report(Path(experiment.output), ranks.rank),
+        ranks.rank, ranks.world,
+        Path(experiment.output, f"drops_{ranks.rank}.json" if ranks.rank else "drops.json"),
     )  # fmt: skip
     model = network(experiment, settings)
     if experiment.engine.deepspeed is not None and experiment.run.average:
@@ -153,7 +146,10 @@ def build(experiment: Experiment) -> Training:
     return Training(
         engine=engine,
         batches=loader,
-        held_out=_held_out(experiment, vocab, mels),
+        held_out=lambda: held_out_batches(
+            held_out, Preparer(_unchanged(experiment.prepare), vocab, mels), experiment.data,
+            experiment.seed,
+        ),
         export=lambda directory: export(directory, experiment, engine.model, preparer),
         describe=lambda directory: describe(directory, experiment, engine.model),
         output=Path(experiment.output),
@@ -161,11 +157,6 @@ def build(experiment: Experiment) -> Training:
         accumulate=experiment.engine.accumulate,
         answers=_answers(experiment, vocab, mels, engine),
     )
-
-
-def drops_report(output: Path, rank: int) -> Path:
-    """Where a process writes which utterances it left out, and why."""
-    return output / ("drops.json" if rank == 0 else f"drops_{rank}.json")
 
 
 def model_settings(experiment: Experiment) -> EChatSettings:
@@ -234,16 +225,6 @@ def describe(directory: Path, experiment: Experiment, model: EChatModel) -> None
 def notes(experiment: Experiment) -> dict[str, str]:
     """What model.yaml says beside the sizes: how the model was taught to think."""
     return {"thinking": experiment.prepare.thinking, "template": experiment.prepare.template}
-
-
-def _held_out(experiment: Experiment, vocab: Vocab, mels: int) -> Callable[[], Sequence[Batch]]:
-    """Makes the held-out batches when first asked: without masks, from a seed of its own."""
-    return lambda: held_out_batches(
-        experiment.data.held_out,
-        Preparer(_unchanged(experiment.prepare), vocab, mels),
-        experiment.data,
-        experiment.seed,
-    )
 
 
 def _answers(

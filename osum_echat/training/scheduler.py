@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 
 from osum_echat.errors import ConfigError
 
-KINDS = ("constant", "cosine", "warmuplr", "noam_hold")
-
 
 @dataclass(frozen=True, slots=True)
 class ScheduleSettings:
@@ -22,8 +20,8 @@ class ScheduleSettings:
     budget_minutes: float = 0.0  # cosine: follow the clock instead of the steps; 0 = steps
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"schedule.kind: {self.kind!r} is not one of {', '.join(KINDS)}")
+        if self.kind not in SHAPES:
+            raise ConfigError(f"schedule.kind: {self.kind!r} is not one of {', '.join(SHAPES)}")
         if self.rate < 0 or self.warmup_steps < 0 or self.min_rate < 0:
             raise ConfigError("schedule: rate, warmup_steps and min_rate must not be negative")
 
@@ -48,13 +46,7 @@ def learning_rate(settings: ScheduleSettings, step: int, minutes: float = 0.0) -
 
     `minutes` counts training time over all resumes and matters only with `budget_minutes`.
     """
-    shape = {
-        "constant": _constant,
-        "cosine": _cosine,
-        "warmuplr": _warmup_inverse_root,
-        "noam_hold": _noam_hold,
-    }[settings.kind]
-    return shape(settings, step, minutes)
+    return SHAPES[settings.kind](settings, step, minutes)
 
 
 def _warm(settings: ScheduleSettings, step: int) -> float:
@@ -102,3 +94,9 @@ def _noam_hold(settings: ScheduleSettings, step: int, minutes: float) -> float:
         return settings.rate
     fall = max(1.0, warm**settings.decay) / max(1.0, (step - settings.hold_steps) ** settings.decay)
     return max(settings.min_rate, settings.rate * fall)
+
+
+SHAPES = {
+    "constant": _constant, "cosine": _cosine, "warmuplr": _warmup_inverse_root,
+    "noam_hold": _noam_hold,
+}  # fmt: skip

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from osum_echat.errors import CheckpointError, ConfigError
+from osum_echat.errors import CheckpointError, ConfigError, InputError
+from osum_echat.files import whole_file
 from osum_echat.logs import logger
 from osum_echat.settings import differences, parse_stored, read_mapping
 
@@ -50,15 +51,14 @@ def save(output: Path, step: int, state: dict[str, Any], config_text: str, keep:
             os.fsync(file.fileno())
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
-        _replace_text(part.with_name(LATEST_FILE), target.name)
-    except (OSError, RuntimeError) as error:  # torch.save tells a full disk as a RuntimeError
+        with whole_file(part.with_name(LATEST_FILE)) as latest:
+            latest.write(f"{target.name}\n".encode())
+    except (OSError, RuntimeError, InputError) as error:  # torch.save tells a full disk as Runtime
         shutil.rmtree(part, ignore_errors=True)
-        earlier = newest(output)
-        kept = f"{earlier} is as it was" if earlier else "there is none before it"
         free_mb = shutil.disk_usage(output).free / 1e6
         raise CheckpointError(
-            f"{target}: cannot be written ({error}); {free_mb:.1f} MB are free there; {kept}: make "
-            "room, then run again"
+            f"{target}: cannot be written ({error}); {free_mb:.1f} MB are free there; "
+            f"{_kept(output)}: make room, then run again"
         ) from error
     for old in _complete(part.parent)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -106,11 +106,9 @@ def write_errors_told(output: Path) -> Iterator[None]:
         is_own = str(error.filename or "").startswith(str(output))
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) and not is_own:
             raise
-        earlier = newest(output)
-        kept = f"{earlier} is as it was" if earlier else "there is no checkpoint yet"
         raise CheckpointError(
-            f"{error.filename or output}: {error.strerror}; {kept}: make room or choose another "
-            "output, then run again"
+            f"{error.filename or output}: {error.strerror}; {_kept(output)}: make room or choose "
+            "another output, then run again"
         ) from error
 
 
@@ -147,7 +145,6 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(one for one in folder.glob("step_*") if (one / STATE_FILE).is_file())
 
 
-def _replace_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
+def _kept(output: Path) -> str:
+    earlier = newest(output)
+    return f"{earlier} is as it was" if earlier else "there is no checkpoint yet"

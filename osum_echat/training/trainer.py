@@ -20,7 +20,14 @@ from osum_echat.sequence import Batch
 from osum_echat.training import state as states
 from osum_echat.training.deepspeed_engine import DeepSpeedEngine
 from osum_echat.training.ema import WeightAverage
-from osum_echat.training.engine import LocalEngine, Score, StepReport, is_finite, whole_score
+from osum_echat.training.engine import (
+    LocalEngine,
+    Score,
+    StepReport,
+    is_finite,
+    keep_encoder_cache,
+    whole_score,
+)
 from osum_echat.training.metric_logger import EarlyWarnings, MetricLogger
 from osum_echat.training.scheduler import ScheduleSettings, ending, learning_rate
 
@@ -119,46 +126,31 @@ def finished_step(output: Path, run: RunSettings) -> int | None:
 
 def train(training: Training, run: RunSettings, schedule: ScheduleSettings) -> Outcome:
     """Train until a limit or a signal, going on from the newest checkpoint in the output."""
-    with states.write_errors_told(training.output):
-        return _train(training, run, schedule)
-
-
-def _train(training: Training, run: RunSettings, schedule: ScheduleSettings) -> Outcome:
     torch.set_flush_denormal(True)  # tiny optimizer moments cost a CPU up to half its speed
-    loop = _Loop(training, run, ending(schedule, run.steps, run.minutes))
-    loop.resume()
-    if loop.progress.finished and loop.limit_reached() is None:
-        LOG.info("finished before, and the limits were raised: going on")
-        loop.progress.finished = False
-    if loop.progress.finished:
-        LOG.info("already finished at step %d: see %s", loop.progress.step, training.output)
-        return Outcome(loop.progress.step, None)
-    with _signals() as caught:
-        while (decision := loop.decide(caught)).goes_on:
-            if decision.saves:
-                loop.save()
-            loop.one_step()
-    if decision.signal:
-        loop.save()
+    with states.write_errors_told(training.output):
+        loop = _Loop(training, run, ending(schedule, run.steps, run.minutes))
+        loop.resume()
+        with _signals() as caught:
+            while not ((decision := loop.decide(caught)).signal or decision.ended):
+                if decision.saves:
+                    loop.save()
+                loop.one_step()
         step = loop.progress.step
+        if not decision.signal:
+            loop.finish()
+            return Outcome(step, None)
+        loop.save()
         LOG.warning("stopped by signal %d at step %d; run again to go on", decision.signal, step)
         return Outcome(step, decision.signal)
-    loop.finish()
-    return Outcome(loop.progress.step, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What all processes do next."""
+    """What all processes do next. signal: 0: none was caught."""
 
-    signal: int  # 0: none was caught
+    signal: int
     ended: bool
     saves: bool
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether another step follows."""
-        return not (self.signal or self.ended)
 
 
 class _Loop:
@@ -324,13 +316,13 @@ class _Loop:
             states.begin(half_done)
             self.training.describe(half_done)
         self.ranks.barrier()
-        self.training.engine.save_pieces(half_done)
+        engine = self.training.engine.save(half_done)
         self.ranks.barrier()
         self._saved_at = time.monotonic()
         if not self.ranks.is_first:
             return
         state = {
-            "engine": self.training.engine.state_dict(),
+            "engine": engine,
             "batches": every_place,
             "random": every_random,
             "average": None if self.average is None else self.average.state_dict(),
@@ -354,8 +346,7 @@ class _Loop:
         state = states.load(checkpoint, self.training.engine.device)
         place = self.ranks.own(state["batches"]).tolist()
         try:
-            self.training.engine.load_state_dict(state["engine"])
-            self.training.engine.load_pieces(checkpoint)
+            self.training.engine.load(state["engine"], checkpoint)
             if self.average is not None and state["average"] is not None:
                 self.average.load_state_dict(state["average"])
         except (ValueError, KeyError, RuntimeError) as error:
@@ -372,7 +363,9 @@ class _Loop:
         self.progress = Progress(**state["progress"])
         self.metrics.cut(state["metrics_bytes"])
         self._clock = self._saved_at = time.monotonic()
-        LOG.info("going on from %s, step %d", checkpoint, self.progress.step)
+        raised = ", its limits raised since" if self.progress.finished else ""
+        self.progress.finished = False
+        LOG.info("going on from %s, step %d%s", checkpoint, self.progress.step, raised)
 
     def finish(self) -> None:
         """Last scores, the exported model, and a checkpoint that says that all is done."""
@@ -384,7 +377,8 @@ class _Loop:
         self.export(final)
         self.progress.finished = True
         self.save()
-        self.training.engine.finish()
+        if self.ranks.is_first:
+            keep_encoder_cache(self.training.engine.model, self.training.engine.settings)
         LOG.info("finished at step %d (%s): %s", self.progress.step, reached, final)
 
 
