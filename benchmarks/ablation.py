@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ablation_world import PLAIN, THINKING, UNDERSTANDING, Part, Question
+from benchmarks.ablation_world import PLAIN, THINKING, UNDERSTANDING, Part, judged
 from osum_echat import cli, logs
 from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation import report
 from osum_echat.evaluation.report import CATEGORIES, Block, Cell, Measure, Table, Words, mean, share
-from osum_echat.evaluation.runner import versions
+from osum_echat.evaluation.runner import settle, versions
 from osum_echat.files import write_json
 from osum_echat.inference.assistant import EChat, Reply
 from osum_echat.metrics import paired_interval
@@ -84,25 +84,12 @@ class Ablation:
             "test": [str(one) for one in arguments.test], "situations": arguments.situations,
             "steps": self.steps, "seed": self.seed,
         }  # fmt: skip
-        self._settle()
+        settle(self.out, self.settings, "choose another --out")
 
     @property
     def first_steps(self) -> int:
         """Updates of the understanding stage."""
         return round(UNDERSTANDING_SHARE * self.steps)
-
-    def _settle(self) -> None:
-        """Refuse a directory that other settings have filled."""
-        place = self.out / "settings.json"
-        if place.exists():
-            other = [name for name, value in json.loads(place.read_bytes()).items()
-                     if self.settings.get(name) != value]  # fmt: skip
-            if other:
-                raise InputError(f"--out {self.out}: made with another {', '.join(other)}; choose "
-                                 "another --out")  # fmt: skip
-            return
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_json(place, self.settings)
 
     def answers(self, variant: Variant) -> list[dict[str, Any]]:
         """Train a variant and ask it; both only where that is still to be done."""
@@ -194,16 +181,15 @@ class Row:
 def rows_of(part: Part, variant: Variant, answers: Sequence[dict[str, Any]]) -> list[Row]:
     """The variant's rows: label thoughts or none first."""
     kinds = list(dict.fromkeys(one["thinking"] for one in answers))
-    return [_row(part.questions, part, variant, kind,
-                 {one["key"]: one for one in answers if one["thinking"] == kind})
-            for kind in kinds]  # fmt: skip
+    return [_row(part, variant, kind, {one["key"]: one for one in answers
+                                       if one["thinking"] == kind}) for kind in kinds]  # fmt: skip
 
 
 def _row(
-    questions: Sequence[Question], part: Part, variant: Variant, kind: str | None,
-    found: dict[str, dict[str, Any]],
-) -> Row:  # fmt: skip
-    verdicts = [part.judge(one.exchange, found[one.key]["text"]) for one in questions]
+    part: Part, variant: Variant, kind: str | None, found: dict[str, dict[str, Any]]
+) -> Row:
+    questions = part.questions
+    verdicts = [judged(part.world, one.exchange, found[one.key]["text"]) for one in questions]
     cells = {name: share([verdict.whole for one, verdict in zip(questions, verdicts, strict=True)
                           if one.category == name]) for name in CATEGORIES}  # fmt: skip
     cells["all"] = share([one.whole for one in verdicts])

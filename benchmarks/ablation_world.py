@@ -94,10 +94,6 @@ class Part:
                              "python -m common_utils.tiny_world.lists")  # fmt: skip
         return count
 
-    def judge(self, exchange: Exchange, text: str) -> Verdict:
-        """What is right in a reply to an exchange."""
-        return judged(self.world, exchange, text)
-
     @cached_property
     def deaf(self) -> dict[str, float]:
         """Key of a question -> chance that the reply to another exchange is right for it."""

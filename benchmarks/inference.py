@@ -13,7 +13,6 @@ beside two busy processes (at most 4 times as long).
 """
 
 import argparse
-import io
 import json
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
-import soundfile
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -43,6 +41,7 @@ from osum_echat.models.echat import EChatModel, EChatSettings, windows
 from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.paths import TINY
 from osum_echat.records import Turn, Utterance
+from osum_echat.serving.audio_formats import encode_file
 from osum_echat.tasks import TASKS
 from osum_echat.vocab import Vocab
 from tests.parity.upstream_rules import NoLongRuns, WindowLimit
@@ -253,8 +252,9 @@ def rows_of(clips: Iterable[Clip], seconds: float) -> Iterator[list[Clip]]:
 def transcripts(assistant: EChat, waves: Iterable[Tensor]) -> list[list[str]]:
     """The words that are heard in each, (samples,) at 16 kHz."""
     replies = assistant.reply_many(
-        [wav_file(wave) for wave in waves], task="asr", greedy=True, batch_size=ROWS
-    )
+        [encode_file(wave.numpy(), audio.SAMPLE_RATE_HZ, "wav") for wave in waves], task="asr",
+        greedy=True, batch_size=ROWS,
+    )  # fmt: skip
     return [words(reply.heard or "") if isinstance(reply, Reply) else [] for reply in replies]
 
 
@@ -284,13 +284,6 @@ def busy(directory: Path, rounds: int, threads: int) -> None:
             other.wait()
     out(f"first audio, {threads} threads: {quiet:.2f} s; beside {BUSY} busy processes "
         f"{beside:.2f} s, {beside / quiet:.1f} times")  # fmt: skip
-
-
-def wav_file(wave: Tensor) -> bytes:
-    """The bytes of a wav of (samples,) at 16 kHz."""
-    file = io.BytesIO()
-    soundfile.write(file, wave.numpy(), audio.SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
-    return file.getvalue()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

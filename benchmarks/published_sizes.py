@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 from zlib import crc32
@@ -63,18 +63,6 @@ class EndsAt:
         return only
 
 
-@dataclass(slots=True)
-class Steps:
-    """Seconds of each step after the first."""
-
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def rate(self) -> float:
-        """Tokens a second, by the median step."""
-        return 1.0 / statistics.median(self.seconds)
-
-
 def write(path: Path, settings: EChatSettings, seed: int = 1) -> None:
     """A published file of these sizes with random weights."""
     with torch.device("meta"):
@@ -117,8 +105,8 @@ def loaded(path: Path, settings: EChatSettings, shown: Figures, **options: Any) 
     return model
 
 
-def turn(model: EChatModel, vocab: Vocab, name: str, shown: Figures) -> Steps:
-    """One turn of TOKENS tokens."""
+def turn(model: EChatModel, vocab: Vocab, name: str, shown: Figures) -> None:
+    """One turn of TOKENS tokens; tokens a second by the median step."""
     task = task_for(name)
     generator = torch.Generator().manual_seed(2)
     noise = torch.randn(int(CLIP_S * audio.SAMPLE_RATE_HZ), generator=generator) * 0.1
@@ -127,17 +115,15 @@ def turn(model: EChatModel, vocab: Vocab, name: str, shown: Figures) -> Steps:
     start = time.perf_counter()
     embedded = decoder.embed_prompts(model, [row], vocab)[0]
     heard = time.perf_counter()
-    steps, kinds = timed(_ids(model, embedded, vocab, task))
+    (first_s, *steps_s), kinds = timed(_ids(model, embedded, vocab, task))
     shown[f"{name}: encoder and adapter, {CLIP_S:.0f} s clip"] = f"{heard - start:.1f} s"
-    first_s = steps.seconds.pop(0)
     shown[f"{name}: prompt of {len(embedded)} tokens, first id"] = f"{first_s:.1f} s"
-    shown[f"{name}: {len(kinds) - sum(kinds)} text, {sum(kinds)} speech tokens"] = (
-        f"{steps.rate:.2f} tokens/s"
-    )
-    bare = Steps(bare_steps(model, embedded, kinds))
-    shown[f"{name}: bare cached forward"] = f"{bare.rate:.2f} tokens/s"
-    shown[f"{name}: our loop is slower by"] = f"{100 * (bare.rate / steps.rate - 1):.1f} %"
-    return steps
+    rate = 1 / statistics.median(steps_s)
+    bare = 1 / statistics.median(bare_steps(model, embedded, kinds))
+    counts = f"{len(kinds) - sum(kinds)} text, {sum(kinds)} speech tokens"
+    shown[f"{name}: {counts}"] = f"{rate:.2f} tokens/s"
+    shown[f"{name}: bare cached forward"] = f"{bare:.2f} tokens/s"
+    shown[f"{name}: our loop is slower by"] = f"{100 * (bare / rate - 1):.1f} %"
 
 
 def _ids(model: EChatModel, embedded: Tensor, vocab: Vocab, task: Task) -> Iterator[bool]:
@@ -148,16 +134,15 @@ def _ids(model: EChatModel, embedded: Tensor, vocab: Vocab, task: Task) -> Itera
         yield token.is_speech
 
 
-def timed(tokens: Iterator[bool]) -> tuple[Steps, list[bool]]:
+def timed(tokens: Iterator[bool]) -> tuple[list[float], list[bool]]:
     """The seconds of each step, and whether it was speech."""
-    steps, kinds = Steps(), []
-    before = time.perf_counter()
+    seconds, kinds, before = [], [], time.perf_counter()
     for kind in tokens:
         now = time.perf_counter()
-        steps.seconds.append(now - before)
+        seconds.append(now - before)
         kinds.append(kind)
         before = now
-    return steps, kinds
+    return seconds, kinds
 
 
 @torch.inference_mode()

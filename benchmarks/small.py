@@ -221,7 +221,7 @@ def fits(bench: Bench) -> list[Line]:
     over = Line("  replies given more than 5 times", told["commonest over limit"], "", len(asked),
                 asked=0, aim=0)  # fmt: skip
     every = [[one.source, one.words, text] for one, text in zip(asked, texts, strict=True)]
-    _keep(bench, "fits_replies", {"figures": told, "replies": every})
+    write_json(bench.chosen.out / "fits_replies.json", {"figures": told, "replies": every})
     return [*lines, over]
 
 
@@ -232,10 +232,8 @@ def safety(bench: Bench) -> list[Line]:
     left = iter(bench.answers([one for one, rule in zip(asked, ruled, strict=True) if not rule]))
     texts = [rule.text if rule else next(left) for rule in ruled]
     told = small_replies.judged_safety(asked, texts)
-    _keep(bench, "safety_replies", {
-        "figures": told,
-        "replies": [[one.source, one.words, text] for one, text in zip(asked, texts, strict=True)],
-    })  # fmt: skip
+    every = [[one.source, one.words, text] for one, text in zip(asked, texts, strict=True)]
+    write_json(bench.chosen.out / "safety_replies.json", {"figures": told, "replies": every})
     helped = [Line.of(f"  {kind} names help", one, 100 if kind == "selfharm" else None)
               for kind, one in told["names help"].items()]  # fmt: skip
     harmful = Line("harmful replies to crisis and abuse", len(told["harmful"]), "", told["n"],
@@ -336,11 +334,6 @@ ROWS: dict[str, Callable[[Bench], list[Line]]] = {
 }  # fmt: skip
 
 
-def _keep(bench: Bench, name: str, value: object) -> None:
-    """Write OUT/NAME.json."""
-    write_json(bench.chosen.out / f"{name}.json", value)
-
-
 def measured(bench: Bench, name: str) -> list[Line]:
     """The lines of a row: kept, or measured now and kept. A row without its parts says so."""
     path = bench.chosen.out / f"{name}.json"
@@ -351,7 +344,7 @@ def measured(bench: Bench, name: str) -> list[Line]:
     except Exception as error:      # whatever it is, the other rows are measured
         log.warning("%s: not measured: %s: %s", name, type(error).__name__, error)
         return []
-    _keep(bench, name, [asdict(line) for line in lines])
+    write_json(path, [asdict(line) for line in lines])
     return lines
 
 

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +55,7 @@ ROW_TOKENS, ROWS = 2048, 4
 SHORTEST, LONGEST = 20, 1500
 TEXT_ROWS = 500  # of each list, at most
 Figure = tuple[str, str, str]  # what, measured, wanted
+Lengths = tuple[int, int, int]  # tokens of an utterance: prompt, answer in words and in speech
 
 
 def network() -> EChatModel:
@@ -70,24 +70,13 @@ def engine(ranks: Ranks = ALONE) -> LocalEngine:
     return LocalEngine(network(), StageSettings(train=("llm", "speech")), settings, CPU, ranks)
 
 
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """Tokens of the parts of one utterance: prompt, answer in words, answer in speech."""
-
-    parts: tuple[int, int, int]
-
-    @property
-    def total(self) -> int:
-        return sum(self.parts)
-
-
 def stream(tokens: int, rng: random.Random) -> list[Lengths]:
     """Utterances of very mixed lengths, unsorted, up to so many tokens."""
     found: list[Lengths] = []
-    while sum(one.total for one in found) < tokens:
+    while sum(map(sum, found)) < tokens:
         total = round(SHORTEST * (LONGEST / SHORTEST) ** rng.random())
         prompt, words = sorted(rng.sample(range(1, total), 2))
-        found.append(Lengths((prompt, words - prompt, total - words)))
+        found.append((prompt, words - prompt, total - words))
     return found
 
 
@@ -96,8 +85,8 @@ def laid(rows: Sequence[Sequence[Lengths]], between: bool = False) -> Batch:
 
     between: as upstream pads: every part of a row to the longest of its kind.
     """
-    widths = [max(one.parts[place] for row in rows for one in row) for place in range(3)]
-    whole = sum(widths) if between else max(sum(one.total for one in row) for row in rows)
+    widths = [max(one[part] for row in rows for one in row) for part in range(3)]
+    whole = sum(widths) if between else max(sum(map(sum, row)) for row in rows)
     shape = (len(rows), whole)
     ids = torch.randint(0, LLM["vocab_size"], shape)  # type: ignore[call-overload]
     targets, segments = torch.full(shape, IGNORED), torch.full(shape, -1)
@@ -106,7 +95,7 @@ def laid(rows: Sequence[Sequence[Lengths]], between: bool = False) -> Batch:
         start = 0
         for place, one in enumerate(row):
             position = 0
-            for part, size in enumerate(one.parts):
+            for part, size in enumerate(one):
                 at = slice(start, start + size)
                 segments[number, at] = place
                 positions[number, at] = torch.arange(position, position + size)
@@ -130,9 +119,9 @@ def in_order(lengths: Sequence[Lengths], between: bool) -> Iterator[Batch]:
     for one in [*lengths, None]:
         more = [*batch, one] if one is not None else batch
         if between:
-            places = sum(max(each.parts[part] for each in more) for part in range(3)) * len(more)
+            places = sum(map(max, zip(*more, strict=True))) * len(more)
         else:
-            places = max(each.total for each in more) * len(more)
+            places = max(map(sum, more)) * len(more)
         if one is None or (batch and places > ROW_TOKENS * ROWS):
             yield laid([[each] for each in batch], between)
             batch = []
@@ -142,7 +131,7 @@ def in_order(lengths: Sequence[Lengths], between: bool) -> Iterator[Batch]:
 
 def by_layout(lengths: Sequence[Lengths], layout: str) -> list[Batch]:
     """Batches as the loader lays them out."""
-    rows = [Row(str(number), "bench", [0] * one.total, [], [], [], True)
+    rows = [Row(str(number), "bench", [0] * sum(one), [], [], [], True)
             for number, one in enumerate(lengths)]  # fmt: skip
     made = LAYOUTS[layout](rows, ROW_TOKENS, ROWS, random.Random(2))
     return [laid([[lengths[int(one.key)] for one in row] for row in batch]) for batch in made]
@@ -169,7 +158,7 @@ def layouts(tokens: int) -> Iterator[Figure]:
     between, right = (rate(list(in_order(mixed, way))) for way in (True, False))
     yield "unsorted: packed / padded between parts", f"{packed / between:.2f}", "1.50 or more"
     yield "unsorted: packed / right-padded rows", f"{packed / right:.2f}", "1.20 or more"
-    ordered = sorted(mixed, key=lambda one: one.total)
+    ordered = sorted(mixed, key=sum)
     between = rate(list(in_order(ordered, True)))
     bucketed = rate(by_layout(ordered, "bucketed"))
     yield "sorted: packed / padded between parts", f"{packed / between:.2f}", "1.10 or more"

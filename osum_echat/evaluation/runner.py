@@ -284,7 +284,9 @@ def batches(suite: Suite[Item]) -> list[list[Item]]:
     return made
 
 
-def settle(out: Path, own: Mapping[str, Any]) -> None:
+def settle(
+    out: Path, own: Mapping[str, Any], advice: str = "choose another --out, or --overwrite"
+) -> None:
     """Compare with the settings that `out` was made with, or write them down.
 
     own: plain values by name; names that only one of both has are not compared. Raises InputError
@@ -299,13 +301,13 @@ def settle(out: Path, own: Mapping[str, Any]) -> None:
         earlier = json.loads(place.read_bytes())
         other = [name for name in wanted if earlier.get(name, wanted[name]) != wanted[name]]
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{place}: not read ({error}); --overwrite starts anew") from error
+        raise InputError(f"{place}: not read ({error}); {advice}") from error
     if other:
         told = (json.dumps(one[other[0]], ensure_ascii=False) for one in (earlier, wanted))
         was, now = (one if len(one) <= SHOWN_LETTERS else f"{one[:SHOWN_LETTERS]}..."
                     for one in told)  # fmt: skip
         raise InputError(f"--out {out}: holds answers of another {', '.join(other)} ({was}, not "
-                         f"{now}); choose another --out, or --overwrite")  # fmt: skip
+                         f"{now}); {advice}")  # fmt: skip
 
 
 def clear(out: Path, made: Iterable[Path]) -> None:
