@@ -14,29 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from common_utils import jobs
-from common_utils.jobs import (
-    Job,
-    Made,
-    Piece,
-    Report,
-    add_job_options,
-    digest,
-    pieces,
-    records,
-    run,
-)
+from common_utils.jobs import Job, Made, Piece, Report, digest
 from osum_echat import audio
 from osum_echat.data.sources import Dropped, Noted
 from osum_echat.errors import InputError
 from osum_echat.paths import TINY
 from osum_echat.records import Utterance
 from osum_echat.tasks import task_for
+from osum_echat.token2wav.model import TOKENIZER_FILES
 from osum_echat.token2wav.voice import SpeechTokenizer
 
 NAME = "extract_speech_tokens.py"
 PORTION = 16  # recordings that a process listens to in one go
 TOKENS, REPLY_AUDIO, USER_AUDIO = "speech_token", "a_wav_path", "wav"
-TOKENIZERS = ("speech_tokenizer.onnx", "speech_tokenizer_v1.onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +42,7 @@ class Extraction:
         """The records of a piece with their tokens, and those whose audio cannot be used."""
         lines, left_out = [], []
         noted: list[Noted] = []
-        for where, raw in records(piece):
+        for where, raw in jobs.records(piece):
             made = (raw if isinstance(raw, Dropped)
                     else self._with_tokens(raw, where, piece.path, noted))  # fmt: skip
             if isinstance(made, Dropped):
@@ -95,22 +85,15 @@ def parser() -> argparse.ArgumentParser:
         prog=NAME,
         description="Write a raw list again with extra.speech_token: 25 a second of the reply.",
     )
-    made.add_argument("list", type=Path, help="raw jsonl list; audio paths start at its folder")
-    made.add_argument("out", type=Path, help="the new list")
-    made.add_argument(
-        "--tokenizer",
-        type=Path,
-        default=TINY,
-        metavar="PLACE",
-        help="ONNX file, or a model or CosyVoice folder (default: the tiny model)",
-    )
-    made.add_argument(
-        "--field",
-        help="what to listen to: wav or a field of extra (default: "
-        "wav for tasks that only speak, a_wav_path for those that hear wav)",
-    )
-    made.add_argument("--keep", action="store_true", help="leave records with tokens as they are")
-    add_job_options(made)
+    add = made.add_argument
+    add("list", type=Path, help="raw jsonl list; audio paths start at its folder")
+    add("out", type=Path, help="the new list")
+    add("--tokenizer", type=Path, default=TINY, metavar="PLACE",
+        help="ONNX file, or a model or CosyVoice folder (default: the tiny model)")
+    add("--field", help="what to listen to: wav or a field of extra (default: wav for tasks that "
+        "only speak, a_wav_path for those that hear wav)")
+    add("--keep", action="store_true", help="leave records with tokens as they are")
+    jobs.add_job_options(made)
     return made
 
 
@@ -125,16 +108,16 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
         chosen.out, settings, extraction, jobs.fingerprint, [chosen.list],
         workers=chosen.workers, overwrite=chosen.overwrite, ray=chosen.ray,
     )  # fmt: skip
-    return run(job, pieces(chosen.list, PORTION), f"{PORTION} recordings")
+    return jobs.run(job, jobs.pieces(chosen.list, PORTION), f"{PORTION} recordings")
 
 
 def find_tokenizer(place: Path) -> Path:
     """The ONNX file itself, or the one in a model's folder."""
     folders = (place, place / "token2wav")
-    candidates = [place, *(folder / name for folder in folders for name in TOKENIZERS)]
+    candidates = [place, *(folder / name for folder in folders for name in TOKENIZER_FILES)]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
-        raise InputError(f"{place}: no {' or '.join(TOKENIZERS)} there; give --tokenizer")
+        raise InputError(f"{place}: no {' or '.join(TOKENIZER_FILES)} there; give --tokenizer")
     return found
 
 

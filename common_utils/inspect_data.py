@@ -69,9 +69,7 @@ def run_arguments(chosen: argparse.Namespace) -> None:
     """Print and draw what parsed arguments ask for."""
     corpus = corpus_of(chosen.config, chosen.model)
     if chosen.stats:
-        for line in report(
-            corpus.lists, chosen.out, chosen.workers, corpus.data.schemes
-        ):
+        for line in report(corpus.lists, chosen.out, chosen.workers, corpus.data.schemes):
             logs.out(line)
     if chosen.plot:
         for path in draw_items(corpus.lists, chosen.plot, chosen.out, corpus.data.schemes):
@@ -410,12 +408,8 @@ def _file_name(name: str) -> str:
 
 
 def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            "pictures need one more package: pip install matplotlib (or -r requirements-train.txt)"
-        ) from error
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -150,14 +150,11 @@ def stamp(path: Path) -> tuple[str, int, int]:
 
 
 def _content(path: Path) -> bytes:
-    told = sha256()
     try:
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                told.update(block)
+            return file_digest(file, "sha256").digest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    return told.digest()
 
 
 def pieces(path: Path, size: int) -> list[Piece]:

@@ -46,11 +46,10 @@ def parser() -> argparse.ArgumentParser:
         description="Write the words of shards into jsonl lists, one a tar; the tars stay as they "
         "are and are read along with the lists.",
     )
-    made.add_argument("shards", type=Path, help="shards_list.txt, or one .tar")
-    made.add_argument(
-        "out", type=Path, help="folder for combines_list.txt, combines_tar_root.txt, the lists"
-    )
-    made.add_argument("--task", help="one task tag for all utterances in place of their own")
+    add = made.add_argument
+    add("shards", type=Path, help="shards_list.txt, or one .tar")
+    add("out", type=Path, help="folder for combines_list.txt, combines_tar_root.txt, the lists")
+    add("--task", help="one task tag for all utterances in place of their own")
     add_job_options(made)
     return made
 
@@ -139,19 +138,10 @@ def _row(key: str, words: dict[str, bytes], tar: Path, task: str | None) -> dict
         raise DataError("no .txt" if isinstance(extra, dict) else extra.detail)
     if extra.get("question") and not extra.get("q_txt"):
         extra["q_txt"] = extra["question"]
-    turns: dict[str, str] = {}
-    for kind in words:
-        if kind.startswith(("wav_", "txt_")):
-            turns[kind] = texts.get(kind, IN_TAR)
-    return {
-        "key": key,
-        "txt": texts["txt"],
-        "wav": IN_TAR,
-        **turns,
-        "extra": extra,
-        "tar_path_key": tar.stem,
-        "task": task or (own if own not in ("", UNSAID) else DEFAULT_TASK),
-    }
+    turns = {kind: texts.get(kind, IN_TAR) for kind in words if kind.startswith(("wav_", "txt_"))}
+    own = own if own not in ("", UNSAID) else DEFAULT_TASK
+    return {"key": key, "txt": texts["txt"], "wav": IN_TAR, **turns, "extra": extra,
+            "tar_path_key": tar.stem, "task": task or own}  # fmt: skip
 
 
 def _root(tars: list[Path], out: Path) -> str:

@@ -20,17 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from common_utils import jobs
-from common_utils.jobs import (
-    Job,
-    Made,
-    Piece,
-    Report,
-    add_job_options,
-    digest,
-    pieces,
-    records,
-    run,
-)
+from common_utils.jobs import Job, Made, Piece, Report, digest
 from osum_echat import audio
 from osum_echat.data.manifest import SHARDS_LIST
 from osum_echat.data.sources import Dropped, Noted
@@ -75,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("out", type=Path, help="folder for the tars and shards_list.txt")
     made.add_argument("--per-tar", type=int, default=1000, help="utterances a tar (default: 1000)")
     made.add_argument("--prefix", default="shard", help="of the tars' names (default: shard)")
-    add_job_options(made)
+    jobs.add_job_options(made)
     return made
 
 
@@ -88,7 +78,7 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
         lambda line: (target.folder / line).is_file(), chosen.workers, chosen.overwrite,
         chosen.ray,
     )  # fmt: skip
-    return run(job, pieces(chosen.list, target.per_tar), "shards")
+    return jobs.run(job, jobs.pieces(chosen.list, target.per_tar), "shards")
 
 
 def write_tar(target: Target, piece: Piece) -> Made:
@@ -101,7 +91,7 @@ def write_tar(target: Target, piece: Piece) -> Made:
     path.parent.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
     with whole_file(path) as file, tarfile.open(fileobj=file, mode="w") as archive:
-        for where, raw in records(piece):
+        for where, raw in jobs.records(piece):
             made = (raw if isinstance(raw, Dropped)
                     else members(raw, where, piece.path.parent, noted))  # fmt: skip
             if isinstance(made, Dropped):

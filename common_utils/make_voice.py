@@ -13,7 +13,8 @@ from osum_echat.paths import TINY, model_source
 SUFFIX = ".safetensors"
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 2 for input that cannot be used, with one line on standard error."""
     made = argparse.ArgumentParser(prog="make_voice.py", description=__doc__)
     add = made.add_argument
     add("wav", type=Path, help="a recording of one speaker, up to 30 s, of any sample rate")
@@ -23,12 +24,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path(f"voice{SUFFIX}"), metavar="FILE",
         help=f"default: voice{SUFFIX}")
     cli.add_threads(made)
-    return made.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 2 for input that cannot be used, with one line on standard error."""
-    chosen = _arguments(argv)
+    chosen = made.parse_args(argv)
 
     def work() -> None:
         from osum_echat.inference.load import token2wav_place

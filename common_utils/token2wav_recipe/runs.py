@@ -1,6 +1,5 @@
 """What the small trainings share: their lists, their loop with exact resume, their command."""
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -156,13 +155,15 @@ class Trainer(Protocol):
         ...
 
 
-def run(make: Callable[[], Trainer], output: Path, limits: LimitSettings, training: Any) -> None:
-    """Train to the limit, going on from the newest checkpoint in `output`.
+def run(make: Callable[[], Trainer], training: Any) -> None:
+    """Train to the limit, going on from the newest checkpoint in the output.
 
-    make: reads the data and makes the trainer; training: all settings, a dataclass, written beside
-    the checkpoints. Raises ConfigError where the output was trained with other settings that
-    matter, InputError where another training writes there or nothing can be written.
+    make: reads the data and makes the trainer; training: all settings, a dataclass with `output`
+    and `limits`, written beside the checkpoints. Raises ConfigError where the output was trained
+    with other settings that matter, InputError where another training writes there or nothing can
+    be written.
     """
+    output, limits = Path(training.output), training.limits
     with locked(output / states.LOCK_FILE), states.write_errors_told(output):
         states.tell_changes(output, training, HARMLESS, limits.changed, "limits.changed")
         checkpoint = states.newest(output)
@@ -228,17 +229,15 @@ def load(kind: type[T], path: Path, overrides: Sequence[str]) -> T:
     return settings.parse(kind, raw, path.name)
 
 
-def command(
-    description: str, kind: type[T], train: Callable[[T], Path], argv: Sequence[str] | None
-) -> int:
-    """A trainer as a command: CONFIG [key=value ...]. Prints what was made; returns the exit code.
-    """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    chosen = parser.parse_args(argv)
+def door(about: str | None, kind: type[T], train: Callable[[T], Path]) -> Callable[..., int]:
+    """The `main` of a trainer: CONFIG [key=value ...]. It prints what was made."""
 
-    def work() -> None:
-        out(str(train(load(kind, chosen.config, chosen.overrides))))
+    def main(argv: Sequence[str] | None = None) -> int:
+        parser = cli.parser(about)
+        parser.add_argument("config", type=Path)
+        parser.add_argument("overrides", nargs="*", metavar="key=value")
+        chosen = parser.parse_args(argv)
+        return cli.run(parser.prog, lambda: out(
+            str(train(load(kind, chosen.config, chosen.overrides)))))  # fmt: skip
 
-    return cli.run(parser.prog, work)
+    return main

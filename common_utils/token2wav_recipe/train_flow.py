@@ -8,20 +8,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import yaml
 from torch import Tensor, nn
 
-from common_utils.token2wav_recipe.runs import (
-    LimitSettings,
-    Progress,
-    VoiceRow,
-    apply,
-    command,
-    read_list,
-    run,
-)
+from common_utils.token2wav_recipe import runs
+from common_utils.token2wav_recipe.runs import LimitSettings, Progress, VoiceRow
 from osum_echat import audio, logs, weights
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
@@ -74,8 +68,7 @@ class FlowTraining:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Crops:
+class Crops(NamedTuple):
     """A batch. tokens (rows, tokens), mel (rows, frames, 80), speaker (rows, numbers)."""
 
     tokens: Tensor
@@ -110,16 +103,12 @@ class Recordings:
 
     def batch(self, starts: Sequence[int], length: int) -> Crops:
         rows = [self.crop(start, length) for start in starts]
-        return Crops(
-            torch.cat([row.tokens for row in rows]),
-            torch.cat([row.mel for row in rows]),
-            torch.cat([row.speaker for row in rows]),
-        )
+        return Crops(*map(torch.cat, zip(*rows, strict=True)))
 
 
 def read_rows(lists: Sequence[str]) -> list[tuple[VoiceRow, tuple[int, ...]]]:
     """The rows of raw lists, ordered by voice, with their speech tokens."""
-    rows = [row for name in lists for row in read_list(Path(name))]
+    rows = [row for name in lists for row in runs.read_list(Path(name))]
     return [(row, speech_tokens(row)) for row in sorted(rows, key=lambda row: row.voice or "")]
 
 
@@ -142,20 +131,18 @@ def record(training: FlowTraining) -> Recordings:
     tokens: list[int] = []
     mels, starts, speakers = [], [], []
     for row, ids in logs.progress(read_rows(training.data), "mel"):
-        wav = row.wav
         if min(ids) < 0 or max(ids) >= codes:
-            raise DataError(f"{wav}: its speech tokens must be ids from 0 to {codes - 1}")
-        samples = audio.load(wav, voice.SAMPLE_RATE_HZ)
+            raise DataError(f"{row.wav}: its speech tokens must be ids from 0 to {codes - 1}")
+        samples = audio.load(row.wav, voice.SAMPLE_RATE_HZ)
         starts.append(len(tokens))
         first = frames_for(len(tokens), rate)
         tokens.extend(ids)
         mels.append(fit(voice.prompt_mel(samples)[0], frames_for(len(tokens), rate) - first).half())
         if encoder:
-            low = audio.resample(samples, voice.SAMPLE_RATE_HZ, audio.SAMPLE_RATE_HZ)
-            constant = encoder(low)
+            constant = encoder(audio.resample(samples, voice.SAMPLE_RATE_HZ, audio.SAMPLE_RATE_HZ))
         if known:
             if row.voice not in known:
-                raise DataError(f"{wav}: voice {row.voice!r} is none of {', '.join(known)}")
+                raise DataError(f"{row.wav}: voice {row.voice!r} is none of {', '.join(known)}")
             constant = known[row.voice]
         speakers.append(constant)
     LOG.info("%d recordings, %.1f min", len(starts), len(tokens) / rate / 60)
@@ -212,9 +199,7 @@ class FlowTrainer:
         )
         with devices.autocast(self.device, self.dtype):
             return self.flow.loss(
-                crops.tokens.to(self.device),
-                crops.mel.to(self.device),
-                crops.speaker.to(self.device),
+                *(part.to(self.device) for part in crops),
                 type(draws)(*(part.to(self.device) for part in draws)),
             )
 
@@ -230,7 +215,7 @@ class FlowTrainer:
         (loss.matching + training.mu_weight * loss.mu).backward()
         norm = nn.utils.clip_grad_norm_(self.flow.parameters(), training.clip)
         rate = progress.rate(self.schedule)
-        applied = apply(self.optimizer, norm, rate)
+        applied = runs.apply(self.optimizer, norm, rate)
         if applied:
             self.average.update()
         progress.steps += 1
@@ -265,14 +250,11 @@ class FlowTrainer:
 
 def train(training: FlowTraining) -> Path:
     """Train to the limit, going on from the newest checkpoint. Returns the exported weights."""
-    output = Path(training.output)
-    run(lambda: FlowTrainer(training, record(training)), output, training.limits, training)
+    runs.run(lambda: FlowTrainer(training, record(training)), training)
     return Path(training.output) / FLOW_FILE
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Read the settings, train, print what was made."""
-    return command("Train the flow of token to wav.", FlowTraining, train, argv)
+main = runs.door(__doc__, FlowTraining, train)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ signature of the published `campplus.onnx`.
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,16 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common_utils.token2wav_recipe import runs
 from common_utils.token2wav_recipe.onnx_file import export
-from common_utils.token2wav_recipe.runs import (
-    LimitSettings,
-    Progress,
-    VoiceRow,
-    apply,
-    command,
-    read_list,
-    run,
-)
+from common_utils.token2wav_recipe.runs import LimitSettings, Progress, VoiceRow
 from osum_echat import audio, logs
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
@@ -74,6 +66,10 @@ class SpeakerTraining:
     seed: int = 777
     device: str = "auto"
 
+    @property
+    def file(self) -> Path:
+        return Path(self.out or Path(self.output) / SPEAKER_FILE)
+
 
 class SpeakerNet(nn.Module):
     """Filter banks to a vector: convolutions over time, then mean and deviation of the frames."""
@@ -113,7 +109,7 @@ def read(training: SpeakerTraining) -> Voices:
     """Group the rows by voice, read a share of each, and set some aside."""
     by_voice: dict[str, list[VoiceRow]] = defaultdict(list)
     for path in training.lists:
-        for row in read_list(Path(path)):
+        for row in runs.read_list(Path(path)):
             voice = row.voice or training.unnamed
             if voice is not None:
                 by_voice[voice].append(row)
@@ -166,7 +162,7 @@ class SpeakerTrainer:
         loss = F.cross_entropy(SHARPNESS * (cosines - margin), chosen)
         loss.backward()
         rate = progress.rate(self.training.schedule)
-        apply(self.optimizer, loss.detach(), rate)
+        runs.apply(self.optimizer, loss.detach(), rate)
         self.average.update()
         progress.steps += 1
         right = (cosines.argmax(1) == chosen).float().mean()
@@ -200,12 +196,10 @@ class SpeakerTrainer:
 
     def export(self) -> None:
         """Write the running mean as ONNX: features (1, frames, 80) -> (1, 192)."""
-        training = self.training
-        path = Path(training.out or Path(training.output) / SPEAKER_FILE)
         self.model.eval()
         with self.average.in_place():
             export(
-                self.net, (torch.zeros(1, EXAMPLE_FRAMES, MELS),), path,
+                self.net, (torch.zeros(1, EXAMPLE_FRAMES, MELS),), self.training.file,
                 inputs=("feats",), output="vector", dynamic={"feats": {1: "frames"}},
             )
         self.model.train()
@@ -213,14 +207,11 @@ class SpeakerTrainer:
 
 def train(training: SpeakerTraining) -> Path:
     """Train to the limit. Returns the ONNX file."""
-    output = Path(training.output)
-    run(lambda: SpeakerTrainer(training, read(training)), output, training.limits, training)
-    return Path(training.out or output / SPEAKER_FILE)
+    runs.run(lambda: SpeakerTrainer(training, read(training)), training)
+    return training.file
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Read the settings, train, print what was made."""
-    return command("Train the speaker encoder of token to wav.", SpeakerTraining, train, argv)
+main = runs.door(__doc__, SpeakerTraining, train)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common_utils.token2wav_recipe import pitch
+from common_utils.token2wav_recipe import pitch, runs
 from common_utils.token2wav_recipe.onnx_file import export
-from common_utils.token2wav_recipe.runs import VoiceRow, command, read_list
+from common_utils.token2wav_recipe.runs import VoiceRow
 from osum_echat import audio
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.files import write_jsonl
@@ -196,7 +196,7 @@ def _spread(points: Tensor, codes: int, generator: torch.Generator) -> Tensor:
 
 def train(settings: TokenizerSettings) -> Path:
     """Make the tokenizer from the lists. Returns the ONNX file."""
-    rows = [row for path in settings.lists for row in read_list(Path(path))]
+    rows = [row for path in settings.lists for row in runs.read_list(Path(path))]
     model = make_units(rows, settings)
     path = Path(settings.out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -403,9 +403,7 @@ def write_tokens(rows: Sequence[VoiceRow], tokenizer: Path, path: Path) -> None:
     ))  # fmt: skip
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Read the settings, train, print what was made."""
-    return command("Make the speech tokenizer of token to wav.", TokenizerSettings, train, argv)
+main = runs.door(__doc__, TokenizerSettings, train)
 
 
 if __name__ == "__main__":

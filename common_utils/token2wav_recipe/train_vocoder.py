@@ -15,16 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common_utils.token2wav_recipe import pitch
-from common_utils.token2wav_recipe.runs import (
-    LimitSettings,
-    Progress,
-    VoiceRow,
-    apply,
-    command,
-    read_list,
-    run,
-)
+from common_utils.token2wav_recipe import pitch, runs
+from common_utils.token2wav_recipe.runs import LimitSettings, Progress, VoiceRow
 from osum_echat import audio, logs, weights
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
@@ -96,7 +88,7 @@ class Crops:
 
 def read(training: VocoderTraining) -> list[Recording]:
     """Every row's wave, mel and true pitch, up to the minutes asked for."""
-    rows = [row for path in training.lists for row in read_list(Path(path))]
+    rows = [row for path in training.lists for row in runs.read_list(Path(path))]
     random.Random(training.seed).shuffle(rows)
     kept = Path(training.output) / PITCH_FILE
     known = load_file(kept) if kept.is_file() else {}
@@ -175,7 +167,7 @@ class VocoderTrainer:
         (training.mel_weight * mel + training.spectral_weight * spectral).backward()
         norm = nn.utils.clip_grad_norm_(self.shapers, training.clip)
         rate = self.progress.rate(training.schedule)
-        applied = apply(self.optimizer, norm, rate)
+        applied = runs.apply(self.optimizer, norm, rate)
         tracking = [self.pitch_step(rate) for _ in range(training.pitch_updates)]
         self.average.update()
         self.progress.steps += 1
@@ -191,7 +183,7 @@ class VocoderTrainer:
             loss = predictor.loss(self.roughened(crops.mel), crops.hertz)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(predictor.parameters(), self.training.pitch_clip)
-        apply(self.pitch_optimizer, norm, rate)
+        runs.apply(self.pitch_optimizer, norm, rate)
         return loss.item()
 
     def roughened(self, mel: Tensor) -> Tensor:
@@ -259,14 +251,11 @@ def _magnitude(wave: Tensor, size: int) -> Tensor:
 
 def train(training: VocoderTraining) -> Path:
     """Train to the limit. Returns the exported weights."""
-    output = Path(training.output)
-    run(lambda: VocoderTrainer(training, read(training)), output, training.limits, training)
-    return output / VOCODER_FILE
+    runs.run(lambda: VocoderTrainer(training, read(training)), training)
+    return Path(training.output) / VOCODER_FILE
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Read the settings, train, print what was made."""
-    return command("Train the vocoder of token to wav.", VocoderTraining, train, argv)
+main = runs.door(__doc__, VocoderTraining, train)
 
 
 if __name__ == "__main__":
