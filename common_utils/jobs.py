@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from osum_echat import cli, logs, ray_pool
-from osum_echat.data.sources import Dropped, Noted, json_object, line_starts
+from osum_echat.data.sources import Dropped, Noted, json_object, record_lines
 from osum_echat.errors import InputError
 from osum_echat.files import Files, Journal, check_apart, read_journal, whole_file, write_json
 from osum_echat.logs import progress
@@ -164,7 +164,7 @@ def pieces(path: Path, size: int) -> list[Piece]:
     """
     if size < 1:
         raise InputError(f"{size} records a piece: give 1 or more")
-    starts = line_starts(Files(), str(path))
+    starts, _ = record_lines(Files(), str(path))
     return [
         Piece(path, int(starts[first]), first + 1, min(size, len(starts) - first))
         for first in range(0, len(starts), size)

@@ -5,15 +5,16 @@ The only file that knows about Ascend (npu).
 
 import os
 import sys
-import time
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from timeit import repeat
 from typing import TypeVar, cast
 
 import torch
@@ -147,12 +148,7 @@ def is_fast_in_bfloat16() -> bool:
     times = {}
     for dtype in (torch.float32, torch.bfloat16):
         side = torch.ones(TRIED_SIDE, TRIED_SIDE, dtype=dtype)
-        starts = []
-        for _ in range(TRIES):
-            starts.append(time.perf_counter())
-            side @ side
-        ends = [*starts[1:], time.perf_counter()]
-        times[dtype] = min(end - start for start, end in zip(starts, ends, strict=True))
+        times[dtype] = min(repeat(partial(torch.mm, side, side), number=1, repeat=TRIES))
     return 2 * times[torch.bfloat16] < times[torch.float32]
 
 

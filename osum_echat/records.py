@@ -231,17 +231,14 @@ def read_turns(path: Path) -> tuple[Turn, ...]:
 def _turn(raw: Any, where: str, root: Path) -> Turn:
     if not isinstance(raw, dict) or not set(raw) <= set(TURN_KEYS):
         raise InputError(f"{where}: write an object with {', '.join(TURN_KEYS)}")
-    for name in ("wav", "text", "reply"):
-        if not isinstance(raw.get(name, ""), str):
-            raise InputError(f"{where}: {name} is {raw[name]!r}, need a string")
-    codes = raw.get("reply_speech", [])
-    if not isinstance(codes, list) or not set(map(type, codes)) <= {int}:
-        raise InputError(f"{where}: reply_speech must be a list of whole numbers")
-    if not raw.get("wav") and not raw.get("text"):
+    reader = _Reader(raw, where, root)
+    try:
+        turn = Turn(reader.audio("wav"), reader.text("text"), reader.text("reply"),
+                    reader.codes("reply_speech", raw))  # fmt: skip
+    except DataError as error:
+        raise InputError(str(error)) from error
+    if turn.audio is None and turn.text is None:
         raise InputError(f"{where}: give what the user said, as wav or as text")
-    if not raw.get("reply"):
+    if turn.reply_text is None:
         raise InputError(f"{where}: give the reply")
-    return Turn(
-        audio=root / raw["wav"] if raw.get("wav") else None, text=raw.get("text"),
-        reply_text=raw["reply"], reply_speech=tuple(codes),
-    )  # fmt: skip
+    return turn

@@ -5,6 +5,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -177,6 +178,20 @@ def _plain(hint: Any, value: Any, where: str) -> Any:
     if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise ConfigError(f"{where}: {value!r} where {_WORDS.get(hint, hint.__name__)} is needed")
+
+
+def check_word(place: str, word: str, known: Iterable[str]) -> None:
+    """ConfigError for the setting at a place where its word is none of those known."""
+    if word not in (known := tuple(known)):
+        raise ConfigError(f"{place}: {word!r} is not one of {', '.join(known)}")
+
+
+def check_numbers(settings: Any, place: str, names: str, least: float, most: float = inf) -> None:
+    """ConfigError for the first of the named settings that is below `least` or above `most`."""
+    for name in names.split():
+        if not least <= getattr(settings, name) <= most:
+            need = f"{least} or more" if most == inf else f"{least} to {most}"
+            raise ConfigError(f"{place}.{name}: {getattr(settings, name)}, need {need}")
 
 
 def parse_stored(kind: type[T], raw: Mapping[str, Any], where: str) -> T:

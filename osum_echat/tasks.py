@@ -8,7 +8,7 @@ from pathlib import Path
 from osum_echat import logs
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.records import LIST_KEYS, canonical_label
-from osum_echat.settings import read_mapping
+from osum_echat.settings import check_word, read_mapping
 
 USER_START = "<|im_start|>user\n"
 TURN_END = "<|im_end|>\n"
@@ -201,8 +201,7 @@ class Prompts:
 
         A plain list belongs to every language. Raises ConfigError for anything else.
         """
-        if language not in LANGUAGES:
-            raise ConfigError(f"prompt_language: {language!r} is not one of {', '.join(LANGUAGES)}")
+        check_word("prompt_language", language, LANGUAGES)
         raw = read_mapping(path, advice="see prepare.prompts")
         pools = {}
         for tag, entry in raw.items():

@@ -15,8 +15,8 @@ import numpy as np
 
 from osum_echat.data.prepare import Draft, Preparer
 from osum_echat.data.sources import Dropped, Noted, Source
-from osum_echat.errors import ConfigError
 from osum_echat.sequence import Batch, Sequence, collate, pack
+from osum_echat.settings import check_numbers, check_word
 
 Item = TypeVar("Item", bound=Sized)
 Rows = list[list[Item]]  # of one batch; a row holds one sequence or several
@@ -105,14 +105,9 @@ class LayoutSettings:
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            known = ", ".join(LAYOUTS)
-            raise ConfigError(f"data.layout: {self.layout!r} is not one of {known}")
-        for name in ("row_tokens", "rows", "window", "stretch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name}: {getattr(self, name)}, need 1 or more")
-        if self.batch_frames < 0:
-            raise ConfigError(f"data.batch_frames: {self.batch_frames}, need 0 or more")
+        check_word("data.layout", self.layout, LAYOUTS)
+        check_numbers(self, "data", "row_tokens rows window stretch", 1)
+        check_numbers(self, "data", "batch_frames", 0)
 
 
 @dataclass(frozen=True, slots=True)

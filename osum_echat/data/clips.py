@@ -16,6 +16,7 @@ from torch import Tensor
 from osum_echat import audio
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.records import Turn
+from osum_echat.settings import check_numbers
 
 LONGEST_TIME_MASK, LONGEST_BAND_MASK, LONGEST_SUBSTITUTE = 50, 10, 30  # frames, mel bins, frames
 _KEPT_SOUNDS = 64
@@ -37,13 +38,10 @@ class AugmentSettings:
     def __post_init__(self) -> None:
         if any(not 0.5 <= speed <= 2.0 for speed in self.speeds):
             raise ConfigError(f"prepare.augment.speeds: {list(self.speeds)}, need 0.5 to 2.0 each")
-        for name in ("noise_chance", "room_chance"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"prepare.augment.{name}: {getattr(self, name)}, need 0 to 1")
+        check_numbers(self, "prepare.augment", "noise_chance room_chance", 0, 1)
+        check_numbers(self, "prepare.augment", "substitutes", 0)
         if len(self.noise_db) != 2 or self.noise_db[0] > self.noise_db[1]:
             raise ConfigError("prepare.augment.noise_db: give the least and the most, in dB")
-        if self.substitutes < 0:
-            raise ConfigError("prepare.augment.substitutes: need 0 or more")
 
     @property
     def changes_sound(self) -> bool:

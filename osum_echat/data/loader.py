@@ -25,7 +25,7 @@ from osum_echat.files import Files, write_json
 from osum_echat.logs import logger
 from osum_echat.records import Utterance
 from osum_echat.sequence import Batch, Sequence, collate
-from osum_echat.settings import read_mapping
+from osum_echat.settings import check_numbers, read_mapping
 
 LOG = logger(__name__)
 _EXAMPLES = 20  # of each list and reason, in the report
@@ -68,9 +68,7 @@ class DataSettings(LayoutSettings):
         LayoutSettings.__post_init__(self)
         if not self.lists and not self.manifests:
             raise ConfigError("data.lists: name at least one list, or give data.manifests")
-        for name in ("held_out_utterances", "prefetch", "workers", "bad_in_a_row"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"data.{name}: {getattr(self, name)}, need 0 or more")
+        check_numbers(self, "data", "held_out_utterances prefetch workers bad_in_a_row", 0)
 
 
 def open_lists(

@@ -16,7 +16,7 @@ from osum_echat.errors import ConfigError, DataError, InputError, OsumError
 from osum_echat.files import Files, Line, text_lines
 from osum_echat.logs import logger
 from osum_echat.records import Utterance
-from osum_echat.settings import mapping
+from osum_echat.settings import check_word, mapping
 from osum_echat.tasks import task_for
 
 LOG = logger(__name__)
@@ -72,8 +72,7 @@ class OfKind:
     """A source of which only the tasks of one kind are taken."""
 
     def __init__(self, source: Source, kind: str) -> None:
-        if kind not in KINDS:
-            raise ConfigError(f"data.manifests: {kind!r} is not one of {', '.join(KINDS)}")
+        check_word("data.manifests", kind, KINDS)
         self.name, self.source, self.kind = source.name, source, kind
 
     def __len__(self) -> int:

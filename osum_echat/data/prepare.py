@@ -17,9 +17,10 @@ from torch import Tensor
 
 from osum_echat.data.clips import ClipReader, ClipSettings, PendingClip
 from osum_echat.data.sources import Dropped, Noted
-from osum_echat.errors import ConfigError, DataError, InputError
+from osum_echat.errors import DataError, InputError
 from osum_echat.records import Labels, Turn, Utterance, canonical_label
 from osum_echat.sequence import Clip, Sequence, compose
+from osum_echat.settings import check_numbers, check_word
 from osum_echat.tasks import Prompts, Task, fix_labels, task_for
 from osum_echat.thinking import (
     CHINESE,
@@ -39,7 +40,6 @@ from osum_echat.thinking import (
 )
 from osum_echat.vocab import Pieces, Vocab
 
-THINKING = ("label", "natural", "both")
 OTHER_ASSISTANTS = (
     "MOSS Assistant", "MOSS助手", "QWEN", "Qwen助手", "ChatGPT", "chatgpt", "ChatBot", "chatbot",
     "Chat Bot", "chat bot", "AI Agent", "AI agent", "virtual assistant", "VirtualAssistant李娜",
@@ -74,15 +74,10 @@ class PrepareSettings(ClipSettings):
     RENAMED: ClassVar[dict[str, str]] = {"name_heard": "ctc_targets"}
 
     def __post_init__(self) -> None:
-        if self.thinking not in THINKING:
-            known = ", ".join(THINKING)
-            raise ConfigError(f"prepare.thinking: {self.thinking!r} is not one of {known}")
+        check_word("prepare.thinking", self.thinking, ("label", "natural", "both"))
         template_named(self.template)
-        for name in ("labels_only", "audio_as_text", "audio_as_text_noise"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"prepare.{name}: {getattr(self, name)}, need 0 to 1")
-        if self.audio_as_text_gaps < 0:
-            raise ConfigError(f"prepare.audio_as_text_gaps: {self.audio_as_text_gaps}, need 0 up")
+        check_numbers(self, "prepare", "labels_only audio_as_text audio_as_text_noise", 0, 1)
+        check_numbers(self, "prepare", "audio_as_text_gaps", 0)
 
 
 ALL_UNKNOWN_CHANCE = 0.85  # missing labels are all unknown, or else all defaults

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
@@ -85,7 +86,7 @@ class RawSource:
         self.files = files or Files()
         self.place = str(path)
         self._is_remote = self.files.is_url(self.place)
-        self._starts, self._numbers = _lines_of(self.files, self.place)
+        self._starts, self._numbers = record_lines(self.files, self.place)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -151,16 +152,11 @@ def utterance_of(
     return replace(utterance, task=task) if task else utterance
 
 
-def line_starts(files: Files, place: str) -> np.ndarray:
-    """(records,) byte offsets of the lines of a jsonl that are not blank.
+def record_lines(files: Files, place: str) -> tuple[np.ndarray, np.ndarray]:
+    """(records,) byte offsets and numbers, from 1, of the lines of a jsonl that are not blank.
 
     Raises DataError where there are none.
     """
-    return _lines_of(files, place)[0]
-
-
-def _lines_of(files: Files, place: str) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets and numbers, from 1, of the lines that are not blank."""
     starts, numbers = array("q"), array("l")
     offset = 0
     try:
@@ -205,7 +201,7 @@ class TarSource:
         self.task = task
         self.files = files or Files()
         self._indexes: _Recent[Shard, Index] = _Recent(self._index, _INDEXES)
-        self._tars: _Recent[str, BinaryIO] = _Recent(self._open, _OPEN_TARS)
+        self._tars: _Recent[str, BinaryIO] = _Recent(partial(open_tar, self.files), _OPEN_TARS)
         self._lines: _Recent[str, BinaryIO] = _Recent(self.files.open, _OPEN_TARS)
         self._missing: dict[Shard, str] = {}
         self._held: dict[Shard, Index] = {}  # that could be kept nowhere
@@ -264,9 +260,6 @@ class TarSource:
                             shard.tar)  # fmt: skip
             self._held[shard] = index
         return index
-
-    def _open(self, tar: str) -> BinaryIO:
-        return open_tar(self.files, tar)
 
     def _record(
         self, shard: Shard, index: Index, unit: int, where: str

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from osum_echat.errors import ConfigError
+from osum_echat.settings import check_word
 
 WAYS = {  # our name -> the name that transformers knows it by
     "mask": "sdpa",  # scaled_dot_product_attention under a mask of blocks, over whole rows
@@ -37,9 +37,7 @@ def chosen(name: str, device: torch.device) -> str:
     """
     if name == "auto":
         return "segments" if device.type == "cpu" else "mask"
-    if name not in WAYS:
-        known = ", ".join(("auto", *WAYS))
-        raise ConfigError(f"engine.attention: {name!r} is not one of {known}")
+    check_word("engine.attention", name, ("auto", *WAYS))
     return name
 
 

@@ -29,7 +29,6 @@ from osum_echat.training.engine import (
     is_finite,
     prepared,
     summed_scores,
-    whole_score,
 )
 from osum_echat.training.stages import StageSettings
 
@@ -88,7 +87,7 @@ class DeepSpeedEngine:
         norm = self._engine.get_global_grad_norm() if self._norm is None else self._norm
         norm = float(norm or 0.0)
         applied = bool(self._engine.was_step_applied()) and is_finite(norm)
-        return StepReport(whole_score(scores).loss, norm, applied, scores)
+        return StepReport(norm, applied, scores)
 
     @torch.no_grad()
     def score(self, batches: Sequence[Batch]) -> dict[str, Score]:

@@ -17,6 +17,7 @@ from osum_echat.logs import logger
 from osum_echat.models.attention import chosen
 from osum_echat.models.echat import EChatModel, LossReport
 from osum_echat.sequence import Batch
+from osum_echat.settings import check_numbers, check_word
 from osum_echat.training.stages import StageSettings, freeze, optimizer_groups
 
 LOG = logger(__name__)
@@ -53,9 +54,8 @@ class EngineSettings:
     }  # fmt: skip
 
     def __post_init__(self) -> None:
-        if self.precision not in ("auto", *PRECISIONS):
-            known = ", ".join(("auto", *PRECISIONS))
-            raise ConfigError(f"engine.precision: {self.precision!r} is not one of {known}")
+        check_word("engine.precision", self.precision, ("auto", *PRECISIONS))
+        check_numbers(self, "engine", "accumulate", 1)
         if self.ctc_only and not self.ctc_weight:
             raise ConfigError("engine.ctc_only: needs the weight engine.ctc_weight, such as 1.0")
         if self.encoder_cache_file and not self.encoder_cache_mb:
@@ -65,11 +65,9 @@ class EngineSettings:
             raise ConfigError("engine.encoder_cache_augment: 0 to 1, with encoder_cache_mb only")
         if not 0 <= self.speech_noise < 1:
             raise ConfigError(f"engine.speech_noise: {self.speech_noise}, need 0 to below 1")
-        if self.accumulate < 1:
-            raise ConfigError(f"engine.accumulate: {self.accumulate}, need 1 or more")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Score:
     """Summed loss, trained tokens and rightly guessed tokens."""
 
@@ -77,11 +75,9 @@ class Score:
     tokens: int = 0
     correct: int = 0
 
-    def add(self, loss_sum: float, tokens: int, correct: int) -> None:
-        """Count some more tokens."""
-        self.loss_sum += loss_sum
-        self.tokens += tokens
-        self.correct += correct
+    def __add__(self, more: "Score") -> "Score":
+        return Score(self.loss_sum + more.loss_sum, self.tokens + more.tokens,
+                     self.correct + more.correct)  # fmt: skip
 
     @property
     def loss(self) -> float:
@@ -98,7 +94,6 @@ class Score:
 class StepReport:
     """What a step did. `applied` is false where the gradient was not finite: nothing moved."""
 
-    loss: float
     norm: float
     applied: bool
     by_task: dict[str, Score]
@@ -138,14 +133,10 @@ class LocalEngine:
         self.optimizer = adamw(model, stage, settings)
 
     def step(self, batches: Sequence[Batch], rate: float) -> StepReport:
-        """Gradients of the summed loss are divided by the tokens of all batches together.
-
-        Those of every process count; the loss reported is this process's own.
-        """
+        """Gradients of the summed loss are divided by the tokens of all batches and processes."""
         self.model.train()
         scores = summed_scores(self._learned(batch) for batch in batches)
-        whole = whole_score(scores)
-        tokens, gradients = self._summed(whole.tokens)
+        tokens, gradients = self._summed(sum(score.tokens for score in scores.values()))
         applied, norm = False, 0.0
         if tokens and gradients:
             torch._foreach_mul_(gradients, 1.0 / tokens)
@@ -158,7 +149,7 @@ class LocalEngine:
                 group["lr"] = rate * group["scale"]
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepReport(whole.loss, norm, applied, scores)
+        return StepReport(norm, applied, scores)
 
     @torch.no_grad()
     def score(self, batches: Sequence[Batch]) -> dict[str, Score]:
@@ -265,13 +256,11 @@ def summed_scores(reports: Iterable[LossReport]) -> dict[str, Score]:
     scores: dict[str, Score] = {}
     for report in reports:
         for task, (loss_sum, tokens, correct) in report.by_task.items():
-            scores.setdefault(task, Score()).add(float(loss_sum), int(tokens), int(correct))
+            score = Score(float(loss_sum), int(tokens), int(correct))
+            scores[task] = scores.get(task, Score()) + score
     return scores
 
 
 def whole_score(scores: Mapping[str, Score]) -> Score:
     """All tasks together."""
-    whole = Score()
-    for score in scores.values():
-        whole.add(score.loss_sum, score.tokens, score.correct)
-    return whole
+    return sum(scores.values(), Score())

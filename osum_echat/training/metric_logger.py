@@ -39,8 +39,7 @@ class MetricLogger:
     def add(self, report: StepReport, batches: Sequence[Batch]) -> None:
         """Count a step."""
         for task, score in report.by_task.items():
-            whole = self._scores.setdefault(task, Score())
-            whole.add(score.loss_sum, score.tokens, score.correct)
+            self._scores[task] = self._scores.get(task, Score()) + score
         self._norms.append(report.norm)
         for batch in batches:
             self._places += batch.valid.numel()

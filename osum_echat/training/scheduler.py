@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from osum_echat.errors import ConfigError
+from osum_echat.settings import check_numbers, check_word
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +21,8 @@ class ScheduleSettings:
     budget_minutes: float = 0.0  # cosine: follow the clock instead of the steps; 0 = steps
 
     def __post_init__(self) -> None:
-        if self.kind not in SHAPES:
-            raise ConfigError(f"schedule.kind: {self.kind!r} is not one of {', '.join(SHAPES)}")
-        if self.rate < 0 or self.warmup_steps < 0 or self.min_rate < 0:
-            raise ConfigError("schedule: rate, warmup_steps and min_rate must not be negative")
+        check_word("schedule.kind", self.kind, SHAPES)
+        check_numbers(self, "schedule", "rate warmup_steps min_rate", 0)
 
 
 def ending(settings: ScheduleSettings, steps: int, minutes: float) -> ScheduleSettings:

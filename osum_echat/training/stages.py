@@ -7,6 +7,7 @@ from torch import nn
 
 from osum_echat.errors import ConfigError
 from osum_echat.models.lora import LoraSettings
+from osum_echat.settings import check_word
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "encoder": ("encoder.",),
@@ -35,9 +36,7 @@ class StageSettings:
             raise ConfigError(f"stage.train: name what trains: {', '.join(GROUPS)}")
         for where, names in (("train", self.train), ("rates", tuple(self.rates))):
             for name in names:
-                if name not in GROUPS:
-                    known = ", ".join(GROUPS)
-                    raise ConfigError(f"stage.{where}: {name!r} is not one of {known}")
+                check_word(f"stage.{where}", name, GROUPS)
         if self.lora is not None and "llm" not in self.train:
             raise ConfigError("stage.lora: trains within the group llm; add it to stage.train")
 

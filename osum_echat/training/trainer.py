@@ -17,6 +17,7 @@ from osum_echat.errors import CheckpointError, ConfigError, DataError
 from osum_echat.logs import logger
 from osum_echat.models.echat import EChatModel
 from osum_echat.sequence import Batch
+from osum_echat.settings import check_numbers
 from osum_echat.training import state as states
 from osum_echat.training.deepspeed_engine import DeepSpeedEngine
 from osum_echat.training.ema import WeightAverage
@@ -60,10 +61,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         if not (self.steps or self.minutes or self.epochs):
             raise ConfigError("run: give a limit: steps, minutes or epochs")
-        if self.keep < 1 or self.log_steps < 1:
-            raise ConfigError("run: keep and log_steps must be 1 or more")
-        if self.check_answers < 0 or self.answer_tokens < 1:
-            raise ConfigError("run: check_answers must be 0 or more, answer_tokens 1 or more")
+        check_numbers(self, "run", "keep log_steps answer_tokens", 1)
+        check_numbers(self, "run", "check_answers", 0)
         if not 0.0 <= self.average < 1.0:
             raise ConfigError(f"run.average: {self.average}, need 0 (off) to below 1")
 
