@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import tarfile
 import zipfile
 
@@ -15,6 +16,7 @@ from common_utils.small_model.parts import OWN, SHARED, as_qwen2
 from common_utils.tiny_world.assets import ASSETS, INDEXES, Asset, Package, contents, unpack_all
 from osum_echat.files import sha256_of
 from osum_echat.generation.ngram import Bigrams
+from osum_echat.paths import HOUSE
 from osum_echat.weights import write_safetensors_file
 
 
@@ -52,6 +54,12 @@ def test_parts_are_taken_from_a_folder_whatever_their_kind(tmp_path):
     assert [one.name for one in (tmp_path / "parts/two").iterdir()] == ["a.bin"]
     found = {name: file.read() for name, file in contents(tmp_path / "two-2.0.tgz")}
     assert found["package/README"] == b"no"
+
+
+def test_what_reads_the_packed_llm_is_installed_with_the_demo():
+    required = (HOUSE / "requirements.txt").read_text("utf-8")
+    for name in ("gguf", "accelerate"):   # transformers asks both for gguf_file=
+        assert re.search(rf"^{name}==", required, re.MULTILINE), name
 
 
 def test_an_llm_made_a_qwen2_computes_the_same():
