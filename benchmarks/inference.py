@@ -99,7 +99,7 @@ def loop(rounds: int) -> None:
         def case() -> None:
             generator = torch.Generator().manual_seed(1)
             answer = decoder.Answer(TASKS["tts"], vocab, sampling, tuple(asked), limits, generator)
-            assert len(list(decoder.stream(model, prompt, answer))) == TOKENS
+            assert len(list(decoder.decode(model, [prompt], [answer]))) == TOKENS
 
         return case
 

@@ -130,7 +130,7 @@ def _ids(model: EChatModel, embedded: Tensor, vocab: Vocab, task: Task) -> Itera
     rules = [EndsAt(TEXT_TOKENS - 1, vocab.text_end)] if task.speaks else []
     limits = decoder.Limits(TOKENS, TOKENS)
     answer = decoder.Answer(task, vocab, Sampling(greedy=True), rules, limits)
-    for token in decoder.stream(model, embedded, answer):
+    for _, token in decoder.decode(model, [embedded], [answer]):
         yield token.is_speech
 
 

@@ -396,7 +396,7 @@ def log_mel(samples: Tensor, mels: int = 80) -> Tensor:
         (samples[1 : edge + 1].flip(0), samples, samples[-edge - 1 : -1].flip(0)))
     frames = mirrored.unfold(0, WINDOW_SAMPLES, HOP_SAMPLES)[:-1] * _window()
     parts = torch.view_as_real(torch.fft.rfft(frames)).square_()
-    energies = (parts[..., 0] + parts[..., 1]) @ _mel_bank(mels)
+    energies = (parts[..., 0] + parts[..., 1]) @ mel_bank(mels)
     logs = energies.clamp_(min=1e-10).log10_()
     return logs.clamp_(min=float(logs.max()) - 8.0).add_(4.0).div_(4.0)
 
@@ -413,11 +413,14 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def _mel_bank(mels: int) -> Tensor:
-    """Triangles of equal area: (201, mels) float32, 0 to 8 kHz."""
-    top = 15.0 + 27.0 / np.log(6.4) * np.log(SAMPLE_RATE_HZ / 2 / 1000.0)
+def mel_bank(
+    mels: int, rate_hz: int = SAMPLE_RATE_HZ, window_samples: int = WINDOW_SAMPLES,
+    highest_hz: float = SAMPLE_RATE_HZ / 2,
+) -> Tensor:  # fmt: skip
+    """Triangles of equal area on Slaney's scale, from 0 Hz: (window / 2 + 1, mels) float32."""
+    top = 15.0 + 27.0 / np.log(6.4) * np.log(highest_hz / 1000.0)
     edges = _mel_to_hz(np.linspace(0.0, top, mels + 2))
-    bins = np.linspace(0.0, SAMPLE_RATE_HZ / 2, WINDOW_SAMPLES // 2 + 1)
+    bins = np.linspace(0.0, rate_hz / 2, window_samples // 2 + 1)
     rises = (bins[None] - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falls = (edges[2:, None] - bins[None]) / (edges[2:] - edges[1:-1])[:, None]
     triangles = np.maximum(0.0, np.minimum(rises, falls)).astype(np.float32)

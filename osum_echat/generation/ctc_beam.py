@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from osum_echat.generation.ctc_prefix import log_sum
 from osum_echat.generation.ngram import Spelt, WordScorer
 
 NEVER = -math.inf
@@ -57,7 +58,7 @@ def beam_search(
         found: dict[tuple[int, ...], tuple[float, float]] = {}
         own = dict(zip(numbers, scores, strict=True))
         for ids, (on_blank, on_piece) in kept.items():
-            either = _sum(on_blank, on_piece)
+            either = log_sum(on_blank, on_piece)
             stay, repeat = either + blanks[step], NEVER
             if ids:
                 last = ids[-1]
@@ -73,10 +74,10 @@ def beam_search(
                     if scorer is not None and longer not in spelt:
                         spelt[longer] = scorer.extended(spelt[ids], number)
                     _add(found, longer, NEVER, before + score)
-        worth = {ids: _sum(*two) + (spelt[ids].score if spelt else 0.0)
+        worth = {ids: log_sum(*two) + (spelt[ids].score if spelt else 0.0)
                  for ids, two in found.items()}  # fmt: skip
         kept = {ids: found[ids] for ids in sorted(found, key=lambda ids: -worth[ids])[:beam]}
-    made = [Hypothesis(ids, _sum(*two)) for ids, two in kept.items()]
+    made = [Hypothesis(ids, log_sum(*two)) for ids, two in kept.items()]
     if scorer is not None:
         made.sort(key=lambda one: -(one.score + scorer.ended(spelt[one.ids])))
     return made[:best]
@@ -87,13 +88,7 @@ def _add(
     piece: float,
 ) -> None:  # fmt: skip
     old = found.get(ids)
-    found[ids] = (blank, piece) if old is None else (_sum(old[0], blank), _sum(old[1], piece))
-
-
-def _sum(one: float, other: float) -> float:
-    """The logarithm of the sum of two numbers given by theirs."""
-    high, low = (one, other) if one > other else (other, one)
-    return high + math.log1p(math.exp(low - high)) if low > NEVER else high
+    found[ids] = (blank, piece) if old is None else (log_sum(old[0], blank), log_sum(old[1], piece))
 
 
 def text_score(log_probs: Tensor, ids: Sequence[int]) -> float:

@@ -10,12 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import groupby, takewhile
+from itertools import takewhile
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from osum_echat.models.ctc import best_path
 from osum_echat.thinking import VALUES
 from osum_echat.vocab import Vocab
 
@@ -62,17 +63,18 @@ class CtcPrefix:
         emits, blanks = self.log_probs[:, number].tolist(), self.log_probs[:, -1].tolist()
         on_id, on_blank = [NEVER], [NEVER]
         for start, emit, blank in zip(before[:-1].tolist(), emits, blanks, strict=True):
-            on_blank.append(_either(on_blank[-1], on_id[-1]) + blank)
-            on_id.append(_either(on_id[-1], start) + emit)
+            on_blank.append(log_sum(on_blank[-1], on_id[-1]) + blank)
+            on_id.append(log_sum(on_id[-1], start) + emit)
         self.on_id, self.on_blank = (
             torch.tensor(each, dtype=self.log_probs.dtype) for each in (on_id, on_blank)
         )
         self.last = number
 
 
-def _either(one: float, other: float) -> float:
+def log_sum(one: float, other: float) -> float:
+    """The logarithm of the sum of two numbers given by theirs."""
     high, low = (one, other) if one > other else (other, one)
-    return high + math.log1p(math.exp(low - high))
+    return high + math.log1p(math.exp(low - high)) if low > -math.inf else high
 
 
 @dataclass
@@ -136,9 +138,7 @@ def leading_labels(log_probs: Tensor, words: Tensor) -> list[int]:
 
     log_probs: (steps, ids + 1), the blank last; words: (ids,), True for words.
     """
-    blank = log_probs.shape[1] - 1
-    path = (number for number, _ in groupby(log_probs.argmax(-1).tolist()) if number != blank)
-    return list(takewhile(lambda number: not words[number], path))
+    return list(takewhile(lambda number: not words[number], best_path(log_probs)))
 
 
 @lru_cache(maxsize=VOCABULARIES)

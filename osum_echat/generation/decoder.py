@@ -4,7 +4,7 @@ Everything that changes during a run lives in values made for that run.
 """
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
@@ -255,16 +255,3 @@ def embed_tokens(model: EChatModel, tokens: Sequence[Token]) -> Tensor:
         return table.weight[tokens[0].id][None]
     joint = [token.id + model.text_rows * token.is_speech for token in tokens]
     return model.embed_ids(torch.tensor(joint, device=model.device))
-
-
-def stream(
-    model: EChatModel,
-    embedded: Tensor,
-    answer: Answer,
-    interrupt: Callable[[], bool] | None = None,
-) -> Generator[Token, None, StoppedBy]:
-    """Answer one prompt, (tokens, width); the generator returns what stopped it."""
-    for _, token in decode(model, [embedded], [answer], interrupt):
-        yield token
-    assert answer.stopped_by is not None, "an answer ended without a reason"
-    return answer.stopped_by

@@ -171,14 +171,13 @@ class EChatModel(nn.Module):
         if mels.device.type != "cpu" or few or cached:
             return self._encode_together(mels, lengths)
         order = lengths.argsort()
-        parts = []
-        for group in order.split(CLIPS_TOGETHER):
-            longest = int(lengths[group].max())
-            parts.append(self._encode_together(mels[group, :longest], lengths[group]))
-        longest = max(steps.shape[1] for steps, _ in parts)
-        padded = [functional.pad(steps, (0, 0, 0, longest - steps.shape[1])) for steps, _ in parts]
+        parts = [
+            self._encode_together(mels[group, : int(lengths[group].max())], lengths[group])
+            for group in order.split(CLIPS_TOGETHER)
+        ]
         back = order.argsort()
-        return torch.cat(padded)[back], torch.cat([counts for _, counts in parts])[back]
+        padded = pad_sequence([row for steps, _ in parts for row in steps], batch_first=True)
+        return padded[back], torch.cat([counts for _, counts in parts])[back]
 
     def _encode_together(self, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The same for clips that are worked on at one padded length."""

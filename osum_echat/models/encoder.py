@@ -101,15 +101,9 @@ class Block(nn.Module):
     """One pre-norm transformer block; its parameter names are those of published checkpoints."""
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        units: int,
-        *,
-        key_bias: bool,
-        activation: Activation,
+        self, width: int, heads: int, units: int, key_bias: bool, activation: Activation,
         dropout: float,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.self_attn = SelfAttention(width, heads, key_bias)
         self.feed_forward = FeedForward(width, units, activation, dropout)
@@ -180,14 +174,7 @@ class Encoder(nn.Module):
         self.recompute = False  # activations of blocks are made again in backward, not kept
         self.embed = Subsampling(settings.mels, settings.width, settings.dropout)
         self.encoders = nn.ModuleList(
-            Block(
-                settings.width,
-                settings.heads,
-                settings.units,
-                key_bias=False,
-                activation="gelu",
-                dropout=settings.dropout,
-            )
+            Block(settings.width, settings.heads, settings.units, False, "gelu", settings.dropout)
             for _ in range(settings.blocks)
         )
         self.after_norm = nn.LayerNorm(settings.width)
@@ -243,14 +230,7 @@ class AdapterTransformer(nn.Module):
         super().__init__()
         self.embed = AdapterInput(width, settings.dropout)
         self.encoders = nn.ModuleList(
-            Block(
-                width,
-                settings.heads,
-                settings.units,
-                key_bias=True,
-                activation="relu",
-                dropout=settings.dropout,
-            )
+            Block(width, settings.heads, settings.units, True, "relu", settings.dropout)
             for _ in range(settings.blocks)
         )
         self.after_norm = nn.LayerNorm(width)

@@ -8,7 +8,7 @@ model can start from a stock Qwen (the LLM), a stock Whisper (the encoder), or a
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -46,31 +46,19 @@ PROJECTION = "adapter.projection."      # to the width of the LLM, which may be 
 
 WHISPER_HEAD_WIDTH = 64         # in every Whisper
 WHISPER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-FROM_TRANSFORMERS = (
+WHISPER_NAMES = (               # of transformers or of OpenAI, and ours
     (r"^model\.", ""),
     (r"^encoder\.conv1\.", "embed.conv.0."),
     (r"^encoder\.conv2\.", "embed.conv.2."),
-    (r"^encoder\.layer_norm\.", "after_norm."),
-    (r"^encoder\.layers\.(\d+)\.", r"encoders.\1."),
-    (r"\.self_attn\.([qkv])_proj\.", r".self_attn.linear_\1."),
-    (r"\.self_attn\.out_proj\.", ".self_attn.linear_out."),
-    (r"\.self_attn_layer_norm\.", ".norm1."),
-    (r"\.final_layer_norm\.", ".norm2."),
-    (r"\.fc([12])\.", r".feed_forward.w_\1."),
+    (r"^encoder\.(?:layer_norm|ln_post)\.", "after_norm."),
+    (r"^encoder\.(?:layers|blocks)\.(\d+)\.", r"encoders.\1."),
+    (r"\.(?:self_)?attn\.([qkv])(?:_proj|uery|ey|alue)\.", r".self_attn.linear_\1."),
+    (r"\.(?:self_attn\.out_proj|attn\.out)\.", ".self_attn.linear_out."),
+    (r"\.(?:self_attn_layer_norm|attn_ln)\.", ".norm1."),
+    (r"\.(?:final_layer_norm|mlp_ln)\.", ".norm2."),
+    (r"\.(?:fc1|mlp\.0)\.", ".feed_forward.w_1."),
+    (r"\.(?:fc2|mlp\.2)\.", ".feed_forward.w_2."),
 )
-FROM_OPENAI = (
-    (r"^encoder\.conv1\.", "embed.conv.0."),
-    (r"^encoder\.conv2\.", "embed.conv.2."),
-    (r"^encoder\.ln_post\.", "after_norm."),
-    (r"^encoder\.blocks\.(\d+)\.", r"encoders.\1."),
-    (r"\.attn\.(q)uery\.|\.attn\.(k)ey\.|\.attn\.(v)alue\.", r".self_attn.linear_\1\2\3."),
-    (r"\.attn\.out\.", ".self_attn.linear_out."),
-    (r"\.attn_ln\.", ".norm1."),
-    (r"\.mlp_ln\.", ".norm2."),
-    (r"\.mlp\.0\.", ".feed_forward.w_1."),
-    (r"\.mlp\.2\.", ".feed_forward.w_2."),
-)
-OPENAI_MARK = "encoder.ln_post.weight"
 
 LOG = logs.logger(__name__)
 
@@ -325,15 +313,11 @@ def start_encoder(encoder: Encoder, source: Path) -> None:
     holding one of them. Raises CheckpointError for other sizes or keys.
     """
     tensors = read_whisper(source)
-    found, wanted = encoder_settings(tensors), encoder.settings
-    wrong = [
-        f"{name} {getattr(found, name)} there, {getattr(wanted, name)} here"
-        for name in ("mels", "width", "heads", "units", "blocks")
-        if getattr(found, name) != getattr(wanted, name)
-    ]
-    if wrong:
+    found = replace(encoder_settings(tensors), dropout=encoder.settings.dropout)
+    if found != encoder.settings:
         raise CheckpointError(
-            f"{source}: not the encoder's sizes: {'; '.join(wrong)}: change the encoder's settings"
+            f"{source}: not the encoder's sizes: {found} there, {encoder.settings} here; change "
+            "the encoder's settings"
         )
     weights.fill(encoder, tensors, source)
 
@@ -349,13 +333,11 @@ def encoder_settings(tensors: Mapping[str, Tensor]) -> EncoderSettings:
 def read_whisper(source: Path) -> dict[str, Tensor]:
     """The encoder's float32 weights under our names, of transformers' or OpenAI's layout."""
     path = _whisper_file(source)
-    raw = weights.read(path)
-    rules = FROM_OPENAI if OPENAI_MARK in raw else FROM_TRANSFORMERS
     found = {}
-    for name, value in raw.items():
+    for name, value in weights.read(path).items():
         if "encoder." not in name:
             continue
-        for pattern, replacement in rules:
+        for pattern, replacement in WHISPER_NAMES:
             name = re.sub(pattern, replacement, name)
         if name.startswith(("embed.conv.", "encoders.", "after_norm.")):
             found[name] = value.float()

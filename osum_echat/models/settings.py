@@ -106,17 +106,8 @@ def sizes(kind: type[Settings], raw: Mapping[str, Any], where: str) -> Settings:
 
 def as_plain(settings: EChatSettings) -> dict[str, Any]:
     """Settings as `our_settings` reads them: plain values for YAML."""
-    raw = asdict(settings)
-    if raw["lora"] is None:
-        del raw["lora"]
-    else:
-        raw["lora"]["targets"] = list(raw["lora"]["targets"])
-    if raw["ctc"] is None:
-        del raw["ctc"]
-    else:
-        raw["ctc"]["labels"] = list(raw["ctc"]["labels"])
-    raw["llm"] = dict(settings.llm)
-    return raw
+    raw = asdict(settings) | {"llm": dict(settings.llm)}
+    return {name: part for name, part in raw.items() if part is not None}
 
 
 def number(value: Any) -> Any:

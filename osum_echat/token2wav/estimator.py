@@ -187,23 +187,12 @@ class Transformer(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
-class Down(nn.Module):
-    """Every second frame, by a strided convolution."""
+class Resample(nn.Module):
+    """Every second frame or twice the frames, by a convolution under its published name."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, conv: nn.Module) -> None:
         super().__init__()
-        self.conv = Conv(width, width, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
-class Up(nn.Module):
-    """Twice the frames, by a transposed convolution."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = ConvUp(width, width, 4, stride=2, padding=1)
+        self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -233,13 +222,17 @@ class Estimator(nn.Module):
         last = len(channels) - 1
         for index, width in enumerate(channels):
             width_in = channels[index - 1] if index else inputs
-            end = plain(width) if index == last else Down(width)
+            end = plain(width) if index == last else Resample(
+                Conv(width, width, 3, stride=2, padding=1)
+            )
             self.down_blocks.append(stage(width_in, width, end))
         for _ in range(settings.mid_blocks):
             self.mid_blocks.append(stage(channels[-1], channels[-1]))
         back = (*reversed(channels), channels[0])
         for index, width in enumerate(back[1:]):
-            end = plain(width) if index == last else Up(width)
+            end = plain(width) if index == last else Resample(
+                ConvUp(width, width, 4, stride=2, padding=1)
+            )
             self.up_blocks.append(stage(2 * back[index], width, end))
         self.final_block = ConvBlock(channels[0], channels[0])
         self.final_proj = Conv(channels[0], outputs, 1)

@@ -345,46 +345,21 @@ class Flow(nn.Module):
         return torch.cat(parts, dim=1)
 
     @torch.no_grad()
-    def mel(
-        self,
-        tokens: Tensor,
-        prompt: VoicePrompt | VoiceState | None = None,
-        *,
-        first: int | None = None,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        temperature: float | None = None,
-        steps: int | None = None,
-    ) -> Tensor:
-        """The log-mel of speech tokens in the prompt's voice, by solving from noise.
-
-        tokens: (1, tokens); first: the number of the first one where they are a part of an
-        utterance; noise: standard normal (1, mel, prompt frames + frames), drawn on the CPU from
-        `generator` when None. Returns (1, mel, frames).
-        """
-        self.check(tokens)
-        voice = prompt if isinstance(prompt, VoiceState) else self.voice_state(prompt)
-        encoded = self.encode(torch.cat((voice.tokens, tokens), dim=1))
-        mu = self.mean(self.stretched(encoded, voice, first), voice.speaker)
-        if noise is None:
-            noise = torch.randn(1, MELS, mu.shape[1], generator=generator)
-        return self._solved(mu, noise, voice, None, temperature, steps)
-
-    @torch.no_grad()
     def mels(
         self, rows: Sequence[Tensor], voice: VoiceState, noises: Sequence[Tensor],
         firsts: Sequence[int | None] | None = None, between: Callable[[], None] = lambda: None,
     ) -> list[Tensor]:  # fmt: skip
-        """The log-mels of several utterances side by side, each as `mel` alone makes it.
+        """The log-mels of utterances in a voice, solved from noise, each as if it were alone.
 
         rows: (tokens,) each; voice: a prepared one only for rows of one length; noises: (mel,
-        prompt frames + frames) each, standard normal; firsts: as `first` of `mel`, None: all are
-        whole; between: done between the solver's steps. Returns (1, mel, frames) each. Padding
-        changes nothing but the order in which numbers are added.
+        prompt frames + frames) each, standard normal; firsts: the number of the first token of
+        each, where it is a part of an utterance, None: all are whole; between: done between the
+        solver's steps. Returns (1, mel, frames) each. Padding changes nothing but the order in
+        which numbers are added. Raises InputError for no tokens, or ids out of range.
         """
         firsts = firsts or [None] * len(rows)
         for row in rows:
-            self.check(row.unsqueeze(0))
+            self.check(row)
         told = [torch.cat((voice.tokens[0], row)) for row in rows]
         encoded = self.encode(pad_sequence(told, batch_first=True), padding_of(told))
         paced = [
@@ -393,42 +368,41 @@ class Flow(nn.Module):
         ]
         valid = padding_of(paced)
         mu = self.mean(pad_sequence(paced, batch_first=True), voice.speaker, valid)
-        noise = pad_sequence([one.T for one in noises], batch_first=True).transpose(1, 2)
-        solved = self._solved(mu, noise, voice, valid, between=between)
+        noise = pad_sequence([one.T for one in noises], batch_first=True)
+        solved = self._solved(mu, noise, voice, valid, between)
         ends = [len(row) - voice.known.shape[1] for row in paced]
         return [row[None, :, :end] for row, end in zip(solved, ends, strict=True)]
 
     def _solved(
-        self, mu: Tensor, noise: Tensor, voice: VoiceState, valid: Tensor | None = None,
-        temperature: float | None = None, steps: int | None = None,
-        between: Callable[[], None] = lambda: None,
+        self, mu: Tensor, noise: Tensor, voice: VoiceState, valid: Tensor | None,
+        between: Callable[[], None],
     ) -> Tensor:  # fmt: skip
-        """mu: (rows, frames, mel), the prompt's first; noise: (rows, mel, frames); valid: (rows,
-        frames), None for all. Returns (rows, mel, frames without the prompt's)."""
+        """mu, noise: (rows, frames, mel), the prompt's first; valid: (rows, frames), None for all.
+        Returns (rows, mel, frames without the prompt's)."""
         settings, prompt_frames = self.settings, voice.known.shape[1]
-        heat = settings.temperature if temperature is None else temperature
         known = F.pad(voice.known.to(mu.dtype), (0, 0, 0, mu.shape[1] - prompt_frames))
         extends, skip = None, 0
         if voice.cache is not None:
             extends, skip = list(map(extending, voice.cache.steps)), voice.cache.frames
-            if len(extends) != (steps or settings.steps):
+            if len(extends) != settings.steps:
                 raise InputError(
-                    f"a voice prepared for {len(extends)} steps, not {steps or settings.steps}; "
+                    f"a voice prepared for {len(extends)} steps, not {settings.steps}; "
                     "prepare it again"
                 )
+        start = self.start(mu, noise.to(mu.device) * settings.temperature)
         solved = self.decoder.solve(
-            self.start(mu, noise.to(mu.device).transpose(1, 2) * heat)[:, skip:], mu[:, skip:],
+            start[:, skip:], mu[:, skip:],
             voice.speaker.expand(len(mu), -1), known.expand(len(mu), -1, -1)[:, skip:],
-            solver_times(steps or settings.steps, settings.spacing), settings.guidance, valid,
-            extends, between,
+            solver_times(settings.steps, settings.spacing), settings.guidance, valid, extends,
+            between,
         )  # fmt: skip
         target = solved[:, prompt_frames - skip :]
         return (target * settings.mel_scale + settings.mel_mean).transpose(1, 2)
 
     def check(self, tokens: Tensor) -> None:
-        """Refuse what has no mel: no tokens, or ids that the codebook does not hold."""
-        if tokens.dim() != 2 or tokens.shape[0] != 1 or tokens.shape[1] == 0:
-            raise InputError(f"speech tokens of shape {tuple(tokens.shape)}: need (1, 1 or more)")
+        """Refuse (tokens,) that have no mel: none, or ids that the codebook does not hold."""
+        if not tokens.numel():
+            raise InputError("no speech tokens: need 1 or more")
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.settings.codes:
             raise InputError(

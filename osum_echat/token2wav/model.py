@@ -24,9 +24,7 @@ from osum_echat.token2wav.hift import Hift, HiftSettings, fold
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
 from osum_echat.token2wav.piece_solver import PieceSolver
 from osum_echat.token2wav.streaming import (
-    Generators,
     MelStream,
-    Piece,
     StreamSettings,
     WaveStream,
     generators,
@@ -139,14 +137,14 @@ class Token2Wav(nn.Module):
         ))  # fmt: skip
         voice = files.get(VOICE_FILE)
         absent = VoicePrompt.absent(torch.zeros(1, settings.flow.speaker_width))
-        made = _empty(settings, absent if voice is None else VoicePrompt.read(voice))
+        made = _empty(settings, absent if voice is None else VoicePrompt.load(voice))
         made.flow.check_voice(made.voice, str(voice))
         sizes = "" if SETTINGS_FILE in files else f" (no {SETTINGS_FILE}: the published sizes)"
         weights.fill(made.flow, flow, f"{flow_file}{sizes}")
         weights.fill(made.vocoder, vocoder, f"{vocoder_file}{sizes}")
         for name, file in files.items():
             if style := STYLE_FILE.fullmatch(name):
-                made.styles[style[1]] = VoicePrompt.read(file)
+                made.styles[style[1]] = VoicePrompt.load(file)
                 made.flow.check_voice(made.styles[style[1]], str(file))
         made.source, made.dtype, made.has_voice = source, dtype, voice is not None
         return made.to(device).eval() if device is not None else made.eval()
@@ -164,17 +162,12 @@ class Token2Wav(nn.Module):
         Returns (samples,) float32 on the CPU, at 22.05 kHz. Raises InputError for no tokens or ids
         out of range.
         """
-        drawn = generators(seed)
-        with devices.autocast(self.device, self.dtype):
-            mel, _ = self._mel_stream(voice, drawn, StreamSettings()).solve(
-                Piece(tokens, 0, 0, len(tokens), is_last=True)
-            )
-        return whole_wave(self.vocoder, mel, drawn.source)[0].float().cpu()
+        return self.many([tokens], voice, [seed])[0]
 
     def many(
         self,
         lists: Sequence[list[int]],
-        voice: VoicePrompt | None = None,
+        voice: VoicePrompt | VoiceState | None = None,
         seeds: Sequence[int | None] | None = None,
         most_frames: int | None = None,
     ) -> list[Tensor]:
@@ -185,10 +178,13 @@ class Token2Wav(nn.Module):
         by itself gives, but for the order in which numbers are added. Raises InputError as a call
         does.
         """
+        drawn = [generators(seed) for seed in seeds or [None] * len(lists)]
+        with devices.autocast(self.device, self.dtype):
+            state = self._state(voice)
         if most_frames is None:
             most_frames = 0 if self.device.type == "cpu" else CARD_FRAMES
-        drawn = [generators(seed) for seed in seeds or [None] * len(lists)]
-        state = self.flow.voice_state(voice or self.voice)
+        if state.cache is not None:             # which goes with rows of one length only
+            most_frames = 0
         prompt_frames, rate = state.known.shape[1], self.settings.flow.tokens_per_s
         lengths = [prompt_frames + frames_for(len(tokens), rate) for tokens in lists]
         made: dict[int, Tensor] = {}
@@ -221,7 +217,8 @@ class Token2Wav(nn.Module):
         settings = settings or StreamSettings()
         drawn = generators(seed)
         with devices.autocast(self.device, self.dtype):
-            mels = self._mel_stream(voice, drawn, settings)
+            state = self._state(voice, settings.prompt_tokens)
+        mels = MelStream(self.flow, state, drawn, settings.fade_frames, self.solver)
         waves = WaveStream(self.vocoder, drawn.source, WAVE_FADE_FRAMES)
         ends = 0.0                              # the monotonic second at which the sound runs out
         for piece in pieces(tokens, settings):
@@ -248,16 +245,15 @@ class Token2Wav(nn.Module):
     def device(self) -> torch.device:
         return self.flow.input_embedding.weight.device
 
-    def _mel_stream(
-        self, voice: VoicePrompt | VoiceState | None, drawn: Generators, settings: StreamSettings
-    ) -> MelStream:
+    def _state(
+        self, voice: VoicePrompt | VoiceState | None, most_tokens: int | None = None
+    ) -> VoiceState:
         if isinstance(voice, VoiceState):
-            state = voice
-        elif settings.prompt_tokens is None and id(voice or self.voice) in self.prepared:
-            state = self.prepared[id(voice or self.voice)]
-        else:
-            state = self.flow.voice_state(voice or self.voice, settings.prompt_tokens)
-        return MelStream(self.flow, state, drawn, settings.fade_frames, self.solver)
+            return voice
+        voice = voice or self.voice
+        if most_tokens is None and id(voice) in self.prepared:
+            return self.prepared[id(voice)]
+        return self.flow.voice_state(voice, most_tokens)
 
     def in_voice(self, voice: VoicePrompt) -> "Token2Wav":
         """The same networks, in memory once, with another voice of their own."""

@@ -52,8 +52,9 @@ class PieceSolver:
     def mel(
         self, tokens: Tensor, voice: VoiceState, first: int | None, noise: Tensor, due: float
     ) -> Tensor:
-        """As `Flow.mel` of one row, (1, mel, frames); due: the monotonic second it is needed at."""
-        job = _Job(tokens[0], voice, first, noise[0], due)
+        """As `Flow.mels` of one row, (1, mel, frames); due: the monotonic second it is needed at.
+        """
+        job = _Job(tokens, voice, first, noise, due)
         with self._changed:
             self._waiting.append(job)
             self._changed.notify()

@@ -151,19 +151,19 @@ class MelStream:
         how many are the piece's own. due: the monotonic second at which its sound is needed.
         Raises InputError for ids out of range, or no tokens."""
         rate = self.flow.settings.tokens_per_s
-        ids = torch.tensor([piece.tokens], dtype=torch.long, device=self.voice.tokens.device)
+        ids = torch.tensor(piece.tokens, dtype=torch.long, device=self.voice.tokens.device)
         self.flow.check(ids)
         first, start, stop, end = (
             frames_for(number, rate)
             for number in (piece.first, piece.start, piece.stop, piece.first + len(piece.tokens))
         )
-        noise = torch.cat((self.prompt_noise, self.noise.take(first, end))).T.unsqueeze(0)
+        noise = torch.cat((self.prompt_noise, self.noise.take(first, end))).T
         place = None if piece.is_whole else piece.first
         if self.solver is None:
-            mel = self.flow.mel(ids, self.voice, first=place, noise=noise).float()
+            (mel,) = self.flow.mels([ids], self.voice, [noise], [place])
         else:
-            mel = self.solver.mel(ids, self.voice, place, noise, due).float()
-        mel = mel[:, :, start - first :]
+            mel = self.solver.mel(ids, self.voice, place, noise, due)
+        mel = mel.float()[:, :, start - first :]
         if self.guess is not None:
             mel = blended(self.guess, mel, 2)
         self.guess = mel[:, :, stop - start :][:, :, : self.fade_frames]

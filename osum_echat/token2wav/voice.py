@@ -76,13 +76,9 @@ class VoicePrompt:
         write_safetensors_file(Path(path), tensors)
 
     @classmethod
-    def load(cls, path: str | Path) -> "VoicePrompt":
+    def load(cls, file: str | Path | TarMember) -> "VoicePrompt":
         """A saved voice. Raises CheckpointError for what is none."""
-        return cls.read(Path(path))
-
-    @classmethod
-    def read(cls, file: Path | TarMember) -> "VoicePrompt":
-        """As `load`, also from a tar."""
+        file = file if isinstance(file, TarMember) else Path(file)
         with opened(file) as stream:
             data = stream.read(LARGEST_VOICE_BYTES + 1)
         if len(data) > LARGEST_VOICE_BYTES:
@@ -104,26 +100,11 @@ class VoicePrompt:
 
 @cache
 def mel_basis(highest_hz: float = HIGHEST_HZ) -> Tensor:
-    """Triangles on the Slaney scale with Slaney's area norm: (80, 513), for 22.05 kHz."""
-    linear_hz, break_hz, log_step = 200.0 / 3, 1000.0, np.log(6.4) / 27.0
-
-    def to_mel(hz: float) -> float:
-        if hz < break_hz:
-            return hz / linear_hz
-        return float(break_hz / linear_hz + np.log(hz / break_hz) / log_step)
-
-    marks = np.linspace(0.0, to_mel(highest_hz), MELS + 2)
-    above = break_hz * np.exp(log_step * (marks - break_hz / linear_hz))
-    edges = np.where(marks >= break_hz / linear_hz, above, linear_hz * marks)
-    bins = np.fft.rfftfreq(WINDOW_SAMPLES, 1.0 / SAMPLE_RATE_HZ)
-    ramps, gaps = edges[:, None] - bins, np.diff(edges)
-    rising, falling = -ramps[:-2] / gaps[:-1, None], ramps[2:] / gaps[1:, None]
-    basis = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
-    basis *= (2.0 / (edges[2:] - edges[:-2]))[:, None]
-    return torch.from_numpy(basis)
+    """The bank of filters of `prompt_mel`: (80, 513)."""
+    return audio.mel_bank(MELS, SAMPLE_RATE_HZ, WINDOW_SAMPLES, highest_hz).T.contiguous()
 
 
-def prompt_mel(samples: Tensor, highest_hz: float = HIGHEST_HZ) -> Tensor:
+def prompt_mel(samples: Tensor) -> Tensor:
     """The log-mel of 22.05 kHz samples (samples,): (1, samples // 256, 80), natural log."""
     pad = (WINDOW_SAMPLES - HOP_SAMPLES) // 2
     if samples.numel() <= pad:
@@ -134,7 +115,7 @@ def prompt_mel(samples: Tensor, highest_hz: float = HIGHEST_HZ) -> Tensor:
         padded, WINDOW_SAMPLES, HOP_SAMPLES, window=window, center=False, return_complex=True
     )
     level = torch.sqrt(torch.view_as_real(spectrum).square().sum(-1) + 1e-9)
-    mel = mel_basis(highest_hz).to(samples.device) @ level
+    mel = mel_basis().to(samples.device) @ level
     return mel.clamp(min=LEAST_LEVEL).log().transpose(1, 2)
 
 

@@ -9,7 +9,7 @@ import torch
 from osum_echat.errors import InputError
 from osum_echat.generation import decoder
 from osum_echat.generation.batch_engine import MOST_AHEAD, BatchEngine
-from osum_echat.generation.decoder import Answer, Limits
+from osum_echat.generation.decoder import Answer, Limits, Token
 from osum_echat.generation.sampling import Sampling
 from osum_echat.tasks import TASKS
 from tests.tiny_network import VOCAB, network, row
@@ -23,6 +23,11 @@ def answer_to(name: str, tokens: int = 40) -> Answer:
 
 def prompts(model, names=NAMES) -> list[torch.Tensor]:
     return decoder.embed_prompts(model, [row(name, answered=False) for name in names], VOCAB)
+
+
+def by_itself(engine: BatchEngine, prompt: torch.Tensor, answer: Answer) -> list[Token]:
+    """What the loop of one caller says."""
+    return [token for _, token in decoder.decode(engine.model, [prompt], [answer])]
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ def test_callers_get_the_tokens_that_they_would_get_alone(engine, monkeypatch, p
     alone = []
     for prompt, name, length in zip(given, NAMES, lengths, strict=True):
         answer = answer_to(name, length)
-        alone.append((list(decoder.stream(engine.model, prompt, answer)), answer))
+        alone.append((by_itself(engine, prompt, answer), answer))
     answers = [answer_to(name, length) for name, length in zip(NAMES, lengths, strict=True)]
     with ThreadPoolExecutor(len(given)) as pool:
         found = list(pool.map(lambda one: list(engine.decode(*one)),
@@ -61,7 +66,7 @@ def test_more_callers_than_rows_wait_for_their_turn():
 
 def test_what_a_prompt_begins_with_may_be_read_ahead(engine):
     (prompt,) = prompts(engine.model, ("s2s",))
-    wanted = list(decoder.stream(engine.model, prompt, answer_to("s2s")))
+    wanted = by_itself(engine, prompt, answer_to("s2s"))
     other = prompt[: len(prompt) // 2].clone()
     other[-1] += 1.0
     for start in (prompt[:3], prompt[: len(prompt) // 3], other, prompt):
@@ -89,7 +94,7 @@ def test_one_that_leaves_or_fails_harms_no_other(engine):
             raise InputError("a rule that fails")
 
     given = prompts(engine.model, ("t2t", "t2t", "t2t"))
-    wanted = list(decoder.stream(engine.model, given[0], answer_to("t2t", 60)))
+    wanted = by_itself(engine, given[0], answer_to("t2t", 60))
     leaving = engine.decode(given[1], answer_to("t2t", 60))
     steady = engine.decode(given[0], answer_to("t2t", 60))
     tokens = [next(steady)]
@@ -117,7 +122,7 @@ def test_an_empty_batch_begins_again(engine, caplog):
     for _ in range(3):
         for prompt in given:
             answer = answer_to("t2t", 30)
-            wanted = list(decoder.stream(engine.model, prompt, answer_to("t2t", 30)))
+            wanted = by_itself(engine, prompt, answer_to("t2t", 30))
             assert list(engine.decode(prompt, answer)) == wanted
     engine.close()
     assert not caplog.records and engine._rows.tokens == 0

@@ -50,7 +50,7 @@ def answer_to(name: str, **options) -> Answer:
 
 def started(model, name: str, answer: Answer, interrupt=None):
     (prompt,) = decoder.embed_prompts(model, [row(name, answered=False)], VOCAB)
-    return decoder.stream(model, prompt, answer, interrupt)
+    return (token for _, token in decoder.decode(model, [prompt], [answer], interrupt))
 
 
 def run(model, name: str, interrupt=None, **options) -> tuple[list[Token], str]:

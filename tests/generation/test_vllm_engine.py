@@ -54,7 +54,8 @@ def prompts(model, names=NAMES) -> list[torch.Tensor]:
 
 def alone(model, prompt, answer: Answer) -> tuple[list[Token], str]:
     """By our own loop."""
-    return list(decoder.stream(model, prompt, answer)), answer.stopped_by
+    tokens = [token for _, token in decoder.decode(model, [prompt], [answer])]
+    return tokens, answer.stopped_by
 
 
 @pytest.fixture(scope="module")

@@ -388,7 +388,7 @@ class GreedyRun:
             return [*found, not_compared(f"{name} ids", reason)]
         limits = decoder.Limits(record["limit_tokens"], record["limit_tokens"])
         answer = decoder.Answer(task, fixture.vocab, sampling, rules, limits)
-        ids = [token.id for token in decoder.stream(fixture.network, prompt, answer)]
+        ids = [token.id for _, token in decoder.decode(fixture.network, [prompt], [answer])]
         return [*found, exact(f"{name} ids", ids, record["ids"])]
 
     def steps(self, name: str, has_text: bool, sampling: Sampling, rules: list[Rule]) -> list[Row]:

@@ -86,7 +86,7 @@ def test_a_fixture_of_other_sizes_is_read_by_its_config(tmp_path: Path):
               "z": torch.randn(1, 80, 6)}  # fmt: skip
     told = (arrays[name] for name in ("prompt_token", "prompt_feat", "embedding"))
     voice = token2wav.VoicePrompt(*told)
-    arrays["mel"] = flow.mel(arrays["token"], voice, noise=arrays["z"])
+    arrays["mel"] = token2wav.mel_of(flow, arrays["token"], voice, arrays["z"])
     arrays["spk"] = flow.speaker(arrays["embedding"]).detach()
     np.savez(tmp_path / "flow_a.npz", **{key: value.numpy() for key, value in arrays.items()})
     assert [row.name for row in compared(tmp_path) if row.status == "ok"] == [

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from osum_echat import weights
 from osum_echat.errors import CheckpointError
 from osum_echat.settings import parse, read_mapping
-from osum_echat.token2wav.flow import Draws, Flow, FlowSettings, solver_times, speaker_width
+from osum_echat.token2wav.flow import (
+    Draws,
+    Flow,
+    FlowSettings,
+    frames_for,
+    solver_times,
+    speaker_width,
+)
 from osum_echat.token2wav.hift import Hift, HiftSettings, fold
 from osum_echat.token2wav.layers import stretch
 from osum_echat.token2wav.voice import VoicePrompt
@@ -177,6 +184,16 @@ def _prompt(arrays: Arrays) -> VoicePrompt:
     return VoicePrompt(arrays["prompt_token"], arrays["prompt_feat"], arrays["embedding"])
 
 
+def mel_of(
+    flow: Flow, tokens: Tensor, voice: VoicePrompt | None = None, noise: Tensor | None = None
+) -> Tensor:
+    """The log-mel (1, mel, frames) of one utterance; tokens: (1, tokens); noise: None is zeros."""
+    state = flow.voice_state(voice)
+    frames = state.known.shape[1] + frames_for(tokens.shape[1], flow.settings.tokens_per_s)
+    noise = torch.zeros(1, 80, frames) if noise is None else noise
+    return flow.mels([*tokens], state, [*noise])[0]
+
+
 def _estimator_modules(flow: Flow) -> dict[str, nn.Module]:
     """The parts of the estimator by the names of the stored arrays."""
     unet = flow.decoder.estimator
@@ -204,7 +221,7 @@ def _flow_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]
     modules |= {f"enc_layer{index}": layer for index, layer in enumerate(flow.encoder.encoders)}
     modules |= {f"step4_{name}": part for name, part in _estimator_modules(flow).items()}
     with taps(modules) as calls:
-        mel = flow.mel(arrays["token"], _prompt(arrays), noise=arrays["z"])
+        mel = mel_of(flow, arrays["token"], _prompt(arrays), arrays["z"])
     ours: dict[str, Any] = {
         name: (found[0][1], STEP)
         for name, found in calls.items() if name.startswith(("enc", "spk"))
@@ -340,7 +357,7 @@ def _pipeline_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, 
         return dict.fromkeys(arrays, STREAMING)
     if networks.flow is None or networks.hift is None:
         return dict.fromkeys(arrays, "needs flow.pt and hift.pt")
-    mel = networks.flow.mel(arrays["source_token"], _prompt(arrays), noise=arrays["c0_z"])
+    mel = mel_of(networks.flow, arrays["source_token"], _prompt(arrays), arrays["c0_z"])
     speed = float(arrays["speed"])
     heard = mel if speed == 1.0 else at_speed(mel, speed)
     with torch.no_grad():

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from osum_echat.errors import InputError
 from osum_echat.token2wav.flow import draw, frames_for
 from osum_echat.token2wav.voice import VoicePrompt
+from tests.parity.token2wav import mel_of
 from tests.token2wav.tiny_flow import CODES, FLOW, tiny_flow
 
 TOKENS = torch.arange(9).view(1, -1)
@@ -27,19 +27,13 @@ def test_frames_follow_the_tokens_without_drift():
 @pytest.mark.parametrize("count", [1, 2, 40, 41])
 def test_every_length_gives_its_frames(count: int):
     tokens = torch.zeros(1, count, dtype=torch.long)
-    assert tiny_flow().mel(tokens).shape == (1, 80, frames_for(count, 25))
-
-
-@pytest.mark.parametrize("token", [-1, CODES])
-def test_a_token_outside_the_codebook_is_refused(token: int):
-    with pytest.raises(InputError, match=f"speech token {token}: the flow knows 0 to {CODES - 1}"):
-        tiny_flow().mel(torch.tensor([[3, token]]))
+    assert mel_of(tiny_flow(), tokens).shape == (1, 80, frames_for(count, 25))
 
 
 @pytest.mark.parametrize("prompt", [voice(5, 17), voice(4, 0), voice(0, 0)])
 def test_a_prompt_changes_the_sound_but_not_the_length(prompt: VoicePrompt):
     flow = tiny_flow()
-    plain, led = flow.mel(TOKENS, temperature=0.0), flow.mel(TOKENS, prompt, temperature=0.0)
+    plain, led = mel_of(flow, TOKENS), mel_of(flow, TOKENS, prompt)
     assert plain.shape == led.shape
     assert not torch.equal(plain, led)
 
@@ -55,14 +49,6 @@ def test_normalisation_reaches_the_loss():
     assert scaled.mu.item() == pytest.approx(normal.mu.item(), rel=1e-4)
 
 
-def test_padding_does_not_change_the_encoder():
-    flow = tiny_flow()
-    alone = flow.encode(TOKENS)
-    padded = torch.cat((TOKENS, torch.full((1, 4), 7)), dim=1)
-    valid = torch.arange(13).view(1, -1) < 9
-    assert torch.allclose(flow.encode(padded, valid)[:, :9], alone, atol=1e-5)
-
-
 @pytest.mark.parametrize("prompt", [voice(5, 17), voice(0, 0)])
 def test_rows_solved_side_by_side_are_as_if_each_were_alone(prompt: VoicePrompt):
     flow, drawn = tiny_flow(), torch.Generator().manual_seed(0)
@@ -71,24 +57,10 @@ def test_rows_solved_side_by_side_are_as_if_each_were_alone(prompt: VoicePrompt)
     lengths = [state.known.shape[1] + frames_for(len(row), 25) for row in rows]
     noises = [torch.randn(80, length, generator=drawn) for length in lengths]
     alone = [
-        flow.mel(row[None], state, noise=noise[None])
-        for row, noise in zip(rows, noises, strict=True)
+        flow.mels([row], state, [noise])[0] for row, noise in zip(rows, noises, strict=True)
     ]
     for one, other in zip(flow.mels(rows, state, noises), alone, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
-
-
-def test_padding_does_not_weigh_in_the_loss():
-    flow = tiny_flow()
-    mel = torch.randn(1, 31, 80)
-    draws = draw(torch.tensor([20]), 31, torch.Generator().manual_seed(0))
-    lengths = {"token_lengths": torch.tensor([6]), "mel_lengths": torch.tensor([20])}
-    changed = mel.clone()
-    changed[:, 20:] += 5
-    first, second = (
-        flow.loss(TOKENS, one, torch.zeros(1, 192), draws, **lengths).mu for one in (mel, changed)
-    )
-    assert first == second
 
 
 def test_draws_keep_their_shares_and_limits():
@@ -106,13 +78,13 @@ def test_a_flow_that_starts_at_the_mean_stays_there_where_nothing_moves_it():
     torch.nn.init.zeros_(flow.decoder.estimator.final_proj.weight)
     torch.nn.init.zeros_(flow.decoder.estimator.final_proj.bias)
     tokens = torch.arange(30)[None] % CODES
-    quiet = flow.mel(tokens, temperature=0.0)
+    quiet = mel_of(flow, tokens)
     speaker = torch.zeros(1, FLOW.speaker_width)
     speaker[0, 0] = 1.0
-    other = flow.mel(tokens, VoicePrompt.absent(speaker), temperature=0.0)
-    assert not torch.allclose(quiet, other)     # the mean knows who speaks
+    # The mean knows who speaks.
+    assert not torch.allclose(quiet, mel_of(flow, tokens, VoicePrompt.absent(speaker)))
     noise = torch.randn(1, 80, quiet.shape[2])
-    moved = flow.mel(tokens, noise=noise, temperature=1.0) - quiet
+    moved = mel_of(flow, tokens, None, noise) - quiet
     assert torch.allclose(moved, 0.5 * FLOW.mel_scale * noise, atol=1e-5)
 
 
