@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 from osum_echat.errors import InputError, OsumError
+from osum_echat.evaluation import __main__ as door
 from osum_echat.evaluation.runner import Model
 from osum_echat.inference.reply import AudioPiece, Done, Reply, TextPiece, Timings
 from osum_echat.records import Labels, Utterance
@@ -117,7 +118,11 @@ def write_queries(folder: Path, names: tuple[str, ...] = ("q0", "q1", "q2", "q3"
 
 def arguments(command: str, data: Path, out: Path, *more: str) -> Any:
     """Parsed options of a suite."""
-    from osum_echat.evaluation import __main__ as door
+    return door.parser().parse_args([command, "--data", str(data), "--out", str(out), *more])
 
-    argv = [command, "--data", str(data), "--out", str(out), *more]
-    return door.parser().parse_args(argv)
+
+def scored(suite: str, data: Path, out: Path, assistant: Spoken, *more: str) -> dict[str, Any]:
+    """Run a suite. Returns its scores.json."""
+    door.run_suite(suite, arguments(suite, data, out, *more), model(assistant))
+    found: dict[str, Any] = json.loads((out / "scores.json").read_text())
+    return found

@@ -6,17 +6,21 @@ from pathlib import Path
 import pytest
 
 from osum_echat.errors import InputError
-from osum_echat.evaluation.__main__ import run_suite
 from osum_echat.evaluation.echat_eval import malformed, read
 from osum_echat.records import Labels
 from tests.evaluation.judge_server import scores as judged_scores
 from tests.evaluation.judge_server import serving
-from tests.evaluation.spoken import LABELS, Spoken, arguments, model, write_queries, write_wav
+from tests.evaluation.spoken import LABELS, Spoken, scored, write_queries, write_wav
 
 
 def run(data, out, assistant, *more):
-    run_suite("echat_eval", arguments("echat_eval", data, out, *more), model(assistant))
-    return json.loads((out / "scores.json").read_text())
+    return scored("echat_eval", data, out, assistant, *more)
+
+
+def run_judged(data, out, *more):
+    """By a chat judge."""
+    return run(data, out, Spoken(), "--judge", "chat", "--judge-model", "judge-x", "--judge-seed",
+               "3", "--thinking", "label", *more)  # fmt: skip
 
 
 def test_both_kinds_of_thought_are_asked_and_stand_in_one_table(tmp_path):
@@ -35,14 +39,11 @@ def test_a_chat_judge_sees_words_labels_reply_and_the_emotion_heard(tmp_path, mo
     with serving(lambda body: [500, judged_scores(80)]) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         monkeypatch.setattr("time.sleep", lambda seconds: None)
-        found = run(write_queries(tmp_path / "d"), tmp_path / "out", Spoken(), "--judge", "chat",
-                    "--judge-model", "judge-x", "--judge-seed", "3", "--thinking", "label",
-                    "--judge-prices", "1", "1")  # fmt: skip
-        requests = len(server.requests)
-        assert requests == 8
-        run(tmp_path / "d" / "queries.jsonl", tmp_path / "out", Spoken(), "--judge", "chat",
-            "--judge-model", "judge-x", "--judge-seed", "3", "--thinking", "label")  # fmt: skip
-        assert len(server.requests) == requests
+        data, out = write_queries(tmp_path / "d"), tmp_path / "out"
+        found = run_judged(data, out, "--judge-prices", "1", "1")
+        assert len(server.requests) == 8
+        run_judged(data, out)
+        assert len(server.requests) == 8
     shown = server.requests[0]["messages"][1]["content"]
     assert "Bless you, little one." in shown and "emotion SAD" in shown and "I lost kite" in shown
     assert "Emotion heard in the reply>not known" not in shown
@@ -58,28 +59,12 @@ def test_replies_without_a_verdict_are_listed_and_in_no_mean(tmp_path, monkeypat
 
     with serving(plan) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        found = run(write_queries(tmp_path / "d"), tmp_path / "out", Spoken(), "--judge", "chat",
-                    "--judge-model", "judge-x", "--thinking", "label")  # fmt: skip
+        found = run_judged(write_queries(tmp_path / "d"), tmp_path / "out")
     assert found["measures"]["label/all"]["count"] == 3
     assert found["measures"]["label/all"]["value"] == 60
     assert set(found["details"]["judge failed"]) == {"q1/label"}
     assert found["details"]["judge"]["unparsable"] == 3
     assert "Replies without a verdict" in (tmp_path / "out" / "report.html").read_text()
-
-
-def test_a_turn_with_history_is_asked_once_without_thinking(tmp_path):
-    folder = tmp_path / "d"
-    turns = [{"role": "user", "audio": "a.wav", "text": "I have a cat"},
-             {"role": "assistant", "text": "What is it called?"},
-             {"role": "user", "audio": "b.wav", "text": "Guess", "emotion": "happy"}]  # fmt: skip
-    for name in "ab":
-        write_wav(folder / f"{name}.wav")
-    (folder / "talk.jsonl").write_text(json.dumps({"id": "t", "turns": turns}) + "\n")
-    assistant = Spoken()
-    found = run(folder / "talk.jsonl", tmp_path / "out", assistant)["measures"]
-    asked = [one for one in assistant.asked if one["task"] == "s2s"]
-    assert len(asked) == 1 and asked[0]["source"].history[0].reply_text == "What is it called?"
-    assert found["none/multi-turn"]["count"] == 1
 
 
 def test_the_own_model_can_hear_the_emotion_and_is_named(tmp_path):
@@ -128,17 +113,25 @@ def test_echat_style_reads_labels_wherever_they_stand(tmp_path):
     assert third.labels == Labels(emotion="ANGER", event="COUGH")
 
 
-def test_humdial_style_answers_the_last_user_turn(tmp_path):
+def test_humdial_style_asks_the_last_user_turn_once_without_thinking(tmp_path):
     turns = [
         {"role": "user", "audio": "1.wav", "text": "one", "emotion": "sad"},
         {"role": "assistant", "text": "first answer", "audio": "r1.wav"},
         {"role": "user", "audio": "2.wav", "text": "two", "emotion": "happy"},
         {"role": "assistant", "text": "the reference, not shown"},
     ]
-    (item,), _ = read(write(tmp_path, {"id": "d", "turns": turns}))
+    data = write(tmp_path, {"id": "d", "turns": turns})
+    (item,), _ = read(data)
     assert (item.category, item.transcript, item.labels.emotion) == ("multi-turn", "two", "HAPPY")
     assert [(turn.text, turn.reply_text) for turn in item.earlier] == [("one", "first answer")]
     assert item.earlier_replies == (tmp_path / "r1.wav",)
+    for name in ("1", "2", "r1"):
+        write_wav(tmp_path / f"{name}.wav")
+    assistant = Spoken()
+    found = run(data, tmp_path / "out", assistant)["measures"]
+    asked = [one for one in assistant.asked if one["task"] == "s2s"]
+    assert len(asked) == 1 and asked[0]["source"].history[0].reply_text == "first answer"
+    assert found["none/multi-turn"]["count"] == 1
 
 
 def test_the_tiny_world_gives_every_category(tmp_path):

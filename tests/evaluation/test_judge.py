@@ -79,21 +79,6 @@ def test_an_item_that_never_parses_is_failed_and_not_asked_for_ever(tmp_path):
         assert len(server.requests) == 3
 
 
-def test_faults_of_the_network_fail_their_item_only_and_a_restart_mends_it(tmp_path):
-    faults = {0: [500], 1: ["drop"], 2: ["late", "late", scores(50)], 3: [429, scores(40)]}
-    with serving(lambda body: faults[number_of(body)]) as server:
-        judged = judge(server.url)(exhibits(), tmp_path)
-        assert set(judged.failed) == {"item-0", "item-1"}
-        assert {key: one.overall for key, one in judged.verdicts.items()} == {
-            "item-2": 50, "item-3": 40,
-        }  # fmt: skip
-        before = len(server.requests)
-        server.plan = lambda body: [scores(90)]
-        judged = judge(server.url)(exhibits(), tmp_path)
-        assert len(server.requests) == before + 2
-    assert not judged.failed and judged.verdicts["item-0"].overall == 90
-
-
 def test_several_answers_are_averaged_and_missing_ones_asked_for(tmp_path):
     with serving(lambda body: [[scores(20), BROKEN, scores(40)], [scores(90)]]) as server:
         judged = judge(server.url, n=3)(exhibits(1), tmp_path)
@@ -113,13 +98,17 @@ def test_the_request_holds_all_that_was_set_and_the_key_goes_in_the_header(tmp_p
 
 
 @pytest.mark.parametrize("fault", [429, 500, 503, "drop", "late", "not json"])
-def test_a_passing_fault_is_tried_again_and_one_that_stays_fails_its_item(tmp_path, fault):
-    with serving(lambda body: [fault, fault, scores(70)]) as server:
-        judged = judge(server.url)(exhibits(1), tmp_path)
-        assert judged.verdicts["item-0"].overall == 70 and len(server.requests) == 3
-        server.plan = lambda body: [fault]
-        lost = judge(server.url, seed=1)(exhibits(1), tmp_path)
-        assert "no answer in 3 tries" in lost.failed["item-0"] and len(server.requests) == 6
+def test_a_fault_that_stays_fails_its_item_only_and_a_restart_mends_it(tmp_path, fault):
+    plans = ([fault, fault, scores(70)], [fault])
+    with serving(lambda body: plans[number_of(body)]) as server:
+        judged = judge(server.url)(exhibits(2), tmp_path)
+        assert judged.verdicts["item-0"].overall == 70 and len(server.requests) == 6
+        assert list(judged.failed) == ["item-1"]
+        assert "no answer in 3 tries" in judged.failed["item-1"]
+        server.plan = lambda body: [scores(90)]
+        judged = judge(server.url)(exhibits(2), tmp_path)
+        assert [one.overall for one in judged.verdicts.values()] == [70, 90]
+        assert len(server.requests) == 7
 
 
 @pytest.mark.parametrize("status", [302, 400, 401, 403, 404])
@@ -137,17 +126,9 @@ def test_openais_own_address_needs_a_key(monkeypatch):
         judge("https://api.openai.com/v1")
 
 
-def exhibit(transcript: str = "I lost my kite", **more) -> Exhibit:
-    return Exhibit("k", "multi", transcript, Labels(age="CHILD", emotion="SAD", event="OTHER"),
-                   "Oh no.", "SAD", **more)  # fmt: skip
-
-
-def told(**more) -> str:
-    return "\n".join(one["content"] for one in RUBRIC.messages(exhibit(**more)))
-
-
 def test_a_chinese_query_is_asked_about_in_chinese():
-    text = told(transcript="我的风筝丢了")
+    asked = Exhibit("k", "multi", "我的风筝丢了", Labels(emotion="SAD"), "Oh no.", "SAD")
+    text = "\n".join(one["content"] for one in RUBRIC.messages(asked))
     assert "回复" in text and "You judge" not in text
 
 

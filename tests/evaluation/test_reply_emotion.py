@@ -8,15 +8,8 @@ import torch
 
 from common_utils.tiny_world.manner import STYLES
 from osum_echat.errors import InputError
-from osum_echat.evaluation.reply_emotion import (
-    MANNERS,
-    PROTOTYPES,
-    RATE_HZ,
-    Acoustic,
-    Delivery,
-    delivery,
-    read_neutral,
-)  # fmt: skip
+from osum_echat.evaluation import reply_emotion
+from osum_echat.evaluation.reply_emotion import RATE_HZ, Acoustic, Delivery, delivery, read_neutral
 from tests.evaluation import spoken
 
 NEUTRAL = Delivery(pitch_hz=150.0, letters_per_s=14.0, level_db=-25.0, range_semitones=5.0)
@@ -43,8 +36,9 @@ def test_each_manner_is_told_by_its_shifts(found, label):
 
 
 def test_every_manner_of_the_reply_voice_stands_for_a_label_that_can_be_told():
-    assert set(MANNERS) == set(STYLES)
-    assert set(MANNERS.values()) <= {label for label, _ in PROTOTYPES}
+    assert set(reply_emotion.MANNERS) == set(STYLES)
+    told = {label for label, _ in reply_emotion.PROTOTYPES}
+    assert set(reply_emotion.MANNERS.values()) <= told
 
 
 def speaker(wave):

@@ -11,21 +11,10 @@ import pytest
 from osum_echat.errors import InputError
 from osum_echat.evaluation import __main__ as door
 from osum_echat.evaluation import listening_test, report
-from osum_echat.evaluation.__main__ import run_suite
-from osum_echat.evaluation.report import (
-    Bars,
-    Clip,
-    Matrix,
-    Measure,
-    Page,
-    Players,
-    Stack,
-    Table,
-    Words,
-)  # fmt: skip
+from osum_echat.evaluation.report import Bars, Clip, Matrix, Measure, Page, Players, Stack, Table
 from osum_echat.metrics import Confusion
 from tests.browsing import chromium
-from tests.evaluation.spoken import Spoken, arguments, model, write_queries, write_wav
+from tests.evaluation.spoken import Spoken, scored, write_queries, write_wav
 
 EVIL = '<script>alert(1)</script>"&'
 MEASURE = Measure(50.0, "%", 4, 40.0, 60.0)
@@ -35,7 +24,7 @@ def page(tmp_path, text: str = "hello") -> Page:
     wav = write_wav(tmp_path / "a.wav")
     confusion = Confusion.of([("SAD", "SAD"), ("SAD", "HAPPY"), (text, None)])
     blocks = [
-        Words(text), Table(text, (text, "b"), [[text, MEASURE], ["x", None]], text),
+        report.Words(text), Table(text, (text, "b"), [[text, MEASURE], ["x", None]], text),
         Bars(text, [text, "c"], {text: [MEASURE, None]}, "%"),
         Stack(text, [text, "b"], {text: [0.5, 1.0]}), Matrix(text, confusion),
         Players(text, [Clip(text, {text: wav}, {text: text})]),
@@ -66,17 +55,20 @@ def test_a_sound_that_is_missing_or_too_long_or_none_is_told(tmp_path):
         report.data_uri(tmp_path / "a.txt")
 
 
+def listen(*argv: object) -> str:
+    """`human` or `gallery` of the door."""
+    return listening_test.run(door.parser().parse_args(list(map(str, argv))))
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A test of two systems, and its key."""
+    """Two runs of echat_eval, a listening test of both, and its key."""
     folder = tmp_path_factory.mktemp("human")
     data = write_queries(folder / "d")
     for name, seed in (("first", "0"), ("second", "1")):
-        given = arguments("echat_eval", data, folder / name, "--thinking", "label", "--seed", seed)
-        run_suite("echat_eval", given, model(Spoken()))
-    asked = ["human", "--make", f"Alpha={folder / 'first'}", f"Beta={folder / 'second'}",
-             "--out", str(folder / "test"), "--items", "3"]  # fmt: skip
-    listening_test.run(door.parser().parse_args(asked))
+        scored("echat_eval", data, folder / name, Spoken(), "--seed", seed)
+    listen("human", "--make", f"Alpha={folder / 'first'}", f"Beta={folder / 'second'}",
+           "--out", folder / "test", "--items", 3)  # fmt: skip
     return folder, json.loads((folder / "test" / "key.json").read_text())
 
 
@@ -89,8 +81,7 @@ def ratings(folder, key, name, rate):
 
 
 def score(folder, *paths):
-    asked = ["human", "--score", *map(str, paths), "--out", str(folder / "test")]
-    listening_test.run(door.parser().parse_args(asked))
+    listen("human", "--score", *paths, "--out", folder / "test")
     return json.loads((folder / "test" / "scores.json").read_text())["measures"]
 
 
@@ -133,15 +124,9 @@ def test_files_of_another_test_or_out_of_range_are_refused(made):
         score(folder, wild)
 
 
-def show(folder, *more):
-    asked = ["gallery", "--from", str(folder / "run"), "--out", str(folder / "show"), *more]
-    return listening_test.run(door.parser().parse_args(asked))
-
-
-def test_the_page_has_a_section_a_category_and_its_players(tmp_path):
-    data = write_queries(tmp_path / "d")
-    run_suite("echat_eval", arguments("echat_eval", data, tmp_path / "run"), model(Spoken()))
-    assert show(tmp_path, "--each", "1", "--title", "Show <me>").endswith("4 sections")
+def test_the_gallery_has_a_section_a_category_and_its_players(made, tmp_path):
+    assert listen("gallery", "--from", made[0] / "first", "--out", tmp_path / "show", "--each", 1,
+                  "--title", "Show <me>").endswith("4 sections")  # fmt: skip
     page = (tmp_path / "show" / "index.html").read_text()
     assert "Show &lt;me&gt;" in page and page.count("<audio") == 4 * 2
     for title in ("Emotion", "Age and gender", "Sound events", "Several cues at once"):
@@ -184,18 +169,9 @@ def tab(browser: Any, request: pytest.FixtureRequest) -> Iterator[Open]:
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an echat_eval run wrote."""
-    folder = tmp_path_factory.mktemp("pages")
-    data = write_queries(folder / "d")
-    run_suite("echat_eval", arguments("echat_eval", data, folder / "run"), model(Spoken()))
-    return folder
-
-
 @pytest.mark.slow
-def test_the_report_shows_its_tables_pictures_and_sounds(run: Path, tab: Open) -> None:
-    page = tab(run / "run" / "report.html")
+def test_the_report_shows_its_tables_pictures_and_sounds(made, tab: Open) -> None:
+    page = tab(made[0] / "first" / "report.html")
     assert page.title() == "EChat-eval"
     assert page.locator("table").count() >= 5 and "OSUM-EChat (paper)" in page.content()
     for picture in page.locator("svg").all():
@@ -207,10 +183,9 @@ def test_the_report_shows_its_tables_pictures_and_sounds(run: Path, tab: Open) -
 
 
 @pytest.mark.slow
-def test_the_gallery_plays_every_sound(run: Path, tab: Open) -> None:
-    asked = ["gallery", "--from", str(run / "run"), "--out", str(run / "show")]
-    listening_test.run(door.parser().parse_args(asked))
-    page = tab(run / "show" / "index.html")
+def test_the_gallery_plays_every_sound(made, tab: Open, tmp_path: Path) -> None:
+    listen("gallery", "--from", made[0] / "first", "--out", tmp_path / "show")
+    page = tab(tmp_path / "show" / "index.html")
     assert page.locator("h2").count() == 4
     lengths = page.evaluate(SOUNDS_JS)
     assert len(lengths) >= 8 and min(lengths) > 0.3
@@ -219,11 +194,10 @@ def test_the_gallery_plays_every_sound(run: Path, tab: Open) -> None:
 
 @pytest.mark.slow
 def test_a_rater_listens_rates_comes_back_and_saves_what_can_be_scored(
-    run: Path, tab: Open, tmp_path: Path
+    made, tab: Open, tmp_path: Path
 ) -> None:
-    asked = ["human", "--make", f"Alpha={run / 'run'}", "--out", str(tmp_path / "test"),
-             "--items", "2"]  # fmt: skip
-    listening_test.run(door.parser().parse_args(asked))
+    listen("human", "--make", f"Alpha={made[0] / 'first'}", "--out", tmp_path / "test",
+           "--items", 2)  # fmt: skip
     page = tab(tmp_path / "test" / "test.html")
     assert min(page.evaluate(SOUNDS_JS)) > 0.3
     sliders = page.locator("input[type=range]")
@@ -239,7 +213,5 @@ def test_a_rater_listens_rates_comes_back_and_saves_what_can_be_scored(
     path = tmp_path / saved.value.suggested_filename
     saved.value.save_as(path)
     assert path.name == "ratings-rater_1.json"
-    scored = ["human", "--score", str(path), "--out", str(tmp_path / "test")]
-    listening_test.run(door.parser().parse_args(scored))
-    measures = json.loads((tmp_path / "test" / "scores.json").read_text())["measures"]
+    measures = score(tmp_path, path)
     assert {one["value"] for name, one in measures.items() if name.startswith("Alpha")} == {85.0}

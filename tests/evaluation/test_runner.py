@@ -14,25 +14,26 @@ import pytest
 
 from osum_echat.errors import CheckpointError, InputError
 from osum_echat.evaluation import __main__ as door
-from osum_echat.evaluation.__main__ import run_suite
 from osum_echat.evaluation.echat_eval import TIMED
 from osum_echat.evaluation.runner import FAULTS_IN_A_ROW, Isolated, Model
 from osum_echat.files import KeyedJournal
 from osum_echat.paths import HOUSE, TINY
 from tests.evaluation.judge_server import JudgeServer, serving
 from tests.evaluation.judge_server import scores as judged_scores
-from tests.evaluation.spoken import Spoken, arguments, model, write_queries, write_wav
+from tests.evaluation.spoken import Spoken, model, scored, write_queries, write_wav
 
 QUERIES = 7                             # 4 are asked alone, 3 share a batch
 LONGEST_S = 400
 
 
 def run(data, out, assistant, *more):
-    return run_suite("echat_eval", arguments("echat_eval", data, out, *more), model(assistant))
+    return scored("echat_eval", data, out, assistant, *more)
 
 
 def scores(out):
+    """What two runs of the same items must share."""
     raw = json.loads((out / "scores.json").read_text())
+    raw["details"]["judge"].pop("judge url", None)
     return {name: raw[name] for name in ("measures", "details", "failed", "items")}
 
 
@@ -83,8 +84,7 @@ def test_predictions_of_other_settings_are_not_mixed(tmp_path, other):
 
 def test_a_query_that_cannot_be_used_harms_no_other_and_is_listed(tmp_path):
     data, out = write_queries(tmp_path / "data", ("q0", "bad", "q2")), tmp_path / "out"
-    run(data, out, Spoken())
-    found = scores(out)
+    found = run(data, out, Spoken())
     assert set(found["failed"]) == {"bad/label", "bad/natural"} and found["items"] == 6
     assert found["measures"]["label/all"]["count"] == 2
     assert "Items that failed" in (out / "report.html").read_text()
@@ -115,8 +115,7 @@ def test_overwriting_forgets_what_was_heard_in_the_sounds_of_before(tmp_path):
 def test_settings_and_versions_are_in_the_scores_and_no_key_is(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
     data, out = write_queries(tmp_path / "data"), tmp_path / "out"
-    run(data, out, Spoken(), "--limit", "1")
-    raw = json.loads((out / "scores.json").read_text())
+    raw = run(data, out, Spoken(), "--limit", "1")
     assert raw["settings"]["seed"] == 0 and raw["versions"]["torch"]
     assert not any("secret-key" in path.read_text(errors="ignore") for path in out.glob("*.*"))
 
@@ -127,12 +126,13 @@ def test_keys_that_stand_twice_are_refused(tmp_path):
         run(data, tmp_path / "out", Spoken())
 
 
-def test_a_broken_line_in_the_middle_is_told_and_nothing_is_thrown_away(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"key": "a"}\nnot json\n{"key": "b"}\n')
-    with pytest.raises(InputError, match="line 2: not JSON"):
-        KeyedJournal(tmp_path / "a.jsonl")
-    (tmp_path / "a.jsonl").write_text('{"no": "key"}\n')
-    with pytest.raises(InputError, match="no object with a key"):
+@pytest.mark.parametrize("text, told", [
+    ('{"key": "a"}\nnot json\n{"key": "b"}\n', "line 2: not JSON"),
+    ('{"no": "key"}\n', "no object with a key"),
+])  # fmt: skip
+def test_a_broken_line_of_a_journal_is_told_and_nothing_is_thrown_away(tmp_path, text, told):
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(InputError, match=told):
         KeyedJournal(tmp_path / "a.jsonl")
 
 
@@ -153,19 +153,23 @@ def test_all_runs_what_finds_its_data_and_tells_what_does_not(tmp_path, spoken, 
     assert (tmp_path / "out/echat_eval/report.html").exists()
 
 
-def test_failed_items_are_exit_code_1_and_a_model_that_cannot_be_loaded_is_2(
+def test_failed_items_are_exit_code_1_and_a_model_or_data_that_cannot_be_read_2(
     tmp_path, spoken, capsys, monkeypatch
 ):
     data = write_queries(tmp_path / "d", ("bad", "bad2"))
     keys = ["echat_eval", "--data", str(data), "--out", str(tmp_path / "out"), "--thinking", "none"]
     assert door.main(keys) == 1 and "2 items failed" in capsys.readouterr().out
 
-    def absent() -> Spoken:
+    def load() -> Spoken:
         raise CheckpointError("exp/none: no such model")
 
-    monkeypatch.setattr(door, "model_of", lambda *_: Model("none", absent))
+    monkeypatch.setattr(door, "model_of", lambda *_: Model("none", load))
     assert door.main([*keys[:-3], str(tmp_path / "other"), *keys[-2:]]) == 2
     assert "exp/none: no such model" in capsys.readouterr().err
+    absent = str(tmp_path / "absent")
+    assert door.main(["echat_eval", "--data", absent, "--out", str(tmp_path / "none")]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("evaluation: --data") and "cannot be read" in told
 
 
 @pytest.mark.parametrize("suite", ["latency", "echat_eval", "understanding", "tts"])
@@ -195,13 +199,6 @@ def test_a_fault_that_is_none_of_the_data_ends_a_run_after_some():
     with pytest.raises(RuntimeError, match="gave up"):
         for _ in range(FAULTS_IN_A_ROW):
             assert "gave up" in str(ask(["a"])[0])
-
-
-def test_wrong_data_is_one_line_and_exit_code_2(tmp_path, spoken, capsys):
-    argv = ["echat_eval", "--data", str(tmp_path / "absent"), "--out", str(tmp_path / "out")]
-    assert door.main(argv) == 2
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert told.startswith("evaluation: --data") and "cannot be read" in told
 
 
 def test_help_loads_nothing_heavy():
@@ -253,12 +250,6 @@ def count(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def found(out: Path) -> dict:
-    raw = json.loads((out / "scores.json").read_text())
-    raw["details"]["judge"].pop("judge url")
-    return {name: raw[name] for name in ("measures", "details", "failed", "items")}
-
-
 @pytest.mark.slow
 def test_killed_at_many_moments_it_ends_as_one_run_and_no_answer_is_asked_for_twice(tmp_path):
     data = write_one_question(tmp_path)
@@ -284,7 +275,7 @@ def test_killed_at_many_moments_it_ends_as_one_run_and_no_answer_is_asked_for_tw
             killed(data, out, judge, moment)
         finish(data, out, judge)
         asked = Counter(json.dumps(one["messages"]) for one in judge.requests)
-    assert found(out) == found(tmp_path / "whole")
+    assert scores(out) == scores(tmp_path / "whole")
     kept = [json.loads(line)["key"] for line in (out / "judgements.jsonl").read_text().splitlines()]
     assert len(kept) == len(set(kept)) == len(asked) == QUERIES
     # Only a request that the kill cut off, whose answer never came, is made once more.

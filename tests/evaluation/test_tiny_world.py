@@ -3,8 +3,7 @@
 import json
 
 from common_utils.tiny_world.world import load_world
-from osum_echat.evaluation.__main__ import run_suite
-from tests.evaluation.spoken import Spoken, arguments, model
+from tests.evaluation.spoken import Spoken, scored
 
 
 def write_split(folder, count=12):
@@ -20,16 +19,11 @@ def write_split(folder, count=12):
     return world, rows
 
 
-def run(data, out, assistant, *more):
-    run_suite("tiny_world", arguments("tiny_world", data, out, *more), model(assistant))
-    return json.loads((out / "scores.json").read_text())["measures"]
-
-
 def test_right_replies_are_counted_by_task_and_kind(tmp_path):
     world, rows = write_split(tmp_path / "d")
     answers = {row["key"]: row["reply_text"] for row in rows}
     answers |= {row["user_text"][:20]: world.text_reply(row) for row in rows}
-    found = run(tmp_path / "d", tmp_path / "out", Spoken(answers))
+    found = scored("tiny_world", tmp_path / "d", tmp_path / "out", Spoken(answers))["measures"]
     assert {name.partition("/")[0] for name in found if name.endswith("/all")} == {
         "s2s_think, label", "s2s_think, natural", "s2s", "s2t", "t2t"}  # fmt: skip
     assert all(found[name]["value"] == 100 for name in found if name.endswith("/all"))
@@ -40,6 +34,6 @@ def test_right_replies_are_counted_by_task_and_kind(tmp_path):
 
 def test_other_replies_are_wrong_and_shown_beside_a_right_one(tmp_path):
     write_split(tmp_path / "d", 4)
-    found = run(tmp_path / "d", tmp_path / "out", Spoken())
+    found = scored("tiny_world", tmp_path / "d", tmp_path / "out", Spoken())["measures"]
     assert found["s2t/all"]["value"] == 0
     assert "Bless you, little one." in (tmp_path / "out" / "report.md").read_text()

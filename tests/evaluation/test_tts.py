@@ -1,12 +1,10 @@
 """Claims about synthesis: lists read, files where the official scripts look, errors counted."""
 
-import json
-
 import pytest
+import torch
 
 from osum_echat.evaluation import tts
-from osum_echat.evaluation.__main__ import run_suite
-from tests.evaluation.spoken import Spoken, arguments, model, write_wav
+from tests.evaluation.spoken import Spoken, scored, write_wav
 
 META = "a-1|prompt words|prompts/p.wav|hello there\nb-2|提示|prompts/p.wav|今天 天气很好\n"
 
@@ -28,10 +26,8 @@ class Reader(Spoken):
         return reply
 
 
-def run(data, out, *more):
-    suite = arguments("tts", data, out, "--no-prompt", *more)
-    run_suite("tts", suite, model(Reader()))
-    return json.loads((out / "scores.json").read_text())
+def run(data, out):
+    return scored("tts", data, out, Reader(), "--no-prompt")
 
 
 def test_a_meta_list_is_read_with_prompts_beside_it(tmp_path):
@@ -64,8 +60,6 @@ def test_what_was_heard_is_kept_by_judge(tmp_path, monkeypatch):
 
 
 def test_likeness_is_the_cosine_of_speaker_vectors(tmp_path, monkeypatch):
-    import torch
-
     vectors = iter([torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])])
     monkeypatch.setattr(tts, "_encoder", lambda folder: lambda samples: next(vectors))
     found = run(write_meta(tmp_path / "d", META.splitlines()[0]), tmp_path / "out")

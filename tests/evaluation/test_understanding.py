@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from osum_echat import audio
-from osum_echat.evaluation.__main__ import run_suite
 from osum_echat.evaluation.batch import table
 from osum_echat.evaluation.understanding import UtteranceList, grade, with_noise
 from osum_echat.metrics import NO_LABEL
 from osum_echat.records import LIST_KEYS, Labels, Turn, Utterance
 from tests.data.forms import raw_rows, write_lines, write_shard
 from tests.data.world import write_world
-from tests.evaluation.spoken import Spoken, arguments, model, write_wav
+from tests.evaluation.spoken import Spoken, scored, write_wav
 
 TAG = "<TRANSCRIBE> <AGE> <EMOTION>"
 
@@ -43,8 +42,7 @@ def write_list(folder, name, labels):
 
 
 def run(data, out, *more):
-    run_suite("understanding", arguments("understanding", data, out, *more), model(Listener()))
-    return json.loads((out / "scores.json").read_text())["measures"]
+    return scored("understanding", data, out, Listener(), *more)["measures"]
 
 
 def test_words_and_labels_are_scored_by_set_with_other_spellings_as_one(tmp_path):

@@ -5,10 +5,9 @@ import json
 import pytest
 
 from osum_echat.errors import InputError
-from osum_echat.evaluation.__main__ import run_suite
 from osum_echat.evaluation.voicebench import REFUSALS, chosen, follows, holds, read
 from tests.evaluation.judge_server import serving
-from tests.evaluation.spoken import Spoken, arguments, model, write_wav
+from tests.evaluation.spoken import Spoken, scored, write_wav
 
 SETS = {
     "mmsu-law": [{"prompt": "Which?", "reference": "B"}, {"prompt": "Which?", "reference": "A"}],
@@ -33,16 +32,20 @@ def write_sets(folder):
 
 
 def run(data, out, *more):
-    given = arguments("voicebench", data, out, *more)
-    run_suite("voicebench", given, model(Spoken(ANSWERS)))
-    return json.loads((out / "scores.json").read_text())["measures"]
+    return scored("voicebench", data, out, Spoken(ANSWERS), *more)["measures"]
 
 
-def test_every_rule_scores_its_set_and_open_questions_are_left_to_a_judge(tmp_path):
+def test_every_rule_scores_its_set_and_the_official_evaluators_get_lines_without_sound(tmp_path):
     found = run(write_sets(tmp_path / "d"), tmp_path / "out")
     values = {name: one["value"] for name, one in found.items()}
     assert values == {"mmsu": 50, "sd-qa": 100, "ifeval": 100, "advbench": 100,
                       "answers without a choice": 50}  # fmt: skip
+    lines = (tmp_path / "out/official/mmsu-law.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"prompt": "Which?", "reference": "B", "response": "The answer is B."},
+        {"prompt": "Which?", "reference": "A", "response": "I like apples"},
+    ]
+    assert len(list((tmp_path / "out/official").iterdir())) == 5
 
 
 def test_a_judge_scores_open_questions_from_1_to_5(tmp_path, monkeypatch):
@@ -53,16 +56,6 @@ def test_a_judge_scores_open_questions_from_1_to_5(tmp_path, monkeypatch):
                     "--judge-model", "judge-x")  # fmt: skip
         assert len(server.requests) == 1
     assert found["alpacaeval"]["value"] == 4.0 and "overall" not in found
-
-
-def test_the_official_evaluators_get_every_line_with_its_response_and_without_sound(tmp_path):
-    run(write_sets(tmp_path / "d"), tmp_path / "out")
-    lines = (tmp_path / "out/official/mmsu-law.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"prompt": "Which?", "reference": "B", "response": "The answer is B."},
-        {"prompt": "Which?", "reference": "A", "response": "I like apples"},
-    ]
-    assert len(list((tmp_path / "out/official").iterdir())) == 5
 
 
 @pytest.mark.parametrize("answer, letter", [
