@@ -23,10 +23,9 @@ def alone(model: EChatModel, sequence) -> torch.Tensor:
     return model(collate([[sequence]], VOCAB))[0]
 
 
-def test_packed_rows_stay_apart():
+@pytest.mark.parametrize("rows", [pack(ROWS, 700), [[one] for one in ROWS]], ids=len)
+def test_rows_of_a_batch_stay_apart(rows):
     model = network()
-    rows = pack(ROWS, 700)
-    assert max(map(len, rows)) > 1
     with torch.no_grad():
         hidden = model(collate(rows, VOCAB))
     for number, packed in enumerate(rows):
@@ -38,15 +37,6 @@ def test_packed_rows_stay_apart():
             start += len(sequence)
 
 
-def test_padding_on_the_right_changes_nothing():
-    model = network()
-    with torch.no_grad():
-        hidden = model(collate([[ROWS[0]], [ROWS[1]]], VOCAB))
-    for number in (0, 1):
-        ours = hidden[number, : len(ROWS[number])]
-        assert torch.allclose(ours, alone(model, ROWS[number]), atol=1e-5)
-
-
 def test_a_packed_row_leaks_nothing_even_in_gradients():
     model = network()
     batch = collate([[ROWS[1], ROWS[3]]], VOCAB)
@@ -55,21 +45,6 @@ def test_a_packed_row_leaks_nothing_even_in_gradients():
     assert embedded.grad is not None
     assert embedded.grad[0, : len(ROWS[1])].abs().max() == 0
     assert embedded.grad[0, len(ROWS[1]) :].abs().max() > 0
-
-
-def test_each_clip_lands_in_its_own_span():
-    model = network()
-    batch = collate([[ROWS[1], ROWS[0]], [ROWS[4]]], VOCAB)
-    with torch.no_grad():
-        embedded = model.embed(batch)
-        for sequence, span in ((ROWS[0], batch.spans[0]), (ROWS[4], batch.spans[1])):
-            clip = sequence.clips[0]
-            heard, _ = model.encode_audio(clip[None], torch.tensor([len(clip)]))
-            place = embedded[span.row, span.start : span.start + span.length]
-            assert torch.allclose(place[:-1], heard[0][:-1], atol=1e-1)
-            assert place.shape == heard[0].shape
-    text = model.llm.get_input_embeddings().weight[ROWS[1].ids[0]]
-    assert torch.equal(embedded[0, 0], text)
 
 
 def test_in_training_alone_some_speech_codes_are_read_as_others():
@@ -127,19 +102,6 @@ def made_of_four_bits(rows: int, width: int) -> nn.Linear:
     return layer
 
 
-@pytest.mark.parametrize(("shape", "bias"), [((1, 1, 64), True), ((90, 64), False)])
-def test_a_layer_is_as_near_as_int8_and_bfloat16_can_be(shape, bias):
-    torch.manual_seed(1)
-    layer = nn.Linear(64, 48, bias=bias)
-    with torch.no_grad():
-        layer.weight[3] = 0.0
-    states = torch.randn(shape)
-    (small,) = int8.shrunk([layer], [None])
-    wanted, made = layer(states), small(states.bfloat16())
-    assert made.dtype == torch.bfloat16 and made.shape == wanted.shape
-    assert (made.float() - wanted).norm() < 0.015 * wanted.norm()
-
-
 def test_a_weight_that_was_made_of_four_bits_keeps_them_and_its_lora_layers():
     torch.manual_seed(1)
     layers = [made_of_four_bits(rows, 128) for rows in (128, 64)]
@@ -171,18 +133,19 @@ def test_only_the_blocks_of_the_llm_shrink():
 def test_the_logits_of_a_shrunk_model_stay_near_those_in_float32():
     torch.manual_seed(1)
     model, steps = network(), torch.randn(12, network().speech_head.in_features)
-    with torch.inference_mode():
-        whole = CachedLLM(model.llm, [steps[:8]])
-        wanted = [model.logits_text(whole.state)]
+
+    @torch.inference_mode()
+    def logits() -> list[torch.Tensor]:
+        growing = CachedLLM(model.llm, [steps[:8]])
+        found = [model.logits_text(growing.state)]
         for step in steps[8:]:
-            whole.step(step[None])
-            wanted.append(model.logits_text(whole.state))
-        int8.shrink(model)
-        small = CachedLLM(model.llm, [steps[:8]])
-        made = [model.logits_text(small.state)]
-        for step in steps[8:]:
-            small.step(step[None])
-            made.append(model.logits_text(small.state))
+            growing.step(step[None])
+            found.append(model.logits_text(growing.state))
+        return found
+
+    wanted = logits()
+    int8.shrink(model)
+    made = logits()
     assert model.text_head is not None
     for one, other in zip(wanted, made, strict=True):
         assert (other - one).norm() < 0.05 * one.norm()
@@ -217,11 +180,7 @@ def test_a_common_start_ends_before_clips_and_answers():
     batch = collate([[one] for one in rows], VOCAB)
     assert common_start(batch) == rows[0].spans[0].start
     same = collate([[row("t2t")], [row("t2t")]], VOCAB)
-    assert common_start(same) == rows_before_answer(row("t2t"))
-
-
-def rows_before_answer(sequence) -> int:
-    return sequence.trained.index(True)
+    assert common_start(same) == row("t2t").trained.index(True)
 
 
 def test_lora_in_the_top_blocks_alone_leaves_the_others_frozen():

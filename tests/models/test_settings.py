@@ -6,23 +6,16 @@ import pytest
 import yaml
 
 from osum_echat.errors import CheckpointError
-from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatSettings
 from osum_echat.models.lora import LoraSettings
 from osum_echat.models.settings import read_settings
 from osum_echat.paths import PUBLISHED_SETTINGS
-from tests.tiny_network import SETTINGS, network
+from tests.tiny_network import SETTINGS
 
 ENCODER = {"output_size": 8, "attention_heads": 2, "linear_units": 16, "num_blocks": 1,
            "dropout_rate": 0.1}  # fmt: skip
 UPSTREAM = {"input_dim": 6, "speech_token_num": 65, "lora_alpha": 16, "lora_rank": 4,
             "encoder_conf": ENCODER}  # fmt: skip
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    checkpoint.save(tmp_path / "model", network(), notes={"thinking": "both"})
-    return tmp_path / "model"
 
 
 @pytest.fixture
@@ -34,10 +27,6 @@ def upstream(tmp_path: Path) -> Path:
 
 def change(path: Path, **values: object) -> None:
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | values))
-
-
-def test_what_is_saved_is_read(saved: Path):
-    assert read_settings(saved) == SETTINGS
 
 
 def test_upstreams_settings_are_read(upstream: Path):
@@ -75,6 +64,8 @@ def test_the_published_settings_are_the_published_sizes():
         ("encoder: {headz: 2}\nadapter: {}\nllm: {}", "headz: .*did you mean 'heads'"),
         ("encoder: {width: 9}\nadapter: {}\nllm: {}", "width 9: must be even"),
         ("encoder: {}\nadapter: {}\nllm: {model_type: llama}", "only qwen2, qwen3 can be used"),
+        ("encoder: {}\nadapter: {}\nllm: {hidden_size: -1}", "llm.hidden_size -1: need a whole n"),
+        ("encoder: {}\nadapter: {}\nllm: {}\nspeech_codes: -5", "speech_codes -5: need 1 or more"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_used_are_one_line(tmp_path: Path, text: str, message: str):
