@@ -6,6 +6,7 @@ chooses is the next code, and when the next piece begins. So nothing is left out
 the length of the speech is bounded by the text.
 """
 
+import operator
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from osum_echat.thinking import without_labels
 from osum_echat.vocab import Vocab
 
 TASK = TASKS["tts_streaming"]
-MOST_CODES = 50                 # of one piece: 2 s, longer than any pause
+MOST_CODES = 20                 # of one piece: 0.8 s, longer than any pause
+CODES_A_PIECE = 4               # on average, at most: half as fast as people speak
 MOST_TOKENS = 600               # of a row: earlier clauses beyond it are forgotten
 CLAUSE_END = re.compile(r"([.!?…][\"'”’)]*|[,;:—])\s+")
 SENTENCE_ENDS = ".!?…"
@@ -122,21 +124,26 @@ class Talker:
         network, vocab = self.network, self.vocab
         begin = [*row, vocab.joint(vocab.speech_edge)]
         llm = CachedLLM(network.llm, [self._embedded(begin)])
+        left = MOST_CODES
         for piece in (*pieces, vocab.text_end):
-            for _ in range(MOST_CODES):
-                code = self._choose(llm.state[0], piece)
-                if code is None:
+            stays = 1.0                 # how likely the piece before has not ended so far
+            for _ in range(min(max(left, CODES_A_PIECE), MOST_CODES)):
+                code, ends = self._likeliest(llm.state[0], piece)
+                stays *= 1 - ends
+                if stays < 0.5:         # the median of its length
                     break
                 yield code
+                left -= 1
                 llm.step(self._embedded([vocab.joint(code)]))
             yield None
+            left += CODES_A_PIECE
             llm.step(self._embedded([piece]))
 
-    def _choose(self, state: Tensor, piece: int) -> int | None:
-        """The likeliest code, None where the piece is likelier than all codes. state: (width,)."""
+    def _likeliest(self, state: Tensor, piece: int) -> tuple[int, float]:
+        """The likeliest code, and the probability that the piece comes now. state: (width,)."""
         scores = self.network.logits_speech(state)[: self.vocab.speech_codes].float()
-        goes_on = self.network.logits_text(state)[piece].float()
-        return None if goes_on > scores.logsumexp(0) else int(scores.argmax())
+        goes_on = self.network.logits_text(state)[piece].float() - scores.logsumexp(0)
+        return int(scores.argmax()), float(goes_on.sigmoid())
 
     def _embedded(self, ids: list[int]) -> Tensor:
         """(tokens, width)."""
@@ -176,6 +183,8 @@ class Speech:
             else:
                 codes.append(code)
                 yield code
+        if max(map(operator.sub, starts[1:], starts), default=0) >= MOST_CODES:
+            return      # it was lost in silence: what comes next is not to go on like that
         # The last one begins the end mark.
         self._past.append(Turn(None, None, text, tuple(codes), tuple(starts[:-1])))
 

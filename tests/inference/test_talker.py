@@ -82,6 +82,29 @@ def test_speech_begins_with_the_first_clause_while_words_are_still_written(echat
     assert 0 < codes_at[0] < len(written)
 
 
+@pytest.mark.parametrize(("ends", "codes"), [(0.9, [0, 0, 0, 0]), (0.3, [1, 1, 1, 1]),
+                                             (0.1, [6, 6, 6, 6]), (0.0, [20, 4, 4, 4])])
+def test_a_piece_lasts_as_long_as_its_median_and_a_clause_is_bounded(
+    echat, monkeypatch, ends: float, codes: list[int]
+):
+    """Where no step is sure that the piece ends, speech would be lost in silence."""
+    monkeypatch.setattr(talker, "MOST_CODES", 20)
+    monkeypatch.setattr(Talker, "_likeliest", lambda *given: (7, ends))
+    assert echat.model.talker is not None
+    told = list(echat.model.talker.codes([5, 6], (8, 9, 10)))
+    ends_at = [place for place, code in enumerate(told) if code is None]
+    assert [b - a - 1 for a, b in zip([-1, *ends_at], ends_at, strict=False)] == codes
+
+
+def test_a_clause_lost_in_silence_is_not_gone_on_from(echat, monkeypatch):
+    monkeypatch.setattr(Talker, "_likeliest", lambda *given: (7, 0.0))
+    assert echat.model.talker is not None
+    speech = echat.model.talker.begin(None)
+    assert len(list(speech.push("Hello there, my friend. "))) > 2 and speech._past == []
+    monkeypatch.setattr(Talker, "_likeliest", lambda *given: (7, 0.3))
+    assert list(speech.push("How are you? ")) and len(speech._past) == 1
+
+
 def test_an_interrupt_stops_the_talker(echat):
     asked = iter([False] * 5 + [True] * 100)
     *_, done = echat.stream(TEXT, task="tts", interrupt=lambda: next(asked))
