@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from osum_echat import device
-from osum_echat.errors import InputError
+from osum_echat.errors import ConfigError, InputError
 
 CPU = torch.device("cpu")
 
@@ -197,3 +197,16 @@ def test_what_fails_ahead_fails_where_it_is_read() -> None:
     assert next(ahead) == 1
     with pytest.raises(InputError, match="broken"):
         next(ahead)
+
+
+def test_another_number_of_processes_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"saved by 2 processes.*not 1"):
+        device.Ranks().own([torch.zeros(3), torch.zeros(3)])
+
+
+def test_without_torchrun_the_missing_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="torchrun"):
+        device.Ranks.join(CPU)

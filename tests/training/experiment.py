@@ -1,10 +1,14 @@
 """An experiment of a second or two: a tiny network, a handful of records."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from osum_echat.models import checkpoint
+from osum_echat.training import trainer
 from tests.data.world import CODES, write_tokenizer, write_world
 
 MODEL = {
@@ -48,3 +52,22 @@ def write_experiment(folder: Path, **sections: dict[str, Any]) -> Path:
     path = folder / "stage.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines that the training of an experiment has written."""
+    lines = (path.parent / "out" / trainer.METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def losses(path: Path) -> list[float]:
+    return [line["loss"] for line in metrics(path) if "loss" in line]
+
+
+def result(path: Path, folder: str = trainer.FINAL_FOLDER) -> dict[str, torch.Tensor]:
+    """The weights that the training of an experiment has exported."""
+    return dict(checkpoint.load(path.parent / "out" / folder).state_dict())
+
+
+def are_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())

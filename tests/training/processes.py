@@ -34,11 +34,6 @@ def run(words: list[str]) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
-def launch(path: Path, *overrides: str) -> None:
-    """Run two processes to their end."""
-    run(command(path, *overrides))
-
-
 def kill_when(words: list[str], is_time: Callable[[], bool], whole_group: bool = True) -> bool:
     """Start, and kill -9 at that time; False where they ended before.
 

@@ -10,19 +10,14 @@ import torch
 from common_utils import convert_checkpoint
 from osum_echat.errors import ConfigError
 from osum_echat.models import checkpoint
-from osum_echat.training import state, trainer
+from osum_echat.training import state
 from osum_echat.training.deepspeed_engine import OURS, PIECES_FOLDER, _config
 from osum_echat.training.engine import EngineSettings
-from tests.training.experiment import write_experiment
-from tests.training.processes import command, kill_when, launch
+from tests.training.experiment import are_same, losses, result, write_experiment
+from tests.training.processes import command, kill_when, run
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(one.name for one in (ROOT / "conf").glob("ds_*.json"))
-
-
-def losses(path: Path) -> list[float]:
-    lines = (path.parent / "out" / trainer.METRICS_FILE).read_text().splitlines()
-    return [one["loss"] for one in map(json.loads, lines) if "loss" in one]
 
 
 def experiment(folder: Path, file: str, **engine: Any) -> Path:
@@ -53,9 +48,8 @@ def test_two_processes_move_the_weights_as_the_plain_engine_does(tmp_path: Path,
     parted = experiment(tmp_path / "parted", file)
     plain = write_experiment(tmp_path / "plain", engine={"precision": "fp32"})
     for path in (parted, plain):
-        launch(path, "run.steps=2")
-    first, second = (checkpoint.load(one.parent / "out" / trainer.FINAL_FOLDER).state_dict()
-                     for one in (parted, plain))  # fmt: skip
+        run(command(path, "run.steps=2"))
+    first, second = result(parted), result(plain)
     assert losses(parted) == pytest.approx(losses(plain), rel=1e-4)
     for name, value in first.items():
         torch.testing.assert_close(value, second[name], atol=2e-3, rtol=0)
@@ -63,20 +57,16 @@ def test_two_processes_move_the_weights_as_the_plain_engine_does(tmp_path: Path,
     for number, place in enumerate((step, step / PIECES_FOLDER)):
         out = tmp_path / f"ours_{number}"
         assert convert_checkpoint.main([str(place), str(out), "--to", "ours", "--quiet"]) == 0
-        own = checkpoint.load(out).state_dict()
-        assert all(torch.equal(value, own[name]) for name, value in first.items())
+        assert are_same(first, dict(checkpoint.load(out).state_dict()))
 
 
 @pytest.mark.slow
 def test_killed_in_the_middle_zero_2_goes_on_with_the_same_losses(tmp_path: Path) -> None:
     whole, parted = (experiment(tmp_path / name, "ds_zero2.json") for name in ("whole", "parted"))
-    launch(whole)
+    run(command(whole))
     folder = tmp_path / "parted" / "out" / state.FOLDER
     saved = folder / "step_00000002"
     assert kill_when(command(parted, "run.save_minutes=1e-9"), saved.exists)
     assert state.newest(tmp_path / "parted" / "out") is not None
-    launch(parted)
-    assert losses(parted) == losses(whole)
-    first, second = (checkpoint.load(one.parent / "out" / trainer.FINAL_FOLDER).state_dict()
-                     for one in (whole, parted))  # fmt: skip
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    run(command(parted))
+    assert losses(parted) == losses(whole) and are_same(result(parted), result(whole))

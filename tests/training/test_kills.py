@@ -7,11 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
-from osum_echat.models import checkpoint
 from osum_echat.training import state, trainer
-from tests.training.experiment import write_experiment
+from tests.training.experiment import are_same, losses, result, write_experiment
 from tests.training.processes import command, kill_when, run
 
 SCRIPT = "tests/training/recorded.py"
@@ -22,11 +20,6 @@ def trained(log: Path) -> dict[int, list]:
     """The utterances of every step; what was done twice counts as it was done last."""
     lines = log.read_text(encoding="utf-8").splitlines()
     return {one["step"]: one["keys"] for one in map(json.loads, lines)}
-
-
-def losses(out: Path) -> list[float]:
-    lines = (out / trainer.METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    return [one["loss"] for one in map(json.loads, lines) if "loss" in one]
 
 
 def workers_left(folder: Path) -> list[str]:
@@ -55,27 +48,24 @@ def test_killed_again_and_again_it_trains_on_the_same_utterances_to_the_same_wei
     tmp_path: Path, processes: int, workers: int
 ) -> None:
     settings = [f"run.steps={STEPS}", f"data.workers={workers}", "run.average=0.9"]
-    outputs = []
     for name in ("whole", "parts"):
-        path = write_experiment(tmp_path / name)
-        log = tmp_path / f"{name}.log"
-        outputs.append(path.parent / "out")
+        path, log = write_experiment(tmp_path / name), tmp_path / f"{name}.log"
         words = command(path, str(log), *settings, "run.save_minutes=1e-9", script=SCRIPT,
                         processes=processes)  # fmt: skip
         if name == "parts":
-            folder = outputs[-1] / state.FOLDER
+            folder = path.parent / "out" / state.FOLDER
             times = [partial(is_saving, folder, step) for step in (2, 5)]
             kills = [kill_when(words, is_time, processes > 1) for is_time in times]
-            assert any(kills) and not (outputs[-1] / trainer.FINAL_FOLDER).exists()
+            assert any(kills) and not (path.parent / "out" / trainer.FINAL_FOLDER).exists()
             limit = time.monotonic() + 20
             while workers_left(path.parent) and time.monotonic() < limit:
                 time.sleep(0.1)
             assert workers_left(path.parent) == []
         run(words)
-    assert losses(outputs[1]) == losses(outputs[0])
-    assert len(losses(outputs[0])) == STEPS
+    whole, parts = (tmp_path / name / "stage.yaml" for name in ("whole", "parts"))
+    assert losses(parts) == losses(whole) and len(losses(whole)) == STEPS
+    assert losses(whole)[-1] < losses(whole)[0]
+    assert are_same(result(parts), result(whole))
     for rank in range(processes):
-        whole, parts = (trained(tmp_path / f"{name}.log.{rank}") for name in ("whole", "parts"))
-        assert parts == whole and list(whole) == list(range(1, STEPS + 1))
-    first, second = (checkpoint.load(one / trainer.FINAL_FOLDER).state_dict() for one in outputs)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+        seen, again = (trained(tmp_path / f"{name}.log.{rank}") for name in ("whole", "parts"))
+        assert again == seen and list(seen) == list(range(1, STEPS + 1))

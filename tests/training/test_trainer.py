@@ -1,6 +1,5 @@
 """Claims about a whole training: it learns, stops, and goes on as if it had never stopped."""
 
-import json
 import logging
 import os
 import signal
@@ -15,12 +14,11 @@ import yaml
 from osum_echat import files
 from osum_echat.errors import CheckpointError, ConfigError, DataError, InputError
 from osum_echat.models import checkpoint
-from osum_echat.sequence import Batch
 from osum_echat.settings import read_mapping
 from osum_echat.training import experiment, state, trainer
-from osum_echat.training.engine import StepReport
+from osum_echat.training.metric_logger import QUIET_STEPS, WARM_STEPS, EarlyWarnings
 from osum_echat.vocab import Vocab
-from tests.training.experiment import write_experiment
+from tests.training.experiment import are_same, losses, metrics, result, write_experiment
 
 
 def run(path: Path, *overrides: str) -> trainer.Outcome:
@@ -35,15 +33,6 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def metrics(path: Path) -> list[dict[str, Any]]:
-    lines = (path.parent / "out" / trainer.METRICS_FILE).read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def losses(path: Path) -> list[float]:
-    return [line["loss"] for line in metrics(path) if "loss" in line]
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment that ran its six steps at once, with a running mean of the weights."""
@@ -52,8 +41,13 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_loss_falls(unbroken: Path) -> None:
+def test_the_loss_falls_and_every_task_is_told(unbroken: Path) -> None:
     assert losses(unbroken)[-1] < losses(unbroken)[0] - 0.1
+    line = metrics(unbroken)[0]
+    assert set(line["tasks"]) <= {"understand", "tts", "s2s_think", "t2t"}
+    assert sum(one["tokens"] for one in line["tasks"].values()) > 0
+    assert 0 <= line["padding"] < 1 and line["tokens_per_s"] > 0
+    assert "s2s_think" in metrics(unbroken)[-1]["held_out"]
 
 
 @pytest.mark.parametrize("stop", [1, 4])
@@ -64,21 +58,12 @@ def test_after_a_stop_every_loss_and_weight_is_the_same(
     run(path, f"run.steps={stop}")
     assert run(path) == trainer.Outcome(6, None)
     assert losses(path) == losses(unbroken)
-    paths = (one.parent / "out" / trainer.FINAL_FOLDER for one in (unbroken, path))
-    first, second = (checkpoint.load(one).state_dict() for one in paths)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert are_same(result(path), result(unbroken))
 
 
-def test_a_line_of_metrics_tells_each_task(unbroken: Path) -> None:
-    line = metrics(unbroken)[0]
-    assert set(line["tasks"]) <= {"understand", "tts", "s2s_think", "t2t"}
-    assert sum(one["tokens"] for one in line["tasks"].values()) > 0
-    assert 0 <= line["padding"] < 1
-    assert line["tokens_per_s"] > 0
-    assert "s2s_think" in metrics(unbroken)[-1]["held_out"]
-
-
-def test_the_result_is_a_model_directory_with_its_tokenizer_and_manner(unbroken: Path) -> None:
+def test_the_result_is_a_model_directory_that_a_later_stage_starts_from(
+    unbroken: Path, tmp_path: Path
+) -> None:
     final = unbroken.parent / "out" / trainer.FINAL_FOLDER
     model = checkpoint.load(final)
     vocab = Vocab.from_directory(final, model.settings.llm["vocab_size"], 32)
@@ -86,14 +71,9 @@ def test_the_result_is_a_model_directory_with_its_tokenizer_and_manner(unbroken:
     raw = read_mapping(final / "model.yaml")
     assert (raw["thinking"], raw["template"]) == ("both", "english")
     assert (final / "prompts.yaml").is_file()
-
-
-def test_a_later_stage_starts_from_the_result(unbroken: Path, tmp_path: Path) -> None:
-    final = unbroken.parent / "out" / trainer.FINAL_FOLDER
     path = write_experiment(tmp_path, stage={"train": ["adapter"]})
     loaded = replace(experiment.load(path), init=str(final), model=None, tokenizer=None)
-    model = experiment.build(loaded).engine.model
-    assert torch.equal(model.speech_head.weight, checkpoint.load(final).speech_head.weight)
+    assert are_same(dict(experiment.build(loaded).engine.model.state_dict()), result(unbroken))
 
 
 def test_a_finished_training_is_left_as_it_is_without_reading_its_data(
@@ -151,7 +131,7 @@ def test_epochs_end_a_training_and_the_last_steps_are_told_once(
 
 
 def test_gradients_that_are_not_finite_are_left_out_then_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     path = write_experiment(tmp_path)
     loaded = experiment.load(path, ["run.bad_steps=2"])
@@ -159,11 +139,10 @@ def test_gradients_that_are_not_finite_are_left_out_then_given_up(
     with torch.no_grad():
         training.engine.model.speech_head.bias[0] = float("nan")
     before = training.engine.model.speech_head.weight.clone()
-    logging.getLogger("osum_echat").propagate = True
     with pytest.raises(DataError, match=r"lower schedule\.rate"):
         trainer.train(training, loaded.run, loaded.schedule)
     assert torch.equal(training.engine.model.speech_head.weight, before)
-    assert "left out: gradient norm nan; utterances u" in caplog.text
+    assert "left out: gradient norm nan; utterances u" in log.text
 
 
 @pytest.mark.parametrize("broken", [
@@ -195,11 +174,10 @@ def test_a_stop_or_a_full_disk_during_saving_leaves_the_checkpoint_before(
 def test_a_step_without_trained_tokens_moves_nothing(tmp_path: Path) -> None:
     path = write_experiment(tmp_path)
     training = experiment.build(experiment.load(path))
-    batch: Batch = next(training.batches)
+    batch = next(training.batches)
     empty = replace(batch, targets=torch.full_like(batch.targets, -100))
-    report: StepReport = training.engine.step([empty], 0.1)
-    assert not report.applied
-    assert report.norm == 0.0
+    report = training.engine.step([empty], 0.1)
+    assert not report.applied and report.norm == 0.0
 
 
 def test_a_lack_of_memory_names_the_settings_to_lower(
@@ -222,15 +200,13 @@ def test_the_best_model_so_far_is_kept_and_later_worse_ones_do_not_replace_it(
 ) -> None:
     path = write_experiment(tmp_path, schedule={"kind": "constant", "warmup_steps": 0})
     run(path, "run.steps=2", "run.check_steps=2", "run.best=true")
-    best = tmp_path / "out" / trainer.BEST_FOLDER
-    first = checkpoint.load(best).state_dict()
+    first = result(path, trainer.BEST_FOLDER)
     run(path, "run.steps=4", "run.check_steps=2", "run.best=true", "schedule.rate=30",
         "run.changed=true")  # fmt: skip
     held_out = [line["held_out"]["s2s_think"]["loss"] for line in metrics(path)
                 if "held_out" in line]  # fmt: skip
     assert held_out[-1] > held_out[0]
-    second = checkpoint.load(best).state_dict()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert are_same(result(path, trainer.BEST_FOLDER), first)
 
 
 def test_a_stage_with_lora_trains_it_and_its_result_is_merged_when_read(tmp_path: Path) -> None:
@@ -353,3 +329,28 @@ def test_a_full_disk_at_the_result_leaves_nothing_half(
     assert not [*(tmp_path / "out").glob("*final*")] and not [*(tmp_path / "out").glob(".final*")]
     monkeypatch.undo()
     assert run(path, "run.steps=1").step == 1
+
+
+def test_a_spike_is_told_once_in_a_while_and_does_not_become_usual(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    warnings = EarlyWarnings()
+    warnings.step(1, 50.0, [])      # the first steps are no spikes
+    for number in range(2, WARM_STEPS + 200):
+        warnings.step(number, 1.0 + number % 2, ["s2s"])
+    usual = warnings.usual
+    for number in (500, 501, 500 + QUIET_STEPS):
+        warnings.step(number, 100.0, ["s2s"])
+    assert warnings.usual == usual and 1.0 < usual < 2.0
+    assert log.text.count("gradient norm 100") == 2
+
+
+def test_a_scored_task_that_never_trained_is_told_once(log: pytest.LogCaptureFixture) -> None:
+    warnings = EarlyWarnings()
+    warnings.check(["tts"])         # before the first step nothing has trained
+    assert not log.text
+    warnings.step(1, 1.0, ["s2s"])
+    for _ in range(2):
+        warnings.check(["s2s", "tts"])
+    assert log.text.count("task tts: scored, but nothing of it was trained") == 1
+    assert "task s2s" not in log.text
