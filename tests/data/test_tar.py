@@ -75,14 +75,6 @@ def test_an_index_is_kept_and_made_again_when_the_tar_changes(
     assert len(TarSource("a", [Shard(str(tar))])) == 8
 
 
-def test_a_missing_tar_is_counted_and_the_others_are_read(tmp_path: Path) -> None:
-    tar = write_shard(tmp_path / "a.tar", raw_rows(tmp_path, "t2t"), tmp_path)
-    gone = str(tmp_path / "gone.tar")
-    kept, dropped = read_all(TarSource("a", [Shard(gone), Shard(str(tar))]))
-    assert len(kept) == 8
-    assert [(one.reason, one.file) for one in dropped] == [("missing tar", gone)]
-
-
 def parts_of(tmp_path: Path, count: int = 6) -> list[list[tuple[str, bytes]]]:
     return [members(row, tmp_path) for row in raw_rows(tmp_path, "s2s", count)]
 
@@ -105,21 +97,7 @@ def test_a_packed_tar_that_is_cut_gives_everything_before_the_break(tmp_path: Pa
     path = tmp_path / "x.tar.gz"
     path.write_bytes(packed[: len(packed) // 2])
     kept, dropped = read_all(TarSource("x", [Shard(str(path))]))
-    assert 1 <= len(kept) < 6
-    assert len(dropped) == 1
-
-
-@pytest.mark.parametrize("size", [2**32, 2**62, 5_000_000])
-def test_a_lying_size_costs_its_utterance_only(tmp_path: Path, size: int) -> None:
-    every = parts_of(tmp_path)
-    data = tar_bytes(one for row in every for one in row)
-    place = header_place(data, "u2.wav")
-    info = tarfile.TarInfo("u2.wav")
-    info.size = size
-    lie = info.tobuf(format=tarfile.GNU_FORMAT)
-    kept, reasons = read_tar(tmp_path, data[:place] + lie + data[place + 512 :])
-    assert kept == ["u0", "u1", "u3", "u4", "u5"]
-    assert reasons == ["damaged tar"]
+    assert 1 <= len(kept) < 6 and len(dropped) == 1
 
 
 @pytest.mark.parametrize("key", ["/etc/passwd", "../../up", "a/../../b"])
@@ -240,8 +218,7 @@ def test_tars_behind_one_another_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", bytes(10_240), b"not a tar at all" * 100])
 def test_a_file_that_holds_no_tar_is_one_drop(tmp_path: Path, data: bytes) -> None:
     kept, reasons = read_tar(tmp_path, data)
-    assert kept == []
-    assert len(reasons) == 1
+    assert kept == [] and len(reasons) == 1
 
 
 COUNT = 6
@@ -285,7 +262,7 @@ def damage(data: bytes, rng: random.Random) -> tuple[bytes, tuple[int, int]]:
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             info = rng.choice(tar.getmembers())
         if kind == "size":
-            info.size = rng.choice((2**32, 2**40, 10_000_000))
+            info.size = rng.choice((2**32, 2**62, 5_000_000))
             harmed[info.offset : info.offset + 512] = info.tobuf(tarfile.GNU_FORMAT)
         else:
             harmed[info.offset + rng.randrange(257)] ^= rng.randrange(1, 256)
