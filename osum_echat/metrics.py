@@ -42,12 +42,14 @@ def error_rate(pairs: Sequence[tuple[str, str]], unit: str = "word") -> ErrorRat
     pairs: (reference, heard); unit: word (WER), character (CER, spaces do not count) or mixed
     (Chinese characters and other words). Raises InputError for another unit.
     """
+    from rapidfuzz.distance import Levenshtein
+
     kinds: Counter[str] = Counter()
     total = 0
     for reference, heard in pairs:
         wanted = split(reference, unit)
         total += len(wanted)
-        kinds.update(_edits(wanted, split(heard, unit)))
+        kinds.update(edit.tag for edit in Levenshtein.editops(wanted, split(heard, unit)))
     errors = kinds.total()
     return ErrorRate(
         rate=errors / total if total else float(errors),
@@ -62,13 +64,6 @@ def errors_of_each(
     """Errors and reference units of every pair: what `interval` needs for an error rate."""
     each = [error_rate([pair], unit) for pair in pairs]
     return [one.errors for one in each], [one.total for one in each]
-
-
-def _edits(wanted: Sequence[str], heard: Sequence[str]) -> list[str]:
-    """One word for each edit of a shortest path: replace, delete or insert."""
-    from rapidfuzz.distance import Levenshtein
-
-    return [edit.tag for edit in Levenshtein.editops(wanted, heard)]
 
 
 def spelt(label: str | None) -> str | None:

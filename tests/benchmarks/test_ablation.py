@@ -128,7 +128,9 @@ def test_every_variant_makes_as_many_updates_from_the_same_start(world, tmp_path
     assert first.init == str(world / "start") and first.ctc_weight > 0
 
 
-def test_what_is_finished_is_not_done_again_and_the_report_is_the_same(world, tmp_path, trained):
+def test_what_is_finished_is_not_done_again_and_stands_beside_the_papers_rows(
+    world, tmp_path, trained
+):
     run(world, tmp_path / "out", "--only", "full")
     assert set(trained.runs) == {"understanding", "full"}
     told = run(world, tmp_path / "out")
@@ -136,10 +138,6 @@ def test_what_is_finished_is_not_done_again_and_the_report_is_the_same(world, tm
     assert run(world, tmp_path / "out") == told and trained.runs == {}
     with pytest.raises(InputError, match="another steps"):
         run(world, tmp_path / "out", "--steps", "200")
-
-
-def test_the_report_stands_beside_the_papers_rows_with_intervals(world, tmp_path, trained):
-    told = run(world, tmp_path / "out")
     for words in ("OSUM-EChat (paper)", "without both", "here: all of it, 10 % of the dialogues",
                   "natural-language thought", "58.00"):  # fmt: skip
         assert words in told

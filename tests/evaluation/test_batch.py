@@ -286,21 +286,15 @@ def test_a_cut_part_is_answered_again_from_there_and_nothing_twice(
     assert sorted(lines) == list(range(40))
 
 
-def test_a_finished_share_loads_no_model(tmp_path: Path) -> None:
-    job = job_of(write_mixed_list(tmp_path), tmp_path / "out", retry=False)
-    for _ in range(3):
-        finish(job)
+def test_failures_are_answered_again_three_times_in_all_or_when_asked_to(tmp_path: Path) -> None:
+    job = job_of(write_mixed_list(tmp_path), tmp_path / "out")
+    asked = [sorted({key for batch in finish(job).asked for key in batch}) for _ in range(3)]
+    assert len(asked[0]) == 18 and asked[1] == asked[2] == ["bad-u2", "crash-u1"]
 
     def load(job: Namespace) -> Answers:
         raise AssertionError("loaded for nothing")
 
     assert list(steps(job, load=load)) == []
-
-
-def test_failures_are_answered_again_three_times_in_all_or_when_asked_to(tmp_path: Path) -> None:
-    job = job_of(write_mixed_list(tmp_path), tmp_path / "out")
-    asked = [sorted({key for batch in finish(job).asked for key in batch}) for _ in range(4)]
-    assert len(asked[0]) == 18 and asked[1] == asked[2] == ["bad-u2", "crash-u1"] and not asked[3]
     job.retry = True
     again = {key for batch in finish(job).asked for key in batch}
     assert again == {"bad-u2", "crash-u1"} and len(records(job)) == 19

@@ -41,25 +41,17 @@ def number_of(body: dict) -> int:
     return int(body["messages"][1]["content"].partition("question ")[2].partition("<")[0])
 
 
-def test_every_item_is_scored_once_and_tokens_and_cost_are_summed(tmp_path):
+def test_every_item_is_scored_once_over_all_starts_and_tokens_and_cost_are_summed(tmp_path):
     with serving(lambda body: [scores(10 * number_of(body))]) as server:
-        judged = judge(server.url, prices=(2.0, 10.0))(exhibits(), tmp_path)
+        asked = judge(server.url, prices=(2.0, 10.0))
+        first, judged = asked(exhibits(2), tmp_path), asked(exhibits(), tmp_path)
+        assert judge(server.url, prices=(2.0, 10.0))(exhibits(), tmp_path) == judged
     assert [one.overall for one in judged.verdicts.values()] == [0, 10, 20, 30]
+    assert [one.overall for one in first.verdicts.values()] == [0, 10]
     assert not judged.failed and len(server.requests) == 4
     bill = judged.bill
     assert (bill.calls, bill.prompt_tokens, bill.completion_tokens) == (4, 400, 40)
     assert bill.cost == pytest.approx((400 * 2 + 40 * 10) / 1e6)
-
-
-def test_a_restart_asks_for_nothing_again_and_gives_the_same(tmp_path):
-    with serving() as server:
-        first = judge(server.url)(exhibits(2), tmp_path)
-        assert len(server.requests) == 2
-        again = judge(server.url)(exhibits(4), tmp_path)
-        assert len(server.requests) == 4
-        assert judge(server.url)(exhibits(4), tmp_path) == again
-        assert len(server.requests) == 4
-    assert first.verdicts["item-1"] == again.verdicts["item-1"]
 
 
 def test_what_does_not_parse_is_counted_asked_again_with_another_seed_and_never_0(tmp_path):

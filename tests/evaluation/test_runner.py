@@ -82,24 +82,19 @@ def test_predictions_of_other_settings_are_not_mixed(tmp_path, other):
     run(data, out, Spoken(), "--limit", "1", *other, "--overwrite")
 
 
-def test_a_query_that_cannot_be_used_harms_no_other_and_is_listed(tmp_path):
-    data, out = write_queries(tmp_path / "data", ("q0", "bad", "q2")), tmp_path / "out"
-    found = run(data, out, Spoken())
-    assert set(found["failed"]) == {"bad/label", "bad/natural"} and found["items"] == 6
-    assert found["measures"]["label/all"]["count"] == 2
-    assert "Items that failed" in (out / "report.html").read_text()
-
-
-def test_what_failed_is_asked_again_by_the_next_runs_three_times_in_all(tmp_path):
+def test_what_failed_harms_no_other_is_listed_and_is_asked_three_times_over_all_runs(tmp_path):
     data, out = write_queries(tmp_path / "data", ("q0", "bad", "q2")), tmp_path / "out"
     for number, tries in enumerate((1, 2, 3, 3)):
         assistant = Spoken()
-        run(data, out, assistant)
+        found = run(data, out, assistant)
+        assert set(found["failed"]) == {"bad/label", "bad/natural"} and found["items"] == 6
+        assert found["measures"]["label/all"]["count"] == 2
         asked = {one["source"].user.audio.stem for one in assistant.asked
                  if one["task"] == "s2s_think"}  # fmt: skip
         assert asked == ({"q0", "bad", "q2"}, {"bad"}, {"bad"}, set())[number]
         last = {one["key"]: one["tries"] for one in lines(out) if "error" in one}
         assert last == {"bad/label": tries, "bad/natural": tries}
+    assert "Items that failed" in (out / "report.html").read_text()
 
 
 def test_overwriting_forgets_what_was_heard_in_the_sounds_of_before(tmp_path):
