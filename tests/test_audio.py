@@ -59,6 +59,7 @@ def test_a_part_can_be_loaded():
 
 
 BAD = {
+    "no such file": None,
     "the file is empty": b"",
     "not audio": b"hello, this is no sound" * 20,
     "no samples": wav(np.zeros(0, np.float32)),
@@ -73,16 +74,10 @@ BAD = {
 @pytest.mark.parametrize("reason", BAD)
 def test_an_unusable_file_is_refused_with_its_name_and_one_reason(reason, tmp_path):
     path = tmp_path / "question.wav"
-    path.write_bytes(BAD[reason])
+    if BAD[reason] is not None:
+        path.write_bytes(BAD[reason])
     with pytest.raises(InputError, match=rf"question\.wav: .*{reason.strip()}"):
         audio.load(path)
-
-
-def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"gone\.wav: no such file"):
-        audio.load(tmp_path / "gone.wav")
-    with pytest.raises(InputError, match="cannot be read"):
-        audio.load(tmp_path)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -184,17 +179,16 @@ def test_packed_silence_of_many_channels_needs_little_memory(tmp_path: Path) -> 
         (np.stack([tone(), -tone()], 1), audio.CANCELLING, 0.3),
         (np.zeros(3_200, np.float32), audio.SILENCE, 0.0),
         (np.full((3_200, 2), 0.25, np.float32), audio.SILENCE, 0.25),
+        (tone() * 4, None, 1.2),
+        (np.stack([tone(), tone() / 9], 1), None, 0.3 * 5 / 9),
     ],
 )
-def test_sound_that_is_no_sound_is_told(samples: np.ndarray, kind: str, peak: float) -> None:
+def test_sound_that_is_no_sound_is_told(
+    samples: np.ndarray, kind: str | None, peak: float
+) -> None:
     sound = audio.read(wav(samples.astype(np.float32), subtype="FLOAT"))
-    assert [one.kind for one in sound.findings] == [kind]
+    assert [one.kind for one in sound.findings] == ([kind] if kind else [])
     assert float(sound.samples.abs().max()) == pytest.approx(peak, rel=1e-2)
-
-
-def test_ordinary_sound_has_nothing_to_be_told() -> None:
-    for samples in (tone(), tone() * 4, np.stack([tone(), tone() / 9], 1)):
-        assert audio.read(wav(samples, subtype="FLOAT")).findings == ()
 
 
 def test_an_mp3_that_ends_within_a_frame_is_told() -> None:

@@ -19,11 +19,12 @@ def fresh(monkeypatch):
 
 
 def test_logs_go_to_standard_error_and_results_to_standard_output(capsys):
-    logs.setup()
+    for _ in range(2):
+        logs.setup()
     logs.logger("osum_echat.audio").info("loaded")
     logs.out("a result")
     shown = capsys.readouterr()
-    assert shown.out == "a result\n" and "loaded" in shown.err
+    assert shown.out == "a result\n" and shown.err.count("loaded") == 1
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
@@ -33,13 +34,6 @@ def test_quiet_and_later_ranks_only_warn(capsys, monkeypatch, rank):
     logs.logger("here").info("hidden")
     logs.logger("here").warning("seen")
     assert "hidden" not in (shown := capsys.readouterr().err) and "seen" in shown
-
-
-def test_setting_up_twice_says_everything_once(capsys):
-    logs.setup()
-    logs.setup()
-    logs.logger("here").info("once")
-    assert capsys.readouterr().err.count("once") == 1
 
 
 def test_a_bar_passes_everything_through_and_is_silent_unwatched(capsys):

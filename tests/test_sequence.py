@@ -15,7 +15,6 @@ from osum_echat.sequence import (
     collate,
     compose,
     interleave,
-    pack,
 )
 from osum_echat.tasks import SWITCH, TASKS, TURN_END, USER_START
 from tests.letters import letter_vocab
@@ -179,19 +178,6 @@ def test_interleave_alternates_six_and_eighteen():
     assert interleave([1] * 8, [2] * 50) == [1] * 6 + [2] * 18 + [1] * 2 + [2] * 32
 
 
-def rows_of(*lengths):
-    return [compose(TASKS["t2t"], VOCAB, user_text="x" * size, key=str(size)) for size in lengths]
-
-
-@given(st.lists(st.integers(0, 300), max_size=30))
-@settings(max_examples=40, deadline=None)
-def test_pack_loses_nothing_and_keeps_the_limit(sizes):
-    sequences = rows_of(*sizes)
-    packed = pack(sequences, 400)
-    assert sorted(len(each) for row in packed for each in row) == sorted(map(len, sequences))
-    assert all(len(row) == 1 or sum(map(len, row)) <= 400 for row in packed)
-
-
 def test_collate_puts_everything_in_its_place():
     answer = {"answer_text": "ok", "answer_speech": (5,)}
     heard = compose(TASKS["s2s"], VOCAB, clips=[mel(20)], **answer, key="a")
@@ -209,15 +195,12 @@ def test_collate_puts_everything_in_its_place():
     (span,) = batch.spans
     assert (span.row, span.start) == (0, len(read) + heard.spans[0].start)
     assert batch.mels is not None and batch.mels.shape == (1, 20, 4)
-    assert batch.mel_lengths.tolist() == [20]
-
-
-def test_clips_of_a_batch_are_padded_with_zeros():
-    batch = collate([[compose(TASKS["s2t"], VOCAB, clips=[mel(size)])] for size in (20, 12)], VOCAB)
-    assert batch.mels is not None and batch.mels[1, 12:].abs().sum() == 0
-    assert batch.mel_lengths.tolist() == [20, 12]
+    parts = [compose(TASKS["s2t"], VOCAB, clips=[mel(size)]) for size in (20, 12)]
+    padded = collate([[one] for one in parts], VOCAB)
+    assert padded.mels is not None and padded.mels[1, 12:].abs().sum() == 0
+    assert padded.mel_lengths.tolist() == [20, 12]
 
 
 def test_a_batch_without_clips_has_no_mels_and_moves_whole():
-    batch = collate([rows_of(3)], VOCAB).to("cpu")
+    batch = collate([[compose(TASKS["t2t"], VOCAB, user_text="hi", key="3")]], VOCAB).to("cpu")
     assert batch.mels is None and len(batch.mel_lengths) == 0 and batch.keys == [["3"]]

@@ -1,4 +1,4 @@
-"""Claims about the wheel: every file of the packages is in it, and its command is found."""
+"""Claims about the wheel: every file is in it, its command and its public names are found."""
 
 import shutil
 import subprocess
@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import osum_echat
 from osum_echat import __main__ as door
 from osum_echat.paths import HOUSE
+from osum_echat.records import Utterance
 
 NEEDED = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE")
 TREES = ("osum_echat", "common_utils", "conf")
@@ -67,3 +69,10 @@ def test_without_a_command_it_asks(capsys: pytest.CaptureFixture[str]) -> None:
     assert door.main(["--model", "no/model", "--text", "Hi.", "--task", "t2t"]) == 2
     assert "osum-echat ask: no/model: no such model directory" in capsys.readouterr().err
     assert door.main(["--help"]) == 0 and "evaluate" in capsys.readouterr().out
+
+
+def test_the_public_names_are_found_late():
+    assert osum_echat.Utterance is Utterance
+    assert set(osum_echat.__all__) == {"EChat", "Reply", "Turn", "Utterance"}
+    with pytest.raises(AttributeError, match="no attribute 'Whisper'"):
+        osum_echat.Whisper  # noqa: B018
