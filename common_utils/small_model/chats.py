@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from common_utils.small_model.reply_filters import words_of
 from common_utils.small_model.texts import Conversation
-from common_utils.small_model.topics import sentence, words
+from common_utils.small_model.topics import sentence, words, words_of
 
 QUESTION_WORDS, REPLY_WORDS = (2, 18), (4, 14)
 KNOWN = 20  # times that people write a word: what is rarer is often a slip

@@ -7,7 +7,6 @@ speech_marks (3, width), the second of which, before a clip, is the blank; and e
 model.yaml.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -35,9 +34,7 @@ def parts_of(model: EChatModel) -> tuple[dict[str, Tensor], CtcSettings]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a training, or its `final`")
     parser.add_argument("--start", type=Path, default=Path("build/ear/start"))
     parser.add_argument("--out", type=Path, required=True)

@@ -10,28 +10,28 @@ that these codes come from out of Whisper base and what DIR/units.safetensors ke
 measuring voices and lists, and replying does without it.
 """
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from common_utils.small_model.hibari import STYLES
 from common_utils.small_model.speech_rows import VOICE
+from common_utils.small_model.thinker import TOKENIZER_FILES
+from common_utils.tiny_world.assemble import write_halves
 from common_utils.token2wav_recipe.runs import VoiceRow, read_list
 from common_utils.token2wav_recipe.train_flow import speech_tokens
 from common_utils.token2wav_recipe.train_tokenizer import export_units, with_learnt
-from osum_echat import audio, cli, weights
+from osum_echat import audio, cli
 from osum_echat.errors import DataError
 from osum_echat.inference.talker import ENGLISH, Talker
 from osum_echat.models import checkpoint
 from osum_echat.settings import read_mapping
 from osum_echat.token2wav.flow import frames_for
-from osum_echat.token2wav.model import SETTINGS_FILE, VOICE_FILE, Token2Wav
+from osum_echat.token2wav.model import VOICE_FILE, Token2Wav
 from osum_echat.token2wav.voice import (
     SAMPLE_RATE_HZ,
     SPEAKER_WIDTH,
@@ -44,7 +44,6 @@ SEED = 11
 PROMPT_TOKENS = (60, 90)                # of a style's recording: 2.4 to 3.6 s
 USUAL_STYLE = "CALM"
 UNITS_FILE = "units.safetensors"        # what the speech tokenizer learnt beside the Whisper
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def style_vectors() -> dict[str, Tensor]:
@@ -86,15 +85,7 @@ def write_talker(source: Path, out: Path) -> None:
 
 def write_token2wav(voice: Path, out: Path) -> Token2Wav:
     """Flow, vocoder, what the units learnt, and a voice for each style; read back to be sure."""
-    out.mkdir(parents=True, exist_ok=True)
-    raw = {"vocoder": "nsf_vocos"}
-    for part in ("vocoder", "flow"):
-        raw |= read_mapping(voice / part / f"{part}.yaml")
-        tensors = weights.read(voice / part / f"{part}.safetensors")
-        halves = {name: tensor.half() if tensor.is_floating_point() else tensor
-                  for name, tensor in tensors.items()}  # fmt: skip
-        weights.write_safetensors_file(out / f"{part}.safetensors", halves)
-    (out / SETTINGS_FILE).write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+    write_halves({part: voice / part for part in ("vocoder", "flow")}, out)
     shutil.copyfile(voice / UNITS_FILE, out / UNITS_FILE)
     rows = read_list(voice / VOICE)
     for style in STYLES:
@@ -119,7 +110,7 @@ def write_tokenizer(units: Path, whisper: Path, out: Path) -> None:
     SpeechTokenizer(out)(torch.zeros(audio.SAMPLE_RATE_HZ))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("what", choices=("styles", "parts", "tokenizer"))
     parser.add_argument("--voice", type=Path, default=Path("build/voice"), metavar="DIR",
@@ -128,10 +119,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                         metavar="DIR", help="with model.safetensors")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="PLACE")
     chosen = parser.parse_args(argv)
-    return cli.run("export_voice", lambda: _write(chosen))
-
-
-def _write(chosen: argparse.Namespace) -> None:
     if chosen.what == "styles":
         write_styles(chosen.out)
     elif chosen.what == "parts":
@@ -141,4 +128,4 @@ def _write(chosen: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run("export_voice", main))

@@ -6,19 +6,17 @@
 A list has one file; a list whose file is newer than itself is not heard again.
 """
 
-import random
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from common_utils.small_model.measure_ear import clips
 from osum_echat import cli
 from osum_echat import device as devices
-from osum_echat.data.clips import ClipReader, ClipSettings
-from osum_echat.data.manifest import open_source
-from osum_echat.data.sources import Dropped
 from osum_echat.logs import logger
 from osum_echat.models import checkpoint
 from osum_echat.models.encoder_cache import EncoderCache
@@ -31,26 +29,11 @@ LIMIT_BYTES = 1 << 40
 log = logger(__name__)
 
 
-def clips(path: Path, mels: int) -> Iterator[Tensor]:
-    """The features of each clip of a list as training reads them: (frames, mels)."""
-    reader = ClipReader(ClipSettings(cache_mb=1), mels)  # as with a cache: half precision
-    source = open_source(path.stem, str(path))
-    for unit in range(len(source)):
-        utterance = source.read(unit)
-        if not isinstance(utterance, Dropped):
-            yield reader.read(reader.draft(utterance.user, random.Random(0)))[0]
-
-
 def groups(found: Iterator[Tensor]) -> Iterator[list[Tensor]]:
     """Clips of like length, for as many as are heard at once."""
-    waiting: list[Tensor] = []
-    while True:
-        waiting = [clip for clip, _ in zip(found, range(WINDOW), strict=False)]
-        if not waiting:
-            return
-        waiting.sort(key=len)
+    while waiting := list(islice(found, WINDOW)):
         group: list[Tensor] = []
-        for clip in waiting:
+        for clip in sorted(waiting, key=len):
             if group and len(clip) * (len(group) + 1) > TOGETHER_FRAMES:
                 yield group
                 group = []
@@ -81,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         if target.is_file() and target.stat().st_mtime > path.stat().st_mtime:
             continue
         cache, frames = EncoderCache(model.encoder, LIMIT_BYTES), 0
-        for group in groups(clips(path, model.settings.encoder.mels)):
+        for group in groups(mel for _, mel in clips(path, model.settings.encoder.mels)):
             with devices.autocast(cpu, compute_dtype("auto", cpu)):
                 cache.fill(group)
             frames += sum(map(len, group))

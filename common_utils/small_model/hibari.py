@@ -17,21 +17,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import soxr
-from numpy.typing import NDArray
 
+from common_utils.tiny_world.reply_voice import SAMPLE_RATE_HZ, Wave, levelled
 from osum_echat.errors import DataError, InputError
 
 PACKAGE = "hibari"                      # a folder of the unpacked parts
 OWN_RATE_HZ = 24_000
-SAMPLE_RATE_HZ = 22_050                 # of what is kept
 OWN_STEP_S = 0.025                      # of the durations
 DURATIONS, PITCH, MELODY = "/Clip_output_0", "f0", "/Gather_36_output_0"
 MIDDLE_HZ = 190.0                       # of the voice's pitch: what the range is counted from
-LEVEL_RMS, PEAK = 0.06, 0.95
 PAUSES = ".!?…;:,—"
-
-Wave = NDArray[np.float32]
-
 
 @dataclass(frozen=True, slots=True)
 class Style:
@@ -132,25 +127,12 @@ def with_pitch(model: onnx.ModelProto) -> onnx.ModelProto:
         onnx.helper.make_node("Mul", ["own_wide", "pitch"], ["own_moved"]),
     ]
     node.input[list(node.input).index(MELODY)] = "own_moved"
-    for number, one in enumerate(new):
-        graph.node.insert(place + number, one)
-    for name in ("pitch", "range"):
-        graph.input.append(
-            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1])
-        )
-    graph.output.append(
-        onnx.helper.make_tensor_value_info(DURATIONS, onnx.TensorProto.FLOAT, None)
-    )
+    for one in reversed(new):
+        graph.node.insert(place, one)
+    told, number = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    graph.input.extend(told(name, number, [1]) for name in ("pitch", "range"))
+    graph.output.append(told(DURATIONS, number, None))
     return model
-
-
-def levelled(wave: Wave, gain_db: float) -> Wave:
-    """`wave` at the common level plus `gain_db`, without clipping."""
-    frames = wave[: len(wave) // 256 * 256].reshape(-1, 256).astype(np.float64)
-    levels = np.sort(np.sqrt((frames**2).mean(1)))
-    loud = float(np.sqrt((levels[len(levels) // 2 :] ** 2).mean())) + 1e-9
-    peak = float(np.abs(wave).max(initial=1e-9))
-    return wave * np.float32(min(LEVEL_RMS * 10 ** (gain_db / 20) / loud, PEAK / peak))
 
 
 def sentences(text: str) -> list[str]:

@@ -1,7 +1,6 @@
 """How a voice is answered: openings, speaking styles and thoughts by what the voice tells.
 
-The words stand in words/*.yaml; styles, persons and pronouns are the tiny world's, with the labels
-that it does not have.
+The words stand in words/*.yaml; styles, persons and pronouns are the tiny world's.
 """
 
 from collections.abc import Mapping
@@ -11,17 +10,12 @@ from string import Template
 
 from common_utils.small_model.topics import parts, sentence, words
 from common_utils.tiny_world import manner as tiny
+from common_utils.tiny_world.manner import style_for
 from osum_echat.records import Labels
 
 AGES, GENDERS = tiny.AGES, tiny.GENDERS
-EMOTIONS = ("NEUTRAL", "HAPPY", "SAD", "ANGER", "SURPRISE", "FEAR", "DISGUST")
+EMOTIONS = (*tiny.EMOTIONS, "FEAR", "DISGUST")
 NO_EVENT = "OTHER"
-EVENT_STYLES = {**tiny.EVENT_STYLES, "SNEEZE": "CALM", "SCREAMING": "CALM",
-                "THROAT CLEARING": "CALM", "GROAN": "SOFT"}  # fmt: skip
-EMOTION_STYLES = {**tiny.EMOTION_STYLES, "FEAR": "SOFT", "DISGUST": "CALM", "OTHER": "CALM"}
-SOUNDS = {**tiny.SOUNDS, "SNEEZE": " who sneezes", "SCREAMING": " who screams",
-          "THROAT CLEARING": " who clears the throat", "GROAN": " who groans"}  # fmt: skip
-FEELINGS = {**tiny.FEELINGS, "FEAR": "scared", "DISGUST": "disgusted"}
 SELVES = {"MALE": "himself", "FEMALE": "herself"}
 THOUGHTS = (
     "I hear $person$sound. $Gist. $Act and speak $manner.",
@@ -37,12 +31,6 @@ def openings() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
         kind: {label: parts(text) for label, text in rows.items()}
         for kind, rows in words("openings").items()
     }
-
-
-def style_for(labels: Labels) -> str:
-    """How the reply is spoken: CALM, CHEERFUL, SOFT or BRISK."""
-    by_event = EVENT_STYLES.get(labels.event or NO_EVENT)
-    return by_event or EMOTION_STYLES[labels.emotion or "NEUTRAL"]
 
 
 def opening(labels: Labels, rng: Random) -> str:
@@ -64,20 +52,13 @@ def opening(labels: Labels, rng: Random) -> str:
 def natural_thought(labels: Labels, gist: str, rng: Random, act: str | None = None) -> str:
     """A thought in plain words. gist: what $he says; act: what is done, None: by the emotion."""
     emotion = labels.emotion or "NEUTRAL"
-    pronouns = {**tiny.PRONOUNS[labels.gender or "MALE"]}
-    pronouns["himself"] = SELVES[labels.gender or "MALE"]
+    gender = labels.gender or "MALE"
+    pronouns = {**tiny.PRONOUNS[gender], "himself": SELVES[gender]}
     act = act or rng.choice(openings()["acts"][emotion]).rstrip(".")
-    feeling = FEELINGS.get(emotion, "calm")
-    person = tiny.with_articles(
-        f"a {feeling} {tiny.PERSONS[labels.age or 'ADULT', labels.gender or 'MALE']}"
-    )
+    person = f"a {tiny.FEELINGS.get(emotion, 'calm')} {tiny.PERSONS[labels.age or 'ADULT', gender]}"
     gist, act = (Template(text).safe_substitute(pronouns) for text in (gist, act))
     return Template(rng.choice(THOUGHTS)).substitute(
-        person=person,
-        sound=SOUNDS[labels.event or NO_EVENT],
-        gist=gist,
-        Gist=sentence(gist).rstrip("."),
-        act=act,
-        Act=act,
+        person=tiny.with_articles(person), sound=tiny.SOUNDS[labels.event or NO_EVENT],
+        gist=gist, Gist=sentence(gist).rstrip("."), act=act, Act=act,
         manner=tiny.MANNERS[labels.style or style_for(labels)],
-    )
+    )  # fmt: skip

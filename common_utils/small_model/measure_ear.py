@@ -6,7 +6,6 @@
 --model: a directory of a model, or of a training whose newest checkpoint is taken.
 """
 
-import argparse
 import json
 import random
 import sys
@@ -64,12 +63,17 @@ def utterances(path: Path, most: int) -> Iterator[Utterance]:
             yield one
 
 
+def clips(path: Path, mels: int, most: int = sys.maxsize) -> Iterator[tuple[Utterance, Tensor]]:
+    """The same with the features of each clip as training reads them: (frames, mels)."""
+    reader = ClipReader(ClipSettings(cache_mb=1), mels)  # as with a cache: half precision
+    for utterance in utterances(path, most):
+        yield utterance, reader.read(reader.draft(utterance.user, random.Random(0)))[0]
+
+
 @torch.inference_mode()
 def hear(model: EChatModel, cache: EncoderCache, path: Path, most: int) -> Iterator[Heard]:
     """Each clip of a list alone."""
-    reader = ClipReader(ClipSettings(cache_mb=1), model.settings.encoder.mels)
-    for utterance in utterances(path, most):
-        mel, _ = reader.read(reader.draft(utterance.user, random.Random(0)))
+    for utterance, mel in clips(path, model.settings.encoder.mels, most):
         with devices.autocast(CPU, compute_dtype("auto", CPU)):
             steps, _ = model.adapter(*cache(mel[None], torch.tensor([len(mel)])))
         yield Heard(utterance, model.ctc_log_probs(steps[0].float()))
@@ -120,9 +124,7 @@ def figures(found: list[Heard], vocab: Vocab) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--start", type=Path, default=Path("build/ear/start"))
     parser.add_argument("--features", type=Path, help="folder of the encoder's caches")

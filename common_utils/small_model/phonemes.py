@@ -3,7 +3,6 @@
     python -m common_utils.small_model.phonemes --out DIR
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -52,12 +51,11 @@ def write(out: Path) -> None:
     save(tokenizer, out, TEXT_END, PAD)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write the talker's tokenizer.")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    chosen = parser.parse_args(argv)
-    return cli.run("phonemes", lambda: write(chosen.out))
+    write(parser.parse_args(argv).out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run("phonemes", main))

@@ -6,7 +6,6 @@ piece is a row of the LLM's table.
     python -m common_utils.small_model.pieces --llm build/parts/smollm2 --whisper DIR --out DIR
 """
 
-import argparse
 import json
 import re
 import shutil
@@ -103,7 +102,7 @@ def start(llm: Path, whisper: Path, out: Path, seed: int = 1) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--llm", type=Path, required=True, help="SmolLM2 as a Qwen2 directory")
     parser.add_argument("--whisper", type=Path, required=True, help="Whisper base")
     parser.add_argument("--out", type=Path, required=True)

@@ -3,23 +3,15 @@
 import re
 from functools import lru_cache
 
-from common_utils.small_model.topics import words
+from common_utils.small_model.topics import bare, words, words_of
 from osum_echat.records import Labels
 
 WORDS = (4, 24)  # of a reply, from and to
-_WORD = re.compile(r"[a-z']+")
 _FEELING = (
     r"\b(?:you sound|you are|you're|your|how|hear how|hear that you are|that you are) "
     r"(?:so |very |too |really |still )?({})\b"
 )
-_SOUND = (
-    r"\b(?:your|that|you|you are|such a|what a|hear you|lovely|deep|that) (?:so )?({})\b"
-)
-
-
-def words_of(text: str) -> list[str]:
-    """Its words in lower case."""
-    return _WORD.findall(text.lower().replace("’", "'"))
+_SOUND = r"\b(?:your|that|you|you are|such a|what a|hear you|lovely|deep|that) (?:so )?({})\b"
 
 
 def content_words(text: str) -> set[str]:
@@ -52,7 +44,7 @@ def repeats(reply: str, size: int = 3) -> bool:
 
 def wrong_labels(reply: str, labels: Labels) -> list[str]:
     """The words of a reply that name a label the voice does not have."""
-    text, own = " ".join(words_of(reply)), {labels.age, labels.gender, labels.emotion}
+    text, own = bare(reply), {labels.age, labels.gender, labels.emotion}
     known = words("lexicon")
     wrong = [
         word for word, fitting in known["labels"].items()

@@ -8,7 +8,6 @@
 OUT/voice.list; `rows`: a talker's rows without sound, each piece of text with the codes before it.
 """
 
-import argparse
 import json
 import random
 import re
@@ -237,7 +236,7 @@ def units_in(raw: dict[str, Any]) -> int:
     return sum(len(codes) for name, codes in raw["extra"].items() if "speech_token" in name)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("what", choices=("waves", "codes", "rows"))
@@ -249,10 +248,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--units", type=Path, metavar="FILE", help="what train_tokenizer keeps as `learnt`")
     add("--whisper", type=Path, default=Path("build/parts/whisper_base"), metavar="DIR")
     chosen = parser.parse_args(argv)
-    return cli.run("speech_rows", lambda: _make(chosen))
-
-
-def _make(chosen: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     if chosen.what != "waves" and chosen.units is None:
         raise InputError("--units: give the file that train_tokenizer keeps as `learnt`")
@@ -261,10 +256,10 @@ def _make(chosen: argparse.Namespace) -> None:
     elif chosen.what == "codes":
         write_codes(UnitFinder(chosen.units, chosen.whisper), chosen.out)
     else:
-        maker, find = RowMaker(chosen.parts, chosen.held_out), UnitFinder(
-            chosen.units, chosen.whisper)  # fmt: skip
+        find = UnitFinder(chosen.units, chosen.whisper)
+        maker = RowMaker(chosen.parts, chosen.held_out)
         write_rows(maker, find, chosen.out, chosen.hours, chosen.first)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run("speech_rows", main))

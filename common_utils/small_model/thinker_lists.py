@@ -5,7 +5,6 @@ Words and labels stand in for sound (prepare.audio_as_text).
     python -m common_utils.small_model.thinker_lists --parts build/parts --out build/thinker/rows
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -18,6 +17,14 @@ from common_utils.small_model.manner import NO_EVENT
 from common_utils.small_model.pieces import heard_words
 from common_utils.small_model.ranking import Ranker
 from common_utils.small_model.topics import sentence
+from common_utils.tiny_world.lists import (
+    FULL_TAG,
+    HISTORY_TAG,
+    SPEECH_TAGS,
+    T2T_TAG,
+    TEXT_ONLY,
+    TEXT_TAGS,
+)
 from common_utils.tiny_world.world import fraction
 from osum_echat import cli
 from osum_echat.files import write_jsonl
@@ -25,11 +32,7 @@ from osum_echat.logs import logger
 from osum_echat.records import LIST_KEYS
 
 CHECK_SHARE = 0.02  # of the examples, that are not trained on
-SPEECH_TASKS = {"s2s_think": "<S2TCHAT> <TEXT2TOKEN> <THINK>", "s2s": "<S2TCHAT> <TEXT2TOKEN>"}
-TEXT_TASKS = {"s2t_think": "<S2TCHAT> <THINKER>", "s2t": "<S2TCHAT>"}
-HISTORY_TASK, WRITTEN_TASK = "<S2TCHAT> <TEXT2TOKEN> <HISTORY>", "<TEXT2TEXT>"
-UNDERSTAND_TASK = "<TRANSCRIBE> <CAPTION> <AGE> <GENDER> <EMOTION>"
-TEXT_ONLY = "text-only"  # the wav of an earlier turn that was never spoken
+TAGS = SPEECH_TAGS | TEXT_TAGS
 
 log = logger(__name__)
 
@@ -39,7 +42,7 @@ def row(example: Example, tag: str) -> dict[str, Any]:
     extra: dict[str, Any] = {"q_txt": example.heard}
     named = {key: getattr(example.labels, field) for field, key in LIST_KEYS.items()}
     extra |= {name: value for name, value in named.items() if value}
-    if tag in (SPEECH_TASKS["s2s_think"], TEXT_TASKS["s2t_think"]):
+    if tag in (TAGS["s2s_think"], TAGS["s2t_think"]):
         extra["think_str"] = example.thought
     made = {"key": f"{example.key}", "txt": example.reply, "task": tag, "extra": extra}
     for number, (said, reply) in enumerate(example.earlier, start=1):
@@ -54,7 +57,7 @@ def understanding(example: Example) -> dict[str, Any]:
     tags = "".join(
         f"<{label}>" for label in (labels.event, labels.age, labels.gender, labels.emotion)
     )
-    return row(example, UNDERSTAND_TASK) | {"txt": example.heard + tags}
+    return row(example, FULL_TAG) | {"txt": example.heard + tags}
 
 
 def lists(found: Iterable[Example], rng: Random) -> dict[str, list[dict[str, Any]]]:
@@ -66,16 +69,16 @@ def lists(found: Iterable[Example], rng: Random) -> dict[str, list[dict[str, Any
 
     for one in found:
         if one.earlier:
-            add("history", row(one, HISTORY_TASK))
+            add("history", row(one, HISTORY_TAG))
             continue
         name = rng.choices(("s2s_think", "s2t_think"), weights=(0.75, 0.25))[0]
-        add(name, row(one, (SPEECH_TASKS | TEXT_TASKS)[name]))
+        add(name, row(one, TAGS[name]))
         if rng.random() < 0.45:
             name = rng.choices(("s2s", "s2t"), weights=(0.75, 0.25))[0]
-            add(name, row(one, (SPEECH_TASKS | TEXT_TASKS)[name]))
+            add(name, row(one, TAGS[name]))
         unheard = one.labels.emotion in (None, "NEUTRAL") and one.labels.event in (None, NO_EVENT)
         if one.question and unheard and rng.random() < 0.3:
-            made = row(one, WRITTEN_TASK)
+            made = row(one, T2T_TAG)
             made["extra"]["question"] = sentence(one.question)
             add("t2t", made)
         if one.question and one.labels.age and rng.random() < 0.05:
@@ -95,7 +98,7 @@ def write(found: list[Example], out: Path, seed: int = 0) -> dict[str, int]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--parts", type=Path, required=True, help="what parts.py unpacked")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)

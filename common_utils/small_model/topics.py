@@ -52,9 +52,14 @@ def words(name: str) -> Mapping[str, Any]:
     return read_mapping(WORDS / f"{name}.yaml")
 
 
+def words_of(text: str) -> list[str]:
+    """Its words in lower case."""
+    return _WORD.findall(text.lower().replace("’", "'"))
+
+
 def bare(text: str) -> str:
     """Its words in lower case with single spaces."""
-    return " ".join(_WORD.findall(text.lower().replace("’", "'")))
+    return " ".join(words_of(text))
 
 
 def parts(text: str) -> tuple[str, ...]:

@@ -83,10 +83,9 @@ def clip_of(model: LoadedModel, utterance: Utterance) -> Clip:
     read = [as_heard(reader.read(network, mel))] if reader is not None and said else []
     given = (model.vocab, spelling, settings)
     found = recognizer.candidates(network, *given, read, model.bigrams) if said else []
-    spelt = {one.text for one in recognizer.unweighed(*given, (), model.bigrams)}
     return Clip(
         said, utterance.labels, tuple(found),
-        tuple(replace(one, is_read=False) for one in found if one.text in spelt),
+        tuple(replace(one, is_read=False) for one in found if one.is_spelt),
         recognizer.surest_labels(log_probs, names), recognizer.sureness(spelling),
         float(log_probs[:, place].max()) if place is not None else recognizer.NEVER,
     )  # fmt: skip
@@ -195,9 +194,7 @@ def tune(chosen: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR")
     add("--words", type=Path, required=True, metavar="LIST", help="recordings with their words")

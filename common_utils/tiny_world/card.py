@@ -1,6 +1,7 @@
 """The card of a model that the recipe has made: its parts, and how long each step took."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,9 +75,6 @@ def _parts(out: Path) -> str:
                 first = name.partition(".")[0] if path.parent == out else (
                     path.parent.name if path.name == WEIGHTS_FILE else path.stem
                 )  # fmt: skip
-                size = 1
-                for length in file.get_slice(name).get_shape():
-                    size *= length
-                weights[first] += size
+                weights[first] += math.prod(file.get_slice(name).get_shape())
     rows = [f"| {name} | {size / 1e6:.2f} |" for name, size in weights.items()]
     return "\n".join(("| part | million weights |", "|---|---|", *rows, ""))

@@ -32,7 +32,7 @@ from common_utils.tiny_world.voices import ESPEAK, Studio, Voice, all_voices, va
 from common_utils.tiny_world.world import normalise
 from osum_echat import cli
 from osum_echat.files import write_jsonl
-from osum_echat.logs import logger, progress
+from osum_echat.logs import progress
 
 SPOKEN_LIST, SILENT_LIST = "drill.list", "reading.list"
 SPOKEN_WORDS, SILENT_WORDS = (2, 9), (6, 24)    # fewest and most
@@ -40,8 +40,6 @@ CHANGED_SHARE = 0.5                     # of spoken drills that begin as a sente
 CHANGED_WORDS = 0.35                    # of its words
 PLAIN_SHARE = 0.4                       # that are asked for the words alone
 PLAIN_TAG = "<TRANSCRIBE>"
-
-log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +87,7 @@ def silent_rows(drill: Drill, count: int, seed: int) -> Iterator[Row]:
                "extra": {"q_txt": text}}
 
 
-def spoken_rows(
-    drill: Drill, folder: Path, count: int, seed: int, assets: Path
-) -> Iterator[Row]:
+def spoken_rows(drill: Drill, folder: Path, count: int, seed: int, assets: Path) -> Iterator[Row]:
     """Short drills. A wav that is there is kept: the same seed gives the same sound."""
     studio = Studio(AssetPaths(assets))
     cast: dict[tuple[str, str], list[Voice]] = {}
@@ -114,7 +110,7 @@ def spoken_rows(
         yield row_of({"key": key}, turn, tag, understanding_text(tag, turn), "understand")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="what the tiny world made")
     parser.add_argument("--spoken", type=int, default=2500, help="drills with sound")
@@ -123,16 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--assets", type=Path, default=Path("build/assets"))
     chosen = parser.parse_args(argv)
     folder = chosen.corpus / "train"
-
-    def work() -> None:
-        drill = Drill.of(read_jsonl(folder / "exchanges.jsonl"))
-        silent = silent_rows(drill, chosen.silent, chosen.seed)
-        write_jsonl(folder / SILENT_LIST, progress(silent, "silent drills", chosen.silent))
-        spoken = spoken_rows(drill, folder, chosen.spoken, chosen.seed, chosen.assets)
-        write_jsonl(folder / SPOKEN_LIST, progress(spoken, "spoken drills", chosen.spoken))
-
-    return cli.run("drill", work)
+    drill = Drill.of(read_jsonl(folder / "exchanges.jsonl"))
+    silent = silent_rows(drill, chosen.silent, chosen.seed)
+    write_jsonl(folder / SILENT_LIST, progress(silent, "silent drills", chosen.silent))
+    spoken = spoken_rows(drill, folder, chosen.spoken, chosen.seed, chosen.assets)
+    write_jsonl(folder / SPOKEN_LIST, progress(spoken, "spoken drills", chosen.spoken))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run("drill", main))

@@ -48,7 +48,7 @@ TEXT_ONLY = "text-only"                  # the wav of an earlier turn that was n
 log = logger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="what the tiny world made")
     parser.add_argument("--split", choices=SPLITS, nargs="*", default=SPLITS)
@@ -59,9 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="exchanges more in train/pretrain.list, without any sound")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(argv)
-    return cli.run("lists", lambda: make_lists(
-        chosen.corpus, chosen.split, chosen.speech_tokenizer, chosen.sentences,
-        chosen.pretrain_size, chosen.seed))  # fmt: skip
+    make_lists(chosen.corpus, chosen.split, chosen.speech_tokenizer, chosen.sentences,
+               chosen.pretrain_size, chosen.seed)  # fmt: skip
 
 
 def make_lists(corpus: Path, splits: Sequence[str], speech_tokenizer: Path | None = None,
@@ -237,4 +236,4 @@ def _beside(rows: Iterable[Row], path: Path | None) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run("lists", main))

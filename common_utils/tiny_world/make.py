@@ -24,14 +24,14 @@ from common_utils.jobs import Job, Made, Report, digest, run
 from common_utils.tiny_world import reply_voice
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.effects import SAMPLE_RATE_HZ
-from common_utils.tiny_world.reply_voice import ReplyVoice
+from common_utils.tiny_world.reply_voice import ReplyVoice, file_name
 from common_utils.tiny_world.speaking import speak, write_wav
 from common_utils.tiny_world.voices import ESPEAK, KOKORO, Studio, Voice, all_voices, varied
 from common_utils.tiny_world.world import SPLITS, Exchange, SaidTurn, load_world
 from osum_echat import cli, logs
 from osum_echat.errors import DataError
 
-LIST_FILE = "exchanges.jsonl"
+LIST_FILE, REPLY_RATE_HZ = "exchanges.jsonl", reply_voice.SAMPLE_RATE_HZ
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Plan:
         return self.out / self.split
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--split", choices=SPLITS, required=True)
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     plan = Plan(chosen.out, chosen.split, chosen.seed, chosen.assets, chosen.kokoro_share,
                 chosen.sentences or chosen.out / "sentences")
-    return cli.run("make", lambda: logs.out(str(make(plan, chosen.size, chosen.processes))))
+    logs.out(str(make(plan, chosen.size, chosen.processes)))
 
 
 def make(plan: Plan, size: int, processes: int = 1) -> Report:
@@ -138,17 +138,16 @@ class Maker:
         user = f"audio/{name}.wav"
         write_wav(self._plan.folder / user, wave, SAMPLE_RATE_HZ)
         style = turn.reply_style
-        reply = f"replies/{_name(style, *turn.reply_sentences)}.wav"
+        reply = f"replies/{file_name(style, *turn.reply_sentences)}.wav"
         if not (self._plan.folder / reply).exists():
             parts = [self._sentence(sentence, style) for sentence in turn.reply_sentences]
-            whole = reply_voice.join(parts)
-            write_wav(self._plan.folder / reply, whole, reply_voice.SAMPLE_RATE_HZ)
+            write_wav(self._plan.folder / reply, reply_voice.join(parts), REPLY_RATE_HZ)
         return {"wav": user, "reply_wav": reply}
 
     def _sentence(self, sentence: str, style: str) -> NDArray[np.float32]:
-        path = self._plan.sentences / f"{_name(style, sentence)}.wav"
+        path = self._plan.sentences / f"{file_name(style, sentence)}.wav"
         if not path.exists():
-            write_wav(path, self._replies.say(sentence, style), reply_voice.SAMPLE_RATE_HZ)
+            write_wav(path, self._replies.say(sentence, style), REPLY_RATE_HZ)
         return soundfile.read(path, dtype="float32")[0]
 
 
@@ -157,10 +156,5 @@ def _rng(seed: int, key: str) -> Generator:
     return np.random.default_rng(list(sha256(f"{seed}:{key}".encode()).digest()))
 
 
-def _name(style: str, *sentences: str) -> str:
-    """A file name for a sentence, or several, in a style; the same as in a reply set."""
-    return sha256(f"{style} {' '.join(sentences)}".encode()).hexdigest()[:12]
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run("make", main))

@@ -1,8 +1,4 @@
-"""How a voice of the tiny world is answered: the opener, the style, and the thought about it.
-
-Reply style, the first rule that fits:  CRY -> SOFT, LAUGH -> CHEERFUL, COUGH or SIGH -> CALM,
-then SAD -> SOFT, HAPPY -> CHEERFUL, SURPRISE -> BRISK, ANGER or NEUTRAL -> CALM.
-"""
+"""How a voice of the tiny world is answered: the opener, the style, and the thought about it."""
 import re
 from dataclasses import dataclass
 from string import Template
@@ -21,9 +17,11 @@ EVENTS: dict[str, dict[str, float]] = {  # how often each sound event comes with
     "ANGER": {"OTHER": 0.50, "CRY": 0.22, "COUGH": 0.14, "SIGH": 0.14},
     "SURPRISE": {"OTHER": 0.50, "LAUGH": 0.18, "COUGH": 0.14, "SIGH": 0.18},
 }
-EVENT_STYLES = {"CRY": "SOFT", "LAUGH": "CHEERFUL", "COUGH": "CALM", "SIGH": "CALM"}
-EMOTION_STYLES = {"SAD": "SOFT", "HAPPY": "CHEERFUL", "SURPRISE": "BRISK",
-                  "ANGER": "CALM", "NEUTRAL": "CALM"}
+# Styles, feelings and sounds are those of the small model too, which knows more labels.
+EVENT_STYLES = {"CRY": "SOFT", "LAUGH": "CHEERFUL", "COUGH": "CALM", "SIGH": "CALM",
+                "SNEEZE": "CALM", "SCREAMING": "CALM", "THROAT CLEARING": "CALM", "GROAN": "SOFT"}
+EMOTION_STYLES = {"SAD": "SOFT", "HAPPY": "CHEERFUL", "SURPRISE": "BRISK", "ANGER": "CALM",
+                  "NEUTRAL": "CALM", "FEAR": "SOFT", "DISGUST": "CALM", "OTHER": "CALM"}
 EVENT_OPENERS = {
     "LAUGH": "What a lovely laugh, $you.",
     "CRY": "Please do not cry, $you.",
@@ -45,9 +43,10 @@ PERSONS = {
 PRONOUNS = {"MALE": {"he": "he", "his": "his", "him": "him"},
             "FEMALE": {"he": "she", "his": "her", "him": "her"}}
 FEELINGS = {"NEUTRAL": "calm", "HAPPY": "happy", "SAD": "sad", "ANGER": "angry",
-            "SURPRISE": "surprised"}
+            "SURPRISE": "surprised", "FEAR": "scared", "DISGUST": "disgusted"}
 SOUNDS = {"OTHER": "", "LAUGH": " who laughs", "CRY": " who cries", "COUGH": " who coughs",
-          "SIGH": " who sighs"}
+          "SIGH": " who sighs", "SNEEZE": " who sneezes", "SCREAMING": " who screams",
+          "THROAT CLEARING": " who clears the throat", "GROAN": " who groans"}
 MANNERS = {"CALM": "calmly", "CHEERFUL": "cheerfully", "SOFT": "softly", "BRISK": "quickly"}
 THOUGHTS = (
     "I hear {person}{sound}. {Gist}. I will speak {manner}.",
@@ -74,12 +73,13 @@ class Traits:
 
 
 def style_for(labels: Heard) -> str:
-    """The reply style; the table stands at the head of this file."""
+    """CALM, CHEERFUL, SOFT or BRISK, as EVENT_STYLES says, or else EMOTION_STYLES."""
+    emotion = labels.emotion or "NEUTRAL"
     if labels.event in EVENT_STYLES:
         return EVENT_STYLES[labels.event]
-    if labels.emotion not in EMOTION_STYLES:
-        raise DataError(f"emotion {labels.emotion!r}: not one of {', '.join(EMOTION_STYLES)}")
-    return EMOTION_STYLES[labels.emotion]
+    if emotion not in EMOTION_STYLES:
+        raise DataError(f"emotion {emotion!r}: not one of {', '.join(EMOTION_STYLES)}")
+    return EMOTION_STYLES[emotion]
 
 
 def address(age: str, gender: str) -> str:

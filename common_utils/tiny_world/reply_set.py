@@ -3,18 +3,19 @@
 python -m common_utils.tiny_world.reply_set --out DIR [--sentences FILE] [--minutes N]
 """
 
-import argparse
-import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import soundfile
 
 from common_utils.tiny_world.lists import read_jsonl, said_by_users
-from common_utils.tiny_world.reply_voice import SAMPLE_RATE_HZ, STYLES, ReplyVoice
+from common_utils.tiny_world.reply_voice import SAMPLE_RATE_HZ, STYLES, ReplyVoice, file_name
 from common_utils.tiny_world.speaking import write_wav
+from common_utils.tiny_world.world import load_world
+from osum_echat import cli
 from osum_echat.logs import logger, progress
 
 LIST_FILE = "reply.list"
@@ -25,7 +26,7 @@ Pair = tuple[str, str]                                       # sentence, style
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="gets wav/ and " + LIST_FILE)
     parser.add_argument("--assets", type=Path, default=Path("build/assets"))
     parser.add_argument("--sentences", type=Path,
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=7)
     chosen = parser.parse_args(argv)
     rng = random.Random(chosen.seed)
-    pairs = read_pairs(chosen.sentences, chosen.styles, rng) if chosen.sentences else world_pairs()
+    pairs = (read_pairs(chosen.sentences, chosen.styles, rng) if chosen.sentences
+             else sorted(load_world().all_reply_sentences()))
     rng.shuffle(pairs)
     minutes = speak(pairs, ReplyVoice(chosen.assets), chosen.out, chosen.minutes)
     log.info("%s: %.1f minutes in all", chosen.out / LIST_FILE, minutes)
@@ -52,39 +54,25 @@ def read_pairs(path: Path, styles: int, rng: random.Random) -> list[Pair]:
     return [(line, style) for line in lines if line for style in rng.sample([*STYLES], styles)]
 
 
-def world_pairs() -> list[Pair]:
-    """Every sentence of the tiny world's replies with the styles that it is spoken in."""
-    from common_utils.tiny_world.world import load_world
-
-    return sorted(load_world().all_reply_sentences())
-
-
 def speak(pairs: Iterable[Pair], voice: ReplyVoice, out: Path, minutes: float) -> float:
     """Write the wavs that are missing and the list; returns the minutes of audio."""
     (out / "wav").mkdir(parents=True, exist_ok=True)
     seconds = 0.0
     with (out / LIST_FILE).open("w", encoding="utf-8") as rows:
-        for row, spoken_s in _rows(pairs, voice, out):
+        for sentence, style in progress(pairs, "speaking"):
+            name = file_name(style, sentence)
+            path = out / "wav" / f"{name}.wav"
+            if not path.exists():
+                write_wav(path, voice.say(sentence, style), SAMPLE_RATE_HZ)
+            row = {"key": name, "wav": f"wav/{name}.wav", "txt": sentence, "style": style}
             rows.write(json.dumps(row) + "\n")
             rows.flush()
-            seconds += spoken_s
+            seconds += soundfile.info(path).duration
             if seconds > 60 * minutes:
                 log.info("stopped at %.0f minutes", minutes)
                 break
     return seconds / 60
 
 
-def _rows(pairs: Iterable[Pair], voice: ReplyVoice, out: Path) -> Iterator[tuple[dict, float]]:
-    for sentence, style in progress(pairs, "speaking"):
-        key = hashlib.sha256(f"{style} {sentence}".encode()).hexdigest()[:12]
-        path = out / "wav" / f"{key}.wav"
-        if not path.exists():
-            write_wav(path, voice.say(sentence, style), SAMPLE_RATE_HZ)
-        yield (
-            {"key": key, "wav": f"wav/{key}.wav", "txt": sentence, "style": style},
-            soundfile.info(path).duration,
-        )
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run("reply_set", main))

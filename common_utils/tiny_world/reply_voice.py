@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +93,7 @@ class ReplyVoice:
             described["espeak"]["voice"],
         )
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(
             str(voice), options, providers=["CPUExecutionProvider"]
         )
@@ -113,7 +113,7 @@ class ReplyVoice:
         wave = np.asarray(spoken, np.float32).reshape(-1)
         # Played faster by the pitch factor: the length above was stretched by as much.
         wave = soxr.resample(wave, SAMPLE_RATE_HZ * manner.pitch, SAMPLE_RATE_HZ)
-        return _levelled(trimmed(wave), manner.gain_db)
+        return _faded(levelled(trimmed(wave), manner.gain_db))
 
     def _phoneme_ids(self, sentence: str) -> list[int]:
         pad = self._ids["_"]
@@ -146,15 +146,19 @@ def join(parts: Sequence[Wave], gap_s: float = 0.18) -> Wave:
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
 
-def _levelled(wave: Wave, gain_db: float) -> Wave:
-    """`wave` at the common level plus `gain_db`, faded in and out over 10 ms."""
+def levelled(wave: Wave, gain_db: float) -> Wave:
+    """`wave` at the common level plus `gain_db`, without clipping."""
     wanted = LEVEL_RMS * 10 ** (gain_db / 20)
     peak = float(np.abs(wave).max(initial=1e-9))
-    scaled = wave * min(wanted / _spoken_rms(wave), PEAK / peak)
+    return wave * np.float32(min(wanted / _spoken_rms(wave), PEAK / peak))
+
+
+def _faded(wave: Wave) -> Wave:
+    """`wave`, changed in place: faded in and out over 10 ms."""
     fade = np.linspace(0, 1, SAMPLE_RATE_HZ // 100, dtype=np.float32)[: len(wave)]
-    scaled[: len(fade)] *= fade
-    scaled[len(scaled) - len(fade) :] *= fade[::-1]
-    return scaled.astype(np.float32)
+    wave[: len(fade)] *= fade
+    wave[len(wave) - len(fade) :] *= fade[::-1]
+    return wave
 
 
 def _frame_rms(wave: Wave) -> NDArray[np.float64]:
@@ -166,6 +170,11 @@ def _spoken_rms(wave: Wave) -> float:
     """Root mean square over the louder half of the frames."""
     levels = np.sort(_frame_rms(wave))
     return float(np.sqrt(np.mean(levels[len(levels) // 2 :] ** 2)) + 1e-9) if len(levels) else 1e-9
+
+
+def file_name(style: str, *sentences: str) -> str:
+    """What the wav of a sentence, or of several, in a style is called, without its ending."""
+    return sha256(f"{style} {' '.join(sentences)}".encode()).hexdigest()[:12]
 
 
 def _found(assets: Path, name: str) -> Path:

@@ -31,18 +31,10 @@ class Surroundings:
     snr_db: tuple[float, float] = (18.0, 40.0)
 
 
-STUDIO_QUIET = Surroundings(room_share=0.0, noise_share=0.0)
-
-
 def speak(
-    studio: Studio,
-    text: str,
-    voice: Voice,
-    emotion: str,
-    event: str,
-    rng: Generator,
+    studio: Studio, text: str, voice: Voice, emotion: str, event: str, rng: Generator,
     surroundings: Surroundings = Surroundings(),
-) -> Wave:
+) -> Wave:  # fmt: skip
     """`text` as `voice` says it in this mood, with the event: (samples,) at 16 kHz within 1."""
     if emotion not in effects.DELIVERIES:
         raise DataError(f"emotion {emotion!r}: not one of {', '.join(effects.DELIVERIES)}")

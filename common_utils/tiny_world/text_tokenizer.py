@@ -7,7 +7,6 @@ prompts and the fixed words of the label thought: a fifth of the tokens, with no
 
     python -m common_utils.tiny_world.text_tokenizer --out DIR [--texts FILE ...]
 """
-import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -35,8 +34,8 @@ LEAST_PIECES = 256 + 64                  # every byte, and room for marks and ta
 log = logger(__name__)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.parser(__doc__)
     parser.add_argument("--out", type=Path, required=True,
                         help="folder for tokenizer.json and tokenizer_config.json")
     parser.add_argument("--pieces", type=int, default=PIECES)
@@ -45,13 +44,9 @@ def main(argv: list[str] | None = None) -> int:
                         help="prompts of understanding tasks; the English ones are learned from")
     parser.add_argument("--texts", type=Path, nargs="*", default=[], help="more text to learn from")
     chosen = parser.parse_args(argv)
-
-    def work() -> None:
-        texts = [*world_texts(load_world(), chosen.size), *_prompts(chosen.prompts),
-                 *_lines(chosen.texts)]
-        log.info("%s: %d pieces", chosen.out, train(texts, chosen.out, chosen.pieces))
-
-    return cli.run("text_tokenizer", work)
+    texts = [*world_texts(load_world(), chosen.size), *_prompts(chosen.prompts),
+             *_lines(chosen.texts)]
+    log.info("%s: %d pieces", chosen.out, train(texts, chosen.out, chosen.pieces))
 
 
 def single_pieces() -> tuple[str, ...]:
@@ -136,4 +131,4 @@ def _lines(paths: Iterable[Path]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run("text_tokenizer", main))

@@ -129,12 +129,9 @@ WOMEN_FORMANTS = 1.15
 
 # Kokoro's styles: f0 heard, and the length of the vocal tract as above.
 KOKORO_STYLES = {
-    "jf_alpha": (262.0, 1.15),
-    "jf_gongitsune": (234.0, 1.15),
-    "jf_nezumi": (228.0, 1.15),
-    "jf_tebukuro": (330.0, 1.25),
-    "jm_kumo": (91.0, 1.0),
-}
+    "jf_alpha": (262.0, 1.15), "jf_gongitsune": (234.0, 1.15), "jf_nezumi": (228.0, 1.15),
+    "jf_tebukuro": (330.0, 1.25), "jm_kumo": (91.0, 1.0),
+}  # fmt: skip
 KOKORO_TRAIN = {
     "CHILD": ("jf_tebukuro*1", "jf_alpha*1", "jf_alpha*0.5+jf_tebukuro*0.5"),
     "FEMALE": ("jf_alpha*1", "jf_nezumi*1", "jf_alpha*0.5+jf_nezumi*0.5"),
@@ -158,17 +155,14 @@ def _voice(
     """The index-th voice of a cell; each trait walks its bounds at another pace."""
     traits = CELLS[cell]
     return Voice(
-        name,
-        engine,
-        variant,
-        *cell,
+        name, engine, variant, *cell,
         f0_hz=_between(traits.f0_hz, 3 * index + shift, 7),
         formants=_between(traits.formants, 2 * index + shift, 5),
         rate=_between(traits.rate, index + shift, 4),
         breath=_between(traits.breath, 2 * index + shift, 3),
         tremor=_between(traits.tremor, index + shift, 3),
         tilt_db=_between(traits.tilt_db, 4 * index + shift, 9),
-    )
+    )  # fmt: skip
 
 
 def all_voices(split: str) -> list[Voice]:
@@ -237,11 +231,9 @@ class Espeak:
         speed = voice.formants / tract
         words = RATE_WPM * voice.rate * manner.rate / speed
         settings = {
-            RATE: round(min(max(words, SLOWEST_WPM), FASTEST_WPM)),
-            VOLUME: 100,
-            PITCH: round(knob),
-            RANGE: round(min(50 * manner.range, 99)),
-        }
+            RATE: round(min(max(words, SLOWEST_WPM), FASTEST_WPM)), VOLUME: 100,
+            PITCH: round(knob), RANGE: round(min(50 * manner.range, 99)),
+        }  # fmt: skip
         samples = self._synthesise(text, f"{accent}+{VARIANT}", settings)
         return Spoken(samples, ESPEAK_RATE_HZ, speed * manner.pitch / reached)
 

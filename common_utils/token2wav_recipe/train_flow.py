@@ -197,11 +197,10 @@ class FlowTrainer:
             torch.full((rows,), frames), frames, generator,
             drop=training.drop, prefix=training.prefix, warp=training.warp_times,
         )
+        tokens, mel, speaker = (part.to(self.device) for part in crops)
+        draws = type(draws)(*(part.to(self.device) for part in draws))
         with devices.autocast(self.device, self.dtype):
-            return self.flow.loss(
-                *(part.to(self.device) for part in crops),
-                type(draws)(*(part.to(self.device) for part in draws)),
-            )
+            return self.flow.loss(tokens, mel, speaker, draws)
 
     def step(self) -> dict[str, float]:
         """One optimizer step on fresh crops."""

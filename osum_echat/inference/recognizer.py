@@ -166,13 +166,15 @@ def sureness(log_probs: Tensor) -> float:
 class Candidate:
     """A text that may have been said, and the log probabilities of CTC and LLM.
 
-    is_read: Whisper's decoder reads the same; each: by the LLM, of the text's ids.
+    is_read: Whisper's decoder reads the same; each: by the LLM, of the text's ids; is_spelt: the
+    CTC's beam finds it.
     """
 
     text: str
     ctc: float
     is_read: bool = False
     each: tuple[float, ...] = ()
+    is_spelt: bool = True
 
     @property
     def llm(self) -> float:
@@ -209,10 +211,11 @@ def unweighed(
     spoken = [(text, score) for text, score in texts.items() if text][: settings.best]
     if not spoken or not next(iter(texts)):
         return []
+    found = [Candidate(text, ctc, text in read) for text, ctc in spoken]
     for text in {*read} - {"", *(text for text, _ in spoken)}:
         ids = _pieces(vocab, rows).encode(as_words(text))
-        spoken.append((text, text_score(log_probs, ids)))
-    return [Candidate(text, ctc, text in read) for text, ctc in spoken]
+        found.append(Candidate(text, text_score(log_probs, ids), is_read=True, is_spelt=False))
+    return found
 
 
 def weighed(

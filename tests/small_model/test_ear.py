@@ -9,7 +9,7 @@ import torch
 
 from common_utils.small_model import features, people, pieces, speak, waves
 from common_utils.small_model.export_ear import parts_of
-from common_utils.small_model.measure_ear import Heard, figures
+from common_utils.small_model.measure_ear import Heard, clips, figures
 from osum_echat.files import write_jsonl
 from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatModel
@@ -108,7 +108,7 @@ def test_a_cache_made_beforehand_is_what_training_looks_up(tmp_path):
     cache = EncoderCache(network().encoder, 1 << 20)
     assert cache.load(tmp_path / "made")
     kept = len(cache._kept)
-    for mel in features.clips(path, SETTINGS.encoder.mels):
+    for _, mel in clips(path, SETTINGS.encoder.mels):
         cache(mel[None], torch.tensor([len(mel)]))
     assert len(cache._kept) == kept == 3
 

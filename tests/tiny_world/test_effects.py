@@ -6,11 +6,13 @@ import pytest
 from common_utils.tiny_world import effects
 from common_utils.tiny_world.effects import DELIVERIES, SAMPLE_RATE_HZ
 from common_utils.tiny_world.events import EVENTS
-from common_utils.tiny_world.speaking import STUDIO_QUIET, speak
+from common_utils.tiny_world.speaking import Surroundings, speak
 from common_utils.tiny_world.voices import Manner, Spoken, Studio, Voice, Wave, all_voices
 
 WOMAN = next(voice for voice in all_voices("test") if voice.cell == ("ADULT", "FEMALE"))
 PLAIN = Manner()
+
+
 class Vowel(Studio):
     """Sings one second of harmonics at the asked pitch, in place of an engine."""
 
@@ -28,7 +30,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def spoken(emotion: str, event: str = "OTHER", voice: Voice = WOMAN) -> Wave:
-    return speak(Vowel(), "a", voice, emotion, event, rng(), STUDIO_QUIET)
+    return speak(Vowel(), "a", voice, emotion, event, rng(), Surroundings(0.0, 0.0))
 
 
 def level_db(wave: Wave) -> float:
