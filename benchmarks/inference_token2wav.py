@@ -111,9 +111,12 @@ def streamed_mel(
     return torch.cat([mel[:, :, :new] for mel, new in solved], dim=2)
 
 
-def whole_mel(model: Token2Wav, tokens: list[int], seed: int) -> Tensor:
-    state = model.flow.voice_state(model.voice)
-    solver = MelStream(model.flow, state, generators(seed), 0)
+def whole_mel(
+    model: Token2Wav, tokens: list[int], seed: int, state: VoiceState | None = None
+) -> Tensor:
+    """The mel of a whole call, in the model's own voice or in another: (1, mel, frames)."""
+    voice = state or model.flow.voice_state(model.voice)
+    solver = MelStream(model.flow, voice, generators(seed), 0)
     return solver.solve(Piece(tokens, 0, 0, len(tokens), is_last=True))[0]
 
 
@@ -210,13 +213,6 @@ def random_voice(tokens: int) -> VoicePrompt:
     )  # fmt: skip
 
 
-def full_model() -> Token2Wav:
-    """Random weights of the published sizes, and a voice of 5 s."""
-    torch.manual_seed(0)
-    model = Token2Wav(Token2WavSettings(), VoicePrompt.absent()).eval()
-    return model.in_voice(random_voice(PROMPT_TOKENS))
-
-
 def voice_rows(
     model: Token2Wav, voice: VoicePrompt, lists: Sequence[Spoken]
 ) -> list[tuple[str, str]]:
@@ -229,16 +225,13 @@ def voice_rows(
         "its speaker vector alone": model.flow.voice_state(voice, 0),
     }
 
-    def mel(state: VoiceState, tokens: list[int], seed: int) -> Tensor:
-        solver = MelStream(model.flow, state, generators(seed), 0)
-        return solver.solve(Piece(tokens, 0, 0, len(tokens), is_last=True))[0]
-
     sums, costs = dict.fromkeys(states, 0.0), dict.fromkeys(("anew", *states), 0.0)
     for one in logs.progress(lists, "voice"):
-        cost, exact = timed(partial(mel, whole, one.tokens, 1))
+        cost, exact = timed(partial(whole_mel, model, one.tokens, 1, whole))
         costs["anew"] += cost
         for name, state in states.items():
-            cost, other = timed(partial(mel, state, one.tokens, 2 if state is whole else 1))
+            seed = 2 if state is whole else 1
+            cost, other = timed(partial(whole_mel, model, one.tokens, seed, state))
             costs[name] += cost
             sums[name] += float((other - exact).abs().mean())
     return [
@@ -249,8 +242,13 @@ def voice_rows(
 
 
 def full_rows(dtypes: Sequence[str], steps: Sequence[int]) -> list[tuple[str, str]]:
-    """The second table. Beside each cost: the rate of the bare product just before."""
-    model = full_model()
+    """The second table: random weights of the published sizes, and a voice of 5 s.
+
+    Beside each cost: the rate of the bare product just before.
+    """
+    torch.manual_seed(0)
+    model = Token2Wav(Token2WavSettings(), VoicePrompt.absent()).eval()
+    model = model.in_voice(random_voice(PROMPT_TOKENS))
     ids = torch.randint(FlowSettings().codes, (FULL_TOKENS,)).tolist()
     rows: list[tuple[str, str]] = []
     reference: Tensor | None = None
@@ -265,16 +263,21 @@ def full_rows(dtypes: Sequence[str], steps: Sequence[int]) -> list[tuple[str, st
         reference = made if reference is None else reference
         rows.append((
             f"flow, {dtype}, {count} steps, spacing {spacing}",
-            f"{cost:.1f} CPU s ({cost / UPSTREAM_FLOW_S:.0%} of upstream's {UPSTREAM_FLOW_S}), "
-            f"{rate:.0f} GFLOP/s, mel distance {float((made - reference).abs().mean()):.4f}",
+            f"{told(cost, UPSTREAM_FLOW_S, rate)}, mel distance "
+            f"{float((made - reference).abs().mean()):.4f}",
         ))  # fmt: skip
     assert reference is not None
     rate, mel = product_rate(torch.float32), reference
     cost, _ = timed(lambda: whole_wave(model.vocoder, mel, torch.Generator().manual_seed(1)))
-    rows.append(("vocoder, float32", f"{cost:.1f} CPU s ({cost / UPSTREAM_VOCODER_S:.0%} of "
-                 f"upstream's {UPSTREAM_VOCODER_S}), {rate:.0f} GFLOP/s"))  # fmt: skip
+    rows.append(("vocoder, float32", told(cost, UPSTREAM_VOCODER_S, rate)))
     model.dtype, model.flow.settings = torch.float32, FlowSettings()
     return rows + first_rows(model, ids)
+
+
+def told(cost: float, upstream_s: float, rate: float) -> str:
+    """CPU seconds beside upstream's, and the rate of the bare product."""
+    return (f"{cost:.1f} CPU s ({cost / upstream_s:.0%} of upstream's {upstream_s}), "
+            f"{rate:.0f} GFLOP/s")  # fmt: skip
 
 
 def first_rows(model: Token2Wav, ids: list[int]) -> list[tuple[str, str]]:
@@ -293,11 +296,7 @@ def first_rows(model: Token2Wav, ids: list[int]) -> list[tuple[str, str]]:
         settings = StreamSettings(first_tokens=FIRST_TOKENS, prompt_tokens=prompt_tokens)
         rate = product_rate(torch.float32)
         cost, _ = timed(partial(next, model.stream(ids, voice, seed=1, settings=settings)))
-        rows.append((
-            f"first second, float32, {name}",
-            f"{cost:.1f} CPU s ({cost / UPSTREAM_FIRST_S:.0%} of upstream's {UPSTREAM_FIRST_S}), "
-            f"{rate:.0f} GFLOP/s",
-        ))  # fmt: skip
+        rows.append((f"first second, float32, {name}", told(cost, UPSTREAM_FIRST_S, rate)))
     return rows
 
 
