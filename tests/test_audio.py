@@ -82,7 +82,7 @@ def test_an_unusable_file_is_refused_with_its_name_and_one_reason(reason, tmp_pa
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["PCM_16", "PCM_24", "FLOAT", "PCM_U8"])
-def test_wavs_of_any_kind_are_read_as_the_library_reads_them(channels: int, kind: str) -> None:
+def test_wavs_of_any_kind_are_read_as_the_library_reads_them(channels, kind):
     rng = np.random.default_rng(channels)
     file = io.BytesIO()
     samples = rng.uniform(-1, 1, (1_001, channels))
@@ -97,9 +97,7 @@ def test_wavs_of_any_kind_are_read_as_the_library_reads_them(channels: int, kind
 @pytest.mark.parametrize("segment_s", [None, (0.5, 1.0), (0.5, 9.0)])
 @pytest.mark.parametrize("kind", ["WAV", "FLAC"])
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
-def test_the_length_is_known_before_decoding(
-    rate: int, kind: str, segment_s: tuple[float, float] | None, tmp_path: Path
-) -> None:
+def test_the_length_is_known_before_decoding(rate, kind, segment_s, tmp_path):
     path = tmp_path / f"a.{kind.lower()}"
     soundfile.write(path, np.zeros(rate + 77), rate, format=kind)
     for source in (path, path.read_bytes()):
@@ -113,7 +111,7 @@ CODECS = [("WAV", "GSM610"), ("WAV", "G721_32"), ("WAV", "NMS_ADPCM_16"), ("AU",
 
 
 @pytest.mark.parametrize(("form", "codec"), CODECS)
-def test_any_codec_is_read_whole_and_in_parts(form: str, codec: str | None, tmp_path: Path) -> None:
+def test_any_codec_is_read_whole_and_in_parts(form, codec, tmp_path):
     rate = 44_100 if form == "XI" else 8_000
     path = tmp_path / "sound.raw"  # what is inside counts, not the name
     path.write_bytes(wav(tone(1.0, rate), rate, format=form, subtype=codec))
@@ -135,7 +133,7 @@ ENDS = [("WAV", "PCM_16"), ("WAV", "GSM610"), ("RF64", "PCM_16"), ("W64", "PCM_1
 
 @pytest.mark.parametrize(("form", "codec"), ENDS)
 @pytest.mark.parametrize("kept", [0.5, 0.9])
-def test_an_early_end_is_told_in_every_format(form: str, codec: str, kept: float) -> None:
+def test_an_early_end_is_told_in_every_format(form, codec, kept):
     data = wav(np.concatenate([tone(4.0)] * 4), 16_000, format=form, subtype=codec)
     assert audio.read(data).findings == ()
     with pytest.raises(InputError, match="cut short"):
@@ -143,13 +141,13 @@ def test_an_early_end_is_told_in_every_format(form: str, codec: str, kept: float
 
 
 @pytest.mark.parametrize("promised", [44, 8, -4, -6_400, 0xFFFF_FFFF - 6_400, 0x7FFF_FFF0 - 6_400])
-def test_a_header_a_few_bytes_off_or_of_unknown_length_is_read(promised: int) -> None:
+def test_a_header_a_few_bytes_off_or_of_unknown_length_is_read(promised):
     data = bytearray(wav(tone()))
     struct.pack_into("<I", data, 40, 6_400 + promised)
     assert abs(len(audio.load(bytes(data))) - 3_200) <= 2
 
 
-def test_the_limit_is_that_of_the_part_and_known_from_the_header(tmp_path: Path) -> None:
+def test_the_limit_is_that_of_the_part_and_known_from_the_header(tmp_path):
     path = tmp_path / "long.flac"
     soundfile.write(path, np.zeros(601 * 1_000, np.int16), 1_000)
     for ask in (audio.load, audio.length):
@@ -158,7 +156,7 @@ def test_the_limit_is_that_of_the_part_and_known_from_the_header(tmp_path: Path)
     assert len(audio.load(path, segment_s=(600.0, 600.5))) == 8_000
 
 
-def test_packed_silence_of_many_channels_needs_little_memory(tmp_path: Path) -> None:
+def test_packed_silence_of_many_channels_needs_little_memory(tmp_path):
     path = tmp_path / "packed.flac"
     soundfile.write(path, np.zeros((192_000 * 20, 8), np.int16), 192_000)
     code = ("import resource, sys, torch; from pathlib import Path; from osum_echat import audio;"
@@ -183,15 +181,13 @@ def test_packed_silence_of_many_channels_needs_little_memory(tmp_path: Path) -> 
         (np.stack([tone(), tone() / 9], 1), None, 0.3 * 5 / 9),
     ],
 )
-def test_sound_that_is_no_sound_is_told(
-    samples: np.ndarray, kind: str | None, peak: float
-) -> None:
+def test_sound_that_is_no_sound_is_told(samples, kind, peak):
     sound = audio.read(wav(samples.astype(np.float32), subtype="FLOAT"))
     assert [one.kind for one in sound.findings] == ([kind] if kind else [])
     assert float(sound.samples.abs().max()) == pytest.approx(peak, rel=1e-2)
 
 
-def test_an_mp3_that_ends_within_a_frame_is_told() -> None:
+def test_an_mp3_that_ends_within_a_frame_is_told():
     data = wav(tone(4.0), format="MP3")
     plain = data[data.index(b"\xff\xf3", 4) :]      # without the frame that tells the length
     assert audio.read(plain).findings == audio.read(plain + b"TAG" + bytes(125)).findings == ()
@@ -200,7 +196,7 @@ def test_an_mp3_that_ends_within_a_frame_is_told() -> None:
         assert finding.kind == audio.OPEN_END
 
 
-def test_an_ogg_without_its_last_mark_is_told() -> None:
+def test_an_ogg_without_its_last_mark_is_told():
     data = bytearray(wav(tone(1.0), format="OGG", subtype="VORBIS"))
     start = data.rindex(b"OggS")
     data[start + 5] &= ~4

@@ -31,7 +31,7 @@ def test_the_cpu_can_always_be_picked_and_asked():
     (256, "", 1), (256, "2", 2), (576, "", 2),
 ])  # fmt: skip
 def test_a_small_model_takes_one_thread_unless_more_were_asked_for(
-    monkeypatch: pytest.MonkeyPatch, width: int, asked: str, taken: int
+    monkeypatch, width, asked, taken
 ):
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
@@ -94,7 +94,7 @@ class Card(NamedTuple):
 
 
 @pytest.fixture
-def cards(monkeypatch: pytest.MonkeyPatch) -> StandInCards:
+def cards(monkeypatch):
     """Two Ascend cards, as far as torch_npu tells."""
     found = StandInCards(2)
     module = types.ModuleType("torch_npu")
@@ -108,9 +108,7 @@ def cards(monkeypatch: pytest.MonkeyPatch) -> StandInCards:
     return found
 
 
-def test_ascend_cards_are_picked_counted_and_made_current(
-    cards: StandInCards, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ascend_cards_are_picked_counted_and_made_current(cards, monkeypatch):
     assert device.pick("auto") == ("npu", 0) and device.count() == 2
     assert device.pick("npu:1") == ("npu", 1) and cards.current == 1
     assert device.count("npu:1") == 1
@@ -122,7 +120,7 @@ def test_ascend_cards_are_picked_counted_and_made_current(
         device.pick("auto")
 
 
-def test_what_a_training_asks_of_a_card_reaches_it(cards: StandInCards) -> None:
+def test_what_a_training_asks_of_a_card_reaches_it(cards):
     card = device.pick("npu")
     assert device.dist_backend(card) == "hccl"
     assert device.peak_memory_bytes(card) == 5 * 2**20
@@ -136,7 +134,7 @@ def test_what_a_training_asks_of_a_card_reaches_it(cards: StandInCards) -> None:
     assert torch.equal(cards.state, torch.arange(16, dtype=torch.uint8))
 
 
-def test_without_a_visible_card_the_cpu_is_taken(cards: StandInCards) -> None:
+def test_without_a_visible_card_the_cpu_is_taken(cards):
     cards.cards = 0
     assert device.pick("auto").type == "cpu" and device.count() == 1
 
@@ -149,11 +147,11 @@ def test_without_a_visible_card_the_cpu_is_taken(cards: StandInCards) -> None:
     (RuntimeError("shapes do not fit"), False),
     (ValueError("out of memory"), False),
 ])  # fmt: skip
-def test_a_lack_of_memory_is_known_from_other_errors(error: Exception, told: bool) -> None:
+def test_a_lack_of_memory_is_known_from_other_errors(error, told):
     assert device.is_out_of_memory(error) == told
 
 
-def test_parts_read_ahead_come_in_order_few_at_a_time_and_end_with_their_caller() -> None:
+def test_parts_read_ahead_come_in_order_few_at_a_time_and_end_with_their_caller():
     made, ended = [], []
 
     def parts() -> Iterator[int]:
@@ -172,7 +170,7 @@ def test_parts_read_ahead_come_in_order_few_at_a_time_and_end_with_their_caller(
     assert len(ended) == 2 and threading.main_thread() not in ended and len(made) <= 3 + 4
 
 
-def test_what_fails_ahead_fails_where_it_is_read() -> None:
+def test_what_fails_ahead_fails_where_it_is_read():
     def parts() -> Iterator[int]:
         yield 1
         raise InputError("broken")
@@ -183,12 +181,12 @@ def test_what_fails_ahead_fails_where_it_is_read() -> None:
         next(ahead)
 
 
-def test_another_number_of_processes_is_refused() -> None:
+def test_another_number_of_processes_is_refused():
     with pytest.raises(ConfigError, match=r"saved by 2 processes.*not 1"):
         device.Ranks().own([torch.zeros(3), torch.zeros(3)])
 
 
-def test_without_torchrun_the_missing_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torchrun_the_missing_setting_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ ray = pytest.importorskip("ray")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cluster() -> Iterator[None]:
+def cluster():
     """One for all tests: its start takes seconds."""
     for name, value in ray_pool.SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -60,9 +60,7 @@ def results(out: Path) -> bytes:
 
 
 @pytest.mark.slow
-def test_a_batch_job_loses_two_workers_and_no_utterance(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_job_loses_two_workers_and_no_utterance(tmp_path, monkeypatch):
     keys = ["--data", str(write_mixed_list(tmp_path)), "--batch-size", "2"]
     answer_all = batch.answer_all
     monkeypatch.setattr(batch, "answer_all", partial(answer_all, load=answers.load))
@@ -83,7 +81,7 @@ def test_a_batch_job_loses_two_workers_and_no_utterance(
 
 
 @pytest.mark.slow
-def test_shards_of_a_cluster_are_those_of_one_process(tmp_path: Path) -> None:
+def test_shards_of_a_cluster_are_those_of_one_process(tmp_path):
     rows = [{"key": key, "wav": f"{key}.wav", "txt": key} for key in "abcde"]
     for row in rows[:-1]:
         write_noise(tmp_path / row["wav"])
@@ -104,7 +102,7 @@ def spoken_asker(options: Namespace) -> runner.Asker:
 
 
 @pytest.mark.slow
-def test_predictions_of_a_cluster_are_those_of_one_process(tmp_path: Path) -> None:
+def test_predictions_of_a_cluster_are_those_of_one_process(tmp_path):
     data, found = write_queries(tmp_path / "data", ("q0", "bad", "q2")), []
     for name, more in (("here", ()), ("there", ("--ray", "local", "--workers", "1"))):
         options = arguments("echat_eval", data, tmp_path / name, *more)
@@ -115,9 +113,7 @@ def test_predictions_of_a_cluster_are_those_of_one_process(tmp_path: Path) -> No
     assert found[0] == found[1] and found[0][1] == 2
 
 
-def test_a_lost_worker_costs_no_unit_and_an_error_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_worker_costs_no_unit_and_an_error_is_told(tmp_path, monkeypatch):
     start, pool = partial(work, tmp_path), Pool("local", 1)
     words = [*(f"word {number}" for number in range(10)), "end once", "last"]
     done = []
@@ -130,7 +126,7 @@ def test_a_lost_worker_costs_no_unit_and_an_error_is_told(
         list(as_done(pool, start, ["a", "end"]))
 
 
-def test_what_a_cluster_cannot_give_is_told() -> None:
+def test_what_a_cluster_cannot_give_is_told():
     with pytest.raises(InputError, match="no machine of the Ray cluster has a GPU"):
         next(as_done(Pool("local", None, "cuda"), partial(work, Path()), ["a"]))
     with pytest.raises(InputError, match="device cuda:1: with --ray give"):

@@ -1,7 +1,6 @@
 """Claims about settings: files to mappings, overrides into them, dataclasses out of them."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
@@ -23,7 +22,7 @@ class Outer:
     word: str = "x"
 
 
-def test_yaml_and_json_of_one_content_read_the_same(tmp_path: Path) -> None:
+def test_yaml_and_json_of_one_content_read_the_same(tmp_path):
     for name, text in (("a.yaml", "a: {b: [1, 2]}\nc: null\n"),
                        ("a.json", '{"a": {"b": [1, 2]}, "c": null}')):  # fmt: skip
         (tmp_path / name).write_text(text)
@@ -39,9 +38,7 @@ def test_yaml_and_json_of_one_content_read_the_same(tmp_path: Path) -> None:
      ("a.json", b'{"a": {"b": 1, "b": 2}}', "'b' stands twice"),
      ("a.yaml", b"a: !!python/object/apply:os.getcwd []", "not YAML")],
 )  # fmt: skip
-def test_a_wrong_file_is_told_in_one_line_as_the_callers_error(
-    tmp_path: Path, name: str, data: bytes, message: str
-) -> None:
+def test_a_wrong_file_is_told_in_one_line_as_the_callers_error(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     for error in (ConfigError, CheckpointError):
         with pytest.raises(error, match=message) as caught:
@@ -49,19 +46,19 @@ def test_a_wrong_file_is_told_in_one_line_as_the_callers_error(
         assert "\n" not in str(caught.value)
 
 
-def test_a_name_that_is_merged_in_or_named_elsewhere_stands_once(tmp_path: Path) -> None:
+def test_a_name_that_is_merged_in_or_named_elsewhere_stands_once(tmp_path):
     text = "\ufeffa: &a {x: 1}\nb: {<<: *a, x: 2}\nc: {a: *a, b: *a}\n1: x\n'1': y\n"
     (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
     found = settings.read_mapping(tmp_path / "a.yaml")
     assert found["b"] == {"x": 2} and found["c"]["b"] == {"x": 1} and found[1] == "x"
 
 
-def test_a_missing_file_is_told_with_the_callers_advice(tmp_path: Path) -> None:
+def test_a_missing_file_is_told_with_the_callers_advice(tmp_path):
     with pytest.raises(CheckpointError, match="No such file or directory; copy it"):
         settings.read_mapping(tmp_path / "gone.yaml", CheckpointError, "copy it")
 
 
-def test_nested_values_become_their_types() -> None:
+def test_nested_values_become_their_types():
     raw = {"inner": {"size": 3, "sizes": [[1, 2], [3]], "rate": "1e-3"},
            "named": {"a": {"size": 1}}}  # fmt: skip
     made = settings.parse(Outer, raw, "file")
@@ -75,12 +72,12 @@ def test_nested_values_become_their_types() -> None:
      ({"inner": {"size": 1}, "wrod": "y"}, "did you mean 'word'"),
      ({"inner": {"size": 1}, "word": 1}, "1 where text is needed")],
 )  # fmt: skip
-def test_what_does_not_fit_is_told_with_its_place(raw: dict, message: str) -> None:
+def test_what_does_not_fit_is_told_with_its_place(raw, message):
     with pytest.raises(ConfigError, match=message):
         settings.parse(Outer, raw, "file")
 
 
-def test_an_override_makes_the_mappings_on_its_way() -> None:
+def test_an_override_makes_the_mappings_on_its_way():
     raw = {"a": {"b": 1}}
     settings.override(raw, ["a.b=[2, x]", "c.d.e=1e-3", "f="])
     assert raw == {"a": {"b": [2, "x"]}, "c": {"d": {"e": "1e-3"}}, "f": None}
@@ -90,6 +87,6 @@ def test_an_override_makes_the_mappings_on_its_way() -> None:
     ("a", "write it as key=value"), ("=1", "write it as key=value"),
     ("a.b.c=1", "'b' holds no settings"), ("a=[", "not YAML"),
 ])  # fmt: skip
-def test_a_wrong_override_is_told(given: str, message: str) -> None:
+def test_a_wrong_override_is_told(given, message):
     with pytest.raises(ConfigError, match=message):
         settings.override({"a": {"b": 1}}, [given])

@@ -20,7 +20,7 @@ TREES = ("osum_echat", "common_utils", "conf")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def wheel(tmp_path_factory):
     """Built from a copy, without a network: a build leaves folders beside its sources."""
     place = tmp_path_factory.mktemp("wheel")
     for name in NEEDED:
@@ -37,7 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def test_every_file_of_the_packages_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+def test_every_file_of_the_packages_is_in_the_wheel(wheel):
     wanted = {
         (Path("osum_echat") / path.relative_to(HOUSE) if tree == "conf"
          else path.relative_to(HOUSE)).as_posix()
@@ -50,7 +50,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: zipfile.ZipFile) -> N
     assert wanted - found == set() and found - wanted == set()
 
 
-def test_the_command_of_the_wheel_is_found(wheel: zipfile.ZipFile) -> None:
+def test_the_command_of_the_wheel_is_found(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     kind, line = wheel.read(name).decode().split("\n")[:2]
     assert kind == "[console_scripts]"
@@ -60,12 +60,12 @@ def test_the_command_of_the_wheel_is_found(wheel: zipfile.ZipFile) -> None:
 
 
 @pytest.mark.parametrize("name", door.COMMANDS)
-def test_each_command_has_options_and_does_what_they_say(name: str) -> None:
+def test_each_command_has_options_and_does_what_they_say(name):
     command = import_module(door.COMMANDS[name][0])
     assert callable(command.run) and command.parser().format_usage()
 
 
-def test_without_a_command_it_asks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_it_asks(capsys):
     assert door.main(["--model", "no/model", "--text", "Hi.", "--task", "t2t"]) == 2
     assert "osum-echat ask: no/model: no such model directory" in capsys.readouterr().err
     assert door.main(["--help"]) == 0 and "evaluate" in capsys.readouterr().out

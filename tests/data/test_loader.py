@@ -32,7 +32,7 @@ PREPARER = Preparer(
 
 
 @pytest.fixture(scope="module")
-def lists(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def lists(tmp_path_factory):
     return write_world(tmp_path_factory.mktemp("world"))
 
 
@@ -60,13 +60,13 @@ def one_epoch(source: Loader) -> list[Batch]:
 
 
 @pytest.mark.parametrize("layout", ["packed", "bucketed"])
-def test_an_epoch_holds_everything_once(lists: dict[str, Path], layout: str) -> None:
+def test_an_epoch_holds_everything_once(lists, layout):
     seen = [pair for batch in one_epoch(loader(lists, layout=layout)) for pair in keys(batch)]
     tasks = ("s2s_think", "t2t", "tts")
     assert sorted(seen) == sorted((f"u{one}", task) for one in range(8) for task in tasks)
 
 
-def test_epochs_differ_and_seeds_repeat(lists: dict[str, Path]) -> None:
+def test_epochs_differ_and_seeds_repeat(lists):
     first, again = loader(lists), loader(lists)
     orders = [[keys(batch) for batch in one_epoch(one)] for one in (first, first, again)]
     assert orders[0] == orders[2]
@@ -82,7 +82,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 @pytest.fixture(scope="module")
-def told(lists: dict[str, Path]) -> list[tuple[dict[str, int], Batch]]:
+def told(lists):
     """An epoch and a bit, made in line: each batch and the state after it."""
     source = loader(lists)
     return [(source.state_dict(), batch) for batch in islice(source, 14)]
@@ -90,8 +90,8 @@ def told(lists: dict[str, Path]) -> list[tuple[dict[str, int], Batch]]:
 
 @pytest.mark.parametrize(("workers", "prefetch"), [(0, 0), (0, 2), (1, 1), (1, 3), (3, 1)])
 def test_a_resume_at_any_step_is_exact_however_many_make_the_batches(
-    lists: dict[str, Path], told: list[tuple[dict[str, int], Batch]], workers: int, prefetch: int
-) -> None:
+    lists, told, workers, prefetch
+):
     assert told[-1][0]["epoch"] == 1
     source = loader(lists, workers=workers, prefetch=prefetch)
     for start in range(len(told)):
@@ -104,7 +104,7 @@ def test_a_resume_at_any_step_is_exact_however_many_make_the_batches(
     source.close()
 
 
-def test_one_list_feeds_all_ranks(lists: dict[str, Path]) -> None:
+def test_one_list_feeds_all_ranks(lists):
     settings = DataSettings(lists={"tts": ListSettings(str(lists["tts"]))}, prefetch=0)
     shares = [
         [visit.unit for visit in Loader(open_sources(settings), PREPARER, settings, 3, rank, 3)
@@ -116,7 +116,7 @@ def test_one_list_feeds_all_ranks(lists: dict[str, Path]) -> None:
 
 
 @pytest.mark.slow  # torch looks every five seconds
-def test_a_killed_worker_is_an_error_not_a_wait(lists: dict[str, Path]) -> None:
+def test_a_killed_worker_is_an_error_not_a_wait(lists):
     source = loader(lists, workers=1, prefetch=1)
     next(source)
     (process,) = multiprocessing.active_children()
@@ -127,9 +127,7 @@ def test_a_killed_worker_is_an_error_not_a_wait(lists: dict[str, Path]) -> None:
     source.close()
 
 
-def test_an_error_of_a_worker_comes_after_the_batches_before_it(
-    lists: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_a_worker_comes_after_the_batches_before_it(lists, monkeypatch):
     wanted = [keys(batch) for batch in islice(loader(lists), 6)]
     source = loader(lists, workers=2)
     make, calls = source.windows.make, iter(range(9))
@@ -151,7 +149,7 @@ def test_an_error_of_a_worker_comes_after_the_batches_before_it(
 
 
 @pytest.mark.parametrize("ending", ["close", "forget"])
-def test_workers_end_with_their_loader(lists: dict[str, Path], ending: str) -> None:
+def test_workers_end_with_their_loader(lists, ending):
     chance = torch.get_rng_state()
     source = loader(lists, workers=2)
     next(source)
@@ -164,9 +162,7 @@ def test_workers_end_with_their_loader(lists: dict[str, Path], ending: str) -> N
     assert not any(process.is_alive() for process in processes)
 
 
-def test_a_worker_ends_when_asked_though_its_parent_only_notes_signals(
-    lists: dict[str, Path],
-) -> None:
+def test_a_worker_ends_when_asked_though_its_parent_only_notes_signals(lists):
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # as a training does
     try:
         source = loader(lists, workers=1)
@@ -180,9 +176,7 @@ def test_a_worker_ends_when_asked_though_its_parent_only_notes_signals(
     source.close()
 
 
-def test_drops_are_written_to_a_report_that_a_resume_goes_on_with(
-    lists: dict[str, Path], tmp_path: Path
-) -> None:
+def test_drops_are_written_to_a_report_that_a_resume_goes_on_with(lists, tmp_path):
     good = [json.loads(line) for line in lists["t2t"].read_text().splitlines()]
     bad = [{"key": f"b{one}", "txt": "x", "task": "<TEXT2TOKEN>"} for one in range(4)]
     path = write_list(tmp_path / "mixed.list", good + bad)
@@ -202,7 +196,7 @@ def test_drops_are_written_to_a_report_that_a_resume_goes_on_with(
     assert [one[:3] for one in sorted(found["drops"][0]["first"])] == ["b0;", "b1;", "b2;", "b3;"]
 
 
-def test_many_broken_records_in_a_row_end_the_reading(tmp_path: Path) -> None:
+def test_many_broken_records_in_a_row_end_the_reading(tmp_path):
     path = tmp_path / "broken.list"
     path.write_text('{"key": "a"}\n' * 30)
     source = loader({}, lists={"broken": ListSettings(str(path))}, bad_in_a_row=20)
@@ -212,8 +206,8 @@ def test_many_broken_records_in_a_row_end_the_reading(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_is_odd_is_used_counted_and_written_and_what_fails_late_costs_its_own_row(
-    lists: dict[str, Path], tmp_path: Path, workers: int
-) -> None:
+    lists, tmp_path, workers
+):
     rows = [json.loads(line) for line in lists["understand"].read_text().splitlines()]
     for row in rows:
         row["wav"] = str(lists["s2t"].parent / row["wav"])
@@ -246,9 +240,7 @@ def test_what_is_odd_is_used_counted_and_written_and_what_fails_late_costs_its_o
                              st.floats(0, 3)), min_size=1, max_size=3),
     seed=st.integers(0, 5), shuffle=st.booleans(),
 )  # fmt: skip
-def test_an_epoch_visits_what_the_weights_say(
-    lists: list[tuple[list[int], float]], seed: int, shuffle: bool
-) -> None:
+def test_an_epoch_visits_what_the_weights_say(lists, seed, shuffle):
     edges = [(np.concatenate([[0], np.cumsum(sizes)]), weight) for sizes, weight in lists]
     order = EpochSampler(edges, seed, 0, shuffle)
     visits = order.visits(0, len(order))
@@ -262,7 +254,7 @@ def test_an_epoch_visits_what_the_weights_say(
     assert sorted(map(str, halves[0] + halves[1])) == sorted(map(str, visits))
 
 
-def test_lists_without_a_usable_record_are_an_error(tmp_path: Path) -> None:
+def test_lists_without_a_usable_record_are_an_error(tmp_path):
     bad = write_list(tmp_path / "bad.list", [{"key": "b", "txt": "x", "task": "<TEXT2TOKEN>"}])
     for prefetch in (0, 1):
         source = loader({}, lists={"bad": ListSettings(str(bad))}, prefetch=prefetch)
@@ -270,7 +262,7 @@ def test_lists_without_a_usable_record_are_an_error(tmp_path: Path) -> None:
             next(source)
 
 
-def test_batches_of_one_task_hold_every_utterance_once(lists: dict[str, Path]) -> None:
+def test_batches_of_one_task_hold_every_utterance_once(lists):
     batches = one_epoch(loader(lists, layout="bucketed", by_task=True, window=100))
     assert all(len({task for row in batch.tasks for task in row}) == 1 for batch in batches)
     assert len({pair for batch in batches for pair in keys(batch)}) == 24
@@ -282,9 +274,7 @@ def tokens(rows: Rows[Sequence]) -> int:
 
 @given(sizes=st.lists(st.integers(1, 90), max_size=60), limit=st.integers(1, 120),
        rows=st.integers(1, 5), layout=st.sampled_from(sorted(LAYOUTS)))  # fmt: skip
-def test_layouts_lose_nothing_and_keep_their_limit(
-    sizes: list[int], limit: int, rows: int, layout: str
-) -> None:
+def test_layouts_lose_nothing_and_keep_their_limit(sizes, limit, rows, layout):
     window = [Sequence(str(n), "t2t", [0] * size, [True] * size, [], [], False)
               for n, size in enumerate(sizes)]  # fmt: skip
     batches = LAYOUTS[layout](window, limit, rows, random.Random(0))
@@ -296,7 +286,7 @@ def test_layouts_lose_nothing_and_keep_their_limit(
 
 
 @given(sizes=st.lists(st.integers(1, 50), max_size=40), limit=st.integers(1, 300))
-def test_no_batch_has_more_frames_than_allowed(sizes: list[int], limit: int) -> None:
+def test_no_batch_has_more_frames_than_allowed(sizes, limit):
     batches = [[[size] for size in sizes]] if sizes else []
     parted = within_frames(batches, limit, lambda size: [size])  # type: ignore[type-var]
     assert [row[0] for rows in parted for row in rows] == sizes

@@ -36,7 +36,7 @@ TINY = {"thinking": "both", "template": "english", "speech_per_text": 0.0}
 
 
 @pytest.fixture(scope="module")
-def lists(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def lists(tmp_path_factory):
     return write_world(tmp_path_factory.mktemp("world"))
 
 
@@ -71,13 +71,13 @@ def user_words(row: Sequence) -> str:
 
 
 @pytest.mark.parametrize("name", ["understand", "tts", "s2s", "s2s_think", "s2t", "t2t", "history"])
-def test_every_task_makes_a_row(lists: dict[str, Path], name: str) -> None:
+def test_every_task_makes_a_row(lists, name):
     row = row_of(first(lists, name))
     assert row.task == {"history": "s2s_history"}.get(name, name)
     assert len(row.clips) == {"tts": 0, "t2t": 0, "history": 2}.get(name, 1)
 
 
-def test_both_kinds_of_thought_are_drawn(lists: dict[str, Path]) -> None:
+def test_both_kinds_of_thought_are_drawn(lists):
     answers = {answer(row) for row in rows_of(first(lists, "s2t_think"))}
     assert answers == {
         "<think>I hear a boy who said i lost my kite.<think end>Oh no.",
@@ -86,13 +86,13 @@ def test_both_kinds_of_thought_are_drawn(lists: dict[str, Path]) -> None:
     }
 
 
-def test_labels_alone_are_asked_for_with_their_own_prompt(lists: dict[str, Path]) -> None:
+def test_labels_alone_are_asked_for_with_their_own_prompt(lists):
     rows = rows_of(first(lists, "understand"), labels_only=0.5)
     pairs = {(user_words(row).split("assistant")[0].strip(), answer(row)) for row in rows}
     assert pairs == {("who?", "<CHILD><MALE>"), ("all?", "i lost my kite<CHILD><MALE>")}
 
 
-def test_unknown_labels_of_a_thought_are_all_unknown_or_all_default() -> None:
+def test_unknown_labels_of_a_thought_are_all_unknown_or_all_default():
     turn = Turn(text="hi", reply_text="Yo.")
     one = Utterance("k", "<S2TCHAT> <THINKER>", turn, Labels(age="OLD"))
     texts = {
@@ -107,7 +107,7 @@ def test_unknown_labels_of_a_thought_are_all_unknown_or_all_default() -> None:
     }
 
 
-def test_text_stands_in_for_sound(lists: dict[str, Path]) -> None:
+def test_text_stands_in_for_sound(lists):
     row = row_of(first(lists, "history"), audio_as_text=1.0, audio_as_text_noise=0.0)
     assert row.clips == []
     words = user_words(row)
@@ -116,7 +116,7 @@ def test_text_stands_in_for_sound(lists: dict[str, Path]) -> None:
     assert len(words) > 2 * len("hello")
 
 
-def test_speech_can_be_cut_off(lists: dict[str, Path]) -> None:
+def test_speech_can_be_cut_off(lists):
     row = row_of(first(lists, "s2s"), speech_answers=False)
     assert not row.joint
     assert answer(row) == "Oh no."
@@ -124,7 +124,7 @@ def test_speech_can_be_cut_off(lists: dict[str, Path]) -> None:
     assert dropped.reason == "speech answers are off"
 
 
-def test_features_of_a_cache_are_the_same_when_read_again(lists: dict[str, Path]) -> None:
+def test_features_of_a_cache_are_the_same_when_read_again(lists):
     utterance = first(lists, "s2s")
     preparer = Preparer(settings(cache_mb=1), VOCAB, 80, PROMPTS)
     fresh, kept = (preparer(utterance, random.Random(0)).clips[0] for _ in range(2))
@@ -132,7 +132,7 @@ def test_features_of_a_cache_are_the_same_when_read_again(lists: dict[str, Path]
     assert torch.equal(fresh, row_of(utterance).clips[0].half().float())
 
 
-def test_masks_zero_stretches_and_bands_but_not_the_cache(lists: dict[str, Path]) -> None:
+def test_masks_zero_stretches_and_bands_but_not_the_cache(lists):
     utterance = first(lists, "s2s")
     masked = row_of(utterance, time_masks=1, band_masks=1, cache_mb=1).clips[0]
     assert (masked == 0).any(0).any()
@@ -148,9 +148,7 @@ def test_masks_zero_stretches_and_bands_but_not_the_cache(lists: dict[str, Path]
      ({"speech_per_text": 100.0}, "speech too short for its text"),
      ({"other_names": ("Oh",)}, "names another assistant")],
 )  # fmt: skip
-def test_what_cannot_be_used_is_dropped_with_a_reason(
-    lists: dict[str, Path], changes: dict[str, Any], reason: str
-) -> None:
+def test_what_cannot_be_used_is_dropped_with_a_reason(lists, changes, reason):
     assert rows_of(first(lists, "s2s"), 1, **changes)[0].reason == reason
 
 
@@ -167,11 +165,11 @@ def test_what_cannot_be_used_is_dropped_with_a_reason(
         (Utterance("k", "<TEXT2TEXT>", Turn(reply_text="a")), "no question"),
     ],
 )  # fmt: skip
-def test_a_record_short_of_something_is_dropped(utterance: Utterance, reason: str) -> None:
+def test_a_record_short_of_something_is_dropped(utterance, reason):
     assert rows_of(utterance, 1)[0].reason == reason
 
 
-def test_stand_ins_can_be_spelt_by_the_first_merges_alone(tmp_path: Path) -> None:
+def test_stand_ins_can_be_spelt_by_the_first_merges_alone(tmp_path):
     vocab = merges_vocab(tmp_path)
     pieces = Pieces(vocab.tokenizer, 1)
     assert vocab.tokenizer.decode(pieces.encode("abab")) == "abab"
@@ -181,7 +179,7 @@ def test_stand_ins_can_be_spelt_by_the_first_merges_alone(tmp_path: Path) -> Non
         Pieces(vocab.tokenizer, 9)
 
 
-def test_a_wordless_clip_does_not_stand_in_by_its_reply(lists: dict[str, Path]) -> None:
+def test_a_wordless_clip_does_not_stand_in_by_its_reply(lists):
     one = first(lists, "s2s")
     silent = replace(one, user=replace(one.user, text=None), labels=Labels())
     row = row_of(silent, audio_as_text=1.0, thinking="natural")
@@ -234,7 +232,7 @@ def ours(case: dict[str, Any]) -> list[Target | Dropped]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda one: f"{one['processor']} {one['in']['task']}")
-def test_targets_are_those_of_upstream(case: dict[str, Any]) -> None:
+def test_targets_are_those_of_upstream(case):
     if unknown_task(case):
         with pytest.raises(InputError, match="not one of"):
             ours(case)
@@ -251,7 +249,7 @@ def test_targets_are_those_of_upstream(case: dict[str, Any]) -> None:
     assert (wanted, OUTPUT_TYPES[case["out"]["output_type"]]) in found
 
 
-def test_exceptions_are_few() -> None:
+def test_exceptions_are_few():
     met = [sum(map(rule, CASES)) for rule in (unknown_task, stripped_by_upstream)]
     assert met == [4, 7] and len(CASES) == 88
 
@@ -259,7 +257,7 @@ def test_exceptions_are_few() -> None:
 VOICE = torch.sin(torch.arange(16_000) / 9.0) * 0.3
 
 
-def test_noise_is_as_far_below_the_voice_as_asked() -> None:
+def test_noise_is_as_far_below_the_voice_as_asked():
     noise = torch.randn(1_000, generator=torch.Generator().manual_seed(0))
     added = with_noise(VOICE, noise, 10.0, 0.7) - VOICE
     ratio = float(VOICE.square().mean() / added.square().mean())
@@ -267,13 +265,13 @@ def test_noise_is_as_far_below_the_voice_as_asked() -> None:
 
 
 @pytest.mark.parametrize("speed", [0.9, 1.1, 0.95])
-def test_speed_changes_the_length_as_promised(speed: float) -> None:
+def test_speed_changes_the_length_as_promised(speed):
     changed = Augmenter(AugmentSettings()).apply(VOICE, Change(speed=speed))
     assert len(changed) == Change(speed=speed).length(len(VOICE))
     assert len(changed) == pytest.approx(len(VOICE) / speed, abs=1)
 
 
-def test_substitutes_come_from_before() -> None:
+def test_substitutes_come_from_before():
     features = torch.arange(200.0)[:, None].expand(200, 4).clone()
     substitute(features, random.Random(1), 3)
     assert torch.all(features[:, 0] <= torch.arange(200.0))
@@ -283,9 +281,7 @@ def test_substitutes_come_from_before() -> None:
     "changes", [{"speeds": (0.9, 1.1)}, {"substitutes": 3}, {"noises": "hiss.txt"},
                 {"rooms": "hiss.txt"}]
 )  # fmt: skip
-def test_a_visit_repeated_is_changed_alike(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
-) -> None:
+def test_a_visit_repeated_is_changed_alike(tmp_path, monkeypatch, changes):
     monkeypatch.chdir(tmp_path)
     hiss = np.random.default_rng(0).normal(0, 0.1, 3_000)
     soundfile.write("hiss.wav", hiss, 16_000)

@@ -15,7 +15,7 @@ from osum_echat.files import Files
 from tests.data.forms import plain, raw_rows, read_all, write_lines, write_shard
 
 
-def test_texts_of_the_field_cost_at_most_their_own_line(tmp_path: Path) -> None:
+def test_texts_of_the_field_cost_at_most_their_own_line(tmp_path):
     good = [json.dumps({"key": f"k{n}", "txt": text}, ensure_ascii=False).encode()
             for n, text in enumerate(("a\u2028b", "c\u0085d\x0be", "\U0001f600"))]  # fmt: skip
     lines = [b"\xef\xbb\xbf" + good[0] + b"\r", b'{"key": "half", "txt": "\\ud83d"}', good[1], b"",
@@ -37,7 +37,7 @@ def test_texts_of_the_field_cost_at_most_their_own_line(tmp_path: Path) -> None:
     assert "URLs are not read here" in dropped[2].detail
 
 
-def test_a_line_that_names_no_tar_costs_itself_alone(folder: Path) -> None:
+def test_a_line_that_names_no_tar_costs_itself_alone(folder):
     place = folder / "shards_list.txt"
     place.write_bytes(b"\xef\xbb\xbftars/part_0.tar\n\xff.tar\ns3://far/a.tar\ntars/part_1.tar\r\n")
     kept, dropped = read_all(open_source("a", str(place)))
@@ -50,7 +50,7 @@ def test_a_line_that_names_no_tar_costs_itself_alone(folder: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path, monkeypatch):
     """A raw list, two tars and their combine lists."""
     monkeypatch.setattr(tar_module, "CACHE", tmp_path / "cache")
     rows = raw_rows(tmp_path, "s2s")
@@ -79,9 +79,7 @@ def listed(path: Path, text: str) -> str:
         ("tars", None),
     ],
 )
-def test_every_form_of_list_gives_the_same_utterances(
-    folder: Path, name: str, text: str | None
-) -> None:
+def test_every_form_of_list_gives_the_same_utterances(folder, name, text):
     (folder / "combines_tar_root.txt").write_text("tars\n")
     if text is not None:
         listed(folder / name, text)
@@ -92,13 +90,13 @@ def test_every_form_of_list_gives_the_same_utterances(
 
 
 @pytest.mark.parametrize("name", ["shards_list.txt", "data.list"])
-def test_a_folder_is_read_by_its_usual_list(folder: Path, name: str) -> None:
+def test_a_folder_is_read_by_its_usual_list(folder, name):
     text = (folder / "s2s.list").read_text() if name == "data.list" else "tars/part_0.tar\n"
     listed(folder / name, text)
     assert len(open_source("a", str(folder))) == (8 if name == "data.list" else 4)
 
 
-def test_a_manifest_names_lists_with_weights(folder: Path) -> None:
+def test_a_manifest_names_lists_with_weights(folder):
     place = listed(
         folder / "data_s2s.yaml",
         "one: {path: s2s.list, weight: 2.5, tar_num: 7}\n"
@@ -118,7 +116,7 @@ def test_a_manifest_names_lists_with_weights(folder: Path) -> None:
     [("[]", "a mapping of names"), ("a: {weight: 1}", "a: `path` is missing"),
      ("a: {path: x, weight: .nan}", "need 0 or more")],
 )  # fmt: skip
-def test_a_wrong_manifest_is_told(tmp_path: Path, text: str, message: str) -> None:
+def test_a_wrong_manifest_is_told(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         read_manifest(listed(tmp_path / "m.yaml", text))
 
@@ -128,9 +126,7 @@ def test_a_wrong_manifest_is_told(tmp_path: Path, text: str, message: str) -> No
     [("gone.txt", None, "no such file"), ("a.txt", "", "it is empty"),
      ("a.txt", "a.wav\n", "names no tar"), ("empty", None, "a folder without")],
 )  # fmt: skip
-def test_a_list_that_holds_nothing_is_told(
-    tmp_path: Path, name: str, text: str | None, message: str
-) -> None:
+def test_a_list_that_holds_nothing_is_told(tmp_path, name, text, message):
     (tmp_path / "empty").mkdir()
     if text is not None:
         listed(tmp_path / name, text)
@@ -138,7 +134,7 @@ def test_a_list_that_holds_nothing_is_told(
         open_source("a", str(tmp_path / name))
 
 
-def test_a_kind_takes_only_its_own_tasks(folder: Path) -> None:
+def test_a_kind_takes_only_its_own_tasks(folder):
     source = open_source("a", str(folder / "s2s.list"))
     assert len(read_all(OfKind(source, "s2s"))[0]) == 8
     kept, dropped = read_all(OfKind(source, "t2t"))
@@ -148,7 +144,7 @@ def test_a_kind_takes_only_its_own_tasks(folder: Path) -> None:
         OfKind(source, "x2y")
 
 
-def test_allowed_urls_are_read_like_files(folder: Path) -> None:
+def test_allowed_urls_are_read_like_files(folder):
     memory = fsspec.filesystem("memory")
     for name in ("part_0.tar", "part_1.tar"):
         memory.pipe(f"/tars/{name}", (folder / "tars" / name).read_bytes())
@@ -176,9 +172,7 @@ class Failing:
         return self.held.read(size)
 
 
-def test_a_server_that_fails_costs_units_and_leaves_no_wrong_index(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_fails_costs_units_and_leaves_no_wrong_index(folder, tmp_path, monkeypatch):
     data = (folder / "tars" / "part_0.tar").read_bytes()
     memory = fsspec.filesystem("memory")
     memory.pipe("/own/a.tar", data)
@@ -195,7 +189,7 @@ def test_a_server_that_fails_costs_units_and_leaves_no_wrong_index(
     assert {one.reason for one in dropped} == {"tar cannot be read"}
 
 
-def test_a_list_that_goes_away_costs_its_records(folder: Path, tmp_path: Path) -> None:
+def test_a_list_that_goes_away_costs_its_records(folder, tmp_path):
     path = tmp_path / "a.list"
     path.write_bytes((folder / "s2s.list").read_bytes())
     source = open_source("a", str(path))

@@ -21,12 +21,12 @@ LISTS = ("understand", "tts", "s2s", "s2s_think", "s2t", "t2t", "history")
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(tar_module, "CACHE", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_all_forms_give_equal_utterances(tmp_path: Path, name: str) -> None:
+def test_all_forms_give_equal_utterances(tmp_path, name):
     rows = raw_rows(tmp_path, name)
     shard = Shard(str(write_shard(tmp_path / "a.tar", rows, tmp_path)))
     packed = Shard(str(write_shard(tmp_path / "b.tar.gz", rows, tmp_path)))
@@ -39,7 +39,7 @@ def test_all_forms_give_equal_utterances(tmp_path: Path, name: str) -> None:
     assert all([plain(one) for one in kept] == wanted for kept, _ in found)
 
 
-def test_a_source_can_be_sent_to_another_process(tmp_path: Path) -> None:
+def test_a_source_can_be_sent_to_another_process(tmp_path):
     source = TarSource(
         "a", [Shard(str(write_shard(tmp_path / "a.tar", raw_rows(tmp_path, "t2t"), tmp_path)))]
     )
@@ -48,7 +48,7 @@ def test_a_source_can_be_sent_to_another_process(tmp_path: Path) -> None:
     assert read_all(again) == read_all(source)
 
 
-def test_the_faults_of_a_combine_list_are_counted(tmp_path: Path) -> None:
+def test_the_faults_of_a_combine_list_are_counted(tmp_path):
     rows = raw_rows(tmp_path, "s2t", 3)
     tar = write_shard(tmp_path / "a.tar", rows, tmp_path)
     lines = write_lines(tmp_path / "a.list", [*rows, {**rows[0], "txt": "new"}])
@@ -60,9 +60,7 @@ def test_the_faults_of_a_combine_list_are_counted(tmp_path: Path) -> None:
     assert reasons == ["key twice in the list", "not JSON", "not JSON", "not in the tar"]
 
 
-def test_an_index_is_kept_and_made_again_when_the_tar_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_is_kept_and_made_again_when_the_tar_changes(tmp_path, monkeypatch):
     rows = raw_rows(tmp_path, "t2t")
     tar = write_shard(tmp_path / "a.tar", rows[:3], tmp_path)
     assert len(TarSource("a", [Shard(str(tar))])) == 3
@@ -92,7 +90,7 @@ def header_place(data: bytes, name: str) -> int:
         return tar.getmember(name).offset
 
 
-def test_a_packed_tar_that_is_cut_gives_everything_before_the_break(tmp_path: Path) -> None:
+def test_a_packed_tar_that_is_cut_gives_everything_before_the_break(tmp_path):
     packed = gzip.compress(tar_bytes(one for row in parts_of(tmp_path) for one in row))
     path = tmp_path / "x.tar.gz"
     path.write_bytes(packed[: len(packed) // 2])
@@ -101,7 +99,7 @@ def test_a_packed_tar_that_is_cut_gives_everything_before_the_break(tmp_path: Pa
 
 
 @pytest.mark.parametrize("key", ["/etc/passwd", "../../up", "a/../../b"])
-def test_a_name_that_leads_out_is_refused(tmp_path: Path, key: str) -> None:
+def test_a_name_that_leads_out_is_refused(tmp_path, key):
     every = parts_of(tmp_path, 2)
     every.insert(1, [(f"{key}.{name.split('.')[1]}", data) for name, data in every[0]])
     kept, reasons = read_tar(tmp_path, tar_bytes(one for row in every for one in row))
@@ -109,7 +107,7 @@ def test_a_name_that_leads_out_is_refused(tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-def test_a_link_is_not_followed(tmp_path: Path, kind: bytes) -> None:
+def test_a_link_is_not_followed(tmp_path, kind):
     every = parts_of(tmp_path, 3)
     link = tarfile.TarInfo("u1.wav")
     link.type, link.linkname = kind, "/etc/passwd"
@@ -119,7 +117,7 @@ def test_a_link_is_not_followed(tmp_path: Path, kind: bytes) -> None:
     assert (kept, reasons) == (["u0", "u2"], ["a link in place of a file"])
 
 
-def test_long_names_folders_and_dots_are_read(tmp_path: Path) -> None:
+def test_long_names_folders_and_dots_are_read(tmp_path):
     row = raw_rows(tmp_path, "t2t", 1)[0]
     for file_format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         key = "deep/" + "很长的名字" * 40 + "v1.5"
@@ -149,9 +147,7 @@ def changed(parts: list[tuple[str, bytes]], postfix: str, data: bytes | None) ->
      ("extra", b"{oops", "not JSON"), ("extra", b"[1]", "not an object"),
      ("extra", b'{"speech_token": "x"}', "bad record")],
 )  # fmt: skip
-def test_a_bad_member_costs_its_utterance_only(
-    tmp_path: Path, postfix: str, contents: bytes | None, reason: str
-) -> None:
+def test_a_bad_member_costs_its_utterance_only(tmp_path, postfix, contents, reason):
     every = parts_of(tmp_path, 3)
     every[1] = changed(every[1], postfix, contents)
     kept, reasons = read_tar(tmp_path, tar_bytes(one for row in every for one in row))
@@ -159,7 +155,7 @@ def test_a_bad_member_costs_its_utterance_only(
 
 
 @pytest.mark.parametrize("form", [gzip.compress, bz2.compress, lzma.compress])
-def test_marks_and_packed_tars_are_read(tmp_path: Path, form: Any) -> None:
+def test_marks_and_packed_tars_are_read(tmp_path, form):
     """A mark at the beginning of a text is no part of it, and three packings are known."""
     every = [[(name, b"\xef\xbb\xbf" + data if name.endswith((".txt", ".task", ".extra")) else data)
               for name, data in row] for row in parts_of(tmp_path, 2)]  # fmt: skip
@@ -172,7 +168,7 @@ def test_marks_and_packed_tars_are_read(tmp_path: Path, form: Any) -> None:
 
 
 @pytest.mark.parametrize("postfix", ["txt", "extra", "wav", "task"])
-def test_rot_under_a_kept_index_is_told(tmp_path: Path, postfix: str) -> None:
+def test_rot_under_a_kept_index_is_told(tmp_path, postfix):
     tar = write_shard(tmp_path / "a.tar", raw_rows(tmp_path, "s2s", 3), tmp_path)
     pair = Shard(str(tar), str(write_lines(tmp_path / "a.list", raw_rows(tmp_path, "s2s", 3))))
     for shard in (Shard(str(tar)), pair):
@@ -187,7 +183,7 @@ def test_rot_under_a_kept_index_is_told(tmp_path: Path, postfix: str) -> None:
         assert [one.reason for one in dropped] == ["tar has changed"]
 
 
-def test_rot_of_the_lines_of_a_pair_is_told(tmp_path: Path) -> None:
+def test_rot_of_the_lines_of_a_pair_is_told(tmp_path):
     rows = raw_rows(tmp_path, "s2s", 3)
     tar, lines = write_shard(tmp_path / "a.tar", rows, tmp_path), tmp_path / "a.list"
     source = TarSource("a", [Shard(str(tar), str(write_lines(lines, rows)))])
@@ -197,9 +193,7 @@ def test_rot_of_the_lines_of_a_pair_is_told(tmp_path: Path) -> None:
     assert [one.reason for one in read_all(source)[1]] == ["list has changed"]
 
 
-def test_a_corpus_that_cannot_be_written_beside_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_corpus_that_cannot_be_written_beside_is_read(tmp_path, monkeypatch):
     tar = write_shard(tmp_path / "a.tar", raw_rows(tmp_path, "t2t"), tmp_path)
     (tmp_path / "a.tar.index").mkdir()  # nothing can take this name, for root as well
     (tmp_path / "file").touch()
@@ -209,14 +203,14 @@ def test_a_corpus_that_cannot_be_written_beside_is_read(
     assert len(read_all(source)[0]) == 8
 
 
-def test_tars_behind_one_another_are_read(tmp_path: Path) -> None:
+def test_tars_behind_one_another_are_read(tmp_path):
     every = parts_of(tmp_path)
     tars = [tar_bytes(one for row in part for one in row) for part in (every[:2], every[2:])]
     assert read_tar(tmp_path, b"".join(tars)) == ([f"u{one}" for one in range(6)], [])
 
 
 @pytest.mark.parametrize("data", [b"", bytes(10_240), b"not a tar at all" * 100])
-def test_a_file_that_holds_no_tar_is_one_drop(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_holds_no_tar_is_one_drop(tmp_path, data):
     kept, reasons = read_tar(tmp_path, data)
     assert kept == [] and len(reasons) == 1
 
@@ -225,12 +219,12 @@ COUNT = 6
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("world")
 
 
 @pytest.fixture(scope="module")
-def rows(folder: Path) -> list[dict[str, Any]]:
+def rows(folder):
     found = raw_rows(folder, "s2t", COUNT)
     return [{**row, "key": f"utt-{number:04d}-{number * 7919 % 1000:03d}"}
             for number, row in enumerate(found)]  # fmt: skip
@@ -273,9 +267,7 @@ def damage(data: bytes, rng: random.Random) -> tuple[bytes, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("part", range(10))
-def test_damage_to_tars_costs_only_what_it_hits(
-    folder: Path, rows: list[dict[str, Any]], tmp_path: Path, part: int
-) -> None:
+def test_damage_to_tars_costs_only_what_it_hits(folder, rows, tmp_path, part):
     whole = tar_bytes(one for row in rows for one in members(row, folder))
     path = tmp_path / "x.tar"
     path.write_bytes(whole)
@@ -300,9 +292,7 @@ def test_damage_to_tars_costs_only_what_it_hits(
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_wrong_sizes_give_no_key_what_is_another_ones(
-    folder: Path, rows: list[dict[str, Any]], tmp_path: Path, seed: int
-) -> None:
+def test_wrong_sizes_give_no_key_what_is_another_ones(folder, rows, tmp_path, seed):
     whole = tar_bytes(one for row in rows for one in members(row, folder))
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         every = tar.getmembers()

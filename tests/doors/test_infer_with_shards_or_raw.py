@@ -22,7 +22,7 @@ def run(*arguments: object, folder: Path = ROOT) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
-def test_without_arguments_it_shows_its_usage_and_lines_that_run() -> None:
+def test_without_arguments_it_shows_its_usage_and_lines_that_run():
     told = run()
     assert told.returncode == 0 and told.stdout == run("-h").stdout
     examples = [line.split() for line in told.stdout.splitlines()
@@ -32,7 +32,7 @@ def test_without_arguments_it_shows_its_usage_and_lines_that_run() -> None:
         assert all((ROOT / word).exists() for word in words[2:] if not word.startswith("--"))
 
 
-def test_options_and_odd_names_are_passed_on_as_they_are(tmp_path: Path) -> None:
+def test_options_and_odd_names_are_passed_on_as_they_are(tmp_path):
     odd = tmp_path / "a list; touch $(echo pwned) 'x'"
     told = run(odd, "--out", tmp_path / "out", folder=tmp_path)
     assert (told.returncode, told.stdout) == (2, "")
@@ -46,7 +46,7 @@ def test_options_and_odd_names_are_passed_on_as_they_are(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "name", ["raw/data.list", "shard/shards_list.txt", "combine/combines_list.txt"]
 )
-def test_the_bundled_lists_run_on_the_tiny_model(name: str, tmp_path: Path) -> None:
+def test_the_bundled_lists_run_on_the_tiny_model(name, tmp_path):
     told = run(FAKE / name, "--out", tmp_path, "--greedy", "--model", "tiny", folder=tmp_path)
     assert told.returncode == 0, told.stderr
     assert "10 answered, 0 failed" in told.stdout

@@ -1,6 +1,5 @@
 """Claims about the command train.py."""
 
-from pathlib import Path
 
 import pytest
 
@@ -8,7 +7,7 @@ import train
 from tests.training.experiment import write_experiment
 
 
-def test_a_stage_trains_from_the_command(tmp_path: Path) -> None:
+def test_a_stage_trains_from_the_command(tmp_path):
     path = write_experiment(tmp_path)
     assert train.main(["--config", str(path), "run.steps=1"]) == 0
     assert (tmp_path / "out" / "final" / "model.safetensors").is_file()
@@ -22,9 +21,7 @@ def test_a_stage_trains_from_the_command(tmp_path: Path) -> None:
         ("output=/dev/null/out", "cannot be written (Not a directory)"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
-) -> None:
+def test_what_is_wrong_is_one_line_and_exit_code_2(tmp_path, capsys, override, message):
     path = write_experiment(tmp_path)
     assert train.main(["--config", str(path), override]) == 2
     errors = capsys.readouterr().err.strip().splitlines()

@@ -29,7 +29,7 @@ def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_what_cannot_be_started_is_told_in_a_line(tmp_path: Path) -> None:
+def test_what_cannot_be_started_is_told_in_a_line(tmp_path):
     hosts = tmp_path / "hosts"
     hosts.write_text("# machines\nnowhere.invalid slots=2\n")
     for arguments, settings, said in (
@@ -41,14 +41,14 @@ def test_what_cannot_be_started_is_told_in_a_line(tmp_path: Path) -> None:
         assert (ended.returncode, said in ended.stderr) == (2, True), ended.stderr
 
 
-def test_every_file_that_it_names_is_there() -> None:
+def test_every_file_that_it_names_is_there():
     words = (ROOT / "train.sh").read_text().replace("(", " ").replace(",", " ").split()
     named = {word for word in words if word.startswith("conf/") and "." in word}
     assert "all FOLDER" in run("--help").stdout
     assert named and all((ROOT / word.rstrip(".;)")).exists() for word in named), named
 
 
-def test_stages_run_by_name_and_only_the_first_starts_from_what_is_given(tmp_path: Path) -> None:
+def test_stages_run_by_name_and_only_the_first_starts_from_what_is_given(tmp_path):
     for name in ("stage1b_c", "stage1_z", "stage0_b"):
         (tmp_path / f"{name}.yaml").touch()
     python = tmp_path / "python"
@@ -70,9 +70,7 @@ def test_stages_run_by_name_and_only_the_first_starts_from_what_is_given(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_chain_goes_through_its_stages_and_skips_what_is_done(
-    tmp_path: Path, processes: str
-) -> None:
+def test_a_chain_goes_through_its_stages_and_skips_what_is_done(tmp_path, processes):
     first = write_experiment(tmp_path)
     raw = yaml.safe_load(first.read_text())
     shutil.move(first, tmp_path / "stage1_first.yaml")
@@ -90,9 +88,7 @@ def test_a_chain_goes_through_its_stages_and_skips_what_is_done(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_signal_to_it_reaches_the_training_which_saves_and_ends(
-    tmp_path: Path, processes: str
-) -> None:
+def test_a_signal_to_it_reaches_the_training_which_saves_and_ends(tmp_path, processes):
     path = write_experiment(tmp_path, run={"steps": 100_000})
     metrics = tmp_path / "out" / "metrics.jsonl"
     running = subprocess.Popen(

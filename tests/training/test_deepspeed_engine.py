@@ -26,7 +26,7 @@ def experiment(folder: Path, file: str, **engine: Any) -> Path:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_shipped_files_leave_our_settings_to_us(file: str) -> None:
+def test_the_shipped_files_leave_our_settings_to_us(file):
     settings = EngineSettings(deepspeed=str(ROOT / "conf" / file), accumulate=3, clip=2.0)
     made = _config(settings, torch.bfloat16)
     assert made["gradient_accumulation_steps"] == 3 and made["gradient_clipping"] == 2.0
@@ -34,7 +34,7 @@ def test_the_shipped_files_leave_our_settings_to_us(file: str) -> None:
 
 
 @pytest.mark.parametrize("key", OURS)
-def test_a_file_that_contradicts_a_setting_is_refused(tmp_path: Path, key: str) -> None:
+def test_a_file_that_contradicts_a_setting_is_refused(tmp_path, key):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({key: 1}))
     with pytest.raises(ConfigError, match=f"{key} is decided by"):
@@ -44,7 +44,7 @@ def test_a_file_that_contradicts_a_setting_is_refused(tmp_path: Path, key: str) 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["ds_zero0.json", "ds_zero1.json", "ds_zero2.json",
                                   "ds_zero3.json"])  # fmt: skip
-def test_two_processes_move_the_weights_as_the_plain_engine_does(tmp_path: Path, file: str) -> None:
+def test_two_processes_move_the_weights_as_the_plain_engine_does(tmp_path, file):
     parted = experiment(tmp_path / "parted", file)
     plain = write_experiment(tmp_path / "plain", engine={"precision": "fp32"})
     for path in (parted, plain):
@@ -61,7 +61,7 @@ def test_two_processes_move_the_weights_as_the_plain_engine_does(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_zero_2_goes_on_with_the_same_losses(tmp_path: Path) -> None:
+def test_killed_in_the_middle_zero_2_goes_on_with_the_same_losses(tmp_path):
     whole, parted = (experiment(tmp_path / name, "ds_zero2.json") for name in ("whole", "parted"))
     run(command(whole))
     folder = tmp_path / "parted" / "out" / state.FOLDER

@@ -29,26 +29,26 @@ VALUE = re.compile(r"\s*\w+: *[^#\s]")
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def path(tmp_path_factory):
     return write_experiment(tmp_path_factory.mktemp("experiment"))
 
 
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda one: f"{one.parent.name} {one.stem}")
-def test_the_shipped_stages_are_read(shipped: Path) -> None:
+def test_the_shipped_stages_are_read(shipped):
     data = experiment.load(shipped).data
     assert data.lists or data.manifests
 
 
 @pytest.mark.parametrize("shipped", [*SHIPPED, *CONF.glob("*/model.yaml")],
                          ids=lambda one: f"{one.parent.name} {one.stem}")  # fmt: skip
-def test_every_shipped_value_is_commented(shipped: Path) -> None:
+def test_every_shipped_value_is_commented(shipped):
     lines = shipped.read_text(encoding="utf-8").splitlines()
     bare = [line for before, line in pairwise(lines)
             if VALUE.match(line) and "#" not in line and not before.lstrip().startswith("#")]
     assert bare == []
 
 
-def test_the_published_mix_is_readable_and_each_kind_has_its_file() -> None:
+def test_the_published_mix_is_readable_and_each_kind_has_its_file():
     assert [one.stem for one in MANIFESTS] == ["data_s2s", "data_s2t", "data_t2s", "data_t2t"]
     for one in MANIFESTS:
         entries = read_manifest(str(one))
@@ -56,7 +56,7 @@ def test_the_published_mix_is_readable_and_each_kind_has_its_file() -> None:
         assert len({entry.path for entry in entries}) == len(entries) > 0
 
 
-def test_what_is_written_beside_a_checkpoint_reads_the_same(path: Path, tmp_path: Path) -> None:
+def test_what_is_written_beside_a_checkpoint_reads_the_same(path, tmp_path):
     loaded = experiment.load(path)
     copy = tmp_path / "copy.yaml"
     copy.write_text(experiment.dump(loaded))
@@ -74,7 +74,7 @@ def test_what_is_written_beside_a_checkpoint_reads_the_same(path: Path, tmp_path
         ("model=null", "give `init`, or both `model` and `tokenizer`"),
     ],
 )
-def test_a_wrong_setting_is_told(path: Path, override: str, message: str) -> None:
+def test_a_wrong_setting_is_told(path, override, message):
     with pytest.raises(ConfigError, match=message):
         experiment.load(path, [override])
 
@@ -91,7 +91,7 @@ def starting(**starts: object) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def test_a_published_file_is_a_start_with_its_settings_named_or_beside(tmp_path: Path):
+def test_a_published_file_is_a_start_with_its_settings_named_or_beside(tmp_path):
     checkpoint.save_published(tmp_path / "weights" / "one.pt", network())
     checkpoint.write_settings(tmp_path, SETTINGS)
     asked = starting(init=tmp_path / "weights" / "one.pt", model=tmp_path / "model.yaml")
@@ -103,7 +103,7 @@ def test_a_published_file_is_a_start_with_its_settings_named_or_beside(tmp_path:
     assert experiment.model_settings(starting(init=tmp_path / "weights" / "one.pt")) == SETTINGS
 
 
-def test_parts_come_from_a_stock_llm_and_another_models_hearing(tmp_path: Path):
+def test_parts_come_from_a_stock_llm_and_another_models_hearing(tmp_path):
     stock = stock_llm("qwen3", True, tmp_path / "stock")
     checkpoint.save(tmp_path / "heard", network(1))
     checkpoint.write_settings(tmp_path / "sizes", replace(SETTINGS, llm={}))
@@ -118,7 +118,7 @@ def test_parts_come_from_a_stock_llm_and_another_models_hearing(tmp_path: Path):
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_lora_layers_are_merged_unless_they_shall_be_kept(tmp_path: Path, keep: bool):
+def test_lora_layers_are_merged_unless_they_shall_be_kept(tmp_path, keep):
     checkpoint.save(tmp_path, lora_network())
     asked = starting(init=tmp_path, keep_lora=keep)
     model = experiment.network(asked, experiment.model_settings(asked))
@@ -126,13 +126,13 @@ def test_lora_layers_are_merged_unless_they_shall_be_kept(tmp_path: Path, keep: 
     assert any("lora_A" in name for name, _ in model.named_parameters()) == keep
 
 
-def test_a_mean_of_weights_in_pieces_is_refused(tmp_path: Path) -> None:
+def test_a_mean_of_weights_in_pieces_is_refused(tmp_path):
     path = write_experiment(tmp_path, run={"average": 0.9}, engine={"deepspeed": "conf/none.json"})
     with pytest.raises(ConfigError, match=r"run\.average: not with engine\.deepspeed"):
         experiment.build(experiment.load(path))
 
 
-def test_a_finished_training_is_told_without_loading_torch(tmp_path: Path) -> None:
+def test_a_finished_training_is_told_without_loading_torch(tmp_path):
     path = write_experiment(tmp_path)
     (tmp_path / "out/checkpoints").mkdir(parents=True)
     (tmp_path / "out/final").mkdir()

@@ -45,8 +45,8 @@ def is_saving(folder: Path, step: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (2, 1)])
 def test_killed_again_and_again_it_trains_on_the_same_utterances_to_the_same_weights(
-    tmp_path: Path, processes: int, workers: int
-) -> None:
+    tmp_path, processes, workers
+):
     settings = [f"run.steps={STEPS}", f"data.workers={workers}", "run.average=0.9"]
     for name in ("whole", "parts"):
         path, log = write_experiment(tmp_path / name), tmp_path / f"{name}.log"

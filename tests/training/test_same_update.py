@@ -63,13 +63,13 @@ def differing(one: EChatModel, other: EChatModel) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [4, 2, 1])
-def test_accumulated_batches_update_as_one_batch_does(size: int) -> None:
+def test_accumulated_batches_update_as_one_batch_does(size):
     parts, whole = updated(batches(size)), updated(batches(8))
     assert differing(parts, whole) == []
     assert moved(whole) > 1e-3
 
 
-def test_half_of_the_rows_update_otherwise() -> None:
+def test_half_of_the_rows_update_otherwise():
     assert differing(updated(batches(4)[:1]), updated(batches(8)))
 
 
@@ -88,7 +88,7 @@ def process(rank: int, folder: str, deepspeed: str | None) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", [None, "ds_zero0", "ds_zero1", "ds_zero2"])
-def test_two_processes_update_as_one_does(tmp_path: Path, file: str | None) -> None:
+def test_two_processes_update_as_one_does(tmp_path, file):
     deepspeed = None if file is None else str(ROOT / "conf" / f"{file}.json")
     multiprocessing.start_processes(
         process, (str(tmp_path), deepspeed), nprocs=2, start_method="spawn"
@@ -99,7 +99,7 @@ def test_two_processes_update_as_one_does(tmp_path: Path, file: str | None) -> N
     assert moved(both) > 1e-3
 
 
-def test_activations_made_again_make_the_same_update() -> None:
+def test_activations_made_again_make_the_same_update():
     plain, model = updated(batches(4)), updated(batches(4), recompute=True)
     assert model.encoder.recompute and model.llm.is_gradient_checkpointing
     assert differing(model, plain) == [] and moved(plain) > 1e-3

@@ -12,12 +12,12 @@ def rates(settings: ScheduleSettings, *steps: int) -> list[float]:
     return [learning_rate(settings, step) for step in steps]
 
 
-def test_warmuplr_is_linear_then_one_over_the_root() -> None:
+def test_warmuplr_is_linear_then_one_over_the_root():
     settings = ScheduleSettings("warmuplr", rate=1.0, warmup_steps=100)
     assert rates(settings, 0, 49, 99, 399) == pytest.approx([0.01, 0.5, 1.0, 0.5])
 
 
-def test_noam_hold_warms_holds_falls_and_ends() -> None:
+def test_noam_hold_warms_holds_falls_and_ends():
     settings = ScheduleSettings(
         "noam_hold", rate=1.0, warmup_steps=4, hold_steps=6, total_steps=100, min_rate=0.1
     )
@@ -25,12 +25,12 @@ def test_noam_hold_warms_holds_falls_and_ends() -> None:
     assert rates(settings, 22, 70, 101) == pytest.approx([0.5, 0.25, 0.1])
 
 
-def test_a_cosine_falls_from_the_peak_to_the_floor() -> None:
+def test_a_cosine_falls_from_the_peak_to_the_floor():
     settings = ScheduleSettings("cosine", 1.0, warmup_steps=10, total_steps=110, min_rate=0.2)
     assert rates(settings, 4, 10, 60, 110, 999) == pytest.approx([0.5, 1.0, 0.6, 0.2, 0.2])
 
 
-def test_a_cosine_can_follow_the_clock() -> None:
+def test_a_cosine_can_follow_the_clock():
     settings = ScheduleSettings("cosine", 1.0, warmup_steps=0, budget_minutes=10.0)
     found = [learning_rate(settings, step, minutes) for step, minutes in ((9, 0), (1, 5), (5, 20))]
     assert found == pytest.approx([1.0, 0.5, 0.0])

@@ -1,7 +1,6 @@
 """Claims about what trains: gradients, weights after a step, and rates of groups."""
 
 import re
-from typing import Any
 
 import pytest
 import torch
@@ -29,7 +28,7 @@ def stepped(stage: StageSettings, rate: float = 0.01) -> tuple[nn.Module, nn.Mod
 @pytest.mark.parametrize("groups", [
     ("encoder",), ("llm",), ("adapter", "speech"), ("encoder", "adapter", "llm", "speech"),
 ])  # fmt: skip
-def test_a_step_moves_the_groups_of_the_stage_and_no_others(groups: tuple[str, ...]) -> None:
+def test_a_step_moves_the_groups_of_the_stage_and_no_others(groups):
     before, after = stepped(StageSettings(groups))
     moved = {
         group_of(name)
@@ -39,7 +38,7 @@ def test_a_step_moves_the_groups_of_the_stage_and_no_others(groups: tuple[str, .
     assert moved == set(groups)
 
 
-def test_a_group_moves_at_its_own_rate() -> None:
+def test_a_group_moves_at_its_own_rate():
     stage = StageSettings(train=("adapter", "llm"), rates={"adapter": 0.0})
     before, after = stepped(stage)
     assert torch.equal(before.adapter.projection.weight, after.adapter.projection.weight)
@@ -47,7 +46,7 @@ def test_a_group_moves_at_its_own_rate() -> None:
     assert not torch.equal(*layers)
 
 
-def test_matrices_decay_and_vectors_do_not() -> None:
+def test_matrices_decay_and_vectors_do_not():
     model = network()
     stage = StageSettings(train=tuple(GROUPS))
     freeze(model, stage)
@@ -57,7 +56,7 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         assert {part.dim() > 1 for part in group["params"]} == {group["weight_decay"] > 0}
 
 
-def test_of_a_model_with_lora_only_its_matrices_train_in_the_llm() -> None:
+def test_of_a_model_with_lora_only_its_matrices_train_in_the_llm():
     model = nn.Module()
     model.llm = nn.Module()
     model.llm.base, model.llm.lora_A = nn.Linear(2, 2), nn.Linear(2, 2)
@@ -74,12 +73,12 @@ def test_of_a_model_with_lora_only_its_matrices_train_in_the_llm() -> None:
         ({"train": ("adapter",), "lora": LoraSettings()}, r"stage\.lora: trains within"),
     ],
 )
-def test_wrong_settings_are_told(changes: dict, message: str) -> None:
+def test_wrong_settings_are_told(changes, message):
     with pytest.raises(ConfigError, match=message):
         StageSettings(**changes)
 
 
-def test_every_parameter_belongs_to_a_group() -> None:
+def test_every_parameter_belongs_to_a_group():
     assert {group_of(name) for name, _ in network().named_parameters()} == set(GROUPS)
     with pytest.raises(ConfigError, match="belongs to no group"):
         group_of("tail.weight")
@@ -92,6 +91,6 @@ def test_every_parameter_belongs_to_a_group() -> None:
         ({"encoder_cache_file": "heard.safetensors"}, "needs the memory engine.encoder_cache_mb"),
     ],
 )
-def test_settings_that_need_another_name_it(settings: dict[str, Any], said: str) -> None:
+def test_settings_that_need_another_name_it(settings, said):
     with pytest.raises(ConfigError, match=re.escape(said)):
         EngineSettings(**settings)

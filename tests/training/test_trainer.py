@@ -26,7 +26,7 @@ def run(path: Path, *overrides: str) -> trainer.Outcome:
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def log(caplog):
     logger = logging.getLogger("osum_echat")
     logger.propagate = True
     logger.setLevel(logging.INFO)
@@ -34,14 +34,14 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken(tmp_path_factory):
     """An experiment that ran its six steps at once, with a running mean of the weights."""
     path = write_experiment(tmp_path_factory.mktemp("unbroken"), run={"average": 0.9})
     assert run(path) == trainer.Outcome(6, None)
     return path
 
 
-def test_the_loss_falls_and_every_task_is_told(unbroken: Path) -> None:
+def test_the_loss_falls_and_every_task_is_told(unbroken):
     assert losses(unbroken)[-1] < losses(unbroken)[0] - 0.1
     line = metrics(unbroken)[0]
     assert set(line["tasks"]) <= {"understand", "tts", "s2s_think", "t2t"}
@@ -51,9 +51,7 @@ def test_the_loss_falls_and_every_task_is_told(unbroken: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 4])
-def test_after_a_stop_every_loss_and_weight_is_the_same(
-    unbroken: Path, tmp_path: Path, stop: int
-) -> None:
+def test_after_a_stop_every_loss_and_weight_is_the_same(unbroken, tmp_path, stop):
     path = write_experiment(tmp_path, run={"average": 0.9})
     run(path, f"run.steps={stop}")
     assert run(path) == trainer.Outcome(6, None)
@@ -61,9 +59,7 @@ def test_after_a_stop_every_loss_and_weight_is_the_same(
     assert are_same(result(path), result(unbroken))
 
 
-def test_the_result_is_a_model_directory_that_a_later_stage_starts_from(
-    unbroken: Path, tmp_path: Path
-) -> None:
+def test_the_result_is_a_model_directory_that_a_later_stage_starts_from(unbroken, tmp_path):
     final = unbroken.parent / "out" / trainer.FINAL_FOLDER
     model = checkpoint.load(final)
     vocab = Vocab.from_directory(final, model.settings.llm["vocab_size"], 32)
@@ -76,16 +72,14 @@ def test_the_result_is_a_model_directory_that_a_later_stage_starts_from(
     assert are_same(dict(experiment.build(loaded).engine.model.state_dict()), result(unbroken))
 
 
-def test_a_finished_training_is_left_as_it_is_without_reading_its_data(
-    unbroken: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_training_is_left_as_it_is_without_reading_its_data(unbroken, monkeypatch):
     before = losses(unbroken)
     monkeypatch.setattr(experiment, "build", None)
     assert run(unbroken) == trainer.Outcome(6, None)
     assert losses(unbroken) == before
 
 
-def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
     path = write_experiment(tmp_path)
     run(path, "run.steps=4", "run.save_minutes=1e-9")
     folder = tmp_path / "out" / state.FOLDER
@@ -93,7 +87,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert (folder / state.LATEST_FILE).read_text() == "step_00000004\n"
 
 
-def test_a_signal_saves_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_saves_and_ends(tmp_path, monkeypatch):
     path = write_experiment(tmp_path)
     one_step = trainer._Loop.one_step
 
@@ -109,7 +103,7 @@ def test_a_signal_saves_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert run(path) == trainer.Outcome(6, None)
 
 
-def test_raised_limits_go_on_and_lines_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
+def test_raised_limits_go_on_and_lines_after_the_checkpoint_are_forgotten(tmp_path):
     path = write_experiment(tmp_path)
     run(path, "run.steps=1")
     with (tmp_path / "out" / trainer.METRICS_FILE).open("a") as file:
@@ -118,9 +112,7 @@ def test_raised_limits_go_on_and_lines_after_the_checkpoint_are_forgotten(tmp_pa
     assert len(losses(path)) == 2
 
 
-def test_epochs_end_a_training_and_the_last_steps_are_told_once(
-    tmp_path: Path, log: pytest.LogCaptureFixture
-) -> None:
+def test_epochs_end_a_training_and_the_last_steps_are_told_once(tmp_path, log):
     path = write_experiment(tmp_path)
     step = run(path, "run.steps=0", "run.epochs=1", "run.log_steps=50").step
     assert step > 2 and f"finished at step {step} (run.epochs 1)" in log.text
@@ -130,9 +122,7 @@ def test_epochs_end_a_training_and_the_last_steps_are_told_once(
     assert run(path, "run.steps=0", "run.epochs=1").step == step
 
 
-def test_gradients_that_are_not_finite_are_left_out_then_given_up(
-    tmp_path: Path, log: pytest.LogCaptureFixture
-) -> None:
+def test_gradients_that_are_not_finite_are_left_out_then_given_up(tmp_path, log):
     path = write_experiment(tmp_path)
     loaded = experiment.load(path, ["run.bad_steps=2"])
     training = experiment.build(loaded)
@@ -151,9 +141,8 @@ def test_gradients_that_are_not_finite_are_left_out_then_given_up(
      r"No space left.*step_00000001 is as it was"),
 ])  # fmt: skip
 def test_a_stop_or_a_full_disk_during_saving_leaves_the_checkpoint_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    broken: tuple[BaseException, type[BaseException], str | None],
-) -> None:  # fmt: skip
+    tmp_path, monkeypatch, broken
+):
     error, told, message = broken
     path = write_experiment(tmp_path)
     run(path, "run.steps=1")
@@ -171,7 +160,7 @@ def test_a_stop_or_a_full_disk_during_saving_leaves_the_checkpoint_before(
     assert run(path, "run.steps=2") == trainer.Outcome(2, None)
 
 
-def test_a_step_without_trained_tokens_moves_nothing(tmp_path: Path) -> None:
+def test_a_step_without_trained_tokens_moves_nothing(tmp_path):
     path = write_experiment(tmp_path)
     training = experiment.build(experiment.load(path))
     batch = next(training.batches)
@@ -180,9 +169,7 @@ def test_a_step_without_trained_tokens_moves_nothing(tmp_path: Path) -> None:
     assert not report.applied and report.norm == 0.0
 
 
-def test_a_lack_of_memory_names_the_settings_to_lower(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lack_of_memory_names_the_settings_to_lower(tmp_path, monkeypatch):
     path = write_experiment(tmp_path)
     loaded = experiment.load(path)
     training = experiment.build(loaded)
@@ -195,9 +182,7 @@ def test_a_lack_of_memory_names_the_settings_to_lower(
         trainer.train(training, loaded.run, loaded.schedule)
 
 
-def test_the_best_model_so_far_is_kept_and_later_worse_ones_do_not_replace_it(
-    tmp_path: Path,
-) -> None:
+def test_the_best_model_so_far_is_kept_and_later_worse_ones_do_not_replace_it(tmp_path):
     path = write_experiment(tmp_path, schedule={"kind": "constant", "warmup_steps": 0})
     run(path, "run.steps=2", "run.check_steps=2", "run.best=true")
     first = result(path, trainer.BEST_FOLDER)
@@ -209,7 +194,7 @@ def test_the_best_model_so_far_is_kept_and_later_worse_ones_do_not_replace_it(
     assert are_same(result(path, trainer.BEST_FOLDER), first)
 
 
-def test_a_stage_with_lora_trains_it_and_its_result_is_merged_when_read(tmp_path: Path) -> None:
+def test_a_stage_with_lora_trains_it_and_its_result_is_merged_when_read(tmp_path):
     lora = {"rank": 2, "alpha": 4, "targets": ["q_proj", "down_proj"]}
     path = write_experiment(tmp_path, stage={"train": ["llm"], "lora": lora})
     run(path, "run.steps=2")
@@ -229,8 +214,8 @@ def test_a_stage_with_lora_trains_it_and_its_result_is_merged_when_read(tmp_path
 
 
 def test_other_settings_are_told_and_go_on_only_where_they_change_nothing_or_are_wanted(
-    tmp_path: Path, log: pytest.LogCaptureFixture
-) -> None:
+    tmp_path, log
+):
     path = write_experiment(tmp_path)
     run(path, "run.steps=1")
     said = r"schedule\.rate 0\.01, now 0\.5; seed 777, now 3\. Begin in another.*run\.changed=true"
@@ -247,7 +232,7 @@ def test_other_settings_are_told_and_go_on_only_where_they_change_nothing_or_are
     assert run(path, "run.steps=3", "schedule.rate=0.5").step == 3
 
 
-def test_other_trained_parts_are_one_line_even_where_the_change_is_wanted(tmp_path: Path) -> None:
+def test_other_trained_parts_are_one_line_even_where_the_change_is_wanted(tmp_path):
     path = write_experiment(tmp_path)
     run(path, "run.steps=1")
     said = r"step_00000001: of another model, or of other trained parts .*init=.*out/final"
@@ -256,7 +241,7 @@ def test_other_trained_parts_are_one_line_even_where_the_change_is_wanted(tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on_by_its_old_names(tmp_path: Path) -> None:
+def test_a_checkpoint_of_an_earlier_version_goes_on_by_its_old_names(tmp_path):
     path = write_experiment(tmp_path, prepare={"ctc_targets": True}, engine={"ctc_weight": 0.5})
     run(path, "run.steps=1")
     (stored,) = (tmp_path / "out" / state.FOLDER).glob("*/config.yaml")
@@ -267,9 +252,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_by_its_old_names(tmp_path: P
         run(path, "run.steps=2", "engine.ctc_weight=0.25")
 
 
-def test_a_second_training_in_one_output_is_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_training_in_one_output_is_refused_in_one_line(tmp_path, monkeypatch):
     path = write_experiment(tmp_path)
     monkeypatch.setattr(files, "LOCK_WAIT_S", 0.0)
     with (files.locked(tmp_path / "out" / state.LOCK_FILE),
@@ -278,9 +261,7 @@ def test_a_second_training_in_one_output_is_refused_in_one_line(
     assert run(path, "run.steps=1").step == 1
 
 
-def test_an_output_that_cannot_be_written_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     path = write_experiment(tmp_path)
     (tmp_path / "file").touch()
     for place in ("file", "file/out"):
@@ -296,9 +277,7 @@ def test_an_output_that_cannot_be_written_is_one_line(
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_an_encoder_cache_that_cannot_be_kept_does_not_spoil_the_end(
-    tmp_path: Path, is_there: bool, log: pytest.LogCaptureFixture
-) -> None:
+def test_an_encoder_cache_that_cannot_be_kept_does_not_spoil_the_end(tmp_path, is_there, log):
     path = write_experiment(tmp_path, stage={"train": ["llm"]})
     (tmp_path / "no_folder").touch()
     place = tmp_path / ("new/folder" if is_there else "no_folder") / "cache.safetensors"
@@ -314,9 +293,7 @@ def test_an_encoder_cache_that_cannot_be_kept_does_not_spoil_the_end(
         assert "cache.safetensors: cannot be read" in log.text
 
 
-def test_a_full_disk_at_the_result_leaves_nothing_half(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_at_the_result_leaves_nothing_half(tmp_path, monkeypatch):
     path = write_experiment(tmp_path)
 
     def full(directory: Path, *_: Any, **__: Any) -> None:
@@ -331,9 +308,7 @@ def test_a_full_disk_at_the_result_leaves_nothing_half(
     assert run(path, "run.steps=1").step == 1
 
 
-def test_a_spike_is_told_once_in_a_while_and_does_not_become_usual(
-    log: pytest.LogCaptureFixture,
-) -> None:
+def test_a_spike_is_told_once_in_a_while_and_does_not_become_usual(log):
     warnings = EarlyWarnings()
     warnings.step(1, 50.0, [])      # the first steps are no spikes
     for number in range(2, WARM_STEPS + 200):
@@ -345,7 +320,7 @@ def test_a_spike_is_told_once_in_a_while_and_does_not_become_usual(
     assert log.text.count("gradient norm 100") == 2
 
 
-def test_a_scored_task_that_never_trained_is_told_once(log: pytest.LogCaptureFixture) -> None:
+def test_a_scored_task_that_never_trained_is_told_once(log):
     warnings = EarlyWarnings()
     warnings.check(["tts"])         # before the first step nothing has trained
     assert not log.text

@@ -1,7 +1,6 @@
 """Claims about held-out questions that a model answers by generation while it trains."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -33,7 +32,7 @@ def question(answer: str, tag: str = TAG) -> Question:
     return replace(validation.questions(rows("x"), VOCAB, 1)[0], answer=answer, task=task_for(tag))
 
 
-def test_a_question_is_the_row_as_inference_composes_it() -> None:
+def test_a_question_is_the_row_as_inference_composes_it():
     made = rows("hi<CHILD><MALE>", "so")
     found = validation.questions(made, VOCAB, 9)
     assert [one.answer for one in found] == ["hi<CHILD><MALE>", "so"]
@@ -42,7 +41,7 @@ def test_a_question_is_the_row_as_inference_composes_it() -> None:
     assert len(validation.questions(made, VOCAB, 1)) == 1
 
 
-def test_a_model_that_has_learnt_the_answers_gives_them() -> None:
+def test_a_model_that_has_learnt_the_answers_gives_them():
     made, model = rows("ab<CHILD><MALE>", "ba<OLD><MALE>"), network()
     asked = validation.questions(made, VOCAB, 2)
     before = validation.answered(model, VOCAB, asked, 20)
@@ -58,7 +57,7 @@ def test_a_model_that_has_learnt_the_answers_gives_them() -> None:
     assert validation.figures(asked, said) == {"wer": 0.0, "age": 1.0, "gender": 1.0}
 
 
-def test_a_model_that_finds_no_end_is_stopped() -> None:
+def test_a_model_that_finds_no_end_is_stopped():
     asked = validation.questions(rows("x"), VOCAB, 1)
     model = network()
     with torch.no_grad():
@@ -66,7 +65,7 @@ def test_a_model_that_finds_no_end_is_stopped() -> None:
     assert len(validation.answered(model, VOCAB, asked, 7)[0]) <= 7
 
 
-def test_figures_count_words_and_labels_apart() -> None:
+def test_figures_count_words_and_labels_apart():
     asked = [question("we won it<CHILD><MALE>"), question("so it is<OLD><FEMALE>"),
              question("<ADULT>", "<AGE>")]  # fmt: skip
     said = ["we won<CHILD><FEMALE>", "so it is", "<ADULT>"]
@@ -74,7 +73,7 @@ def test_figures_count_words_and_labels_apart() -> None:
     assert validation.figures([asked[2]], ["<OLD>"]) == {"age": 0.0}
 
 
-def test_a_training_tells_them_and_is_not_changed_by_asking(tmp_path: Path) -> None:
+def test_a_training_tells_them_and_is_not_changed_by_asking(tmp_path):
     paths = {}
     for name, overrides in (("plain", []), ("asked", ASKED)):
         (tmp_path / name).mkdir()
