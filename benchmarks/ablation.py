@@ -185,9 +185,7 @@ def rows_of(part: Part, variant: Variant, answers: Sequence[dict[str, Any]]) -> 
                                        if one["thinking"] == kind}) for kind in kinds]  # fmt: skip
 
 
-def _row(
-    part: Part, variant: Variant, kind: str | None, found: dict[str, dict[str, Any]]
-) -> Row:
+def _row(part: Part, variant: Variant, kind: str | None, found: dict[str, dict[str, Any]]) -> Row:
     questions = part.questions
     verdicts = [judged(part.world, one.exchange, found[one.key]["text"]) for one in questions]
     cells = {name: share([verdict.whole for one, verdict in zip(questions, verdicts, strict=True)

@@ -29,13 +29,7 @@ from common_utils.tiny_world.assets import AssetPaths
 from osum_echat import audio, cli, logs
 from osum_echat.errors import InputError
 from osum_echat.paths import HOUSE, TINY, model_source
-from osum_echat.serving.audio_formats import (
-    FORMATS,
-    PCM_RATE_HZ,
-    Resampler,
-    Samples,
-    encode_file,
-)
+from osum_echat.serving.audio_formats import FORMATS, PCM_RATE_HZ, Resampler, Samples, encode_file
 
 PIECE_S, LOUD = 0.02, 0.02
 SILENCE_MS = 300
@@ -118,9 +112,7 @@ class Caller:
     async def send(self, **event: Any) -> None:
         await self.connection.send(json.dumps(event))
 
-    async def until(
-        self, *kinds: str, within_s: float = TURN_S
-    ) -> tuple[float, dict[str, Any]]:
+    async def until(self, *kinds: str, within_s: float = TURN_S) -> tuple[float, dict[str, Any]]:
         """When the next event of these kinds came, and the event. Raises TimeoutError."""
         end = time.monotonic() + within_s
         while True:

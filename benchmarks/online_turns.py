@@ -88,9 +88,7 @@ async def begun_and_answered(address: str, kind: str, sound: Samples) -> tuple[i
     return seen.count("input_audio_buffer.speech_started"), seen.count("response.created")
 
 
-async def stopped(
-    question: Samples, address: str, kind: str, answer: Samples
-) -> tuple[int]:
+async def stopped(question: Samples, address: str, kind: str, answer: Samples) -> tuple[int]:
     """Whether a one-word answer stops the reply to a question, in real time."""
     import websockets
 

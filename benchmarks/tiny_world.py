@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,10 @@ class Bench:
         fitting = [one for one in self.exchanges if one["kind"] == "single"][: self.spoken]
         yield from logs.progress(fitting, "speech", len(fitting))
 
+    @cached_property
+    def codec(self) -> SpeechTokenizer:
+        return SpeechTokenizer(self.assistant.directory / "token2wav" / "speech_tokenizer.onnx")
+
     def wav(self, exchange: Exchange) -> Path:
         return self.root / str(exchange["wav"])
 
@@ -161,15 +166,11 @@ def _right_replies(task: str, thinking: str | None, least: float | None) -> "Par
 
 def dialogues(bench: Bench) -> Iterator[Figure]:
     """Last turns that cannot be answered without the ones before."""
-    codec = SpeechTokenizer(bench.assistant.directory / "token2wav" / "speech_tokenizer.onnx")
     right: dict[int, list[bool]] = defaultdict(list)
     for one in bench.of_kind("dialogue"):
         history = tuple(
-            Turn(
-                audio=bench.root / turn["wav"], text=turn["user_text"],
-                reply_text=turn["reply_text"],
-                reply_speech=tuple(codec(audio.load(bench.root / turn["reply_wav"]))),
-            )
+            Turn(bench.root / turn["wav"], turn["user_text"], turn["reply_text"],
+                 tuple(bench.codec(audio.load(bench.root / turn["reply_wav"]))))
             for turn in one["turns"]
         )  # fmt: skip
         question = Utterance(one["key"], "s2s", Turn(audio=bench.wav(one)), history=history)
@@ -212,11 +213,10 @@ def resynthesis(bench: Bench) -> Iterator[Figure]:
     """The reply voice itself, and the same through speech tokens and back."""
     voice = bench.assistant.voice
     assert voice is not None
-    codec = SpeechTokenizer(bench.assistant.directory / "token2wav" / "speech_tokenizer.onnx")
     original, again, ratings = [], [], []
     for one in bench.to_speak():
         samples = audio.load(bench.root / one["reply_wav"])
-        back = _for_judge(voice(list(codec(samples)), seed=0), voice.sample_rate_hz)
+        back = _for_judge(voice(list(bench.codec(samples)), seed=0), voice.sample_rate_hz)
         original.append((one["reply_text"], bench.hear(samples.numpy())))
         again.append((one["reply_text"], bench.hear(back)))
         ratings.append(rating(back))

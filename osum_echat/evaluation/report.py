@@ -115,8 +115,7 @@ class Table:
 
 def scores(measures: Mapping[str, Measure], columns: Sequence[str]) -> Table:
     """Every measure with the items behind it."""
-    return Table("Scores", columns, [(name, one, str(one.count))
-                                     for name, one in measures.items()])  # fmt: skip
+    return Table("Scores", columns, [(name, one, str(one.count)) for name, one in measures.items()])
 
 
 @dataclass(frozen=True, slots=True)

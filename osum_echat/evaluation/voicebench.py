@@ -165,9 +165,7 @@ def score(
     return Outcome(measures, _blocks(measures, parts), details=details)
 
 
-def _write_official(
-    answered: Sequence[Question], answers: Mapping[str, str], out: Path
-) -> None:
+def _write_official(answered: Sequence[Question], answers: Mapping[str, str], out: Path) -> None:
     for part in dict.fromkeys(one.part for one in answered):
         write_jsonl(out / "official" / f"{part}.jsonl", (
             {name: value for name, value in one.raw.items() if name not in HELD_OUT}

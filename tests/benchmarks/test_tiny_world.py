@@ -27,9 +27,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bench(
-    model_directory: Path, split: Path, monkeypatch: pytest.MonkeyPatch
-) -> tiny_world.Bench:
+def bench(model_directory: Path, split: Path, monkeypatch: pytest.MonkeyPatch) -> tiny_world.Bench:
     monkeypatch.setattr(request, "LIMITS", Limits(8, 16))
     echat = EChat.load(model_directory, device="cpu")
     return tiny_world.Bench(echat, split, limit=2, spoken=2, judge=None)

@@ -76,27 +76,23 @@ def _handler(judge: JudgeServer) -> type[BaseHTTPRequestHandler]:
                 time.sleep(1.0)
                 self.close_connection = True
             elif isinstance(step, int):
-                self.send(step, {"error": {"message": f"status {step}"}},
-                          {"Retry-After": "0"} if step == 429 else {})
+                self.send(step, json.dumps({"error": {"message": f"status {step}"}}))
             elif step == "not json":
-                self.send_bytes(200, b"<html>gateway</html>", {})
+                self.send(200, "<html>gateway</html>")
             else:
                 texts = step if isinstance(step, list) else [step] * body["n"]
-                self.send(200, {
+                self.send(200, json.dumps({
                     "choices": [{"message": {"content": text}} for text in texts],
                     "usage": {"prompt_tokens": 100, "completion_tokens": 10 * len(texts)},
-                }, {})
+                }))  # fmt: skip
 
-        def send(self, status: int, value: object, headers: dict[str, str]) -> None:
-            self.send_bytes(status, json.dumps(value).encode(), headers)
-
-        def send_bytes(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+        def send(self, status: int, text: str) -> None:
             self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
+            if status == 429:
+                self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", str(len(text.encode())))
             self.end_headers()
-            self.wfile.write(data)
+            self.wfile.write(text.encode())
 
         def log_message(self, *_: object) -> None:
             """Silence."""

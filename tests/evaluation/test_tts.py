@@ -37,9 +37,7 @@ def test_a_meta_list_is_read_with_prompts_beside_it(tmp_path):
     assert second.text == "今天 天气很好"
 
 
-def test_files_lie_as_the_official_scripts_expect_and_errors_are_by_language(
-    tmp_path, monkeypatch
-):
+def test_files_lie_as_the_official_scripts_expect_and_errors_are_by_language(tmp_path, monkeypatch):
     monkeypatch.setattr(tts, "_cosine", lambda model, wav, prompt: {"a-1": 0.8}.get(wav.stem, 0.6))
     data, out = write_meta(tmp_path / "d"), tmp_path / "out"
     found = run(data, out)
