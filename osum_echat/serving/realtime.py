@@ -27,6 +27,7 @@ from osum_echat.serving.reply_stream import (
     SOUNDS,
     WORDS,
     Generation,
+    Playout,
     ReplyStream,
     ResponseOptions,
 )
@@ -52,7 +53,7 @@ class Service:
     voice: str = "default"
     limits: Limits = field(default_factory=Limits)
     record: Callable[[str, int, Item, ReplyStream], None] | None = None
-    played: set[Generation] = field(default_factory=set)    # under way
+    playout: Playout = field(default_factory=Playout)
 
 
 class RealtimeSession:
@@ -390,9 +391,8 @@ class RealtimeSession:
         conversation = Conversation(self.service.limits)
         events = answer(self.service.assistant, conversation, items, settings.modality,
                         settings.thinking, words)  # fmt: skip
-        own = settings.own_events
-        played = self.service.played
-        return Generation(events, conversation, self.service.pool, played, tells_thoughts=own)
+        return Generation(events, conversation, self.service.pool, self.service.playout,
+                          tells_thoughts=settings.own_events)  # fmt: skip
 
     def _begin_response(
         self, items: list[Item], settings: SessionSettings, metadata: Mapping[str, Any] | None,

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 LEAD_S = 2.0                    # of sound sent ahead of its playing
 MADE_AHEAD_S = 2.5              # of sound made ahead of it: others wait for the processor
 SLICE_S = 0.2                   # of sound in an event
-HOLD_S = 0.03                   # before the first sound, for each other reply under way: beside
+HOLD_S = 0.05                   # before the first sound, for each other reply under way: beside
                                 # them the next sound is made more slowly
+MOST_HOLD_S, SPARE_S, FORGET = 0.4, 0.02, 0.8   # FORGET: what is kept of a hold, a reply
 ANYTHING, SOUNDS, WORDS = "anything", "sounds", "words"     # sounds: words, or one with a name
 NO_EVENT = "OTHER"              # a label: no sound but speech
 CREATED_S = 1.0                 # for which response.created waits for what was heard in the voice
@@ -38,20 +40,38 @@ def perceived(labels: "Labels", thinking: str, thought: str | None = None) -> Ev
     return {**found, "thinking": thinking, **({"thought": thought} if thought else {})}
 
 
+class Playout:
+    """The replies that are played as they are made, and how long each one's first sound is held so
+    that its next ones come in time: longer after a reply that was late."""
+
+    def __init__(self) -> None:
+        self.under_way: set[Generation] = set()
+        self.late_s = 0.0
+
+    def hold_s(self, others: int) -> float:
+        """others: that are made at the same time."""
+        return min(MOST_HOLD_S, HOLD_S * others + self.late_s)
+
+    def ended(self, late_s: float, others: int) -> None:
+        """Learn from a reply. late_s: of its sound, at most, had its first not been held."""
+        needed = late_s + SPARE_S - HOLD_S * others
+        self.late_s = min(MOST_HOLD_S, max(0.0, needed, FORGET * self.late_s))
+
+
 class Generation:
     """The events of a reply, made in a thread of the pool from the moment it is built."""
 
     def __init__(
         self, events: Iterator["ReplyEvent"], conversation: Conversation, pool: Any,
-        played: "set[Generation] | None" = None, tells_thoughts: bool = True,
+        playout: Playout | None = None, tells_thoughts: bool = True,
     ) -> None:  # fmt: skip
-        """conversation: whose reply it is; pool: of threads; played: those that are played as they
-        are made, so not much is made ahead: it joins them; tells_thoughts: piece by piece, which
-        wakes the loop at every token."""
+        """conversation: whose reply it is; pool: of threads; playout: of those that are played as
+        they are made, so not much is made ahead: it joins them; tells_thoughts: piece by piece,
+        which wakes the loop at every token."""
         self._events, self._conversation = events, conversation
-        self._played, self._tells_thoughts = played, tells_thoughts
-        if played is not None:
-            played.add(self)
+        self.playout, self._tells_thoughts = playout, tells_thoughts
+        if playout is not None:
+            playout.under_way.add(self)
         self._loop = asyncio.get_running_loop()
         self.queue: asyncio.Queue[ReplyEvent | Exception | None] = asyncio.Queue()
         self._stopped, self._made_s, self._first_made = threading.Event(), 0.0, 0.0
@@ -60,7 +80,7 @@ class Generation:
     @property
     def others(self) -> int:
         """How many more are made for players at the same time."""
-        return len(self._played - {self}) if self._played is not None else 0
+        return len(self.playout.under_way - {self}) if self.playout is not None else 0
 
     def stop(self) -> None:
         """Nobody waits for it any longer; the decoding loop asks at every step."""
@@ -75,7 +95,7 @@ class Generation:
         """Wait while enough sound is made."""
         from osum_echat.inference.reply import AudioPiece
 
-        if self._played is not None and isinstance(event, AudioPiece):
+        if self.playout is not None and isinstance(event, AudioPiece):
             self._first_made = self._first_made or time.monotonic()
             self._made_s += len(event.samples) / event.sample_rate_hz
             self._stopped.wait(self._first_made + self._made_s - MADE_AHEAD_S - time.monotonic())
@@ -99,8 +119,8 @@ class Generation:
             close = getattr(self._events, "close", None)
             if close is not None:
                 close()
-            if self._played is not None:
-                self._played.discard(self)
+            if self.playout is not None:
+                self.playout.under_way.discard(self)
             self._put(None)
 
 
@@ -131,6 +151,8 @@ class ReplyStream:
         self.perception: Event | None = None
         self.opened = self.begun = self.is_wordless = False
         self.sent_samples, self.first_sent = 0, 0.0
+        self.others, self.held_s = 0, 0.0           # of its first sound
+        self.late_s = -math.inf                     # of the later ones, at most
         self.text = ""
         self._resampler: Resampler | None = None
 
@@ -205,9 +227,11 @@ class ReplyStream:
         if self._resampler is None:
             self._resampler = Resampler(rate_hz, form.rate_hz)
         samples, step = self._resampler.push(samples, last), round(SLICE_S * form.rate_hz)
+        if self.first_sent:
+            self.late_s = max(self.late_s, time.monotonic() - self.plays_until)
         for start in range(0, len(samples), step):
             if not self.first_sent:
-                await asyncio.sleep(HOLD_S * self.generation.others)
+                await self._hold()
                 if not self.is_active:
                     return
                 self.first_sent = time.monotonic()
@@ -221,6 +245,13 @@ class ReplyStream:
                 await asyncio.sleep(ahead)
                 if not self.is_active:
                     return
+
+    async def _hold(self) -> None:
+        """Wait so long that the sounds after the first will be there in time."""
+        if (playout := self.generation.playout) is not None:
+            self.others = self.generation.others
+            self.held_s = playout.hold_s(self.others)
+            await asyncio.sleep(self.held_s)
 
     async def _done(self, reply: "Reply") -> None:
         import numpy as np
@@ -264,6 +295,8 @@ class ReplyStream:
         if self.begun:
             self.item.status = "completed" if status == "completed" else "incomplete"
             self._end_item()
+        if self.generation.playout is not None and self.late_s > -math.inf:
+            self.generation.playout.ended(self.held_s + self.late_s, self.others)
         self._own_event("osum.thought.done", thought=self.thought)
         self._send("response.done", response=self.told())
         self.owner.finished(self)

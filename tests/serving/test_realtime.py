@@ -465,7 +465,7 @@ def test_nothing_of_a_cancelled_reply_comes_after_its_end():
 
 def test_the_first_sound_is_held_for_each_other_reply_under_way():
     held = service(Canned())
-    held.played.update(object() for _ in range(4))
+    held.playout.under_way.update(object() for _ in range(4))
     with connected(Server(held)) as client:
         client.send("response.create", response={"instructions": "x"})
         client.until("response.created")
@@ -473,7 +473,27 @@ def test_the_first_sound_is_held_for_each_other_reply_under_way():
         client.until("response.output_audio.delta")
         assert time.monotonic() - created >= 4 * reply_stream.HOLD_S - 0.02
         client.until("response.done")
-    assert len(held.played) == 4
+    assert len(held.playout.under_way) == 4
+
+
+def test_first_sounds_are_held_for_as_long_as_later_ones_were_late():
+    class Slow(Canned):
+        def stream(self, *_: Any, **__: Any) -> Any:
+            for _ in range(2):
+                yield reply.AudioPiece(torch.zeros(canned.RATE_HZ // 10), canned.RATE_HZ)
+                time.sleep(0.25)
+
+    slow, waits = service(Slow()), []
+    with connected(Server(slow)) as client:
+        for _ in range(2):
+            client.send("response.create", response={"instructions": "x"})
+            first, second = (client.until("response.output_audio.delta") and time.monotonic()
+                             for _ in range(2))  # fmt: skip
+            waits.append(second - first)
+            client.until("response.done")
+    assert waits[0] > 0.2 > 0.15 > waits[1]
+    slow.playout.ended(-1.0, 0)
+    assert 0 < slow.playout.hold_s(0) < slow.playout.hold_s(1) <= reply_stream.MOST_HOLD_S
 
 
 def test_a_reply_that_fails_ends_and_the_session_goes_on():
