@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.speech_corpus import make_corpus
 from benchmarks.upstream_batches import Sample, upstream_batches
-from osum_echat.audio import decode
+from osum_echat import audio
 from osum_echat.data.loader import DataSettings, ListSettings, Loader, Place, Windows, open_sources
 from osum_echat.data.manifest import open_source
 from osum_echat.data.prepare import Draft, Preparer, PrepareSettings
@@ -155,7 +155,8 @@ def read(lists: dict[str, Path], name: str) -> dict[str, Any]:
 
 
 def _ours(tars: Path) -> int:
-    return sum(len(decode(one.user.audio)[0]) > 0 for one in _pass(open_source("shard", str(tars)))
+    read = _pass(open_source("shard", str(tars)))
+    return sum(len(audio.load(one.user.audio, None)) > 0 for one in read
                if isinstance(one, Utterance) and isinstance(one.user.audio, bytes))  # fmt: skip
 
 
@@ -166,7 +167,7 @@ def _webdataset(tars: Path) -> int:
     count = 0
     for one in webdataset.WebDataset(tars.read_text().split(), shardshuffle=False):
         json.loads(one["extra"])
-        count += len(decode(one["wav"])[0]) > 0
+        count += len(audio.load(one["wav"], None)) > 0
     return count
 
 

@@ -104,17 +104,11 @@ def read(
 
 def load(
     source: Path | bytes,
-    sample_rate_hz: int = SAMPLE_RATE_HZ,
+    sample_rate_hz: int | None = SAMPLE_RATE_HZ,
     segment_s: tuple[float, float] | None = None,
 ) -> Tensor:
     """The samples that `read` gives: (samples,) float32."""
     return read(source, sample_rate_hz, segment_s).samples
-
-
-def decode(source: Path | bytes, where: str = "") -> tuple[Tensor, int]:
-    """The samples that `read` gives at the file's own rate, and that rate in Hz."""
-    sound = read(source, None, where=where)
-    return sound.samples, sound.rate_hz
 
 
 def length(

@@ -289,14 +289,6 @@ class KeyedJournal:
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
-    """What tells one version of a file from another."""
-
-    size: int  # bytes
-    version: str  # time of the last change, or what the server calls the version
-
-
-@dataclass(frozen=True, slots=True)
 class Files:
     """Opens places: paths, or URLs whose scheme (s3, hf, https ...) is in `schemes`.
 
@@ -319,13 +311,14 @@ class Files:
         with _told(place), self.open(place) as file:
             return file.read()
 
-    def stamp(self, place: str) -> Stamp:
-        """Size and version of a file."""
+    def stamp(self, place: str) -> str:
+        """What tells this version of a file from another: its size, and its time or server's mark.
+        """
         with _told(place):
             info = self._system(place).info(place)
         marks = ("ETag", "etag", "LastModified", "mtime", "last_modified")
         version = next((str(info[mark]) for mark in marks if info.get(mark)), "")
-        return Stamp(int(info.get("size") or 0), version)
+        return f"{int(info.get('size') or 0)} bytes, {version}"
 
     def names(self, folder: str) -> list[str] | None:
         """The names of the files in a folder in order; None where it is no folder."""

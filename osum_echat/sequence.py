@@ -214,17 +214,12 @@ def _text_ids(
     return words if is_open else (*words, vocab.text_end)
 
 
-def interleave(
-    text: list[int],
-    speech: list[int],
-    text_chunk: int = TEXT_CHUNK,
-    speech_chunk: int = SPEECH_CHUNK,
-) -> list[int]:
+def interleave(text: list[int], speech: list[int]) -> list[int]:
     """Alternate chunks of text and speech; the rest of the speech comes last."""
     mixed = []
     while text:
-        mixed += text[:text_chunk] + speech[:speech_chunk]
-        text, speech = text[text_chunk:], speech[speech_chunk:]
+        mixed += text[:TEXT_CHUNK] + speech[:SPEECH_CHUNK]
+        text, speech = text[TEXT_CHUNK:], speech[SPEECH_CHUNK:]
     return mixed + speech
 
 

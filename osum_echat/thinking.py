@@ -89,23 +89,20 @@ def read_thought(thought: str, template: LabelTemplate | None) -> tuple[str | No
 
     template: the one that the thought is in if it has labels; None tries each.
     """
-    for candidate in (template,) if template else TEMPLATES.values():
-        if thought.startswith(candidate.heard.strip()):
-            return _read_label_thought(thought, candidate)
-    return None, Labels()
-
-
-def _read_label_thought(thought: str, template: LabelTemplate) -> tuple[str | None, Labels]:
-    found: dict[str, str | None] = {}
+    tried = (template,) if template else TEMPLATES.values()
+    found = next((one for one in tried if thought.startswith(one.heard.strip())), None)
+    if found is None:
+        return None, Labels()
+    labels: dict[str, str | None] = {}
     first = len(thought)
-    for cue, field in zip(template.cues, FIELDS, strict=True):
-        place = thought.rfind(f"{cue.rstrip()}")
+    for cue, field in zip(found.cues, FIELDS, strict=True):
+        place = thought.rfind(cue.rstrip())
         label = LEADING_TAG.match(thought, place + len(cue.rstrip())) if place >= 0 else None
         if label:
-            found[field] = canonical_label(label[1])
+            labels[field] = canonical_label(label[1])
             first = min(first, place)
-    heard = thought[len(template.heard.strip()) : first].strip()
-    return heard or None, Labels(**found)
+    heard = thought[len(found.heard.strip()) : first].strip()
+    return heard or None, Labels(**labels)
 
 
 def voice_tags(labels: Mapping[str, str | None]) -> str:

@@ -89,9 +89,9 @@ def test_wavs_of_any_kind_are_read_as_the_library_reads_them(channels, kind):
     soundfile.write(file, samples, 8_000, format="WAV", subtype=kind)
     file.seek(0)
     wanted, _ = soundfile.read(file, dtype="float32", always_2d=True)
-    found, rate = audio.decode(file.getvalue())
-    assert rate == 8_000
-    torch.testing.assert_close(found, torch.from_numpy(wanted).mean(1), atol=1e-7, rtol=0)
+    found = audio.read(file.getvalue(), None)
+    assert found.rate_hz == 8_000
+    torch.testing.assert_close(found.samples, torch.from_numpy(wanted).mean(1), atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("segment_s", [None, (0.5, 1.0), (0.5, 9.0)])

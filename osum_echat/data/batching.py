@@ -226,14 +226,6 @@ class MadeBatch:
     decoded: list[Outcome] = field(default_factory=list)
 
 
-def _by_task(drafts: list[Draft]) -> list[list[Draft]]:
-    """The drafts of each task together, in the order of the tasks' names."""
-    own: dict[str, list[Draft]] = {}
-    for one in drafts:
-        own.setdefault(one.row.task, []).append(one)
-    return [own[task] for task in sorted(own)]
-
-
 class Windows:
     """The windows of one process's share (rank of world) of every epoch, and how each is made.
 
@@ -282,8 +274,12 @@ class Windows:
         drafts, outcomes = self._drafts(window)
         rng = random.Random(f"{self.seed} {window.epoch} window {window.start} {self.rank}")
         settings = self.settings
+        groups = [drafts]
+        if settings.by_task:
+            tasks = sorted({one.row.task for one in drafts})
+            groups = [[one for one in drafts if one.row.task == task] for task in tasks]
         batches = []
-        for group in _by_task(drafts) if settings.by_task else [drafts]:
+        for group in groups:
             batches += LAYOUTS[settings.layout](group, settings.row_tokens, settings.rows, rng)
         if settings.by_task:
             rng.shuffle(batches)

@@ -43,11 +43,6 @@ class AugmentSettings:
         if len(self.noise_db) != 2 or self.noise_db[0] > self.noise_db[1]:
             raise ConfigError("prepare.augment.noise_db: give the least and the most, in dB")
 
-    @property
-    def changes_sound(self) -> bool:
-        """Whether a clip may sound otherwise from visit to visit."""
-        return bool(self.speeds or self.noises or self.rooms)
-
 
 @dataclass(frozen=True, slots=True)
 class ClipSettings:
@@ -210,7 +205,7 @@ class ClipReader:
     def draft(self, turn: Turn, rng: random.Random) -> PendingClip:
         """What a clip will be, without decoding it. Raises InputError for what is no audio."""
         seed = rng.random() if self._masks else None
-        change = self.augmenter.draw(rng) if self.settings.augment.changes_sound else PLAIN
+        change = self.augmenter.draw(rng)
         kept = self._kept.get(self._name(turn)) if change == PLAIN else None
         if kept is not None:
             return PendingClip(turn, len(kept), change, seed)

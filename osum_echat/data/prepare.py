@@ -117,7 +117,8 @@ def make_target(
     kind = settings.thinking
     if kind == "both":
         both = utterance.thought is not None and utterance.user.text is not None
-        kind = rng.choice(("label", "natural")) if both else _only_kind(utterance)
+        only = "label" if utterance.thought is None else "natural"
+        kind = rng.choice(("label", "natural")) if both else only
     if task.answers_text:
         text = _reply(text, kind, template, task)
     if not task.thinks:
@@ -136,10 +137,6 @@ def unknown_labels(utterance: Utterance, target: Target) -> tuple[Noted, ...]:
               f"{utterance.key}: {name!r}, not one of {', '.join(sorted(VALUES[field]))}")
         for field, name in sorted(unknown)
     )  # fmt: skip
-
-
-def _only_kind(utterance: Utterance) -> str:
-    return "label" if utterance.thought is None else "natural"
 
 
 def _understanding(
@@ -259,7 +256,9 @@ class Preparer:
             target = make_target(utterance, self.settings, self.template, rng)
             if isinstance(target, Dropped):
                 return target
-            task = self._spoken_or_not(target.task)
+            task = target.task
+            if task.speaks and task.answers_text and not self.settings.speech_answers:
+                task = replace(task, speaks=False, joint=False, interleaved=False)
             user_text = self._user_text(utterance, target, rng)
             fault = self._fault(utterance, task, target, user_text)
             if fault is not None:
@@ -286,7 +285,10 @@ class Preparer:
             return replace(row, ctc_targets=self._ctc_targets(utterance)) if row.clips else row
 
         try:
-            row = composed([self._shape(clip) for clip in clips])
+            row = composed([
+                torch.empty(clip.frames, self.clips.mels, device="meta")
+                if isinstance(clip, PendingClip) else clip for clip in clips
+            ])  # fmt: skip
         except DataError as error:
             return Dropped("parts do not fit the task", str(error))
         pending = tuple(clip for clip in clips if isinstance(clip, PendingClip))
@@ -311,12 +313,6 @@ class Preparer:
         row = draft.compose([*clips])  # a header that does not know the exact length, as of mp3
         return self._too_long(row) or row
 
-    def _shape(self, clip: PendingClip | tuple[int, ...]) -> Clip:
-        """What `compose` needs to know of a clip: text ids, or a tensor without memory."""
-        if isinstance(clip, PendingClip):
-            return torch.empty(clip.frames, self.clips.mels, device="meta")
-        return clip
-
     def _too_long(self, row: Sequence) -> Dropped | None:
         if len(row) <= self.settings.max_tokens:
             return None
@@ -328,12 +324,6 @@ class Preparer:
             return []
         texts = [turn.text or "" for turn in utterance.history if turn.audio is not None]
         return [self.vocab.encode(text) for text in (*texts, _labels_and_words(utterance))]
-
-    def _spoken_or_not(self, task: Task) -> Task:
-        """The task without its speech where speech answers are off."""
-        if self.settings.speech_answers or not task.speaks or not task.answers_text:
-            return task
-        return replace(task, speaks=False, joint=False, interleaved=False)
 
     def _fault(
         self, utterance: Utterance, task: Task, target: Target, user_text: str | None

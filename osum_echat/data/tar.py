@@ -452,7 +452,7 @@ def load_index(files: Files, tar: str, lines: str | None = None) -> tuple[Index,
     Read from beside the tar or from the cache, else made and kept where writing is allowed. Second:
     whether it is kept. Raises DataError, ConfigError for what cannot be opened.
     """
-    stamps = [str(files.stamp(place)) for place in (tar, lines) if place is not None]
+    stamps = [files.stamp(place) for place in (tar, lines) if place is not None]
     name = sha256(f"{tar} {lines}".encode()).hexdigest()[:32]
     kept = [] if files.is_url(tar) else [Path(f"{tar if lines is None else lines}{SUFFIX}")]
     with suppress(RuntimeError):  # a user without a home

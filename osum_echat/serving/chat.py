@@ -282,9 +282,10 @@ def _turn(form: Form, question: Question, hears: bool) -> Turn:
     if hears and question.clip is not None:
         from osum_echat import audio
 
-        samples, rate_hz = audio.decode(question.clip, question.name)
-        turn.clip, turn.name, turn.seconds = str(form.clip), question.name, len(samples) / rate_hz
-        turn.mel = spectrogram(samples, rate_hz)
+        sound = audio.read(question.clip, None, where=question.name)
+        turn.clip, turn.name = str(form.clip), question.name
+        turn.seconds = len(sound.samples) / sound.rate_hz
+        turn.mel = spectrogram(sound.samples, sound.rate_hz)
     return turn
 
 

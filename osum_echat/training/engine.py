@@ -172,7 +172,7 @@ class LocalEngine:
 
     def _summed(self, tokens: int) -> tuple[int, list[Tensor]]:
         """Trained tokens and gradients over all processes."""
-        parameters = self._parameters()
+        parameters = [part for group in self.optimizer.param_groups for part in group["params"]]
         if self.ranks.world > 1:
             for part in parameters:
                 if part.grad is None:  # it may have one elsewhere
@@ -193,9 +193,6 @@ class LocalEngine:
         if report.tokens:
             report.total.backward()
         return report
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [part for group in self.optimizer.param_groups for part in group["params"]]
 
 
 def prepared(

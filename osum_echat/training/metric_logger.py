@@ -76,7 +76,7 @@ class MetricLogger:
             step, minutes, epoch, whole.loss, _words(self._scores),
             line["norm"], rate, line["tokens_per_s"], line["utterances_per_s"],
             100.0 * self._padding / max(1, self._places), memory_bytes // 2**20,
-            "?" if minutes_left is None else _clock(minutes_left),
+            "?" if minutes_left is None else "{}:{:02d} h".format(*divmod(int(minutes_left), 60)),
         )  # fmt: skip
         self._clear()
 
@@ -165,11 +165,6 @@ def _curves(path: Path) -> Any:
         LOG.warning("run.tensorboard: not installed (requirements-train.txt); %s goes on", path)
         return None
     return SummaryWriter(str(path.with_name("tensorboard")))
-
-
-def _clock(minutes: float) -> str:
-    """Hours and minutes."""
-    return f"{int(minutes) // 60}:{int(minutes) % 60:02d} h"
 
 
 def _by_task(scores: dict[str, Score]) -> dict[str, dict[str, float]]:

@@ -28,12 +28,6 @@ def half_done(output: Path, step: int) -> Path:
     return output / FOLDER / f".step_{step:08d}.part"
 
 
-def begin(part: Path) -> None:
-    """Make the directory of a checkpoint that is being written, empty."""
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-
-
 def save(output: Path, step: int, state: dict[str, Any], config_text: str, keep: int) -> Path:
     """Write `checkpoints/step_N` whole or not at all, name it in `latest`, drop the oldest.
 

@@ -1,5 +1,6 @@
 """The training loop: steps, log, held-out scores, checkpoints, and going on after any stop."""
 
+import shutil
 import signal
 import threading
 import time
@@ -312,7 +313,8 @@ class _Loop:
         every_random = self.ranks.gather(devices.random_state(self.training.engine.device))
         half_done = states.half_done(self.training.output, progress.step)
         if self.ranks.is_first:
-            states.begin(half_done)
+            shutil.rmtree(half_done, ignore_errors=True)
+            half_done.mkdir(parents=True)
             self.training.describe(half_done)
         self.ranks.barrier()
         engine = self.training.engine.save(half_done)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from osum_echat import device as devices
 from osum_echat.generation import decoder
@@ -62,16 +61,13 @@ def answered(
     answers = [decoder.Answer(one.task, vocab, GREEDY, limits=limits) for one in asked]
     for start in range(0, len(asked), TOGETHER):
         part = slice(start, start + TOGETHER)
+        rows = [collate([[one.row]], vocab).to(model.device) for one in asked[part]]
         with devices.autocast(model.device, dtype):
-            for _ in decoder.decode(model, _prompts(model, vocab, asked[part]), answers[part]):
+            with torch.no_grad():  # not inference mode: what is heard may be kept for training
+                prompts = [model.embed(row)[0] for row in rows]
+            for _ in decoder.decode(model, prompts, answers[part]):
                 pass
     return [vocab.decode(answer.text.ids) for answer in answers]
-
-
-@torch.no_grad()  # not inference mode: what is heard here may be remembered for training
-def _prompts(model: EChatModel, vocab: Vocab, asked: Sequence[Question]) -> list[Tensor]:
-    """The questions as the LLM reads them: (tokens, width) each."""
-    return [model.embed(collate([[one.row]], vocab).to(model.device))[0] for one in asked]
 
 
 def figures(asked: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:
