@@ -5,8 +5,8 @@ The encoder is Whisper-shaped: frames at 100 Hz in, steps at 50 Hz out. The adap
 """
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from osum_echat.errors import ConfigError
 
-Activation = Literal["gelu", "relu"]
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 FEW_STEPS = 512  # of attention that trains faster on a CPU without the fused kernel
 LONGEST_PERIOD = 10_000.0  # of the sinusoids, as in "Attention is all you need"
 
@@ -83,30 +81,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> T
     return scores.softmax(-1).to(value.dtype) @ value
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with an activation between: (clips, steps, width) in and out."""
-
-    def __init__(self, width: int, units: int, activation: Activation, dropout: float) -> None:
-        super().__init__()
-        self.w_1 = nn.Linear(width, units)
-        self.w_2 = nn.Linear(units, width)
-        self.activation = ACTIVATIONS[activation]()
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, steps: Tensor) -> Tensor:
-        return self.w_2(self.dropout(self.activation(self.w_1(steps))))
-
-
 class Block(nn.Module):
     """One pre-norm transformer block; its parameter names are those of published checkpoints."""
 
     def __init__(
-        self, width: int, heads: int, units: int, key_bias: bool, activation: Activation,
+        self, width: int, heads: int, units: int, key_bias: bool, activation: type[nn.Module],
         dropout: float,
     ) -> None:  # fmt: skip
         super().__init__()
         self.self_attn = SelfAttention(width, heads, key_bias)
-        self.feed_forward = FeedForward(width, units, activation, dropout)
+        self.feed_forward = nn.Sequential(OrderedDict(
+            w_1=nn.Linear(width, units), activation=activation(), dropout=nn.Dropout(dropout),
+            w_2=nn.Linear(units, width),
+        ))  # fmt: skip
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
@@ -174,7 +161,7 @@ class Encoder(nn.Module):
         self.recompute = False  # activations of blocks are made again in backward, not kept
         self.embed = Subsampling(settings.mels, settings.width, settings.dropout)
         self.encoders = nn.ModuleList(
-            Block(settings.width, settings.heads, settings.units, False, "gelu", settings.dropout)
+            Block(settings.width, settings.heads, settings.units, False, nn.GELU, settings.dropout)
             for _ in range(settings.blocks)
         )
         self.after_norm = nn.LayerNorm(settings.width)
@@ -230,7 +217,7 @@ class AdapterTransformer(nn.Module):
         super().__init__()
         self.embed = AdapterInput(width, settings.dropout)
         self.encoders = nn.ModuleList(
-            Block(width, settings.heads, settings.units, True, "relu", settings.dropout)
+            Block(width, settings.heads, settings.units, True, nn.ReLU, settings.dropout)
             for _ in range(settings.blocks)
         )
         self.after_norm = nn.LayerNorm(width)

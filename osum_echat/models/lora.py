@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from osum_echat.errors import CheckpointError, ConfigError
+from osum_echat.settings import check_numbers
 
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 # As published: not up_proj.
@@ -25,10 +26,11 @@ class LoraSettings:
     top_layers: int | None = None  # only in so many blocks next to the heads; None: in all
 
     def __post_init__(self) -> None:
-        if self.top_layers is not None and self.top_layers < 1:
-            raise ConfigError(f"lora.top_layers: {self.top_layers}, need 1 or more, or null")
-        if self.rank < 1 or self.alpha <= 0:
-            raise ConfigError(f"lora: rank {self.rank}, alpha {self.alpha}: both must be above 0")
+        if self.top_layers is not None:
+            check_numbers(self, "lora", "top_layers", 1)
+        check_numbers(self, "lora", "rank", 1)
+        if self.alpha <= 0:
+            raise ConfigError(f"lora.alpha: {self.alpha}, must be above 0")
         if not self.targets or "lm_head" in self.targets:
             raise ConfigError(
                 f"lora.targets: {list(self.targets)}: name layers of the blocks, such as q_proj"

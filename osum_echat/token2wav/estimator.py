@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from osum_echat.token2wav.layers import Conv, ConvUp, GroupNorm, Mish, masked
+from osum_echat.token2wav.layers import Conv, ConvUp, GroupNorm, Mish, masked, named
 
 GROUPS = 8
 TIME_SCALE = 1000.0
@@ -79,16 +79,6 @@ def time_waves(times: Tensor, width: int) -> Tensor:
     return torch.cat((angle.sin(), angle.cos()), dim=-1)
 
 
-class TimeMlp(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(width, hidden)
-        self.linear_2 = nn.Linear(hidden, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
-
-
 class ConvBlock(nn.Module):
     """Convolution, group norm, Mish."""
 
@@ -149,29 +139,6 @@ class Attention(nn.Module):
         return self.to_out(mixed.transpose(1, 2).flatten(2))
 
 
-class GatedInput(nn.Module):
-    """The first half of the feed-forward; a module of its own because of its published name."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(width, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        hidden = 4 * width
-        self.net = nn.Sequential(
-            GatedInput(width, hidden), nn.Identity(), nn.Linear(hidden, width)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
 class Transformer(nn.Module):
     """Pre-norm attention and feed-forward."""
 
@@ -180,22 +147,13 @@ class Transformer(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn1 = Attention(width, settings.heads, settings.head_width)
         self.norm3 = nn.LayerNorm(width)
-        self.ff = FeedForward(width)
+        widen = named(proj=nn.Linear(width, 4 * width), gelu=nn.GELU())
+        net = nn.Sequential(widen, nn.Identity(), nn.Linear(4 * width, width))
+        self.ff = named(net=net)
 
     def forward(self, x: Tensor, valid: Tensor | None, extend: Extend | None = None) -> Tensor:
         x = x + self.attn1(self.norm1(x), valid, extend)
         return x + self.ff(self.norm3(x))
-
-
-class Resample(nn.Module):
-    """Every second frame or twice the frames, by a convolution under its published name."""
-
-    def __init__(self, conv: nn.Module) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
 
 
 class Estimator(nn.Module):
@@ -206,7 +164,10 @@ class Estimator(nn.Module):
         channels = settings.channels
         time_width = 4 * channels[0]
         self.inputs = inputs
-        self.time_mlp = TimeMlp(inputs, time_width)
+        self.time_mlp = named(
+            linear_1=nn.Linear(inputs, time_width), silu=nn.SiLU(),
+            linear_2=nn.Linear(time_width, time_width),
+        )  # fmt: skip
 
         def stage(width_in: int, width: int, last: nn.Module | None = None) -> nn.ModuleList:
             attention = nn.ModuleList(
@@ -222,16 +183,16 @@ class Estimator(nn.Module):
         last = len(channels) - 1
         for index, width in enumerate(channels):
             width_in = channels[index - 1] if index else inputs
-            end = plain(width) if index == last else Resample(
-                Conv(width, width, 3, stride=2, padding=1)
+            end = plain(width) if index == last else named(
+                conv=Conv(width, width, 3, stride=2, padding=1)
             )
             self.down_blocks.append(stage(width_in, width, end))
         for _ in range(settings.mid_blocks):
             self.mid_blocks.append(stage(channels[-1], channels[-1]))
         back = (*reversed(channels), channels[0])
         for index, width in enumerate(back[1:]):
-            end = plain(width) if index == last else Resample(
-                ConvUp(width, width, 4, stride=2, padding=1)
+            end = plain(width) if index == last else named(
+                conv=ConvUp(width, width, 4, stride=2, padding=1)
             )
             self.up_blocks.append(stage(2 * back[index], width, end))
         self.final_block = ConvBlock(channels[0], channels[0])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from osum_echat.errors import CheckpointError
-from osum_echat.token2wav.layers import Conv, ConvUp
+from osum_echat.token2wav.layers import Conv, ConvUp, named
 from osum_echat.token2wav.streaming import Past
 from osum_echat.token2wav.voice import MELS, SAMPLE_RATE_HZ
 
@@ -96,14 +96,6 @@ class PitchPredictor(nn.Module):
         return self.classifier(self.condnet(mel)).squeeze(-1).abs()
 
 
-class Source(nn.Module):
-    """Holds the mixer of the harmonics under its published name."""
-
-    def __init__(self, harmonics: int) -> None:
-        super().__init__()
-        self.l_linear = nn.Linear(harmonics, 1)
-
-
 class Hift(nn.Module):
     """The vocoder of `hift.pt`, its weight norm folded into plain weights by `fold`."""
 
@@ -111,7 +103,7 @@ class Hift(nn.Module):
         super().__init__()
         self.settings = settings
         channels, bins = settings.channels, settings.window_samples + 2
-        self.m_source = Source(settings.harmonics + 1)
+        self.m_source = named(l_linear=nn.Linear(settings.harmonics + 1, 1))
         self.f0_predictor = PitchPredictor(settings.pitch_channels)
         self.conv_pre = Conv(MELS, channels, 7, padding=3)
         self.ups, self.source_downs, self.source_resblocks, self.resblocks = (
@@ -173,7 +165,7 @@ class Hift(nn.Module):
 
     def begin(self, generator: torch.Generator | None = None) -> Past:
         """No frames yet; each harmonic but the fundamental starts at a random phase."""
-        device = self.m_source.l_linear.weight.device
+        device = self.conv_pre.weight.device
         turns = torch.rand(self.settings.harmonics + 1, generator=generator, dtype=torch.float64)
         turns[0] = 0
         return Past(
@@ -224,7 +216,7 @@ class Hift(nn.Module):
 
     def mixed(self, sines: Tensor) -> Tensor:
         """(1, harmonics, samples) -> (1, samples)."""
-        return torch.tanh(self.m_source.l_linear(sines.transpose(1, 2))).squeeze(-1)
+        return torch.tanh(self.m_source(sines.transpose(1, 2))).squeeze(-1)
 
     def spectrum(self, source: Tensor) -> Tensor:
         """Fourier transform of (1, samples): (1, steps, window + 2), real parts first."""

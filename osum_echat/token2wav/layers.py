@@ -4,6 +4,7 @@ Convolutions run as channels-last 2-d ones.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,6 +118,11 @@ class Mish(nn.Module):
         return mish(x)
 
 
+def named(**parts: nn.Module) -> nn.Sequential:
+    """Modules one after the other; those with weights under their published names."""
+    return nn.Sequential(OrderedDict(parts))
+
+
 def stretch(x: Tensor, frames: int) -> Tensor:
     """Resize (batch, steps, width) linearly to `frames`, end points not aligned."""
     return F.interpolate(x.transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
@@ -189,17 +195,6 @@ class RelativeAttention(nn.Module):
         return self.linear_out(mixed.transpose(1, 2).reshape(x.shape))
 
 
-class FeedForward(nn.Module):
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.w_1 = nn.Linear(width, hidden)
-        self.w_2 = nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w_2(self.dropout(F.silu(self.w_1(x))))
-
-
 class Neighbours(nn.Module):
     """A convolution over neighbouring steps, gated: (batch, steps, width) both."""
 
@@ -223,7 +218,10 @@ class Layer(nn.Module):
         super().__init__()
         width = settings.width
         self.self_attn = RelativeAttention(width, settings.heads, settings.dropout)
-        self.feed_forward = FeedForward(width, settings.feed_forward, settings.dropout)
+        self.feed_forward = named(
+            w_1=nn.Linear(width, settings.feed_forward), silu=nn.SiLU(),
+            dropout=nn.Dropout(settings.dropout), w_2=nn.Linear(settings.feed_forward, width),
+        )  # fmt: skip
         self.norm_mha = nn.LayerNorm(width, eps=1e-12)
         self.norm_ff = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(settings.dropout)

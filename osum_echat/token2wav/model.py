@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from osum_echat import device as devices
 from osum_echat import weights
-from osum_echat.errors import CheckpointError, ConfigError
-from osum_echat.settings import mapping, parse
+from osum_echat.errors import CheckpointError
+from osum_echat.settings import check_word, mapping, parse
 from osum_echat.token2wav.flow import Flow, FlowSettings, VoiceState, frames_for, speaker_width
 from osum_echat.token2wav.hift import Hift, HiftSettings, fold
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
@@ -78,8 +78,7 @@ class Token2WavSettings:
     nsf_vocos: NsfVocosSettings = field(default_factory=NsfVocosSettings)
 
     def __post_init__(self) -> None:
-        if self.vocoder not in VOCODERS:
-            raise ConfigError(f"vocoder {self.vocoder!r}: not one of {', '.join(VOCODERS)}")
+        check_word("vocoder", self.vocoder, VOCODERS)
 
 
 class Token2Wav(nn.Module):
@@ -322,11 +321,6 @@ def first_of(files: Files, names: tuple[str, ...], source: Path) -> Path | TarMe
     raise CheckpointError(f"{source}: holds no {' or '.join(names)}; copy the whole model")
 
 
-def _bytes(file: Path | TarMember) -> bytes:
-    with weights.opened(file) as stream:
-        return stream.read()
-
-
 def measure_voice(source: Path, wav: str | Path) -> VoicePrompt:
     """Measure a recording with the two ONNX models of a token2wav directory or tar."""
     files = find_files(source)
@@ -339,8 +333,9 @@ def _settings(
 ) -> Token2WavSettings:
     """By our yaml; without one the published sizes, which the weights must then have."""
     if SETTINGS_FILE in files:
-        own = files[SETTINGS_FILE]
-        return parse(Token2WavSettings, mapping(_bytes(own), str(own)), SETTINGS_FILE)
+        with weights.opened(files[SETTINGS_FILE]) as stream:
+            raw = mapping(stream.read(), str(files[SETTINGS_FILE]))
+        return parse(Token2WavSettings, raw, SETTINGS_FILE)
     if any(name not in files for name in PUBLISHED_FILES):
         raise CheckpointError(
             f"{source / SETTINGS_FILE}: no such file; give a directory made for token to wav, "

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from osum_echat.errors import ConfigError
+from osum_echat.settings import check_numbers
 from osum_echat.token2wav.flow import Flow, VoiceState, frames_for
 from osum_echat.token2wav.piece_solver import PieceSolver
 from osum_echat.token2wav.voice import HOP_SAMPLES, MELS
@@ -83,16 +83,11 @@ class StreamSettings:
     fade_frames: int = 8
 
     def __post_init__(self) -> None:
-        if not 1 <= self.first_tokens <= self.most_tokens:
-            raise ConfigError(
-                f"stream: first_tokens {self.first_tokens}, most_tokens {self.most_tokens}; "
-                "need 1 <= first_tokens <= most_tokens"
-            )
-        for name in ("left_tokens", "ahead_tokens", "fade_frames"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"stream.{name} {getattr(self, name)}: must be 0 or more")
-        if self.prompt_tokens is not None and self.prompt_tokens < 0:
-            raise ConfigError(f"stream.prompt_tokens {self.prompt_tokens}: must be 0 or more")
+        check_numbers(self, "stream", "most_tokens", 1)
+        check_numbers(self, "stream", "first_tokens", 1, self.most_tokens)
+        check_numbers(self, "stream", "left_tokens ahead_tokens fade_frames", 0)
+        if self.prompt_tokens is not None:
+            check_numbers(self, "stream", "prompt_tokens", 0)
 
     def size(self, number: int) -> int:
         """Tokens of the piece of that number, from 0."""

@@ -10,11 +10,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from osum_echat.errors import CheckpointError
-from osum_echat.generation.ctc_beam import (
-    beam_search,
-    llm_scores,
-    without,
-)
+from osum_echat.generation.ctc_beam import beam_search, llm_scores, without
 from osum_echat.generation.ngram import LETTER, UNKNOWN, Bigrams, Spelt, WordScorer
 from osum_echat.weights import write_safetensors_file
 
@@ -42,14 +38,6 @@ def test_a_wide_beam_finds_the_sum_of_all_paths_of_each_text():
     assert {one.ids for one in found} == set(wanted)
     for one in found:
         assert one.score == pytest.approx(torch.tensor(wanted[one.ids]).log().item(), abs=1e-5)
-
-
-def test_a_piece_said_twice_needs_a_blank_between():
-    sure = torch.full((3, 2), -20.0)
-    sure[0, 0] = sure[1, 1] = sure[2, 0] = 0.0
-    assert beam_search(sure, best=1)[0].ids == (0, 0)
-    sure[1] = torch.tensor([0.0, -20.0])
-    assert beam_search(sure, best=1)[0].ids == (0,)
 
 
 def test_classes_that_count_as_the_blank_keep_the_whole_probability():

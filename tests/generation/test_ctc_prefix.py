@@ -1,39 +1,19 @@
 """Claims about reading along: CTC prefix scores, and their part in decoding."""
 
-from itertools import groupby, product
-
 import pytest
 import torch
 
 from osum_echat.generation.ctc_prefix import CtcPrefix, CtcPrefixScorer, leading_labels
+from tests.generation.test_ctc_beam import every_text
 
 IDS, STEPS = 3, 5
-BLANK = IDS
-
-
-def steps(seed: int = 0, count: int = STEPS, ids: int = IDS):
-    torch.manual_seed(seed)
-    return torch.randn(count, ids + 1, dtype=torch.float64).log_softmax(-1)
-
-
-def collapsed(path):
-    return tuple(number for number, _ in groupby(path) if number != BLANK)
-
-
-def all_readings(log_probs):
-    """Every reading and its probability, by every path."""
-    readings = {}
-    for path in product(range(log_probs.shape[1]), repeat=len(log_probs)):
-        chance = sum(float(log_probs[step, number]) for step, number in enumerate(path))
-        reading = collapsed(path)
-        readings[reading] = readings.get(reading, 0.0) + float(torch.tensor(chance).exp())
-    return readings
 
 
 @pytest.mark.parametrize("said", [(), (0,), (1, 1), (2, 0), (0, 1, 0)])
 def test_the_next_id_is_as_likely_as_all_paths_say(said):
-    log_probs = steps()
-    readings = all_readings(log_probs)
+    torch.manual_seed(0)
+    log_probs = torch.randn(STEPS, IDS + 1, dtype=torch.float64).log_softmax(-1)
+    readings = every_text(log_probs)
     begun = {reading: chance for reading, chance in readings.items()
              if reading[: len(said)] == said}
     prefix = CtcPrefix(log_probs)

@@ -10,7 +10,7 @@ from osum_echat.generation import decoder
 from osum_echat.generation.clip_memory import ClipMemory
 from osum_echat.generation.decoder import Answer, Limits, Phases, Token
 from osum_echat.generation.sampling import AllowedAfter, Sampling
-from osum_echat.sequence import collate, interleave
+from osum_echat.sequence import interleave
 from osum_echat.tasks import TASKS
 from tests.parity.upstream_rules import NoLongRuns
 from tests.tiny_network import VOCAB, network, row
@@ -66,23 +66,6 @@ def scripted(model, monkeypatch: pytest.MonkeyPatch, wanted: list[int]) -> None:
     monkeypatch.setattr(Sampling, "choose", lambda self, logits, generator: next(ids))
 
 
-@pytest.mark.parametrize("name", ["s2s", "t2t", "tts", "s2s_streaming"])
-@torch.no_grad()
-def test_each_step_takes_the_best_of_what_a_whole_pass_says(name: str):
-    model, prompt = network(3), row(name, answered=False)
-    tokens, _ = run(model, name, limits=Limits(12, 30))
-    joint = [VOCAB.joint(token.id) if token.is_speech else token.id for token in tokens]
-    batch = collate([[prompt]], VOCAB)
-    embedded = torch.cat((model.embed(batch), model.embed_ids(torch.tensor([joint]))), 1)
-    tokens_all = embedded.shape[1]
-    hidden = model.run(
-        embedded, torch.zeros(1, tokens_all, dtype=torch.long), torch.arange(tokens_all)[None]
-    )[0, len(prompt) - 1 : -1]
-    for state, token in zip(hidden, tokens, strict=True):
-        head = model.logits_speech if token.is_speech else model.logits_text
-        assert int(head(state).argmax()) == token.id
-
-
 def test_the_end_mark_is_read_as_text_and_ids_hold_no_marks(monkeypatch):
     model, answer = network(), answer_to("s2s")
     scripted(model, monkeypatch, [3, 4, END, EDGE, 9, EDGE])
@@ -116,14 +99,6 @@ def test_an_interrupt_stops_before_the_next_step():
     tokens, stopped_by = run(network(), "s2s", interrupt=interrupt)
     assert len(tokens) == 3 and stopped_by == "interrupt"
     assert run(network(), "s2s", interrupt=lambda: True) == ([], "interrupt")
-
-
-def test_two_runs_may_take_turns():
-    model = network(1)
-    alone = run(model, "t2t")[0], run(model, "tts")[0]
-    one, two = (started(model, name, answer_to(name)) for name in ("t2t", "tts"))
-    turns = [(next(one, None), next(two, None)) for _ in range(60)]
-    assert [a for a, _ in turns if a] == alone[0] and [b for _, b in turns if b] == alone[1]
 
 
 def test_each_phase_has_its_own_sampling_and_rules(monkeypatch):
@@ -165,15 +140,6 @@ def test_rows_of_a_batch_answer_as_if_alone(sampling: Sampling):
     assert side_by_side(model, answers) == [tokens for tokens, _ in alone]
     assert [one.stopped_by for one in answers.values()] == [stopped for _, stopped in alone]
     assert len({len(tokens) for tokens, _ in alone}) > 2  # they left the batch one by one
-
-
-def test_a_batch_is_interrupted_as_a_whole():
-    model, names = network(1), ("s2s", "tts")
-    prompts = decoder.embed_prompts(model, [row(name, answered=False) for name in names], VOCAB)
-    answers = [answer_to(name) for name in names]
-    asked = iter([False, False, True])
-    tokens = list(decoder.decode(model, prompts, answers, lambda: next(asked)))
-    assert len(tokens) == 4 and {one.stopped_by for one in answers} == {"interrupt"}
 
 
 def test_a_row_that_fills_the_models_positions_has_met_its_limit(monkeypatch):

@@ -12,6 +12,7 @@ from osum_echat.generation.step_graph import StepGraph
 from osum_echat.models import int8
 from osum_echat.models.echat import build_llm
 from osum_echat.models.lora import Change
+from tests.models.test_echat import made_of_four_bits
 
 SIZES = {
     "model_type": "qwen2", "vocab_size": 40, "hidden_size": 64, "intermediate_size": 128,
@@ -21,15 +22,6 @@ SIZES = {
 STEPS = 6
 
 
-def four_bits(layer: nn.Linear) -> None:
-    """Weights of 16 values in each 32 of a row."""
-    rows, width = layer.weight.shape
-    steps, least = torch.rand(rows, width // 32, 1) * 0.02 + 1e-3, -torch.rand(rows, 1, 1) * 0.2
-    levels = torch.randint(0, 16, (rows, width // 32, 32))
-    levels[..., :2] = torch.tensor([0, 15])
-    layer.weight.data = (least + steps * levels).view(rows, width).half().float()
-
-
 @pytest.fixture(params=[False, True], ids=["plain", "lora"])
 def llm(request):
     torch.manual_seed(2)
@@ -37,7 +29,7 @@ def llm(request):
     for name, layer in made.model.layers.named_modules():
         if not isinstance(layer, nn.Linear):
             continue
-        four_bits(layer)
+        layer.weight.data = made_of_four_bits(*layer.weight.shape).weight.data
         if layer.bias is not None:
             layer.bias.data.zero_()
         if request.param and name.startswith("1."):
