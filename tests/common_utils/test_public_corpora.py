@@ -1,6 +1,7 @@
 """Claims about importers: each corpus's own layout becomes a raw list that is read back."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,38 +35,89 @@ def made(name: str, root: Path, part: str, *more: str) -> list[Utterance]:
     return found
 
 
-def test_aishell_1_joins_words_and_takes_gender_from_the_speakers(tmp_path):
-    root = tmp_path / "data_aishell"
-    write(root / "transcript/aishell_transcript_v0.8.txt",
-          "BAC009S0002W0122 而 对 楼市\nBAC009S0764W0121 甚至 出现\n")  # fmt: skip
-    write(tmp_path / "resource_aishell/speaker.info", "0002 F\n0764 M\n")
-    sound(root / "wav/train/S0002/BAC009S0002W0122.wav")
-    sound(root / "wav/test/S0764/BAC009S0764W0121.wav")
-    (one,) = made("aishell1", root, "test", "--task", "<TRANSCRIBE> <GENDER>")
+SEGMENTS = [
+    {"sid": "A_S1", "begin_time": 0.05, "end_time": 0.15, "text": "你好", "subsets": ["L"]},
+    {"sid": "A_S2", "begin_time": 0.1, "end_time": 0.2, "text": "再见", "subsets": ["TEST_NET"]},
+]
+RECORDING = {"aid": "A", "path": "audio/a.wav", "segments": SEGMENTS}
+VOCAL = ("f0003_0_cough.wav", "m0051_0_throatclearing.wav")
+# Corpus, part, texts and sounds below its folder; key, reply and labels of what is found.
+LAYOUTS = (
+    ("aishell1", "test", {
+        "transcript/aishell_transcript_v0.8.txt":
+            "BAC009S0002W0122 而 对 楼市\nBAC009S0764W0121 甚至 出现\n",
+        "../resource_aishell/speaker.info": "0002 F\n0764 M\n",
+    }, ("wav/train/S0002/BAC009S0002W0122.wav", "wav/test/S0764/BAC009S0764W0121.wav"),
+     [("BAC009S0764W0121", "甚至出现", Labels(gender="MALE"))]),
+    ("aishell2", "iOS/test", {
+        "iOS/test/trans.txt": "IT0011W0001\t换一首歌\n",
+        "iOS/test/wav.scp": "IT0011W0001\twav/T0011/IT0011W0001.wav\n",
+    }, ("iOS/test/wav/T0011/IT0011W0001.wav",), [("IT0011W0001", "换一首歌", Labels())]),
+    ("sphinx", "cards", {
+        "cards/cards.transcription": "<s> ten of clubs  </s> (001)\nfive five (002)\n",
+    }, ("cards/001.wav", "cards/002.wav"),
+     [("001", "ten of clubs", Labels()), ("002", "five five", Labels())]),
+    ("librispeech", "test-clean", {
+        "SPEAKERS.TXT": "; a comment | x\n61   | M | test-clean | 8.08 | Paul\n",
+        "test-clean/61/70968/61-70968.trans.txt": "61-70968-0000 HE BEGAN A COMPLAINT\n",
+    }, ("test-clean/61/70968/61-70968-0000.flac",),
+     [("61-70968-0000", "he began a complaint", Labels(gender="MALE"))]),
+    ("wenetspeech", "TEST_NET", {"WenetSpeech.json": json.dumps({"audios": [RECORDING]}, indent=1)},
+     ("audio/a.wav",), [("A_S2", "再见", Labels(), (0.1, 0.2))]),
+    ("common_voice", "test", {
+        "test.tsv": 'client_id\tpath\tsentence\tage\tgender\n'
+        'a\t1.wav\tHe said "no.\ttwenties\tmale_masculine\nb\t2.wav\tHi\tteens\tmale\n'
+        "c\t3.wav\tHo\tsixties\tfemale\nd\t4.wav\tHa\t\t\n",
+    }, [f"clips/{number}.wav" for number in range(1, 5)],
+     [("1", 'He said "no.<ADULT><MALE>', Labels(age="ADULT", gender="MALE")),
+      ("3", "Ho<OLD><FEMALE>", Labels(age="OLD", gender="FEMALE"))]),
+    ("common_voice", "cv-valid-test", {      # Kaggle's, in its nested folder
+        "cv-valid-test.csv": "filename,text,age,gender\n"
+        "cv-valid-test/sample-000000.wav,hello there,fifties,female\n",
+    }, ("cv-valid-test/cv-valid-test/sample-000000.wav",),
+     [("sample-000000", "hello there<ADULT><FEMALE>", Labels(age="ADULT", gender="FEMALE"))]),
+    ("vocalsound", "te", {
+        "datafiles/te.json": json.dumps({"data": [{"wav": f"/other/{name}"} for name in VOCAL]}),
+    }, [f"audio_16k/{name}" for name in VOCAL],
+     [("f0003_0_cough", "<COUGH>", Labels(gender="FEMALE", event="COUGH")),
+      ("m0051_0_throatclearing", "<THROAT CLEARING>",
+       Labels(gender="MALE", event="THROAT CLEARING"))]),
+    ("meld", "test", {
+        "test_sent_emo.csv": "Sr No.,Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID\n"
+        '1,"Why do all you\'re, er",Mark,surprise,0,0\n2,Yes,Rachel,joy,0,1\n',
+    }, ("sounds/dia0_utt0.wav",),
+     [("test_dia0_utt0", "Why do all you're, er<SURPRISE>", Labels(emotion="SURPRISE"))]),
+    ("mer2023", "test1", {"test1-label.csv": "name,discrete,valence\nsample_1,worried,-1\n"},
+     ("audio/sample_1.wav",), [("sample_1", "<FEAR>", Labels(emotion="FEAR"))]),
+)  # fmt: skip
+
+
+def lay_out(root: Path, texts: dict[str, str], sounds: Sequence[str]) -> Path:
+    for name, text in texts.items():
+        write(root / name, text)
+    for name in sounds:
+        sound(root / name)
+    return root
+
+
+@pytest.mark.parametrize(("name", "part", "texts", "sounds", "wanted"), LAYOUTS,
+                         ids=[f"{row[0]}-{row[1]}" for row in LAYOUTS])  # fmt: skip
+def test_each_corpus_is_read_in_its_own_layout(
+    tmp_path, monkeypatch, name, part, texts, sounds, wanted
+):
+    monkeypatch.setattr("common_utils.public_corpora.read_aloud.READ_BYTES", 50)
+    found = made(name, lay_out(tmp_path / "root", texts, sounds), part)
+    assert [(one.key, one.user.reply_text, one.labels,
+             *((one.user.segment_s,) if one.user.segment_s else ())) for one in found] == wanted
+
+
+def test_what_is_asked_for_decides_what_is_left_out(tmp_path):
+    name, part, texts, sounds, _ = LAYOUTS[0]
+    root = lay_out(tmp_path / "aishell", texts, sounds)
+    (one,) = made(name, root, part, "--task", "<TRANSCRIBE> <GENDER>")
     assert one.user.reply_text == "甚至出现<MALE>" and one.user.text == "甚至出现"
-    assert one.labels == Labels(gender="MALE")
-    (plain,) = made("aishell1", root, "test")
-    assert plain.user.reply_text == "甚至出现" and plain.task == "<TRANSCRIBE>"
-
-
-def test_aishell_2_reads_its_scp(tmp_path):
-    root = tmp_path / "aishell2"
-    write(root / "iOS/test/trans.txt", "IT0011W0001\t换一首歌\n")
-    write(root / "iOS/test/wav.scp", "IT0011W0001\twav/T0011/IT0011W0001.wav\n")
-    sound(root / "iOS/test/wav/T0011/IT0011W0001.wav")
-    (one,) = made("aishell2", root, "iOS/test")
-    assert (one.key, one.user.reply_text) == ("IT0011W0001", "换一首歌")
-
-
-def test_sphinx_reads_its_sentences_and_keys(tmp_path):
-    root = tmp_path / "data"
-    write(root / "cards/cards.transcription", "<s> ten of clubs  </s> (001)\nfive five (002)\n")
-    for name in ("001", "002"):
-        sound(root / f"cards/{name}.wav")
-    found = made("sphinx", root, "cards")
-    assert [(one.key, one.user.reply_text) for one in found] == [
-        ("001", "ten of clubs"), ("002", "five five"),
-    ]  # fmt: skip
+    name, part, texts, sounds, _ = LAYOUTS[5]
+    assert len(made(name, lay_out(tmp_path / "en", texts, sounds), part, "--task", "asr")) == 4
 
 
 def test_a_line_that_cannot_be_used_costs_its_utterance(tmp_path, capsys):
@@ -82,84 +134,6 @@ def test_a_line_that_cannot_be_used_costs_its_utterance(tmp_path, capsys):
     write(tmp_path / "WenetSpeech.json", json.dumps({"audios": audios}))
     assert [one.key for one in made("wenetspeech", tmp_path, "S")] == ["a"]
     assert "4 lines" in capsys.readouterr().out
-
-
-def test_librispeech_reads_transcripts_and_speakers(tmp_path):
-    root = tmp_path / "LibriSpeech"
-    write(root / "SPEAKERS.TXT", "; a comment | x\n61   | M | test-clean | 8.08 | Paul\n")
-    write(root / "test-clean/61/70968/61-70968.trans.txt",
-          "61-70968-0000 HE BEGAN A CONFUSED COMPLAINT\n")  # fmt: skip
-    sound(root / "test-clean/61/70968/61-70968-0000.flac")
-    (one,) = made("librispeech", root, "test-clean")
-    assert one.user.reply_text == "he began a confused complaint"
-    assert one.labels.gender == "MALE"
-
-
-def test_wenetspeech_takes_the_segments_of_a_subset(tmp_path, monkeypatch):
-    monkeypatch.setattr("common_utils.public_corpora.read_aloud.READ_BYTES", 50)
-    root = tmp_path / "WenetSpeech"
-    segments = [
-        {"sid": "A_S1", "begin_time": 0.05, "end_time": 0.15, "text": "你好", "subsets": ["L"]},
-        {"sid": "A_S2", "begin_time": 0.1, "end_time": 0.2, "text": "再见"},
-    ]
-    segments[1]["subsets"] = ["TEST_NET"]
-    recording = {"aid": "A", "path": "audio/a.wav", "segments": segments}
-    write(root / "WenetSpeech.json", json.dumps({"audios": [recording]}, indent=1))
-    sound(root / "audio/a.wav")
-    (one,) = made("wenetspeech", root, "TEST_NET")
-    assert (one.key, one.user.text, one.user.segment_s) == ("A_S2", "再见", (0.1, 0.2))
-
-
-def test_common_voice_leaves_out_teens_and_the_unlabelled(tmp_path):
-    root = tmp_path / "en"
-    write(root / "test.tsv", 'client_id\tpath\tsentence\tage\tgender\n'
-          'a\t1.wav\tHe said "no.\ttwenties\tmale_masculine\nb\t2.wav\tHi\tteens\tmale\n'
-          "c\t3.wav\tHo\tsixties\tfemale\nd\t4.wav\tHa\t\t\n")  # fmt: skip
-    for number in range(1, 5):
-        sound(root / f"clips/{number}.wav")
-    first, second = made("common_voice", root, "test")
-    assert first.user.reply_text == 'He said "no.<ADULT><MALE>'
-    assert second.labels == Labels(age="OLD", gender="FEMALE")
-    assert len(made("common_voice", root, "test", "--task", "asr")) == 4
-
-
-def test_kaggles_common_voice_is_found_in_its_nested_folder(tmp_path):
-    root = tmp_path / "kaggle"
-    write(root / "cv-valid-test.csv", "filename,text,age,gender\n"
-          "cv-valid-test/sample-000000.wav,hello there,fifties,female\n")  # fmt: skip
-    sound(root / "cv-valid-test/cv-valid-test/sample-000000.wav")
-    (one,) = made("common_voice", root, "cv-valid-test")
-    assert one.user.reply_text == "hello there<ADULT><FEMALE>"
-
-
-def test_vocalsound_reads_names(tmp_path):
-    root = tmp_path / "vocalsound"
-    names = ["f0003_0_cough.wav", "m0051_0_throatclearing.wav"]
-    listed = [{"wav": f"/somewhere/else/{name}", "labels": "/m/01"} for name in names]
-    write(root / "datafiles/te.json", json.dumps({"data": listed}))
-    for name in names:
-        sound(root / "audio_16k" / name)
-    cough, throat = made("vocalsound", root, "te")
-    assert cough.task == "<CAPTION>" and cough.user.reply_text == "<COUGH>"
-    assert throat.labels == Labels(gender="MALE", event="THROAT CLEARING")
-
-
-def test_meld_matches_rows_and_sounds_and_tells_of_missing_ones(tmp_path, capsys):
-    root = tmp_path / "MELD"
-    write(root / "test_sent_emo.csv", "Sr No.,Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID\n"
-          '1,"Why do all you\'re, er",Mark,surprise,0,0\n2,Yes,Rachel,joy,0,1\n')  # fmt: skip
-    sound(root / "sounds/dia0_utt0.wav")
-    (one,) = made("meld", root, "test")
-    assert one.user.reply_text == "Why do all you're, er<SURPRISE>"
-    assert "1 without sound" in capsys.readouterr().out
-
-
-def test_mer_2023_counts_the_worried_as_afraid(tmp_path):
-    root = tmp_path / "mer"
-    write(root / "test1-label.csv", "name,discrete,valence\nsample_1,worried,-1\n")
-    sound(root / "audio/sample_1.wav")
-    (one,) = made("mer2023", root, "test1")
-    assert (one.task, one.user.reply_text) == ("<EMOTION>", "<FEAR>")
 
 
 @pytest.mark.parametrize("argv, told", [

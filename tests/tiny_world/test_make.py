@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import soundfile
 from common_utils.tiny_world import make as maker
 from common_utils.tiny_world.make import LIST_FILE, Plan, make
 from common_utils.tiny_world.voices import Manner, Spoken, Voice, all_voices
-from common_utils.tiny_world.world import World, load_world
+from common_utils.tiny_world.world import load_world
 from osum_echat.errors import InputError
 
 SIZE = 6
@@ -29,14 +30,9 @@ class Tone:
         return Spoken(tone, 16_000, 1.0) if isinstance(voice, Voice) else tone
 
 
-@pytest.fixture(scope="module")
-def world() -> World:
-    return load_world()
-
-
 @pytest.fixture
-def plan(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    monkeypatch.setattr(maker, "load_world", lambda: world)
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.setattr(maker, "load_world", cache(load_world))
     monkeypatch.setattr(maker, "Studio", Tone)
     monkeypatch.setattr(maker, "ReplyVoice", Tone)
     return Plan(tmp_path, "test", 3, tmp_path, 0.2, tmp_path / "sentences")
@@ -50,22 +46,16 @@ def sounds_of(plan: Plan) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in plan.folder.glob("*/*.wav")}
 
 
-def test_every_turn_has_its_wavs_at_the_agreed_rates(plan):
+def test_every_turn_has_its_wavs_in_a_voice_of_the_split_with_the_labelled_age_and_gender(plan):
     make(plan, SIZE)
-    rows = rows_of(plan)
+    rows, voices = rows_of(plan), {voice.name: voice for voice in all_voices("test")}
     assert len(rows) == SIZE
     for row in rows:
+        assert voices[row["voice"]].cell == (row["labels"]["age"], row["labels"]["gender"])
         for turn in (row, *row["turns"]):
             assert soundfile.info(plan.folder / turn["wav"]).samplerate == 16_000
             assert soundfile.info(plan.folder / turn["reply_wav"]).samplerate == 22_050
             assert {"user_text", "labels", "reply_text", "reply_style"} <= set(turn)
-
-
-def test_the_voice_is_one_of_the_split_with_the_labelled_age_and_gender(plan):
-    make(plan, SIZE)
-    voices = {voice.name: voice for voice in all_voices("test")}
-    for row in rows_of(plan):
-        assert voices[row["voice"]].cell == (row["labels"]["age"], row["labels"]["gender"])
 
 
 def test_a_second_run_adds_what_is_missing_and_changes_nothing(plan):

@@ -6,8 +6,6 @@ from random import Random
 
 import pytest
 
-pytest.importorskip("soxr")
-
 from common_utils.tiny_world import reply_set
 from common_utils.tiny_world.reply_voice import STYLES, ReplyVoice
 from osum_echat.errors import InputError
@@ -29,10 +27,8 @@ def test_each_line_is_spoken_in_as_many_styles_as_asked(tmp_path: Path):
 
 
 def test_of_a_corpus_it_is_what_users_say_each_once(tmp_path: Path):
-    rows = [
-        {"user_text": "Hello.", "turns": [{"user_text": "Before."}]},
-        {"user_text": "Hello.", "turns": []},
-    ]
+    rows = [{"user_text": "Hello.", "turns": [{"user_text": "Before."}]},
+            {"user_text": "Hello.", "turns": []}]  # fmt: skip
     path = tmp_path / "exchanges.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     lines = [line for line, _ in reply_set.read_pairs(path, 1, Random(1))]

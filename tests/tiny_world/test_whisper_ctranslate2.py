@@ -23,37 +23,25 @@ def encoder(seed: int) -> Encoder:
 def ctranslate2_variables(model: Encoder) -> dict[str, np.ndarray]:
     """The weights under the other layout's names; query, key and value in one."""
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    found = {
-        "decoder/embeddings/weight": np.ones((2, 3), np.float32),
-        "encoder/num_heads": np.int16(1),
-    }
-    for ours, theirs in (("embed.conv.0", "conv1"), ("embed.conv.2", "conv2")):
-        found |= {
-            f"encoder/{theirs}/{part}": weights[f"{ours}.{part}"] for part in ("weight", "bias")
-        }
-    norms = {"after_norm": "layer_norm"}
+    found = {"decoder/embeddings/weight": np.ones((2, 3), np.float32),
+             "encoder/num_heads": np.int16(1)}  # fmt: skip
+    layers, norms = {"embed.conv.0": "conv1", "embed.conv.2": "conv2"}, {"after_norm": "layer_norm"}
     for block in range(SETTINGS.blocks):
         own, there = f"encoders.{block}", f"layer_{block}"
         joined = [weights[f"{own}.self_attn.linear_{letter}.weight"] for letter in "qkv"]
-        bias = [weights[f"{own}.self_attn.linear_{letter}.bias"] for letter in "qv"]
+        query, value = (weights[f"{own}.self_attn.linear_{letter}.bias"] for letter in "qv")
         found[f"encoder/{there}/self_attention/linear_0/weight"] = np.concatenate(joined)
-        found[f"encoder/{there}/self_attention/linear_0/bias"] = np.concatenate(
-            (bias[0], np.zeros_like(bias[0]), bias[1])
-        )
-        for ours, theirs in (
-            ("self_attn.linear_out", "self_attention/linear_1"),
-            ("feed_forward.w_1", "ffn/linear_0"),
-            ("feed_forward.w_2", "ffn/linear_1"),
-        ):
-            for part in ("weight", "bias"):
-                found[f"encoder/{there}/{theirs}/{part}"] = weights[f"{own}.{ours}.{part}"]
-        norms |= {
-            f"{own}.norm1": f"{there}/self_attention/layer_norm",
-            f"{own}.norm2": f"{there}/ffn/layer_norm",
-        }
-    for ours, theirs in norms.items():
-        found[f"encoder/{theirs}/gamma"] = weights[f"{ours}.weight"]
-        found[f"encoder/{theirs}/beta"] = weights[f"{ours}.bias"]
+        bias = np.concatenate((query, np.zeros_like(query), value))
+        found[f"encoder/{there}/self_attention/linear_0/bias"] = bias
+        layers |= {f"{own}.self_attn.linear_out": f"{there}/self_attention/linear_1",
+                   f"{own}.feed_forward.w_1": f"{there}/ffn/linear_0",
+                   f"{own}.feed_forward.w_2": f"{there}/ffn/linear_1"}  # fmt: skip
+        norms |= {f"{own}.norm1": f"{there}/self_attention/layer_norm",
+                  f"{own}.norm2": f"{there}/ffn/layer_norm"}  # fmt: skip
+    for names, parts in ((layers, ("weight", "bias")), (norms, ("gamma", "beta"))):
+        for ours, theirs in names.items():
+            for part, called in zip(("weight", "bias"), parts, strict=True):
+                found[f"encoder/{theirs}/{called}"] = weights[f"{ours}.{part}"]
     return found
 
 
@@ -65,11 +53,7 @@ def write_ctranslate2(path: Path, variables: dict[str, np.ndarray]) -> None:
     kinds = {"float32": 0, "int16": 2, "float16": 4}
     data = struct.pack("<I", 6) + text("WhisperSpec") + struct.pack("<II", 3, len(variables))
     for name, value in variables.items():
-        data += (
-            text(name)
-            + struct.pack("<B", value.ndim)
-            + struct.pack(f"<{value.ndim}I", *value.shape)
-        )
+        data += text(name) + struct.pack(f"<B{value.ndim}I", value.ndim, *value.shape)
         data += struct.pack("<BI", kinds[value.dtype.name], value.nbytes) + value.tobytes()
     path.write_bytes(data)
 

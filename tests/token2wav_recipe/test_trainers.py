@@ -23,12 +23,16 @@ from common_utils.token2wav_recipe.train_tokenizer import (
 from common_utils.token2wav_recipe.train_vocoder import VocoderTraining
 from osum_echat import audio, weights
 from osum_echat.errors import ConfigError, DataError
-from osum_echat.models.encoder import EncoderSettings
+from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.settings import parse, read_mapping
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
 from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, prompt_mel
 
-CONF = Path(__file__).parents[2] / "conf" / "tiny"
+CONF = Path(__file__).parents[2] / "conf"
+KINDS = {"flow": FlowTraining, "speaker": SpeakerTraining, "vocoder": VocoderTraining,
+         "tokenizer": TokenizerSettings}  # fmt: skip
+FILES = sorted(CONF.glob("*/token2wav_*.yaml"))
+WHISPER = Encoder(EncoderSettings(80, 64, 1, 16, 1, 0.0)).state_dict()
 RATE_HZ = 22_050
 CODES = 11
 SIZES = {
@@ -80,12 +84,9 @@ def test_a_list_that_cannot_be_used_says_why(tmp_path: Path, text: bytes, told: 
         read_list(tmp_path / "nowhere.list")
 
 
-@pytest.mark.parametrize(("kind", "name"), [
-    (FlowTraining, "flow"), (SpeakerTraining, "speaker"), (VocoderTraining, "vocoder"),
-    (TokenizerSettings, "tokenizer"),
-])  # fmt: skip
-def test_the_tiny_recipe_can_be_read(kind: type, name: str):
-    assert runs.load(kind, CONF / f"token2wav_{name}.yaml", ["seed=3"]).seed == 3
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_recipes_can_be_read(path: Path):
+    assert runs.load(KINDS[path.stem.removeprefix("token2wav_")], path, ["seed=3"]).seed == 3
 
 
 def test_a_command_tells_a_wrong_setting_in_one_line(tmp_path: Path, capsys):
@@ -193,15 +194,23 @@ def test_a_unit_has_the_pitch_of_its_forty_milliseconds():
 
 def test_too_few_recordings_for_the_codes_are_refused(tmp_path: Path, monkeypatch):
     rows = read_list(write_voices(tmp_path, {"low": 110.0}, rows=1))
-    whisper = SpeechUnits(EncoderSettings(80, 64, 1, 16, 1, 0.0), UnitSettings(1, 4, 4))
-    names = {f"encoders{name[6:]}" if name.startswith("blocks") else name: part
-             for name, part in whisper.state_dict().items()
-             if name.startswith(("embed", "blocks"))}  # fmt: skip
-    monkeypatch.setattr(train_tokenizer, "read_whisper", lambda path: names)
+    monkeypatch.setattr(train_tokenizer, "read_whisper", lambda path: WHISPER)
     asked = TokenizerSettings(("a",), "whisper", "out", units=UnitSettings(1, 400, 4),
                               position_directions=2, pitch_steps=2)  # fmt: skip
     with pytest.raises(DataError, match="for 400 codes"):
         train_tokenizer.make_units(rows, asked)
+
+
+def test_what_was_learnt_makes_the_same_units_on_the_same_whisper(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(train_tokenizer, "read_whisper", lambda path: WHISPER)
+    units = train_tokenizer.on_whisper(tmp_path, UnitSettings(layers=1, codes=4, phonetic=8))
+    for buffer in units.buffers():
+        buffer.normal_()
+    train_tokenizer.save_learnt(units, tmp_path / "units.safetensors")
+    again = train_tokenizer.with_learnt(tmp_path, tmp_path / "units.safetensors")
+    feats, length = torch.randn(1, 80, 200), torch.tensor([200])
+    with torch.no_grad():
+        assert torch.equal(again(feats, length), units(feats, length))
 
 
 @pytest.mark.slow
