@@ -3,7 +3,9 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,16 +22,18 @@ from osum_echat.records import Turn, Utterance
 ROUNDING = 0.5001 / 32_768  # of 16-bit samples
 
 
-def shards(list_file: Path, out: Path, *words: str) -> Report:
-    """What make_shard_from_raw.py does."""
-    arguments = make_shard_from_raw.parser().parse_args([str(list_file), str(out), *words])
-    return make_shard_from_raw.run_arguments(arguments)
+def run_tool(tool: ModuleType, source: Path, out: Path, *words: str) -> Report:
+    """What a tool that is one job does."""
+    return tool.run_arguments(tool.parser().parse_args([str(source), str(out), *words]))
 
 
-def combine(list_file: Path, out: Path, *words: str) -> Report:
-    """What make_combine_from_shard.py does."""
-    arguments = make_combine_from_shard.parser().parse_args([str(list_file), str(out), *words])
-    return make_combine_from_shard.run_arguments(arguments)
+shards = partial(run_tool, make_shard_from_raw)
+combine = partial(run_tool, make_combine_from_shard)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The objects of a list, whose lines only a line feed ends."""
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
 def read_all(path: Path) -> list[Utterance | Dropped]:
@@ -42,8 +46,7 @@ def assert_equal(one: list[Any], two: list[Any], rounding: float = 0.0) -> None:
     assert [item.key for item in one] == [item.key for item in two]
     for first, second in zip(one, two, strict=True):
         assert _words(first) == _words(second)
-        turns = zip(_turns(first), _turns(second), strict=True)
-        for mine, theirs in turns:
+        for mine, theirs in zip(_turns(first), _turns(second), strict=True):
             assert (mine.audio is None) == (theirs.audio is None), first.key
             if mine.audio is not None:
                 torch.testing.assert_close(_heard(mine), _heard(theirs), atol=rounding, rtol=0)

@@ -1,31 +1,28 @@
 """Claims about speech tokens of a list: those of the reply, the same however often one starts."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common_utils import extract_speech_tokens
-from common_utils.jobs import Report
 from osum_echat import audio
 from osum_echat.errors import CheckpointError, InputError
 from osum_echat.paths import TINY
 from osum_echat.records import Utterance
 from osum_echat.token2wav.voice import SpeechTokenizer
-from tests.common_utils.reading import read_all, write_noise, write_raw
+from tests.common_utils.reading import read_all, rows_of, run_tool, write_noise, write_raw
 
 TOKENIZER = TINY / "token2wav" / "speech_tokenizer.onnx"
 
 
-def extract(raw: Path, out: Path, *words: str) -> Report:
-    arguments = extract_speech_tokens.parser().parse_args([str(raw), str(out), *words])
-    return extract_speech_tokens.run_arguments(arguments)
+extract = partial(run_tool, extract_speech_tokens)
 
 
 def tokens_of(path: Path) -> list[Any]:
-    return [json.loads(line).get("extra", {}).get("speech_token")
-            for line in path.read_text(encoding="utf-8").splitlines()]  # fmt: skip
+    return [row.get("extra", {}).get("speech_token") for row in rows_of(path)]
 
 
 @pytest.fixture
@@ -58,18 +55,13 @@ def test_the_reply_is_listened_to_and_never_the_user(raw: Path, tmp_path: Path):
     assert chat.labels.age == "OLD" and chat.user.reply_speech == tuple(expected)
 
 
-def test_tokens_that_are_there_can_be_kept(raw: Path, tmp_path: Path):
-    extract(raw, tmp_path / "new.list", "--keep")
-    assert tokens_of(tmp_path / "new.list")[-1] == [1, 2, 3]
-
-
-def test_what_needs_no_tokens_stays_in_the_list(raw: Path, tmp_path: Path):
+def test_what_needs_no_tokens_stays_in_the_list_and_those_there_can_be_kept(raw, tmp_path: Path):
     rows = [{"key": "heard", "wav": "user.wav", "txt": "x", "task": "<TRANSCRIBE>"},
             {"key": "read", "txt": "x", "task": "<TEXT2TEXT>"}]  # fmt: skip
     with raw.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    assert extract(raw, tmp_path / "new.list").written == 6
-    assert tokens_of(tmp_path / "new.list")[-2:] == [None, None]
+    assert extract(raw, tmp_path / "new.list", "--keep").written == 6
+    assert tokens_of(tmp_path / "new.list")[-3:] == [[1, 2, 3], None, None]
 
 
 def test_a_clip_longer_than_the_tokenizer_hears_is_named_with_its_length(

@@ -36,9 +36,8 @@ def test_an_experiment_shows_each_of_its_lists(tmp_path: Path, capsys):
     names = list(inspect_data.corpus_of(path, str(TINY)).lists)
     assert do_test_dataloader.main(["--config", str(path)]) == 0
     out = capsys.readouterr().out
-    assert [line.split()[1].rstrip(":") for line in out.splitlines() if line.startswith("==")] == (
-        names
-    )
+    shown = [line.split()[1].rstrip(":") for line in out.splitlines() if line.startswith("==")]
+    assert shown == names
     assert out.count("first batch after") == len(names)
 
 
@@ -92,19 +91,15 @@ def test_the_statistics_count_hours_labels_and_bad_members(tmp_path: Path):
 
 def test_pictures_are_drawn_for_each_list(tmp_path: Path, capsys):
     assert do_test_dataloader.main(["--plot", "2", "--out", str(tmp_path)]) == 0
-    assert {one.name for one in tmp_path.iterdir()} == {
-        "raw_items.png", "shard_items.png", "combine_items.png"
-    }  # fmt: skip
+    names = {f"{form}_items.png" for form in ("raw", "shard", "combine")}
+    assert {one.name for one in tmp_path.iterdir()} == names
     assert all(one.read_bytes().startswith(PNG) for one in tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [(["--config", "gone.yaml"], "gone.yaml"), (["--plot", "-1"], "give 1 or more")],
-)  # fmt: skip
+@pytest.mark.parametrize(("words", "message"), [
+    (["--config", "gone.yaml"], "gone.yaml"), (["--plot", "-1"], "give 1 or more"),
+])  # fmt: skip
 def test_what_is_wrong_is_one_line_and_exit_code_2(capsys, words: list[str], message: str):
     assert do_test_dataloader.main(words) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert (
-        len(lines) == 1 and lines[0].startswith("do_test_dataloader.py: ") and message in lines[0]
-    )
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("do_test_dataloader.py: ") and message in line

@@ -1,26 +1,20 @@
 """Claims about local Hugging Face data sets, as the `datasets` library lays them out."""
 
 import json
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from common_utils.jobs import Report
-from common_utils.make_raw_from_hf import parser, run_arguments
+from common_utils import make_raw_from_hf
 from osum_echat import audio
 from osum_echat.errors import InputError
 from osum_echat.records import Utterance
-from tests.common_utils.reading import read_all, write_noise
+from tests.common_utils.reading import read_all, rows_of, run_tool, write_noise
 
-
-def convert(folder: Path, out: Path, *words: str) -> Report:
-    arguments = parser().parse_args([str(folder), str(out), *words])
-    return run_arguments(arguments)
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+convert = partial(run_tool, make_raw_from_hf)
 
 
 def write_parquet(
@@ -33,13 +27,8 @@ def write_parquet(
     features = {name: {"names": names, "_type": "ClassLabel"}
                 for name, names in (classes or {}).items()}  # fmt: skip
     table = pyarrow.Table.from_pylist(rows)
-    table = table.replace_schema_metadata(
-        {
-            "huggingface": json.dumps(
-                {"info": {"features": features | {"audio": {"_type": "Audio"}}}}
-            )
-        }
-    )
+    told = {"info": {"features": features | {"audio": {"_type": "Audio"}}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(told)})
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(table, path, row_group_size=2)
     return path
@@ -153,7 +142,7 @@ def test_links_into_a_cache_of_blobs_are_followed(tmp_path: Path):
     (folder / "a.wav").symlink_to(blob)
     (folder / "metadata.jsonl").write_text('\ufeff{"file_name": "a.wav", "text": "x\u2028y"}\n')
     assert convert(folder, tmp_path / "data.list").written == 1
-    (row,) = [json.loads(line) for line in (tmp_path / "data.list").read_bytes().splitlines()]
+    (row,) = rows_of(tmp_path / "data.list")
     assert row["txt"] == "x\u2028y"
 
 
@@ -189,8 +178,6 @@ def test_a_text_that_is_no_utf_8_costs_its_row_of_parquet(tmp_path: Path):
 
 
 def test_without_datasets_parquet_says_what_to_install(tmp_path: Path, monkeypatch):
-    import sys
-
     (tmp_path / "a.parquet").touch()
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match="pip install datasets"):

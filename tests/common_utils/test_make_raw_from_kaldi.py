@@ -1,21 +1,16 @@
 """Claims about Kaldi folders: all that their files tell goes into the list, and nothing is run."""
 
-import json
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from common_utils.jobs import Report
-from common_utils.make_raw_from_kaldi import parser, run_arguments
+from common_utils import make_raw_from_kaldi
 from osum_echat.errors import InputError
 from osum_echat.records import Utterance
-from tests.common_utils.reading import read_all, write_noise
+from tests.common_utils.reading import read_all, rows_of, run_tool, write_noise
 
-
-def convert(folder: Path, out: Path, *words: str) -> Report:
-    arguments = parser().parse_args([str(folder), str(out), *words])
-    return run_arguments(arguments)
+convert = partial(run_tool, make_raw_from_kaldi)
 
 
 def write_folder(folder: Path, **files: str) -> Path:
@@ -27,10 +22,6 @@ def write_folder(folder: Path, **files: str) -> Path:
     for name, text in (given | files).items():
         (folder / name).write_text(text, encoding="utf-8")
     return folder
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_the_list_holds_what_the_files_tell(tmp_path: Path):
@@ -47,14 +38,11 @@ def test_the_list_holds_what_the_files_tell(tmp_path: Path):
         "emotion": "HAPPY", "lang": "en", "speaker": "anna", "gender": "f",
         "extra": {"q_emotion": "HAPPY", "gender": "FEMALE", "duration": 0.5},
     }  # fmt: skip
-    assert (second["txt"], second["extra"]["age"], second["extra"]["gender"]) == (
-        "你好", "OLD", "MALE"
-    )  # fmt: skip
+    extra = second["extra"]
+    assert (second["txt"], extra["age"], extra["gender"]) == ("你好", "OLD", "MALE")
     assert (third["txt"], third["task"]) == ("", "<TRANSCRIBE> <EMOTION>")
-    read = read_all(tmp_path / "data.list")
-    assert [one.labels.gender for one in read if isinstance(one, Utterance)] == [
-        "FEMALE", "MALE", "FEMALE"
-    ]  # fmt: skip
+    genders = [one.labels.gender for one in read_all(tmp_path / "data.list")]
+    assert genders == ["FEMALE", "MALE", "FEMALE"]
 
 
 def test_segments_are_parts_of_recordings(tmp_path: Path):
@@ -86,8 +74,7 @@ def test_any_white_space_parts_the_id_and_only_line_feeds_end_lines(tmp_path: Pa
     text = f"\ufeffa{blank}one\u2028two\r\nb{blank}three\x85four\x0bfive\x0csix\n"
     folder = write_folder(tmp_path / "data", text=text)
     convert(folder, tmp_path / "data.list")
-    rows = [json.loads(line) for line in (tmp_path / "data.list").read_bytes().split(b"\n")[:-1]]
-    assert [(row["key"], row["txt"]) for row in rows] == [
+    assert [(row["key"], row["txt"]) for row in rows_of(tmp_path / "data.list")] == [
         ("a", "one\u2028two"), ("b", "three\x85four\x0bfive\x0csix")
     ]  # fmt: skip
 
@@ -120,15 +107,11 @@ def test_a_line_that_cannot_be_used_costs_its_utterance(tmp_path: Path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"wav.scp": "a touch ran | \n"}, "commands are not run"),
-        ({"wav.scp": "a raw.ark:17\n"}, r"scp: a: 'raw.ark:17' is a place in an archive.*wav-copy"),
-        ({"text": "a x\na y\n"}, "second time"),
-        ({"text": "z x\n"}, "no utterance of `text`"),
-    ],
-)
+@pytest.mark.parametrize(("files", "message"), [
+    ({"wav.scp": "a touch ran | \n"}, "commands are not run"),
+    ({"wav.scp": "a raw.ark:17\n"}, r"scp: a: 'raw.ark:17' is a place in an archive.*wav-copy"),
+    ({"text": "a x\na y\n"}, "second time"), ({"text": "z x\n"}, "no utterance of `text`"),
+])  # fmt: skip
 def test_what_is_no_kaldi_folder_is_told(tmp_path: Path, monkeypatch, files, message: str):
     folder = write_folder(tmp_path / "data", **files)
     monkeypatch.chdir(tmp_path)

@@ -4,19 +4,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 
 from common_utils import make_raw_from_public
-from osum_echat.data.manifest import open_source
 from osum_echat.records import Labels, Utterance
-
-
-def sound(path: Path, seconds: float = 0.2) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(1).normal(0, 0.1, int(16_000 * seconds)).astype(np.float32)
-    soundfile.write(path, noise, 16_000)
+from tests.common_utils.reading import read_all, write_noise
 
 
 def write(path: Path, text: str) -> None:
@@ -28,8 +20,7 @@ def made(name: str, root: Path, part: str, *more: str) -> list[Utterance]:
     out = root.parent / "out.list"
     argv = [name, str(root), "--part", part, "--out", str(out), *more]
     assert make_raw_from_public.main(argv) == 0
-    source = open_source("made", str(out))
-    found = [source.read(unit) for unit in range(len(source))]
+    found = read_all(out)
     assert all(isinstance(one, Utterance) for one in found)
     assert all(one.user.audio.is_file() for one in found)
     return found
@@ -96,7 +87,7 @@ def lay_out(root: Path, texts: dict[str, str], sounds: Sequence[str]) -> Path:
     for name, text in texts.items():
         write(root / name, text)
     for name in sounds:
-        sound(root / name)
+        write_noise(root / name)
     return root
 
 
@@ -125,7 +116,7 @@ def test_a_line_that_cannot_be_used_costs_its_utterance(tmp_path, capsys):
     rows = (b"Hi,joy,0,0", b"caf\xe9,joy,0,1", b"Hi,joy", b"Hi, you,joy,0,2", b"Hi,rage,0,3")
     (tmp_path / "test_sent_emo.csv").write_bytes(header + b"\n".join(rows) + b"\n")
     for number in range(4):
-        sound(tmp_path / f"dia0_utt{number}.wav")
+        write_noise(tmp_path / f"dia0_utt{number}.wav")
     assert len(made("meld", tmp_path, "test")) == 1
     assert "1 without a label, 4 lines" in capsys.readouterr().out
     segments = [{"sid": sid, "begin_time": 0, "end_time": end, "text": text, "subsets": ["S"]}
@@ -154,7 +145,7 @@ def test_splits_that_repeat_names_each_get_their_own_sound(tmp_path, capsys):
     folders = {"train": "train_splits", "dev": "dev_splits_complete",
                "test": "output_repeated_splits_test"}  # fmt: skip
     for number, (part, folder) in enumerate(folders.items(), 1):
-        sound(tmp_path / folder / "dia0_utt0.wav", number / 10)
+        write_noise(tmp_path / folder / "dia0_utt0.wav", seconds=number / 10)
         write(tmp_path / f"{part}_sent_emo.csv", f"\ufeff{header}Hi {part},joy,0,0\r\n")
     for part, folder in folders.items():
         (one,) = made("meld", tmp_path, part)
@@ -163,8 +154,8 @@ def test_splits_that_repeat_names_each_get_their_own_sound(tmp_path, capsys):
     (tmp_path / "dev_splits_complete" / "dia0_utt0.wav").unlink()
     with pytest.raises(AssertionError):
         made("meld", tmp_path, "dev")
-    sound(tmp_path / "again" / "dia0_utt0.WAV")
-    sound(tmp_path / "more" / "dia0_utt0.wav")
+    write_noise(tmp_path / "again" / "dia0_utt0.WAV")
+    write_noise(tmp_path / "more" / "dia0_utt0.wav")
     arguments = ["meld", str(tmp_path), "--part", "dev", "--out", str(tmp_path / "x.list")]
     assert make_raw_from_public.main(arguments) == 2
     assert "one name twice" in capsys.readouterr().err
