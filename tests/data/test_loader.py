@@ -36,12 +36,15 @@ def lists(tmp_path_factory):
     return write_world(tmp_path_factory.mktemp("world"))
 
 
-def loader(paths: dict[str, Path], **changes: Any) -> Loader:
-    names = [name for name in ("tts", "s2s_think", "t2t") if name in paths]
+def loader(
+    paths: dict[str, Path], ranks: tuple[int, int] = (0, 1), report: Path | None = None,
+    **changes: Any,
+) -> Loader:  # fmt: skip
+    names = [name for name in ("tts", "s2s_think", "t2t") if name in paths] or paths
     entries = {name: ListSettings(str(paths[name])) for name in names}
     chosen = {"lists": entries, "row_tokens": 600, "rows": 2, "window": 7, "prefetch": 0, **changes}
     settings = DataSettings(**chosen)
-    return Loader(open_sources(settings), PREPARER, settings, seed=5)
+    return Loader(open_sources(settings), PREPARER, settings, 5, *ranks, report)
 
 
 def keys(batch: Batch) -> list[tuple[str, str]]:
@@ -105,12 +108,9 @@ def test_a_resume_at_any_step_is_exact_however_many_make_the_batches(
 
 
 def test_one_list_feeds_all_ranks(lists):
-    settings = DataSettings(lists={"tts": ListSettings(str(lists["tts"]))}, prefetch=0)
-    shares = [
-        [visit.unit for visit in Loader(open_sources(settings), PREPARER, settings, 3, rank, 3)
-         .windows.share(0)]
-        for rank in range(3)
-    ]  # fmt: skip
+    tts = {"tts": lists["tts"]}
+    shares = [[visit.unit for visit in loader(tts, (rank, 3)).windows.share(0)]
+              for rank in range(3)]  # fmt: skip
     assert sorted(unit for share in shares for unit in share) == list(range(8))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -180,14 +180,11 @@ def test_drops_are_written_to_a_report_that_a_resume_goes_on_with(lists, tmp_pat
     good = [json.loads(line) for line in lists["t2t"].read_text().splitlines()]
     bad = [{"key": f"b{one}", "txt": "x", "task": "<TEXT2TOKEN>"} for one in range(4)]
     path = write_list(tmp_path / "mixed.list", good + bad)
-    settings = DataSettings(lists={"mixed": ListSettings(str(path))}, window=3, prefetch=0)
     report = tmp_path / "out" / "drops.json"
-    whole = Loader(open_sources(settings), PREPARER, settings, 1, report=report)
+    whole, other = (loader({"mixed": path}, report=report, window=3) for _ in range(2))
     for _ in range(2):
         next(whole)
-    state = whole.state_dict()
-    other = Loader(open_sources(settings), PREPARER, settings, 1, report=report)
-    other.load_state_dict(state)
+    other.load_state_dict(whole.state_dict())
     while other.epoch == 0:
         next(other)
     found = json.loads(report.read_text())
@@ -199,7 +196,7 @@ def test_drops_are_written_to_a_report_that_a_resume_goes_on_with(lists, tmp_pat
 def test_many_broken_records_in_a_row_end_the_reading(tmp_path):
     path = tmp_path / "broken.list"
     path.write_text('{"key": "a"}\n' * 30)
-    source = loader({}, lists={"broken": ListSettings(str(path))}, bad_in_a_row=20)
+    source = loader({"broken": path}, bad_in_a_row=20)
     with pytest.raises(DataError, match=r"20 records in a row are broken.*broken\.list"):
         next(source)
 
@@ -220,9 +217,8 @@ def test_what_is_odd_is_used_counted_and_written_and_what_fails_late_costs_its_o
     (tmp_path / "cut.flac").write_bytes(data[: len(data) // 2])  # its header is whole
     rows[7]["wav"] = str(tmp_path / "cut.flac")
     path = write_list(tmp_path / "odd.list", rows)
-    settings = DataSettings(lists={"odd": ListSettings(str(path))}, workers=workers, prefetch=0)
     report = tmp_path / "drops.json"
-    source = Loader(open_sources(settings), PREPARER, settings, 1, report=report)
+    source = loader({"odd": path}, report=report, workers=workers)
     seen = [key for batch in one_epoch(source) for key, _ in keys(batch)]
     assert sorted(seen) == [f"u{one}" for one in range(7)]
     assert source.drops.counts == {("odd", "audio cannot be used"): 1}
@@ -257,7 +253,7 @@ def test_an_epoch_visits_what_the_weights_say(lists, seed, shuffle):
 def test_lists_without_a_usable_record_are_an_error(tmp_path):
     bad = write_list(tmp_path / "bad.list", [{"key": "b", "txt": "x", "task": "<TEXT2TOKEN>"}])
     for prefetch in (0, 1):
-        source = loader({}, lists={"bad": ListSettings(str(bad))}, prefetch=prefetch)
+        source = loader({"bad": bad}, prefetch=prefetch)
         with pytest.raises(DataError, match="none of 1 utterances can be used; bad: no speech"):
             next(source)
 

@@ -6,6 +6,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -23,6 +24,11 @@ from tests.training.experiment import are_same, losses, metrics, result, write_e
 
 def run(path: Path, *overrides: str) -> trainer.Outcome:
     return experiment.train(experiment.load(path, overrides))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write_experiment(tmp_path)
 
 
 @pytest.fixture
@@ -79,16 +85,14 @@ def test_a_finished_training_is_left_as_it_is_without_reading_its_data(unbroken,
     assert losses(unbroken) == before
 
 
-def test_only_the_newest_checkpoints_are_kept(tmp_path):
-    path = write_experiment(tmp_path)
+def test_only_the_newest_checkpoints_are_kept(path, tmp_path):
     run(path, "run.steps=4", "run.save_minutes=1e-9")
     folder = tmp_path / "out" / state.FOLDER
     assert sorted(one.name for one in folder.glob("step_*")) == ["step_00000003", "step_00000004"]
     assert (folder / state.LATEST_FILE).read_text() == "step_00000004\n"
 
 
-def test_a_signal_saves_and_ends(tmp_path, monkeypatch):
-    path = write_experiment(tmp_path)
+def test_a_signal_saves_and_ends(path, tmp_path, monkeypatch):
     one_step = trainer._Loop.one_step
 
     def with_signal(self: Any) -> None:
@@ -103,8 +107,7 @@ def test_a_signal_saves_and_ends(tmp_path, monkeypatch):
     assert run(path) == trainer.Outcome(6, None)
 
 
-def test_raised_limits_go_on_and_lines_after_the_checkpoint_are_forgotten(tmp_path):
-    path = write_experiment(tmp_path)
+def test_raised_limits_go_on_and_lines_after_the_checkpoint_are_forgotten(path, tmp_path):
     run(path, "run.steps=1")
     with (tmp_path / "out" / trainer.METRICS_FILE).open("a") as file:
         file.write('{"step": 99, "loss": 0}\n')
@@ -112,8 +115,7 @@ def test_raised_limits_go_on_and_lines_after_the_checkpoint_are_forgotten(tmp_pa
     assert len(losses(path)) == 2
 
 
-def test_epochs_end_a_training_and_the_last_steps_are_told_once(tmp_path, log):
-    path = write_experiment(tmp_path)
+def test_epochs_end_a_training_and_the_last_steps_are_told_once(path, log):
     step = run(path, "run.steps=0", "run.epochs=1", "run.log_steps=50").step
     assert step > 2 and f"finished at step {step} (run.epochs 1)" in log.text
     lines = metrics(path)
@@ -122,8 +124,7 @@ def test_epochs_end_a_training_and_the_last_steps_are_told_once(tmp_path, log):
     assert run(path, "run.steps=0", "run.epochs=1").step == step
 
 
-def test_gradients_that_are_not_finite_are_left_out_then_given_up(tmp_path, log):
-    path = write_experiment(tmp_path)
+def test_gradients_that_are_not_finite_are_left_out_then_given_up(path, log):
     loaded = experiment.load(path, ["run.bad_steps=2"])
     training = experiment.build(loaded)
     with torch.no_grad():
@@ -141,10 +142,9 @@ def test_gradients_that_are_not_finite_are_left_out_then_given_up(tmp_path, log)
      r"No space left.*step_00000001 is as it was"),
 ])  # fmt: skip
 def test_a_stop_or_a_full_disk_during_saving_leaves_the_checkpoint_before(
-    tmp_path, monkeypatch, broken
+    path, tmp_path, monkeypatch, broken
 ):
     error, told, message = broken
-    path = write_experiment(tmp_path)
     run(path, "run.steps=1")
     save = torch.save
 
@@ -160,8 +160,7 @@ def test_a_stop_or_a_full_disk_during_saving_leaves_the_checkpoint_before(
     assert run(path, "run.steps=2") == trainer.Outcome(2, None)
 
 
-def test_a_step_without_trained_tokens_moves_nothing(tmp_path):
-    path = write_experiment(tmp_path)
+def test_a_step_without_trained_tokens_moves_nothing(path):
     training = experiment.build(experiment.load(path))
     batch = next(training.batches)
     empty = replace(batch, targets=torch.full_like(batch.targets, -100))
@@ -169,15 +168,11 @@ def test_a_step_without_trained_tokens_moves_nothing(tmp_path):
     assert not report.applied and report.norm == 0.0
 
 
-def test_a_lack_of_memory_names_the_settings_to_lower(tmp_path, monkeypatch):
-    path = write_experiment(tmp_path)
+def test_a_lack_of_memory_names_the_settings_to_lower(path, monkeypatch):
     loaded = experiment.load(path)
     training = experiment.build(loaded)
 
-    def full(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(training.engine, "step", full)
+    monkeypatch.setattr(training.engine, "step", Mock(side_effect=MemoryError))
     with pytest.raises(ConfigError, match=r"step 1: out of memory.*lower data\.rows"):
         trainer.train(training, loaded.run, loaded.schedule)
 
@@ -214,9 +209,8 @@ def test_a_stage_with_lora_trains_it_and_its_result_is_merged_when_read(tmp_path
 
 
 def test_other_settings_are_told_and_go_on_only_where_they_change_nothing_or_are_wanted(
-    tmp_path, log
+    path, tmp_path, log
 ):
-    path = write_experiment(tmp_path)
     run(path, "run.steps=1")
     said = r"schedule\.rate 0\.01, now 0\.5; seed 777, now 3\. Begin in another.*run\.changed=true"
     with pytest.raises(ConfigError, match=said):
@@ -226,19 +220,14 @@ def test_other_settings_are_told_and_go_on_only_where_they_change_nothing_or_are
         del raw["data"]["lists"]["t2t"]
         (tmp_path / "fewer.yaml").write_text(yaml.safe_dump(raw))
         run(tmp_path / "fewer.yaml", "run.steps=2")
-    assert run(path, "run.steps=2", "data.workers=1").step == 2
-    assert "goes on with other settings: data.workers 0, now 1; run.steps 1, now 2" in log.text
-    assert run(path, "run.steps=3", "schedule.rate=0.5", "run.changed=true").step == 3
-    assert run(path, "run.steps=3", "schedule.rate=0.5").step == 3
-
-
-def test_other_trained_parts_are_one_line_even_where_the_change_is_wanted(tmp_path):
-    path = write_experiment(tmp_path)
-    run(path, "run.steps=1")
     said = r"step_00000001: of another model, or of other trained parts .*init=.*out/final"
     with pytest.raises(CheckpointError, match=said) as caught:
         run(path, "run.steps=2", "stage.train=[llm]", "run.changed=true")
     assert "\n" not in str(caught.value)
+    assert run(path, "run.steps=2", "data.workers=1").step == 2
+    assert "goes on with other settings: data.workers 0, now 1; run.steps 1, now 2" in log.text
+    assert run(path, "run.steps=3", "schedule.rate=0.5", "run.changed=true").step == 3
+    assert run(path, "run.steps=3", "schedule.rate=0.5").step == 3
 
 
 def test_a_checkpoint_of_an_earlier_version_goes_on_by_its_old_names(tmp_path):
@@ -252,8 +241,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_by_its_old_names(tmp_path):
         run(path, "run.steps=2", "engine.ctc_weight=0.25")
 
 
-def test_a_second_training_in_one_output_is_refused_in_one_line(tmp_path, monkeypatch):
-    path = write_experiment(tmp_path)
+def test_a_second_training_in_one_output_is_refused_in_one_line(path, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LOCK_WAIT_S", 0.0)
     with (files.locked(tmp_path / "out" / state.LOCK_FILE),
           pytest.raises(InputError, match="another process is writing here")):  # fmt: skip
@@ -261,17 +249,13 @@ def test_a_second_training_in_one_output_is_refused_in_one_line(tmp_path, monkey
     assert run(path, "run.steps=1").step == 1
 
 
-def test_an_output_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
-    path = write_experiment(tmp_path)
+def test_an_output_that_cannot_be_written_is_one_line(path, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for place in ("file", "file/out"):
         with pytest.raises(InputError, match=r"cannot be written \(.*choose another output"):
             run(path, f"output={tmp_path / place}")
-
-    def refused(*_: Any) -> None:
-        raise PermissionError(13, "Permission denied", str(tmp_path / "out" / "metrics.jsonl"))
-
-    monkeypatch.setattr(trainer.MetricLogger, "write", refused)
+    refused = PermissionError(13, "Permission denied", str(tmp_path / "out" / "metrics.jsonl"))
+    monkeypatch.setattr(trainer.MetricLogger, "write", Mock(side_effect=refused))
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl: Permission denied; there is no"):
         run(path, "run.steps=1")
 
@@ -293,8 +277,7 @@ def test_an_encoder_cache_that_cannot_be_kept_does_not_spoil_the_end(tmp_path, i
         assert "cache.safetensors: cannot be read" in log.text
 
 
-def test_a_full_disk_at_the_result_leaves_nothing_half(tmp_path, monkeypatch):
-    path = write_experiment(tmp_path)
+def test_a_full_disk_at_the_result_leaves_nothing_half(path, tmp_path, monkeypatch):
 
     def full(directory: Path, *_: Any, **__: Any) -> None:
         (directory / "model.safetensors").write_bytes(b"a part")
