@@ -28,9 +28,8 @@ def word_errors(truth: Sequence[str], heard: Sequence[str]) -> int:
 
 def error_rate(pairs: Sequence[tuple[str, str]]) -> float:
     """Word errors in percent over (truth, heard) pairs of texts."""
-    return 100 * metrics.error_rate([(metrics.normalise(truth, "english"),
-                                      metrics.normalise(heard, "english"))
-                                     for truth, heard in pairs]).rate  # fmt: skip
+    plain = [metrics.normalised_pair(*pair, "english") for pair in pairs]
+    return 100 * metrics.error_rate(plain).rate
 
 
 class Recogniser:

@@ -123,12 +123,12 @@ def score(found: Sequence[Prediction], out: Path) -> Outcome:
     groups = {name: own for name in (COLD, WARM)
               if (own := [one for one in made if one["cold"] is (name == COLD)])}  # fmt: skip
     ways = [(name, percent) for name in groups for percent in (50, 90)]
-    timings: dict[str, Measure] = {}
-    for name, group in groups.items():
-        for what, values in _figures(group):
-            for percent in (50, 90):
-                timings[f"{name}/{what} p{percent}"] = Measure(
-                    percentile(values, percent), UNITS.get(what, "s"), len(values))
+    timings = {
+        f"{name}/{what} p{percent}": Measure(
+            percentile(values, percent), UNITS.get(what, "s"), len(values))
+        for name, group in groups.items() for what, values in _figures(group)
+        for percent in (50, 90)
+    }  # fmt: skip
     rows: list[list[report.Cell]] = []
     for what in (*PARTS, *POINTS, *UNITS):
         cells = (timings[f"{name}/{what} p{percent}"] for name, percent in ways)

@@ -108,15 +108,12 @@ def test_the_last_of_several_ranks_puts_all_together(
     assert code == 2 and "not under torchrun" in told
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--data", "absent.list"), "absent.list: no such file"),
-        (("--data", "a.list", "--task", "s2x"), "task 's2x': not one of"),
-        (("--data", "a.list", "--batch-size", "0"), "--batch-size 0: give 1 or more"),
-        (("--data", "a.list", "--out", "a.list"), "a.list"),
-    ],
-)
+@pytest.mark.parametrize("options, message", [
+    (("--data", "absent.list"), "absent.list: no such file"),
+    (("--data", "a.list", "--task", "s2x"), "task 's2x': not one of"),
+    (("--data", "a.list", "--batch-size", "0"), "--batch-size 0: give 1 or more"),
+    (("--data", "a.list", "--out", "a.list"), "a.list"),
+])  # fmt: skip
 def test_what_cannot_be_used_is_one_line_and_exit_code_2(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...],
     message: str,
@@ -322,15 +319,12 @@ def test_nothing_that_can_be_answered_is_exit_code_2(run: Run, tmp_path: Path) -
     assert len(results(tmp_path / "out")) == 1
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (("--model", "exp/other"), r'another model (".+", not "exp/other")'),
-        (("--seed", 2), "another seed (0, not 2)"),
-        (("--greedy", "--task", "t2t"), "another task, greedy"),
-        (("--no-speak",), "another speak"),
-    ],
-)
+@pytest.mark.parametrize("change, named", [
+    (("--model", "exp/other"), r'another model (".+", not "exp/other")'),
+    (("--seed", 2), "another seed (0, not 2)"),
+    (("--greedy", "--task", "t2t"), "another task, greedy"),
+    (("--no-speak",), "another speak"),
+])  # fmt: skip
 def test_another_job_does_not_go_on_in_the_same_place(
     run: Run, tmp_path: Path, change: tuple[object, ...], named: str
 ) -> None:
