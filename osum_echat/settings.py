@@ -122,16 +122,20 @@ def override(raw: dict[str, Any], assignments: Iterable[str]) -> None:
         place[last] = value
 
 
-def parse(kind: type[T], raw: object, where: str) -> T:
+def parse(kind: type[T], raw: object, where: str, stored: bool = False) -> T:
     """A settings dataclass from plain values: unknown keys refused, types checked.
 
     A class variable RENAMED of the dataclass names the new key of each old one, for the message.
+    stored: by an earlier version: old keys count as the new ones, those that are gone are left out.
     """
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: {raw!r} where a mapping of settings is needed")
     known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
     hints = get_type_hints(kind)
     renamed = getattr(kind, "RENAMED", {})
+    if stored:
+        named = {renamed.get(key, key): value for key, value in raw.items()}
+        raw = {key: value for key, value in named.items() if key in known}
     for key in raw:
         if key in renamed:
             raise ConfigError(f"{where}.{key}: is named {renamed[key]} now; rename it")
@@ -142,29 +146,33 @@ def parse(kind: type[T], raw: object, where: str) -> T:
     for name, item in known.items():
         if item.default is MISSING and item.default_factory is MISSING and name not in raw:
             raise ConfigError(f"{where}.{name}: missing, and it has no default")
-    return kind(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in raw.items()})
+    return kind(**{
+        key: _value(hints[key], value, f"{where}.{key}", stored) for key, value in raw.items()
+    })  # fmt: skip
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def _value(hint: Any, value: Any, where: str, stored: bool) -> Any:
     """`value` as the type `hint` asks for."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         options = get_args(hint)
         if value is None and type(None) in options:
             return None
-        return _value(next(one for one in options if one is not type(None)), value, where)
+        return _value(next(one for one in options if one is not type(None)), value, where, stored)
     if is_dataclass(hint) and isinstance(hint, type):
-        return parse(hint, value, where)
+        return parse(hint, value, where, stored)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where}: {value!r} where a list is needed")
         inner = get_args(hint)[0]
-        return tuple(_value(inner, one, f"{where}[{i}]") for i, one in enumerate(value))
+        return tuple(_value(inner, one, f"{where}[{i}]", stored) for i, one in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: {value!r} where a mapping is needed")
         inner = get_args(hint)[1]
-        return {str(key): _value(inner, one, f"{where}.{key}") for key, one in value.items()}
+        return {
+            str(key): _value(inner, one, f"{where}.{key}", stored) for key, one in value.items()
+        }
     return _plain(hint, value, where)
 
 
@@ -192,25 +200,6 @@ def check_numbers(settings: Any, place: str, names: str, least: float, most: flo
         if not least <= getattr(settings, name) <= most:
             need = f"{least} or more" if most == inf else f"{least} to {most}"
             raise ConfigError(f"{place}.{name}: {getattr(settings, name)}, need {need}")
-
-
-def parse_stored(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
-    """As `parse`, of what an earlier version wrote: by the names of today, without what is gone."""
-    return parse(kind, _renamed(kind, raw), where)
-
-
-def _renamed(kind: type, raw: Mapping[str, Any]) -> dict[str, Any]:
-    hints, renamed = get_type_hints(kind), getattr(kind, "RENAMED", {})
-    known = {item.name: hints[item.name] for item in fields(kind)}
-    found = {}
-    for old, value in raw.items():
-        name = renamed.get(old, old)
-        inner = known.get(name)
-        if isinstance(inner, type) and is_dataclass(inner) and isinstance(value, dict):
-            value = _renamed(inner, value)
-        if name in known:
-            found[name] = value
-    return found
 
 
 def differences(before: Any, now: Any) -> dict[str, str]:

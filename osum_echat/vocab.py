@@ -10,6 +10,10 @@ from typing import Protocol
 
 from osum_echat.errors import CheckpointError, DataError
 
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
 TEXT_END = "<|im_end|>"
 UNKNOWN = "&&"                  # inside <>: a label nobody knows, no loss on it
 SPEECH_CODES = 4096

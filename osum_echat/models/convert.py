@@ -30,6 +30,8 @@ from osum_echat.models.echat import LLM_KINDS, MARKS, EChatSettings
 from osum_echat.models.encoder import interleaved_sinusoid, split_sinusoid
 from osum_echat.models.pretrained import ModelFiles
 from osum_echat.models.settings import UPSTREAM_KEY, read_settings
+from osum_echat.tasks import PROMPTS_FILE
+from osum_echat.vocab import TOKENIZER_FILES
 
 KINDS = ("ours", "upstream", "hf")
 EXTRAS_FILE = "upstream_only.safetensors"
@@ -38,10 +40,7 @@ ENCODER_POSITIONS, ADAPTER_POSITIONS = 30_000, 5_000  # rows of upstream's table
 UNUSED_NORM = "ln_speech."
 EXTRAS = (ENCODER_TABLE, ADAPTER_TABLE, f"{UNUSED_NORM}weight", f"{UNUSED_NORM}bias")
 SIZES = ("encoder", "adapter", "llm", "speech_codes", "lora", "ctc", base_model.KEY)  # others stay
-COPIED = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "prompts.yaml",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-)  # fmt: skip
+COPIED = (*TOKENIZER_FILES, PROMPTS_FILE)
 CONFIG_FILE, SPEECH_FILE, BIAS_FILE = "config.json", "speech.json", "speech.safetensors"
 LLM = "llm."
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"     # of the stock LLM

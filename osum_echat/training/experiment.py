@@ -46,17 +46,13 @@ from osum_echat.training.scheduler import ScheduleSettings
 from osum_echat.training.stages import StageSettings
 from osum_echat.training.trainer import Outcome, RunSettings, Training, finished_step
 from osum_echat.training.validation import Question, answered, figures, questions
-from osum_echat.vocab import Vocab
+from osum_echat.vocab import TOKENIZER_FILES, Vocab
 
 LOG = logger(__name__)
 HARMLESS = (  # settings, or beginnings of them, that change nothing of what a step learns
     "output", "device", *(f"run.{item.name}" for item in fields(RunSettings)
     if item.name != "average"), "schedule.total_steps", "schedule.budget_minutes", "data.held_out",
     "data.prefetch", "data.workers", "data.bad_in_a_row", "engine.encoder_cache_file",
-)  # fmt: skip
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
 )  # fmt: skip
 
 

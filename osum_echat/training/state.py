@@ -13,7 +13,7 @@ import torch
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.files import whole_file
 from osum_echat.logs import logger
-from osum_echat.settings import differences, parse_stored, read_mapping
+from osum_echat.settings import differences, parse, read_mapping
 
 LOG = logger(__name__)
 FOLDER = "checkpoints"
@@ -72,7 +72,7 @@ def tell_changes(
         return
     path = checkpoint / CONFIG_FILE
     try:
-        stored = parse_stored(type(settings), read_mapping(path), path.name)
+        stored = parse(type(settings), read_mapping(path), path.name, stored=True)
     except ConfigError as error:
         LOG.warning("%s: not compared with these settings (%s)", path, error)
         return
