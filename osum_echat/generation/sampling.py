@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from osum_echat.errors import ConfigError
-from osum_echat.settings import check_numbers
 
 SHORTEST_WAIT = 1e-30  # in place of 0, which a generator may give
 
@@ -127,8 +126,10 @@ class NoLoops:
     in_speech: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_numbers(self, "text_loop", "times", 2)
-        check_numbers(self, "text_loop", "longest", 1)
+        if self.times < 2 or self.longest < 1:
+            raise ConfigError(
+                f"times {self.times}, longest {self.longest}: need 2 or more times, 1 or more ids"
+            )
 
     def __call__(self, history: Sequence[int], logits: Tensor) -> Tensor:
         next_ids = {

@@ -78,5 +78,5 @@ def test_a_guarded_text_never_loops_whatever_is_likely():
 
 @pytest.mark.parametrize("wrong", [{"times": 1}, {"longest": 0}])
 def test_a_guard_that_would_forbid_everything_is_refused(wrong):
-    with pytest.raises(ConfigError, match=f"text_loop.{next(iter(wrong))}: [10], need"):
+    with pytest.raises(ConfigError, match="need 2 or more times"):
         NoLoops(**wrong)
