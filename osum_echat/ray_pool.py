@@ -8,7 +8,6 @@ import os
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import ERROR
 from pathlib import Path
@@ -63,18 +62,17 @@ def as_done(
     if pool is None:
         yield from enumerate(map(start(), items))
         return
-    with _cluster(pool.address) as ray:
-        run = _Run(ray, pool, start, items)
-        try:
-            yield from run.results()
-        finally:
-            for worker in (*run.idle, *(worker for worker, _ in run.doing.values())):
-                ray.kill(worker)
+    ray = _cluster(pool.address)
+    run = _Run(ray, pool, start, items)
+    try:
+        yield from run.results()
+    finally:
+        for worker in (*run.idle, *(worker for worker, _ in run.doing.values())):
+            ray.kill(worker)
 
 
-@contextmanager
-def _cluster(address: str) -> Iterator[Any]:
-    """Ray, connected; a connection that this process has already is used and left open."""
+def _cluster(address: str) -> Any:
+    """Ray, connected until this process ends: the jobs of one command share a cluster."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
@@ -82,8 +80,7 @@ def _cluster(address: str) -> Iterator[Any]:
     except ImportError as error:
         raise InputError("--ray: ray is missing; pip install -r requirements-ray.txt") from error
     if ray.is_initialized():
-        yield ray
-        return
+        return ray
     try:
         if address not in ("local", "auto"):        # Ray itself waits for minutes
             host, _, port = address.rpartition(":")
@@ -93,10 +90,7 @@ def _cluster(address: str) -> Iterator[Any]:
     except Exception as error:                      # Ray raises bare ones
         told = f"--ray {address}: {_line(error)}; give a head's HOST:PORT, auto or local"
         raise InputError(told) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    return ray
 
 
 def _line(error: Exception) -> str:

@@ -112,7 +112,8 @@ class Build:
         place = self.out / CORPUS / CARD
         with whole_file(place) as file:
             file.write(card(own.pack, found, made_by, self._summary()).encode())
-        logs.out(f"{place}: {found['dialogues']} dialogues, rows: {found['rows']}")
+        asked = sum(own.plan.counts.values())
+        logs.out(f"{place}: {found['dialogues']} of {asked} dialogues, rows: {found['rows']}")
 
     def _summary(self) -> dict[str, dict[str, Any]]:
         """What each step kept and dropped, and its bill."""
