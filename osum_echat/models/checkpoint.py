@@ -7,7 +7,7 @@ names is in the README).
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,11 +99,6 @@ def aliases(name: str, tied: bool) -> tuple[str, ...]:
     return {TEXT_TABLE: TABLE_NAMES, TEXT_HEAD: HEAD_NAMES}.get(name, (name,))
 
 
-def without_aliases(names: Iterable[str], tied: bool) -> list[str]:
-    """Our names that stand for a weight of their own."""
-    return [name for name in names if not (tied and name in TEXT_TABLE_ALIASES[1:])]
-
-
 def named_as_ours(raw: Mapping[str, Value], tied: bool) -> dict[str, Value]:
     """Any file's keys under our names, each weight once, without what is never read."""
     named = {our_name(name): value for name, value in raw.items()}
@@ -178,8 +173,8 @@ def empty_model(settings: EChatSettings, where: Path) -> EChatModel:
 
 def own_weights(model: EChatModel) -> dict[str, Tensor]:
     """All weights of a model by name, tied ones once."""
-    state = model.state_dict()
-    return {name: state[name] for name in without_aliases(state, model.settings.tied)}
+    others = TEXT_TABLE_ALIASES[1:] if model.settings.tied else ()
+    return {name: value for name, value in model.state_dict().items() if name not in others}
 
 
 def weights_file(place: Path) -> Path:

@@ -231,30 +231,22 @@ class AdapterTransformer(nn.Module):
         return self.after_norm(steps)
 
 
-def causal_convs(width: int) -> nn.Sequential:
-    """Three convolutions that see no later step; the last two halve the rate each.
-
-    (clips, width, steps) -> (clips, width, ceil(ceil(steps / 2) / 2)).
-    """
-    layers: list[nn.Module] = []
-    for stride in (1, 2, 2):
-        layers += [
-            nn.ConstantPad1d((2, 0), 0.0),
-            nn.Conv1d(width, width, 3, stride=stride),
-            nn.GELU(),
-        ]
-    return nn.Sequential(*layers)
-
-
 class Adapter(nn.Module):
-    """Convolutions (`convs`), `transformer`, then the `projection` to the width of the LLM."""
+    """Convolutions (`convs`), `transformer`, then the `projection` to the width of the LLM.
+
+    The convolutions see no later step; the last two halve the rate each.
+    """
 
     def __init__(self, settings: AdapterSettings, width: int, llm_width: int) -> None:
         super().__init__()
         if width % settings.heads:
             raise ConfigError(f"adapter.heads {settings.heads}: must divide encoder.width {width}")
         self.settings = settings
-        self.convs = causal_convs(width)
+        layers: list[nn.Module] = []
+        for stride in (1, 2, 2):
+            conv = nn.Conv1d(width, width, 3, stride=stride)
+            layers += [nn.ConstantPad1d((2, 0), 0.0), conv, nn.GELU()]
+        self.convs = nn.Sequential(*layers)
         self.transformer = AdapterTransformer(settings, width)
         self.projection = nn.Linear(width, llm_width)
 

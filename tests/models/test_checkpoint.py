@@ -159,13 +159,6 @@ def test_a_tokenizer_of_another_llm_is_refused(model_directory: Path, tmp_path: 
         EChat.load(tmp_path, device="cpu", speaks=False)
 
 
-def test_shards_are_found_by_their_index(tmp_path: Path):
-    checkpoint.save(tmp_path, network(), shard_bytes=5000)
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert pretrained.find(tmp_path).weights.name == "model.safetensors.index.json"
-    assert same(checkpoint.load(tmp_path), network())
-
-
 def test_a_published_file_takes_the_settings_beside_it_those_given_or_the_published(good: Path):
     assert pretrained.find(good).settings == PUBLISHED_SETTINGS
     with pytest.raises(CheckpointError, match=r"embed_tokens\.weight \[131, 16\] there"):
