@@ -47,6 +47,7 @@ VOCODER_FILES = ("vocoder.safetensors", "hift.safetensors", "hift.pt")
 TOKENIZER_FILES = ("speech_tokenizer.onnx", "speech_tokenizer_v1.onnx")
 SPEAKER_FILES = ("speaker.onnx", "campplus.onnx")
 VOICE_FILE = "voice.safetensors"
+STREAM = StreamSettings()
 STYLE_FILE = re.compile(r"voice_(\w+)\.safetensors")         # the voice in a style of speaking
 PUBLISHED_YAML = "cosyvoice.yaml"
 LARGEST_YAML = 1 << 20          # bytes of it that are looked at
@@ -204,7 +205,7 @@ class Token2Wav(nn.Module):
         tokens: Iterable[int],
         voice: VoicePrompt | VoiceState | None = None,
         seed: int | None = None,
-        settings: StreamSettings | None = None,
+        settings: StreamSettings = STREAM,
     ) -> Iterator[Tensor]:
         """Synthesise while the tokens come; they may come slowly.
 
@@ -213,7 +214,6 @@ class Token2Wav(nn.Module):
         whole call. Several streams may run at once. Raises InputError for no tokens or ids out of
         range, when they come to be solved.
         """
-        settings = settings or StreamSettings()
         drawn = generators(seed)
         with devices.autocast(self.device, self.dtype):
             state = self._state(voice, settings.prompt_tokens)
