@@ -168,6 +168,34 @@ class AllowedAfter:
 
 
 @dataclass(frozen=True, slots=True)
+class EndsAtCue:
+    """Behind the thought, a text that is about to go on with a label cue ends.
+
+    Small models fall back into the label thought: `I am so sorry. You said: hello, age: <OLD>`.
+    cue: its ids; thought_end: those that end a thought, () where there is none; end: of the text.
+    """
+
+    cue: tuple[int, ...]
+    thought_end: tuple[int, ...]
+    end: int
+    in_speech: ClassVar[bool] = False
+
+    def __call__(self, history: Sequence[int], logits: Tensor) -> Tensor:
+        *begun, last = self.cue
+        size = len(self.thought_end)
+        if (
+            list(history[len(history) - len(begun) :]) != begun
+            or int(logits.argmax()) != last
+            or not any(tuple(history[place : place + size]) == self.thought_end
+                       for place in range(len(history) - size + 1))
+        ):  # fmt: skip
+            return logits
+        return torch.full_like(logits, -torch.inf).index_copy(
+            0, torch.tensor([self.end], device=logits.device), logits[[self.end]]
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class OnlyIds:
     """Nothing but these ids may come. allowed: (ids,), True for them."""
 

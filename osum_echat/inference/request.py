@@ -13,7 +13,7 @@ from osum_echat import audio, logs
 from osum_echat.errors import InputError
 from osum_echat.generation.decoder import Answer, Limits
 from osum_echat.generation.kv_cache import check_length
-from osum_echat.generation.sampling import PRESETS, AllowedAfter, Rule
+from osum_echat.generation.sampling import PRESETS, AllowedAfter, EndsAtCue, Rule
 from osum_echat.inference import safety
 from osum_echat.inference.load import LoadedModel
 from osum_echat.inference.recognizer import Recognition, recognize
@@ -29,7 +29,7 @@ from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Clip, compose
 from osum_echat.sequence import Sequence as Row
 from osum_echat.tasks import UNDERSTAND, Task, task_for, understanding_tag
-from osum_echat.thinking import VALUES, clean, opening
+from osum_echat.thinking import THINK_END, VALUES, clean, opening
 
 DEFAULT_TASK = "s2s_think"
 LIMITS = Limits(text_tokens=1000, total_tokens=2000)
@@ -258,12 +258,17 @@ def _parser(model: LoadedModel, request: Request) -> ReplyParser:
 
 
 def _rules(model: LoadedModel, request: Request) -> tuple[Rule, ...]:
-    """A label thought must name a real age, once: models may have learnt unknown ones."""
-    loop = model.generation.text_loop
+    """A label thought must name a real age, once: models may have learnt unknown ones. Where what
+    was heard is given, a small model may fall back into that thought."""
+    loop, vocab = model.generation.text_loop, model.vocab
     rules: tuple[Rule, ...] = () if loop is None else (loop,)
+    first = model.generation.template.cues[0]
+    if request.recognition is not None and not request.task.understands:
+        thought_end = vocab.encode(THINK_END[1:]) if request.kind else ()
+        rules = (*rules, EndsAtCue(vocab.encode(first.rstrip(": ")), thought_end, vocab.text_end))
     if request.kind != "label":
         return rules
-    cue = model.generation.template.cues[0].lstrip(",")
+    cue = first.lstrip(",")
     return (*rules, AllowedAfter(*model.vocab.choices_after(cue, AGES)))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from osum_echat.errors import ConfigError
-from osum_echat.generation.sampling import AllowedAfter, NoLoops, Sampling
+from osum_echat.generation.sampling import AllowedAfter, EndsAtCue, NoLoops, Sampling
 
 
 def test_repetition_makes_seen_ids_less_likely_once():
@@ -80,3 +80,16 @@ def test_a_guarded_text_never_loops_whatever_is_likely():
 def test_a_guard_that_would_forbid_everything_is_refused(wrong):
     with pytest.raises(ConfigError, match="need 2 or more times"):
         NoLoops(**wrong)
+
+
+@pytest.mark.parametrize(("history", "likeliest", "ends"), [
+    ([9, 9, 4, 1], 2, True),        # behind the thought, the cue
+    ([9, 9, 4, 1], 3, False),       # another word
+    ([9, 9, 4, 5], 2, False),       # behind another word
+    ([9, 4, 4, 1], 2, False),       # within the thought
+])  # fmt: skip
+def test_a_reply_ends_where_a_label_thought_would_begin_again(history, likeliest, ends):
+    logits = torch.zeros(10)
+    logits[likeliest] = 1.0
+    found = EndsAtCue((1, 2), (9, 9), 0)(history, logits)
+    assert found.isfinite().nonzero().flatten().tolist() == ([0] if ends else [*range(10)])
