@@ -58,13 +58,14 @@ class Extraction:
         root = path.parent.resolve()
         try:
             utterance = Utterance.from_json(raw, where, root)
-            if self.keep and utterance.user.reply_speech:
-                return _moved(raw, root, self.beside)
-            if self.field is None and not task_for(utterance.task).speaks:
+            task = task_for(utterance.task)
+            is_there = self.keep and utterance.user.reply_speech
+            if is_there or (self.field is None and not task.speaks):
                 return _moved(raw, root, self.beside)
             given = raw.get("extra") or {}
             extra = dict(json.loads(given) if isinstance(given, str) else given)
-            field = self.field or _field(utterance)
+            # A task that hears has the user in `wav`; of one that only speaks it is the reply.
+            field = self.field or (REPLY_AUDIO if task.hears else USER_AUDIO)
             name = raw.get(USER_AUDIO) if field == USER_AUDIO else extra.get(field)
             if not isinstance(name, str) or not name:
                 return Dropped("no recording of the reply", f"{where}: no {field}; see --field")
@@ -126,23 +127,13 @@ def _tokenizer(path: Path) -> SpeechTokenizer:
     return SpeechTokenizer(path)
 
 
-def _field(utterance: Utterance) -> str:
-    """A task that hears has the user in `wav`; of one that only speaks it is the reply."""
-    return REPLY_AUDIO if task_for(utterance.task).hears else USER_AUDIO
-
-
 def _moved(raw: dict[str, Any], root: Path, beside: Path) -> dict[str, Any]:
     """The record for a list in another folder: relative audio paths would start there."""
     if root == beside:
         return raw
-    return {
-        name: str(root / value) if _is_audio(name, value) and (root / value).exists() else value
-        for name, value in raw.items()
-    }
-
-
-def _is_audio(name: str, value: object) -> bool:
-    return name.partition("_")[0] == USER_AUDIO and isinstance(value, str) and value != ""
+    named = {name: root / value for name, value in raw.items()
+             if name.partition("_")[0] == USER_AUDIO and isinstance(value, str) and value}
+    return raw | {name: str(place) for name, place in named.items() if place.exists()}
 
 
 main = jobs.door(NAME, parser, run_arguments)

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -224,17 +224,6 @@ class Tally:
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
 
 
-@dataclass(frozen=True, slots=True)
-class Portion:
-    """Some units of a list."""
-
-    path: str
-    task: str | None
-    schemes: tuple[str, ...]
-    start: int
-    end: int
-
-
 def report(
     lists: dict[str, ListSettings], out: Path, workers: int = 1, schemes: tuple[str, ...] = ()
 ) -> Iterator[str]:
@@ -264,21 +253,17 @@ def scan(name: str, entry: ListSettings, workers: int = 1, schemes: tuple[str, .
     if workers < 1:
         raise InputError(f"workers {workers}: give 1 or more")
     units = len(_source(entry.path, entry.task, schemes))
-    portions = [
-        Portion(entry.path, entry.task, schemes, start, min(start + PORTION, units))
-        for start in range(0, units, PORTION)
-    ]
-    whole = Tally()
-    for tally in progress(in_order(count, portions, workers), name, len(portions)):
+    starts, whole = range(0, units, PORTION), Tally()
+    work = partial(count, entry.path, entry.task, schemes)
+    for tally in progress(in_order(work, starts, workers), name, len(starts)):
         whole.add(tally)
     return whole
 
 
-def count(portion: Portion) -> Tally:
-    """What some units hold."""
-    tally = Tally()
-    source = _source(portion.path, portion.task, portion.schemes)
-    for unit in range(portion.start, portion.end):
+def count(path: str, task: str | None, schemes: tuple[str, ...], start: int) -> Tally:
+    """What a portion of a list's units holds, from unit `start` on."""
+    tally, source = Tally(), _source(path, task, schemes)
+    for unit in range(start, min(start + PORTION, len(source))):
         utterance = source.read(unit)
         fault = utterance if isinstance(utterance, Dropped) else _count(utterance, tally)
         if fault is not None:
@@ -377,7 +362,8 @@ def draw_items(
         grid = figure.subplots(max(len(items), 1), 2, squeeze=False)
         for row, item in zip(grid, items, strict=False):
             _draw_item(row, item)
-        yield _save(figure, out / f"{_file_name(name)}_items.png")
+        plain = "".join(one if one.isalnum() else "_" for one in name)
+        yield _save(figure, out / f"{plain}_items.png")
 
 
 def _draw_item(row: Any, item: Utterance) -> None:
@@ -401,10 +387,6 @@ def _draw_item(row: Any, item: Utterance) -> None:
         return
     left.imshow(mel.T.numpy(), origin="lower", aspect="auto")
     left.set(xlabel="frames of 10 ms", ylabel="mel bin")
-
-
-def _file_name(name: str) -> str:
-    return "".join(one if one.isalnum() else "_" for one in name)
 
 
 def _figure(width: float, height: float) -> Any:

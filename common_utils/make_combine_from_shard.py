@@ -71,7 +71,9 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
     report = run(job, tars, "tars")
     with whole_file(target.folder / TAR_ROOT) as file:
         file.write(f"{root}\n".encode())
-    _write_all(target.folder)
+    with whole_file(whole) as out:          # the lines of all lists together
+        for name in job.out.read_text(encoding="utf-8").split("\n")[:-1]:
+            out.write((target.folder / name).read_bytes())
     return report
 
 
@@ -156,13 +158,6 @@ def _root(tars: list[Path], out: Path) -> str:
     (folder,) = folders
     seen = os.path.relpath(folder, out.resolve())
     return str(folder) if seen.count(os.pardir) > 1 else seen
-
-
-def _write_all(folder: Path) -> None:
-    """data.list: the lines of all lists together."""
-    with whole_file(folder / RAW_LIST) as out:
-        for name in (folder / COMBINES_LIST).read_text(encoding="utf-8").split("\n")[:-1]:
-            out.write((folder / name).read_bytes())
 
 
 main = jobs.door(NAME, parser, run_arguments)

@@ -226,9 +226,7 @@ def _read(rows: Rows) -> Iterator[tuple[int, Mapping[str, Any] | Dropped]]:
         part = _saved(rows.place).select(range(rows.start, rows.start + rows.count))
         yield from enumerate(_plain(part), rows.start)
     else:
-        yield from enumerate(
-            _listed(rows.place)[rows.start : rows.start + rows.count], rows.start
-        )
+        yield from enumerate(_listed(rows.place)[rows.start : rows.start + rows.count], rows.start)
 
 
 def _of_group(rows: Rows) -> Iterator[Mapping[str, Any] | Dropped]:

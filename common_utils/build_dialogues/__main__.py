@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from common_utils.build_dialogues.speak import Speaking, SpeakSettings, check_vo
 from common_utils.build_dialogues.write import WriteSettings, Writing
 from osum_echat import cli, logs
 from osum_echat.errors import InputError
-from osum_echat.files import absolute, whole_file
+from osum_echat.files import absolute, whole_file, write_jsonl
 from osum_echat.settings import override, parse, read_mapping
 
 NAME = "build_dialogues"
@@ -70,17 +70,14 @@ class Build:
         return with_recordings(plan_dialogues(own.plan, own.seed), own.plan, own.seed)
 
     def plan(self) -> None:
-        planned = self.planned()
-        with whole_file(self.out / PLAN) as file:
-            file.writelines(f"{one.line}\n".encode() for one in planned)
-        logs.out(f"{self.out / PLAN}: {len(planned)} records")
+        count = write_jsonl(self.out / PLAN, map(asdict, self.planned()))
+        logs.out(f"{self.out / PLAN}: {count} records")
 
     def write(self) -> None:
         own, thoughts = self.settings.write, self.settings.plan.thoughts
         made = Writing(own, thoughts, self.calls("write"))
         given = [depends(own), thoughts, Path(own.prompts)]
-        self._told(run_step("write", made, self.out / PLAN, self.out / WRITTEN, given,
-                            self.chosen))  # fmt: skip
+        self._told(run_step("write", made, self.out / PLAN, self.out / WRITTEN, given, self.chosen))
 
     def check(self) -> None:
         self._told(check_written(self.settings.check, self.out, self.calls("check"), self.chosen))

@@ -79,7 +79,7 @@ class Checking:
         return made((kept | dict(refused))[one.key] for one in dialogues)
 
     def _judge(self, calls: Calls, dialogue: Dialogue) -> Dialogue | Dropped:
-        rubric = _rubric(self.settings.rubric)
+        rubric = _rubric(Path(self.settings.rubric))
         exhibit = Exhibit(
             dialogue.key, dialogue.category, str(dialogue.last.question), dialogue.labels,
             str(dialogue.last.reply), None,
@@ -182,6 +182,4 @@ def read_words(path: str) -> Mapping[str, Any]:
     return raw
 
 
-@lru_cache
-def _rubric(path: str) -> Rubric:
-    return Rubric.load(Path(path))
+_rubric = lru_cache(Rubric.load)

@@ -75,8 +75,11 @@ def pack_corpus(
         replies = {str(row["key"]): row for _, row in read_journal(lists)}
         codes = {key: row["extra"]["speech_token"] for key, row in replies.items()}
         made[REPLIES] = list(replies.values())
-        made[DIALOGUES] = [row for one in spoken if _keys(one) <= set(codes)
-                           for row in spoken_rows(one, codes)]  # fmt: skip
+        made[DIALOGUES] = [
+            row for one in spoken
+            if {_key(one, number) for number in range(len(one.turns))} <= set(codes)
+            for row in spoken_rows(one, codes)
+        ]  # fmt: skip
     data = {}
     for name, rows in made.items():
         if rows:
@@ -168,10 +171,6 @@ def _key(dialogue: Dialogue, number: int) -> str:
     return f"{dialogue.key}-{number + 1}-reply"
 
 
-def _keys(dialogue: Dialogue) -> set[str]:
-    return {_key(dialogue, number) for number in range(len(dialogue.turns))}
-
-
 def _shards(place: Path, folder: Path, per_tar: int, options: list[str]) -> None:
     """Shards of a list, and combine lists of these."""
     shards = folder / "shard"
@@ -202,7 +201,8 @@ def statistics(
         "words": Counter("explicit" if one.explicit else "implicit" for one in kept),
         "questions": Counter("recorded" if one.last.recording else "made" if one.last.wav
                              else "written" for one in kept),
-        "cues": Counter(_cues(one) for one in kept),
+        "cues": Counter(" + ".join(str(getattr(one.labels, cue)) for cue in one.cues)
+                        for one in kept),
         **{name: Counter(getattr(one.labels, name) for one in kept)
            for name in asdict(Labels())},
     }  # fmt: skip
@@ -212,10 +212,6 @@ def statistics(
         "hours": {name: round(value, 3) for name, value in hours.items()},
         **{name: dict(sorted(one.items())) for name, one in counted.items()},
     }
-
-
-def _cues(dialogue: Dialogue) -> str:
-    return " + ".join(str(getattr(dialogue.labels, name)) for name in dialogue.cues)
 
 
 def card(

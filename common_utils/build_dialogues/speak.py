@@ -226,8 +226,7 @@ def check_voices(settings: SpeakSettings, planned: Sequence[Dialogue]) -> None:
     for style in {str(one.labels.style) for one in spoken}:
         engine_of(settings, "replies").check(ASSISTANT, style)
     for event in {str(one.labels.event) for one in spoken} - {NO_EVENT}:
-        if not (_event_wavs(settings.events, event) if settings.events
-                else event in events.EVENTS):  # fmt: skip
+        if not (_event_wavs(settings.events, event) if settings.events else event in events.EVENTS):
             raise ConfigError(f"speak.events {settings.events}: no {event}/*.wav; without a folder "
                               f"there are {', '.join(events.EVENTS)}")  # fmt: skip
 

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from common_utils import whisper_ctranslate2
@@ -68,10 +69,6 @@ def _packed_encoder(source: Path, out: Path) -> None:
     shutil.copyfile(source / TOKENIZER_FILE, out / TOKENIZER_FILE)
 
 
-def _hub_llm(source: Path, out: Path) -> None:
-    parts.convert_llm(source, out, None)
-
-
 def _asset(name: str) -> Asset:
     return next(one for one in (*ASSETS, *parts.OWN) if one.name == name)
 
@@ -85,7 +82,8 @@ ORIGINS = {                             # by the part of a model
     "llm": Origin(
         parts.LLM_FOLDER, _asset("smollm2_gguf"),
         "d753a481bc8270bdf4ad608c739dd7f998e0529419294984b53845c3c7d5fd0d",
-        parts.convert_llm, "hub:HuggingFaceTB/SmolLM2-135M-Instruct", _hub_llm,
+        parts.convert_llm, "hub:HuggingFaceTB/SmolLM2-135M-Instruct",
+        partial(parts.convert_llm, file=None),
     ),
 }  # fmt: skip
 

@@ -96,20 +96,6 @@ def write_token2wav(voice: Path, out: Path) -> Token2Wav:
     return Token2Wav.load(out)
 
 
-def write_parts(voice: Path, out: Path) -> None:
-    """Everything of the voice, checked to belong together."""
-    made = write_token2wav(voice, out / "token2wav")
-    write_talker(voice / "talker" / "final", out / "talker")
-    Talker.load(out / "talker", made.settings.flow.codes, torch.device("cpu"))
-
-
-def write_tokenizer(units: Path, whisper: Path, out: Path) -> None:
-    """The ONNX file of the units, tried on a second of silence."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    export_units(with_learnt(whisper, units), out)
-    SpeechTokenizer(out)(torch.zeros(audio.SAMPLE_RATE_HZ))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("what", choices=("styles", "parts", "tokenizer"))
@@ -119,12 +105,17 @@ def main(argv: Sequence[str] | None = None) -> None:
                         metavar="DIR", help="with model.safetensors")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="PLACE")
     chosen = parser.parse_args(argv)
+    voice, out = chosen.voice, chosen.out
     if chosen.what == "styles":
-        write_styles(chosen.out)
+        write_styles(out)
     elif chosen.what == "parts":
-        write_parts(chosen.voice, chosen.out)
+        made = write_token2wav(voice, out / "token2wav")
+        write_talker(voice / "talker" / "final", out / "talker")
+        Talker.load(out / "talker", made.settings.flow.codes, torch.device("cpu"))  # do they fit?
     else:
-        write_tokenizer(chosen.voice / UNITS_FILE, chosen.whisper, chosen.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        export_units(with_learnt(chosen.whisper, voice / UNITS_FILE), out)
+        SpeechTokenizer(out)(torch.zeros(audio.SAMPLE_RATE_HZ))     # tried on a second of silence
 
 
 if __name__ == "__main__":

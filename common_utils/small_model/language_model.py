@@ -68,9 +68,7 @@ class Counts:
     firsts: Mapping[str, float]
 
 
-def counted(
-    said: Iterable[str], words: Mapping[str, float], pairs: Mapping[str, float]
-) -> Counts:
+def counted(said: Iterable[str], words: Mapping[str, float], pairs: Mapping[str, float]) -> Counts:
     """Of sentences, and of lists with frequencies, which are scaled to COMMON_WORDS."""
     own: Counter[str] = Counter()
     both: Counter[tuple[str, str]] = Counter()

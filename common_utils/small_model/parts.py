@@ -71,9 +71,7 @@ def convert_llm(source: Path, out: Path, file: str | None = LLM_FILE) -> None:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(
-        str(source), gguf_file=file, dtype=torch.float32
-    )
+    model = AutoModelForCausalLM.from_pretrained(str(source), gguf_file=file, dtype=torch.float32)
     weights = {
         name: value.half().contiguous()
         for name, value in model.state_dict().items() if name != "lm_head.weight"

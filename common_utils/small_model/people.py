@@ -77,9 +77,7 @@ def labels_of(name: str, line: dict[str, Any]) -> dict[str, str | None]:
     return {"age": age, "gender": gender if gender in ("MALE", "FEMALE") else None}
 
 
-def words_lists(
-    people: Path, out: Path, copy: int, around: waves.Surroundings, most: int
-) -> None:
+def words_lists(people: Path, out: Path, copy: int, around: waves.Surroundings, most: int) -> None:
     """One copy of all that is spoken; copy 0 as recorded, with the dev list."""
     train: list[dict[str, Any]] = []
     dev: list[dict[str, Any]] = []
@@ -92,9 +90,7 @@ def words_lists(
         if copy:
             rng = np.random.default_rng([copy, int(fraction(line["name"]) * 2**40)])
             wave = waves.elsewhere(wave, around, rng)
-        file = f"{name}_{copy}/{key}.flac"
-        waves.write(out / file, wave)
-        made = waves.record(key, file, words, labels_of(name, line))
+        made = waves.kept(out, f"{name}_{copy}", key, wave, words, labels_of(name, line))
         (dev if kept_out else train).append(made)
         seconds += 0.0 if kept_out else len(wave) / waves.RATE_HZ
     write_jsonl(out / f"train_{copy}.list", train)
@@ -113,18 +109,14 @@ def burst_lists(people: Path, out: Path, around: waves.Surroundings, most: int) 
             if not any(labels.values()) or len(wave) < waves.RATE_HZ // 3:
                 continue
             key = Path(line["name"]).stem
-            waves.write(out / f"{name}/{key}.flac", wave)
-            lists[is_dev(line)].append(waves.record(key, f"{name}/{key}.flac", "", labels))
+            lists[is_dev(line)].append(waves.kept(out, name, key, wave, "", labels))
     rng = np.random.default_rng(5)
     for number in range(min(NOISES, most)):
         length = int(rng.uniform(0.5, 6.0) * waves.RATE_HZ)
         level = 10 ** (rng.uniform(-70, -20) / 20)
         wave = waves.noise(length, float(level), around, rng)
-        key = f"noise_{number:04d}"
-        waves.write(out / f"noise/{key}.flac", wave)
-        lists[number % 10 == 0].append(
-            waves.record(key, f"noise/{key}.flac", "", {"event": "NOISE"})
-        )
+        made = waves.kept(out, "noise", f"noise_{number:04d}", wave, "", {"event": "NOISE"})
+        lists[number % 10 == 0].append(made)
     write_jsonl(out / "bursts.list", lists[False])
     write_jsonl(out / "bursts_dev.list", lists[True])
 

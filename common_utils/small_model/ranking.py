@@ -27,9 +27,7 @@ class Ranker:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
         self.model: Any = Qwen2ForCausalLM.from_pretrained(str(directory), dtype=dtype).eval()
         self.known: dict[Pair, float] = {}
-        self.opening = self._ids(
-            f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
-        )
+        self.opening = self._ids(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n")
         self.opened = self._open()
 
     def lifts(self, pairs: Sequence[Pair]) -> list[float]:
@@ -83,9 +81,7 @@ class Ranker:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def right_first(
-    ranker: Ranker, pairs: Sequence[Pair], rng: Random, among: int = 10
-) -> list[bool]:
+def right_first(ranker: Ranker, pairs: Sequence[Pair], rng: Random, among: int = 10) -> list[bool]:
     """For each question and its reply, whether that reply ranks first among `among` of the pairs.
 
     The others are drawn from the replies to other questions that differ from it.

@@ -183,8 +183,7 @@ def make_piece(
         if rng.random() > PLAIN:
             wave = waves.elsewhere(wave, around, rng, speed=False)
         key = f"{name}_{len(lines):05d}"
-        waves.write(out / name / f"{key}.flac", effects.limited(wave))
-        lines.append(waves.record(key, f"{name}/{key}.flac", words or "", made.labels))
+        lines.append(waves.kept(out, name, key, effects.limited(wave), words or "", made.labels))
         done += len(wave) / waves.RATE_HZ
     return write_jsonl(out / f"{name}.list", lines)
 

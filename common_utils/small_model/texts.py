@@ -75,9 +75,7 @@ def conversations(parts: Path) -> list[Conversation]:
             if not all(map(is_clean, messages)):
                 break
             turns.append(tuple(message for message in messages if message))
-        found.append(
-            Conversation(key, tuple(turns), fraction(f"chitchat {key}") < HELD_OUT_SHARE)
-        )
+        found.append(Conversation(key, tuple(turns), fraction(f"chitchat {key}") < HELD_OUT_SHARE))
     return found
 
 

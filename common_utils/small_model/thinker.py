@@ -71,15 +71,10 @@ def export(run: Path, out: Path) -> None:
     """The LoRA layers of a run's newest checkpoint in fp16, and how they were trained."""
     newest = state.newest(run)
     if newest is None:
-        raise CheckpointError(
-            f"{run}: no checkpoint; train it first (conf/small/stage3_empathy.yaml)"
-        )
+        raise CheckpointError(f"{run}: no checkpoint; train it first by stage3_empathy.yaml")
     saved = state.load(newest, torch.device("cpu"))
-    layers = {
-        name.replace(".default.", "."): value.half().contiguous()
-        for name, value in saved["engine"]["model"].items()
-        if "lora_" in name
-    }
+    layers = {name.replace(".default.", "."): value.half().contiguous()
+              for name, value in saved["engine"]["model"].items() if "lora_" in name}  # fmt: skip
     if not layers:
         raise CheckpointError(
             f"{newest}: no LoRA layers: the whole LLM was trained; to go on from a model that has "
@@ -88,12 +83,9 @@ def export(run: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     save_file(layers, out / LORA_FILE)
     size = (out / LORA_FILE).stat().st_size / 1e6
-    told = {
-        "step": saved["progress"]["step"],
-        "minutes": round(saved["progress"]["minutes"], 1),
-        "megabytes": round(size, 2),
-        "tensors": len(layers),
-    }
+    step, minutes = (saved["progress"][name] for name in ("step", "minutes"))
+    told = {"step": step, "minutes": round(minutes, 1), "megabytes": round(size, 2),
+            "tensors": len(layers)}  # fmt: skip
     (out / "training.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     log.info("%s: %s", out, told)
 

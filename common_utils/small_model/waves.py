@@ -120,10 +120,14 @@ def noise(samples: int, level: float, around: Surroundings, rng: Generator) -> W
     return (part * (level / (np.sqrt(np.mean(part**2)) + 1e-9))).astype(np.float32)
 
 
-def write(path: Path, wave: Wave) -> None:
-    """A 16-bit flac."""
+def kept(
+    out: Path, folder: str, key: str, wave: Wave, words: str, labels: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """Write OUT/FOLDER/KEY.flac, of 16 bits; returns its line of a raw list in OUT, see record."""
+    path = out / folder / f"{key}.flac"
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, np.clip(wave, -1, 1), RATE_HZ, format="FLAC", subtype="PCM_16")
+    return record(key, f"{folder}/{key}.flac", words, labels)
 
 
 def record(key: str, wav: str, words: str, labels: Mapping[str, str | None]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ SHOWN = ("user_text", "labels", "reply_text", "reply_style")
 log = logs.logger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="`final` of the last stage")
@@ -59,15 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--book", type=Path, help="times of the recipe's steps, for the card")
     add("--stages", type=Path, help="folder of the trainings' outputs, for the card")
     chosen = parser.parse_args(argv)
-
-    def work() -> None:
-        write_model(chosen.model, chosen.out)
-        write_token2wav(chosen, chosen.out / "token2wav")
-        write_samples(chosen.samples, chosen.out / "samples", chosen.count)
-        card.write(chosen.out, [chosen.book] if chosen.book else [], chosen.stages)
-        log.info("%s: %.1f MB", chosen.out, check_sizes(chosen.out))
-
-    return cli.run("assemble", work)
+    write_model(chosen.model, chosen.out)
+    write_token2wav(chosen, chosen.out / "token2wav")
+    write_samples(chosen.samples, chosen.out / "samples", chosen.count)
+    card.write(chosen.out, [chosen.book] if chosen.book else [], chosen.stages)
+    log.info("%s: %.1f MB", chosen.out, check_sizes(chosen.out))
 
 
 def write_model(source: Path, out: Path) -> None:
@@ -86,7 +82,10 @@ def write_token2wav(chosen: argparse.Namespace, out: Path) -> None:
     write_halves({part: getattr(chosen, part) for part in ("vocoder", "flow")}, out)
     shutil.copyfile(chosen.speech_tokenizer, out / "speech_tokenizer.onnx")
     shutil.copyfile(chosen.speaker, out / "speaker.onnx")
-    _prompt(chosen).save(out / VOICE_FILE)
+    voice = VoicePrompt.absent() if chosen.voice is None else make_prompt(
+        chosen.voice, SpeechTokenizer(chosen.speech_tokenizer), SpeakerEncoder(chosen.speaker)
+    )  # fmt: skip
+    voice.save(out / VOICE_FILE)
     Token2Wav.load(out)                 # so that parts that do not fit are told now
 
 
@@ -103,14 +102,6 @@ def write_halves(folders: Mapping[str, Path], out: Path) -> None:
     (out / SETTINGS_FILE).write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
 
 
-def _prompt(chosen: argparse.Namespace) -> VoicePrompt:
-    if chosen.voice is None:
-        return VoicePrompt.absent()
-    return make_prompt(
-        chosen.voice, SpeechTokenizer(chosen.speech_tokenizer), SpeakerEncoder(chosen.speaker)
-    )
-
-
 def write_samples(split: Path, out: Path, count: int) -> None:
     """Questions of unlike voices: question.wav, question_2.wav ...; and what is right for each."""
     out.mkdir(parents=True, exist_ok=True)
@@ -125,17 +116,14 @@ def write_samples(split: Path, out: Path, count: int) -> None:
 def _unlike(split: Path, count: int) -> Iterator[dict[str, Any]]:
     """Single turns of two to four seconds; no emotion, event or speaker twice while others last."""
     singles = [one for one in read_jsonl(split / "exchanges.jsonl") if one["kind"] == "single"]
-    waiting = [one for one in singles if LEAST_S < _seconds(split / one["wav"]) < MOST_S]
+    waiting = [one for one in singles
+               if LEAST_S < audio.length(split / one["wav"]) / audio.SAMPLE_RATE_HZ < MOST_S]
     seen: set[str] = {"NEUTRAL", "OTHER"}
     for _ in range(min(count, len(waiting))):
         best = max(waiting, key=lambda one: len(set(one["labels"].values()) - seen))
         waiting.remove(best)
         seen |= set(best["labels"].values())
         yield best
-
-
-def _seconds(path: Path) -> float:
-    return len(audio.load(path)) / audio.SAMPLE_RATE_HZ
 
 
 def check_sizes(directory: Path, most: float = LARGEST_MB) -> float:
@@ -151,4 +139,4 @@ def check_sizes(directory: Path, most: float = LARGEST_MB) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run("assemble", main))

@@ -223,9 +223,7 @@ def _babble(length: int, rng: Generator) -> Wave:
     for _ in range(4):
         swell = np.sin(np.pi * rng.uniform(3, 5) * time_s + rng.uniform(0, 6)) ** 2
         total += (_white(length, rng) * swell).astype(np.float32)
-    return shaped(
-        total, lambda hertz: np.where(hertz < 100, 0.1, 1 / (1 + (hertz / 700) ** 1.5))
-    )
+    return shaped(total, lambda hertz: np.where(hertz < 100, 0.1, 1 / (1 + (hertz / 700) ** 1.5)))
 
 
 def _hum(length: int, rng: Generator) -> Wave:

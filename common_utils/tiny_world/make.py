@@ -93,11 +93,6 @@ def _line(plan: Plan, exchange: Exchange) -> Made:
     return Made([json.dumps(_maker(plan).row(exchange))])
 
 
-@lru_cache(maxsize=1)
-def _maker(plan: Plan) -> "Maker":
-    return Maker(plan)
-
-
 class Maker:
     """Speaks exchanges. One a process: it holds the engines and the split's voices."""
 
@@ -149,6 +144,9 @@ class Maker:
         if not path.exists():
             write_wav(path, self._replies.say(sentence, style), REPLY_RATE_HZ)
         return soundfile.read(path, dtype="float32")[0]
+
+
+_maker = lru_cache(maxsize=1)(Maker)
 
 
 def _rng(seed: int, key: str) -> Generator:

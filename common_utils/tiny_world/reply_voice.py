@@ -57,9 +57,7 @@ class Phonemes:
         self._espeak = ctypes.CDLL(str(library))
         self._espeak.espeak_TextToPhonemes.restype = ctypes.c_char_p
         self._voice = voice.encode()
-        rate = self._espeak.espeak_Initialize(
-            ESPEAK_SYNCHRONOUS, 0, str(data.parent).encode(), 0
-        )
+        rate = self._espeak.espeak_Initialize(ESPEAK_SYNCHRONOUS, 0, str(data.parent).encode(), 0)
         if rate <= 0:
             raise InputError(f"{data}: espeak-ng does not start; unpack its package anew")
 

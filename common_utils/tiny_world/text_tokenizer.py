@@ -44,8 +44,9 @@ def main(argv: list[str] | None = None) -> None:
                         help="prompts of understanding tasks; the English ones are learned from")
     parser.add_argument("--texts", type=Path, nargs="*", default=[], help="more text to learn from")
     chosen = parser.parse_args(argv)
-    texts = [*world_texts(load_world(), chosen.size), *_prompts(chosen.prompts),
-             *_lines(chosen.texts)]
+    prompts = [one for pool in Prompts.from_file(chosen.prompts, "english").pools.values()
+               for one in pool] * PROMPT_WEIGHT  # fmt: skip
+    texts = [*world_texts(load_world(), chosen.size), *prompts, *_lines(chosen.texts)]
     log.info("%s: %d pieces", chosen.out, train(texts, chosen.out, chosen.pieces))
 
 
@@ -116,11 +117,6 @@ def _without_tags(text: str) -> str:
     for piece in (*MARKS, *single_pieces()):
         text = text.replace(piece, "\n")
     return text
-
-
-def _prompts(path: Path) -> list[str]:
-    pools = Prompts.from_file(path, "english").pools
-    return [prompt for pool in pools.values() for prompt in pool] * PROMPT_WEIGHT
 
 
 def _lines(paths: Iterable[Path]) -> Iterator[str]:

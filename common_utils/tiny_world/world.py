@@ -115,11 +115,6 @@ def normalise(text: str) -> str:
     return " ".join(re.sub(r"[^a-z0-9 ]+", " ", text.lower().replace("'", "")).split())
 
 
-def is_test_pair(text: str) -> bool:
-    """Whether a filling is kept for the test split: by its own hash, the same on every machine."""
-    return fraction(text) < TEST_SHARE
-
-
 class World:
     """All situations, dialogue scripts and identity questions, with their fillings."""
 
@@ -142,7 +137,7 @@ class World:
             return ()
         every = self.fillings[situation.slot]
         if " " in every[0]:
-            held_out = {text for text in every if is_test_pair(text)}
+            held_out = {text for text in every if fraction(text) < TEST_SHARE}
         else:
             rivals = [item.name for item in self.dialogues if item.slot == situation.slot]
             held_out = _held_out(every, rivals.index(situation.name))
@@ -246,8 +241,7 @@ def check_split(split: str) -> None:
 
 def load_world(directory: Path = SITUATIONS) -> World:
     """Read every situation file of `directory`."""
-    raw = {path.stem: read_mapping(path)
-           for path in sorted(directory.glob("*.yaml"))}
+    raw = {path.stem: read_mapping(path) for path in sorted(directory.glob("*.yaml"))}
     talk, slots, identity = raw.pop("dialogues"), raw.pop("slots"), raw.pop("identity")
     fillings = {name: tuple(f"{adjective} {noun}" for adjective, noun in
                             product(slot["adjectives"], slot["nouns"]))

@@ -106,12 +106,6 @@ class Recordings:
         return Crops(*map(torch.cat, zip(*rows, strict=True)))
 
 
-def read_rows(lists: Sequence[str]) -> list[tuple[VoiceRow, tuple[int, ...]]]:
-    """The rows of raw lists, ordered by voice, with their speech tokens."""
-    rows = [row for name in lists for row in runs.read_list(Path(name))]
-    return [(row, speech_tokens(row)) for row in sorted(rows, key=lambda row: row.voice or "")]
-
-
 def speech_tokens(row: VoiceRow) -> tuple[int, ...]:
     """The speech tokens of a row of a raw list. Raises DataError where it has none."""
     tokens = (row.raw.get("extra") or {}).get("speech_token") or row.raw.get("speech_token")
@@ -121,7 +115,7 @@ def speech_tokens(row: VoiceRow) -> tuple[int, ...]:
 
 
 def record(training: FlowTraining) -> Recordings:
-    """Read every wav once: its mel fitted to its tokens, its speaker vector."""
+    """Read every wav once, ordered by voice: its mel fitted to its tokens, its speaker vector."""
     rate, codes = training.flow.tokens_per_s, training.flow.codes
     encoder = voice.SpeakerEncoder(training.speaker_onnx) if training.speaker_onnx else None
     constant = torch.zeros(1, training.flow.speaker_width)
@@ -130,7 +124,10 @@ def record(training: FlowTraining) -> Recordings:
         constant = voice.VoicePrompt.load(training.voice).speaker
     tokens: list[int] = []
     mels, starts, speakers = [], [], []
-    for row, ids in logs.progress(read_rows(training.data), "mel"):
+    rows = [row for name in training.data for row in runs.read_list(Path(name))]
+    ordered = sorted(rows, key=lambda row: row.voice or "")
+    coded = [(row, speech_tokens(row)) for row in ordered]
+    for row, ids in logs.progress(coded, "mel"):
         if min(ids) < 0 or max(ids) >= codes:
             raise DataError(f"{row.wav}: its speech tokens must be ids from 0 to {codes - 1}")
         samples = audio.load(row.wav, voice.SAMPLE_RATE_HZ)

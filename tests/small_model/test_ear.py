@@ -97,8 +97,7 @@ def test_a_cache_made_beforehand_is_what_training_looks_up(tmp_path):
     checkpoint.save(tmp_path / "model", network())
     lines = []
     for number, seconds in enumerate((0.5, 0.9, 0.7)):
-        waves.write(tmp_path / f"lists/{number}.flac", tone(seconds))
-        lines.append(waves.record(str(number), f"{number}.flac", " hi", {}))
+        lines.append(waves.kept(tmp_path / "lists", "x", str(number), tone(seconds), " hi", {}))
     path = tmp_path / "lists/train.list"
     write_jsonl(path, lines)
     features.main(["--model", str(tmp_path / "model"), "--out", str(tmp_path / "made"), str(path)])
