@@ -22,7 +22,7 @@ from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings, draw_noise
 from osum_echat.token2wav.streaming import whole_wave
-from osum_echat.token2wav.voice import HOP_SAMPLES, SAMPLE_RATE_HZ, mel_basis, prompt_mel
+from osum_echat.token2wav.voice import HOP_SAMPLES, SAMPLE_RATE_HZ, mel_bank, prompt_mel
 from osum_echat.training.ema import WeightAverage
 from osum_echat.training.engine import compute_dtype
 from osum_echat.training.scheduler import ScheduleSettings
@@ -236,7 +236,7 @@ def wave_losses(made: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
         convergence = (one - other).norm() / other.norm()
         spectral = spectral + convergence + (one.log() - other.log()).abs().mean()
         if size == 1024:
-            basis = mel_basis(NYQUIST_HZ).to(made.device).T
+            basis = mel_bank(highest_hz=NYQUIST_HZ).to(made.device)
             levels = [(each @ basis).clamp(min=1e-5).log() for each in (one, other)]
             mel = F.l1_loss(levels[0], levels[1])
     return mel, spectral / len(RESOLUTIONS)

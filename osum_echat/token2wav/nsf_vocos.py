@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from osum_echat.errors import ConfigError
 from osum_echat.token2wav.streaming import Past
-from osum_echat.token2wav.voice import HOP_SAMPLES, MELS, SAMPLE_RATE_HZ, WINDOW_SAMPLES, mel_basis
+from osum_echat.token2wav.voice import HOP_SAMPLES, MELS, SAMPLE_RATE_HZ, WINDOW_SAMPLES, mel_bank
 
 BINS = WINDOW_SAMPLES // 2 + 1
 EDGE_SAMPLES = (WINDOW_SAMPLES - HOP_SAMPLES) // 2          # as the mel's own padding
@@ -198,7 +198,7 @@ def draw_noise(mel: Tensor, generator: torch.Generator | None) -> Tensor:
 
 @cache
 def _inverse_basis() -> Tensor:
-    return torch.linalg.pinv(mel_basis().double()).float()
+    return torch.linalg.pinv(mel_bank().T.contiguous().double()).float()
 
 
 @cache
@@ -213,7 +213,7 @@ def implied_magnitude(mel: Tensor) -> Tensor:
     """
     levels = mel.float().exp().transpose(1, 2)
     magnitude = (levels @ _inverse_basis().to(mel.device).T).clamp(min=LEAST_MAGNITUDE)
-    top = int((mel_basis()[-1] > 0).nonzero()[0])
+    top = int((mel_bank()[:, -1] > 0).nonzero()[0])
     last = magnitude[:, :, top - 12 : top].mean(2, keepdim=True)
     return torch.cat((magnitude[:, :, :top], last.expand(-1, -1, BINS - top)), 2)
 

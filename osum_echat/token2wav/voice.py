@@ -1,7 +1,7 @@
 """A voice to speak in: its speech tokens, mel and speaker vector, and what measures them."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +35,10 @@ SIGNATURES = {                          # types of the inputs, and how many axes
     TOKENIZER: (("tensor(float)", 3), ("tensor(int32)", 1)),
     SPEAKER: (("tensor(float)", 3),),
 }
+# What `prompt_mel` reads a spectrum by: (513, 80).
+mel_bank = partial(
+    audio.mel_bank, MELS, SAMPLE_RATE_HZ, WINDOW_SAMPLES, highest_hz=HIGHEST_HZ
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +102,6 @@ class VoicePrompt:
             raise CheckpointError(f"{file}: {error}") from error
 
 
-@cache
-def mel_basis(highest_hz: float = HIGHEST_HZ) -> Tensor:
-    """The bank of filters of `prompt_mel`: (80, 513)."""
-    return audio.mel_bank(MELS, SAMPLE_RATE_HZ, WINDOW_SAMPLES, highest_hz).T.contiguous()
-
-
 def prompt_mel(samples: Tensor) -> Tensor:
     """The log-mel of 22.05 kHz samples (samples,): (1, samples // 256, 80), natural log."""
     pad = (WINDOW_SAMPLES - HOP_SAMPLES) // 2
@@ -115,7 +113,7 @@ def prompt_mel(samples: Tensor) -> Tensor:
         padded, WINDOW_SAMPLES, HOP_SAMPLES, window=window, center=False, return_complex=True
     )
     level = torch.sqrt(torch.view_as_real(spectrum).square().sum(-1) + 1e-9)
-    mel = mel_basis().to(samples.device) @ level
+    mel = mel_bank().T.contiguous().to(samples.device) @ level
     return mel.clamp(min=LEAST_LEVEL).log().transpose(1, 2)
 
 
