@@ -103,8 +103,7 @@ def assemble(ear: Path, thinker: Path, voice: Path, out: Path) -> None:
         raise
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 for what the user can put right, told in one line."""
+def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     for part in ("ear", "thinker", "voice", "out"):
         parser.add_argument(f"--{part}", type=Path, required=True, metavar="DIR")
@@ -112,14 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="times of the recipe's steps, for the card")  # fmt: skip
     parser.add_argument("--trainings", type=Path, metavar="DIR", help="their outputs, for the card")
     chosen = parser.parse_args(argv)
-
-    def work() -> None:
-        assemble(chosen.ear, chosen.thinker, chosen.voice, chosen.out)
-        title = CARD.read_text(encoding="utf-8")
-        card.write(chosen.out, chosen.books, chosen.trainings, title)
-
-    return cli.run("assemble", work)
+    assemble(chosen.ear, chosen.thinker, chosen.voice, chosen.out)
+    card.write(chosen.out, chosen.books, chosen.trainings, CARD.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run("assemble", main))

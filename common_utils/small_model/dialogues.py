@@ -18,9 +18,9 @@ from common_utils.small_model.pieces import heard_words
 from common_utils.small_model.reply_filters import content_words, is_fit
 from common_utils.small_model.texts import Conversation, conversations
 from common_utils.small_model.topics import (
+    ANY,
     Found,
     Topic,
-    any_topic,
     filled,
     parts,
     topic_of,
@@ -232,6 +232,7 @@ def from_chats(
     wrote = [(key, place, text) for key, place, text in chats.questions(chat)
              if heard_words(text) and 2 <= len(text.split()) <= LONGEST_CHAT]  # fmt: skip
     counts = Counter(word for _, _, text in wrote for word in content_words(text))
+    any_topic = next(topic for topic in topics() if topic.name == ANY)
     rng.shuffle(wrote)
     given: Counter[str] = Counter()
 
@@ -244,7 +245,7 @@ def from_chats(
                          and not word.endswith(("ly", "ing", "ed", "'s"))]  # fmt: skip
                 if len(content) < 2 or not names or rng.random() < 0.8:
                     continue
-                found = Found(any_topic(), names[0])
+                found = Found(any_topic, names[0])
             is_vague = found.topic.name in general and rng.random() < 0.6
             if is_vague or given[found.topic.name] > MOST_OF_TOPIC:
                 continue

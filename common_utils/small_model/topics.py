@@ -96,11 +96,6 @@ def topics(folder: Path = FOLDER) -> tuple[Topic, ...]:
     return tuple(found)
 
 
-def any_topic() -> Topic:
-    """The topic for messages without one."""
-    return next(topic for topic in topics() if topic.name == ANY)
-
-
 def topic_of(message: str, known: Sequence[Topic] | None = None) -> Found | None:
     """The topic of a message: an act it is, or else the one that most of its words call for.
 

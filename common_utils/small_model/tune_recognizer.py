@@ -165,16 +165,8 @@ def tuned(clips: Sequence[Clip], before: RecognizerSettings) -> RecognizerSettin
     return found
 
 
-def write(directory: Path, settings: RecognizerSettings) -> None:
-    """Put the settings into a model's YAML."""
-    path = directory / SETTINGS_FILE
-    raw = read_mapping(path) | {RECOGNIZER: asdict(settings)}
-    with whole_file(path) as file:
-        file.write(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True).encode())
-
-
 def tune(chosen: argparse.Namespace) -> None:
-    """Hear the lists, choose, and write."""
+    """Hear the lists, choose, and put the settings into the model's YAML."""
     wanted = LoadOptions(chosen.model, recognizer=chosen.recognizer)
     model = load(wanted, torch.device("cpu"), speaks=False)
     clips: list[Clip] = []
@@ -182,16 +174,17 @@ def tune(chosen: argparse.Namespace) -> None:
         every = list(utterances(path, sys.maxsize))
         for utterance in logs.progress(spread(every, chosen.most), path.name, chosen.most):
             clips.append(clip_of(model, utterance))
-    found = tuned(clips, parse(
-        RecognizerSettings, read_mapping(chosen.model / SETTINGS_FILE).get(RECOGNIZER) or {},
-        RECOGNIZER,
-    ))  # fmt: skip
+    path = chosen.model / SETTINGS_FILE
+    raw = read_mapping(path)
+    found = tuned(clips, parse(RecognizerSettings, raw.get(RECOGNIZER) or {}, RECOGNIZER))
     logs.out_json(asdict(found))
     if not chosen.dry:
-        write(chosen.model, found)
+        raw[RECOGNIZER] = asdict(found)
+        with whole_file(path) as file:
+            file.write(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True).encode())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR")
@@ -203,8 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dry", action="store_true", help="choose, but write nothing")
     chosen = parser.parse_args(argv)
     torch.set_num_threads(1)
-    return cli.run("tune_recognizer", lambda: tune(chosen))
+    tune(chosen)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run("tune_recognizer", main))

@@ -134,7 +134,8 @@ def parts(
 
 
 def put_together(parts: dict[str, Path], out: Path) -> int:
-    return assemble.main([f"--{name}={place}" for name, place in (parts | {"out": out}).items()])
+    words = [f"--{name}={place}" for name, place in (parts | {"out": out}).items()]
+    return cli.run("assemble", lambda: assemble.main(words))
 
 
 def test_the_parts_become_a_model_that_answers(parts, tmp_path, question_wav):
