@@ -20,7 +20,7 @@ from common_utils.token2wav_recipe.runs import LimitSettings, Progress, VoiceRow
 from osum_echat import audio, logs, weights
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
-from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings, draw_noise
+from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
 from osum_echat.token2wav.streaming import whole_wave
 from osum_echat.token2wav.voice import HOP_SAMPLES, SAMPLE_RATE_HZ, mel_bank, prompt_mel
 from osum_echat.training.ema import WeightAverage
@@ -160,7 +160,9 @@ class VocoderTrainer:
         """One step: the wave's losses on some crops, the pitch predictor's on others."""
         training = self.training
         crops = self.crops(training.crop_frames)
-        noise = draw_noise(crops.mel, self.progress.generator)
+        samples = crops.mel.shape[2] * HOP_SAMPLES
+        noise = torch.randn(len(crops.mel), samples, generator=self.progress.generator)
+        noise = noise.to(crops.mel.device)
         with devices.autocast(self.device, self.dtype):
             made = self.vocoder(crops.mel, crops.hertz, noise)
         mel, spectral = wave_losses(made, crops.wave)

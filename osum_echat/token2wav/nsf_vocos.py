@@ -190,12 +190,6 @@ class NsfVocos(nn.Module):
         return joined(voice + hiss)
 
 
-def draw_noise(mel: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers for each sample of mel (rows, 80, frames): (rows, samples)."""
-    shape = (mel.shape[0], mel.shape[2] * HOP_SAMPLES)
-    return torch.randn(shape, generator=generator).to(mel.device)
-
-
 @cache
 def _inverse_basis() -> Tensor:
     return torch.linalg.pinv(mel_bank().T.contiguous().double()).float()

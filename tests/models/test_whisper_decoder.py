@@ -39,11 +39,16 @@ def reader() -> WhisperDecoder:
     return made(SETTINGS.encoder.width)
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes of the random decoder."""
+    for name, value in (("LONGEST_FRAMES", 80), ("MOST_TOKENS", 8),
+                        ("HEAD_WIDTH", SETTINGS.encoder.width // 2)):  # fmt: skip
+        monkeypatch.setattr(whisper_decoder, name, value)
+
+
 @torch.inference_mode()
-def test_the_ids_are_those_of_the_stock_decoder_without_a_cache(reader, monkeypatch):
-    monkeypatch.setattr(whisper_decoder, "LONGEST_FRAMES", 80)
-    monkeypatch.setattr(whisper_decoder, "MOST_TOKENS", 8)
-    monkeypatch.setattr(whisper_decoder, "HEAD_WIDTH", SETTINGS.encoder.width // 2)
+def test_the_ids_are_those_of_the_stock_decoder_without_a_cache(reader, small):
     model, mel = network(), torch.randn(60, SETTINGS.encoder.mels)
     silent = functional.pad(mel, (0, 0, 0, 20), value=float(mel.max()) - whisper_decoder.RANGE)
     steps, _ = model.encoder(silent[None], torch.tensor([80]), alone=True)
@@ -66,14 +71,11 @@ def test_a_long_clip_is_read_in_parts_cut_where_it_is_quiet(reader, monkeypatch)
     assert reader.read(None, mel) == "first words last words"
 
 
-def test_what_whisper_notes_of_sounds_is_no_word(reader, monkeypatch):
+def test_what_whisper_notes_of_sounds_is_no_word(reader, small):
     class Noting(Numbers):
         def decode(self, ids: list[int]) -> str:
             return "(sings in foreign language) Well, [music] yes."
 
-    monkeypatch.setattr(whisper_decoder, "LONGEST_FRAMES", 80)
-    monkeypatch.setattr(whisper_decoder, "MOST_TOKENS", 8)
-    monkeypatch.setattr(whisper_decoder, "HEAD_WIDTH", SETTINGS.encoder.width // 2)
     noting = replace(reader, tokenizer=Noting())
     read = noting.read(network(), torch.randn(60, SETTINGS.encoder.mels))
     assert read.split() == ["Well,", "yes."]
