@@ -164,13 +164,11 @@ def test_a_fenced_answer_is_read_and_given_words_stay():
     ("I walked along the river.", "I am here, my friend.", None),
 ])  # fmt: skip
 def test_what_cannot_be_used_is_told_by_its_reason(question, reply, told):
-    found = fault(dialogue(turns=(Exchange(question, reply),)), CheckSettings())
+    own = dialogue(turns=(Exchange(question, reply),))
+    found = fault(own, CheckSettings())
     assert (found.reason if found else None) == told
-
-
-def test_explicit_words_may_tell_the_cue():
-    own = dialogue(explicit=True, turns=(Exchange("I am so sad today.", "I am here."),))
-    assert fault(own, CheckSettings()) is None
+    if told == "the words give away the emotion":       # which explicit ones may
+        assert fault(replace(own, explicit=True), CheckSettings()) is None
 
 
 def test_the_later_of_two_alike_is_a_near_duplicate():
@@ -359,6 +357,11 @@ def test_data_tools_read_the_result_and_a_training_takes_ten_steps_on_it(built, 
 # What the user must put right.
 
 
+def writing(folder: Path, server: Server) -> list[str]:
+    return [str(config(folder, server.url)), "--out", str(folder / "out"), "--steps", "plan",
+            "write"]  # fmt: skip
+
+
 def told_in_one_line(words: list[str], capsys) -> str:
     assert main(words) == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("build_")]
@@ -372,8 +375,7 @@ def told_in_one_line(words: list[str], capsys) -> str:
 def test_a_refusal_is_one_line_and_what_was_paid_stays(tmp_path, capsys, status, told):
     server = Server(faults=False, status=status, break_after=5)
     with serving(server):
-        words = [str(config(tmp_path, server.url)), "--out", str(tmp_path / "out"),
-                 "--steps", "plan", "write"]  # fmt: skip
+        words = writing(tmp_path, server)
         assert told in told_in_one_line(words, capsys)
         assert journaled(tmp_path / "out") == server.paid.total() >= 5
         server.status = None
@@ -384,9 +386,7 @@ def test_a_refusal_is_one_line_and_what_was_paid_stays(tmp_path, capsys, status,
 def test_what_a_servers_filter_refuses_is_dropped_and_counted(tmp_path):
     server = Server(faults=False, status=(400, "content_filter"), break_after=20)
     with serving(server):
-        words = [str(config(tmp_path, server.url)), "--out", str(tmp_path / "out"),
-                 "--steps", "plan", "write"]  # fmt: skip
-        assert main(words) == 0
+        assert main(writing(tmp_path, server)) == 0
     report = json.loads((tmp_path / "out" / "written.jsonl.report.json").read_text())
     reasons = Counter(reason for reason, _ in report["left_out"])
     assert reasons == {"refused by the endpoint": 29 - report["written"]} and report["written"] > 19
