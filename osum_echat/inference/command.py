@@ -100,8 +100,11 @@ def run(arguments: argparse.Namespace) -> None:
     several = not is_tour and len(arguments.wav or ()) > 1
     jobs = _tour() if is_tour else _jobs(arguments)
     labels = _wanted_labels(arguments.labels)
+    from osum_echat import audio
     from osum_echat.inference.assistant import EChat
 
+    if arguments.wav and not several:       # what cannot be read is told before a model is loaded
+        audio.length(arguments.wav[0])
     speaks = any(task_for(job.task).speaks for job in jobs)
     assistant = EChat.load(
         arguments.model, seed=arguments.seed, speaks=speaks, **cli.loading(arguments)

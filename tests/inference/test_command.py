@@ -136,6 +136,7 @@ def test_several_wavs_are_answered_together(run, question_wav, tmp_path):
         (("--wav", "a/q.wav", "b/q.wav", "--out", "."), "two of the wavs have one name"),
         (("--task", "asr", "--wav", "q.wav", "--history", "d.json"), "knows no earlier turns"),
         (("--task", "t2t", "--text", "Hi.", "--model", "no/model"), "no such model directory"),
+        (("--wav", "gone.wav", "--model", "no/model"), "gone.wav: no such file"),
     ],
 )
 def test_an_option_that_cannot_be_used_is_one_line(run, options, message):
