@@ -69,8 +69,9 @@ class NoiseRows:
 class StreamSettings:
     """How speech is cut into pieces, in tokens of 40 ms.
 
-    first_tokens: of the first piece, which decides how soon sound comes; each later piece is
-    twice as long, up to `most_tokens`. left_tokens, ahead_tokens: context on either side.
+    first_tokens: of the first piece, which decides how soon sound comes, and of the second, which
+    must be there when the first has been played; each later one is twice as long, up to
+    `most_tokens`. left_tokens, ahead_tokens: context on either side.
     prompt_tokens: at most so many of a voice's last ones, None for all. fade_frames: over how
     many mel frames (11.6 ms each) a piece is blended into the next.
     """
@@ -91,7 +92,7 @@ class StreamSettings:
 
     def size(self, number: int) -> int:
         """Tokens of the piece of that number, from 0."""
-        return int(min(self.first_tokens * 2.0 ** min(number, 32), self.most_tokens))
+        return int(min(self.first_tokens * 2.0 ** min(max(number - 1, 0), 32), self.most_tokens))
 
 
 class Piece(NamedTuple):
