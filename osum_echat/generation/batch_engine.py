@@ -64,7 +64,7 @@ class BatchEngine:
         self._changed = threading.Condition()
         self._is_closed = False
         self._live: list[_Job] = []
-        self._rows = CachedLLM(model.llm)
+        self._rows = CachedLLM(model.llm, ())
         self._starts: deque[Prefill] = deque()
         self._steps = 0                 # since the last piece of a start
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
@@ -150,8 +150,7 @@ class BatchEngine:
             return
         try:
             if job.prefill is None:
-                common = max(self._starts, key=lambda one: one.common(job.prompt), default=None)
-                job.prefill = Prefill(self.model.llm, job.prompt, common)
+                job.prefill = Prefill(self.model.llm, job.prompt, self._start_of(job.prompt))
             if not job.prefill.advance(PIECE_TOKENS):
                 return
             self._forget(job)
@@ -174,6 +173,11 @@ class BatchEngine:
             self._live.append(job)
         else:
             job.tokens.put(None)
+
+    def _start_of(self, prompt: Tensor) -> tuple[Prefill, int] | None:
+        """What was read ahead and has most in common with the prompt, and how many tokens."""
+        found = [(one, one.common(prompt)) for one in self._starts]
+        return max(found, key=lambda each: each[1], default=None)
 
     def _keep(self, start: Prefill) -> None:
         """Keep what was read ahead, instead of what it goes on from."""
@@ -238,4 +242,4 @@ class BatchEngine:
                 job.answer.stopped_by = "interrupt"
             job.tokens.put(error)
         self._live = []
-        self._rows = CachedLLM(self.model.llm)
+        self._rows = CachedLLM(self.model.llm, ())

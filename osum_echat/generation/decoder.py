@@ -1,4 +1,4 @@
-"""The decoding loop: each prompt in one pass, then an id a step and row, from its phase's head.
+"""The decoding loop: prompts in one pass, then an id a step and row, each from its phase's head.
 
 Everything that changes during a run lives in values made for that run.
 """
@@ -194,8 +194,8 @@ def decode(
 ) -> Iterator[tuple[int, Token]]:
     """Answer prompts side by side: gives the number of a row and its next token, row by row.
 
-    prompts: (tokens, width) each, embedded; answers: one each, they get the tokens; start: what the
-    prompts may begin with, read before. The model must be in eval mode. An answer that
+    prompts: (tokens, width) each, embedded; answers: one each, they get the tokens; start: what a
+    prompt that is alone begins with, read before. The model must be in eval mode. An answer that
     ended leaves the batch; interrupt is asked before every step.
     """
     live = list(range(len(answers)))
@@ -205,8 +205,10 @@ def decode(
         if interrupt is not None and interrupt():
             _stop(answers, live, "interrupt")
             return
-        if llm is None:
-            llm = CachedLLM(model.llm, prompts, start)
+        if llm is None and start is not None and len(prompts) == 1:
+            llm = CachedLLM.after(model.llm, prompts[0], start)
+        elif llm is None:
+            llm = CachedLLM(model.llm, prompts)
         else:
             llm.step(embed_tokens(model, tokens))
         tokens, places = [], []

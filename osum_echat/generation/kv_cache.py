@@ -1,4 +1,4 @@
-"""The LLM on rows that grow by a token a step: each prompt in one pass, then only what is new.
+"""The LLM on rows that grow by a token a step: the prompts in one pass, then only what is new.
 
 The prompts go through the stock model. A step uses the stock model's weights in as few operations
 as it takes: at one token a row, most of the stock forward is Python and tensors of a few numbers.
@@ -39,11 +39,8 @@ class _Layer:
 class CachedLLM:
     """Rows of one batch and what the LLM keeps of them; `state` is (rows, width), at their ends."""
 
-    def __init__(
-        self, llm: Any, prompts: Sequence[Tensor] = (), start: "Prefill | None" = None
-    ) -> None:
-        """llm: a Qwen2ForCausalLM or Qwen3ForCausalLM; prompts: (tokens, width) each, embedded;
-        start: what they may begin with, read before.
+    def __init__(self, llm: Any, prompts: Sequence[Tensor]) -> None:
+        """llm: a Qwen2ForCausalLM or Qwen3ForCausalLM; prompts: (tokens, width) each, embedded.
 
         Without prompts there are no rows until some `join`.
         """
@@ -56,16 +53,34 @@ class CachedLLM:
         self.scale = self.model.layers[0].self_attn.scaling
         self.norm = _norm(self.model.norm)
         self.limit_tokens = longest_row(config)
+        if not prompts:
+            self._clear(config)
+            return
+        lengths = [len(prompt) for prompt in prompts]
+        self.tokens = max(lengths)
+        check_length(llm, self.tokens)
+        self.padding = torch.tensor(
+            [self.tokens - length for length in lengths], device=prompts[0].device
+        )
+        self.is_padded = min(lengths) < self.tokens
+        self._prefill(prompts)
+
+    @classmethod
+    def after(cls, llm: Any, prompt: Tensor, start: "Prefill") -> "CachedLLM":
+        """One row whose prompt, (tokens, width), begins with one that is through."""
+        made, rest = cls(llm, ()), Prefill(llm, prompt, (start, start.common(prompt)))
+        rest.advance(len(prompt))
+        made.join(rest)
+        return made
+
+    def _clear(self, config: Any) -> None:
+        """No rows."""
         some = self.model.embed_tokens.weight
         self.tokens, self.is_padded = 0, True
         self.padding = torch.zeros(0, dtype=torch.long, device=some.device)
         self.state = some.new_zeros(0, some.shape[1])
         self.keys = some.new_zeros(len(self.layers), 0, self.groups, 0, self.head_width)
         self.values = self.keys
-        for prompt in prompts:
-            one = Prefill(llm, prompt, start)
-            one.advance(len(prompt))
-            self.join(one)
 
     def join(self, one: "Prefill") -> None:
         """Another row beside those that grow; it ends where they end."""
@@ -85,6 +100,28 @@ class CachedLLM:
         self.keys, self.values = joined(self.keys, one.keys), joined(self.values, one.values)
         self.is_padded = bool(self.padding.any())
         self._make_tables()
+
+    def _prefill(self, prompts: Sequence[Tensor]) -> None:
+        """Prompts side by side, padded on the left, so that all rows grow at the same place."""
+        from transformers import DynamicCache
+
+        columns = torch.arange(self.tokens, device=self.padding.device)
+        mask = None
+        if self.is_padded:
+            seen = (columns[:, None] >= columns) & (columns >= self.padding[:, None, None])
+            # Padding looks at itself: a softmax over nothing is not a number.
+            mask = (seen | (columns[:, None] == columns))[:, None]
+        embedded = torch.stack(
+            [functional.pad(one, (0, 0, self.tokens - len(one), 0)) for one in prompts]
+        )
+        cache = DynamicCache(config=self.model.config)
+        self.state = self.model(
+            inputs_embeds=embedded, attention_mask=mask, past_key_values=cache, use_cache=True,
+            position_ids=(columns - self.padding[:, None]).clamp(min=0),
+        ).last_hidden_state[:, -1]  # fmt: skip
+        self.keys = torch.stack([layer.keys for layer in cache.layers])
+        self.values = torch.stack([layer.values for layer in cache.layers])
+        self._make_room()
 
     def _make_room(self) -> None:
         """More places in the cache, (layers, rows, groups, places, head width), and the tables."""
@@ -183,20 +220,21 @@ class CachedLLM:
 class Prefill:
     """A prompt on its way through the model, a piece at a time. state: (width,), at its end."""
 
-    def __init__(self, llm: Any, prompt: Tensor, start: "Prefill | None" = None) -> None:
-        """prompt: (tokens, width), embedded; start: a prompt that is through, of which is taken
-        what both begin with. Raises InputError for one that is too long."""
+    def __init__(
+        self, llm: Any, prompt: Tensor, start: "tuple[Prefill, int] | None" = None
+    ) -> None:
+        """prompt: (tokens, width), embedded; start: a prompt that is through, and how many tokens
+        it has in common with this one. Raises InputError for one that is too long."""
         from transformers import DynamicCache
 
         check_length(llm, len(prompt))
         self.model, self.prompt, self.done = llm.model, prompt, 0
         self.cache = DynamicCache(config=llm.model.config)
         self.state = prompt[-1]
-        if start is None:
-            return
-        self.done = min(start.common(prompt), len(prompt) - 1)
-        if self.done:
-            for number, layer in enumerate(start.cache.layers):
+        if start is not None:
+            self.done = min(start[1], len(prompt) - 1)
+        if start is not None and self.done:
+            for number, layer in enumerate(start[0].cache.layers):
                 keys, values = (each[:, :, : self.done] for each in (layer.keys, layer.values))
                 self.cache.update(keys, values, number)
 
