@@ -227,7 +227,7 @@ class ReplyStream:
         if self._resampler is None:
             self._resampler = Resampler(rate_hz, form.rate_hz)
         samples, step = self._resampler.push(samples, last), round(SLICE_S * form.rate_hz)
-        if self.first_sent:
+        if self.first_sent and not last:
             self.late_s = max(self.late_s, time.monotonic() - self.plays_until)
         for start in range(0, len(samples), step):
             if not self.first_sent:
