@@ -72,3 +72,21 @@ def test_what_is_no_packed_model_is_told_and_leaves_nothing(
     with pytest.raises(CheckpointError, match=message):
         pretrained.local(f"{served}/{name}")
     assert not list(cache.glob("[!.]*"))
+
+
+@pytest.mark.parametrize(("name", "kind", "message"), [
+    ("../evil.txt", tarfile.REGTYPE, "evil.txt lies outside"),
+    ("/evil.txt", tarfile.REGTYPE, "evil.txt lies outside"),
+    ("tiny/link", tarfile.SYMTYPE, "link is no file"),
+    ("tiny/device", tarfile.CHRTYPE, "device is no file"),
+])  # fmt: skip
+def test_a_tar_writes_files_and_only_into_its_folder(
+    tmp_path, cache, name: str, kind: bytes, message: str
+):
+    with tarfile.open(tmp_path / "evil.tar", "w") as packed:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "/etc/passwd"
+        packed.addfile(member)
+    with pytest.raises(CheckpointError, match=message):
+        pretrained.local(str(tmp_path / "evil.tar"))
+    assert not list(cache.glob("[!.]*")) and not (tmp_path / "evil.txt").exists()
