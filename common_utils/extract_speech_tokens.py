@@ -58,14 +58,15 @@ class Extraction:
         root = path.parent.resolve()
         try:
             utterance = Utterance.from_json(raw, where, root)
-            task = task_for(utterance.task)
-            is_there = self.keep and utterance.user.reply_speech
-            if is_there or (self.field is None and not task.speaks):
+            if self.keep and utterance.user.reply_speech:
+                return _moved(raw, root, self.beside)
+            if self.field is None and not task_for(utterance.task).speaks:
                 return _moved(raw, root, self.beside)
             given = raw.get("extra") or {}
             extra = dict(json.loads(given) if isinstance(given, str) else given)
             # A task that hears has the user in `wav`; of one that only speaks it is the reply.
-            field = self.field or (REPLY_AUDIO if task.hears else USER_AUDIO)
+            hears = self.field is None and task_for(utterance.task).hears
+            field = self.field or (REPLY_AUDIO if hears else USER_AUDIO)
             name = raw.get(USER_AUDIO) if field == USER_AUDIO else extra.get(field)
             if not isinstance(name, str) or not name:
                 return Dropped("no recording of the reply", f"{where}: no {field}; see --field")

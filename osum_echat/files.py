@@ -318,7 +318,8 @@ class Files:
             info = self._system(place).info(place)
         marks = ("ETag", "etag", "LastModified", "mtime", "last_modified")
         version = next((str(info[mark]) for mark in marks if info.get(mark)), "")
-        return f"{int(info.get('size') or 0)} bytes, {version}"
+        # Kept indexes of tars hold it in these words.
+        return f"Stamp(size={int(info.get('size') or 0)}, version={version!r})"
 
     def names(self, folder: str) -> list[str] | None:
         """The names of the files in a folder in order; None where it is no folder."""

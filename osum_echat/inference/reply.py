@@ -269,7 +269,7 @@ class DialogueParser:
     def push(self, text: str) -> list[Event]:
         told, self._is_told = self._is_told, True
         self._waiting += text
-        events = [] if told else _told(self.heard, NO_LABELS)
+        events = [] if told else [*_told(None, self.labels), *_told(self.heard, NO_LABELS)]
         return [*events, *self._state()] if text else events
 
     def finish(self) -> list[Event]:
@@ -313,7 +313,7 @@ class DialogueParser:
         if self.heard is None:
             self.heard, self.labels = heard, labels
             return _told(heard, NO_LABELS)
-        self.labels = labels if labels != NO_LABELS else self.labels
+        self.labels = replace(self.labels, style=labels.style)
         return []
 
     def _before_words(self) -> list[Event]:

@@ -264,7 +264,7 @@ def _rules(model: LoadedModel, request: Request) -> tuple[Rule, ...]:
     rules: tuple[Rule, ...] = () if loop is None else (loop,)
     first = model.generation.template.cues[0]
     if request.recognition is not None and not request.task.understands:
-        thought_end = vocab.encode(THINK_END[1:]) if request.kind else ()
+        thought_end = vocab.encode(THINK_END[1:-1]) if request.kind else ()
         rules = (*rules, EndsAtCue(vocab.encode(first.rstrip(": ")), thought_end, vocab.text_end))
     if request.kind != "label":
         return rules

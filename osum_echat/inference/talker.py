@@ -183,7 +183,8 @@ class Speech:
             else:
                 codes.append(code)
                 yield code
-        if max(map(operator.sub, starts[1:], starts), default=0) >= MOST_CODES:
+        longest = max(map(operator.sub, starts, [0, *starts]))
+        if longest >= MOST_CODES or len(codes) >= MOST_CODES + CODES_A_PIECE * (len(starts) - 1):
             return      # it was lost in silence: what comes next is not to go on like that
         # The last one begins the end mark.
         self._past.append(Turn(None, None, text, tuple(codes), tuple(starts[:-1])))

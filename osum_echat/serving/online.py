@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -114,7 +115,7 @@ def load(arguments: argparse.Namespace) -> Service:
         limits=Limits(audio_s=arguments.seconds), record=_recorder(arguments.record),
     )  # fmt: skip
     protocol.client_events()                # what the first call would load
-    assistant.reply("hello", task="tts")
+    deque(assistant.stream("hello", task="tts"), 0)
     noise = np.random.default_rng(0).normal(0, 0.1, RATE_HZ).astype(np.float32)
     assistant.reply(encode_file(noise, RATE_HZ, "wav"), speak=False)
     return service

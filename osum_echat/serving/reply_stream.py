@@ -149,6 +149,7 @@ class ReplyStream:
         self.failure: Event | None = None
         self.thought = ""
         self.perception: Event | None = None
+        self.event: str | None = None       # a sound in the user's turn
         self.opened = self.begun = self.is_wordless = False
         self.sent_samples, self.first_sent = 0, 0.0
         self.others, self.held_s = 0, 0.0           # of its first sound
@@ -188,11 +189,12 @@ class ReplyStream:
             return
         match event:
             case kinds.Heard(text=text):
-                self.is_wordless = not text and self.options.answers != ANYTHING
+                self.is_wordless = not text and self._needs_words()
                 self.owner.heard(self, text)
             case kinds.LabelsFound(labels=labels):
-                self.perception = perceived(labels, self.options.thinking)
-                self.owner.perceived(self, self.perception, is_new=True)
+                self.event = labels.event
+                before, self.perception = self.perception, perceived(labels, self.options.thinking)
+                self.owner.perceived(self, self.perception, self.perception != before)
             case kinds.ThoughtPiece(text=text):
                 self.thought += text
                 self._own_event("osum.thought.delta", delta=text)
@@ -211,9 +213,15 @@ class ReplyStream:
         """Whether a turn without words is answered after all: for a sound that has a name."""
         from osum_echat.inference import reply as kinds
 
-        if isinstance(event, kinds.LabelsFound) and self.options.answers == SOUNDS:
-            self.is_wordless = event.labels.event in (None, NO_EVENT)
+        if isinstance(event, kinds.LabelsFound):
+            self.event = event.labels.event
+            self.is_wordless = self._needs_words()
         return isinstance(event, kinds.ThoughtPiece) or not self.is_wordless
+
+    def _needs_words(self) -> bool:
+        """Whether a turn is answered for its words alone, with the sound that was heard in it."""
+        has_sound = self.options.answers == SOUNDS and self.event not in (None, NO_EVENT)
+        return self.options.answers != ANYTHING and not has_sound
 
     def _leave_out(self) -> None:
         """Nobody spoke to us: the reply ends before anything was told of it."""
@@ -295,7 +303,7 @@ class ReplyStream:
         if self.begun:
             self.item.status = "completed" if status == "completed" else "incomplete"
             self._end_item()
-        if self.generation.playout is not None and self.late_s > -math.inf:
+        if self.generation.playout is not None and self.first_sent:
             self.generation.playout.ended(self.held_s + self.late_s, self.others)
         self._own_event("osum.thought.done", thought=self.thought)
         self._send("response.done", response=self.told())

@@ -97,6 +97,7 @@ def test_a_piece_lasts_as_long_as_its_median_and_a_clause_is_bounded(
 
 
 def test_a_clause_lost_in_silence_is_not_gone_on_from(echat, monkeypatch):
+    monkeypatch.setattr(talker, "MOST_CODES", 20)
     monkeypatch.setattr(Talker, "_likeliest", lambda *given: (7, 0.0))
     assert echat.model.talker is not None
     speech = echat.model.talker.begin(None)

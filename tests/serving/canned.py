@@ -25,6 +25,7 @@ class Canned:
     thinking: str = "both"
     heard: str = HEARD
     labels: Labels = LABELS
+    is_recognized: bool = False         # the labels are known with the words, before the thought
     words: tuple[str, ...] = WORDS
     times: int = 1                      # that the sound of 0.4 s is given
     error: Exception | None = None      # raised after the first words
@@ -47,6 +48,8 @@ class Canned:
     def _events(self, task: Any, stopped: Callable[[], bool]) -> Iterator[reply.Event]:
         thinks = task.thinks
         if thinks:
+            if self.is_recognized:
+                yield reply.LabelsFound(self.labels)
             yield reply.Heard(self.heard)
             yield reply.ThoughtPiece(THOUGHT)
             yield reply.LabelsFound(self.labels)

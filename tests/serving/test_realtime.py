@@ -213,15 +213,16 @@ def test_speech_in_full_voice_stops_a_reply_sooner_under_semantic_vad():
     assert turns.index(Turn.STARTED) == 14
 
 
+@pytest.mark.parametrize("is_recognized", [False, True])
 @pytest.mark.parametrize(("kind", "heard", "event", "is_answered"), [
     ("server_vad", "", "OTHER", False), ("server_vad", "", "SIGH", True),
     ("server_vad", HEARD, "OTHER", True), ("semantic_vad", "", "SIGH", False),
     ("semantic_vad", HEARD, "OTHER", True),
 ])  # fmt: skip
 def test_a_turn_without_words_is_not_answered(
-    kind: str, heard: str, event: str, is_answered: bool
+    kind: str, heard: str, event: str, is_answered: bool, is_recognized: bool
 ):
-    assistant = Canned(heard=heard, labels=Labels(event=event))
+    assistant = Canned(heard=heard, labels=Labels(event=event), is_recognized=is_recognized)
     with connected(Server(service(assistant, Done()))) as client:
         told = client.update(turn_detection={"type": kind}, transcription={"model": "own"})
         assert told["audio"]["input"]["turn_detection"]["type"] == kind
@@ -229,6 +230,7 @@ def test_a_turn_without_words_is_not_answered(
         client.speak(0.8, 0.0)
         words = client.until("conversation.item.input_audio_transcription.completed")
         assert words["transcript"] == heard
+        assert words.get("x_osum", {}).get("event") == ({"label": event} if is_recognized else None)
         if is_answered:
             client.until("response.done")
         client.send("input_audio_buffer.clear")
