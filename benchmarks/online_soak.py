@@ -24,7 +24,7 @@ from osum_echat.serving.audio_formats import FORMATS, PCM_RATE_HZ, Resampler, Sa
 
 QUESTIONS = ("question_3.wav", "question_4.wav", "question_5.wav", "question_6.wav")
 OWN_WORDS = ("exam", "bus", "lessons", "bed")   # a word that only this question has
-PAUSE_S, PIECE_S, STEP_S = 1.0, 0.1, 60.0
+PAUSE_S, PIECE_S, STEP_S = 1.0, 0.1, 30.0
 FIRST_S = 20.0          # for the first sound: a turn in which no words are heard gets none
 NO_EVENTS = ("", "{", "[]", "7", '{"type": 1}', '{"type": "nope"}', "[" * 10_000,
              '{"type": "input_audio_buffer.append", "audio": "!"}',
@@ -71,6 +71,14 @@ class Caller:
         except TimeoutError:
             self.found["without a reply"] += 1
             return True
+        try:
+            return await self.go_on(question, rng)
+        except TimeoutError:
+            self.found["waited in vain"] += 1
+            return False
+
+    async def go_on(self, question: Samples, rng: np.random.Generator) -> bool:
+        """What the client does when the reply has begun. Raises TimeoutError."""
         match rng.integers(4):
             case 0:
                 await self.until("response.done")
@@ -128,6 +136,8 @@ async def soak(port: int, process: int, sessions: int, turns: int) -> None:
 
     def done() -> None:
         memory.append(memory_mb(process))
+        if len(memory) % max(1, sessions * turns // 10) == 0:
+            logs.out(f"{len(memory)} turns: {memory[-1]:.0f} MB")
 
     await asyncio.gather(*(unruly(address, one, turns, found, done) for one in range(sessions)))
     tenth, half = memory[len(memory) // 10], memory[len(memory) // 2]

@@ -29,7 +29,7 @@ from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Clip, compose
 from osum_echat.sequence import Sequence as Row
 from osum_echat.tasks import UNDERSTAND, Task, task_for, understanding_tag
-from osum_echat.thinking import THINK_END, VALUES, clean, opening
+from osum_echat.thinking import DEFAULT_LABELS, THINK_END, VALUES, clean, opening
 
 DEFAULT_TASK = "s2s_think"
 LIMITS = Limits(text_tokens=1000, total_tokens=2000)
@@ -254,7 +254,8 @@ def _parser(model: LoadedModel, request: Request) -> ReplyParser:
     if request.recognition is None:
         return DialogueParser(model.generation.template)
     known = request.recognition
-    return DialogueParser(model.generation.template, known.words, Labels(**known.labels))
+    labels = {**DEFAULT_LABELS, **known.labels} if known.words else known.labels
+    return DialogueParser(model.generation.template, known.words, Labels(**labels))
 
 
 def _rules(model: LoadedModel, request: Request) -> tuple[Rule, ...]:
