@@ -231,6 +231,8 @@ def read_turns(path: Path) -> tuple[Turn, ...]:
 def _turn(raw: Any, where: str, root: Path) -> Turn:
     if not isinstance(raw, dict) or not set(raw) <= set(TURN_KEYS):
         raise InputError(f"{where}: write an object with {', '.join(TURN_KEYS)}")
+    if missing := [name for name, value in raw.items() if value is None]:
+        raise InputError(f"{where}: {missing[0]} is null; give it or leave it out")
     reader = _Reader(raw, where, root)
     try:
         turn = Turn(reader.audio("wav"), reader.text("text"), reader.text("reply"),

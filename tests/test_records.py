@@ -104,6 +104,8 @@ def test_turns_keep_their_order_and_wavs_lie_beside_the_file(tmp_path):
         ("{", "not JSON"),
         ('[{"text": "\\ud83d", "reply": "b"}]', "surrogates"),
         ([{"wav": 5, "reply": "a"}], "turn 1: wav is 5, need a string"),
+        ([{"wav": None, "text": "hi", "reply": "a"}], "turn 1: wav is null"),
+        ([{"text": "hi", "reply": "a", "reply_speech": None}], "turn 1: reply_speech is null"),
         ({"reply": "Hello."}, "a dict; write a list of turns"),
         ([{"wav": "a.wav", "answer": "Hello."}], "turn 1: write an object with wav, text, reply"),
         ([{"reply": "Hello."}], "turn 1: give what the user said"),

@@ -163,8 +163,7 @@ class AllowedAfter:
         if self.fired or not self.cue or list(history[-len(self.cue) :]) != list(self.cue):
             return logits
         self.fired = True
-        allowed = torch.tensor(list(self.allowed), device=logits.device)
-        return torch.full_like(logits, -torch.inf).index_copy(0, allowed, logits[allowed])
+        return only(self.allowed, logits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +189,7 @@ class EndsAtCue:
                        for place in range(len(history) - size + 1))
         ):  # fmt: skip
             return logits
-        return torch.full_like(logits, -torch.inf).index_copy(
-            0, torch.tensor([self.end], device=logits.device), logits[[self.end]]
-        )
+        return only([self.end], logits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +202,12 @@ class OnlyIds:
     def __call__(self, history: Sequence[int], logits: Tensor) -> Tensor:
         allowed = functional.pad(self.allowed, (0, len(logits) - len(self.allowed)))
         return logits.masked_fill(~allowed.to(logits.device), -torch.inf)
+
+
+def only(ids: Sequence[int], logits: Tensor) -> Tensor:
+    """logits: (vocab,). Returns them with all other ids impossible."""
+    allowed = torch.tensor(list(ids), device=logits.device)
+    return torch.full_like(logits, -torch.inf).index_copy(0, allowed, logits[allowed])
 
 
 def forbid(ids: Sequence[int], logits: Tensor) -> Tensor:

@@ -149,8 +149,9 @@ class ReplyStream:
         self.failure: Event | None = None
         self.thought = ""
         self.perception: Event | None = None
+        self.heard: str | None = None       # the user's words
         self.event: str | None = None       # a sound in the user's turn
-        self.opened = self.begun = self.is_wordless = False
+        self.opened = self.begun = False
         self.sent_samples, self.first_sent = 0, 0.0
         self.others, self.held_s = 0, 0.0           # of its first sound
         self.late_s = -math.inf                     # of the later ones, at most
@@ -160,6 +161,12 @@ class ReplyStream:
     @property
     def is_active(self) -> bool:
         return self.status == "in_progress"
+
+    @property
+    def is_wordless(self) -> bool:
+        """The turn holds no words, nor a sound that would be answered without any."""
+        has_sound = self.options.answers == SOUNDS and self.event not in (None, NO_EVENT)
+        return self.heard == "" and self.options.answers != ANYTHING and not has_sound
 
     @property
     def plays_until(self) -> float:
@@ -184,15 +191,16 @@ class ReplyStream:
     async def _tell(self, event: "ReplyEvent") -> None:
         from osum_echat.inference import reply as kinds
 
-        if self.is_wordless and not self._answers(event):
+        if isinstance(event, kinds.LabelsFound):
+            self.event = event.labels.event
+        if self.is_wordless and not isinstance(event, kinds.ThoughtPiece):
             self._leave_out()
             return
         match event:
             case kinds.Heard(text=text):
-                self.is_wordless = not text and self._needs_words()
+                self.heard = text
                 self.owner.heard(self, text)
             case kinds.LabelsFound(labels=labels):
-                self.event = labels.event
                 before, self.perception = self.perception, perceived(labels, self.options.thinking)
                 self.owner.perceived(self, self.perception, self.perception != before)
             case kinds.ThoughtPiece(text=text):
@@ -208,20 +216,6 @@ class ReplyStream:
                 await self._sound(samples.numpy(), rate_hz)
             case kinds.Done(reply=reply):
                 await self._done(reply)
-
-    def _answers(self, event: "ReplyEvent") -> bool:
-        """Whether a turn without words is answered after all: for a sound that has a name."""
-        from osum_echat.inference import reply as kinds
-
-        if isinstance(event, kinds.LabelsFound):
-            self.event = event.labels.event
-            self.is_wordless = self._needs_words()
-        return isinstance(event, kinds.ThoughtPiece) or not self.is_wordless
-
-    def _needs_words(self) -> bool:
-        """Whether a turn is answered for its words alone, with the sound that was heard in it."""
-        has_sound = self.options.answers == SOUNDS and self.event not in (None, NO_EVENT)
-        return self.options.answers != ANYTHING and not has_sound
 
     def _leave_out(self) -> None:
         """Nobody spoke to us: the reply ends before anything was told of it."""

@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from common_utils import make_raw_from_hf
 from osum_echat import audio
@@ -21,9 +23,6 @@ def write_parquet(
     path: Path, rows: list[dict[str, Any]], classes: dict[str, list[str]] | None = None
 ) -> Path:
     """A file as `to_parquet` writes it, of row groups of two."""
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     features = {name: {"names": names, "_type": "ClassLabel"}
                 for name, names in (classes or {}).items()}  # fmt: skip
     table = pyarrow.Table.from_pylist(rows)
@@ -118,7 +117,8 @@ def test_what_is_no_data_set_is_told(tmp_path: Path):
 
 
 def test_a_saved_set_is_read_as_the_same_rows(tmp_path: Path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     rows = {"audio": [sound(tmp_path / "src", f"{n}.wav") for n in range(3)],
             "text": ["one", "two", "three"], "gender": [0, 1, None]}  # fmt: skip
     features = datasets.Features({
@@ -166,13 +166,12 @@ def test_a_line_that_cannot_be_read_costs_its_row(tmp_path: Path):
 
 
 def test_a_text_that_is_no_utf_8_costs_its_row_of_parquet(tmp_path: Path):
-    pyarrow = pytest.importorskip("pyarrow")
     rows = [{"audio": sound(tmp_path / "src", f"{n}.wav"), "text": "one two"} for n in range(3)]
     write_parquet(tmp_path / "set/train.parquet", rows)
-    table = pyarrow.parquet.read_table(tmp_path / "set/train.parquet")
+    table = parquet.read_table(tmp_path / "set/train.parquet")
     texts = pyarrow.array([b"one", b"tw\xff", b"three"]).view(pyarrow.string())
     table = table.set_column(1, "text", texts)
-    pyarrow.parquet.write_table(table, tmp_path / "set/train.parquet")
+    parquet.write_table(table, tmp_path / "set/train.parquet")
     report = convert(tmp_path / "set", tmp_path / "data.list")
     assert (report.written, report.dropped) == (2, {"bad row": 1})
 
