@@ -7,18 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from tests.tiny_model import write_model
 
 
 @pytest.fixture(autouse=True)
-def package_logger_as_before() -> Iterator[None]:
-    """A door sets logging up for its process; the next test must not inherit that."""
+def process_as_before() -> Iterator[None]:
+    """A door sets logging up for its process, a training how tiny numbers are computed; the next
+    test must not inherit that."""
     root = logging.getLogger("osum_echat")
     handlers, propagate, level = root.handlers[:], root.propagate, root.level
     yield
     root.handlers[:], root.propagate = handlers, propagate
     root.setLevel(level)
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

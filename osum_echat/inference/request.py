@@ -214,7 +214,7 @@ def nothing_heard(model: LoadedModel, state: RequestState) -> RequestState:
     A task that speaks reads that sentence out; an understanding one has nothing to tell.
     """
     request = state.request
-    LOG.warning("task %s: the clip holds no words, so nothing is heard", request.task.name)
+    LOG.warning("the clip holds no words, so nothing is heard")
     text = "" if request.task.understands else NOTHING_HEARD[model.generation.template.name]
     heard = "" if request.task.transcript or not request.task.understands else None
     return _given(model, state, text, heard)

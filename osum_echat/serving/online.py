@@ -127,6 +127,12 @@ def _spare_memory() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, MOST_ARENAS)
 
 
+def _return_memory() -> None:
+    """Give what malloc keeps of freed memory back to the system (glibc)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def draining(config: Any, drain: Callable[[], Awaitable[None]]) -> Any:
     """uvicorn's server, which lets replies end before it closes their connections."""
     import uvicorn
@@ -338,6 +344,7 @@ class Server:
             del self.open[session.id]
             self.service.metrics.sessions.set(len(self.open))
             await session.close()
+            await asyncio.to_thread(_return_memory)
             writer.cancel()
             with suppress(RuntimeError, WebSocketDisconnect):
                 await socket.close(code, reason)

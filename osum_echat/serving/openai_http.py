@@ -1,5 +1,6 @@
 """Speech, transcriptions and chat over HTTP, as OpenAI's API has them."""
 
+import asyncio
 import base64
 import io
 import json
@@ -7,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from osum_echat.serving.protocol import Event, EventError, decode_audio, make_id
 from osum_echat.serving.realtime import Service
 from osum_echat.serving.reply_stream import Generation, perceived
 from osum_echat.serving.session import Conversation, Question
+from osum_echat.serving.turns import RATE_HZ
 
 if TYPE_CHECKING:
     from osum_echat.inference.reply import Event as ReplyEvent
@@ -74,7 +77,7 @@ class OpenAiRoutes:
             known = ", ".join(("pcm", *FILE_FORMATS))
             raise HttpError(400, "invalid_value", f"response_format {form!r}: not one of {known}",
                             "response_format")  # fmt: skip
-        generation = self._ask(Question("tts", text=text))
+        generation = await self._ask(Question("tts", text=text))
         media = "audio/pcm" if form == "pcm" else FILE_FORMATS[form][2]
         if asked.get("stream_format") == "sse":
             return Body("text/event-stream", pieces=self._speech_events(generation, form))
@@ -117,8 +120,8 @@ class OpenAiRoutes:
         if form not in TEXT_FORMATS:
             raise HttpError(400, "invalid_value", f"response_format {form!r}: not one of "
                             f"{', '.join(TEXT_FORMATS)}", "response_format")  # fmt: skip
-        clip = readable(data, name)
-        generation = self._ask(Question("asr", clip=clip, name=name))
+        clip = await asyncio.to_thread(readable, data, name, self.service.limits.audio_s)
+        generation = await self._ask(Question("asr", clip=clip, name=name))
         if str(asked.get("stream")).lower() == "true":
             return Body("text/event-stream", pieces=self._transcript_events(generation))
         reply = await done(generation)
@@ -148,8 +151,7 @@ class OpenAiRoutes:
         messages = asked.get("messages")
         if not isinstance(messages, list) or not messages:
             raise HttpError(400, "invalid_value", "messages: need a list of messages", "messages")
-        items = [item for number, one in enumerate(messages)
-                 for item in self._message(one, f"messages.{number}")]  # fmt: skip
+        items = await asyncio.to_thread(self._items, messages)
         speaks = "audio" in (asked.get("modalities") or ())
         sound = asked.get("audio") or {}
         form = str(sound.get("format") or "wav").removesuffix("16")
@@ -227,6 +229,10 @@ class OpenAiRoutes:
                     yield sse({**base, "choices": [], "usage": usage_of(reply)})
         yield b"data: [DONE]\n\n"
 
+    def _items(self, messages: list[Any]) -> list[Item]:
+        return [item for number, one in enumerate(messages)
+                for item in self._message(one, f"messages.{number}")]  # fmt: skip
+
     def _message(self, given: Any, where: str) -> Iterator[Item]:
         """A chat message as an item of the conversation; system messages are left out."""
         if not isinstance(given, dict) or not isinstance(given.get("role"), str):
@@ -243,15 +249,16 @@ class OpenAiRoutes:
         for one in content if isinstance(content, list) else [{"type": "text", "text": content}]:
             if isinstance(one, dict) and one.get("type") == "input_audio":
                 data = (one.get("input_audio") or {}).get("data")
-                item.clip = readable(decode_audio(str(data or "")), f"{where}.input_audio")
+                given_data, most_s = decode_audio(str(data or "")), self.service.limits.audio_s
+                item.clip = readable(given_data, f"{where}.input_audio", most_s)
             elif isinstance(one, dict) and isinstance(one.get("text"), str):
                 item.parts.append(part("input_text", one["text"]))
         yield item
 
-    def _ask(self, question: Question) -> Generation:
+    async def _ask(self, question: Question) -> Generation:
         conversation = Conversation(self.service.limits)
         try:
-            events = conversation.ask(self.service.assistant, question)
+            events = await asyncio.to_thread(conversation.ask, self.service.assistant, question)
         except InputError as error:
             raise HttpError(400, "invalid_value", str(error)) from error
         return Generation(events, conversation, self.service.pool)
@@ -283,25 +290,36 @@ async def done(generation: Generation) -> "Reply":
     return reply
 
 
-def readable(data: bytes, name: str) -> bytes:
-    """A clip that libsndfile reads; webm and m4a are decoded by the `av` package where it is."""
+def readable(data: bytes, name: str, most_s: float) -> bytes:
+    """A clip that libsndfile reads; webm and m4a are decoded by the `av` package where it is.
+
+    Raises HttpError for one that cannot be decoded, or lasts over most_s seconds: a small file may
+    hold hours.
+    """
     if not data:
         raise HttpError(400, "invalid_value", f"{name}: no sound in it")
     if data[:4] != b"\x1a\x45\xdf\xa3" and data[4:8] != b"ftyp":
         return data
     try:
-        import av  # type: ignore[import-not-found,unused-ignore]
+        import av
     except ImportError as error:
         raise HttpError(415, "unsupported_format", f"{name}: webm and m4a need the `av` package on "
                         "the server; send wav, flac, mp3 or ogg") from error  # fmt: skip
+    pieces, left = [], most_s * RATE_HZ
     try:
         with av.open(io.BytesIO(data), "r") as container:
-            resampler = av.AudioResampler("flt", "mono", 16_000)
-            pieces = [out.to_ndarray().reshape(-1) for frame in container.decode(audio=0)
-                      for out in resampler.resample(frame)]  # fmt: skip
+            resampler = av.AudioResampler("flt", "mono", RATE_HZ)
+            for frame in chain(container.decode(audio=0), (None,)):
+                for out in resampler.resample(frame):
+                    pieces.append(out.to_ndarray().reshape(-1))
+                    left -= len(pieces[-1])
+                if left < 0:
+                    raise HttpError(400, "invalid_value", f"{name}: over {most_s:g} s; cut it")
     except (av.error.FFmpegError, ValueError, IndexError) as error:
         raise HttpError(400, "invalid_value", f"{name}: cannot be decoded ({error})") from error
-    return encode_file(np.concatenate(pieces), 16_000, "wav")
+    if not pieces:
+        raise HttpError(400, "invalid_value", f"{name}: no sound in it")
+    return encode_file(np.concatenate(pieces), RATE_HZ, "wav")
 
 
 def finish_reason(reply: "Reply") -> str:

@@ -131,7 +131,8 @@ class TurnDetector:
         if self._faint or not self._gap:
             self._faint = 0 if self._gap > FAINT_GAP else self._faint + 1
         is_speech = probability >= self.settings.threshold
-        if is_speech:
+        goes_on = replying and kind == "server_vad" and self._speech    # a voice that it doubts
+        if is_speech or (goes_on and probability >= self.settings.threshold - HYSTERESIS):
             self._speech += 1
         elif not (replying and kind == "semantic_vad" and self._faint):
             self._speech = 0

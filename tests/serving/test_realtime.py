@@ -1,7 +1,7 @@
 """Claims about live sessions: every event of the protocol, in its order, whatever clients do."""
 
-import asyncio
 import base64
+import io
 import json
 import threading
 import time
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from osum_echat import audio
 from osum_echat.inference import reply
 from osum_echat.records import Labels
 from osum_echat.serving import items, protocol, reply_stream
@@ -24,11 +25,8 @@ from osum_echat.serving.protocol import EventError, SessionSettings, read_event
 from osum_echat.serving.realtime import HANDLERS, Service
 from osum_echat.serving.session import Limits
 from osum_echat.serving.turns import (
-    Turn,
     TurnDetector,
     TurnSettings,
-    VoiceActivity,
-    VoiceState,
 )
 from tests.serving import canned
 from tests.serving.canned import HEARD, LABELS, THOUGHT, WORDS, Canned
@@ -196,23 +194,6 @@ def test_a_cough_does_not_stop_a_reply_and_half_duplex_hears_nothing_then():
         assert client.types().count("input_audio_buffer.speech_started") == 1
 
 
-def test_an_answer_of_one_word_does_not_stop_a_reply_under_semantic_vad():
-    detector = TurnDetector(TurnSettings("semantic_vad"))
-    words = [0.9] * 10 + [0.3] * 2 + [0.9] * 8 + [0.0] * 9      # "uh-huh", and words that fade
-    levels = [-20.0] * 14 + [-30.0] * (len(words) + 8)
-    heard = zip([*words, *[0.9] * 22], [*levels[: len(words)], -20.0, *levels[14:]], strict=False)
-    turns = [detector.push(one, at * WINDOW, True, level)
-             for at, (one, level) in enumerate(heard)]  # fmt: skip
-    assert turns.index(Turn.STARTED) == len(words) + 20 and not detector.push(0.9, 0, True)
-
-
-def test_speech_in_full_voice_stops_a_reply_sooner_under_semantic_vad():
-    detector = TurnDetector(TurnSettings("semantic_vad"))
-    levels = [-20.0] * 10 + [-30.0, -22.0] * 3
-    turns = [detector.push(0.9, at * WINDOW, True, one) for at, one in enumerate(levels)]
-    assert turns.index(Turn.STARTED) == 14
-
-
 @pytest.mark.parametrize("is_recognized", [False, True])
 @pytest.mark.parametrize(("kind", "heard", "event", "is_answered"), [
     ("server_vad", "", "OTHER", False), ("server_vad", "", "SIGH", True),
@@ -248,92 +229,6 @@ def test_a_user_who_says_nothing_is_spoken_to_after_the_idle_timeout():
         assert 0 <= waited["audio_start_ms"] <= waited["audio_end_ms"] <= 300
         assert client.until("conversation.item.done")["item"]["id"] == waited["item_id"]
         assert client.until("response.done")["response"]["id"] != first
-
-
-def test_windows_that_wait_are_heard_in_one_call_as_they_are_one_by_one():
-    rng = np.random.default_rng(0)
-    sounds = [rng.normal(0, 0.1, (count, WINDOW)).astype(np.float32) for count in (5, 2)]
-    activity, alone = VoiceActivity(), []
-    for sound in sounds:
-        state = VoiceState()
-        alone.append([activity.run([state], [window])[0] for window in sound])
-
-    async def together() -> list[list[float]]:
-        asked = [activity.probabilities(VoiceState(), [*sound]) for sound in sounds]
-        return list(await asyncio.gather(*asked))
-
-    for found, wanted in zip(asyncio.run(together()), alone, strict=True):
-        assert found == pytest.approx(wanted, abs=1e-5)
-
-
-def test_silence_is_counted_from_where_the_sound_ended():
-    detector = TurnDetector(TurnSettings(silence_duration_ms=300))
-    heard = [(0.9, -20.0)] * 20 + [(0.9, -90.0)] * 3 + [(0.0, -90.0)] * 20
-    turns = [detector.push(likely, at * WINDOW, False, level)
-             for at, (likely, level) in enumerate(heard)]  # fmt: skip
-    assert turns.index(Turn.PAUSED) == 22 and turns.index(Turn.ENDED) == 28
-
-
-@pytest.mark.parametrize(("quiet", "told"), [
-    (2, []),
-    (4, [(22, Turn.PAUSED), (24, Turn.RESUMED)]),
-    (8, [(22, Turn.PAUSED), (24, Turn.RESUMED)]),      # soft speech, not the end of loud speech
-])
-def test_a_reply_is_prepared_once_a_pause_and_not_at_a_stop_within_a_word(
-    quiet: int, told: list[tuple[int, Turn]]
-):
-    detector = TurnDetector(TurnSettings(silence_duration_ms=300))
-    heard = [(0.9, -20.0)] * 20 + [(0.9, -90.0)] * quiet + [(0.9, -20.0)] * 20
-    turns = [detector.push(likely, at * WINDOW, False, level)
-             for at, (likely, level) in enumerate(heard)]  # fmt: skip
-    found = [(at, turn) for at, turn in enumerate(turns) if turn is not None]
-    assert found[1:] == told
-
-
-@pytest.mark.parametrize("silence_ms", [200, 500, 1000])
-def test_silence_ends_a_turn_after_as_long_as_was_asked(silence_ms: int):
-    detector = TurnDetector(TurnSettings(silence_duration_ms=silence_ms))
-    found = []
-    for number in range(1, 100):
-        turn = detector.push(float(number <= 20), number * WINDOW, False)
-        if turn is not None:
-            found.append((turn, number))
-    assert [turn for turn, _ in found] == [Turn.STARTED, Turn.PAUSED, Turn.ENDED]
-    assert (found[-1][1] - 20) * 32 == pytest.approx(silence_ms, abs=32)
-    assert found[0][1] == 3 and detector.start_sample == 0
-
-
-@pytest.mark.parametrize(("gap", "windows"), [(3, 11), (4, 3), (60, 3)])
-def test_a_turn_begins_with_the_faint_sound_that_grew_into_speech(gap: int, windows: int):
-    detector = TurnDetector(TurnSettings(prefix_padding_ms=0))
-    heard = [0.0] * 20 + [0.2] * 5 + [0.0] * gap + [0.9] * 3
-    turns = [detector.push(one, (at + 1) * WINDOW, False) for at, one in enumerate(heard)]
-    assert turns[-1] is Turn.STARTED
-    assert detector.start_sample == (len(heard) - windows) * WINDOW
-
-
-def test_a_turn_that_never_ends_is_ended():
-    detector = TurnDetector(TurnSettings())
-    turns = [detector.push(1.0, number * WINDOW, False) for number in range(1, 1000)]
-    assert Turn.ENDED in turns
-
-
-def test_a_semantic_turn_waits_for_its_model():
-    detector = TurnDetector(TurnSettings("semantic_vad", eagerness="high"))
-    for number in range(1, 10):
-        detector.push(1.0, number * WINDOW, False)
-    places = {detector.push(0.0, number * WINDOW, False): number for number in range(10, 100)}
-    assert (places[Turn.ENDED] - 9) * 32 == pytest.approx(2000, abs=32)
-    detector = TurnDetector(TurnSettings("semantic_vad"))
-    for number in range(1, 10):
-        detector.push(1.0, number * WINDOW, False)
-    for number in range(10, 20):
-        turn = detector.push(0.0, number * WINDOW, False)
-        if turn is Turn.PAUSED:
-            detector.complete = True
-        if turn is Turn.ENDED:
-            break
-    assert (number - 9) * 32 == 288
 
 
 def test_manual_turns_need_commit_and_response_create():
@@ -667,6 +562,33 @@ def test_bad_calls_get_the_error_object(path: str, body: dict[str, Any], status:
         assert answer.status_code == status
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
         assert client.post(f"/v1/{path}", content=b"{").status_code in (400, 404)
+
+def test_webm_is_heard_up_to_the_longest_clip():
+    av = pytest.importorskip("av")
+    from starlette.testclient import TestClient
+
+    def webm(seconds: int) -> bytes:
+        file = io.BytesIO()
+        with av.open(file, "w", "webm") as container:
+            stream = container.add_stream("libopus", rate=48_000, layout="mono")
+            tone = np.sin(np.arange(48_000 * seconds) / 20)[None].astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(tone, "fltp", "mono")
+            frame.sample_rate = 48_000
+            for packet in [*stream.encode(frame), *stream.encode(None)]:
+                container.mux(packet)
+        return file.getvalue()
+
+    assistant = Canned()
+    with TestClient(Server(service(assistant)).app()) as client:
+        def post(data: bytes) -> Any:
+            return client.post("/v1/audio/transcriptions", files={"file": ("a.webm", data)})
+
+        assert post(webm(2)).status_code == 200
+        (heard, _), = assistant.asked
+        assert audio.load(heard.user.audio).shape[0] == pytest.approx(32_000, abs=640)
+        long, cut = post(webm(31)), post(webm(2)[:60])
+        assert "over 30 s" in long.json()["error"]["message"] and long.status_code == 400
+        assert "cannot be decoded" in cut.json()["error"]["message"] and cut.status_code == 400
 
 
 def test_turns_pair_questions_with_replies():
