@@ -52,6 +52,7 @@ help:
 	@echo "make walks           the files that a run goes through: tar member to loss, wav to reply"
 	@echo "make parity DIR=...  compare with a directory of reference tensors"
 	@echo "make tiny            train the tiny model again from nothing (hours)"
+	@echo "make tiny-data       what it learns from alone: speech parts, corpus, lists, tokenizer (hours)"
 	@echo "make tiny-trial      the same recipe in miniature, in build/tiny-trial (15 minutes): it only shows the way"
 	@echo "make small PEOPLE=.. train the small model again from nothing, with a folder of people's speech (a day);"
 	@echo "                     its parts alone: small-ear, small-voice, small-thinker"
