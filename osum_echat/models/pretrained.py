@@ -1,31 +1,35 @@
 """Where weights come from: a model's files, the Hugging Face hub, and other models to start from.
 
-A model is named by small or tiny, a directory, a file, or hub:OWNER/NAME[/FILE]. Parts of a
-model can start from a stock Qwen (the LLM), a stock Whisper (the encoder), or another model
-(encoder and adapter).
+A model is named by small or tiny, a directory, a file, hub:OWNER/NAME[/FILE], or a tar, here or at
+a web address, which is unpacked once, into the cache. Parts of a model can start from a stock Qwen
+(the LLM), a stock Whisper (the encoder), or another model (encoder and adapter).
 """
 
 import os
 import re
+import tarfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from shutil import copyfileobj
+from typing import IO, Any
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import torch
 from torch import Tensor
 
-from osum_echat import logs, weights
+from osum_echat import logs, paths, weights
 from osum_echat.errors import CheckpointError
-from osum_echat.files import sha256_of
+from osum_echat.files import locked, sha256_of, whole_folder
 from osum_echat.models import checkpoint
 from osum_echat.models.checkpoint import settings_file, weights_file
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.encoder import Encoder, EncoderSettings
-from osum_echat.models.packed import is_packed, unpacked
 from osum_echat.models.settings import COPY, UPSTREAM_KEY, read_llm_config
-from osum_echat.paths import model_source
 from osum_echat.settings import read_mapping
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -38,6 +42,11 @@ SMALL_FILES = ("*.yaml", "*.json", "*.txt", "*.jinja", "*.md")  # settings, toke
 OWN_FILES = ("*.safetensors", "token2wav/*")
 RESUMED_BYTES = 2**26           # from here on, what came of a file is kept when it breaks off
 SHA256 = re.compile(r"[0-9a-f]{64}")    # what the hub names a large file by
+
+TAR_ENDS = (".tar", ".tar.gz", ".tgz")
+WEB = ("https://", "http://")
+WAIT_S = 1800.0                 # for another process that fetches the same tar
+SILENCE_S = 60.0                # of a server, before it is given up
 
 LLM = "llm."
 LLM_CONFIG_FILE = "config.json"
@@ -244,6 +253,79 @@ def _weights(repo: str, files: list[str]) -> list[str]:
     )
 
 
+def is_packed(place: str) -> bool:
+    """Whether a source is a tar."""
+    return place.startswith(WEB) or (place.endswith(TAR_ENDS) and Path(place).is_file())
+
+
+def unpacked(place: str) -> Path:
+    """The folder of a model that comes as a tar. What is there is not fetched again.
+
+    Raises CheckpointError for what cannot be fetched or holds no model.
+    """
+    name = Path(urlsplit(place).path if place.startswith(WEB) else place).name
+    end = next((end for end in TAR_ENDS if name.endswith(end)), None)
+    if end is None:
+        raise CheckpointError(f"{place}: a model in one file ends in {', '.join(TAR_ENDS)}")
+    told = sha256(_version(place).encode()).hexdigest()
+    folder = paths.cache() / f"{name.removesuffix(end)}-{told[:12]}"
+    with locked(folder.with_name(f".{folder.name}.lock"), WAIT_S):
+        if not folder.exists():
+            LOG.info("%s: into %s, once", place, folder)
+            with whole_folder(folder) as part:
+                _unpack(place, part)
+                _model(part, place)
+    return _model(folder, place)
+
+
+def _unpack(place: str, folder: Path) -> None:
+    try:
+        with _opened(place) as file, tarfile.open(fileobj=file, mode="r|*") as packed:
+            for member in packed:
+                _extract(packed, member, folder)
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        told = f"{place}: cannot be fetched or unpacked ({error})"
+        raise CheckpointError(told) from error
+
+
+def _extract(packed: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """As tarfile's filter `data` does, which Python 3.11.2 of Debian does not have yet."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise tarfile.TarError(f"{member.name} lies outside")
+    if member.isdir():
+        return
+    content = packed.extractfile(member) if member.isfile() else None
+    if content is None:
+        raise tarfile.TarError(f"{member.name} is no file; pack what links lead to: tar -h")
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    with (folder / path).open("wb") as written:
+        copyfileobj(content, written)
+
+
+def _version(place: str) -> str:
+    """Changes with the file; a web address is taken to keep its content."""
+    if place.startswith(WEB):
+        return place
+    found = Path(place).stat()
+    return f"{Path(place).resolve()} {found.st_size} {found.st_mtime_ns}"
+
+
+def _opened(place: str) -> IO[Any]:
+    if place.startswith(WEB):
+        file: IO[Any] = urlopen(place, timeout=SILENCE_S)
+        return file
+    return Path(place).open("rb")
+
+
+def _model(folder: Path, place: str) -> Path:
+    """The folder itself or the one in it, whichever is a model."""
+    found = sorted(folder.glob(paths.WHOLE)) or sorted(folder.glob(f"*/{paths.WHOLE}"))
+    if len(found) != 1:
+        raise CheckpointError(f"{place}: holds {len(found)} {paths.WHOLE}; pack one model's folder")
+    return found[0].parent
+
+
 def llm_settings(directory: Path) -> dict[str, Any]:
     """The sizes of a stock LLM, as EChatSettings.llm wants them. Raises CheckpointError."""
     raw = read_llm_config(local(directory) / LLM_CONFIG_FILE)
@@ -286,7 +368,7 @@ def local(place: str | Path) -> Path:
     """Where a source lies: fetched or unpacked; one that comes along goes by its name."""
     if is_hub(place):
         return fetch(str(place))
-    return unpacked(str(place)) if is_packed(str(place)) else Path(model_source(place))
+    return unpacked(str(place)) if is_packed(str(place)) else Path(paths.model_source(place))
 
 
 def _part(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
