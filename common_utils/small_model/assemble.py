@@ -27,7 +27,7 @@ from osum_echat import cli, weights
 from osum_echat.errors import CheckpointError, OsumError
 from osum_echat.inference.assistant import EChat
 from osum_echat.logs import logger
-from osum_echat.models import base_model, checkpoint, lora
+from osum_echat.models import checkpoint, lora
 from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import EChatSettings
 from osum_echat.models.pretrained import encoder_settings, llm_settings
@@ -81,7 +81,7 @@ def write_model(ear: Path, thinker: Path, codes: int, out: Path) -> None:
     named = {
         part: asdict(model) | {"packages": list(model.packages)} for part, model in models.items()
     }
-    checkpoint.write_settings(out, settings, {**MANNER, base_model.KEY: named})
+    checkpoint.write_settings(out, settings, {**MANNER, checkpoint.BASE_KEY: named})
 
 
 def assemble(ear: Path, thinker: Path, voice: Path, out: Path) -> None:

@@ -24,7 +24,7 @@ from osum_echat.errors import DataError
 from osum_echat.files import locked, sha256_of, whole_folder
 from osum_echat.logs import logger
 from osum_echat.models import pretrained
-from osum_echat.models.base_model import BaseModel
+from osum_echat.models.checkpoint import BaseModel
 from osum_echat.models.whisper_decoder import DECODER_FILE, TOKENIZER_FILE
 from osum_echat.paths import cache
 from osum_echat.weights import WEIGHTS_FILE, write_safetensors_file

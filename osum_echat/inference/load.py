@@ -22,8 +22,8 @@ from osum_echat.generation.vllm_engine import VllmEngine
 from osum_echat.inference import recognizer, safety
 from osum_echat.inference.recognizer import RecognizerSettings
 from osum_echat.inference.talker import Talker
-from osum_echat.models import base_model, checkpoint, int8, lora, pretrained
-from osum_echat.models.base_model import BaseModel
+from osum_echat.models import checkpoint, int8, lora, pretrained
+from osum_echat.models.checkpoint import BASE_KEY, SET_UP, BaseModel
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.settings import read_settings
 from osum_echat.models.whisper_decoder import DECODER_FILE, WhisperDecoder
@@ -291,13 +291,13 @@ def place_of_reader(found: pretrained.ModelFiles, kind: str) -> Path | None:
     """
     if kind == recognizer.EAR:
         return None
-    raw = (found.settings_yaml().get(base_model.KEY) or {}).get("encoder")
+    raw = (found.settings_yaml().get(BASE_KEY) or {}).get("encoder")
     if raw is None:
         raise InputError(f"recognizer {kind}: {found.home} has no Whisper of its own; choose ear")
-    folder = parse(BaseModel, raw, f"{found.settings}: {base_model.KEY}").find(found.home)
+    folder = parse(BaseModel, raw, f"{found.settings}: {BASE_KEY}").find(found.home)
     if not (folder / DECODER_FILE).is_file():
         raise InputError(
-            f"recognizer {kind}: {folder} holds no {DECODER_FILE}; run {base_model.SET_UP}"
+            f"recognizer {kind}: {folder} holds no {DECODER_FILE}; run {SET_UP}"
         )
     return folder
 

@@ -4,11 +4,15 @@ Our directory holds model.safetensors (our names, tied tables once; several file
 large) and model.yaml (the settings, and keys that the assistant reads). Every known key of a
 published file has one place or is left out (facts of the published layout, 888 keys; the table of
 names is in the README).
+
+`base` in model.yaml names a public model for each part that it gives (encoder, llm): its weights
+lie in a cache, not in each model's folder. Set-up puts them there once, as safetensors under the
+names of that part (common_utils/small_model/base_models.py).
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +23,11 @@ from torch import Tensor
 from osum_echat import logs, weights
 from osum_echat.errors import CheckpointError, ConfigError
 from osum_echat.files import whole_file
-from osum_echat.models import base_model, lora
+from osum_echat.models import lora
 from osum_echat.models.echat import EChatModel, EChatSettings
-from osum_echat.models.settings import SETTINGS_FILE, as_plain, read_settings
-from osum_echat.paths import PUBLISHED_SETTINGS
+from osum_echat.models.settings import COPY, SETTINGS_FILE, as_plain, read_settings
+from osum_echat.paths import PUBLISHED_SETTINGS, cache
+from osum_echat.settings import parse, read_mapping
 from osum_echat.weights import INDEX_FILE, SHARD_BYTES, WEIGHTS_FILE
 
 LOG = logs.logger(__name__)
@@ -36,6 +41,8 @@ OPTIMIZER_STATES = "*zero_pp_rank_*_optim_states.pt"
 # Of our own trainings (see training/state.py) and DeepSpeed's: `latest` names the newest step.
 FINISHED, CHECKPOINTS, LATEST, STATE_FILE = "final", "checkpoints", "latest", "state.pt"
 DEEPSPEED = "deepspeed"         # in a checkpoint: what DeepSpeed wrote
+BASE_KEY = "base"               # of model.yaml
+SET_UP = "python -m common_utils.small_model.base_models"
 OTHER_MODEL = (
     f"use weights and {SETTINGS_FILE} of one model (--config YAML; in a training model=YAML, or "
     "model=null for the settings of init)"
@@ -67,6 +74,34 @@ IGNORED = (
     (re.compile(r"^llm\._cache\."), "a cache saved by accident"),
     (re.compile(r"\.rotary_emb\.(?:original_)?inv_freq$"), "rotary rates, computed here"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """sha256: of the weights as the packages make them; from the hub they are others."""
+
+    name: str
+    sha256: str
+    packages: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies that was made from the packages."""
+        return cache() / f"{self.name}-{self.sha256[:12]}"
+
+    @property
+    def hub_folder(self) -> Path:
+        """Where it lies that came from the hub."""
+        return cache() / f"{self.name}-hub"
+
+    def find(self, asking: object) -> Path:
+        """The folder that is there. asking: whose part it is. Raises CheckpointError."""
+        for folder in (self.folder, self.hub_folder):
+            if (folder / WEIGHTS_FILE).is_file():
+                return folder
+        raise CheckpointError(
+            f"{asking}: is built on {self.name}, which {cache()} does not hold; run {SET_UP}"
+        )
 
 
 def our_name(name: str) -> str:
@@ -347,7 +382,24 @@ def load(
 
 def read_weights(path: Path, tied: bool = True) -> dict[str, Tensor]:
     """The weights under our names, each once, without what is never read."""
-    return named_as_ours(base_model.read(path), tied)
+    return named_as_ours(stored_weights(path), tied)
+
+
+def stored_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a file, and those of the base models that the model.yaml beside it names.
+
+    A weight of the file itself stands; one that its LoRA layers change gets their name for it.
+    """
+    own, beside = weights.read(path), path.parent / SETTINGS_FILE
+    if path.name not in (WEIGHTS_FILE, INDEX_FILE) or not beside.is_file():
+        return own
+    for part, raw in (read_mapping(beside, CheckpointError, COPY).get(BASE_KEY) or {}).items():
+        folder = parse(BaseModel, raw, f"{beside}: {BASE_KEY}.{part}").find(path.parent)
+        for name, value in weights.read(folder / WEIGHTS_FILE).items():
+            layer, _, kind = f"{part}.{name}".rpartition(".")
+            inner = lora.BASE if f"{layer}{lora.DOWN}" in own else "."
+            own.setdefault(f"{layer}{inner}{kind}", value)
+    return own
 
 
 def _fill(

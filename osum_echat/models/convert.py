@@ -24,7 +24,7 @@ from torch import Tensor
 from osum_echat import weights
 from osum_echat.errors import CheckpointError
 from osum_echat.files import whole_folder, write_json
-from osum_echat.models import base_model, checkpoint, lora
+from osum_echat.models import checkpoint, lora
 from osum_echat.models.checkpoint import TEXT_HEAD, TEXT_TABLE, TEXT_TABLE_ALIASES
 from osum_echat.models.echat import LLM_KINDS, MARKS, EChatSettings
 from osum_echat.models.encoder import interleaved_sinusoid, split_sinusoid
@@ -39,7 +39,8 @@ ENCODER_TABLE, ADAPTER_TABLE = "encoder.embed.pos_enc.pe", "adapter.transformer.
 ENCODER_POSITIONS, ADAPTER_POSITIONS = 30_000, 5_000  # rows of upstream's tables
 UNUSED_NORM = "ln_speech."
 EXTRAS = (ENCODER_TABLE, ADAPTER_TABLE, f"{UNUSED_NORM}weight", f"{UNUSED_NORM}bias")
-SIZES = ("encoder", "adapter", "llm", "speech_codes", "lora", "ctc", base_model.KEY)  # others stay
+# Of settings; others stay.
+SIZES = ("encoder", "adapter", "llm", "speech_codes", "lora", "ctc", checkpoint.BASE_KEY)
 COPIED = (*TOKENIZER_FILES, PROMPTS_FILE)
 CONFIG_FILE, SPEECH_FILE, BIAS_FILE = "config.json", "speech.json", "speech.safetensors"
 LLM = "llm."
@@ -103,7 +104,7 @@ def convert(
 def open_model(files: ModelFiles, raw: Mapping[str, Tensor] | None = None) -> OpenModel:
     """Open and check all weights of a model. Raises CheckpointError telling what does not fit."""
     settings = read_settings(files.settings)
-    raw = base_model.read(files.weights) if raw is None else raw
+    raw = checkpoint.stored_weights(files.weights) if raw is None else raw
     beside = files.home / EXTRAS_FILE
     extras = weights.read(beside) if beside.is_file() else {}
     extras |= {checkpoint.our_name(name): value for name, value in raw.items()

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from osum_echat import paths
+from osum_echat import paths, weights
 from osum_echat.errors import CheckpointError
-from osum_echat.models import base_model, checkpoint
-from osum_echat.models.base_model import BaseModel
+from osum_echat.models import checkpoint
+from osum_echat.models.checkpoint import BaseModel
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.lora import LoraSettings
 from osum_echat.weights import WEIGHTS_FILE, write_safetensors_file
@@ -43,7 +43,7 @@ def home(whole: EChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         own = {name: value for name, value in own.items() if name not in stock}
     write_safetensors_file(tmp_path / "model" / WEIGHTS_FILE, own)
     named = {part: {"name": one.name, "sha256": one.sha256} for part, one in PARTS.items()}
-    checkpoint.write_settings(tmp_path / "model", whole.settings, {base_model.KEY: named})
+    checkpoint.write_settings(tmp_path / "model", whole.settings, {checkpoint.BASE_KEY: named})
     return tmp_path / "model"
 
 
@@ -57,7 +57,7 @@ def test_a_model_without_the_weights_of_its_bases_is_loaded_whole(home, whole):
 
 def test_a_weight_of_its_own_stands(home):
     path = home / WEIGHTS_FILE
-    own = {**base_model.weights.read(path), "encoder.after_norm.weight": torch.full((8,), 7.0)}
+    own = {**weights.read(path), "encoder.after_norm.weight": torch.full((8,), 7.0)}
     write_safetensors_file(path, own)
     assert checkpoint.load(home).encoder.after_norm.weight.eq(7).all()
 

@@ -14,9 +14,8 @@ from common_utils.small_model import assemble, base_models, language_model, thin
 from common_utils.small_model.base_models import Origin
 from common_utils.small_model.export_ear import SPEECH_MARKS
 from common_utils.tiny_world.assets import Package, single
-from osum_echat import EChat, cli, paths
+from osum_echat import EChat, cli, paths, weights
 from osum_echat.files import sha256_of
-from osum_echat.models import base_model
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.models.lora import LoraSettings
@@ -142,7 +141,7 @@ def test_the_parts_become_a_model_that_answers(parts, tmp_path, question_wav):
     out = tmp_path / "small"
     assert put_together(parts, out) == 0
     assert (out / "README.md").read_text().startswith("# The small model")
-    stored = base_model.weights.read(out / WEIGHTS_FILE)
+    stored = weights.read(out / WEIGHTS_FILE)
     assert not [name for name in stored if name.startswith("encoder.")]
     echat = EChat.load(out, device="cpu")
     assert echat.model.bigrams is not None and echat.model.bigrams.words == ("cat", "the")
