@@ -1,4 +1,4 @@
-"""The bigrams of words that the ear's beam listens by (osum_echat/generation/ngram.py).
+"""The bigrams of words that the ear's beam listens by (osum_echat/generation/ctc_beam.py).
 
     python -m common_utils.small_model.language_model --parts build/parts --out build/ear/export
 
@@ -22,7 +22,7 @@ from common_utils.small_model import texts
 from common_utils.small_model.pieces import heard_words
 from osum_echat import cli
 from osum_echat.errors import DataError
-from osum_echat.generation.ngram import TENSORS
+from osum_echat.generation.ctc_beam import TENSORS
 from osum_echat.logs import logger
 from osum_echat.weights import write_safetensors_file
 

@@ -15,12 +15,13 @@ from torch import Tensor
 from osum_echat.errors import ConfigError
 from osum_echat.generation.ctc_beam import (
     NEVER,
+    Bigrams,
+    WordScorer,
     beam_search,
     llm_scores,
     text_score,
     without,
 )
-from osum_echat.generation.ngram import Bigrams, WordScorer
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.whisper_decoder import WhisperDecoder
 from osum_echat.records import Labels
@@ -49,9 +50,9 @@ class RecognizerSettings:
     kind: ear (the model's own), whisper (Whisper's decoder on the same encoder), or both: its text
     is one of those that are weighed, and `whisper` is what each word of it counts for being that;
     llm, word: what the LLM's log probability and each word count beside the CTC's 1;
-    language_model: a file of bigrams beside model.yaml (generation/ngram.py), whose log probability
-    counts `ngram`, and each word `word`, in the beam, None: the beam hears spellings alone; beam:
-    texts kept in it; best: so many different ones are weighed by the LLM; event,
+    language_model: a file of bigrams beside model.yaml (generation/ctc_beam.py), whose log
+    probability counts `ngram`, and each word `word`, in the beam, None: the beam hears spellings
+    alone; beam: texts kept in it; best: so many different ones are weighed by the LLM; event,
     emotion, age, gender: log probability that a label has at some step, at least, to be told, where
     labels of other kinds always are; no_voice: that NOISE has where nobody speaks; words: mean log
     probability of the spelling steps, below which there are no words but a guess.

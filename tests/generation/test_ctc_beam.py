@@ -10,8 +10,16 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from osum_echat.errors import CheckpointError
-from osum_echat.generation.ctc_beam import beam_search, llm_scores, without
-from osum_echat.generation.ngram import LETTER, UNKNOWN, Bigrams, Spelt, WordScorer
+from osum_echat.generation.ctc_beam import (
+    LETTER,
+    UNKNOWN,
+    Bigrams,
+    Spelt,
+    WordScorer,
+    beam_search,
+    llm_scores,
+    without,
+)
 from osum_echat.weights import write_safetensors_file
 
 

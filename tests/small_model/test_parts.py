@@ -15,7 +15,7 @@ from common_utils.small_model import language_model, texts
 from common_utils.small_model.parts import as_qwen2
 from common_utils.tiny_world.assets import contents, single, unpack_all
 from osum_echat.files import sha256_of
-from osum_echat.generation.ngram import Bigrams
+from osum_echat.generation.ctc_beam import Bigrams
 from osum_echat.paths import HOUSE
 from osum_echat.weights import write_safetensors_file
 
