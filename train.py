@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from osum_echat import cli
-from osum_echat.training import finished
+from osum_echat.training import state
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,14 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = arguments.config, arguments.overrides
 
     def train() -> int:
-        if finished.is_finished(*asked):
+        if state.is_finished(*asked):
             return 0
         from osum_echat.training import experiment
 
         outcome = experiment.train(experiment.load(*asked))
         if outcome.signal is not None:
             return 128 + outcome.signal
-        finished.remember(*asked, outcome.step)
+        state.remember_finished(*asked, outcome.step)
         return 0
 
     return cli.run("train.py", train, arguments.quiet)

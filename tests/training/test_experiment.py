@@ -15,7 +15,7 @@ from osum_echat.data.manifest import read_manifest
 from osum_echat.errors import ConfigError
 from osum_echat.models import checkpoint
 from osum_echat.models.lora import LoraSettings
-from osum_echat.training import experiment, finished
+from osum_echat.training import experiment, state
 from osum_echat.training.stages import StageSettings
 from tests.models.test_checkpoint import lora_network
 from tests.models.test_pretrained import stock_llm
@@ -137,12 +137,12 @@ def test_a_finished_training_is_told_without_loading_torch(tmp_path):
     (tmp_path / "out/checkpoints").mkdir(parents=True)
     (tmp_path / "out/final").mkdir()
     (tmp_path / "out/checkpoints/latest").write_text("step_00000002")
-    finished.remember(str(path), ["run.steps=2"], 2)
+    state.remember_finished(str(path), ["run.steps=2"], 2)
     code = ("import sys, train; code = train.main(sys.argv[1:]); assert 'torch' not in sys.modules;"
             "sys.exit(code)")  # fmt: skip
     command = [sys.executable, "-c", code, "--config", str(path), "run.steps=2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=CONF.parent)
     assert done.returncode == 0 and "already finished at step 2" in done.stderr
-    assert not finished.is_finished(str(path), ["run.steps=3"])
+    assert not state.is_finished(str(path), ["run.steps=3"])
     (tmp_path / "out/checkpoints/latest").write_text("step_00000001")
-    assert not finished.is_finished(str(path), ["run.steps=2"])
+    assert not state.is_finished(str(path), ["run.steps=2"])
