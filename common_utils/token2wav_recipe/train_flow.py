@@ -21,9 +21,9 @@ from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.token2wav import voice
 from osum_echat.token2wav.flow import Flow, FlowLoss, FlowSettings, draw, frames_for
-from osum_echat.training.ema import WeightAverage
 from osum_echat.training.engine import compute_dtype
 from osum_echat.training.scheduler import ScheduleSettings, ending
+from osum_echat.training.stages import WeightAverage
 
 LOG = logs.logger(__name__)
 FLOW_FILE, SIZES_FILE = "flow.safetensors", "flow.yaml"

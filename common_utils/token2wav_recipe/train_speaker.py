@@ -23,8 +23,8 @@ from osum_echat import audio, logs
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, speaker_features
-from osum_echat.training.ema import WeightAverage
 from osum_echat.training.scheduler import ScheduleSettings
+from osum_echat.training.stages import WeightAverage
 
 SPEAKER_FILE = "speaker.onnx"
 MARGIN, SHARPNESS = 0.2, 30.0              # of the additive-margin softmax

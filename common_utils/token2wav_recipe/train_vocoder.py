@@ -23,9 +23,9 @@ from osum_echat.errors import ConfigError, DataError
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
 from osum_echat.token2wav.streaming import whole_wave
 from osum_echat.token2wav.voice import HOP_SAMPLES, SAMPLE_RATE_HZ, mel_bank, prompt_mel
-from osum_echat.training.ema import WeightAverage
 from osum_echat.training.engine import compute_dtype
 from osum_echat.training.scheduler import ScheduleSettings
+from osum_echat.training.stages import WeightAverage
 
 VOCODER_FILE = "vocoder.safetensors"
 PITCH_FILE = "pitch.safetensors"            # true pitch by key, kept for the next start

@@ -21,7 +21,6 @@ from osum_echat.sequence import Batch
 from osum_echat.settings import check_numbers
 from osum_echat.training import state as states
 from osum_echat.training.deepspeed_engine import DeepSpeedEngine
-from osum_echat.training.ema import WeightAverage
 from osum_echat.training.engine import (
     LocalEngine,
     Score,
@@ -32,6 +31,7 @@ from osum_echat.training.engine import (
 )
 from osum_echat.training.metric_logger import EarlyWarnings, MetricLogger
 from osum_echat.training.scheduler import ScheduleSettings, ending, learning_rate
+from osum_echat.training.stages import WeightAverage
 
 LOG = logger(__name__)
 METRICS_FILE = "metrics.jsonl"
