@@ -22,9 +22,9 @@ from osum_echat.settings import check_word, mapping, parse
 from osum_echat.token2wav.flow import Flow, FlowSettings, VoiceState, frames_for, speaker_width
 from osum_echat.token2wav.hift import Hift, HiftSettings, fold
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
-from osum_echat.token2wav.piece_solver import PieceSolver
 from osum_echat.token2wav.streaming import (
     MelStream,
+    PieceSolver,
     StreamSettings,
     WaveStream,
     generators,

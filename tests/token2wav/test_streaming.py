@@ -15,11 +15,11 @@ import torch
 from osum_echat.errors import InputError
 from osum_echat.token2wav.flow import frames_for
 from osum_echat.token2wav.model import Token2Wav
-from osum_echat.token2wav.piece_solver import PieceSolver
 from osum_echat.token2wav.streaming import (
     MelStream,
     NoiseRows,
     Piece,
+    PieceSolver,
     StreamSettings,
     generators,
     pieces,
