@@ -20,9 +20,8 @@ from osum_echat import logs
 from osum_echat.errors import InputError, OsumError
 from osum_echat.generation import decoder
 from osum_echat.generation.batch_engine import BatchEngine
-from osum_echat.generation.clip_memory import ClipMemory
 from osum_echat.generation.ctc_prefix import CtcPrefixScorer, label_ids, spoken_ids
-from osum_echat.generation.decoder import Token
+from osum_echat.generation.decoder import ClipMemory, Token
 from osum_echat.generation.sampling import OnlyIds
 from osum_echat.inference.load import LoadedModel, LoadOptions, load
 from osum_echat.inference.reply import (

@@ -14,9 +14,8 @@ from osum_echat import logs
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.generation import decoder, step_graph
 from osum_echat.generation.batch_engine import BatchEngine
-from osum_echat.generation.clip_memory import ClipMemory
 from osum_echat.generation.ctc_beam import Bigrams
-from osum_echat.generation.decoder import Answer, Starts, Token
+from osum_echat.generation.decoder import Answer, ClipMemory, Starts, Token
 from osum_echat.generation.sampling import NoLoops, Sampling
 from osum_echat.generation.vllm_engine import VllmEngine
 from osum_echat.inference import recognizer, safety

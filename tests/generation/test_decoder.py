@@ -7,8 +7,7 @@ import torch
 
 from osum_echat.errors import InputError
 from osum_echat.generation import decoder
-from osum_echat.generation.clip_memory import ClipMemory
-from osum_echat.generation.decoder import Answer, Limits, Phases, Token
+from osum_echat.generation.decoder import Answer, ClipMemory, Limits, Phases, Token
 from osum_echat.generation.sampling import AllowedAfter, Sampling
 from osum_echat.sequence import interleave
 from osum_echat.tasks import TASKS
