@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common_utils.public_corpora import expressive, read_aloud
-from common_utils.public_corpora.found import Found, Lost
+from common_utils import public_corpora
+from common_utils.public_corpora import Found, Lost
 from osum_echat import cli, logs
 from osum_echat.errors import InputError
 from osum_echat.files import absolute, whole_file
@@ -39,15 +39,15 @@ class Corpus:
 
 
 CORPORA: Mapping[str, Corpus] = {
-    "aishell1": Corpus(read_aloud.aishell_1),
-    "aishell2": Corpus(read_aloud.aishell_2),
-    "librispeech": Corpus(read_aloud.librispeech),
-    "wenetspeech": Corpus(read_aloud.wenetspeech),
-    "common_voice": Corpus(read_aloud.common_voice, ("age", "gender")),
-    "sphinx": Corpus(read_aloud.sphinx),
-    "vocalsound": Corpus(expressive.vocalsound, ("event",), words=False),
-    "meld": Corpus(expressive.meld, ("emotion",)),
-    "mer2023": Corpus(expressive.mer_2023, ("emotion",), words=False),
+    "aishell1": Corpus(public_corpora.aishell_1),
+    "aishell2": Corpus(public_corpora.aishell_2),
+    "librispeech": Corpus(public_corpora.librispeech),
+    "wenetspeech": Corpus(public_corpora.wenetspeech),
+    "common_voice": Corpus(public_corpora.common_voice, ("age", "gender")),
+    "sphinx": Corpus(public_corpora.sphinx),
+    "vocalsound": Corpus(public_corpora.vocalsound, ("event",), words=False),
+    "meld": Corpus(public_corpora.meld, ("emotion",)),
+    "mer2023": Corpus(public_corpora.mer_2023, ("emotion",), words=False),
 }
 
 

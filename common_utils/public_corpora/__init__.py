@@ -1,1 +1,0 @@
-"""Public speech corpora, each in the layout that its makers publish, as raw lists."""
