@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from common_utils.small_model import chats, dialogues, manner, reply_filters
+from common_utils.small_model import chats, dialogues, manner
 from common_utils.small_model.pieces import heard_words
 from common_utils.small_model.texts import conversations, fraction
 from common_utils.small_model.thinker import PIECES
@@ -64,7 +64,7 @@ def questions(parts: Path) -> list[Asked]:
     chat = [one for one in conversations(parts) if one.held_out]
     fitting = {
         text for _, _, text in chats.questions(chat)
-        if heard_words(text) and len(reply_filters.content_words(text)) >= 2
+        if heard_words(text) and len(manner.content_words(text)) >= 2
         and len(text.split()) <= 14
     }  # fmt: skip
     found = []
@@ -126,11 +126,11 @@ def judged(asked: Sequence[Asked], replies: Sequence[str], first: Sequence[bool]
         "right pair first among 10": share(first),
         "by source": {source: share(hits) for source, hits in of_source.items()},
         "at most half copied": share([
-            reply_filters.copied_share(one.words, reply) <= 0.5 for one, reply in both]),
+            manner.copied_share(one.words, reply) <= 0.5 for one, reply in both]),
         "no wrong label": share([
-            not reply_filters.wrong_labels(reply, one.labels) for one, reply in both]),
-        "ends properly": share([reply_filters.ends_properly(reply) for reply in replies]),
-        "no repeats": share([not reply_filters.repeats(reply) for reply in replies]),
+            not manner.wrong_labels(reply, one.labels) for one, reply in both]),
+        "ends properly": share([manner.ends_properly(reply) for reply in replies]),
+        "no repeats": share([not manner.repeats(reply) for reply in replies]),
         "commonest": [[text, count] for text, count in common if count > 1],
         "commonest over limit": sum(count > MOST_ALIKE for _, count in common),
         "mean words": round(sum(len(reply.split()) for reply in replies) / max(1, len(replies)), 1),

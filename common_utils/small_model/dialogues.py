@@ -15,7 +15,6 @@ from typing import Protocol
 
 from common_utils.small_model import chats, manner
 from common_utils.small_model.pieces import heard_words
-from common_utils.small_model.reply_filters import content_words, is_fit
 from common_utils.small_model.texts import Conversation, conversations
 from common_utils.small_model.topics import (
     ANY,
@@ -175,7 +174,7 @@ def made(
     key: str, source: str, question: str, labels: Labels, reply: str, gist: str, rng: Random
 ) -> Example | None:
     """The example, None where the reply does not fit the question."""
-    if not is_fit(question, reply, labels):
+    if not manner.is_fit(question, reply, labels):
         return None
     thought = manner.natural_thought(labels, gist, rng)
     return Example(key, source, question, labels, reply, thought)
@@ -231,7 +230,7 @@ def from_chats(
     general = words("lexicon")["general_topics"].split()
     wrote = [(key, place, text) for key, place, text in chats.questions(chat)
              if heard_words(text) and 2 <= len(text.split()) <= LONGEST_CHAT]  # fmt: skip
-    counts = Counter(word for _, _, text in wrote for word in content_words(text))
+    counts = Counter(word for _, _, text in wrote for word in manner.content_words(text))
     any_topic = next(topic for topic in topics() if topic.name == ANY)
     rng.shuffle(wrote)
     given: Counter[str] = Counter()
@@ -240,7 +239,7 @@ def from_chats(
         for key, place, question in wrote:
             found, mood = topic_of(question), chats.mood_of(question)
             if found is None:
-                content = sorted(content_words(question), key=lambda word: (counts[word], word))
+                content = sorted(manner.content_words(question), key=lambda one: (counts[one], one))
                 names = [word for word in content if 3 < len(word) < 12 and counts[word] > 2
                          and not word.endswith(("ly", "ing", "ed", "'s"))]  # fmt: skip
                 if len(content) < 2 or not names or rng.random() < 0.8:
@@ -261,7 +260,7 @@ def from_people(
 ) -> Iterator[Example]:
     """What people told and what they were answered, where the ranker finds that it fits."""
     pairs = [one for one in chats.exchanges(chat)
-             if heard_words(one.question) and content_words(one.question)]  # fmt: skip
+             if heard_words(one.question) and manner.content_words(one.question)]  # fmt: skip
     lifts = ranker.lifts([(one.question, one.reply) for one in pairs])
     likely = {one: lift / len(one.reply.split()) for one, lift in zip(pairs, lifts, strict=True)}
     fitting = [one for one, lift in likely.items()

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from common_utils.small_model import chats, dialogues, manner, thinker_lists
-from common_utils.small_model.reply_filters import ends_properly, is_fit, wrong_labels
+from common_utils.small_model.manner import ends_properly, is_fit, wrong_labels
 from common_utils.small_model.texts import CHITCHAT_FILE, Conversation
 from common_utils.small_model.topics import MOODS, filled, topic_of, topics
 from common_utils.small_model.topics import words as topic_words
