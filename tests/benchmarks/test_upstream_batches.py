@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from benchmarks.upstream_batches import Sample, upstream_batches
+from benchmarks.data_loading import Sample, upstream_batches
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "data" / "dynamic_batch.json"
 
