@@ -4,7 +4,6 @@ The part holds the situations that have the most test questions, with every voic
 turns count: dialogues and identity questions test other things than what is left out.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,11 @@ from osum_echat.errors import InputError
 from osum_echat.evaluation import echat_eval
 from osum_echat.evaluation.echat_eval import WORLD_FILE
 from osum_echat.evaluation.runner import read_objects
-from osum_echat.files import whole_file
+from osum_echat.files import write_jsonl
 from osum_echat.records import Turn, Utterance
 
 Exchange = dict[str, Any]
 UNDERSTANDING, THINKING, PLAIN = "understand", "s2t_think", "s2t"
-LISTS = (UNDERSTANDING, THINKING, PLAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +80,10 @@ class Part:
         """
         chosen = kept(self.exchanges, share)
         source = self.train / f"{name}.list"
-        count = 0
-        with whole_file(place) as file:
-            for raw in _lines(source):
-                if raw["key"].rpartition("-")[0] in chosen:
-                    raw["wav"] = str((self.train / raw["wav"]).resolve())
-                    file.write(json.dumps(raw, ensure_ascii=False).encode() + b"\n")
-                    count += 1
+        count = write_jsonl(place, (
+            raw | {"wav": str((self.train / raw["wav"]).resolve())}
+            for raw in _lines(source) if raw["key"].rpartition("-")[0] in chosen
+        ))  # fmt: skip
         if not count:
             raise InputError(f"{source}: no line of the chosen exchanges; make the lists by "
                              "python -m common_utils.tiny_world.lists")  # fmt: skip

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import soxr
 
-from common_utils.tiny_world.reply_voice import SAMPLE_RATE_HZ, Wave, levelled
+from common_utils.tiny_world.reply_voice import SAMPLE_RATE_HZ, Wave, levelled, one_thread
 from osum_echat.errors import DataError, InputError
 
 PACKAGE = "hibari"                      # a folder of the unpacked parts
@@ -72,13 +71,8 @@ class Hibari:
             sys.path.append(str(root))
         assets = root / "hibari" / "assets"
         self._vocab: dict[str, int] = json.loads((assets / "vocab.json").read_text("utf-8"))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            with_pitch(onnx.load(assets / "hibari.onnx")).SerializeToString(),
-            options, providers=["CPUExecutionProvider"],
-        )
+        graph = with_pitch(onnx.load(assets / "hibari.onnx"))
+        self._session = one_thread(graph.SerializeToString())
         self._dsp = importlib.import_module("hibari.dsp")
 
     @cached_property

@@ -78,6 +78,14 @@ class Phonemes:
         return " ".join(part for part in heard if part)
 
 
+def one_thread(graph: str | bytes) -> onnxruntime.InferenceSession:
+    """An ONNX graph, or the file of one, on one thread of the CPU; of its warnings none is told."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
 class ReplyVoice:
     """Speaks one sentence in one style. `assets`: the directory of the unpacked packages."""
 
@@ -90,11 +98,7 @@ class ReplyVoice:
             _found(assets, LIBRARY_FILE), _found(assets, DATA_DIRECTORY),
             described["espeak"]["voice"],
         )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            str(voice), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = one_thread(str(voice))
 
     def say(self, sentence: str, style: str) -> Wave:
         """`sentence` spoken in `style`: (samples,) at 22050 Hz, silence trimmed at both ends."""

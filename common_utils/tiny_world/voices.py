@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.random import Generator
 from numpy.typing import NDArray
 
 from common_utils.tiny_world.assets import AssetPaths
-from common_utils.tiny_world.reply_voice import Phonemes
+from common_utils.tiny_world.reply_voice import Phonemes, one_thread
 from osum_echat.errors import DataError, InputError
 
 Wave = NDArray[np.floating[Any]]        # (samples,); float32 where it leaves a function
@@ -286,11 +285,7 @@ class Kokoro:
         self, paths: AssetPaths, styles: Mapping[str, NDArray[np.float32]] | None = None
     ) -> None:
         """styles: tables of styles by length of text; None: those of the model's package."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            str(paths.kokoro_model), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = one_thread(str(paths.kokoro_model))
         self._ids: dict[str, int] = json.loads(paths.kokoro_vocab.read_text("utf-8"))["vocab"]
         if styles is None:
             with np.load(paths.kokoro_styles) as file:
