@@ -41,7 +41,7 @@ class EngineSettings:
     encoder_cache_file: str | None = None  # keeps it for the next stage; or a folder of such files
     encoder_cache_augment: float = 0.0  # how much cached clips are varied at each use, 0 to 1
     deepspeed: str | None = None  # a DeepSpeed file, see conf/ds_*.json; None: without DeepSpeed
-    attention: str = "auto"  # auto | mask | eager | segments | varlen: see models/attention.py
+    attention: str = "auto"  # auto | mask | eager | segments: see models/attention.py
     speech_noise: float = 0.0  # share of speech codes that are read as random ones in training
     compile: bool = False  # the LLM's layers to machine code when first used, and what runs between
     # them in the precision's type: twice as fast for a small LLM; on a CPU it takes a C++ compiler
