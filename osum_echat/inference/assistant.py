@@ -485,6 +485,8 @@ def _reply(model: LoadedModel, state: RequestState, wave: Tensor | None) -> Repl
         text=parser.text, speech_tokens=tuple(answer.speech.ids) if request.speaks else (),
         wave=wave, sample_rate_hz=None if wave is None or voice is None else voice.sample_rate_hz,
         audio_in_s=state.audio_in_s, timings=state.timer.timings(task.hears),
+        prompt_tokens=len(state.row), clip_tokens=sum(one.length for one in state.row.spans),
+        text_tokens=len(answer.text.ids),
         stopped_by=answer.stopped_by,
     )  # fmt: skip
 

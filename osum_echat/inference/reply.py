@@ -90,6 +90,9 @@ class Reply:
     sample_rate_hz: int | None
     audio_in_s: float | None
     timings: Timings
+    prompt_tokens: int = 0
+    clip_tokens: int = 0                # of the prompt
+    text_tokens: int = 0                # the thought and its marks are among them
     stopped_by: "StoppedBy" = "end"       # limit: it found no end; interrupt: it was not to go on
 
     @property

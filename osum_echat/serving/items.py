@@ -40,7 +40,8 @@ class Item:
     def told(self) -> Event:
         """The protocol's object."""
         if self.other is not None:
-            return {**self.other, "id": self.id, "object": "realtime.item"}
+            own = {name: one for name, one in self.other.items() if one is not None}
+            return {**own, "id": self.id, "object": "realtime.item"}
         own = {} if self.perception is None else {"x_osum": self.perception}
         return {
             "id": self.id, "object": "realtime.item", "type": "message", "role": self.role,

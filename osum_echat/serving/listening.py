@@ -21,6 +21,7 @@ from osum_echat.serving.turns import (
 MOST_WINDOWS = 960              # waiting for the voice activity: 30 s of sound
 MOST_AT_ONCE = 16               # of them, heard in one call where a busy machine lags behind
 KEPT_BEFORE_S = 6.0             # of sound before a turn begins: padding is cut from it
+MOST_KEPT_S = 120.0             # of all sound: the longest turn, and what waits to be heard
 
 
 class InputBuffer:
@@ -33,6 +34,7 @@ class InputBuffer:
     def push(self, samples: Samples) -> None:
         self._pieces.append(samples)
         self.end += len(samples)
+        self.drop_before(self.end - round(MOST_KEPT_S * RATE_HZ))
 
     def cut(self, start: int, end: int) -> Samples:
         """What lies between two places, as far as it is still there."""
@@ -60,11 +62,13 @@ class Listener:
         self.buffer, self.lag_s = InputBuffer(), 0.0    # between what came and what was heard
         self._left, self._voice = np.zeros(0, np.float32), VoiceState()
         self._windows: asyncio.Queue[tuple[Samples, int]] = asyncio.Queue(MOST_WINDOWS)
-        self.use_rate(rate_hz)
+        self._resampler = Resampler(rate_hz, RATE_HZ)
         self.use_turn(turn)
         self.task = asyncio.create_task(self._run())
 
     def use_rate(self, rate_hz: int) -> None:
+        """From now on; what was still being resampled belongs to the sound before."""
+        self.buffer.push(self._resampler.push(np.zeros(0, np.float32), last=True))
         self._resampler = Resampler(rate_hz, RATE_HZ)
 
     def use_turn(self, turn: TurnSettings | None) -> None:
@@ -87,6 +91,7 @@ class Listener:
             window, self._left = self._left[:WINDOW_SAMPLES], self._left[WINDOW_SAMPLES:]
             end += WINDOW_SAMPLES
             if self._windows.full():
+                self._left = self._left[:0]
                 raise EventError("input_backpressure", "sound comes faster than it can be heard")
             self._windows.put_nowait((window, end))
         return len(samples)
@@ -115,6 +120,8 @@ class Listener:
                 self._failed(error)
 
     async def _hear(self, window: Samples, end: int, probability: float) -> None:
+        if not self._hears:
+            return
         turn = self.detector.push(probability, end, self._replying(), level_db(window))
         self.lag_s = (self.buffer.end - end) / RATE_HZ
         if turn is not None:

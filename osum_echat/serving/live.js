@@ -1,15 +1,32 @@
 /* The live page: a microphone, a socket of the public protocol (/v1/realtime), and what comes back.
    The same file is the page's script and, loaded as an audio worklet, what records. */
 "use strict";
+const RATE = 24000;                          // samples a second
 if (typeof registerProcessor === "function") {
+  const STEP = sampleRate / RATE;            // of this browser's samples in one of ours, their mean
   registerProcessor("recorder", class extends AudioWorkletProcessor {
+    sum = 0;
+    missing = STEP;
     process(inputs) {
-      if (inputs[0].length) this.port.postMessage(inputs[0][0].slice());
+      const made = [];
+      for (const value of inputs[0][0] || []) {
+        for (let rest = 1; rest > 1e-9;) {
+          const share = Math.min(rest, this.missing);
+          this.sum += share * value;
+          rest -= share;
+          this.missing -= share;
+          if (this.missing > 1e-9) continue;
+          made.push(this.sum / STEP);
+          this.sum = 0;
+          this.missing += STEP;
+        }
+      }
+      if (made.length) this.port.postMessage(made);
       return true;
     }
   });
 } else {
-  const RATE = 24000, SENT = RATE / 10;      // samples a second; of one message
+  const SENT = RATE / 10;                    // samples of one message
   const LABELS = ["emotion", "age", "gender", "event", "style"];
   const TEXTS = {
     en: { lead: "Talk to it: it hears the words and how they are said.", start: "Talk", stop: "Stop", hold: "Hold to talk",
@@ -18,18 +35,20 @@ if (typeof registerProcessor === "function") {
       idle: "not connected", connecting: "connecting", listening: "listening", speaking: "speaking", thought: "what it thought",
       refused: "The microphone was refused. Allow it for this page, then press the button again.",
       insecure: "This browser gives no microphone to this page: open it on localhost or by https.",
+      silent: "No microphone gives sound. Plug one in, or choose another, then press the button again.",
       gone: "The server is gone; press the button to connect again.", words: "words", sound: "sound" },
     zh: { lead: "和它说话：它听懂内容，也听出语气。", start: "开始对话", stop: "结束", hold: "按住说话",
       push: "按键说话", echo: "回声消除", thinking: "思考", byLabels: "用标签", inWords: "用自然语言", not: "不思考",
       device: "麦克风", key: "密钥", theme: "明暗", empty: "按下按钮，说点什么。", idle: "未连接", connecting: "连接中",
       listening: "在听", speaking: "在说", thought: "它的思考", refused: "麦克风被拒绝。请允许本页使用麦克风，然后再按一次按钮。",
-      insecure: "浏览器不给本页麦克风：请用 localhost 或 https 打开。", gone: "服务器已断开；按按钮重新连接。",
+      insecure: "浏览器不给本页麦克风：请用 localhost 或 https 打开。", silent: "没有可用的麦克风。请接上或换一个，然后再按一次按钮。", gone: "服务器已断开；按按钮重新连接。",
       words: "文字", sound: "声音" },
   };
   const at = (id) => document.getElementById(id);
   const saved = (name, otherwise) => localStorage.getItem(`osum.${name}`) || otherwise;
   let language = saved("language", navigator.language.startsWith("zh") ? "zh" : "en");
   let socket = null, stream = null, context = null, state = "idle", pressed = false;
+  let pieces = 0, releasing = 0;                 // sent while the button is held; its timer
   let heard = null, reply = null, stopped = 0;   // cards under way; when the user's turn ended
   const cards = new Map();                       // item id -> card
 
@@ -104,7 +123,7 @@ if (typeof registerProcessor === "function") {
     "session.created": () => { configure(); show("listening"); },
     "input_audio_buffer.speech_started": (event) => { hush(); heard = card(event.item_id, "user"); stopped = 0; show("listening"); },
     "input_audio_buffer.speech_stopped": () => { stopped = performance.now(); },
-    "input_audio_buffer.committed": (event) => { heard = card(event.item_id, "user"); stopped = stopped || performance.now(); },
+    "input_audio_buffer.committed": (event) => { heard = card(event.item_id, "user"); stopped = stopped || performance.now(); notice(""); },
     "conversation.item.input_audio_transcription.completed": (event) => words(card(event.item_id, "user"), event.transcript),
     "osum.perception": (event) => chips(card(event.item_id, "user"), event),
     "osum.thought.delta": (event) => { if (heard) thought(heard, event.delta, false); },
@@ -124,7 +143,7 @@ if (typeof registerProcessor === "function") {
     "response.done": (event) => {
       stopped = 0;
       if (event.response.status === "failed") notice(event.response.status_details.error.message);
-      if (event.response.status === "cancelled" && reply) reply.classList.add("cut");
+      if (event.response.status === "cancelled") for (const item of event.response.output) card(item.id, "reply").classList.add("cut");
       show("listening");
     },
     error: (event) => { if (event.error.code !== "response_cancel_not_active") notice(event.error.message); },
@@ -139,15 +158,17 @@ if (typeof registerProcessor === "function") {
     const where = new URL("v1/realtime", location.href);
     where.protocol = location.protocol === "https:" ? "wss:" : "ws:";
     const key = at("key").value;
-    socket = new WebSocket(where, key ? ["realtime", `openai-insecure-api-key.${key}`] : ["realtime"]);
+    const made = socket = new WebSocket(where, key ? ["realtime", `openai-insecure-api-key.${key}`] : ["realtime"]);
     show("connecting");
-    socket.onmessage = (message) => {
+    made.onmessage = (message) => {
+      if (made !== socket) return;           // of a connection that was left
       const event = JSON.parse(message.data);
       if (take[event.type]) take[event.type](event);
     };
-    socket.onclose = (event) => {
+    made.onclose = (event) => {
+      if (made !== socket) return;
       if (event.code === 1008 || event.code === 1006) at("key-row").hidden = false;
-      if (socket) notice(event.reason || text("gone"));
+      notice(event.reason || text("gone"));
       close();
     };
   };
@@ -155,12 +176,32 @@ if (typeof registerProcessor === "function") {
     notice("");
     if (!navigator.mediaDevices) { notice(text("insecure")); return; }
     const wanted = { echoCancellation: at("echo").checked, noiseSuppression: false, autoGainControl: true };
-    if (at("device").value) wanted.deviceId = { exact: at("device").value };
+    if (at("device").value) wanted.deviceId = at("device").value;
+    at("go").disabled = true;
     try {
       stream = await navigator.mediaDevices.getUserMedia({ audio: wanted });
-    } catch (error) { notice(text("refused")); return; }
-    list();
-    context = new AudioContext({ sampleRate: RATE });
+      stream.getAudioTracks()[0].onended = () => { close(); notice(text("silent")); };
+      await list();
+      await record();
+      connect();
+    } catch (error) {
+      close();
+      const known = { NotAllowedError: "refused", NotFoundError: "silent", NotReadableError: "silent" };
+      notice(known[error.name] ? text(known[error.name]) : error.message);
+    }
+    at("go").disabled = false;
+  };
+  const record = async () => {
+    let source;
+    try {
+      context = new AudioContext({ sampleRate: RATE });
+      source = context.createMediaStreamSource(stream);
+    } catch (error) {                        // Firefox: only at the rate of the device
+      context.close();
+      context = new AudioContext();
+      source = context.createMediaStreamSource(stream);
+    }
+    context.resume();
     await context.audioWorklet.addModule("live.js");
     const recorder = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
     let waiting = [], count = 0;
@@ -177,10 +218,10 @@ if (typeof registerProcessor === "function") {
       at("meter").firstElementChild.style.width = `${Math.min(100, 300 * Math.sqrt(level / count))}%`;
       waiting = []; count = 0;
       if (at("push").checked && !pressed) return;
+      pieces++;
       send({ type: "input_audio_buffer.append", audio: btoa(String.fromCharCode(...new Uint8Array(pcm.buffer))) });
     };
-    context.createMediaStreamSource(stream).connect(recorder);
-    connect();
+    source.connect(recorder);
   };
   const close = () => {
     const old = socket;
@@ -198,16 +239,18 @@ if (typeof registerProcessor === "function") {
     const found = (await navigator.mediaDevices.enumerateDevices()).filter((one) => one.kind === "audioinput");
     const chosen = at("device").value;
     at("device").replaceChildren(...found.map((one, number) => new Option(one.label || `${number + 1}`, one.deviceId)));
-    if (chosen) at("device").value = chosen;
+    at("device").value = stream ? stream.getAudioTracks()[0].getSettings().deviceId : chosen;
   };
 
   at("go").onclick = () => {
     if (!socket) open();
     else if (!at("push").checked) close();
   };
-  at("go").onpointerdown = () => {
-    if (!socket || !at("push").checked) return;
+  const press = () => {
+    clearTimeout(releasing);
+    if (pressed || !socket || !at("push").checked) return;
     pressed = true;
+    pieces = 0;
     hush();
     send({ type: "response.cancel" });
     send({ type: "input_audio_buffer.clear" });
@@ -215,16 +258,23 @@ if (typeof registerProcessor === "function") {
   };
   const release = () => {
     if (!pressed) return;
-    setTimeout(() => {
+    clearTimeout(releasing);
+    releasing = setTimeout(() => {
       pressed = false;
-      send({ type: "input_audio_buffer.commit" });
-      send({ type: "response.create" });
-      show("listening");
+      if (pieces > 2) {                      // less than that is no turn
+        send({ type: "input_audio_buffer.commit" });
+        send({ type: "response.create" });
+      }
+      show(state);
     }, 150);
   };
+  at("go").onpointerdown = press;
+  at("go").onkeydown = (event) => { if (event.key === " " && !event.repeat) press(); };
+  at("go").onkeyup = (event) => { if (event.key === " ") release(); };
   for (const name of ["pointerup", "pointercancel", "pointerleave"]) at("go").addEventListener(name, release);
   at("push").onchange = at("thinking").onchange = () => { configure(); show(state); };
   at("echo").onchange = at("device").onchange = () => { if (socket) { close(); open(); } };
+  if (navigator.mediaDevices) navigator.mediaDevices.ondevicechange = list;
   at("language").onclick = () => {
     language = language === "en" ? "zh" : "en";
     localStorage.setItem("osum.language", language);

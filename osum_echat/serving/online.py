@@ -23,13 +23,14 @@ from osum_echat.errors import InputError
 from osum_echat.serving import protocol
 from osum_echat.serving.audio_formats import encode_file
 from osum_echat.serving.live_metrics import LiveMetrics
-from osum_echat.serving.openai_http import Body, HttpError, OpenAiRoutes, as_http
+from osum_echat.serving.openai_http import Body, HttpError, OpenAiRoutes, as_http, sse
 from osum_echat.serving.protocol import Event
 from osum_echat.serving.realtime import RealtimeSession, Service
 from osum_echat.serving.session import Limits
 
-MOST_EVENT_BYTES, MOST_UPLOAD_BYTES = 24 << 20, 26 << 20
+MOST_EVENT_BYTES, MOST_UPLOAD_BYTES = 8 << 20, 26 << 20
 MOST_WAITING_EVENTS = 4096              # for a client that reads slowly
+MOST_CONNECTIONS = 128                  # over HTTP, before it is answered 503
 IDLE_S = 600.0                          # without an event of the client
 M_ARENA_MAX, MOST_ARENAS = -8, 2        # of glibc's mallopt
 DRAIN_S = 10.0                          # that replies have to end after SIGTERM
@@ -39,6 +40,9 @@ POLICY, TOO_SLOW = 1008, 1013                   # close codes
 HERE = Path(__file__).parent
 PAGE_FILES = ("live.js", "live.css", "player.js")
 CSP = "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:"
+PAGE_HEADERS = {"Cache-Control": "no-cache", "Content-Security-Policy": CSP}
+ROUTES = ("/v1/audio/speech", "/v1/audio/transcriptions", "/v1/chat/completions", "/v1/models",
+          "/v1/realtime/client_secrets")  # fmt: skip
 
 LOG = logs.logger(__name__)
 
@@ -87,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         server.app(), host=arguments.host, port=arguments.port, log_level="warning",
         ws_max_size=MOST_EVENT_BYTES, ws_per_message_deflate=False, ssl_certfile=arguments.certfile,
         ssl_keyfile=arguments.keyfile, timeout_graceful_shutdown=3, server_header=False,
+        limit_concurrency=MOST_CONNECTIONS + arguments.sessions,
     )  # fmt: skip
     scheme = "http" if arguments.certfile is None else "https"
     logs.out(f"{scheme}://{arguments.host}:{arguments.port}/  ({service.model})")
@@ -177,17 +182,19 @@ class Server:
             return PlainTextResponse(self.service.metrics.text())
 
         async def page(request: Any) -> Any:
-            return FileResponse(HERE / "live.html", headers={"Content-Security-Policy": CSP})
+            return FileResponse(HERE / "live.html", headers=PAGE_HEADERS)
 
         async def file(request: Any) -> Any:
-            return FileResponse(HERE / request.url.path.lstrip("/"))
+            return FileResponse(HERE / request.url.path.lstrip("/"), headers=PAGE_HEADERS)
 
-        async def unknown(request: Any, error: Exception) -> Any:
-            told = HttpError(404, "not_found", f"{request.url.path}: no such route")
-            return JSONResponse(told.body(), 404)
+        async def unknown(request: Any, error: Any) -> Any:
+            told = HttpError(error.status_code, "not_found",
+                             f"{request.method} {request.url.path}: no such route")  # fmt: skip
+            return JSONResponse(told.body(), told.status)
 
         return FastAPI(
-            docs_url=None, redoc_url=None, openapi_url=None, exception_handlers={404: unknown},
+            docs_url=None, redoc_url=None, openapi_url=None,
+            exception_handlers={404: unknown, 405: unknown},
             routes=[
                 Route("/", page), Route("/health", health), Route("/ready", ready),
                 Route("/metrics", metrics), *(Route(f"/{name}", file) for name in PAGE_FILES),
@@ -205,7 +212,7 @@ class Server:
         route, status = request.url.path, 200
         try:
             self._check_origin(request.headers)
-            self._check_key(_bearer(request.headers))
+            self._check_key(_bearer(request.headers), {})
             body = await self._answer(request)
             if body.pieces is not None:
                 pieces = body.pieces
@@ -213,8 +220,14 @@ class Server:
 
                 async def sent() -> Any:
                     yield first
-                    async for piece in pieces:
-                        yield piece
+                    try:
+                        async for piece in pieces:
+                            yield piece
+                    except Exception as error:      # too late for a status
+                        LOG.exception("%s", route)
+                        if body.media_type != "text/event-stream":
+                            raise
+                        yield sse(as_http(error).body())
 
                 return StreamingResponse(sent(), media_type=body.media_type)
             return Response(body.whole, media_type=body.media_type)
@@ -226,14 +239,14 @@ class Server:
             headers = {"x-should-retry": "false"} if status == 500 else None
             return JSONResponse(told.body(), status, headers=headers)
         finally:
-            self.service.metrics.requests.labels(route[:40], str(status)).inc()
+            label = route if route in ROUTES else "other"
+            self.service.metrics.requests.labels(label, str(status)).inc()
 
     async def _answer(self, request: Any) -> Body:
         path = request.url.path.removeprefix("/v1/").rstrip("/")
         if request.method == "GET":
             return self._models(path)
-        if int(request.headers.get("content-length") or 0) > MOST_UPLOAD_BYTES:
-            raise HttpError(413, "too_large", f"at most {MOST_UPLOAD_BYTES >> 20} MB")
+        request = _limited(request)
         if path == "audio/transcriptions":
             form = await request.form(max_files=1, max_fields=32)
             file = form.get("file")
@@ -245,11 +258,8 @@ class Server:
                   "realtime/client_secrets": self._secret}  # fmt: skip
         if path not in routes:
             raise HttpError(404, "not_found", f"/v1/{path}: no such route")
-        data = await request.body()
-        if len(data) > MOST_UPLOAD_BYTES:
-            raise HttpError(413, "too_large", f"at most {MOST_UPLOAD_BYTES >> 20} MB")
         try:
-            asked = json.loads(data)
+            asked = json.loads(await request.body())
         except (ValueError, RecursionError) as error:
             raise HttpError(400, "invalid_json", f"the body must be JSON: {error}") from error
         if not isinstance(asked, dict):
@@ -266,7 +276,9 @@ class Server:
 
     async def _secret(self, asked: Mapping[str, Any]) -> Body:
         """POST /v1/realtime/client_secrets: a key for a browser, good for some minutes."""
-        wanted = (asked.get("expires_after") or {}).get("seconds", SECRET_S)
+        wanted = protocol.mapping(asked.get("expires_after"), "expires_after").get(
+            "seconds", SECRET_S
+        )
         if not isinstance(wanted, int) or not LEAST_SECRET_S <= wanted <= MOST_SECRET_S:
             raise HttpError(400, "invalid_value", f"expires_after.seconds: {LEAST_SECRET_S} to "
                             f"{MOST_SECRET_S}", "expires_after.seconds")  # fmt: skip
@@ -287,10 +299,12 @@ class Server:
             raise HttpError(403, "origin_not_allowed", f"origin {origin}: not allowed here; the "
                             "server's --allow-origin names pages that may connect")  # fmt: skip
 
-    def _check_key(self, given: str | None) -> None:
+    def _check_key(self, given: str | None, temporary: Mapping[str, float]) -> None:
+        """temporary: further keys and their ends; the one of a browser opens nothing but live
+        sessions."""
         if self.key is None:
             return
-        is_temporary = given in self.secrets and self.secrets[str(given)] > time.time()
+        is_temporary = temporary.get(given or "", 0.0) > time.time()
         if not is_temporary and not hmac.compare_digest((given or "").encode(), self.key.encode()):
             raise HttpError(401, "invalid_api_key", "a valid API key is needed")
 
@@ -303,7 +317,7 @@ class Server:
         try:
             self._check_origin(socket.headers)
             keys = [one.removeprefix(INSECURE_KEY) for one in offered if INSECURE_KEY in one]
-            self._check_key(keys[0] if keys else _bearer(socket.headers))
+            self._check_key(keys[0] if keys else _bearer(socket.headers), self.secrets)
         except HttpError as error:
             self.service.metrics.refused.labels(error.code).inc()
             await socket.close(POLICY, str(error))
@@ -381,7 +395,24 @@ async def _write(socket: Any, outgoing: "asyncio.Queue[Event | None]") -> None:
 
     with suppress(RuntimeError, OSError, WebSocketDisconnect):
         while (event := await outgoing.get()) is not None:
-            await socket.send_text(json.dumps(event, ensure_ascii=False))
+            await socket.send_text(json.dumps(event))
+
+
+def _limited(request: Any) -> Any:
+    """The request, whose body raises HttpError where it is too large, whatever its headers say."""
+    from starlette.requests import Request
+
+    left = MOST_UPLOAD_BYTES
+
+    async def receive() -> Any:
+        nonlocal left
+        message = await request.receive()
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise HttpError(413, "too_large", f"at most {MOST_UPLOAD_BYTES >> 20} MB")
+        return message
+
+    return Request(request.scope, receive)
 
 
 def _bearer(headers: Mapping[str, str]) -> str | None:
@@ -401,12 +432,15 @@ def _recorder(folder: Path | None) -> Any:
 
     def keep(session: str, number: int, item: Any, reply: Any) -> None:
         place = folder / session / f"{number:04d}"
-        if item.clip:
-            with whole_file(place.with_suffix(".wav")) as file:
-                file.write(item.clip)
-        write_json(place.with_suffix(".json"), {
-            "heard": item.text, "x_osum": item.perception, "reply": reply.text,
-            "status": reply.status,
-        })  # fmt: skip
+        try:
+            if item.clip:
+                with whole_file(place.with_suffix(".wav")) as file:
+                    file.write(item.clip)
+            write_json(place.with_suffix(".json"), {
+                "heard": item.text, "x_osum": item.perception, "reply": reply.text,
+                "status": reply.status,
+            })  # fmt: skip
+        except InputError as error:
+            LOG.error("--record: %s", error)
 
     return keep

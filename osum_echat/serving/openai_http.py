@@ -6,7 +6,8 @@ import io
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,15 @@ from osum_echat.serving.audio_formats import (
     encode_file,
 )
 from osum_echat.serving.items import Item, answer
-from osum_echat.serving.protocol import Event, EventError, decode_audio, make_id, now, part
+from osum_echat.serving.protocol import (
+    Event,
+    EventError,
+    decode_audio,
+    make_id,
+    mapping,
+    now,
+    part,
+)
 from osum_echat.serving.realtime import Service
 from osum_echat.serving.reply_stream import Generation, perceived
 from osum_echat.serving.session import Conversation, Question
@@ -33,7 +42,7 @@ if TYPE_CHECKING:
     from osum_echat.inference.reply import Reply
 
 PCM = FORMATS["audio/pcm"]
-MOST_CHARACTERS = 4096
+CALLS_AT_ONCE = 8                               # in threads of their own: live sessions need theirs
 KEPT_REPLIES, KEPT_REPLY_S = 256, 3600         # that a later message may name by their audio's id
 TEXT_FORMATS = ("json", "text", "verbose_json")
 
@@ -64,15 +73,14 @@ class OpenAiRoutes:
     """The three POST routes. A call of one harms no other."""
 
     def __init__(self, service: Service) -> None:
-        self.service = service
+        self.service, self._pool = service, ThreadPoolExecutor(CALLS_AT_ONCE, "call")
         self._replies: OrderedDict[str, tuple[float, str]] = OrderedDict()
 
     async def speech(self, asked: Mapping[str, Any]) -> Body:
         """POST /v1/audio/speech."""
         text, form = asked.get("input"), asked.get("response_format") or "mp3"
-        if not isinstance(text, str) or not text.strip() or len(text) > MOST_CHARACTERS:
-            raise HttpError(400, "invalid_value", f"input: need 1 to {MOST_CHARACTERS} characters",
-                            "input")  # fmt: skip
+        if not isinstance(text, str):
+            raise HttpError(400, "invalid_value", "input: need a text", "input")
         if form not in ("pcm", *FILE_FORMATS):
             known = ", ".join(("pcm", *FILE_FORMATS))
             raise HttpError(400, "invalid_value", f"response_format {form!r}: not one of {known}",
@@ -83,8 +91,7 @@ class OpenAiRoutes:
             return Body("text/event-stream", pieces=self._speech_events(generation, form))
         if form == "pcm":
             return Body(media, pieces=self._pcm(generation))
-        samples, rate_hz = await self._wave(generation)
-        return Body(media, encode_file(samples, rate_hz, form))
+        return Body(media, await self._file(await done(generation), form))
 
     async def _pcm(self, generation: Generation) -> AsyncIterator[bytes]:
         """Sound at 24 kHz as it is made."""
@@ -103,16 +110,20 @@ class OpenAiRoutes:
             async for data in self._pcm(generation):
                 yield sse({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
         else:
-            data = encode_file(*await self._wave(generation), form)
+            data = await self._file(await done(generation), form)
             yield sse({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
         yield sse({"type": "speech.audio.done", "usage": {
             "input_tokens": 0, "output_tokens": 0, "total_tokens": 0}})  # fmt: skip
 
-    async def _wave(self, generation: Generation) -> tuple[Samples, int]:
-        reply = await done(generation)
+    async def _file(self, reply: "Reply", form: str) -> bytes:
+        """The sound of a reply, whole: pcm or one of FILE_FORMATS."""
         if reply.wave is None or reply.sample_rate_hz is None:
             raise HttpError(500, "no_speech", "the model gave no speech for this text")
-        return reply.wave.numpy(), reply.sample_rate_hz
+        return await self._work(sound_file, reply.wave.numpy(), reply.sample_rate_hz, form)
+
+    async def _work(self, call: Callable[..., Any], *given: Any) -> Any:
+        """What takes too long for the loop, which serves live sessions."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *given)
 
     async def transcription(self, data: bytes, name: str, asked: Mapping[str, Any]) -> Body:
         """POST /v1/audio/transcriptions."""
@@ -120,7 +131,7 @@ class OpenAiRoutes:
         if form not in TEXT_FORMATS:
             raise HttpError(400, "invalid_value", f"response_format {form!r}: not one of "
                             f"{', '.join(TEXT_FORMATS)}", "response_format")  # fmt: skip
-        clip = await asyncio.to_thread(readable, data, name, self.service.limits.audio_s)
+        clip = await self._work(readable, data, name, self.service.limits.audio_s)
         generation = await self._ask(Question("asr", clip=clip, name=name))
         if str(asked.get("stream")).lower() == "true":
             return Body("text/event-stream", pieces=self._transcript_events(generation))
@@ -151,62 +162,55 @@ class OpenAiRoutes:
         messages = asked.get("messages")
         if not isinstance(messages, list) or not messages:
             raise HttpError(400, "invalid_value", "messages: need a list of messages", "messages")
-        items = await asyncio.to_thread(self._items, messages)
-        speaks = "audio" in (asked.get("modalities") or ())
-        sound = asked.get("audio") or {}
+        items, wanted = await self._work(self._items, messages), asked.get("modalities")
+        speaks = isinstance(wanted, list) and "audio" in wanted
+        sound = mapping(asked.get("audio"), "audio")
         form = str(sound.get("format") or "wav").removesuffix("16")
         if speaks and form not in ("pcm", *FILE_FORMATS):
             raise HttpError(400, "invalid_value", f"audio.format {form!r}", "audio.format")
         conversation = Conversation(self.service.limits)
         events = answer(self.service.assistant, conversation, items,
                         "audio" if speaks else "text", "label", "")  # fmt: skip
-        generation = Generation(events, conversation, self.service.pool)
+        generation = Generation(events, conversation, self._pool)
         head = {"id": make_id("chatcmpl"), "created": now(), "model": self.service.model}
         if asked.get("stream"):
-            usage = bool((asked.get("stream_options") or {}).get("include_usage"))
+            options = mapping(asked.get("stream_options"), "stream_options")
+            usage = bool(options.get("include_usage"))
             chunks = self._chat_events(generation, head, speaks, usage)
             return Body("text/event-stream", pieces=chunks)
         reply = await done(generation)
-        message: Event = {"role": "assistant", "content": None if speaks else reply.text,
+        message: Event = {"role": "assistant", "content": reply.text,
                           "x_osum": perceived(reply.labels, "label", reply.thought)}  # fmt: skip
-        if speaks and reply.wave is not None and reply.sample_rate_hz:
-            message["audio"] = self._kept(reply, form)
+        if speaks and reply.wave is not None:
+            data, number = await self._file(reply, form), make_id("audio")
+            self._keep(number, reply.text)
+            message |= {"content": None, "audio": {
+                "id": number, "data": base64.b64encode(data).decode(),
+                "expires_at": now() + KEPT_REPLY_S, "transcript": reply.text}}  # fmt: skip
         choice = {"index": 0, "message": message, "finish_reason": finish_reason(reply)}
         whole = {**head, "object": "chat.completion", "choices": [choice], "usage": usage_of(reply)}
         return Body("application/json", json.dumps(whole).encode())
 
-    def _kept(self, reply: "Reply", form: str) -> Event:
-        """The sound of a message; its id stands for its words in later calls."""
-        assert reply.wave is not None and reply.sample_rate_hz, "asked for sound of a silent reply"
-        samples, rate_hz = reply.wave.numpy(), reply.sample_rate_hz
-        if form == "pcm":
-            data = PCM.encode(Resampler(rate_hz, PCM.rate_hz).push(samples, last=True))
-        else:
-            data = encode_file(samples, rate_hz, form)
-        number = self._keep(reply.text)
-        return {"id": number, "data": base64.b64encode(data).decode(),
-                "expires_at": now() + KEPT_REPLY_S, "transcript": reply.text}  # fmt: skip
-
-    def _keep(self, text: str) -> str:
-        number = make_id("audio")
+    def _keep(self, number: str, text: str) -> None:
+        """The id of a message's sound stands for its words in later calls."""
         self._replies[number] = (time.monotonic() + KEPT_REPLY_S, text)
         while len(self._replies) > KEPT_REPLIES:
             self._replies.popitem(last=False)
-        return number
 
     async def _chat_events(
         self, generation: Generation, head: Event, speaks: bool, usage: bool
     ) -> AsyncIterator[bytes]:
         from osum_echat.inference.reply import AudioPiece, Done, TextPiece
 
-        number, resampler = self._keep(""), None
+        number, resampler, first = make_id("audio"), None, {"role": "assistant"}
         base = {**head, "object": "chat.completion.chunk"}
 
         def chunk(delta: Event, reason: str | None = None) -> bytes:
+            delta = {**first, **delta}
+            first.clear()
             return sse({**base, "choices": [
                 {"index": 0, "delta": delta, "finish_reason": reason}]})  # fmt: skip
 
-        yield chunk({"role": "assistant"})
         async for event in told(generation):
             if isinstance(event, TextPiece):
                 audio = {"id": number, "transcript": event.text}
@@ -220,7 +224,7 @@ class OpenAiRoutes:
                 if speaks:
                     end = np.zeros(0, np.float32)
                     rest = b"" if resampler is None else PCM.encode(resampler.push(end, last=True))
-                    self._replies[number] = (time.monotonic() + KEPT_REPLY_S, reply.text)
+                    self._keep(number, reply.text)
                     yield chunk({"audio": {"data": base64.b64encode(rest).decode()}})
                     yield chunk({"audio": {"expires_at": now() + KEPT_REPLY_S}})
                 found = perceived(reply.labels, "label", reply.thought)
@@ -248,9 +252,10 @@ class OpenAiRoutes:
             item.parts.append(part("output_text", known[1]))
         for one in content if isinstance(content, list) else [{"type": "text", "text": content}]:
             if isinstance(one, dict) and one.get("type") == "input_audio":
-                data = (one.get("input_audio") or {}).get("data")
-                given_data, most_s = decode_audio(str(data or "")), self.service.limits.audio_s
-                item.clip = readable(given_data, f"{where}.input_audio", most_s)
+                data = mapping(one.get("input_audio"), f"{where}.input_audio").get("data")
+                limits = self.service.limits
+                sound = decode_audio(str(data or ""), limits.audio_bytes)
+                item.clip = readable(sound, f"{where}.input_audio", limits.audio_s)
             elif isinstance(one, dict) and isinstance(one.get("text"), str):
                 item.parts.append(part("input_text", one["text"]))
         yield item
@@ -258,10 +263,17 @@ class OpenAiRoutes:
     async def _ask(self, question: Question) -> Generation:
         conversation = Conversation(self.service.limits)
         try:
-            events = await asyncio.to_thread(conversation.ask, self.service.assistant, question)
+            events = await self._work(conversation.ask, self.service.assistant, question)
         except InputError as error:
             raise HttpError(400, "invalid_value", str(error)) from error
-        return Generation(events, conversation, self.service.pool)
+        return Generation(events, conversation, self._pool)
+
+
+def sound_file(samples: Samples, rate_hz: int, form: str) -> bytes:
+    """A whole sound, (samples,), as pcm or one of FILE_FORMATS."""
+    if form == "pcm":
+        return PCM.encode(Resampler(rate_hz, PCM.rate_hz).push(samples, last=True))
+    return encode_file(samples, rate_hz, form)
 
 
 async def told(generation: Generation) -> "AsyncIterator[ReplyEvent]":
@@ -327,10 +339,12 @@ def finish_reason(reply: "Reply") -> str:
 
 
 def usage_of(reply: "Reply") -> Event:
-    """Tokens of a reply: its words, and its speech codes."""
-    words, codes = len(reply.text.split()), len(reply.speech_tokens)
-    return {"prompt_tokens": 0, "completion_tokens": words + codes, "total_tokens": words + codes,
-            "completion_tokens_details": {"text_tokens": words, "audio_tokens": codes}}  # fmt: skip
+    """What a reply took: tokens of its prompt, text and speech."""
+    read, text, codes = reply.prompt_tokens, reply.text_tokens, len(reply.speech_tokens)
+    return {"prompt_tokens": read, "completion_tokens": text + codes,
+            "total_tokens": read + text + codes,
+            "prompt_tokens_details": {"audio_tokens": reply.clip_tokens, "cached_tokens": 0},
+            "completion_tokens_details": {"text_tokens": text, "audio_tokens": codes}}  # fmt: skip
 
 
 def sse(value: Event) -> bytes:
@@ -340,10 +354,14 @@ def sse(value: Event) -> bytes:
 
 def as_http(error: Exception) -> HttpError:
     """Any error as one of the protocol; what is not ours says nothing of the inside."""
+    from starlette.exceptions import HTTPException
+
     if isinstance(error, HttpError):
         return error
     if isinstance(error, EventError):
         return HttpError(400, error.code, str(error), error.param)
     if isinstance(error, InputError):
         return HttpError(400, "invalid_value", str(error))
+    if isinstance(error, HTTPException):
+        return HttpError(error.status_code, "invalid_request", error.detail)
     return HttpError(500, "server_error", "the server failed; its log says why")

@@ -20,7 +20,7 @@ from osum_echat.serving.turns import TurnSettings
 
 Event = dict[str, Any]
 LONGEST_SESSION_S = 3600
-MOST_AUDIO_BYTES = 15 << 20             # of one append, decoded from base64
+MOST_AUDIO_BYTES = 3 << 20              # of an event, decoded from base64: a minute
 # Settings that are taken, told back and used by nothing here.
 UNUSED = ("tools", "tool_choice", "parallel_tool_calls", "max_output_tokens", "truncation",
           "prompt", "reasoning", "tracing", "instructions")  # fmt: skip
@@ -44,12 +44,19 @@ def make_id(kind: str) -> str:
 
 
 def read_event(text: str | bytes) -> Event:
-    """A client event, checked against its type. Raises EventError."""
+    """A client event as it came. Raises EventError for what is no JSON object."""
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise EventError("invalid_json", f"an event must be JSON: {error}") from error
-    kind = raw.get("type") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict):
+        raise EventError("invalid_json", "an event must be a JSON object")
+    return raw
+
+
+def check_event(raw: Event) -> None:
+    """Raises EventError for a client event that is not of its type."""
+    kind = raw.get("type")
     known = client_events()
     if not isinstance(kind, str) or kind not in known:
         raise EventError(
@@ -63,7 +70,6 @@ def read_event(text: str | bytes) -> Event:
             name: value for name, value in raw["response"].items() if name not in UNUSED
         }
     _validate(known[kind], checked, kind)
-    return raw
 
 
 @cache
@@ -75,21 +81,21 @@ def client_events() -> dict[str, Any]:
     return {get_args(one.model_fields["type"].annotation)[0]: one for one in get_args(union)}
 
 
-def _validate(kind: Any, value: Any, where: str) -> None:
+def _validate(kind: Any, value: Any, where: str) -> Any:
     from pydantic import ValidationError
 
     try:
-        kind.model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
         raise EventError("invalid_value", f"{where}: {path}: {first['msg']}", path) from error
 
 
-def decode_audio(text: str) -> bytes:
+def decode_audio(text: str, most_bytes: int = MOST_AUDIO_BYTES) -> bytes:
     """Raises EventError for what is no base64, or too much of it."""
-    if len(text) > MOST_AUDIO_BYTES * 4 // 3 + 4:
-        raise EventError("audio_too_large", f"audio: over {MOST_AUDIO_BYTES >> 20} MB an event")
+    if len(text) > most_bytes * 4 // 3 + 4:
+        raise EventError("audio_too_large", f"audio: over {most_bytes >> 20} MB at once")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -120,15 +126,20 @@ class SessionSettings:
 
         A model, voice or name that is not ours is taken without an error: stock clients send some.
         """
+        if given.get("type") == "transcription":
+            raise EventError(
+                "invalid_value", "session.type transcription: sessions here give replies; "
+                "/v1/audio/transcriptions writes down what was said", "session.type",
+            )  # fmt: skip
         told, ignored = dict(self.told), set(self.ignored)
         for name in UNUSED:
             if name in given:
                 told[name] = given[name]
                 used = given[name] in (None, "", [], DEFAULTS.get(name), "auto")
                 ignored = ignored - {name} if used else ignored | {name}
-        audio = _mapping(given.get("audio"), "session.audio")
-        heard = _mapping(audio.get("input"), "session.audio.input")
-        spoken = _mapping(audio.get("output"), "session.audio.output")
+        audio = mapping(given.get("audio"), "session.audio")
+        heard = mapping(audio.get("input"), "session.audio.input")
+        spoken = mapping(audio.get("output"), "session.audio.output")
         changed: dict[str, Any] = {}
         if "output_modalities" in given:
             changed["modality"] = _modality(given["output_modalities"])
@@ -143,9 +154,9 @@ class SessionSettings:
         if "turn_detection" in heard:
             changed["turn"] = _turn(heard["turn_detection"], self.turn, has_turn_model)
         if spoken.get("speed") is not None:
-            changed["speed"] = float(spoken["speed"])
+            changed["speed"] = _speed(spoken["speed"])
             ignored = ignored - {"speed"} if spoken["speed"] == 1 else ignored | {"speed"}
-        changed |= _own(_mapping(given.get("x_osum"), "session.x_osum"))
+        changed |= _own(mapping(given.get("x_osum"), "session.x_osum"))
         return replace(self, told=told, ignored=tuple(sorted(ignored)), **changed)
 
     def session(self, number: str, expires_at: int) -> Event:
@@ -181,7 +192,8 @@ class SessionSettings:
         return {"format": self.output_format.settings(), "voice": self.voice, "speed": self.speed}
 
 
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+def mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """An object, empty for None. Raises EventError for anything else."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -210,22 +222,32 @@ def _format(value: Any, where: str) -> WireFormat:
     return found
 
 
+def _speed(value: Any) -> float:
+    if not isinstance(value, int | float) or not 0 < value < 100:
+        raise EventError("invalid_value", f"audio.output.speed {value}: need a number", "speed")
+    return float(value)
+
+
 def _turn(value: Any, before: TurnSettings | None, has_model: bool) -> TurnSettings | None:
-    given = _mapping(value, "turn_detection")
+    from openai.types.realtime.realtime_audio_input_turn_detection import SemanticVad, ServerVad
+
+    given = mapping(value, "turn_detection")
     if value is None:
         return None
     kind = given.get("type", before.kind if before else "server_vad")
     if kind not in ("server_vad", "semantic_vad"):
         raise EventError("invalid_value", f"turn_detection.type {kind!r}: server_vad, semantic_vad")
+    checked = _validate(ServerVad if kind == "server_vad" else SemanticVad,
+                        {**given, "type": kind}, "turn_detection")  # fmt: skip
     if kind == "semantic_vad" and not has_model:
         kind = "server_vad"     # said in session.updated
     known = TurnSettings.__dataclass_fields__
-    own = {name: one for name, one in given.items()
+    own = {name: one for name, one in checked.model_dump(exclude_unset=True).items()
            if name in known and (one is not None or name == "idle_timeout_ms")}  # fmt: skip
     start = before if before is not None and before.kind == kind else TurnSettings(kind)
     try:
         return replace(start, **own, kind=kind)
-    except (ConfigError, TypeError, ValueError) as error:
+    except (ConfigError, TypeError) as error:
         raise EventError("invalid_value", str(error), "turn_detection") from error
 
 
@@ -244,14 +266,14 @@ def part(kind: str, text: str | None) -> Event:
     return {"type": kind, ("transcript" if kind.endswith("audio") else "text"): text}
 
 
-def error_event(error: Exception, event_id: str | None = None) -> Event:
+def error_event(error: Exception, event_id: object = None) -> Event:
     """The protocol's error; `error.event_id` names the client event that it answers."""
     code = error.code if isinstance(error, EventError) else "server_error"
     kind = "invalid_request_error" if isinstance(error, InputError) else "server_error"
     told: Event = {"type": kind, "code": code, "message": str(error)}
     if isinstance(error, EventError) and error.param:
         told["param"] = error.param
-    if event_id is not None:
+    if isinstance(event_id, str):
         told["event_id"] = event_id
     return {"type": "error", "error": told}
 

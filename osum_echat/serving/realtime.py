@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +33,7 @@ from osum_echat.serving.reply_stream import (
 from osum_echat.serving.session import Assistant, Conversation, Limits
 from osum_echat.serving.turns import LONGEST_TURN_S, RATE_HZ, Turn, TurnModel, VoiceActivity
 
-MOST_ITEMS = 1000
+MOST_ITEMS, MOST_REPLIES = 1000, 4      # of a conversation; under way at once
 LEAST_COMMIT_S = 0.1
 
 LOG = logger(__name__)
@@ -70,7 +69,7 @@ class RealtimeSession:
         )
         self.items: list[Item] = []
         self.reply: ReplyStream | None = None           # of the conversation, the newest
-        self.others: set[asyncio.Task[None]] = set()    # all responses under way
+        self.replies: set[ReplyStream] = set()          # all that are under way
         self.listener = Listener(
             service.activity, self.settings.input_format.rate_hz, self.settings.turn,
             self._plays, self._on_turn, self._listening_failed,
@@ -81,7 +80,7 @@ class RealtimeSession:
         self.prepared: Generation | None = None         # of a reply begun at a short pause
         self.prepared_clip = b""
         self.stopped_at = 0.0           # monotonic: the user's last turn ended
-        self.turns = 0
+        self.recorded = 0               # replies
         self._idle: asyncio.TimerHandle | None = None   # begins a reply where nobody speaks
 
     # What goes out
@@ -100,46 +99,47 @@ class RealtimeSession:
     async def close(self) -> None:
         """Stop all that works for this session, and wait for it."""
         self._drop_prepared()
-        self._wait_idle(None)
         self.listener.task.cancel()
-        if self.reply is not None:
-            self.reply.generation.stop()
-        for task in list(self.others):
-            task.cancel()
-        await asyncio.wait([self.listener.task, *self.others])
+        for reply in self.replies:
+            reply.cancel("client_cancelled")
+        self._wait_idle(None)
+        await asyncio.wait([self.listener.task, *(reply.task for reply in self.replies)])
 
     # What comes in
 
     async def handle(self, text: str | bytes) -> None:
         """Take one client event; what is wrong with it is told in an `error` event."""
-        event_id = None
+        event: Event = {}
         try:
             event = protocol.read_event(text)
-            event_id = event.get("event_id")
+            protocol.check_event(event)
             work = HANDLERS[event["type"]](self, event)
             if work is not None:
                 await work
         except EventError as error:
-            self._refuse(error, event_id)
+            self._refuse(error, event)
         except InputError as error:
-            self._refuse(EventError("invalid_value", str(error)), event_id)
+            self._refuse(EventError("invalid_value", str(error)), event)
         except Exception as error:
             LOG.exception("session %s", self.id)
             told = EventError("server_error", f"the server failed: {type(error).__name__}")
-            self._refuse(told, event_id)
+            self._refuse(told, event)
 
-    def _refuse(self, error: EventError, event_id: str | None) -> None:
+    def _refuse(self, error: EventError, event: Event) -> None:
         self.service.metrics.errors.labels(error.code).inc()
-        self.send(protocol.error_event(error, event_id))
+        self.send(protocol.error_event(error, event.get("event_id")))
 
     def _update(self, event: Event) -> None:
         before = self.settings
         self.settings = before.merged(event["session"], self.service.turn_model is not None)
         if self.settings.input_format != before.input_format:
             self.listener.use_rate(self.settings.input_format.rate_hz)
-        if self.settings.turn != before.turn:
+        if self.settings != before:
             self._drop_prepared()
+        if self.settings.turn != before.turn:
             self._wait_idle(None)
+            detector = self.listener.detector
+            self.begin = detector.start_sample if detector.in_turn else self.buffer.end
             self.listener.use_turn(self.settings.turn)
         session = self.settings.session(self.id, self.expires_at)
         self.send({"type": "session.updated", "session": session})
@@ -167,6 +167,7 @@ class RealtimeSession:
             else:
                 self.send({"type": "input_audio_buffer.cleared"})
             return
+        self.listener.use_rate(self.settings.input_format.rate_hz)
         if self.buffer.end - self.begin < LEAST_COMMIT_S * RATE_HZ:
             raise EventError(
                 "input_audio_buffer_commit_empty", "input_audio_buffer: less than 100 ms to commit"
@@ -238,6 +239,10 @@ class RealtimeSession:
                 "conversation_already_has_active_response",
                 f"response {self.reply.id} is under way; cancel it or wait for its end",
             )
+        if len(self.replies) >= MOST_REPLIES:
+            raise EventError(
+                "too_many_responses", f"response.create: {MOST_REPLIES} are under way; wait"
+            )
         items = self.items
         if given.get("input") is not None:
             items = [self._referred(one) for one in given["input"]]
@@ -246,12 +251,14 @@ class RealtimeSession:
         reply.open_soon()
 
     def _cancel(self, event: Event) -> None:
-        reply, wanted = self.reply, event.get("response_id")
-        if reply is None or not reply.is_active or wanted not in (None, reply.id):
-            raise EventError(
-                "response_cancel_not_active", "Cancellation failed: no active response found"
-            )
-        reply.cancel("client_cancelled")
+        wanted = event.get("response_id")
+        for reply in self.replies:
+            if reply.is_active and (reply is self.reply if wanted is None else reply.id == wanted):
+                reply.cancel("client_cancelled")
+                return
+        raise EventError(
+            "response_cancel_not_active", "Cancellation failed: no active response found"
+        )
 
     def _clear_output(self, event: Event) -> None:
         if self.reply is not None and self.reply.is_active:
@@ -362,7 +369,6 @@ class RealtimeSession:
         clips = [one for one in self.items if one.clip]
         for old in clips[: -self.service.limits.turns - 1]:
             old.clip = None         # too old to be heard again: its words are enough
-        self.turns += 1
         self.send({"type": "input_audio_buffer.committed", "item_id": number,
                    "previous_item_id": before})  # fmt: skip
         self._tell_item(item)
@@ -398,18 +404,19 @@ class RealtimeSession:
         self, items: list[Item], settings: SessionSettings, metadata: Mapping[str, Any] | None,
         alone: bool, words: str, prepared: Generation | None = None, answers: str = ANYTHING,
     ) -> ReplyStream:  # fmt: skip
-        self._wait_idle(None)
         generation = prepared or self._generation(list(items), settings, words)
+        own = () if alone or items is not self.items else reversed(items)
         options = ResponseOptions(
             None if alone else self.conversation_id, settings.modality, settings.output_format,
             settings.output(), settings.thinking, metadata, settings.own_events, answers,
+            next((one for one in own if one.role == "user"), None),
         )  # fmt: skip
         reply = ReplyStream(self, generation, options)
         if not alone:
+            self._wait_idle(None)
             self.reply = reply
-        task = asyncio.create_task(reply.run())
-        self.others.add(task)
-        task.add_done_callback(self.others.discard)
+        self.replies.add(reply)
+        reply.task.add_done_callback(lambda _: self.replies.discard(reply))
         return reply
 
     # What a reply tells its session
@@ -429,7 +436,7 @@ class RealtimeSession:
 
     def heard(self, reply: ReplyStream, text: str) -> None:
         """The user's words are known; told once, where the client wants a transcription."""
-        item = self._asked(reply)
+        item = reply.options.asked
         if item is None or not item.clip or item.parts[0].get("transcript") is not None:
             return
         item.parts[0]["transcript"] = text
@@ -445,7 +452,7 @@ class RealtimeSession:
 
     def perceived(self, reply: ReplyStream, perception: Event, is_new: bool) -> None:
         """What was heard in the user's voice is known. is_new: for the first time."""
-        item = self._asked(reply)
+        item = reply.options.asked
         if item is None:
             return
         item.perception = perception
@@ -461,22 +468,14 @@ class RealtimeSession:
     def finished(self, reply: ReplyStream) -> None:
         """A response has ended, however."""
         self.service.metrics.responses.labels(reply.status).inc()
-        item = self._asked(reply)
         if reply is self.reply:
             self._wait_idle(reply.plays_until)
             if reply.status == "completed":
                 self._read_ahead()
-        if self.service.record is not None and item is not None:
-            with suppress(OSError):
-                self.service.record(self.id, self.turns, item, reply)
-
-    def _asked(self, reply: ReplyStream) -> Item | None:
-        """The user's item that a reply of the conversation answers."""
-        if reply is not self.reply:
-            return None
-        ends = [number for number, one in enumerate(self.items) if one is reply.item]
-        earlier = self.items[: ends[0]] if ends else self.items
-        return next((one for one in reversed(earlier) if one.role == "user"), None)
+        if self.service.record is not None and reply.options.asked is not None:
+            self.recorded += 1
+            record = self.service.record
+            self.service.pool.submit(record, self.id, self.recorded, reply.options.asked, reply)
 
     def _tell_item(self, item: Item) -> None:
         before = self.before(item)

@@ -104,7 +104,7 @@ class Generation:
         from osum_echat.inference.reply import ThoughtPiece
 
         try:
-            for event in self._events:
+            for event in () if self._stopped.is_set() else self._events:
                 if self._stopped.is_set():
                     break
                 if self._tells_thoughts or not isinstance(event, ThoughtPiece):
@@ -136,10 +136,11 @@ class ResponseOptions:
     metadata: Mapping[str, Any] | None = None
     own_events: bool = False
     answers: str = ANYTHING             # what must be heard in the user's turn for a reply
+    asked: Item | None = None           # the user's, of the conversation, that is answered
 
 
 class ReplyStream:
-    """A response: `run` tells a generation's events, `cancel` ends it early; it ends once."""
+    """A response: a task tells a generation's events, `cancel` ends it early; it ends once."""
 
     def __init__(self, owner: Any, generation: Generation, options: ResponseOptions) -> None:
         """owner: the session, which sends events and hears of words, labels and the end."""
@@ -156,7 +157,9 @@ class ReplyStream:
         self.others, self.held_s = 0, 0.0           # of its first sound
         self.late_s = -math.inf                     # of the later ones, at most
         self.text = ""
+        self.tokens = 0, 0, 0           # of the prompt, its clips, and the text, once it is done
         self._resampler: Resampler | None = None
+        self.task = asyncio.create_task(self._run())
 
     @property
     def is_active(self) -> bool:
@@ -173,7 +176,7 @@ class ReplyStream:
         """Monotonic second at which a client that plays at once has played what was sent."""
         return self.first_sent + self.sent_samples / self.options.output_format.rate_hz
 
-    async def run(self) -> None:
+    async def _run(self) -> None:
         """Tell the reply until its end."""
         try:
             while self.is_active:
@@ -184,9 +187,9 @@ class ReplyStream:
                     self._fail(event)
                 else:
                     await self._tell(event)
-        except asyncio.CancelledError:
-            self.finish("cancelled", self.reason or "client_cancelled")
-            raise
+        except Exception as error:
+            LOG.exception("a reply could not be told")
+            self._fail(error)
 
     async def _tell(self, event: "ReplyEvent") -> None:
         from osum_echat.inference import reply as kinds
@@ -234,8 +237,6 @@ class ReplyStream:
         for start in range(0, len(samples), step):
             if not self.first_sent:
                 await self._hold()
-                if not self.is_active:
-                    return
                 self.first_sent = time.monotonic()
                 self.owner.first_audio(self)
             cut = samples[start : start + step]
@@ -245,8 +246,6 @@ class ReplyStream:
             ahead = self.plays_until - time.monotonic() - LEAD_S
             if ahead > 0:
                 await asyncio.sleep(ahead)
-                if not self.is_active:
-                    return
 
     async def _hold(self) -> None:
         """Wait so long that the sounds after the first will be there in time."""
@@ -260,10 +259,9 @@ class ReplyStream:
 
         self._begin()
         self.thought, self.item.speech_tokens = reply.thought or self.thought, reply.speech_tokens
+        self.tokens = reply.prompt_tokens, reply.clip_tokens, reply.text_tokens
         if self._resampler is not None and reply.sample_rate_hz:
             await self._sound(np.zeros(0, np.float32), reply.sample_rate_hz, last=True)
-        if not self.is_active:
-            return
         if any(getattr(reply.labels, name) for name in LABELS) or self.thought:
             is_new = self.perception is None
             self.perception = perceived(reply.labels, self.options.thinking, self.thought)
@@ -274,9 +272,8 @@ class ReplyStream:
 
     def cancel(self, reason: str) -> None:
         """End it: turn_detected or client_cancelled. Nothing of it is sent afterwards."""
-        self.generation.stop()
-        self.reason = reason
         self.finish("cancelled", reason)
+        self.task.cancel()
 
     def _fail(self, error: Exception) -> None:
         is_ours = isinstance(error, OsumError)
@@ -360,7 +357,7 @@ class ReplyStream:
                 details["reason"] = self.reason
             if self.failure is not None:
                 details["error"] = self.failure
-        tokens, spoken = len(self.text.split()), len(self.item.speech_tokens)
+        (read, clips, text), spoken = self.tokens, len(self.item.speech_tokens)
         return {
             "object": "realtime.response", "id": self.id, "status": self.status,
             "status_details": details, "conversation_id": options.conversation_id,
@@ -368,10 +365,11 @@ class ReplyStream:
             "output_modalities": [options.modality], "max_output_tokens": "inf",
             "audio": {"output": dict(options.output)}, "metadata": options.metadata,
             "usage": {
-                "total_tokens": tokens + spoken, "input_tokens": 0,
-                "output_tokens": tokens + spoken,
-                "input_token_details": {"text_tokens": 0, "audio_tokens": 0, "cached_tokens": 0},
-                "output_token_details": {"text_tokens": tokens, "audio_tokens": spoken},
+                "total_tokens": read + text + spoken, "input_tokens": read,
+                "output_tokens": text + spoken,
+                "input_token_details": {
+                    "text_tokens": read - clips, "audio_tokens": clips, "cached_tokens": 0},
+                "output_token_details": {"text_tokens": text, "audio_tokens": spoken},
             },
             **({"x_osum": self.perception} if self.perception else {}),
         }  # fmt: skip

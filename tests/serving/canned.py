@@ -2,13 +2,17 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from osum_echat.inference import reply
 from osum_echat.records import Labels, Utterance
+from osum_echat.serving.live_metrics import LiveMetrics
+from osum_echat.serving.realtime import Service
 from osum_echat.tasks import task_for
 
 RATE_HZ = 22_050
@@ -71,5 +75,18 @@ class Canned:
             labels=self.labels if thinks else Labels(), text=said,
             speech_tokens=(1, 2, 3) if sound else (), wave=torch.cat(sound) if sound else None,
             sample_rate_hz=RATE_HZ if sound else None, audio_in_s=1.0, timings=TIMINGS,
+            prompt_tokens=7, text_tokens=5,
             stopped_by="interrupt" if stopped() else "end",
         ))  # fmt: skip
+
+
+class Loud:
+    """Voice activity of a loud window; no model."""
+
+    async def probabilities(self, state: Any, windows: list[Any]) -> list[float]:
+        return [float(np.abs(window).mean() > 0.05) for window in windows]
+
+
+def service(assistant: Any = None, turn_model: Any = None, **more: Any) -> Service:
+    return Service(assistant or Canned(), "tiny", Loud(), turn_model, ThreadPoolExecutor(4),
+                   LiveMetrics(), **more)  # fmt: skip

@@ -159,3 +159,44 @@ def test_it_fits_a_phone_speaks_chinese_and_knows_the_dark(spoken: Path, tmp_pat
         assert opened.locator("#go").inner_text() == "开始对话"
         opened.click("#theme")
         assert opened.evaluate("document.documentElement.dataset.theme") == "light"
+
+
+def test_a_browser_that_records_at_the_rate_of_its_device_is_heard(spoken: Path):
+    with serving(Canned()) as (address, _), chromium(*flags(spoken)) as browser:
+        opened = browser.new_context(permissions=["microphone"]).new_page()
+        opened.add_init_script("""
+            const made = AudioContext.prototype.createMediaStreamSource;
+            AudioContext.prototype.createMediaStreamSource = function (stream) {
+              if (this.sampleRate === 24000) throw new DOMException("rates", "NotSupportedError");
+              return made.call(this, stream);
+            };""")
+        opened.goto(address)
+        opened.click("#go")
+        opened.wait_for_selector(".reply .times", timeout=WAIT_MS)
+
+
+def test_a_change_of_device_begins_one_new_connection(spoken: Path):
+    with serving(Canned()) as (address, server), page(address, spoken) as opened:
+        opened.evaluate("for (const _ of [1, 2]) document.getElementById('go').click()")
+        opened.wait_for_selector("#state.listening", timeout=WAIT_MS)
+        assert len(server.open) == 1
+        opened.evaluate("document.getElementById('echo').click()")
+        opened.wait_for_selector(".reply .times", timeout=WAIT_MS)
+        assert len(server.open) == 1 and not opened.locator("#notice").is_visible()
+
+
+def test_a_button_that_is_hardly_pressed_asks_nothing(spoken: Path):
+    with serving(Canned()) as (address, _), page(address, spoken) as opened:
+        opened.check("#push", force=True)
+        opened.click("#go")
+        opened.wait_for_selector("#state.listening", timeout=WAIT_MS)
+        button = opened.locator("#go")
+        button.dispatch_event("pointerdown")
+        button.dispatch_event("pointerup")
+        opened.wait_for_timeout(600)
+        assert not opened.locator(".turn").count() and not opened.locator("#notice").is_visible()
+        button.focus()
+        opened.keyboard.down(" ")
+        opened.wait_for_timeout(600)
+        opened.keyboard.up(" ")
+        opened.wait_for_selector(".reply .times", timeout=WAIT_MS)

@@ -1,45 +1,37 @@
 """Claims about live sessions: every event of the protocol, in its order, whatever clients do."""
 
+import asyncio
 import base64
-import io
 import json
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from osum_echat import audio
 from osum_echat.inference import reply
 from osum_echat.records import Labels
 from osum_echat.serving import items, protocol, reply_stream
-from osum_echat.serving.audio_formats import FORMATS, Resampler, encode_file
-from osum_echat.serving.live_metrics import LiveMetrics
+from osum_echat.serving.audio_formats import FORMATS, Resampler
+from osum_echat.serving.listening import MOST_KEPT_S, Listener
 from osum_echat.serving.online import Server
-from osum_echat.serving.protocol import EventError, SessionSettings, read_event
-from osum_echat.serving.realtime import HANDLERS, Service
+from osum_echat.serving.protocol import EventError, SessionSettings, check_event
+from osum_echat.serving.realtime import HANDLERS, MOST_REPLIES
 from osum_echat.serving.session import Limits
 from osum_echat.serving.turns import (
     TurnDetector,
     TurnSettings,
 )
 from tests.serving import canned
-from tests.serving.canned import HEARD, LABELS, THOUGHT, WORDS, Canned
+from tests.serving.canned import HEARD, LABELS, THOUGHT, WORDS, Canned, Loud, service
 
 PCM = FORMATS["audio/pcm"]
 WINDOW = 512
-
-
-class Loud:
-    """Voice activity of a loud window; no model."""
-
-    async def probabilities(self, state: Any, windows: list[Any]) -> list[float]:
-        return [float(np.abs(window).mean() > 0.05) for window in windows]
 
 
 class Done:
@@ -47,11 +39,6 @@ class Done:
 
     def is_complete(self, samples: Any) -> bool:
         return True
-
-
-def service(assistant: Any = None, turn_model: Any = None, **more: Any) -> Service:
-    return Service(assistant or Canned(), "tiny", Loud(), turn_model, ThreadPoolExecutor(4),
-                   LiveMetrics(), **more)  # fmt: skip
 
 
 @contextmanager
@@ -237,7 +224,7 @@ def test_manual_turns_need_commit_and_response_create():
         client.send("input_audio_buffer.commit", event_id="mine")
         error = client.until("error")["error"]
         assert (error["code"], error["event_id"]) == ("input_audio_buffer_commit_empty", "mine")
-        client.speak(0.5)
+        client.speak(0.1)
         client.send("input_audio_buffer.commit")
         client.until("conversation.item.done")
         client.send("response.create")
@@ -418,10 +405,10 @@ CLIENT_EVENTS = {
 def test_every_client_event_of_the_protocol_is_handled():
     assert set(protocol.client_events()) == set(HANDLERS) == set(CLIENT_EVENTS)
     for kind, more in CLIENT_EVENTS.items():
-        assert read_event(json.dumps({"type": kind, **more}))["type"] == kind
+        check_event({"type": kind, **more})
         if more:
             with pytest.raises(EventError, match=kind):
-                read_event(json.dumps({"type": kind}))
+                check_event({"type": kind})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "{}", '{"type": 1}', '{"type": "nope"}',
@@ -465,6 +452,9 @@ def test_settings_of_stock_clients_are_taken_without_an_error():
     {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16000}}}}, {"audio": []},
     {"audio": {"input": {"turn_detection": {"type": "x"}}}},
     {"audio": {"input": {"turn_detection": {"threshold": 7}}}},
+    {"audio": {"input": {"turn_detection": {"idle_timeout_ms": "soon"}}}},
+    {"audio": {"input": {"turn_detection": {"type": "semantic_vad", "eagerness": "x"}}}},
+    {"audio": {"output": {"speed": "fast"}}}, {"type": "transcription"},
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_refused(given: dict[str, Any]):
     with pytest.raises(EventError):
@@ -489,106 +479,115 @@ def test_resampling_in_pieces_is_resampling_the_whole(size: int):
     np.testing.assert_allclose(joined, whole, atol=1e-6)
 
 
-def test_who_may_come():
-    from starlette.testclient import TestClient
-    from starlette.websockets import WebSocketDisconnect
+def test_what_is_on_its_way_when_a_reply_is_cancelled_is_not_told():
+    told: list[str] = []
+    owner = SimpleNamespace(send=lambda event: told.append(event["type"]),
+                            finished=lambda _: None, add_item=lambda _: None)  # fmt: skip
 
-    server = Server(service(), sessions=1, key="right")
-    with TestClient(server.app()) as client:
-        evil = {"Authorization": "Bearer right", "Origin": "http://evil.example"}
-        for headers in ({}, {"Authorization": "Bearer wrong"}, evil):
-            with pytest.raises(WebSocketDisconnect), client.websocket_connect(
-                "/v1/realtime", headers=headers
-            ):
-                pass
-            assert client.get("/v1/models", headers=headers).status_code in (401, 403)
-        good = {"Authorization": "Bearer right"}
-        secret = client.post("/v1/realtime/client_secrets", json={}, headers=good).json()["value"]
-        offered = ["realtime", f"openai-insecure-api-key.{secret}"]
-        with client.websocket_connect("/v1/realtime", subprotocols=offered) as socket:
-            assert socket.accepted_subprotocol == "realtime"
-            assert json.loads(socket.receive_text())["type"] == "session.created"
-            with client.websocket_connect("/v1/realtime", headers=good) as second:
-                full = json.loads(second.receive_text())
-                assert full["error"]["code"] == "session_limit_reached"
-        for _ in range(100):
-            if not server.open:
-                break
-            time.sleep(0.02)
-        assert not server.open
-        assert "osum_sessions_active 0" in client.get("/metrics").text
-        assert client.get("/ready").json()["status"] == "ready"
+    async def cancelled() -> None:
+        made = SimpleNamespace(queue=asyncio.Queue(), stop=lambda: None, playout=None)
+        options = reply_stream.ResponseOptions(None, "audio", PCM, {}, "label")
+        stream = reply_stream.ReplyStream(owner, made, options)
+        await asyncio.sleep(0)
+        made.queue.put_nowait(reply.TextPiece("late"))
+        stream.cancel("turn_detected")
+        await asyncio.wait([stream.task])
+
+    asyncio.run(cancelled())
+    assert told == ["response.created", "response.done"]
 
 
-def test_http_routes_speak_the_protocol():
+def test_a_session_that_was_left_begins_nothing():
     from starlette.testclient import TestClient
 
-    clip = encode_file(np.zeros(16_000, np.float32), 16_000, "wav")
-    with TestClient(Server(service()).app()) as client:
-        said = client.post("/v1/audio/speech", json={"input": "hi", "response_format": "wav"})
-        assert said.headers["content-type"] == "audio/wav" and said.content[:4] == b"RIFF"
-        pcm = client.post("/v1/audio/speech", json={"input": "hi", "response_format": "pcm"})
-        assert len(pcm.content) / 2 / 24_000 == pytest.approx(0.4, abs=0.001)
-        lines = client.post("/v1/audio/speech", json={"input": "hi", "stream_format": "sse"}).text
-        assert "speech.audio.delta" in lines and "speech.audio.done" in lines
-        heard = client.post("/v1/audio/transcriptions", files={"file": ("a.wav", clip)})
-        assert heard.status_code == 200 and "text" in heard.json()
-        chat = {"messages": [{"role": "user", "content": [
-            {"type": "input_audio", "input_audio": {
-                "data": base64.b64encode(clip).decode(), "format": "wav"}}]}],
-            "modalities": ["text", "audio"]}  # fmt: skip
-        message = client.post("/v1/chat/completions", json=chat).json()["choices"][0]["message"]
-        assert message["audio"]["transcript"] == "".join(WORDS)
-        assert message["x_osum"]["emotion"] == {"label": LABELS.emotion}
-        again = [*chat["messages"], {"role": "assistant", "audio": {"id": message["audio"]["id"]}},
-                 {"role": "user", "content": "and now?"}]  # fmt: skip
-        assert client.post("/v1/chat/completions", json={"messages": again}).status_code == 200
-        streamed = client.post("/v1/chat/completions", json={**chat, "stream": True}).text
-        assert streamed.endswith("data: [DONE]\n\n") and '"transcript"' in streamed
+    waiting, asked = threading.Event(), []
+
+    class Slow(Canned):
+        def stream(self, *given: Any, **_: Any) -> Any:
+            asked.append(given)
+            yield reply.TextPiece("so")
+            waiting.wait(10)
+
+    with TestClient(Server(service(Slow())).app()) as http:
+        with http.websocket_connect("/v1/realtime") as socket:
+            client = Client(socket)
+            client.update(turn_detection={"type": "server_vad", "idle_timeout_ms": 1})
+            client.send("response.create", response={"instructions": "x"})
+            client.until("response.output_audio_transcript.delta")
+        time.sleep(0.2)
+        waiting.set()
+    assert len(asked) == 1
 
 
-@pytest.mark.parametrize(("path", "body", "status"), [
-    ("audio/speech", {"input": ""}, 400), ("audio/speech", {"input": "x" * 5000}, 400),
-    ("audio/speech", {"input": "x", "response_format": "tape"}, 400),
-    ("chat/completions", {}, 400), ("chat/completions", {"messages": [{"role": "user"}]}, 400),
-    ("chat/completions", {"messages": [{"role": "assistant", "audio": {"id": "no"}}]}, 400),
-    ("nope", {}, 404),
-])  # fmt: skip
-def test_bad_calls_get_the_error_object(path: str, body: dict[str, Any], status: int):
-    from starlette.testclient import TestClient
+def test_the_silence_before_turns_by_hand_is_not_of_the_first_of_them():
+    with connected(Server(service(limits=Limits(audio_s=1)))) as client:
+        client.speak(3.0, 0.0)
+        client.update(turn_detection=None)
+        client.speak(0.3)
+        client.send("input_audio_buffer.commit")
+        client.until("input_audio_buffer.committed")
+        client.send("response.create")
+        client.until("response.done")
+        assert "error" not in client.types()
 
-    with TestClient(Server(service()).app()) as client:
-        answer = client.post(f"/v1/{path}", json=body)
-        assert answer.status_code == status
-        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-        assert client.post(f"/v1/{path}", content=b"{").status_code in (400, 404)
 
-def test_webm_is_heard_up_to_the_longest_clip():
-    av = pytest.importorskip("av")
-    from starlette.testclient import TestClient
+def test_words_are_told_of_the_turn_that_holds_them():
+    waiting = threading.Event()
 
-    def webm(seconds: int) -> bytes:
-        file = io.BytesIO()
-        with av.open(file, "w", "webm") as container:
-            stream = container.add_stream("libopus", rate=48_000, layout="mono")
-            tone = np.sin(np.arange(48_000 * seconds) / 20)[None].astype(np.float32)
-            frame = av.AudioFrame.from_ndarray(tone, "fltp", "mono")
-            frame.sample_rate = 48_000
-            for packet in [*stream.encode(frame), *stream.encode(None)]:
-                container.mux(packet)
-        return file.getvalue()
+    class Slow(Canned):
+        def stream(self, *given: Any, **options: Any) -> Any:
+            waiting.wait(10)
+            return super().stream(*given, **options)
 
-    assistant = Canned()
-    with TestClient(Server(service(assistant)).app()) as client:
-        def post(data: bytes) -> Any:
-            return client.post("/v1/audio/transcriptions", files={"file": ("a.webm", data)})
+    with connected(Server(service(Slow()))) as client:
+        client.update(turn_detection=None, transcription={"model": "own"})
+        turns = []
+        for _ in range(2):
+            client.speak(0.3)
+            client.send("input_audio_buffer.commit")
+            turns.append(client.until("input_audio_buffer.committed")["item_id"])
+            if len(turns) == 1:
+                client.send("response.create")
+                client.until("response.created")
+        waiting.set()
+        heard = client.until("conversation.item.input_audio_transcription.completed")
+        assert heard["item_id"] == turns[0]
+        client.until("response.done")
 
-        assert post(webm(2)).status_code == 200
-        (heard, _), = assistant.asked
-        assert audio.load(heard.user.audio).shape[0] == pytest.approx(32_000, abs=640)
-        long, cut = post(webm(31)), post(webm(2)[:60])
-        assert "over 30 s" in long.json()["error"]["message"] and long.status_code == 400
-        assert "cannot be decoded" in cut.json()["error"]["message"] and cut.status_code == 400
+
+def test_responses_beside_the_conversation_are_few_and_are_cancelled_by_their_ids():
+    aside = {"conversation": "none", "instructions": "x"}
+    with connected(Server(service(Canned(times=20)))) as client:
+        for _ in range(MOST_REPLIES):
+            client.send("response.create", response=aside)
+        first = client.until("response.created")["response"]["id"]
+        client.send("response.create", response=aside)
+        assert client.until("error")["error"]["code"] == "too_many_responses"
+        client.send("response.cancel", response_id=first)
+        done = client.until("response.done")["response"]
+        assert (done["id"], done["status"]) == (first, "cancelled")
+
+
+def test_an_error_names_the_event_that_it_answers_and_half_a_character_ends_nothing():
+    with connected(Server(service())) as client:
+        client.send("conversation.item.create", item={"type": "no"}, event_id="mine")
+        assert client.until("error")["error"]["event_id"] == "mine"
+        client.send("response.create", response={"instructions": "x", "metadata": {"a": "\ud83d"}})
+        assert client.until("response.created")["response"]["metadata"] == {"a": "\ud83d"}
+        assert client.until("response.done")["response"]["status"] == "completed"
+
+
+def test_sound_that_comes_too_fast_is_not_kept():
+    async def flooded() -> None:
+        listener = Listener(Loud(), 16_000, TurnSettings(), bool, None, None)
+        for _ in range(4):
+            with pytest.raises(EventError, match="faster"):
+                listener.push(np.zeros(60 * 16_000, np.float32), False)
+        assert sum(map(len, listener.buffer._pieces)) <= 16_000 * MOST_KEPT_S
+        assert len(listener._left) < WINDOW
+        listener.task.cancel()
+
+    asyncio.run(flooded())
 
 
 def test_turns_pair_questions_with_replies():
