@@ -97,7 +97,9 @@ class Listener:
         return len(samples)
 
     def clear(self) -> None:
-        """Forget a turn that has begun, and what belongs to no window yet."""
+        """Forget a turn that has begun, and what was not heard yet."""
+        while not self._windows.empty():
+            self._windows.get_nowait()
         self._left = np.zeros(0, np.float32)
         self.detector.reset()
 

@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +30,7 @@ from osum_echat.serving.session import Limits
 
 MOST_EVENT_BYTES, MOST_UPLOAD_BYTES = 8 << 20, 26 << 20
 MOST_WAITING_EVENTS = 4096              # for a client that reads slowly
+LAST_EVENTS_S = 1.0                     # that the end of a reply has to be sent in, at the close
 MOST_CONNECTIONS = 128                  # over HTTP, before it is answered 503
 IDLE_S = 600.0                          # without an event of the client
 M_ARENA_MAX, MOST_ARENAS = -8, 2        # of glibc's mallopt
@@ -253,7 +254,9 @@ class Server:
             if file is None or isinstance(file, str):
                 raise HttpError(400, "invalid_value", "file: need a sound file", "file")
             data = await file.read()
-            return await self.routes.transcription(data, file.filename or "file", form)
+            return await _while_there(
+                request, self.routes.transcription(data, file.filename or "file", form)
+            )
         routes = {"audio/speech": self.routes.speech, "chat/completions": self.routes.chat,
                   "realtime/client_secrets": self._secret}  # fmt: skip
         if path not in routes:
@@ -264,7 +267,7 @@ class Server:
             raise HttpError(400, "invalid_json", f"the body must be JSON: {error}") from error
         if not isinstance(asked, dict):
             raise HttpError(400, "invalid_json", "the body must be a JSON object")
-        return await routes[path](asked)
+        return await _while_there(request, routes[path](asked))
 
     def _models(self, path: str) -> Body:
         model = {"id": self.service.model, "object": "model", "created": 0, "owned_by": "osum"}
@@ -358,8 +361,11 @@ class Server:
             del self.open[session.id]
             self.service.metrics.sessions.set(len(self.open))
             await session.close()
-            await asyncio.to_thread(_return_memory)
+            with suppress(asyncio.QueueFull):
+                outgoing.put_nowait(None)
+            await asyncio.wait([writer], timeout=LAST_EVENTS_S)
             writer.cancel()
+            await asyncio.to_thread(_return_memory)
             with suppress(RuntimeError, WebSocketDisconnect):
                 await socket.close(code, reason)
 
@@ -413,6 +419,24 @@ def _limited(request: Any) -> Any:
         return message
 
     return Request(request.scope, receive)
+
+
+async def _while_there(request: Any, answer: Coroutine[Any, Any, Body]) -> Body:
+    """An answer, given up where the client goes away."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = asyncio.create_task(answer), asyncio.create_task(gone())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise HttpError(499, "client_gone", "the client went away")
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _bearer(headers: Mapping[str, str]) -> str | None:

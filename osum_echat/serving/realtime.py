@@ -164,6 +164,7 @@ class RealtimeSession:
         if self.settings.turn is not None:
             if self.listener.detector.in_turn:       # legal: the client knows that the user is done
                 self._end_turn(self.buffer.end, respond=False)
+                self.listener.clear()
             else:
                 self.send({"type": "input_audio_buffer.cleared"})
             return
@@ -218,8 +219,7 @@ class RealtimeSession:
         audio_ms = max(0, int(event["audio_end_ms"]))
         reply = self.reply
         if reply is not None and reply.item is item:
-            if reply.is_active:
-                reply.cancel("client_cancelled")
+            reply.cancel("client_cancelled")
             reply.first_sent, reply.sent_samples = 0.0, 0   # it plays no longer
         item.truncate(audio_ms)
         self.send({"type": "conversation.item.truncated", "item_id": item.id,
@@ -261,7 +261,7 @@ class RealtimeSession:
         )
 
     def _clear_output(self, event: Event) -> None:
-        if self.reply is not None and self.reply.is_active:
+        if self.reply is not None:
             self.reply.cancel("client_cancelled")
 
     def _item(self, number: str, code: str) -> Item:
@@ -290,8 +290,7 @@ class RealtimeSession:
                 self._wait_idle(None)
                 if settings.interrupt_response and self.reply is not None and self._plays():
                     self.service.metrics.interrupts.inc()
-                    if self.reply.is_active:
-                        self.reply.cancel("turn_detected")
+                    self.reply.cancel("turn_detected")
                 self.speech_item = make_id("item")
                 self._read_ahead()
                 start_ms = self.listener.detector.start_sample * 1000 // RATE_HZ
@@ -464,6 +463,7 @@ class RealtimeSession:
         """The first sound of a reply leaves."""
         if self.stopped_at:
             self.service.metrics.first_audio.observe(time.monotonic() - self.stopped_at)
+            self.stopped_at = 0.0
 
     def finished(self, reply: ReplyStream) -> None:
         """A response has ended, however."""

@@ -271,7 +271,8 @@ class ReplyStream:
         self.finish("incomplete" if is_cut else "completed", "max_output_tokens" if is_cut else "")
 
     def cancel(self, reason: str) -> None:
-        """End it: turn_detected or client_cancelled. Nothing of it is sent afterwards."""
+        """End it, if it has not ended: turn_detected or client_cancelled. Nothing of it is sent
+        afterwards."""
         self.finish("cancelled", reason)
         self.task.cancel()
 

@@ -1,5 +1,6 @@
 """Claims about the live server's routes over HTTP: who may call, what they answer, what not."""
 
+import asyncio
 import base64
 import io
 import json
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from osum_echat import audio
+from osum_echat.inference import reply
 from osum_echat.serving import online
 from osum_echat.serving.audio_formats import encode_file
 from osum_echat.serving.online import Server
@@ -168,6 +170,38 @@ def test_bodies_and_counters_do_not_grow_without_end(monkeypatch: pytest.MonkeyP
             client.get(f"/v1/nothing/{number}")
         assert "/v1/nothing" not in client.get("/metrics").text
         assert client.put("/v1/models").json()["error"]["message"].startswith("PUT /v1/models")
+
+
+def test_a_call_whose_client_went_away_is_given_up():
+    stopped: list[bool] = []
+
+    class Slow(Canned):
+        def stream(self, source: Any, *, interrupt: Any, **_: Any) -> Any:
+            for _ in range(500):
+                if interrupt():
+                    stopped.append(True)
+                    break
+                time.sleep(0.01)
+            yield reply.TextPiece("so")
+
+    body = json.dumps({"messages": [{"role": "user", "content": "hi"}]}).encode()
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [],
+             "query_string": b"", "http_version": "1.1"}  # fmt: skip
+    given = iter([{"type": "http.request", "body": body}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        await asyncio.sleep(0.05)
+        return next(given)
+
+    async def send(message: Any) -> None:
+        pass
+
+    async def left() -> None:
+        await Server(service(Slow())).app()(scope, receive, send)
+        await asyncio.sleep(0.1)
+
+    asyncio.run(left())
+    assert stopped
 
 
 def test_tokens_are_counted():

@@ -519,6 +519,17 @@ def test_a_session_that_was_left_begins_nothing():
     assert len(asked) == 1
 
 
+def test_a_silent_client_is_told_the_end_of_the_reply_before_it_is_closed():
+    from starlette.websockets import WebSocketDisconnect
+
+    with connected(Server(service(Canned(times=20)), idle_s=0.3)) as client:
+        client.send("response.create", response={"instructions": "x"})
+        assert client.until("response.done")["response"]["status"] == "cancelled"
+        with pytest.raises(WebSocketDisconnect) as closed:
+            client.until("session.updated")
+        assert closed.value.code == 1000
+
+
 def test_the_silence_before_turns_by_hand_is_not_of_the_first_of_them():
     with connected(Server(service(limits=Limits(audio_s=1)))) as client:
         client.speak(3.0, 0.0)
