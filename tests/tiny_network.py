@@ -1,7 +1,11 @@
 """A tiny seeded network over the letters of tests.letters, and rows for it."""
 
+from pathlib import Path
+
 import torch
 
+from osum_echat import weights
+from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.sequence import Sequence, compose
@@ -33,6 +37,12 @@ def network(
                 parameter.mul_(scale)
         model.speech_embedding.weight.mul_(scale)
     return model
+
+
+def save_published(path: Path, model: EChatModel) -> None:
+    """Write a .pt with the published key names, all aliases of the text table among them."""
+    own = checkpoint.own_weights(model)
+    weights.write_torch_file(path, checkpoint.published(own, model.settings))
 
 
 def row(

@@ -181,11 +181,6 @@ def write_settings(
         file.write(text.encode())
 
 
-def save_published(path: Path, model: EChatModel) -> None:
-    """Write a .pt with the published key names, all aliases of the text table among them."""
-    weights.write_torch_file(path, published(own_weights(model), model.settings))
-
-
 def published(
     own: Mapping[str, Tensor], settings: EChatSettings
 ) -> list[tuple[list[str], Tensor]]:

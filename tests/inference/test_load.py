@@ -13,6 +13,7 @@ from osum_echat.inference import load
 from osum_echat.models import checkpoint
 from osum_echat.models.settings import read_settings
 from tests.tiny_model import changed_model
+from tests.tiny_network import save_published
 
 CPU = torch.device("cpu")
 
@@ -21,7 +22,7 @@ CPU = torch.device("cpu")
 def published(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model as a published file, its tokenizer, voice and settings each elsewhere."""
     home = tmp_path_factory.mktemp("published")
-    checkpoint.save_published(home / "weights" / "final.pt", checkpoint.load(model_directory))
+    save_published(home / "weights" / "final.pt", checkpoint.load(model_directory))
     (home / "conf").mkdir()
     shutil.copyfile(model_directory / "model.yaml", home / "conf" / "tiny.yaml")
     (home / "text").mkdir()

@@ -19,7 +19,7 @@ from osum_echat.models.echat import EChatModel
 from osum_echat.models.lora import LoraSettings
 from osum_echat.paths import PUBLISHED_SETTINGS
 from osum_echat.sequence import collate
-from tests.tiny_network import SETTINGS, VOCAB, network, row
+from tests.tiny_network import SETTINGS, VOCAB, network, row, save_published
 
 TABLE, HEAD = checkpoint.TEXT_TABLE, checkpoint.TEXT_HEAD
 LORA = LoraSettings(rank=3, alpha=6, dropout=0.0)
@@ -50,13 +50,13 @@ def saved(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
-    checkpoint.save_published(tmp_path / "model.pt", network())
+    save_published(tmp_path / "model.pt", network())
     return tmp_path / "model.pt"
 
 
 @pytest.fixture
 def with_lora(tmp_path: Path) -> Path:
-    checkpoint.save_published(tmp_path / "lora.pt", lora_network())
+    save_published(tmp_path / "lora.pt", lora_network())
     return tmp_path / "lora.pt"
 
 

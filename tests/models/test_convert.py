@@ -15,7 +15,7 @@ from osum_echat.errors import CheckpointError, InputError
 from osum_echat.models import checkpoint, pretrained
 from osum_echat.models import convert as converter
 from osum_echat.models.convert import EXTRAS_FILE, KeyReport, PhaseMask
-from tests.tiny_network import SETTINGS, network
+from tests.tiny_network import SETTINGS, network, save_published
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 PUBLISHED = GOLDENS / "model"
@@ -160,7 +160,7 @@ def test_stock_generation_with_one_processor_gives_upstreams_ids(exported: Path,
 
 
 def test_the_door_tells_of_every_key_and_how_many(tmp_path: Path, capsys):
-    checkpoint.save_published(tmp_path / "one.pt", network())
+    save_published(tmp_path / "one.pt", network())
     checkpoint.write_settings(tmp_path / "conf", SETTINGS)
     arguments = [str(tmp_path / "one.pt"), str(tmp_path / "ours"), "--to", "ours",
                  "--config", str(tmp_path / "conf" / "model.yaml")]  # fmt: skip

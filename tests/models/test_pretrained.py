@@ -28,7 +28,7 @@ from osum_echat.models.pretrained import (
     start_llm,
 )
 from tests.evaluation.judge_server import served
-from tests.tiny_network import LLM, SETTINGS, network
+from tests.tiny_network import LLM, SETTINGS, network, save_published
 
 Found = TypeVar("Found")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -250,7 +250,7 @@ def test_a_stock_llm_computes_the_same_inside(tmp_path: Path, kind: str, tied: b
     hidden = model.run(model.embed_ids(ids), segments, positions)
     assert torch.allclose(model.logits_text(hidden), wanted, atol=1e-5)
     checkpoint.save(tmp_path / "ours", model)
-    checkpoint.save_published(tmp_path / "theirs.pt", model)
+    save_published(tmp_path / "theirs.pt", model)
     for place in (tmp_path / "ours", tmp_path / "theirs.pt"):
         again = checkpoint.load(place, model.settings)
         own = again.state_dict()
@@ -261,7 +261,7 @@ def test_a_stock_llm_computes_the_same_inside(tmp_path: Path, kind: str, tied: b
 def test_encoder_and_adapter_come_from_another_model_and_nothing_else(tmp_path: Path):
     source, model = network(1), network(2)
     before = model.speech_head.weight.clone()
-    checkpoint.save_published(tmp_path / "osum.pt", source)
+    save_published(tmp_path / "osum.pt", source)
     start_encoder_adapter(model, tmp_path / "osum.pt")
     for name, value in model.state_dict().items():
         if name.startswith(("encoder.", "adapter.")):

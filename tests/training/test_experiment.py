@@ -19,7 +19,7 @@ from osum_echat.training import experiment, state
 from osum_echat.training.stages import StageSettings
 from tests.models.test_checkpoint import lora_network
 from tests.models.test_pretrained import stock_llm
-from tests.tiny_network import SETTINGS, network
+from tests.tiny_network import SETTINGS, network, save_published
 from tests.training.experiment import write_experiment
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -92,7 +92,7 @@ def starting(**starts: object) -> SimpleNamespace:
 
 
 def test_a_published_file_is_a_start_with_its_settings_named_or_beside(tmp_path):
-    checkpoint.save_published(tmp_path / "weights" / "one.pt", network())
+    save_published(tmp_path / "weights" / "one.pt", network())
     checkpoint.write_settings(tmp_path, SETTINGS)
     asked = starting(init=tmp_path / "weights" / "one.pt", model=tmp_path / "model.yaml")
     settings = experiment.model_settings(asked)
