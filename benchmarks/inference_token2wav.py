@@ -26,16 +26,9 @@ from benchmarks.judge import JUDGE_RATE_HZ, Recogniser, word_errors, words
 from osum_echat import audio, cli, logs
 from osum_echat.errors import InputError
 from osum_echat.metrics import paired_interval
+from osum_echat.token2wav import streaming
 from osum_echat.token2wav.flow import FlowSettings, VoiceState, frames_for
 from osum_echat.token2wav.model import Token2Wav, Token2WavSettings
-from osum_echat.token2wav.streaming import (
-    MelStream,
-    Piece,
-    StreamSettings,
-    generators,
-    pieces,
-    whole_wave,
-)
 from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, VoicePrompt
 
 SMALL_MODEL = Path(__file__).parents[1] / "pretrained" / "tiny" / "token2wav"
@@ -102,12 +95,13 @@ def to_speak(path: Path | None, count: int, codes: int) -> list[Spoken]:
 
 
 def streamed_mel(
-    model: Token2Wav, tokens: list[int], settings: StreamSettings, seed: int
+    model: Token2Wav, tokens: list[int], settings: streaming.StreamSettings, seed: int
 ) -> Tensor:
     """The mel as the vocoder of a stream gets it: (1, mel, frames)."""
     state = model.flow.voice_state(model.voice, settings.prompt_tokens)
-    solver = MelStream(model.flow, state, generators(seed), settings.fade_frames)
-    solved = (solver.solve(piece) for piece in pieces(tokens, settings))
+    drawn = streaming.generators(seed)
+    solver = streaming.MelStream(model.flow, state, drawn, settings.fade_frames)
+    solved = (solver.solve(piece) for piece in streaming.pieces(tokens, settings))
     return torch.cat([mel[:, :, :new] for mel, new in solved], dim=2)
 
 
@@ -116,11 +110,11 @@ def whole_mel(
 ) -> Tensor:
     """The mel of a whole call, in the model's own voice or in another: (1, mel, frames)."""
     voice = state or model.flow.voice_state(model.voice)
-    solver = MelStream(model.flow, voice, generators(seed), 0)
-    return solver.solve(Piece(tokens, 0, 0, len(tokens), is_last=True))[0]
+    solver = streaming.MelStream(model.flow, voice, streaming.generators(seed), 0)
+    return solver.solve(streaming.Piece(tokens, 0, 0, len(tokens), is_last=True))[0]
 
 
-def beside(model: Token2Wav, tokens: list[int], settings: StreamSettings) -> Beside:
+def beside(model: Token2Wav, tokens: list[int], settings: streaming.StreamSettings) -> Beside:
     """Make an utterance twice."""
     made = list(model.stream(tokens, seed=1, settings=settings))
     whole, steps = model(tokens, seed=1), torch.cat(made).diff().abs()
@@ -136,7 +130,7 @@ def beside(model: Token2Wav, tokens: list[int], settings: StreamSettings) -> Bes
     )
 
 
-def piece_costs(model: Token2Wav, settings: StreamSettings) -> list[float]:
+def piece_costs(model: Token2Wav, settings: streaming.StreamSettings) -> list[float]:
     """CPU seconds of each piece of one long stream."""
     codes = model.flow.settings.codes
     tokens = torch.randint(codes, (LONG_TOKENS,), generator=torch.Generator().manual_seed(2))
@@ -180,7 +174,7 @@ def streaming_rows(
     model: Token2Wav, lists: Sequence[Spoken], judge: Recogniser | None
 ) -> list[tuple[str, str]]:
     """The first table."""
-    settings = StreamSettings()
+    settings = streaming.StreamSettings()
     found = [beside(model, one.tokens, settings) for one in logs.progress(lists, "streaming")]
     seeds = [whole_mel(model, one.tokens, 1) - whole_mel(model, one.tokens, 2) for one in lists]
     between_seeds = sum(float(one.abs().mean()) for one in seeds) / len(seeds)
@@ -268,7 +262,8 @@ def full_rows(dtypes: Sequence[str], steps: Sequence[int]) -> list[tuple[str, st
         ))  # fmt: skip
     assert reference is not None
     rate, mel = product_rate(torch.float32), reference
-    cost, _ = timed(lambda: whole_wave(model.vocoder, mel, torch.Generator().manual_seed(1)))
+    drawn = torch.Generator()
+    cost, _ = timed(lambda: streaming.whole_wave(model.vocoder, mel, drawn.manual_seed(1)))
     rows.append(("vocoder, float32", told(cost, UPSTREAM_VOCODER_S, rate)))
     model.dtype, model.flow.settings = torch.float32, FlowSettings()
     return rows + first_rows(model, ids)
@@ -293,7 +288,7 @@ def first_rows(model: Token2Wav, ids: list[int]) -> list[tuple[str, str]]:
     }
     rows = []
     for name, (voice, prompt_tokens) in cases.items():
-        settings = StreamSettings(first_tokens=FIRST_TOKENS, prompt_tokens=prompt_tokens)
+        settings = streaming.StreamSettings(first_tokens=FIRST_TOKENS, prompt_tokens=prompt_tokens)
         rate = product_rate(torch.float32)
         cost, _ = timed(partial(next, model.stream(ids, voice, seed=1, settings=settings)))
         rows.append((f"first second, float32, {name}", told(cost, UPSTREAM_FIRST_S, rate)))

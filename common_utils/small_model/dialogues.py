@@ -13,19 +13,9 @@ from random import Random
 from string import Template
 from typing import Protocol
 
-from common_utils.small_model import chats, manner
+from common_utils.small_model import chats, manner, topics
 from common_utils.small_model.pieces import heard_words
 from common_utils.small_model.texts import Conversation, conversations
-from common_utils.small_model.topics import (
-    ANY,
-    Found,
-    Topic,
-    filled,
-    parts,
-    topic_of,
-    topics,
-    words,
-)
 from common_utils.tiny_world.manner import EVENTS as WORLD_EVENTS
 from common_utils.tiny_world.world import load_world
 from osum_echat.inference import safety
@@ -69,7 +59,7 @@ class Asked:
     key: str
     source: str
     question: str
-    found: Found
+    found: topics.Found
     mood: str
     emotion: str
 
@@ -112,7 +102,7 @@ def joined(opening: str, core: str) -> str:
     return f"{opening} {core}".strip()
 
 
-def fitting_mood(topic: Topic, mood: str, emotion: str, rng: Random) -> str:
+def fitting_mood(topic: topics.Topic, mood: str, emotion: str, rng: Random) -> str:
     """Which replies fit: those of the words' mood, unless the voice tells otherwise."""
     felt = "good" if emotion in GOOD else "bad" if emotion in BAD else "plain"
     if topic.is_act or (mood == "plain" and felt == "good" and rng.random() < 0.4):
@@ -128,7 +118,7 @@ def answered(one: Asked, rng: Random, core: str | None = None) -> Example | None
     labels, topic = voice(one.emotion, rng), one.found.topic
     if core is None:
         drawn = pointed(topic, fitting_mood(topic, one.mood, one.emotion, rng), rng)
-        core = filled(drawn, one.found.word)
+        core = topics.filled(drawn, one.found.word)
     if core is None:
         return None
     opening = "" if topic.is_act and one.emotion == "NEUTRAL" else manner.opening(labels, rng)
@@ -166,7 +156,7 @@ def cores(one: Asked, rng: Random) -> list[str]:
     """Some of the topic's replies in a mood that fits."""
     topic = one.found.topic
     replies = topic.replies_for(fitting_mood(topic, one.mood, one.emotion, rng))
-    known = {filled(reply, one.found.word) for reply in replies} - {None}
+    known = {topics.filled(reply, one.found.word) for reply in replies} - {None}
     return rng.sample(sorted(map(str, known)), min(OPTIONS, len(known)))
 
 
@@ -182,12 +172,12 @@ def made(
 
 def led(text: str, rng: Random) -> str:
     """The sentence with a word or two before it."""
-    leads = words("moods")["question_leads" if text.endswith("?") else "leads"].split(" | ")
+    leads = topics.words("moods")["question_leads" if text.endswith("?") else "leads"].split(" | ")
     whole = text if text.startswith("I ") else text[0].lower() + text[1:]
     return f"{rng.choice(leads)} {whole}"
 
 
-def pointed(topic: Topic, mood: str, rng: Random) -> str:
+def pointed(topic: topics.Topic, mood: str, rng: Random) -> str:
     """One of the topic's replies, rather one that names the topic."""
     replies = topic.replies_for(mood)
     weights = [3 if "$it" in one or topic.pattern.search(one.lower()) else 1 for one in replies]
@@ -196,22 +186,22 @@ def pointed(topic: Topic, mood: str, rng: Random) -> str:
 
 def emotion_for(mood: str, topic: str, rng: Random) -> str:
     """An emotion that goes with the mood of what is said."""
-    feels = words("moods")["feels"]
+    feels = topics.words("moods")["feels"]
     if mood == "bad" and topic in feels and rng.random() < 0.85:
         return rng.choice(feels[topic].split())
-    weights = words("moods")["moods"][mood]
+    weights = topics.words("moods")["moods"][mood]
     return rng.choices(tuple(weights), weights=tuple(weights.values()))[0]
 
 
 def from_topics(size: int, rng: Random, ranker: Lifts | None = None) -> Iterator[Example]:
     """What the hand-written topics say, in many moods."""
-    said = [(topic, mood, text) for topic in topics()
+    said = [(topic, mood, text) for topic in topics.topics()
             for mood, texts in topic.say.items() for text in texts]  # fmt: skip
 
     def asked() -> Iterator[Asked]:
         for number in range(size):
             topic, mood, text = said[number % len(said)]
-            found = topic_of(text, (topic,)) or Found(topic, None)
+            found = topics.topic_of(text, (topic,)) or topics.Found(topic, None)
             emotion = emotion_for(mood, topic.name, rng)
             if topic.is_act and rng.random() < 0.2:
                 emotion = rng.choice(manner.EMOTIONS)
@@ -227,24 +217,24 @@ def from_chats(
     chat: Iterable[Conversation], size: int, rng: Random, ranker: Lifts | None = None
 ) -> Iterator[Example]:
     """What people wrote, answered by the topic it is about."""
-    general = words("lexicon")["general_topics"].split()
+    general = topics.words("lexicon")["general_topics"].split()
     wrote = [(key, place, text) for key, place, text in chats.questions(chat)
              if heard_words(text) and 2 <= len(text.split()) <= LONGEST_CHAT]  # fmt: skip
     counts = Counter(word for _, _, text in wrote for word in manner.content_words(text))
-    any_topic = next(topic for topic in topics() if topic.name == ANY)
+    any_topic = next(topic for topic in topics.topics() if topic.name == topics.ANY)
     rng.shuffle(wrote)
     given: Counter[str] = Counter()
 
     def asked() -> Iterator[Asked]:
         for key, place, question in wrote:
-            found, mood = topic_of(question), chats.mood_of(question)
+            found, mood = topics.topic_of(question), chats.mood_of(question)
             if found is None:
                 content = sorted(manner.content_words(question), key=lambda one: (counts[one], one))
                 names = [word for word in content if 3 < len(word) < 12 and counts[word] > 2
                          and not word.endswith(("ly", "ing", "ed", "'s"))]  # fmt: skip
                 if len(content) < 2 or not names or rng.random() < 0.8:
                     continue
-                found = Found(any_topic, names[0])
+                found = topics.Found(any_topic, names[0])
             is_vague = found.topic.name in general and rng.random() < 0.6
             if is_vague or given[found.topic.name] > MOST_OF_TOPIC:
                 continue
@@ -268,7 +258,7 @@ def from_people(
     for one in sorted(fitting, key=lambda one: -likely[one])[:size]:
         labels = voice(emotion_for(chats.mood_of(one.question), "", rng), rng)
         opening = manner.opening(labels, rng) if rng.random() < 0.4 else ""
-        found = topic_of(one.question)
+        found = topics.topic_of(one.question)
         gist = found.topic.gist if found else "$he talks about something on $his mind"
         gist = Template(gist).safe_substitute(it=found.word if found else "it")
         key = f"people-{one.conversation}-{one.place}"
@@ -296,8 +286,8 @@ def from_world(size: int, rng: Random, split: str = "train") -> Iterator[Example
 
 def from_safety(size: int, rng: Random) -> Iterator[Example]:
     """Crisis and abuse."""
-    rows, feels = words("safety"), words("moods")["safety"]
-    said = [(kind, text) for kind, raw in rows.items() for text in parts(raw["say"])]
+    rows, feels = topics.words("safety"), topics.words("moods")["safety"]
+    said = [(kind, text) for kind, raw in rows.items() for text in topics.parts(raw["say"])]
     replies = {rule.kind: rule.replies for rule in safety.rules("english")}
     for number in range(size):
         kind, text = said[number % len(said)]
@@ -318,18 +308,18 @@ def from_safety(size: int, rng: Random) -> Iterator[Example]:
 
 def from_wordless(size: int, rng: Random) -> Iterator[Example]:
     """Silence and sounds without words."""
-    raw = words("wordless")
+    raw = topics.words("wordless")
     for number in range(size):
         event = rng.choice(("silence", "silence", *raw["sounds"]))
         if event == "silence":
-            labels, replies = Labels(style="CALM"), parts(raw["silence"])
+            labels, replies = Labels(style="CALM"), topics.parts(raw["silence"])
             thought = "I hear nothing. Nobody says a word. I ask again and speak calmly."
         else:
             emotions = [emotion for emotion, events in EVENTS.items() if event in events]
             labels = replace(voice(rng.choice(emotions or ["NEUTRAL"]), rng), event=event)
             labels = replace(labels, style=manner.style_for(labels))
             thought = manner.natural_thought(labels, raw["gists"][event], rng)
-            replies = parts(raw["sounds"][event])
+            replies = topics.parts(raw["sounds"][event])
         reply = rng.choice(replies)
         yield Example(f"wordless-{number:04d}", "wordless", "", labels, reply, thought)
 
@@ -339,12 +329,12 @@ def from_dialogues(examples: list[Example], size: int, rng: Random) -> Iterator[
     firsts = [one for one in examples if one.source in ("topics", "chats") and not one.earlier]
     for number in range(size):
         first = rng.choice(firsts)
-        found = topic_of(first.question)
+        found = topics.topic_of(first.question)
         if found is None or found.topic.is_act:
             continue
         earlier = [(first.question, first.reply)]
         for _ in range(rng.choice((1, 1, 2))):
-            text, mood = rng.choice(tuple(words("moods")["follow_ups"].items()))
+            text, mood = rng.choice(tuple(topics.words("moods")["follow_ups"].items()))
             emotion = first.labels.emotion or "NEUTRAL"
             asked = Asked(f"dialogue-{number:05d}", "dialogues", text, found, mood, emotion)
             last = answered(asked, rng)

@@ -26,7 +26,7 @@ from common_utils.small_model.measure_ear import utterances
 from osum_echat import audio, cli, logs
 from osum_echat.errors import ConfigError
 from osum_echat.files import whole_file
-from osum_echat.generation.ctc_beam import without
+from osum_echat.generation.ctc_beam import NEVER, without
 from osum_echat.inference import recognizer
 from osum_echat.inference.load import RECOGNIZER, LoadedModel, LoadOptions, load
 from osum_echat.inference.recognizer import Candidate, RecognizerSettings
@@ -87,7 +87,7 @@ def clip_of(model: LoadedModel, utterance: Utterance) -> Clip:
         said, utterance.labels, tuple(found),
         tuple(replace(one, is_read=False) for one in found if one.is_spelt),
         recognizer.surest_labels(log_probs, names), recognizer.sureness(spelling),
-        float(log_probs[:, place].max()) if place is not None else recognizer.NEVER,
+        float(log_probs[:, place].max()) if place is not None else NEVER,
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def _truth(clip: Clip, kind: str) -> str | None:
 def lowest(values: Iterable[float], share: float) -> float:
     """The value below which lie so few."""
     order = sorted(values)
-    return order[int(share * len(order))] if order else recognizer.NEVER
+    return order[int(share * len(order))] if order else NEVER
 
 
 def tuned(clips: Sequence[Clip], before: RecognizerSettings) -> RecognizerSettings:

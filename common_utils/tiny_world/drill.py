@@ -16,16 +16,9 @@ from random import Random
 
 import numpy as np
 
+from common_utils.tiny_world import lists
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.effects import SAMPLE_RATE_HZ
-from common_utils.tiny_world.lists import (
-    FULL_TAG,
-    Row,
-    read_jsonl,
-    row_of,
-    said_by_users,
-    understanding_text,
-)
 from common_utils.tiny_world.manner import AGES, EMOTIONS, EVENTS, GENDERS
 from common_utils.tiny_world.speaking import speak, write_wav
 from common_utils.tiny_world.voices import ESPEAK, Studio, Voice, all_voices, varied
@@ -50,9 +43,9 @@ class Drill:
     words: Sequence[str]
 
     @classmethod
-    def of(cls, exchanges: Sequence[Row]) -> "Drill":
+    def of(cls, exchanges: Sequence[lists.Row]) -> "Drill":
         """The words and sentences of users; common words are drawn as often as rare ones."""
-        said = {normalise(text) for text in said_by_users(exchanges)}
+        said = {normalise(text) for text in lists.said_by_users(exchanges)}
         sentences = [sentence.split() for sentence in sorted(said)]
         return cls(sentences, sorted({word for sentence in sentences for word in sentence}))
 
@@ -65,7 +58,7 @@ class Drill:
         return " ".join(rng.choice(self.words) if rng.random() < CHANGED_WORDS else word
                         for word in rng.choice(self.sentences))
 
-    def turn(self, rng: Random) -> Row:
+    def turn(self, rng: Random) -> lists.Row:
         """A turn to be spoken: words and labels, like those of an exchange."""
         emotion = rng.choice(EMOTIONS)
         events = EVENTS[emotion]
@@ -78,7 +71,7 @@ class Drill:
         return {"user_text": text, "labels": labels, "reply_style": None}
 
 
-def silent_rows(drill: Drill, count: int, seed: int) -> Iterator[Row]:
+def silent_rows(drill: Drill, count: int, seed: int) -> Iterator[lists.Row]:
     """Long drills without sound or labels."""
     for number in range(count):
         rng = Random(f"reading:{seed}:{number}")
@@ -87,7 +80,9 @@ def silent_rows(drill: Drill, count: int, seed: int) -> Iterator[Row]:
                "extra": {"q_txt": text}}
 
 
-def spoken_rows(drill: Drill, folder: Path, count: int, seed: int, assets: Path) -> Iterator[Row]:
+def spoken_rows(
+    drill: Drill, folder: Path, count: int, seed: int, assets: Path
+) -> Iterator[lists.Row]:
     """Short drills. A wav that is there is kept: the same seed gives the same sound."""
     studio = Studio(AssetPaths(assets))
     cast: dict[tuple[str, str], list[Voice]] = {}
@@ -97,7 +92,7 @@ def spoken_rows(drill: Drill, folder: Path, count: int, seed: int, assets: Path)
     for number in range(count):
         rng = Random(f"drill:{seed}:{number}")
         turn, key = drill.turn(rng), f"drill-{seed}-{number:06d}"
-        tag = PLAIN_TAG if rng.random() < PLAIN_SHARE else FULL_TAG
+        tag = PLAIN_TAG if rng.random() < PLAIN_SHARE else lists.FULL_TAG
         turn["wav"] = f"audio/{key}.wav"
         if not (folder / turn["wav"]).exists():
             chance = np.random.default_rng(rng.getrandbits(64))
@@ -107,7 +102,8 @@ def spoken_rows(drill: Drill, folder: Path, count: int, seed: int, assets: Path)
             wave = speak(studio, turn["user_text"], voice, labels["emotion"], labels["event"],
                          chance)
             write_wav(folder / turn["wav"], wave, SAMPLE_RATE_HZ)
-        yield row_of({"key": key}, turn, tag, understanding_text(tag, turn), "understand")
+        text = lists.understanding_text(tag, turn)
+        yield lists.row_of({"key": key}, turn, tag, text, "understand")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -119,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--assets", type=Path, default=Path("build/assets"))
     chosen = parser.parse_args(argv)
     folder = chosen.corpus / "train"
-    drill = Drill.of(read_jsonl(folder / "exchanges.jsonl"))
+    drill = Drill.of(lists.read_jsonl(folder / "exchanges.jsonl"))
     silent = silent_rows(drill, chosen.silent, chosen.seed)
     write_jsonl(folder / SILENT_LIST, progress(silent, "silent drills", chosen.silent))
     spoken = spoken_rows(drill, folder, chosen.spoken, chosen.seed, chosen.assets)

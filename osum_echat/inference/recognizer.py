@@ -12,29 +12,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from osum_echat import thinking
 from osum_echat.errors import ConfigError
-from osum_echat.generation.ctc_beam import (
-    NEVER,
-    Bigrams,
-    WordScorer,
-    beam_search,
-    llm_scores,
-    text_score,
-    without,
-)
+from osum_echat.generation import ctc_beam
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.whisper_decoder import WhisperDecoder
 from osum_echat.records import Labels
 from osum_echat.tasks import USER_START, Task
-from osum_echat.thinking import (
-    DEFAULT_LABELS,
-    VALUES,
-    LabelTemplate,
-    as_heard,
-    as_words,
-    label_thought,
-    voice_tags,
-)
 from osum_echat.vocab import UNKNOWN, Pieces, Vocab
 
 EAR, WHISPER, BOTH = "ear", "whisper", "both"
@@ -100,18 +84,19 @@ class Recognition:
 
         rows: of the text table that are pieces. Nothing heard is four times the mark of a clip.
         """
-        found = _pieces(vocab, rows).encode(as_words(f"{voice_tags(self.labels)} {self.words}"))
+        text = f"{thinking.voice_tags(self.labels)} {self.words}"
+        found = _pieces(vocab, rows).encode(thinking.as_words(text))
         return tuple(found) or (vocab.joint(vocab.audio_begin),) * 4
 
-    def thought(self, template: LabelTemplate) -> str:
+    def thought(self, template: thinking.LabelTemplate) -> str:
         """The label thought up to the style of the reply, which the LLM chooses."""
-        known = Labels(**{**DEFAULT_LABELS, **self.labels})
+        known = Labels(**{**thinking.DEFAULT_LABELS, **self.labels})
         cue = template.cues[-1]
-        return label_thought(template, self.words, known).rpartition(cue)[0] + cue.rstrip()
+        return thinking.label_thought(template, self.words, known).rpartition(cue)[0] + cue.rstrip()
 
     def answer(self, task: Task) -> str:
         """The whole answer of an understanding task."""
-        told = {**DEFAULT_LABELS, **self.labels}
+        told = {**thinking.DEFAULT_LABELS, **self.labels}
         tags = "".join(f"<{told.get(kind, UNKNOWN)}>" for kind in task.labels)
         return (self.words if task.transcript else "") + tags
 
@@ -119,7 +104,7 @@ class Recognition:
 @torch.inference_mode()
 def recognize(
     network: EChatModel, vocab: Vocab, mel: Tensor, settings: RecognizerSettings = SETTINGS,
-    reader: WhisperDecoder | None = None, bigrams: Bigrams | None = None,
+    reader: WhisperDecoder | None = None, bigrams: ctc_beam.Bigrams | None = None,
 ) -> Recognition:  # fmt: skip
     """The words and labels of one clip; mel: (frames, mel); reader: of whisper and both.
 
@@ -130,11 +115,11 @@ def recognize(
     found = labels(log_probs, names, settings)
     spelt = ""
     if not is_without_voice(log_probs, names, settings.no_voice):
-        spelling = without(log_probs, [*names.values()])
+        spelling = ctc_beam.without(log_probs, [*names.values()])
         if reader is not None and settings.kind == WHISPER:
-            spelt = as_heard(reader.read(network, mel))
+            spelt = thinking.as_heard(reader.read(network, mel))
         elif sureness(spelling) >= settings.words:
-            read = [] if reader is None else [as_heard(reader.read(network, mel))]
+            read = [] if reader is None else [thinking.as_heard(reader.read(network, mel))]
             spelt = words(network, vocab, spelling, settings, read, bigrams)
     if not spelt:
         found = {kind: name for kind, name in found.items() if kind == "event"}
@@ -160,7 +145,7 @@ def sureness(log_probs: Tensor) -> float:
     """Mean log probability of the steps that spell; log_probs: (steps, pieces + 1)."""
     best, classes = log_probs.max(1)
     spelt = best[classes < log_probs.shape[1] - 1]
-    return float(spelt.mean()) if len(spelt) else NEVER
+    return float(spelt.mean()) if len(spelt) else ctc_beam.NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +173,7 @@ class Candidate:
 
 def candidates(
     network: EChatModel, vocab: Vocab, log_probs: Tensor, settings: RecognizerSettings = SETTINGS,
-    read: Sequence[str] = (), bigrams: Bigrams | None = None,
+    read: Sequence[str] = (), bigrams: ctc_beam.Bigrams | None = None,
 ) -> list[Candidate]:  # fmt: skip
     """The texts that the CTC finds likeliest, if it hears any, and those that were read.
 
@@ -199,23 +184,25 @@ def candidates(
 
 def unweighed(
     vocab: Vocab, log_probs: Tensor, settings: RecognizerSettings, read: Sequence[str],
-    bigrams: Bigrams | None,
+    bigrams: ctc_beam.Bigrams | None,
 ) -> list[Candidate]:  # fmt: skip
     """The same before the LLM is asked. A text that is spelt in several ways is one."""
     rows, scorer = log_probs.shape[1] - 1, None
     if bigrams is not None and settings.ngram:
-        scorer = WordScorer(bigrams, _spellings(vocab, rows), settings.ngram, settings.word)
+        spellings = _spellings(vocab, rows)
+        scorer = ctc_beam.WordScorer(bigrams, spellings, settings.ngram, settings.word)
     texts: dict[str, float] = {}
-    for one in beam_search(log_probs, settings.beam, settings.beam, scorer):
+    for one in ctc_beam.beam_search(log_probs, settings.beam, settings.beam, scorer):
         text = vocab.decode(one.ids).strip()
-        texts[text] = max(texts.get(text, NEVER), one.score)
+        texts[text] = max(texts.get(text, ctc_beam.NEVER), one.score)
     spoken = [(text, score) for text, score in texts.items() if text][: settings.best]
     if not spoken or not next(iter(texts)):
         return []
     found = [Candidate(text, ctc, text in read) for text, ctc in spoken]
     for text in {*read} - {"", *(text for text, _ in spoken)}:
-        ids = _pieces(vocab, rows).encode(as_words(text))
-        found.append(Candidate(text, text_score(log_probs, ids), is_read=True, is_spelt=False))
+        ids = _pieces(vocab, rows).encode(thinking.as_words(text))
+        score = ctc_beam.text_score(log_probs, ids)
+        found.append(Candidate(text, score, is_read=True, is_spelt=False))
     return found
 
 
@@ -226,7 +213,7 @@ def weighed(
     if not found:
         return []
     rows = [_row(vocab, one) for one in found]
-    scores = llm_scores(network.llm, vocab.encode(USER_START), rows)
+    scores = ctc_beam.llm_scores(network.llm, vocab.encode(USER_START), rows)
     return [replace(one, each=tuple(own)) for one, own in zip(found, scores, strict=True)]
 
 
@@ -247,7 +234,7 @@ def _at_most(vocab: Vocab, one: Candidate, known: Candidate) -> Candidate:
 
 def words(
     network: EChatModel, vocab: Vocab, log_probs: Tensor, settings: RecognizerSettings = SETTINGS,
-    read: Sequence[str] = (), bigrams: Bigrams | None = None,
+    read: Sequence[str] = (), bigrams: ctc_beam.Bigrams | None = None,
 ) -> str:  # fmt: skip
     """The text that CTC and LLM together like best; log_probs: (steps, pieces + 1).
 
@@ -273,7 +260,8 @@ def labels(
     log_probs: (steps, classes + 1); names: the class of each label.
     """
     surest = ((kind, *one) for kind, one in surest_labels(log_probs, names).items())
-    return {kind: name for kind, name, score in surest if score > getattr(settings, kind, NEVER)}
+    return {kind: name for kind, name, score in surest
+            if score > getattr(settings, kind, ctc_beam.NEVER)}  # fmt: skip
 
 
 def surest_labels(
@@ -284,7 +272,7 @@ def surest_labels(
     Arguments as of `labels`; how sure: its log probability.
     """
     best, found = log_probs.amax(0), {}
-    for kind, values in VALUES.items():
+    for kind, values in thinking.VALUES.items():
         known: Sequence[str] = sorted(values & names.keys())
         if known:
             name = max(known, key=lambda one: float(best[names[one]]))

@@ -9,16 +9,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
+from osum_echat import thinking
 from osum_echat.records import LIST_KEYS, Labels, canonical_label
 from osum_echat.tasks import Task
-from osum_echat.thinking import (
-    THINK_END_MARK,
-    THINK_START,
-    LabelTemplate,
-    read_labels,
-    read_thought,
-    without_labels,
-)
 from osum_echat.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -239,10 +232,10 @@ class UnderstandingParser:
         return [TextPiece(piece)] if piece else []
 
     def finish(self) -> list[Event]:
-        found = asdict(read_labels(self.text, self.task.labels))
+        found = asdict(thinking.read_labels(self.text, self.task.labels))
         self.labels = Labels(**{name: found[name] for name in self.fields})
         if self.task.transcript:
-            self.heard = without_labels(self.text)
+            self.heard = thinking.without_labels(self.text)
         return _told(self.heard, self.labels)
 
 
@@ -250,7 +243,7 @@ class DialogueParser:
     """The answer of any other task: a thought, if there is one, a style tag, and the words."""
 
     def __init__(
-        self, template: LabelTemplate, heard: str | None = None, labels: Labels = NO_LABELS
+        self, template: thinking.LabelTemplate, heard: str | None = None, labels: Labels = NO_LABELS
     ) -> None:
         """heard, labels: of the user's turn, where they are known before the answer begins."""
         self.template = template
@@ -287,17 +280,17 @@ class DialogueParser:
 
     def _at_start(self) -> list[Event]:
         self._waiting = self._waiting.lstrip()
-        if self._waiting.startswith(THINK_START):
-            self._waiting = self._waiting.removeprefix(THINK_START)
+        if self._waiting.startswith(thinking.THINK_START):
+            self._waiting = self._waiting.removeprefix(thinking.THINK_START)
             self._has_thought, self._state = True, self._in_thought
             return self._state()
-        if THINK_START.startswith(self._waiting):
+        if thinking.THINK_START.startswith(self._waiting):
             return []
         self._state = self._before_words
         return self._state()
 
     def _in_thought(self) -> list[Event]:
-        end = THINK_END_MARK.search(self._waiting)
+        end = thinking.THINK_END_MARK.search(self._waiting)
         if end is None:
             sure = _before_open_mark(self._waiting)
             text, self._waiting = self._waiting[:sure], self._waiting[sure:]
@@ -312,7 +305,7 @@ class DialogueParser:
         return [ThoughtPiece(piece)] if piece else []
 
     def _close_thought(self) -> list[Event]:
-        heard, labels = read_thought(self._thought.text, self.template)
+        heard, labels = thinking.read_thought(self._thought.text, self.template)
         if self.heard is None:
             self.heard, self.labels = heard, labels
             return _told(heard, NO_LABELS)
@@ -346,7 +339,8 @@ class GivenText:
     thought = None
 
     def __init__(self, words: str, heard: str | None = None, style: str | None = None) -> None:
-        self.text, self.heard, self.labels = without_labels(words), heard, Labels(style=style)
+        self.text, self.heard = thinking.without_labels(words), heard
+        self.labels = Labels(style=style)
         self._is_told = False
 
     def push(self, text: str) -> list[Event]:

@@ -14,17 +14,9 @@ from osum_echat.errors import InputError
 from osum_echat.generation.decoder import Answer, Limits
 from osum_echat.generation.kv_cache import check_length
 from osum_echat.generation.sampling import PRESETS, AllowedAfter, EndsAtCue, Rule
-from osum_echat.inference import safety
+from osum_echat.inference import reply, safety
 from osum_echat.inference.load import LoadedModel
 from osum_echat.inference.recognizer import Recognition, recognize
-from osum_echat.inference.reply import (
-    LABEL_FIELDS,
-    DialogueParser,
-    GivenText,
-    ReplyParser,
-    Timer,
-    UnderstandingParser,
-)
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Clip, compose
 from osum_echat.sequence import Sequence as Row
@@ -89,10 +81,10 @@ class RequestState:
     request: Request
     row: Row
     answer: Answer
-    parser: ReplyParser
+    parser: reply.ReplyParser
     audio_in_s: float | None
     seed: int
-    timer: Timer
+    timer: reply.Timer
     opening: tuple[int, ...]    # the first ids of the answer, which the prompt ends in
     is_silent: bool             # the user's clip holds no sound
 
@@ -139,7 +131,7 @@ def dialogue_task(name: str, has_history: bool) -> Task:
     return task_for("s2s_history") if task.name == "s2s" and has_history else task
 
 
-def prepare(model: LoadedModel, request: Request, seed: int, timer: Timer) -> RequestState:
+def prepare(model: LoadedModel, request: Request, seed: int, timer: reply.Timer) -> RequestState:
     """Lay the prompt out, and how it shall be decoded. Raises InputError, DataError."""
     history = read_again(model, request.utterance.history)
     request = replace(request, utterance=replace(request.utterance, history=history))
@@ -229,7 +221,7 @@ def _given(
         task_for("tts"), (), Utterance("", "tts", Turn(reply_text=text)), None, None, None,
         request.speaks, request.greedy,
     )  # fmt: skip
-    parser = GivenText(text, heard if request.task.hears else None, style)
+    parser = reply.GivenText(text, heard if request.task.hears else None, style)
     if request.speaks:
         made = prepare(model, spoken, state.seed, state.timer)
         return replace(state, row=made.row, answer=made.answer, parser=parser, opening=())
@@ -246,16 +238,16 @@ def _decoded(model: LoadedModel, request: Request) -> Task:
     return replace(task, speaks=task.speaks and (request.speaks or task.interleaved))
 
 
-def _parser(model: LoadedModel, request: Request) -> ReplyParser:
+def _parser(model: LoadedModel, request: Request) -> reply.ReplyParser:
     if not request.task.answers_text:
-        return GivenText(words(request.task, request.utterance))
+        return reply.GivenText(words(request.task, request.utterance))
     if request.task.understands:
-        return UnderstandingParser(request.task, request.fields)
+        return reply.UnderstandingParser(request.task, request.fields)
     if request.recognition is None:
-        return DialogueParser(model.generation.template)
+        return reply.DialogueParser(model.generation.template)
     known = request.recognition
     labels = {**DEFAULT_LABELS, **known.labels} if known.words else known.labels
-    return DialogueParser(model.generation.template, known.words, Labels(**labels))
+    return reply.DialogueParser(model.generation.template, known.words, Labels(**labels))
 
 
 def _rules(model: LoadedModel, request: Request) -> tuple[Rule, ...]:
@@ -367,8 +359,8 @@ def _labelled(name: str, labels: Sequence[str]) -> Task:
     if name != UNDERSTAND:
         raise InputError(f"labels: task {name} takes none; use task understand")
     for label in labels:
-        if label not in LABEL_FIELDS:
-            raise InputError(f"labels: {label!r} is not one of {', '.join(LABEL_FIELDS)}")
+        if label not in reply.LABEL_FIELDS:
+            raise InputError(f"labels: {label!r} is not one of {', '.join(reply.LABEL_FIELDS)}")
     return task_for(understanding_tag(tuple(labels)))
 
 

@@ -19,19 +19,10 @@ from osum_echat import device as devices
 from osum_echat import weights
 from osum_echat.errors import CheckpointError
 from osum_echat.settings import check_word, mapping, parse
+from osum_echat.token2wav import streaming
 from osum_echat.token2wav.flow import Flow, FlowSettings, VoiceState, frames_for, speaker_width
 from osum_echat.token2wav.hift import Hift, HiftSettings, fold
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
-from osum_echat.token2wav.streaming import (
-    MelStream,
-    PieceSolver,
-    StreamSettings,
-    WaveStream,
-    generators,
-    mel_noise,
-    pieces,
-    whole_wave,
-)
 from osum_echat.token2wav.voice import (
     SAMPLE_RATE_HZ,
     SpeakerEncoder,
@@ -47,7 +38,7 @@ VOCODER_FILES = ("vocoder.safetensors", "hift.safetensors", "hift.pt")
 TOKENIZER_FILES = ("speech_tokenizer.onnx", "speech_tokenizer_v1.onnx")
 SPEAKER_FILES = ("speaker.onnx", "campplus.onnx")
 VOICE_FILE = "voice.safetensors"
-STREAM = StreamSettings()
+STREAM = streaming.StreamSettings()
 STYLE_FILE = re.compile(r"voice_(\w+)\.safetensors")         # the voice in a style of speaking
 PUBLISHED_YAML = "cosyvoice.yaml"
 LARGEST_YAML = 1 << 20          # bytes of it that are looked at
@@ -96,12 +87,14 @@ class Token2Wav(nn.Module):
         self.has_voice = False          # of its own: without, a call should bring one
         self.dtype = torch.float32
         self.source: Path | None = None
-        self.solver: PieceSolver | None = None      # that all streams share
+        self.solver: streaming.PieceSolver | None = None      # that all streams share
         self.prepared: dict[int, VoiceState] = {}   # by the identity of the voice
 
     def share(self) -> None:
         """Solve the pieces of all streams in one thread, and prepare the voices: for servers."""
-        self.solver = PieceSolver(self.flow, lambda: devices.autocast(self.device, self.dtype))
+        self.solver = streaming.PieceSolver(
+            self.flow, lambda: devices.autocast(self.device, self.dtype)
+        )
         for voice in (self.voice, *self.styles.values()):
             self.prepared[id(voice)] = self.prepare_voice(voice)
 
@@ -178,7 +171,7 @@ class Token2Wav(nn.Module):
         by itself gives, but for the order in which numbers are added. Raises InputError as a call
         does.
         """
-        drawn = [generators(seed) for seed in seeds or [None] * len(lists)]
+        drawn = [streaming.generators(seed) for seed in seeds or [None] * len(lists)]
         with devices.autocast(self.device, self.dtype):
             state = self._state(voice)
         if most_frames is None:
@@ -191,12 +184,13 @@ class Token2Wav(nn.Module):
         for group in length_groups(lengths, most_frames):
             rows = [torch.tensor(lists[one], dtype=torch.long, device=self.device) for one in group]
             noises = [
-                mel_noise(drawn[one], prompt_frames, lengths[one] - prompt_frames) for one in group
+                streaming.mel_noise(drawn[one], prompt_frames, lengths[one] - prompt_frames)
+                for one in group
             ]
             with devices.autocast(self.device, self.dtype):
                 mels = self.flow.mels(rows, state, noises)
             for one, mel in zip(group, mels, strict=True):
-                wave = whole_wave(self.vocoder, mel.float(), drawn[one].source)
+                wave = streaming.whole_wave(self.vocoder, mel.float(), drawn[one].source)
                 made[one] = wave[0].float().cpu()
         return [made[one] for one in range(len(lists))]
 
@@ -205,7 +199,7 @@ class Token2Wav(nn.Module):
         tokens: Iterable[int],
         voice: VoicePrompt | VoiceState | None = None,
         seed: int | None = None,
-        settings: StreamSettings = STREAM,
+        settings: streaming.StreamSettings = STREAM,
     ) -> Iterator[Tensor]:
         """Synthesise while the tokens come; they may come slowly.
 
@@ -214,13 +208,13 @@ class Token2Wav(nn.Module):
         whole call. Several streams may run at once. Raises InputError for no tokens or ids out of
         range, when they come to be solved.
         """
-        drawn = generators(seed)
+        drawn = streaming.generators(seed)
         with devices.autocast(self.device, self.dtype):
             state = self._state(voice, settings.prompt_tokens)
-        mels = MelStream(self.flow, state, drawn, settings.fade_frames, self.solver)
-        waves = WaveStream(self.vocoder, drawn.source, WAVE_FADE_FRAMES)
+        mels = streaming.MelStream(self.flow, state, drawn, settings.fade_frames, self.solver)
+        waves = streaming.WaveStream(self.vocoder, drawn.source, WAVE_FADE_FRAMES)
         ends = 0.0                              # the monotonic second at which the sound runs out
-        for piece in pieces(tokens, settings):
+        for piece in streaming.pieces(tokens, settings):
             with devices.autocast(self.device, self.dtype):
                 due = ends - SENT_WITHIN_S if ends else time.monotonic() + FIRST_WITHIN_S
                 mel, new = mels.solve(piece, due)
@@ -236,7 +230,7 @@ class Token2Wav(nn.Module):
         25 MB in the published one. voice: None for the directory's own.
         """
         state = self.flow.voice_state(voice or self.voice)
-        noise = mel_noise(generators(seed), state.known.shape[1], 0)
+        noise = streaming.mel_noise(streaming.generators(seed), state.known.shape[1], 0)
         with devices.autocast(self.device, self.dtype):
             return self.flow.prepared(state, noise)
 

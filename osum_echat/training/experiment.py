@@ -29,13 +29,6 @@ from osum_echat.files import locked, whole_folder
 from osum_echat.logs import is_first_rank, logger
 from osum_echat.models import checkpoint, pretrained
 from osum_echat.models.echat import EChatModel, EChatSettings
-from osum_echat.models.pretrained import (
-    llm_settings,
-    local,
-    start_encoder,
-    start_encoder_adapter,
-    start_llm,
-)
 from osum_echat.settings import override, parse, read_mapping
 from osum_echat.tasks import PROMPTS_FILE
 from osum_echat.training import state as states
@@ -162,7 +155,7 @@ def model_settings(experiment: Experiment) -> EChatSettings:
     else:
         settings = checkpoint.read_settings(pretrained.find(str(experiment.init)).settings)
     if experiment.init_llm is not None:
-        settings = replace(settings, llm=llm_settings(Path(experiment.init_llm)))
+        settings = replace(settings, llm=pretrained.llm_settings(Path(experiment.init_llm)))
     return settings
 
 
@@ -182,10 +175,12 @@ def network(experiment: Experiment, settings: EChatSettings) -> EChatModel:
         weights = pretrained.find(experiment.init, experiment.model).weights
         model = checkpoint.load(weights, settings, torch.float32, keep_lora=experiment.keep_lora)
     starts = (
-        (experiment.init_llm, lambda place: start_llm(model, place)),
-        (experiment.init_encoder_adapter, lambda place: start_encoder_adapter(model, place)),
-        (experiment.init_encoder, lambda place: start_encoder(model.encoder, local(place))),
-    )
+        (experiment.init_llm, lambda place: pretrained.start_llm(model, place)),
+        (experiment.init_encoder_adapter,
+         lambda place: pretrained.start_encoder_adapter(model, place)),
+        (experiment.init_encoder,
+         lambda place: pretrained.start_encoder(model.encoder, pretrained.local(place))),
+    )  # fmt: skip
     for place, start in starts:
         if place is not None:
             start(Path(place))
@@ -263,4 +258,4 @@ def _tokenizer_directory(experiment: Experiment) -> Path:
         return Path(experiment.tokenizer)
     if experiment.init is not None:
         return pretrained.find(experiment.init, experiment.model).tokenizer()
-    return local(Path(str(experiment.init_llm)))
+    return pretrained.local(Path(str(experiment.init_llm)))

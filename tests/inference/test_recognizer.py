@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from osum_echat.errors import ConfigError, InputError
-from osum_echat.inference import recognizer, request
+from osum_echat.generation import ctc_beam
+from osum_echat.inference import request
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.recognizer import (
     Candidate,
@@ -71,10 +72,10 @@ def test_the_llm_decides_between_texts_that_the_steps_like_alike():
 @pytest.mark.parametrize("weight", [0.0, 0.5, -0.5])
 def test_the_llm_is_not_asked_about_texts_that_cannot_win(monkeypatch, weight):
     torch.manual_seed(0)
-    model, asked, real = network(), [], recognizer.llm_scores
+    model, asked, real = network(), [], ctc_beam.llm_scores
     settings = RecognizerSettings(llm=weight, word=-1.0)
     monkeypatch.setattr(
-        recognizer, "llm_scores", lambda *given: [*map(asked.append, given[2])] and real(*given)
+        ctc_beam, "llm_scores", lambda *given: [*map(asked.append, given[2])] and real(*given)
     )
     for _ in range(3):
         scores = (3 * torch.randn(6, model.text_rows + 1)).log_softmax(-1)
