@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -134,17 +135,19 @@ async def soak(port: int, process: int, sessions: int, turns: int) -> None:
     """All sessions, and the table."""
     address, found, memory = f"ws://127.0.0.1:{port}/v1/realtime", Counter[str](), []
 
+    tenth = max(1, sessions * turns // 10)
+
     def done() -> None:
         memory.append(memory_mb(process))
-        if len(memory) % max(1, sessions * turns // 10) == 0:
-            logs.out(f"{len(memory)} turns: {memory[-1]:.0f} MB")
+        if len(memory) % tenth == 0:
+            logs.out(f"{len(memory)} turns: {median(memory[-tenth:]):.0f} MB")
 
     await asyncio.gather(*(unruly(address, one, turns, found, done) for one in range(sessions)))
-    tenth, half = memory[len(memory) // 10], memory[len(memory) // 2]
     logs.out(f"{sessions} sessions, {len(memory)} turns: "
              + ", ".join(f"{name} {count}" for name, count in sorted(found.items())))  # fmt: skip
-    logs.out(f"memory: {tenth:.0f} MB after a tenth, {half:.0f} MB after a half, "
-             f"{memory[-1]:.0f} MB at the end")  # fmt: skip
+    first, last = (median(memory[at : at + tenth]) for at in (tenth, len(memory) - tenth))
+    logs.out(f"memory from the second tenth of the turns to the last: {first:.0f} to {last:.0f} MB "
+             f"({last / first - 1:+.1%}), medians")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ MOST_WAITING_EVENTS = 4096              # for a client that reads slowly
 LAST_EVENTS_S = 1.0                     # that the end of a reply has to be sent in, at the close
 MOST_CONNECTIONS = 128                  # over HTTP, before it is answered 503
 IDLE_S = 600.0                          # without an event of the client
-M_ARENA_MAX, MOST_ARENAS = -8, 2        # of glibc's mallopt
+MALLOPT = {-8: 2, -3: 1 << 19}          # glibc's M_ARENA_MAX, M_MMAP_THRESHOLD in bytes
 DRAIN_S = 10.0                          # that replies have to end after SIGTERM
 SECRET_S, LEAST_SECRET_S, MOST_SECRET_S, MOST_SECRETS = 600, 10, 7200, 1000
 INSECURE_KEY = "openai-insecure-api-key."       # how browsers hand a key over
@@ -128,9 +128,10 @@ def load(arguments: argparse.Namespace) -> Service:
 
 
 def _spare_memory() -> None:
-    """Few malloc arenas: each thread would keep freed memory in one of its own (glibc)."""
+    """Few malloc arenas, each of which keeps freed memory, and none of it for large tensors."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, MOST_ARENAS)
+        for name, value in MALLOPT.items():
+            ctypes.CDLL(None).mallopt(name, value)
 
 
 def _return_memory() -> None:
