@@ -167,7 +167,7 @@ if (typeof registerProcessor === "function") {
     };
     made.onclose = (event) => {
       if (made !== socket) return;
-      if (event.code === 1008 || event.code === 1006) at("key-row").hidden = false;
+      if (event.code === 1006) at("key-row").hidden = false;
       notice(event.reason || text("gone"));
       close();
     };

@@ -170,6 +170,8 @@ class Server:
         """The FastAPI application."""
         from fastapi import FastAPI
         from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+        from starlette.middleware import Middleware
+        from starlette.middleware.cors import CORSMiddleware
         from starlette.routing import Route, WebSocketRoute
 
         async def health(request: Any) -> Any:
@@ -197,6 +199,8 @@ class Server:
         return FastAPI(
             docs_url=None, redoc_url=None, openapi_url=None,
             exception_handlers={404: unknown, 405: unknown},
+            middleware=[Middleware(CORSMiddleware, allow_origins=sorted(self.origins),
+                                   allow_methods=["GET", "POST"], allow_headers=["*"])],
             routes=[
                 Route("/", page), Route("/health", health), Route("/ready", ready),
                 Route("/metrics", metrics), *(Route(f"/{name}", file) for name in PAGE_FILES),

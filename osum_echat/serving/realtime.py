@@ -207,6 +207,8 @@ class RealtimeSession:
 
     def _delete(self, event: Event) -> None:
         item = self._item(event["item_id"], "item_delete_invalid_item_id")
+        if self.reply is not None and self.reply.item is item:
+            self.reply.cancel("client_cancelled")
         self.items.remove(item)
         self.send({"type": "conversation.item.deleted", "item_id": item.id})
 
@@ -421,12 +423,9 @@ class RealtimeSession:
     # What a reply tells its session
 
     def add_item(self, item: Item) -> str | None:
-        """A reply begins: it is part of the conversation, unless it was asked for alone."""
-        reply = self.reply
-        before = self.items[-1].id if self.items else None
-        if reply is not None and reply.item is item:
-            self.items.append(item)
-        return before
+        """A reply of the conversation begins. Returns the id of the item before it."""
+        self.items.append(item)
+        return self.before(item)
 
     def before(self, item: Item) -> str | None:
         """The id of the item before one."""

@@ -128,7 +128,7 @@ class Generation:
 class ResponseOptions:
     """What a response was asked with."""
 
-    conversation_id: str | None
+    conversation_id: str | None         # None: beside the conversation, whose items it leaves alone
     modality: str
     output_format: WireFormat
     output: Event                       # voice, format and speed, as they are told
@@ -317,10 +317,11 @@ class ReplyStream:
             return
         self.open()
         self.begun = True
-        before = self.owner.add_item(self.item)
-        place = {"response_id": self.id, "output_index": 0}
-        self._send("response.output_item.added", item=self.item.told(), **place)
-        self._send("conversation.item.added", item=self.item.told(), previous_item_id=before)
+        self._send("response.output_item.added", response_id=self.id, output_index=0,
+                   item=self.item.told())  # fmt: skip
+        if self.options.conversation_id is not None:
+            before = self.owner.add_item(self.item)
+            self._send("conversation.item.added", item=self.item.told(), previous_item_id=before)
         self._send("response.content_part.added", part=self._part(""), **self._place())
 
     def _end_item(self) -> None:
@@ -337,8 +338,9 @@ class ReplyStream:
         self._send("response.content_part.done", part=self._part(text), **self._place())
         self._send("response.output_item.done", response_id=self.id, output_index=0,
                    item=self.item.told())  # fmt: skip
-        self._send("conversation.item.done", item=self.item.told(),
-                   previous_item_id=self.owner.before(self.item))  # fmt: skip
+        if self.options.conversation_id is not None:
+            self._send("conversation.item.done", item=self.item.told(),
+                       previous_item_id=self.owner.before(self.item))  # fmt: skip
 
     def _part(self, text: str) -> Event:
         """As content_part events tell it: their types are audio and text."""

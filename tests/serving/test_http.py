@@ -204,6 +204,20 @@ def test_a_call_whose_client_went_away_is_given_up():
     assert stopped
 
 
+def test_a_page_that_was_allowed_may_call_over_http():
+    from starlette.testclient import TestClient
+
+    with TestClient(Server(service(), origins=["http://good.example"]).app()) as client:
+        for host, allowed in (("good", "http://good.example"), ("evil", None)):
+            asks = {"Origin": f"http://{host}.example", "Access-Control-Request-Method": "POST"}
+            answers = client.options("/v1/chat/completions", headers=asks), client.get(
+                "/v1/models", headers=asks
+            )
+            assert [one.headers.get("access-control-allow-origin") for one in answers] == [
+                allowed, allowed]  # fmt: skip
+            assert answers[1].status_code == (200 if allowed else 403)
+
+
 def test_tokens_are_counted():
     from starlette.testclient import TestClient
 

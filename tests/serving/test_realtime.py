@@ -571,12 +571,25 @@ def test_responses_beside_the_conversation_are_few_and_are_cancelled_by_their_id
     with connected(Server(service(Canned(times=20)))) as client:
         for _ in range(MOST_REPLIES):
             client.send("response.create", response=aside)
-        first = client.until("response.created")["response"]["id"]
+        first = client.until("response.output_audio.delta")["response_id"]
         client.send("response.create", response=aside)
         assert client.until("error")["error"]["code"] == "too_many_responses"
         client.send("response.cancel", response_id=first)
         done = client.until("response.done")["response"]
         assert (done["id"], done["status"]) == (first, "cancelled")
+        assert not any(kind.startswith("conversation.item") for kind in client.types())
+
+
+def test_nothing_of_an_item_is_told_after_it_was_deleted():
+    with connected(Server(service(Canned(times=20)))) as client:
+        client.send("response.create", response={"instructions": "x"})
+        item = client.until("response.output_item.added")["item"]["id"]
+        client.send("conversation.item.delete", item_id=item)
+        client.until("conversation.item.deleted")
+        assert client.types()[-2] == "response.done"
+        client.send("input_audio_buffer.clear")
+        client.until("input_audio_buffer.cleared")
+        assert client.types()[-2] == "conversation.item.deleted"
 
 
 def test_an_error_names_the_event_that_it_answers_and_half_a_character_ends_nothing():
