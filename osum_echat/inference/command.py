@@ -12,17 +12,7 @@ from osum_echat import cli, logs
 from osum_echat.cli import add_model
 from osum_echat.errors import InputError
 from osum_echat.files import check_apart, whole_file
-from osum_echat.inference.reply import (
-    LABEL_FIELDS,
-    AudioPiece,
-    Done,
-    Event,
-    Heard,
-    LabelsFound,
-    Reply,
-    TextPiece,
-    ThoughtPiece,
-)
+from osum_echat.inference import reply as events
 from osum_echat.paths import TINY
 from osum_echat.records import Labels
 from osum_echat.tasks import TASKS, UNDERSTAND, task_for
@@ -76,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
     add("--wav", type=Path, nargs="+", metavar="FILE", help="what the user says; several files are "
         "several questions, answered in batches")
     add("--text", help="the question of t2t, the words of tts")
-    add("--labels", metavar="LIST", help="what understand is asked for: " + ",".join(LABEL_FIELDS))
+    add("--labels", metavar="LIST",
+        help="what understand is asked for: " + ",".join(events.LABEL_FIELDS))  # fmt: skip
     add("--prompt", help="the text prompt of an understanding task")
     add("--thinking", choices=("label", "natural"), help="the kind of thought of a thinking task")
     add("--history", type=Path, metavar="JSON", help="the conversation so far: a list of turns, "
@@ -127,7 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _answer(
     assistant: "EChat", job: Job, labels: tuple[str, ...], arguments: argparse.Namespace,
     is_tour: bool,
-) -> Reply:  # fmt: skip
+) -> events.Reply:  # fmt: skip
     """The reply to one job; with `--stream`, its events are printed on the way."""
     task = task_for(job.task)
     options: dict[str, Any] = {
@@ -142,7 +133,7 @@ def _answer(
         return assistant.reply(source, **options)
     start = time.perf_counter()
     for event in assistant.stream(source, **options):
-        if isinstance(event, Done):
+        if isinstance(event, events.Done):
             return event.reply
         at_s = time.perf_counter() - start
         if arguments.json:
@@ -162,7 +153,7 @@ def _answer_together(
     )  # fmt: skip
     reports, faults = [], []
     for job, result in zip(jobs, results, strict=True):
-        if not isinstance(result, Reply):
+        if not isinstance(result, events.Reply):
             faults.append(str(result))
             reports.append({"asked": str(job.source), "error": str(result)})
             continue
@@ -255,12 +246,12 @@ def _wanted_labels(text: str | None) -> tuple[str, ...]:
         return ()
     names = tuple(name.strip().lower() for name in text.split(","))
     for name in names:
-        if name not in LABEL_FIELDS:
-            raise InputError(f"--labels: {name!r} is not one of {', '.join(LABEL_FIELDS)}")
+        if name not in events.LABEL_FIELDS:
+            raise InputError(f"--labels: {name!r} is not one of {', '.join(events.LABEL_FIELDS)}")
     return names
 
 
-def _write(reply: Reply, path: Path | None) -> Path | None:
+def _write(reply: events.Reply, path: Path | None) -> Path | None:
     """Write the reply's wave; the path it went to."""
     if path is None or reply.wave is None or reply.sample_rate_hz is None:
         return None
@@ -283,7 +274,7 @@ def _write(reply: Reply, path: Path | None) -> Path | None:
     return path
 
 
-def report(reply: Reply, task: str, wav: Path | None) -> dict[str, Any]:
+def report(reply: events.Reply, task: str, wav: Path | None) -> dict[str, Any]:
     """A reply as plain values: what `--json` prints."""
     return {
         "task": task,
@@ -299,24 +290,24 @@ def report(reply: Reply, task: str, wav: Path | None) -> dict[str, Any]:
     }
 
 
-def event_report(event: Event, at_s: float) -> dict[str, Any]:
+def event_report(event: events.Event, at_s: float) -> dict[str, Any]:
     """An event but Done as plain values: what `--stream --json` prints, an object a line."""
     shown: dict[str, Any] = {"event": "audio", "at_s": round(at_s, 3)}
     match event:
-        case Heard(text):
+        case events.Heard(text):
             return shown | {"event": "heard", "text": text}
-        case LabelsFound(labels):
+        case events.LabelsFound(labels):
             return shown | {"event": "labels", "labels": _labels(labels)}
-        case ThoughtPiece(text):
+        case events.ThoughtPiece(text):
             return shown | {"event": "thought", "text": text}
-        case TextPiece(text):
+        case events.TextPiece(text):
             return shown | {"event": "text", "text": text}
-        case AudioPiece(samples, rate):
+        case events.AudioPiece(samples, rate):
             return shown | {"samples": len(samples), "sample_rate_hz": rate}
     raise TypeError(f"{event}: not an event that is shown by itself")
 
 
-def event_line(event: Event, at_s: float) -> str:
+def event_line(event: events.Event, at_s: float) -> str:
     """An event but Done for people: when, what, and its words."""
     shown = event_report(event, at_s)
     if "labels" in shown:
@@ -329,7 +320,7 @@ def event_line(event: Event, at_s: float) -> str:
 
 
 def _labels(labels: Labels) -> dict[str, str | None]:
-    found = {field: getattr(labels, field) for field in LABEL_FIELDS}
+    found = {field: getattr(labels, field) for field in events.LABEL_FIELDS}
     return {field: label.lower() if label else None for field, label in found.items()}
 
 

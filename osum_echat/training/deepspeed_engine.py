@@ -20,16 +20,7 @@ from osum_echat.errors import CheckpointError, ConfigError
 from osum_echat.models.echat import EChatModel, LossReport
 from osum_echat.sequence import IGNORED, Batch
 from osum_echat.settings import read_mapping
-from osum_echat.training.engine import (
-    EngineSettings,
-    Score,
-    StepReport,
-    adamw,
-    compute_dtype,
-    is_finite,
-    prepared,
-    summed_scores,
-)
+from osum_echat.training import engine as engines
 from osum_echat.training.stages import StageSettings
 
 PIECES_FOLDER = "deepspeed"  # in a checkpoint; readable as any DeepSpeed directory is
@@ -55,23 +46,23 @@ class DeepSpeedEngine:
         self,
         model: EChatModel,
         stage: StageSettings,
-        settings: EngineSettings,
+        settings: engines.EngineSettings,
         device: torch.device,
         ranks: Ranks = ALONE,
     ) -> None:
         if settings.encoder_cache_mb or settings.ctc_only:
             raise ConfigError("engine.deepspeed: not with encoder_cache_mb or ctc_only; leave out")
         self.settings, self.ranks, self.device = settings, ranks, device
-        self.dtype = compute_dtype(settings.precision, device)
-        self.model = prepared(model, stage, settings, device)
+        self.dtype = engines.compute_dtype(settings.precision, device)
+        self.model = engines.prepared(model, stage, settings, device)
         self._norm: float | None = None  # of the batch that was learned last
         self._loss = _Loss(self.model, settings.ctc_weight)
         self._engine = _start(
-            self._loss, adamw(model, stage, settings), settings, self.dtype, device
+            self._loss, engines.adamw(model, stage, settings), settings, self.dtype, device
         )
         self.has_pieces = bool(self._engine.zero_optimization_partition_weights())  # ZeRO 3
 
-    def step(self, batches: Sequence[Batch], rate: float) -> StepReport:
+    def step(self, batches: Sequence[Batch], rate: float) -> engines.StepReport:
         """Each batch's summed loss is scaled by the trained tokens of all batches and processes.
 
         DeepSpeed means gradients over processes, so the scale is processes / tokens.
@@ -83,17 +74,17 @@ class DeepSpeedEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         share = self.ranks.world / max(1.0, float(tokens))
-        scores = summed_scores(self._learned(batch, share) for batch in batches)
+        scores = engines.summed_scores(self._learned(batch, share) for batch in batches)
         norm = self._engine.get_global_grad_norm() if self._norm is None else self._norm
         norm = float(norm or 0.0)
-        applied = bool(self._engine.was_step_applied()) and is_finite(norm)
-        return StepReport(norm, applied, scores)
+        applied = bool(self._engine.was_step_applied()) and engines.is_finite(norm)
+        return engines.StepReport(norm, applied, scores)
 
     @torch.no_grad()
-    def score(self, batches: Sequence[Batch]) -> dict[str, Score]:
+    def score(self, batches: Sequence[Batch]) -> dict[str, engines.Score]:
         """Loss and accuracy by task, without training; every process scores the same batches."""
         self.model.eval()
-        return summed_scores(self._report(batch) for batch in batches)
+        return engines.summed_scores(self._report(batch) for batch in batches)
 
     def save(self, directory: Path) -> dict[str, Any]:
         """Write every process's weights and optimizer into the directory; nothing is left over."""
@@ -141,7 +132,7 @@ class DeepSpeedEngine:
         parts = [part for group in optimizer.param_groups for part in group["params"]]
         gradients = [part.grad for part in parts if part.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients))
-        if not is_finite(norm):
+        if not engines.is_finite(norm):
             torch._foreach_zero_(gradients)
             for group in optimizer.param_groups:
                 group["lr"] = 0.0  # nothing moves; only the moments fade by a step
@@ -177,7 +168,7 @@ class _Loss(nn.Module):
 
 
 def _start(
-    loss: _Loss, optimizer: torch.optim.Optimizer, settings: EngineSettings,
+    loss: _Loss, optimizer: torch.optim.Optimizer, settings: engines.EngineSettings,
     dtype: torch.dtype | None, device: torch.device,
 ) -> Any:  # fmt: skip
     """DeepSpeed's own engine around the loss."""
@@ -207,7 +198,7 @@ def _start(
     return engine
 
 
-def _config(settings: EngineSettings, dtype: torch.dtype | None) -> dict[str, Any]:
+def _config(settings: engines.EngineSettings, dtype: torch.dtype | None) -> dict[str, Any]:
     """The DeepSpeed file with what our own settings decide."""
     path = Path(str(settings.deepspeed))
     raw = read_mapping(path, advice="engine.deepspeed needs a file such as conf/ds_zero2.json")

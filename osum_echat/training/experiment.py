@@ -13,15 +13,8 @@ import torch
 import yaml
 
 from osum_echat import device as devices
+from osum_echat.data import loader as loaders
 from osum_echat.data.clips import AugmentSettings
-from osum_echat.data.loader import (
-    DataSettings,
-    Loader,
-    held_out_batches,
-    held_out_rows,
-    open_lists,
-    open_sources,
-)
 from osum_echat.data.prepare import Preparer, PrepareSettings
 from osum_echat.device import Ranks
 from osum_echat.errors import ConfigError
@@ -54,7 +47,7 @@ class Experiment:
     """Everything that one training needs. Paths are relative to the working directory."""
 
     output: str  # checkpoints, metrics and, in `final`, the trained model
-    data: DataSettings
+    data: loaders.DataSettings
     stage: StageSettings
     schedule: ScheduleSettings
     run: RunSettings
@@ -118,8 +111,8 @@ def build(experiment: Experiment) -> Training:
     preparer = Preparer(experiment.prepare, vocab, settings.encoder.mels)
     device = devices.pick(experiment.device)
     ranks = Ranks.join(device)
-    loader = Loader(
-        open_sources(experiment.data), preparer, experiment.data, experiment.seed,
+    loader = loaders.Loader(
+        loaders.open_sources(experiment.data), preparer, experiment.data, experiment.seed,
         ranks.rank, ranks.world,
         Path(experiment.output, f"drops_{ranks.rank}.json" if ranks.rank else "drops.json"),
     )  # fmt: skip
@@ -130,12 +123,12 @@ def build(experiment: Experiment) -> Training:
     engine = kind(model, experiment.stage, experiment.engine, device, ranks)
     held_out = experiment.data.held_out
     if held_out:
-        open_lists(held_out, experiment.data.schemes)  # a missing list is told at the start
+        loaders.open_lists(held_out, experiment.data.schemes)  # a missing list is told at the start
     mels = settings.encoder.mels
     return Training(
         engine=engine,
         batches=loader,
-        held_out=lambda: held_out_batches(
+        held_out=lambda: loaders.held_out_batches(
             held_out, Preparer(_unchanged(experiment.prepare), vocab, mels), experiment.data,
             experiment.seed,
         ),
@@ -234,7 +227,8 @@ def _answers(
 
     @cache
     def asked() -> list[Question]:
-        rows = held_out_rows(data.held_out, Preparer(prepare, vocab, mels), data, experiment.seed)
+        held_out = Preparer(prepare, vocab, mels)
+        rows = loaders.held_out_rows(data.held_out, held_out, data, experiment.seed)
         found = questions(rows, vocab, run.check_answers)
         if not found:
             LOG.warning("run.check_answers: data.held_out holds no understanding tasks to ask")

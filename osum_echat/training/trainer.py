@@ -19,16 +19,9 @@ from osum_echat.logs import logger
 from osum_echat.models.echat import EChatModel
 from osum_echat.sequence import Batch
 from osum_echat.settings import check_numbers
+from osum_echat.training import engine as engines
 from osum_echat.training import state as states
 from osum_echat.training.deepspeed_engine import DeepSpeedEngine
-from osum_echat.training.engine import (
-    LocalEngine,
-    Score,
-    StepReport,
-    is_finite,
-    keep_encoder_cache,
-    whole_score,
-)
 from osum_echat.training.metric_logger import EarlyWarnings, MetricLogger
 from osum_echat.training.scheduler import ScheduleSettings, ending, learning_rate
 from osum_echat.training.stages import WeightAverage
@@ -77,7 +70,7 @@ class Training:
     answers: figures of held-out questions that the model answers by generation; None: not asked.
     """
 
-    engine: LocalEngine | DeepSpeedEngine
+    engine: engines.LocalEngine | DeepSpeedEngine
     batches: Loader
     held_out: Callable[[], Sequence[Batch]]
     export: Callable[[Path], None]
@@ -232,7 +225,7 @@ class _Loop:
             left.append(run.minutes - progress.minutes)
         return max(0.0, min(left)) if left else None
 
-    def _engine_step(self, batches: Sequence[Batch], rate: float) -> StepReport:
+    def _engine_step(self, batches: Sequence[Batch], rate: float) -> engines.StepReport:
         """A step; ConfigError names the settings to lower where memory was not enough."""
         try:
             return self.training.engine.step(batches, rate)
@@ -247,9 +240,9 @@ class _Loop:
                 "engine.deepspeed=conf/ds_zero2_offload.json"
             ) from error
 
-    def _guard(self, report: StepReport, batches: Sequence[Batch]) -> None:
+    def _guard(self, report: engines.StepReport, batches: Sequence[Batch]) -> None:
         """Count gradients that are not finite; give up after `bad_steps` in a row."""
-        if is_finite(report.norm):
+        if engines.is_finite(report.norm):
             self.progress.bad_in_a_row = 0
             return
         self.progress.bad_in_a_row += 1
@@ -264,7 +257,7 @@ class _Loop:
                 "were not finite; lower schedule.rate, or look at the utterances logged above"
             )
 
-    def check(self) -> dict[str, Score]:
+    def check(self) -> dict[str, engines.Score]:
         """Scores on the held-out batches, by the first process, logged and kept in the metrics."""
         if not (self.ranks.is_first or self.training.engine.every_process_scores):
             return {}
@@ -287,7 +280,7 @@ class _Loop:
         scores = self.check()
         if not self.run.best:
             return
-        whole = whole_score(scores)
+        whole = engines.whole_score(scores)
         loss = whole.loss if whole.tokens else float("inf")
         is_better, *_ = self.ranks.all_reduce_max(
             (float(self.ranks.is_first and loss < self.progress.best),)
@@ -379,7 +372,7 @@ class _Loop:
         self.progress.finished = True
         self.save()
         if self.ranks.is_first:
-            keep_encoder_cache(self.training.engine.model, self.training.engine.settings)
+            engines.keep_encoder_cache(self.training.engine.model, self.training.engine.settings)
         LOG.info("finished at step %d (%s): %s", self.progress.step, reached, final)
 
 
