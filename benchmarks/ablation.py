@@ -31,7 +31,8 @@ from osum_echat.evaluation import report
 from osum_echat.evaluation.report import CATEGORIES, Block, Cell, Measure, Table, Words, mean, share
 from osum_echat.evaluation.runner import settle, versions
 from osum_echat.files import write_json
-from osum_echat.inference.assistant import EChat, Reply
+from osum_echat.inference.assistant import EChat
+from osum_echat.inference.reply import Reply
 from osum_echat.metrics import paired_interval
 from osum_echat.paths import HOUSE
 from osum_echat.training import experiment, trainer

@@ -30,7 +30,8 @@ from osum_echat.evaluation.echat_eval import WORLD_FILE
 from osum_echat.evaluation.reply_emotion import Delivery, delivery, middle
 from osum_echat.evaluation.runner import read_objects
 from osum_echat.files import write_json
-from osum_echat.inference.assistant import LABEL_FIELDS, EChat, Reply
+from osum_echat.inference.assistant import EChat
+from osum_echat.inference.reply import LABEL_FIELDS, Reply
 from osum_echat.paths import TINY
 from osum_echat.records import Turn, Utterance
 from osum_echat.token2wav.voice import SpeechTokenizer

@@ -25,7 +25,6 @@ from osum_echat.generation.decoder import ClipMemory, Token
 from osum_echat.generation.sampling import OnlyIds
 from osum_echat.inference.load import LoadedModel, LoadOptions, load
 from osum_echat.inference.reply import (
-    LABEL_FIELDS,
     AudioPiece,
     Detokenizer,
     Done,
@@ -34,7 +33,6 @@ from osum_echat.inference.reply import (
     Reply,
     TextPiece,
     Timer,
-    Timings,
 )
 from osum_echat.inference.request import (
     Options,
@@ -53,7 +51,6 @@ from osum_echat.records import Turn
 from osum_echat.tasks import TASKS
 from osum_echat.token2wav.voice import VoicePrompt
 
-__all__ = ["LABEL_FIELDS", "EChat", "Reply", "Timings"]
 Interrupt = Callable[[], bool]
 LEAST_SURE = 0.25       # of the words read in a clip, on average; noises are taken for unsure words
 LOG = logs.logger(__name__)
