@@ -66,7 +66,7 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
         chosen.ray,
     )  # fmt: skip
     whole = target.folder / RAW_LIST
-    if whole.exists() and not jobs.report_path(job.out).exists():
+    if whole.exists() and not (job.out.exists() or jobs.report_path(job.out).exists()):
         raise InputError(f"{whole}: is there, and is no list of this command; choose another OUT")
     report = run(job, tars, "tars")
     with whole_file(target.folder / TAR_ROOT) as file:
