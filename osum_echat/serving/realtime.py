@@ -184,21 +184,20 @@ class RealtimeSession:
 
     def _create_item(self, event: Event) -> None:
         given = event["item"]
-        known = {one.id for one in self.items}
-        if given.get("id") in known:
+        places: dict[str | None, int] = {one.id: at for at, one in enumerate(self.items, 1)}
+        if given.get("id") in places:
             raise EventError(
                 "item_create_duplicate_item_id", f"item.id {given['id']}: there is one already"
             )
         if len(self.items) >= MOST_ITEMS:
             raise EventError("too_many_items", f"over {MOST_ITEMS} items in a conversation")
         before = event.get("previous_item_id")
-        if before not in (None, "root", *known):
+        places |= {None: len(self.items), "root": 0}
+        if before not in places:
             raise EventError("item_not_found", f"previous_item_id {before}: no such item")
         item = read_item(given, self.settings)
-        place = 0 if before == "root" else len(self.items)
-        if before in known:
-            place = 1 + next(n for n, one in enumerate(self.items) if one.id == before)
-        self.items.insert(place, item)
+        self._drop_prepared()       # it does not know of this
+        self.items.insert(places[before], item)
         self._tell_item(item)
 
     def _retrieve(self, event: Event) -> None:
@@ -209,6 +208,7 @@ class RealtimeSession:
         item = self._item(event["item_id"], "item_delete_invalid_item_id")
         if self.reply is not None and self.reply.item is item:
             self.reply.cancel("client_cancelled")
+        self._drop_prepared()
         self.items.remove(item)
         self.send({"type": "conversation.item.deleted", "item_id": item.id})
 
@@ -223,6 +223,7 @@ class RealtimeSession:
         if reply is not None and reply.item is item:
             reply.cancel("client_cancelled")
             reply.first_sent, reply.sent_samples = 0.0, 0   # it plays no longer
+        self._drop_prepared()
         item.truncate(audio_ms)
         self.send({"type": "conversation.item.truncated", "item_id": item.id,
                    "content_index": event["content_index"], "audio_end_ms": audio_ms})  # fmt: skip

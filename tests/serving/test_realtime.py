@@ -251,6 +251,24 @@ def test_the_second_turn_knows_the_first_as_far_as_it_was_heard():
     assert turn.reply_text == "one two" and isinstance(turn.audio, bytes)
 
 
+def test_a_reply_that_was_prepared_knows_what_was_heard_of_the_one_before():
+    assistant = Canned(words=("one ", "two ", "three ", "four"))
+    with connected(Server(service(assistant))) as client:
+        client.speak(0.5)
+        client.speak(0.8, 0.0)
+        item = client.until("response.done")["response"]["output"][0]["id"]
+        client.speak(0.5)
+        client.speak(0.2, 0.0)
+        for _ in range(100):
+            if len(assistant.asked) == 2:
+                break
+            time.sleep(0.02)
+        client.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=200)
+        client.speak(0.8, 0.0)
+        client.until("response.done")
+    assert [one.reply_text for one in assistant.asked[-1][0].history] == ["one two"]
+
+
 def test_a_session_keeps_the_sound_of_no_more_turns_than_it_remembers():
     server = Server(service(limits=Limits(turns=1)))
     with connected(server) as client:
