@@ -76,18 +76,11 @@ def clip_steps(frames: int) -> int:
 
 
 def compose(
-    task: Task,
-    vocab: Vocab,
-    *,
-    clips: Items[Clip] = (),
-    history: Items[Turn] = (),
-    user_text: str | None = None,
-    answer_text: str | None = None,
-    answer_speech: Items[int] | None = None,
-    speech_starts: Items[int] = (),
-    opening: str | None = None,
-    key: str = "",
-) -> Sequence:
+    task: Task, vocab: Vocab, *, clips: Items[Clip] = (), history: Items[Turn] = (),
+    user_text: str | None = None, answer_text: str | None = None,
+    answer_speech: Items[int] | None = None, speech_starts: Items[int] = (),
+    opening: str | None = None, key: str = "",
+) -> Sequence:  # fmt: skip
     """Lay out one conversation up to the answer, or with it.
 
     clips: those of earlier turns that have audio, then the user's own; user_text: the prompt,
@@ -166,14 +159,9 @@ def _speech_ids(vocab: Vocab, codes: Items[int], key: str) -> tuple[int, ...]:
 
 
 def _answer(
-    task: Task,
-    vocab: Vocab,
-    text: str | None,
-    speech: Items[int] | None,
-    starts: Items[int],
-    opening: str | None,
-    key: str,
-) -> list[Segment]:
+    task: Task, vocab: Vocab, text: str | None, speech: Items[int] | None, starts: Items[int],
+    opening: str | None, key: str,
+) -> list[Segment]:  # fmt: skip
     """The answer as trained; without one, what the decoder starts from."""
     if not task.answers_text and text is not None:
         raise DataError(f"{key}: task {task.name} answers in speech only; "

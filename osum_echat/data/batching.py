@@ -128,12 +128,8 @@ class EpochSampler:
     """
 
     def __init__(
-        self,
-        lists: Items[tuple[np.ndarray, float]],
-        seed: int,
-        epoch: int,
-        shuffle: bool = True,
-    ) -> None:
+        self, lists: Items[tuple[np.ndarray, float]], seed: int, epoch: int, shuffle: bool = True,
+    ) -> None:  # fmt: skip
         rng = np.random.default_rng([seed, epoch])
         parts = [
             stretch
@@ -233,14 +229,9 @@ class Windows:
     """
 
     def __init__(
-        self,
-        sources: Items[tuple[Source, float]],
-        preparer: Preparer,
-        settings: LayoutSettings,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
+        self, sources: Items[tuple[Source, float]], preparer: Preparer, settings: LayoutSettings,
+        seed: int, rank: int = 0, world: int = 1,
+    ) -> None:  # fmt: skip
         self.sources = [source for source, _ in sources]
         self.preparer = preparer
         self.settings = settings

@@ -277,15 +277,9 @@ class Loader:
     """
 
     def __init__(
-        self,
-        sources: Items[tuple[Source, float]],
-        preparer: Preparer,
-        settings: DataSettings,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        report: Path | None = None,
-    ) -> None:
+        self, sources: Items[tuple[Source, float]], preparer: Preparer, settings: DataSettings,
+        seed: int, rank: int = 0, world: int = 1, report: Path | None = None,
+    ) -> None:  # fmt: skip
         self.preparer, self.settings, self.seed = preparer, settings, seed
         self.windows = Windows(sources, preparer, settings, seed, rank, world)
         self.drops = Drops(report, settings.bad_in_a_row)

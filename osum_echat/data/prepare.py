@@ -271,17 +271,13 @@ class Preparer:
 
         def composed(clips: list[Clip]) -> Sequence:
             row = compose(
-                task,
-                self.vocab,
-                clips=clips,
+                task, self.vocab, clips=clips,
                 history=utterance.history if task.hears or task.interleaved else (),
-                user_text=user_text,
-                answer_text=target.text if task.answers_text else None,
+                user_text=user_text, answer_text=target.text if task.answers_text else None,
                 answer_speech=utterance.user.reply_speech if task.speaks else None,
-                speech_starts=utterance.user.speech_starts,
-                opening=target.opening,
+                speech_starts=utterance.user.speech_starts, opening=target.opening,
                 key=utterance.key,
-            )
+            )  # fmt: skip
             return replace(row, ctc_targets=self._ctc_targets(utterance)) if row.clips else row
 
         try:

@@ -114,15 +114,10 @@ class Answer:
     """One row's answer while it grows: its phase, settings, randomness, and what ended it."""
 
     def __init__(
-        self,
-        task: Task,
-        vocab: Vocab,
-        sampling: Sampling,
-        rules: Sequence[Rule] = (),
-        limits: Limits = Limits(),
-        generator: torch.Generator | None = None,
+        self, task: Task, vocab: Vocab, sampling: Sampling, rules: Sequence[Rule] = (),
+        limits: Limits = Limits(), generator: torch.Generator | None = None,
         speech_sampling: Sampling | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """speech_sampling: for the speech phase, None: the same; generator: its own randomness."""
         self.limits, self.generator = limits, generator
         self.phases = Phases(task, vocab)
@@ -228,12 +223,9 @@ class Starts:
 
 @torch.inference_mode()
 def decode(
-    model: EChatModel,
-    prompts: Sequence[Tensor],
-    answers: Sequence[Answer],
-    interrupt: Callable[[], bool] | None = None,
-    start: Prefill | None = None,
-) -> Iterator[tuple[int, Token]]:
+    model: EChatModel, prompts: Sequence[Tensor], answers: Sequence[Answer],
+    interrupt: Callable[[], bool] | None = None, start: Prefill | None = None,
+) -> Iterator[tuple[int, Token]]:  # fmt: skip
     """Answer prompts side by side: gives the number of a row and its next token, row by row.
 
     prompts: (tokens, width) each, embedded; answers: one each, they get the tokens; start: what a

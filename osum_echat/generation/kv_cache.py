@@ -157,13 +157,10 @@ class CachedLLM:
             cosine, sine = cosine[:, None], sine[:, None]
         mask = self.mask[..., : self.tokens] if self.is_padded else None
         kept = zip(
-            self.layers,
-            self.keys.select(3, place).unbind(),
-            self.values.select(3, place).unbind(),
+            self.layers, self.keys.select(3, place).unbind(), self.values.select(3, place).unbind(),
             self.keys[:, :, :, : self.tokens].unbind(),
-            self.values[:, :, :, : self.tokens].unbind(),
-            strict=True,
-        )
+            self.values[:, :, :, : self.tokens].unbind(), strict=True,
+        )  # fmt: skip
         half, state = self.head_width // 2, embedded
         queries, rotated = self.queries, self.queries + self.groups
         for layer, new_key, new_value, keys, values in kept:

@@ -59,14 +59,11 @@ class Timer:
         """hears: the prompt held audio."""
         ready, first = self._firsts.get("prompt"), self._firsts.get("token")
         return Timings(
-            load_s=self._load_s,
-            encode_s=ready if hears else None,
+            load_s=self._load_s, encode_s=ready if hears else None,
             prefill_s=None if ready is None or first is None else first - ready,
-            first_text_s=self._firsts.get("text"),
-            first_speech_token_s=self._firsts.get("speech"),
-            first_audio_s=self._firsts.get("audio"),
-            total_s=time.perf_counter() - self._start,
-        )
+            first_text_s=self._firsts.get("text"), first_speech_token_s=self._firsts.get("speech"),
+            first_audio_s=self._firsts.get("audio"), total_s=time.perf_counter() - self._start,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,14 +150,10 @@ def named_as_ours(raw: Mapping[str, Value], tied: bool) -> dict[str, Value]:
 
 
 def save(
-    directory: Path,
-    model: EChatModel,
-    settings: EChatSettings | None = None,
-    *,
-    dtype: torch.dtype | None = None,
-    notes: Mapping[str, Any] | None = None,
+    directory: Path, model: EChatModel, settings: EChatSettings | None = None, *,
+    dtype: torch.dtype | None = None, notes: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
-) -> None:
+) -> None:  # fmt: skip
     """Write the weights (model.safetensors, or several files with an index) and model.yaml.
 
     dtype: of the stored weights, None as they are; notes: further keys for model.yaml; shard_bytes:
@@ -333,15 +329,10 @@ def settings_file(path: Path) -> Path:
 
 
 def load(
-    place: Path,
-    settings: EChatSettings | None = None,
-    dtype: torch.dtype | None = torch.float32,
-    *,
-    device: torch.device | str = "cpu",
-    keep_lora: bool = False,
-    share: EChatModel | None = None,
+    place: Path, settings: EChatSettings | None = None, dtype: torch.dtype | None = torch.float32,
+    *, device: torch.device | str = "cpu", keep_lora: bool = False, share: EChatModel | None = None,
     as_stored: re.Pattern[str] | None = None,
-) -> EChatModel:
+) -> EChatModel:  # fmt: skip
     """A model in eval mode from a directory of ours, a published file, or DeepSpeed's directory.
 
     settings: None reads the YAML beside the weights; dtype: None keeps the stored types; keep_lora:
@@ -398,13 +389,9 @@ def stored_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _fill(
-    path: Path,
-    model: EChatModel,
-    found: dict[str, Tensor],
-    types: Mapping[str, torch.dtype | None],
-    device: torch.device,
-    share: EChatModel | None,
-) -> None:
+    path: Path, model: EChatModel, found: dict[str, Tensor],
+    types: Mapping[str, torch.dtype | None], device: torch.device, share: EChatModel | None,
+) -> None:  # fmt: skip
     """Give a model without memory its weights, one after the other.
 
     types: of the weights by name; None, or not there: as stored.

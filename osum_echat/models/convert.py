@@ -230,12 +230,9 @@ class PhaseMask:
 
     @classmethod
     def from_directory(
-        cls,
-        directory: Path,
-        speaks: bool = True,
-        from_speech: bool = False,
+        cls, directory: Path, speaks: bool = True, from_speech: bool = False,
         text_end: int | None = None,
-    ) -> "PhaseMask":
+    ) -> "PhaseMask":  # fmt: skip
         """The mask of an exported directory; text_end: None is its eos_token_id of before.
 
         Raises CheckpointError.

@@ -44,14 +44,10 @@ def add_layers(llm: nn.Module, settings: LoraSettings) -> None:
     blocks = range(llm.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
     top = None if settings.top_layers is None else list(blocks)[-settings.top_layers :]
     config: Any = LoraConfig(
-        layers_to_transform=top,
-        layers_pattern=None if top is None else "layers",
-        r=settings.rank,
+        layers_to_transform=top, layers_pattern=None if top is None else "layers", r=settings.rank,
         lora_alpha=int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=list(settings.targets),
-        bias="none",
-    )
+        lora_dropout=settings.dropout, target_modules=list(settings.targets), bias="none",
+    )  # fmt: skip
     inject_adapter_in_model(config, llm)
 
 

@@ -47,15 +47,9 @@ class TokenLosses(NamedTuple):
 
 
 def cross_entropy(
-    states: Tensor,
-    targets: Tensor,
-    joint: Tensor,
-    text: Tensor,
-    speech: Tensor,
-    speech_bias: Tensor,
-    whole: bool = False,
-    chunk_logits: int = CHUNK_LOGITS,
-) -> TokenLosses:
+    states: Tensor, targets: Tensor, joint: Tensor, text: Tensor, speech: Tensor,
+    speech_bias: Tensor, whole: bool = False, chunk_logits: int = CHUNK_LOGITS,
+) -> TokenLosses:  # fmt: skip
     """The loss of each token over the text columns, or over text and speech columns together.
 
     states: (tokens, width); targets: (tokens,) long, a speech column counted on from the last text

@@ -88,12 +88,9 @@ def upstream_settings(raw: Mapping[str, Any], llm: Mapping[str, Any]) -> EChatSe
         float(raw.get("lora_dropout", LoraSettings().dropout)),
     )
     return EChatSettings(
-        sizes(EncoderSettings, found, UPSTREAM_KEY),
-        AdapterSettings(),
-        llm,
-        int(raw["speech_token_num"]) - 1,
-        lora,
-    )
+        sizes(EncoderSettings, found, UPSTREAM_KEY), AdapterSettings(), llm,
+        int(raw["speech_token_num"]) - 1, lora,
+    )  # fmt: skip
 
 
 def sizes(kind: type[Settings], raw: Mapping[str, Any], where: str) -> Settings:

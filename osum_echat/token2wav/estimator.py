@@ -199,16 +199,9 @@ class Estimator(nn.Module):
         self.final_proj = Conv(channels[0], outputs, 1)
 
     def forward(
-        self,
-        x: Tensor,
-        mu: Tensor,
-        times: Tensor,
-        speaker: Tensor,
-        known: Tensor,
-        valid: Tensor | None = None,
-        alone: bool = False,
-        extend: Extend | None = None,
-    ) -> Tensor:
+        self, x: Tensor, mu: Tensor, times: Tensor, speaker: Tensor, known: Tensor,
+        valid: Tensor | None = None, alone: bool = False, extend: Extend | None = None,
+    ) -> Tensor:  # fmt: skip
         """The velocity at `x`.
 
         x, mu, known: (batch, frames, mel); times: (batch,); speaker: (batch, mel); valid: (batch,

@@ -118,14 +118,9 @@ def solver_times(steps: int, spacing: float = 1.0) -> Tensor:
 
 
 def draw(
-    lengths: Tensor,
-    frames: int,
-    generator: torch.Generator,
-    *,
-    drop: float = 0.2,
-    prefix: float = 0.5,
-    warp: bool = False,
-) -> Draws:
+    lengths: Tensor, frames: int, generator: torch.Generator, *, drop: float = 0.2,
+    prefix: float = 0.5, warp: bool = False,
+) -> Draws:  # fmt: skip
     """Draw times, noise, prefixes and drops on the CPU.
 
     lengths: (batch,) frames of each row; `prefix` is the chance of a known prefix of up to 30 %,
@@ -425,15 +420,9 @@ class Flow(nn.Module):
             )
 
     def loss(
-        self,
-        tokens: Tensor,
-        mel: Tensor,
-        speaker: Tensor,
-        draws: Draws,
-        *,
-        token_lengths: Tensor | None = None,
-        mel_lengths: Tensor | None = None,
-    ) -> FlowLoss:
+        self, tokens: Tensor, mel: Tensor, speaker: Tensor, draws: Draws, *,
+        token_lengths: Tensor | None = None, mel_lengths: Tensor | None = None,
+    ) -> FlowLoss:  # fmt: skip
         """Both losses of a batch of right-padded rows (lengths None: all rows full).
 
         tokens: (batch, tokens); mel: (batch, frames, mel) as heard, not normalised; speaker:
@@ -462,12 +451,8 @@ class Flow(nn.Module):
         least = self.settings.smallest_noise
         mixed = (1 - (1 - least) * time) * start + time * target
         velocity = self.decoder.estimator(
-            mixed,
-            condition * kept.view(-1, 1, 1),
-            draws.times,
-            told * kept.view(-1, 1),
-            known * kept.view(-1, 1, 1),
-            valid,
-        )
+            mixed, condition * kept.view(-1, 1, 1), draws.times, told * kept.view(-1, 1),
+            known * kept.view(-1, 1, 1), valid,
+        )  # fmt: skip
         wrong = (velocity.float() - (target - (1 - least) * start)) * weight.unsqueeze(-1)
         return FlowLoss(wrong.square().sum() / count, mu_loss)

@@ -100,13 +100,9 @@ class Token2Wav(nn.Module):
 
     @classmethod
     def load(
-        cls,
-        source: str | Path,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-        steps: int | None = None,
-        spacing: float | None = None,
-    ) -> "Token2Wav":
+        cls, source: str | Path, device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32, steps: int | None = None, spacing: float | None = None,
+    ) -> "Token2Wav":  # fmt: skip
         """Read a directory, or an uncompressed tar of one, in place: ours or CosyVoice-300M-25Hz.
 
         The weights stay mapped from disk where their type allows. dtype: what the flow computes in
@@ -158,12 +154,9 @@ class Token2Wav(nn.Module):
         return self.many([tokens], voice, [seed])[0]
 
     def many(
-        self,
-        lists: Sequence[list[int]],
-        voice: VoicePrompt | VoiceState | None = None,
-        seeds: Sequence[int | None] | None = None,
-        most_frames: int | None = None,
-    ) -> list[Tensor]:
+        self, lists: Sequence[list[int]], voice: VoicePrompt | VoiceState | None = None,
+        seeds: Sequence[int | None] | None = None, most_frames: int | None = None,
+    ) -> list[Tensor]:  # fmt: skip
         """Synthesise whole utterances, those of like length side by side.
 
         seeds: one for each; None draws them; most_frames: of the mels that are solved together,
@@ -195,12 +188,9 @@ class Token2Wav(nn.Module):
         return [made[one] for one in range(len(lists))]
 
     def stream(
-        self,
-        tokens: Iterable[int],
-        voice: VoicePrompt | VoiceState | None = None,
-        seed: int | None = None,
-        settings: streaming.StreamSettings = STREAM,
-    ) -> Iterator[Tensor]:
+        self, tokens: Iterable[int], voice: VoicePrompt | VoiceState | None = None,
+        seed: int | None = None, settings: streaming.StreamSettings = STREAM,
+    ) -> Iterator[Tensor]:  # fmt: skip
         """Synthesise while the tokens come; they may come slowly.
 
         Arguments as in a whole call. Gives (samples,) float32 on the CPU, at 22.05 kHz, each as

@@ -43,13 +43,9 @@ class DeepSpeedEngine:
     every_process_scores = True  # ZeRO 3 gathers each layer's weights from all
 
     def __init__(
-        self,
-        model: EChatModel,
-        stage: StageSettings,
-        settings: engines.EngineSettings,
-        device: torch.device,
-        ranks: Ranks = ALONE,
-    ) -> None:
+        self, model: EChatModel, stage: StageSettings, settings: engines.EngineSettings,
+        device: torch.device, ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
         if settings.encoder_cache_mb or settings.ctc_only:
             raise ConfigError("engine.deepspeed: not with encoder_cache_mb or ctc_only; leave out")
         self.settings, self.ranks, self.device = settings, ranks, device

@@ -106,13 +106,9 @@ class LocalEngine:
     has_pieces = False  # whether a process holds no weight whole outside `whole_model`
 
     def __init__(
-        self,
-        model: EChatModel,
-        stage: StageSettings,
-        settings: EngineSettings,
-        device: torch.device,
-        ranks: Ranks = ALONE,
-    ) -> None:
+        self, model: EChatModel, stage: StageSettings, settings: EngineSettings,
+        device: torch.device, ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
         self.settings = settings
         self.ranks = ranks
         self.device = device
