@@ -144,7 +144,8 @@ if (typeof registerProcessor === "function") {
       stopped = 0;
       if (event.response.status === "failed") notice(event.response.status_details.error.message);
       if (event.response.status === "cancelled") for (const item of event.response.output) card(item.id, "reply").classList.add("cut");
-      show("listening");
+      const played = () => { if (state === "speaking" && !window.osum.left()) show("listening"); };
+      setTimeout(played, 1000 * window.osum.left() + 50);
     },
     error: (event) => { if (event.error.code !== "response_cancel_not_active") notice(event.error.message); },
   };

@@ -4,6 +4,7 @@
    window.osum.add(key, rate, pcm)  the next samples (Int16Array) of a reply
    window.osum.end(key)             the reply has ended: the next one may speak
    window.osum.hush()               silence at once; gives {key, ms}, what was playing and how far
+   window.osum.left()               seconds of sound that are still to be played
    window.osum.take(value)          the page's form of all this: every piece of a run so far, in base64
 */
 (() => {
@@ -60,6 +61,7 @@
     playhead = 0;
     return key === undefined ? null : { key, ms: Math.round(1000 * (now - sounds.get(key).start)) };
   };
+  const left = () => (context ? Math.max(0, playhead - context.currentTime) : 0);
   const begin = () => {
     hush();
     sounds.clear();
@@ -76,5 +78,5 @@
     }
     value.ended.forEach(end);
   };
-  window.osum = { begin, add, end, hush, take, sounds };
+  window.osum = { begin, add, end, hush, left, take, sounds };
 })();

@@ -115,6 +115,15 @@ def test_speaking_over_a_reply_silences_it(spoken: Path):
         assert not server.service.metrics.errors.collect()[0].samples
 
 
+def test_it_is_speaking_until_its_sound_is_played(spoken: Path):
+    with serving(Canned(times=5)) as (address, _), page(address, spoken) as opened:
+        opened.click("#go")
+        opened.wait_for_selector("#state.speaking", timeout=WAIT_MS)
+        opened.wait_for_timeout(1000)
+        assert opened.locator("#state").inner_text() == "speaking"
+        opened.wait_for_selector("#state.listening", timeout=2000)
+
+
 def test_two_tabs_talk_side_by_side(spoken: Path):
     with serving(Canned()) as (address, server), page(address, spoken) as one:
         other = one.context.new_page()
