@@ -20,9 +20,9 @@ Several machines that see one OUT, without Ray: start on each
 By environment: PYTHON, the interpreter (.venv/bin/python if there, else python3).
 
 Try it on the bundled lists and the tiny model:
-  bash infer_with_shards_or_raw.sh common_utils/fake_data/raw/data.list --model pretrained/tiny
-  bash infer_with_shards_or_raw.sh common_utils/fake_data/shard/shards_list.txt
-  bash infer_with_shards_or_raw.sh common_utils/fake_data/combine/combines_list.txt
+  bash infer_with_shards_or_raw.sh common_utils/fake_data/raw/data.list --model tiny
+  bash infer_with_shards_or_raw.sh common_utils/fake_data/shard/shards_list.txt --model tiny
+  bash infer_with_shards_or_raw.sh common_utils/fake_data/combine/combines_list.txt --model tiny
 TEXT
 }
 
