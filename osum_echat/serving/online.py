@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -299,11 +300,16 @@ class Server:
         return _json({"value": value, "expires_at": int(end), "session": session})
 
     def _check_origin(self, headers: Mapping[str, str]) -> None:
-        """No web page but our own, and those allowed, may speak to a server on this machine."""
+        """No web page but our own, and those allowed, may speak to a server on this machine.
+
+        Our own has an address or localhost for a host: a name may be made to mean this machine by
+        whoever owns it (DNS rebinding).
+        """
         origin = headers.get("origin")
         if origin is None or origin.rstrip("/") in self.origins or "*" in self.origins:
             return
-        if urlsplit(origin).netloc != headers.get("host"):
+        page = urlsplit(origin)
+        if page.netloc != headers.get("host") or not _is_address(page.hostname or ""):
             raise HttpError(403, "origin_not_allowed", f"origin {origin}: not allowed here; the "
                             "server's --allow-origin names pages that may connect")  # fmt: skip
 
@@ -442,6 +448,13 @@ async def _while_there(request: Any, answer: Coroutine[Any, Any, Body]) -> Body:
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _is_address(host: str) -> bool:
+    """Whether a host is this machine's own name or an address, without brackets."""
+    with suppress(ValueError):
+        return host == "localhost" or bool(ip_address(host))
+    return False
 
 
 def _bearer(headers: Mapping[str, str]) -> str | None:

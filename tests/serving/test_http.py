@@ -218,6 +218,18 @@ def test_a_page_that_was_allowed_may_call_over_http():
             assert answers[1].status_code == (200 if allowed else 403)
 
 
+@pytest.mark.parametrize(("host", "status"), [
+    ("localhost:8000", 200), ("127.0.0.1:8000", 200), ("[::1]:8000", 200),
+    ("evil.example:8000", 403),
+])
+def test_a_name_that_was_made_to_mean_this_machine_opens_nothing(host: str, status: int):
+    from starlette.testclient import TestClient
+
+    with TestClient(Server(service()).app()) as client:
+        asks = {"Origin": f"http://{host}", "Host": host}
+        assert client.get("/v1/models", headers=asks).status_code == status
+
+
 def test_tokens_are_counted():
     from starlette.testclient import TestClient
 
