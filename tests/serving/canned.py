@@ -33,6 +33,7 @@ class Canned:
     words: tuple[str, ...] = WORDS
     times: int = 1                      # that the sound of 0.4 s is given
     error: Exception | None = None      # raised after the first words
+    waits: threading.Event | None = None        # for it, before anything is given
     asked: list[tuple[Utterance, dict[str, Any]]] = field(default_factory=list)
     expected: list[int] = field(default_factory=list)   # turns of the histories that were told
     closed: threading.Event = field(default_factory=threading.Event)
@@ -44,6 +45,8 @@ class Canned:
         self, source: Utterance, *, interrupt: Callable[[], bool] | None = None, **options: Any
     ) -> Iterator[reply.Event]:
         self.asked.append((source, options))
+        if self.waits is not None:
+            self.waits.wait(10)
         try:
             yield from self._events(task_for(source.task), interrupt or (lambda: False))
         finally:

@@ -182,6 +182,7 @@ def test_a_browser_that_records_at_the_rate_of_its_device_is_heard(spoken: Path)
         opened.goto(address)
         opened.click("#go")
         opened.wait_for_selector(".reply .times", timeout=WAIT_MS)
+        assert not opened.locator("#notice").is_visible()
 
 
 def test_a_change_of_device_begins_one_new_connection(spoken: Path):

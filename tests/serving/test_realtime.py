@@ -319,13 +319,7 @@ def test_one_response_at_a_time_and_nothing_to_cancel():
 
 def test_a_response_that_was_asked_for_is_told_at_once():
     waiting = threading.Event()
-
-    class Slow(Canned):
-        def stream(self, *given: Any, **options: Any) -> Any:
-            waiting.wait(10)
-            return super().stream(*given, **options)
-
-    with connected(Server(service(Slow()))) as client:
+    with connected(Server(service(Canned(waits=waiting)))) as client:
         client.send("response.create", response={"instructions": "x", "metadata": {"a": "b"}})
         assert client.until("response.created")["response"]["metadata"] == {"a": "b"}
         waiting.set()
@@ -562,13 +556,7 @@ def test_the_silence_before_turns_by_hand_is_not_of_the_first_of_them():
 
 def test_words_are_told_of_the_turn_that_holds_them():
     waiting = threading.Event()
-
-    class Slow(Canned):
-        def stream(self, *given: Any, **options: Any) -> Any:
-            waiting.wait(10)
-            return super().stream(*given, **options)
-
-    with connected(Server(service(Slow()))) as client:
+    with connected(Server(service(Canned(waits=waiting)))) as client:
         client.update(turn_detection=None, transcription={"model": "own"})
         turns = []
         for _ in range(2):
