@@ -31,6 +31,7 @@ from osum_echat.data.loader import DataSettings, ListSettings, Loader, Place, Wi
 from osum_echat.data.manifest import open_source
 from osum_echat.data.prepare import Draft, Preparer, PrepareSettings
 from osum_echat.data.sources import Dropped
+from osum_echat.files import write_jsonl
 from osum_echat.logs import out, progress, setup
 from osum_echat.records import Utterance
 from osum_echat.sequence import Batch
@@ -119,18 +120,14 @@ def make_corpus(folder: Path, size: int) -> dict[str, Path]:
             tars.append(folder / "shard" / f"{stem}.tar")
             jsonls.append(folder / "combine" / f"{stem}.list")
             _write_tar(tars[-1], part, folder / "raw")
-            jsonls[-1].write_text("".join(_line({**row, "wav": "only-meta"}) for row in part))
-    lists["raw"].write_text("".join(map(_line, rows)), encoding="utf-8")
+            write_jsonl(jsonls[-1], ({**row, "wav": "only-meta"} for row in part))
+    write_jsonl(lists["raw"], rows)
     lists["shard"].write_text("".join(f"{tar}\n" for tar in tars), encoding="utf-8")
     lists["combine"].write_text("".join(f"{one}\n" for one in jsonls), encoding="utf-8")
     root = lists["combine"].with_name("combines_tar_root.txt")
     root.write_text(f"{(folder / 'shard').resolve()}\n", encoding="utf-8")
     done.touch()
     return lists
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _row(folder: Path, number: int, rng: np.random.Generator) -> dict[str, Any]:

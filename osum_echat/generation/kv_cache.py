@@ -54,7 +54,7 @@ class CachedLLM:
         self.norm = _norm(self.model.norm)
         self.limit_tokens = longest_row(config)
         if not prompts:
-            self._clear(config)
+            self._clear()
             return
         lengths = [len(prompt) for prompt in prompts]
         self.tokens = max(lengths)
@@ -73,7 +73,7 @@ class CachedLLM:
         made.join(rest)
         return made
 
-    def _clear(self, config: Any) -> None:
+    def _clear(self) -> None:
         """No rows."""
         some = self.model.embed_tokens.weight
         self.tokens, self.is_padded = 0, True
