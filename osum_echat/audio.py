@@ -132,8 +132,8 @@ class _Levels:
 
     channel: int | None = None
     frames: int = 0
-    low: float = 0.0
-    high: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
     is_whole: bool = True       # every sample is a whole number
     mixed: float = 0.0          # power of the mean of the channels
     apart: float = 0.0          # mean power of the channels
@@ -150,9 +150,9 @@ class _Levels:
                 self.mixed += float(mixed.var(correction=0)) * len(block)
                 self.apart += float(block.var(0, correction=0).mean()) * len(block)
             low, high = (float(one) for one in torch.aminmax(mixed))
-            first = not self.frames
-            self.low = low if first else min(low, self.low)
-            self.high = high if first else max(high, self.high)
+            # unlike min and max, these keep a NaN of any block
+            self.low = float(np.minimum(self.low, low))
+            self.high = float(np.maximum(self.high, high))
             if max(-low, high) > 1.0:
                 self.is_whole = self.is_whole and bool((mixed == mixed.round()).all())
             self.frames += len(block)
@@ -376,14 +376,14 @@ def _kernels(old: int, new: int) -> Tensor:
     return (torch.sinc(times) * window * (cutoff / old)).float()[:, None]
 
 
-def log_mel(samples: Tensor, mels: int = 80) -> Tensor:
+def log_mel(samples: Tensor, mels: int = 80, where: object = "audio") -> Tensor:
     """Whisper-style features: (samples,) at 16 kHz -> (samples // 160, mels), 100 frames a second.
 
     log10 of Slaney mel energies, at most 8 below the loudest of the utterance, then (x + 4) / 4.
-    Raises InputError below one window (25 ms).
+    where: what the samples are of, for messages. Raises InputError below one window (25 ms).
     """
     if len(samples) < WINDOW_SAMPLES:
-        raise InputError(f"audio of {len(samples)} samples at 16 kHz is too short; "
+        raise InputError(f"{where}: {len(samples)} samples at 16 kHz, too few; "
                          f"give {WINDOW_SAMPLES} (25 ms) or more")
     edge = WINDOW_SAMPLES // 2  # mirrored on either side: what torch.stft does, at half its cost
     mirrored = torch.cat(

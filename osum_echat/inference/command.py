@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the options ask for and print it. Raises an OsumError for what cannot be done."""
-    is_tour = not (arguments.task or arguments.wav or arguments.text)
+    is_tour = not (arguments.task or arguments.wav) and arguments.text is None
     if is_tour and (arguments.out or arguments.history):
         raise InputError("--out, --history: say with --task and --wav which reply is meant")
     several = not is_tour and len(arguments.wav or ()) > 1

@@ -27,6 +27,7 @@ DEFAULT_TASK = "s2s_think"
 LIMITS = Limits(text_tokens=1000, total_tokens=2000)
 LONGEST_TURN_S = 30             # of a question that is answered; listening alone goes on for longer
 TOKENS_PER_S, MORE_TOKENS = 20, 60      # more than any transcript and its labels have
+SEEDS = range(-(2**63), 2**64)          # that torch's generators take
 SILENCE_RMS = 1e-4              # -80 dBFS: three steps of 16 bits, too faint to be anybody's voice
 SILENCE_WINDOW_SAMPLES = 400    # 25 ms
 NOTHING_HEARD = {               # by name of the template
@@ -133,6 +134,8 @@ def dialogue_task(name: str, has_history: bool) -> Task:
 
 def prepare(model: LoadedModel, request: Request, seed: int, timer: reply.Timer) -> RequestState:
     """Lay the prompt out, and how it shall be decoded. Raises InputError, DataError."""
+    if seed not in SEEDS:
+        raise InputError(f"seed {seed}: give a whole number of up to 18 digits")
     history = read_again(model, request.utterance.history)
     request = replace(request, utterance=replace(request.utterance, history=history))
     task, utterance = request.task, request.utterance
@@ -312,7 +315,7 @@ def _clips(model: LoadedModel, request: Request) -> tuple[list[Clip], float | No
                 f"{LONGEST_TURN_S} s a turn: cut it, or use asr or understand (up to "
                 f"{audio.LONGEST_S // 60} minutes)"
             )
-        clips.append(audio.log_mel(samples, model.network.settings.encoder.mels))
+        clips.append(audio.log_mel(samples, model.network.settings.encoder.mels, name))
     return (clips, seconds, is_silent) if request.task.hears else (clips, None, False)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from osum_echat import device as devices
 from osum_echat import weights
-from osum_echat.errors import CheckpointError
+from osum_echat.errors import CheckpointError, InputError
 from osum_echat.settings import check_word, mapping, parse
 from osum_echat.token2wav import streaming
 from osum_echat.token2wav.flow import Flow, FlowSettings, VoiceState, frames_for, speaker_width
@@ -306,8 +306,14 @@ def first_of(files: Files, names: tuple[str, ...], source: Path) -> Path | TarMe
 
 
 def measure_voice(source: Path, wav: str | Path) -> VoicePrompt:
-    """Measure a recording with the two ONNX models of a token2wav directory or tar."""
+    """Measure a recording with the two ONNX models of a token2wav directory or tar.
+
+    Raises InputError where there is none of them: a model of trained voices alone.
+    """
     files = find_files(source)
+    if not files.keys() & {*TOKENIZER_FILES, *SPEAKER_FILES}:
+        raise InputError(f"{wav}: {source} cannot imitate a voice; speak in its own, or take "
+                         "another --token2wav")
     tokenizer = SpeechTokenizer(first_of(files, TOKENIZER_FILES, source))
     return make_prompt(wav, tokenizer, SpeakerEncoder(first_of(files, SPEAKER_FILES, source)))
 

@@ -185,7 +185,7 @@ class SpeechTokenizer(OnnxModel):
         where: what the samples are of, for messages. Raises InputError for a clip that is longer
         than the model hears, CheckpointError for a model that hears nothing.
         """
-        features = audio.log_mel(samples, self.mels).T.unsqueeze(0).contiguous().numpy()
+        features = audio.log_mel(samples, self.mels, where).T.unsqueeze(0).contiguous().numpy()
         try:
             found = self._tokens(features)
         except CheckpointError as error:

@@ -121,6 +121,9 @@ def test_several_wavs_are_answered_together(run, question_wav, tmp_path):
     code, text, err = run("--task", "asr", "--wav", tmp_path / "gone.wav", second)
     assert code == 2 and text.count("task     asr") == 1
     assert "1 of 2 not answered" in err and "gone.wav: no such file" in err
+    soundfile.write(second, [0.1] * 100, 16_000)
+    err = run("--task", "asr", "--wav", question_wav, second)[2]
+    assert f"{second}: 100 samples at 16 kHz, too few" in err
 
 
 @pytest.mark.parametrize(
@@ -129,6 +132,8 @@ def test_several_wavs_are_answered_together(run, question_wav, tmp_path):
         (("--task", "s2x", "--wav", "q.wav"), "task 's2x': not one of"),
         (("--loud",), "unrecognized arguments: --loud"),
         (("--task", "s2s"), "give what it answers by --wav"),
+        (("--text", ""), "give what it answers by --text"),
+        (("--task", "t2t", "--text", "Hi.", "--seed", 10**20), "give a whole number of up to"),
         (("--task", "tts", "--text", "Hello.", "--wav", "q.wav"), "takes no --wav"),
         (("--task", "tts", "--text", "Hi.", "--out", "no/such/place.wav"), "directory that exists"),
         (("--out", "reply.wav"), "say with --task"),

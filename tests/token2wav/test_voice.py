@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from osum_echat.errors import CheckpointError, InputError
 from osum_echat.token2wav import voice
-from osum_echat.token2wav.model import find_files
+from osum_echat.token2wav.model import find_files, measure_voice
 from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, VoicePrompt, make_prompt
 
 
@@ -146,3 +146,8 @@ def test_a_member_of_a_tar_opens_as_a_file_does(tmp_path: Path):
         archive.add(path, "folder/campplus.onnx")
     member = find_files(tmp_path / "model.tar")["campplus.onnx"]
     assert len(SpeakerEncoder(member).inputs) == 1
+
+
+def test_a_model_of_trained_voices_alone_says_that_it_imitates_none(tmp_path: Path):
+    with pytest.raises(InputError, match="cannot imitate a voice; speak in its own"):
+        measure_voice(tmp_path, write_wav(tmp_path / "me.wav", 1.0))
