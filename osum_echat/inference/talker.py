@@ -61,7 +61,9 @@ class ClauseSplitter:
         return [left] if left else []
 
     def _end(self) -> int | None:
-        for mark in CLAUSE_END.finditer(self._text):
+        # No mark beyond the place of the cut below counts, or a text that comes whole would be cut
+        # at others than one that grows.
+        for mark in CLAUSE_END.finditer(self._text, 0, LONGEST_CLAUSE + 1):
             if mark[0][0] in SENTENCE_ENDS or mark.start() >= SHORTEST_CLAUSE:
                 return mark.end()
         if len(self._text) <= LONGEST_CLAUSE:

@@ -41,6 +41,14 @@ def test_a_growing_text_is_cut_into_clauses_as_soon_as_they_are_whole():
     assert list(map(len, splitter.push("word " * 70))) == [159, 159]
 
 
+@pytest.mark.parametrize("before", [152, 154, 155, 156, 157, 158, 159, 160, 250])
+def test_a_text_that_comes_whole_is_cut_as_one_that_grows(before: int):
+    text = ("word " * 60)[:before] + 'x."  Then, well, it goes on. ' + "and on " * 40
+    whole, grown = ClauseSplitter(), ClauseSplitter()
+    letters = [clause for letter in text for clause in grown.push(letter)]
+    assert whole.push(text) + whole.rest() == letters + grown.rest()
+
+
 def test_given_words_are_spoken_by_the_talker_alone(echat, monkeypatch):
     monkeypatch.setattr(decoder, "decode", None)
     reply = echat.reply(TEXT, task="tts")
