@@ -13,6 +13,7 @@ from osum_echat.records import Labels, canonical_label
 from osum_echat.vocab import UNKNOWN
 
 THINK_START, THINK_END = "<think>", "<think end>"
+ANSWER_START = "<开始回答>"      # parts transcript and reply in `<TRANSCRIBE> <S2TCHAT>`
 FIELDS = ("age", "gender", "emotion", "event", "style")       # of a label thought, in its order
 VALUES = {                                                  # of each field of a voice
     "age": frozenset({"CHILD", "ADULT", "OLD"}),
@@ -132,6 +133,11 @@ def read_labels(text: str, fields: tuple[str, ...]) -> Labels:
 def without_labels(text: str) -> str:
     """The words of an understanding answer."""
     return LABEL.sub("", text).strip()
+
+
+def transcript(text: str) -> str:
+    """What was heard by an understanding answer: its words before the mark of a reply."""
+    return without_labels(text.partition(ANSWER_START)[0])
 
 
 def clean(text: str) -> str:

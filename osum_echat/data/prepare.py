@@ -23,6 +23,7 @@ from osum_echat.sequence import Clip, Sequence, compose
 from osum_echat.settings import check_numbers, check_word
 from osum_echat.tasks import Prompts, Task, fix_labels, task_for
 from osum_echat.thinking import (
+    ANSWER_START,
     CHINESE,
     DEFAULT_LABELS,
     LABEL,
@@ -81,7 +82,6 @@ class PrepareSettings(ClipSettings):
 
 
 ALL_UNKNOWN_CHANCE = 0.85  # missing labels are all unknown, or else all defaults
-ANSWER_START = "<开始回答>"  # parts transcript and reply in `<TRANSCRIBE> <S2TCHAT>`
 TRANSCRIPT_AND_REPLY = "<TRANSCRIBE> <S2TCHAT>"
 NEUTRAL_STYLE = "中立"
 REPLY_STYLES = frozenset("愉悦 抱歉 开心 愤怒 惊讶 厌恶 悲伤 害怕 哭腔 安慰鼓励 中立".split())

@@ -232,7 +232,7 @@ class UnderstandingParser:
         found = asdict(thinking.read_labels(self.text, self.task.labels))
         self.labels = Labels(**{name: found[name] for name in self.fields})
         if self.task.transcript:
-            self.heard = thinking.without_labels(self.text)
+            self.heard = thinking.transcript(self.text)
         return _told(self.heard, self.labels)
 
 

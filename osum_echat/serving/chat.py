@@ -104,7 +104,8 @@ class Answer:
         self.heard, self.labels = reply.heard, _told(reply.labels)
         self.thought, self.text = reply.thought or "", reply.text
         if task_for(reply.task).understands:
-            self.text, self.raw = without_labels(reply.text), reply.text
+            said = reply.text.removeprefix(reply.heard or "")
+            self.text, self.raw = without_labels(said), reply.text
             if self.text == reply.heard:
                 self.text = ""
         self.state = STOPPED if reply.stopped_by == "interrupt" else DONE

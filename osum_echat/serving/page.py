@@ -197,6 +197,8 @@ def _answering(service: ChatService, parts: Components) -> None:
         try:
             emptied = None if MENU[form.task].is_dialogue else gradio.skip()
             for heard in service.answer(session, form):
+                if not session.turns:       # a new chat was begun meanwhile
+                    return
                 asked = session.turns[-1].answers
                 shown = [
                     gradio.update(**_chat(session, number, code)) if number in asked

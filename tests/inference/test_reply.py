@@ -150,6 +150,12 @@ def test_the_pieces_of_an_understanding_answer_are_the_whole_text():
         assert parser.labels == Labels(age=found.age, emotion=found.emotion)
 
 
+def test_a_reply_behind_the_words_was_not_heard():
+    parser = UnderstandingParser(task_for("<TRANSCRIBE> <S2TCHAT>"), ())
+    events = [*parser.push("你好<开始回答>你也好"), *parser.finish()]
+    assert parser.heard == "你好" and events[-1] == Heard("你好")
+
+
 def test_things_are_told_in_the_order_in_which_they_are_known():
     parser, told = DialogueParser(ENGLISH), []
     for character in THOUGHT + "Oh dear.":

@@ -9,11 +9,13 @@ import pytest
 import soundfile
 
 from osum_echat.errors import InputError
+from osum_echat.inference.reply import Done, Reply
+from osum_echat.records import Labels
 from osum_echat.serving import chat, page, session, strings
 from osum_echat.serving.chat import MOST_SESSIONS, MOST_TURNS, ChatService, Form, Session
 from osum_echat.serving.feedback import Feedback
 from osum_echat.serving.session import HEARABLE, MENU, Limits, Refused, Voices
-from tests.serving.canned import RATE_HZ, Canned
+from tests.serving.canned import RATE_HZ, TIMINGS, Canned
 from tests.serving.sounds import wav
 
 
@@ -121,6 +123,14 @@ def test_an_understanding_answer_is_shown_without_its_tags_and_as_written(tmp_pa
     run(at, tab, Form("listen", ("words", "age", "gender"), clip=clip))
     reply = tab.turns[0].answers[0]
     assert (reply.text, reply.raw) == ("i lost my kite", "i lost my kite<CHILD><MALE>")
+
+
+def test_a_reply_behind_the_words_heard_is_shown_by_itself(tmp_path):
+    said = "my boss let me go"
+    answer = chat.Answer("key", "model", "")
+    answer.take(Done(Reply("<TRANSCRIBE> <S2TCHAT>", said, None, Labels(), f"{said}<开始回答>Oh.",
+                           (), None, None, 1.0, TIMINGS)), tmp_path)  # fmt: skip
+    assert (answer.heard, answer.text) == (said, "Oh.")
 
 
 def test_an_error_on_the_way_is_told_in_its_reply_and_harms_no_other(tmp_path, clip):

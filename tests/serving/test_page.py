@@ -13,6 +13,7 @@ from osum_echat.serving.chat import ChatService
 from osum_echat.serving.feedback import Feedback
 from osum_echat.serving.session import FIRST_TASK, MENU, Limits, Voices
 from tests.serving.canned import Canned
+from tests.serving.sounds import wav
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +144,15 @@ def test_a_voice_is_measured_once_and_only_given_ones_have_names(tmp_path):
     assert again[0] is again[1] and len(measured) == 2
     with pytest.raises(InputError, match="not one of those given"):
         voices.named(assistant, "/etc/hostname")
+
+
+def test_a_new_chat_ends_the_answer_under_way(service, tmp_path):
+    clip = tmp_path / "question.wav"
+    clip.write_bytes(wav())
+    functions = page.build(service, (), 60).fns.values()
+    (send,) = [one.fn for one in functions if one.fn is not None and one.fn.__name__ == "send"]
+    form = [FIRST_TASK, [], [0], str(clip), "", "", None, True, False, False, 0]
+    answer = send(SimpleNamespace(session_hash="reset"), "en", *form)
+    shown = [next(answer) for _ in range(3)]
+    service.session("reset").reset()
+    assert len(shown) == 3 and list(answer) == []
