@@ -244,8 +244,11 @@ def _places(given: Sequence[str]) -> dict[str, str]:
     places: dict[str, str] = {}
     for one in given:
         name, sign, path = one.partition("=")
-        is_named = bool(sign) and name in SUITES
-        places[name if is_named else ""] = path if is_named else one
+        suite, place = (name, path) if sign and name in SUITES else ("", one)
+        if suite in places:
+            raise InputError(f"--data {one}: a second path for {suite or 'all suites'}; write "
+                             "SUITE=PATH, each suite once")  # fmt: skip
+        places[suite] = place
     return places
 
 

@@ -16,7 +16,8 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from osum_echat import cli, logs
 from osum_echat.errors import InputError, OsumError
-from osum_echat.files import Journal, read_journal, whole_file, write_json
+from osum_echat.files import Journal, locked, read_journal, whole_file, write_json
 from osum_echat.tasks import Task, task_for
 
 if TYPE_CHECKING:
@@ -52,11 +53,12 @@ EPILOG = (
 WINDOW_BATCHES = 8                      # read together and sorted by length
 FINAL = 3                               # tries of what is not asked again
 TELL_S = 60.0                           # between two lines of progress where no bar is watched
+LOCKED_S = 600.0                        # that another rank may take to put all together
 # What may change from one run of a job to the next.
 FREE = "out device batch_size limit language retry processes overwrite ray".split()
-OF_RUN = ("sounds", "tries")            # of a record, for this command alone
+OF_RUN = ("sounds", "tries", "asked")   # of a record, for this command alone
 WIDEST = 12                             # labels of a confusion that is printed
-SPOKEN = re.compile(r"\d{6,}-.*\.wav")
+SPOKEN, PARTS = re.compile(r"\d{6,}-.*\.wav"), "parts/part-*.jsonl"
 
 LOG = logs.logger(__name__)
 Record = dict[str, Any]
@@ -110,18 +112,22 @@ def run(job: Namespace) -> int:
     if job.overwrite:
         spoken = [path for path in job.out.glob("wav/*.wav") if SPOKEN.fullmatch(path.name)]
         names = ("results.jsonl", "text.scp", "scores.json", runner.SETTINGS)
-        own = [*job.out.glob("parts/part-*.jsonl"), *(job.out / name for name in names)]
+        own = [*job.out.glob(PARTS), *(job.out / name for name in names)]
         runner.clear(job.out, [*own, *spoken])
     depends = {name: value for name, value in vars(job).items() if name not in FREE}
-    runner.settle(job.out, depends | {"lists": utterances.identity(), "tars": utterances.tars()})
+    depends |= {"model files": runner.digest_of(job.model), "lists": utterances.identity()}
+    parts, alone = job.out.glob(PARTS), partial(locked, job.out / ".lock", LOCKED_S)
+    with alone():                       # ranks that begin, or end, at the same time
+        runner.settle(job.out, depends | {"tars": utterances.tars()}, answers=parts)
     lost = answer_all(job, rank, utterances)
-    graded = finish(job, len(utterances))
+    with alone():
+        graded = finish(job, len(utterances))
     if graded is None:
         return _unfinished(job, rank.world, lost)
     if not graded.answered:
         raise InputError(f"{job.data}: nothing was answered: {graded.failed} failed, "
                          f"{graded.left_out} are left out by the list; see {job.out}/results.jsonl")
-    return cli.SOME_FAILED if graded.failed or lost else 0
+    return cli.SOME_FAILED if graded.failed or lost or utterances.lost else 0
 
 
 def check(job: Namespace, rank: "Rank") -> None:
@@ -157,20 +163,18 @@ def _unfinished(job: Namespace, world: int, lost: bool) -> int:
 def find_results(out: Path) -> dict[int, Record]:
     """The results in all parts by the number of their utterance.
 
-    Where there are several of one, the last of its part counts, and one that did not fail before
-    one that did.
+    Where there are several of one, that counts which was asked last, and of those that were asked
+    as often one that did not fail.
     """
     found: dict[int, Record] = {}
-    for path in sorted(out.glob("parts/part-*.jsonl")):
+    best: dict[int, tuple[int, bool, int]] = {}
+    for path in sorted(out.glob(PARTS)):
         for number, one in read_journal(path):
             if not isinstance(one.get("index"), int):
                 raise InputError(f"{path} line {number}: no result; remove the line")
-            earlier = found.get(one["index"])
-            if earlier is None or one.get("error") is None:
-                found[one["index"]] = one
-            elif earlier.get("error") is not None:
-                tries = max(earlier.get("tries", 1), one.get("tries", 1))
-                found[one["index"]] = one | {"tries": tries}
+            worth = one.get("asked", 1), one.get("error") is None, one.get("tries", 1)
+            if worth >= best.get(one["index"], worth):
+                best[one["index"]], found[one["index"]] = worth, one
     return found
 
 
@@ -246,8 +250,7 @@ def answer(
 ) -> Iterator[Record]:
     """Answer what is left of this process's share; each record is on disk when it is given.
 
-    The shares of all ranks together are the whole list, whatever was done before. Raises an
-    OsumError for what ends the whole job.
+    The shares of all ranks together are the whole list. Raises an OsumError that ends the job.
     """
     from osum_echat.ray_pool import Pool, as_done
 
@@ -255,22 +258,27 @@ def answer(
         windows = left_of(job, rank, utterances)
         if not windows:
             return
-        found = find_results(job.out).items()
-        tries = {index: one.get("tries", 1) for index, one in found if one.get("error") is not None}
-        start, units = partial(answerer, job, load, tries), _units(job, utterances, windows)
+        left = {index for window in windows for index in window}
+        before = {index: one for index, one in find_results(job.out).items() if index in left}
+        start, units = partial(answerer, job, load), _units(job, utterances, windows)
         pool = Pool(job.ray, job.processes, job.device) if job.ray else None
-        for _, records in as_done(pool, start, units):
+        for _, made in as_done(pool, start, units):
+            records = [_counted(one, before.get(one["index"])) for one in made]
             part.write(records)
             yield from records
 
 
-def answerer(
-    job: Namespace, load: Load, tries: Mapping[int, int]
-) -> Callable[["Unit"], list[Record]]:
-    """Load the model, and give what answers a unit with it.
+def _counted(one: Record, before: Record | None) -> Record:
+    """A record with how often its utterance was asked and has failed, where that is not once."""
+    if before is None:
+        return one
+    failed = before.get("tries", 1) if before.get("error") is not None else 0
+    tries = {"tries": one["tries"] + failed} if "tries" in one else {}
+    return one | tries | {"asked": before.get("asked", 1) + 1}
 
-    tries: how often utterances have failed before, by their number.
-    """
+
+def answerer(job: Namespace, load: Load) -> Callable[["Unit"], list[Record]]:
+    """Load the model, and give what answers a unit with it."""
     from osum_echat.evaluation.runner import Isolated
 
     replies = Isolated(partial(_replies, job, load(job)))
@@ -278,7 +286,7 @@ def answerer(
     def work(unit: Unit) -> list[Record]:
         unread, asked = unit
         told = zip(asked, replies(asked) if asked else (), strict=True)
-        return [*unread, *(_record(job, one, reply, tries) for one, reply in told)]
+        return [*unread, *(_record(job, one, reply) for one, reply in told)]
 
     return work
 
@@ -351,16 +359,14 @@ def _replies(job: Namespace, assistant: "EChat", batch: Sequence["Asked"]) -> Se
     )  # fmt: skip
 
 
-def _record(
-    job: Namespace, asked: "Asked", reply: "Reply | Exception", tries: Mapping[int, int]
-) -> Record:
+def _record(job: Namespace, asked: "Asked", reply: "Reply | Exception") -> Record:
     from osum_echat.evaluation.runner import of_reply, record_of
 
     facts, key = asked.facts(), asked.utterance.key
     facts |= {"sounds": asked.sounds} if asked.sounds else {}
     if isinstance(reply, Exception):
         name = f"utterance {asked.index + 1} ({key or 'no key'})"
-        return facts | record_of(name, reply, tries.get(asked.index, 0))
+        return facts | record_of(name, reply)
     kept = of_reply(reply, job.out, f"{asked.index:06d}-{key}", "wav")
     return {**facts, **kept, "task": asked.task.tag, "error": None}
 
@@ -385,10 +391,8 @@ def _length(utterance: "Utterance", task: Task) -> int:
     length = 0
     for turn in (*utterance.history, utterance.user):
         if turn.audio is not None:
-            try:
+            with suppress(InputError):  # told when it is answered
                 length += audio.length(turn.audio, audio.SAMPLE_RATE_HZ, turn.segment_s)
-            except InputError:  # told when it is answered
-                continue
     return length
 
 
@@ -481,7 +485,7 @@ def _work(
 
 def _watched(records: Iterator[Record], total: int) -> None:
     """Take all records behind a bar; where nobody watches one, a line now and then."""
-    start = last = now = time.monotonic()
+    start = last = time.monotonic()
     count = 0
     for count, _ in enumerate(logs.progress(records, "answered", total), 1):
         now = time.monotonic()
@@ -489,7 +493,7 @@ def _watched(records: Iterator[Record], total: int) -> None:
             last, rest = now, (now - start) / count * (total - count)
             LOG.info("%d of %d answered, about %.0f min left", count, total, rest / 60)
     if count:
-        LOG.info("%d answered in %.0f s", count, now - start)
+        LOG.info("%d answered in %.0f s", count, time.monotonic() - start)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ Relative paths start at the folder of the jsonl. A line that cannot be used cost
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import mode
 from typing import Any
@@ -37,6 +37,7 @@ from osum_echat.evaluation.report import CATEGORIES, Cell, Measure, Outcome, Tab
 from osum_echat.evaluation.runner import Model, Prediction, Run, Suite, limited
 from osum_echat.inference.reply import Reply
 from osum_echat.records import Labels, Turn, Utterance, canonical_label
+from osum_echat.token2wav.model import TOKENIZER_FILES, find_files
 from osum_echat.token2wav.voice import SpeechTokenizer
 
 WORLD_FILE = "exchanges.jsonl"
@@ -51,7 +52,6 @@ LABELS = {"emotion": ("emotion", "q_emotion"), "age": ("age",), "gender": ("gend
 NONE = "none"
 TASKS = {"label": "s2s_think", "natural": "s2s_think", NONE: "s2s"}
 TIMED = 4                               # replies of each kind of thought
-CODEC = Path("token2wav") / "speech_tokenizer.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,8 @@ def _item(root: Path, raw: Mapping[str, Any], where: str) -> EChatItem:
         return _conversation(root, raw, turns, where)
     wav, labels = root / _text(raw, SOUNDS, where), _labels(raw, where)
     return EChatItem(
-        key=_text({"key": wav.stem} | {k: v for k, v in raw.items() if v}, KEYS, where),
-        category=_category(raw, labels), wav=wav, labels=labels,
-        transcript=_text(_merged(raw), TRANSCRIPTS, where),
+        key=_text({**raw, "": wav.stem}, (*KEYS, ""), where), wav=wav, labels=labels,
+        category=_category(raw, labels), transcript=_text(_merged(raw), TRANSCRIPTS, where),
     )  # fmt: skip
 
 
@@ -134,8 +133,8 @@ def _conversation(
         if not _is_user(answer, where):
             said, answered = (_text(one, TRANSCRIPTS, where) for one in (asked, answer))
             earlier.append(Turn(root / _text(asked, SOUNDS, where), said, answered))
-            sound = _first(answer, SOUNDS)
-            replies.append(root / sound if sound else None)
+            sounds = _first(answer, SOUNDS)
+            replies.append(root / _text(answer, SOUNDS, where) if sounds else None)
     return EChatItem(
         key=_text(raw, KEYS, where), wav=root / _text(question, SOUNDS, where),
         category=_category(raw, labels, MULTI_TURN if earlier else None),
@@ -158,7 +157,7 @@ def _first(raw: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 def _text(raw: Mapping[str, Any], names: Sequence[str], where: str) -> str:
     for name in names:
-        if isinstance(raw.get(name), str) and raw[name]:
+        if type(raw.get(name)) in (str, int) and raw[name] != "":
             return str(raw[name])
     raise DataError(f"{where}: none of {', '.join(names)}; one of them is needed")
 
@@ -200,9 +199,11 @@ class Query:
     def key(self) -> str:
         return f"{self.item.key}/{self.way}"
 
-    def sounds(self) -> Iterator[Path]:
+    def sounds(self) -> Iterator[Path | str]:
+        """What it is asked with: its own, and the sounds and words of the turns before."""
         yield self.item.wav
-        yield from (turn.audio for turn in self.item.earlier if isinstance(turn.audio, Path))
+        yield from (one for turn in self.item.earlier for one in
+                    (turn.audio, turn.text, turn.reply_text) if isinstance(one, Path | str))
         yield from filter(None, self.item.earlier_replies)
 
 
@@ -216,7 +217,7 @@ def build(run: Run) -> Suite[Query]:
     timed = {id(one) for kind in (*kinds, NONE)
              for one in [one for one in asked if one[1] == kind][:TIMED]}  # fmt: skip
     queries = tuple(Query(*one, id(one) in timed) for one in asked)
-    judge, languages = judge_of(options), [exhibit(item, "", None).language for item in items]
+    judge, languages = judge_of(options), [exhibit(item, "", None).language for item in every]
     emotions = HeardEmotions(model, options.reply_emotion, mode(languages or ["en"]),
                              options.neutral_style)  # fmt: skip
 
@@ -249,11 +250,11 @@ def ask(run: Run, queries: Sequence[Query], out: Path) -> list[Prediction | Osum
 
     def source(query: Query) -> Utterance:
         """The query with its history; earlier replies get their codes where they sound."""
-        turns = []
+        turns, voice = [], run.model.assistant.voice
         for turn, wav in zip(query.item.earlier, query.item.earlier_replies, strict=True):
-            codec = run.model.assistant.directory / CODEC
-            if wav is not None and codec.exists():
-                codes = SpeechTokenizer(codec)(audio.load(wav), str(wav))
+            tokenizer = _tokenizer(voice.source) if wav and voice and voice.source else None
+            if wav is not None and tokenizer is not None:
+                codes = tokenizer(audio.load(wav), str(wav))
                 turn = replace(turn, reply_speech=tuple(codes))
             turns.append(turn)
         return Utterance(query.item.key, TASKS[thinking], Turn(audio=query.item.wav),
@@ -268,6 +269,14 @@ def ask(run: Run, queries: Sequence[Query], out: Path) -> list[Prediction | Osum
 
     return run.ask(queries, source, kept, task=TASKS[thinking],
                    thinking=None if thinking == NONE else thinking)  # fmt: skip
+
+
+@cache
+def _tokenizer(source: Path) -> SpeechTokenizer | None:
+    """What hears speech codes, if the model of the voice has it."""
+    files = find_files(source)
+    found = next((files[name] for name in TOKENIZER_FILES if name in files), None)
+    return None if found is None else SpeechTokenizer(found)
 
 
 def malformed(thought: str | None, labels: Labels, text: str, thinking: str) -> bool:

@@ -41,7 +41,7 @@ def build(run: Run) -> Suite[Query]:
         "Latency of a spoken exchange", turns,
         lambda turns, out: [timed_turn(run, turn) for turn in turns], score,
         kind=lambda turn: None, sounds=Query.sounds, lost=lost,
-        fixed={"device": options.device, "dtype": options.dtype},
+        fixed={"device": options.device},
     )  # fmt: skip
 
 

@@ -26,13 +26,11 @@ import numpy as np
 from osum_echat import audio
 from osum_echat.errors import InputError
 from osum_echat.evaluation.runner import Model, Prediction, measured
-from osum_echat.files import write_json
 from osum_echat.inference.assistant import EChat
 from osum_echat.metrics import HANZI, TAG
-from osum_echat.settings import read_mapping
 
 ACOUSTIC, MODEL = "acoustic-v2", "own-model"
-EMOTIONS_FILE, NEUTRAL_FILE = "reply_emotions.jsonl", "neutral.json"
+EMOTIONS_FILE, NEUTRAL_FILE = "reply_emotions.jsonl", "neutral.jsonl"
 # One step: pitch 1 semitone, range 2 semitones, rate 10 %, level 2 dB.
 PITCH_STEP_SEMITONES, RANGE_STEP_SEMITONES, RATE_STEP, LEVEL_STEP_DB = 1.0, 2.0, 0.10, 2.0
 MOST_STEPS = 4.0
@@ -216,7 +214,8 @@ class HeardEmotions:
             return None if told is None else asdict(told)
 
         sounding = [one for one in made if one["wav"] is not None]
-        heard = measured(out / EMOTIONS_FILE, sounding, "emotion", hear, by=self.name)
+        by = f"{self.name}:{self.style}" if self.style else self.name
+        heard = measured(out / EMOTIONS_FILE, sounding, "emotion", hear, by)
         return {key: one["label"] for key, one in heard.items() if one is not None}
 
     def _as_heard(self, wav: Path, text: str) -> ReplyEmotion | None:
@@ -226,13 +225,7 @@ class HeardEmotions:
 
     def _neutral(self, out: Path) -> Delivery:
         """The voice's neutral, read out once a run."""
-        place = out / NEUTRAL_FILE
-        if place.exists():
-            raw = read_mapping(place, InputError)
-            try:
-                return Delivery(**raw)
-            except TypeError as error:
-                raise InputError(f"{place}: cannot be used ({error}); remove it") from error
-        neutral = read_neutral(self.model.assistant, self.language, self.style)
-        write_json(place, asdict(neutral))
-        return neutral
+        key = f"{self.language}:{self.style or ''}"
+        found = measured(out / NEUTRAL_FILE, [{"key": key}], "neutral", lambda _: asdict(
+            read_neutral(self.model.assistant, self.language, self.style)))  # fmt: skip
+        return Delivery(**found[key])

@@ -17,6 +17,7 @@ import platform
 import re
 import zlib
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -27,8 +28,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from osum_echat import cli, logs
 from osum_echat import device as devices
-from osum_echat import logs
 from osum_echat.data.sources import Dropped, json_object
 from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import report
@@ -42,7 +43,7 @@ from osum_echat.ray_pool import Pool, as_done
 LOG = logs.logger(__name__)
 SETTINGS, PREDICTIONS = "settings.json", "predictions.jsonl"
 PACKAGES = ("torch", "transformers", "numpy", "onnxruntime", "soundfile")
-DIGESTED_BYTES = 1 << 20                # of each file of a model, beside its size
+DIGESTED, PIECE_BYTES = 1024, 4096      # pieces of each file of a model, spread over it
 ASKED_AT_ONCE = 8                       # items that share a batch
 MOST_TRIES = 3                          # of an item that fails, one a run
 FAULTS_IN_A_ROW = 8     # answers that failed for no reason of the data: the machine is at fault
@@ -69,9 +70,9 @@ class Suite(Generic[Item]):
 
     items: what is asked, always in the same order; ask: a raw answer to each of some items, or why
     there is none, files go to the folder; score: what all answers amount to; kind: items of one
-    kind may be asked together, None: alone; sounds: files that an item's answer depends on; lost:
-    where a line of the data cannot be used, and why; fixed: settings that predictions depend on;
-    shown: other ones; keeps: files of its own in OUT, which --overwrite removes with the rest.
+    kind may be asked together, None: alone; sounds: files and words that an item's answer depends
+    on; lost: where a line of the data cannot be used, and why; fixed: settings that predictions
+    depend on; shown: other ones; keeps: files of its own in OUT, which --overwrite removes too.
     """
 
     title: str
@@ -79,7 +80,7 @@ class Suite(Generic[Item]):
     ask: Callable[[Sequence[Item], Path], Answers]
     score: Callable[[Sequence[Prediction], Path], Outcome]
     kind: Callable[[Item], Hashable | None] = lambda item: ""
-    sounds: Callable[[Item], Iterable[Path]] = lambda item: ()
+    sounds: Callable[[Item], Iterable[Path | str]] = lambda item: ()
     lost: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     shown: Mapping[str, Any] = field(default_factory=dict)
@@ -97,16 +98,25 @@ class Model:
     def assistant(self) -> EChat:
         return self._load()
 
-    def fingerprint(self) -> str:
+    @cached_property
+    def digest(self) -> str:
         """Changes with the files of the model; for a model of the hub, its name."""
-        place = Path(self.source)
-        digest = sha256(self.source.encode() if not place.exists() else b"")
-        for path in sorted([place] if place.is_file() else place.rglob("*")):
-            if path.is_file():
-                with path.open("rb") as file:
-                    digest.update(f"{path.name} {path.stat().st_size} ".encode())
-                    digest.update(file.read(DIGESTED_BYTES))
-        return digest.hexdigest()[:16]
+        return digest_of(self.source)
+
+
+def digest_of(source: str) -> str:
+    """A digest of a model's files: their names, sizes and pieces of each, so that it is quick."""
+    place = Path(source)
+    digest = sha256(source.encode() if not place.exists() else b"")
+    for path in sorted([place] if place.is_file() else place.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                digest.update(f"{path.name} {size} ".encode())
+                for start in range(0, size, max(PIECE_BYTES, size // DIGESTED)):
+                    file.seek(start)
+                    digest.update(file.read(PIECE_BYTES))
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -157,13 +167,14 @@ def run(suite: Suite[Item], asked: Run) -> tuple[Outcome, int]:
     out, fixed = asked.options.out, _fixed(suite, asked)
     if asked.options.overwrite:
         clear(out, [out / name for name in (PREDICTIONS, *suite.keeps, SETTINGS)])
-    settle(out, fixed)
+    settle(out, fixed, answers=[out / PREDICTIONS])
     if not suite.items:
         why = f" ({next(iter(suite.lost.values()))})" if suite.lost else ""
         raise InputError(f"{asked.name}: no items in --data{why}; see --help for what it reads")
     keys = [item.key for item in suite.items]
-    if doubles := len(keys) - len(set(keys)):
-        raise InputError(f"{asked.name}: {doubles} keys of --data stand there twice; make each own")
+    if twice := [key for key, count in Counter(keys).items() if count > 1]:
+        raise InputError(f"{asked.name}: {len(twice)} keys of --data stand there twice, as "
+                         f"{twice[0]} does; give each item its own")  # fmt: skip
     with KeyedJournal(out / PREDICTIONS) as lines:
         _predict(suite, asked, lines)
         predictions = [lines.found[key] for key in keys]
@@ -177,10 +188,12 @@ def run(suite: Suite[Item], asked: Run) -> tuple[Outcome, int]:
 def _fixed(suite: Suite[Item], asked: Run) -> dict[str, Any]:
     """What the predictions depend on. The judge and the look of the report may change."""
     options = asked.options
+    loaded = {name: value and str(value) for name, value in cli.loading(options).items()
+              if name != "device"}  # fmt: skip
     return {
-        "suite": asked.name, "model": asked.model.source, "fingerprint": asked.model.fingerprint(),
+        "suite": asked.name, "model": asked.model.source, "model files": asked.model.digest,
         "data": str(Path(options.data).resolve()), "seed": options.seed, "greedy": options.greedy,
-        "voice": options.voice and str(options.voice), **suite.fixed,
+        **loaded, **suite.fixed,
     }  # fmt: skip
 
 
@@ -215,7 +228,7 @@ def asker(suite: Suite[Item], asked: Run) -> Asker:
     _ = asked.model.assistant           # a model that cannot be loaded is no fault of an item
     ask: Isolated[Item] = Isolated(lambda batch: suite.ask(batch, asked.options.out))
     every = batches(suite)
-    return lambda number: [record_of(f"{asked.name}: {item.key}", answer, 0) for item, answer
+    return lambda number: [record_of(f"{asked.name}: {item.key}", answer) for item, answer
                            in zip(every[number], ask(every[number]), strict=True)]  # fmt: skip
 
 
@@ -226,26 +239,29 @@ def is_left(found: Prediction | None, stamp: str | None, most_tries: int = MOST_
     return found.get("error") is not None and found.get("tries", 1) < most_tries
 
 
-def stamp(paths: Iterable[Path]) -> str | None:
-    """Changes with the name, size or time of any of these files; None for no files."""
+def stamp(parts: Iterable[Path | str]) -> str | None:
+    """Changes with the name, size or time of any of these files, and with words; None for none."""
     told = []
-    for path in paths:
+    for one in parts:
+        if isinstance(one, str):
+            told.append(one)
+            continue
         try:
-            stat = path.stat()
-            told.append(f"{path.name} {stat.st_size} {stat.st_mtime_ns}")
+            stat = one.stat()
+            told.append(f"{one.name} {stat.st_size} {stat.st_mtime_ns}")
         except (OSError, ValueError):
-            told.append(f"{path.name} absent")
+            told.append(f"{one.name} absent")
     return f"{zlib.crc32(' '.join(told).encode(errors='replace')):08x}" if told else None
 
 
-def record_of(name: str, answer: Prediction | Exception, tries: int) -> Prediction:
-    """An answer as it is kept. tries: how often its item has failed before."""
+def record_of(name: str, answer: Prediction | Exception) -> Prediction:
+    """An answer as it is kept."""
     if not isinstance(answer, Exception):
         return answer
     own = isinstance(answer, OsumError)
     error = " ".join((str(answer) if own else f"{type(answer).__name__}: {answer}").split())
     LOG.warning("%s: %s", name, error)
-    return {"error": error, "tries": tries + 1}
+    return {"error": error, "tries": 1}
 
 
 class Isolated(Generic[Thing]):
@@ -285,16 +301,19 @@ def batches(suite: Suite[Item]) -> list[list[Item]]:
 
 
 def settle(
-    out: Path, own: Mapping[str, Any], advice: str = "choose another --out, or --overwrite"
+    out: Path, own: Mapping[str, Any], advice: str = "choose another --out, or --overwrite",
+    answers: Iterable[Path] | None = None,
 ) -> None:
     """Compare with the settings that `out` was made with, or write them down.
 
-    own: plain values by name; names that only one of both has are not compared. Raises InputError
-    naming those that differ.
+    own: plain values by name; names that only one of both has are not compared; answers: files that
+    hold what was made, until then the settings are written anew. Raises InputError naming those
+    that differ.
     """
     place = out / SETTINGS
     wanted = json.loads(json.dumps(own))
-    if not place.exists():
+    is_begun = answers is None or any(one.exists() and one.stat().st_size for one in answers)
+    if not (place.exists() and is_begun):
         write_json(place, wanted)
         return
     try:
@@ -324,8 +343,8 @@ def _write(
     failed: Mapping[str, str],
 ) -> None:  # fmt: skip
     options = asked.options
-    settings = _fixed(suite, asked) | {"device": options.device, "dtype": options.dtype,
-                                       "limit": options.limit, **suite.shown}  # fmt: skip
+    settings = _fixed(suite, asked) | {"device": options.device, "limit": options.limit,
+                                       **suite.shown}  # fmt: skip
     used = versions()
     write_json(options.out / "scores.json", {
         "suite": asked.name, "items": len(predictions), "failed": failed, "settings": settings,

@@ -43,7 +43,7 @@ def build(run: Run) -> Suite[Query]:
     return Suite(
         "The tiny world's test split", asked, partial(ask, run), partial(score, raw),
         kind=lambda one: one.way, lost=lost,
-        sounds=lambda one: [] if one.way == "t2t" else [one.item.wav],
+        sounds=lambda one: [one.item.transcript] if one.way == "t2t" else one.sounds(),
     )  # fmt: skip
 
 

@@ -101,21 +101,26 @@ def build(run: Run) -> Suite[Sentence]:
 
     return Suite(
         "Speech synthesis", sentences, ask, partial(score, run, sentences, own_voice),
-        sounds=lambda one: [one.prompt] if one.prompt else [], lost=lost,
+        sounds=lambda one: [one.words, *([one.prompt] if one.prompt else ())], lost=lost,
         fixed={"tts task": options.tts_task, "own voice": own_voice}, shown={"asr": options.asr},
         keeps=(HEARD_FILE, LIKENESS_FILE),
     )  # fmt: skip
 
 
 def _in_voice(run: Run, item: Sentence, prompt: Path, reply: Reply) -> Reply:
-    """The same speech tokens in the voice of a recording."""
-    assistant = run.model.assistant
-    assert assistant.voice is not None
-    folder = assistant.directory / "token2wav"
-    voice = make_prompt(prompt, _tokenizer(folder), _encoder(folder))
-    seed = runner.seed_of(run.options.seed, item.key)
-    wave = assistant.voice(list(reply.speech_tokens), voice, seed)
+    """The same speech tokens in the voice of a recording. Raises InputError for own voices only."""
+    source, speech = _hearing(run.model), run.model.assistant.voice
+    if source is None or speech is None:
+        raise InputError("this model speaks in voices of its own only; take --no-prompt")
+    voice = make_prompt(prompt, _tokenizer(source), _encoder(source))
+    wave = speech(list(reply.speech_tokens), voice, runner.seed_of(run.options.seed, item.key))
     return replace(reply, wave=wave.float().cpu())
+
+
+def _hearing(model: Model) -> Path | None:
+    """Where the model of the voice lies, if it can tell whose voice a recording is."""
+    source = model.assistant.voice and model.assistant.voice.source
+    return source if source and find_files(source).keys() & {*SPEAKER_FILES} else None
 
 
 @cache
@@ -172,10 +177,11 @@ def score(
     heard = runner.measured(out / HEARD_FILE, made, "heard", lambda one: hear()(
         out / one["wav"], language_of(said[one["key"]].text)), by=asr)  # fmt: skip
     prompts = {one.key: one.prompt for one in sentences if one.prompt is not None}
-    likeness = runner.measured(
+    cosines = runner.measured(
         out / LIKENESS_FILE, [one for one in made if one["key"] in prompts], "cosine",
         lambda one: _cosine(run.model, out / one["wav"], prompts[one["key"]]),
     )  # fmt: skip
+    likeness = {key: one for key, one in cosines.items() if one is not None}
     by_language: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for one in made:
         text = said[one["key"]].text
@@ -209,8 +215,11 @@ def score(
     return Outcome(measures, blocks, details={"heard": heard, "similarity": likeness})
 
 
-def _cosine(model: Model, wav: Path, prompt: Path) -> float:
-    """Between the speaker vectors of a wav and its prompt."""
-    encoder = _encoder(model.assistant.directory / "token2wav")
+def _cosine(model: Model, wav: Path, prompt: Path) -> float | None:
+    """Between the speaker vectors of a wav and its prompt; None without what measures them."""
+    source = _hearing(model)
+    if source is None:
+        return None
+    encoder = _encoder(source)
     spoken, wanted = (encoder(audio.load(path)) for path in (wav, prompt))
     return round(torch.cosine_similarity(spoken, wanted).item(), 4)

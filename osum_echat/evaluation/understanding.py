@@ -17,7 +17,6 @@ import numpy as np
 
 from osum_echat import audio, metrics
 from osum_echat.data.manifest import Entry, open_source, read_manifest
-from osum_echat.data.prepare import ANSWER_START
 from osum_echat.data.sources import Dropped, TarSource
 from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import echat_eval, report, runner
@@ -28,7 +27,7 @@ from osum_echat.inference.reply import Reply
 from osum_echat.metrics import Confusion, ErrorRate, interval, normalised_pair, spelt
 from osum_echat.records import LIST_KEYS, Turn, Utterance
 from osum_echat.tasks import UNDERSTAND, Task, task_for
-from osum_echat.thinking import read_labels, without_labels
+from osum_echat.thinking import read_labels, transcript
 
 CLEAN, VOICE = "clean", ("age", "gender", "emotion")
 FEWEST = 3                              # items that make a cell of the robustness table
@@ -60,7 +59,7 @@ class EChatSource:
         if data.suffix != ".jsonl" or not data.is_file():
             return (data / echat_eval.WORLD_FILE).exists()
         with data.open(encoding="utf-8", errors="replace") as file:
-            first = file.readline()
+            first = next(filter(str.strip, file), "")
         return '"task"' not in first and '"txt"' not in first
 
 
@@ -167,11 +166,6 @@ class Asked:
             "index": self.index, "key": self.utterance.key, "task": self.task.tag,
             "reference": text, "reference_heard": heard, "reference_labels": labels,
         }  # fmt: skip
-
-
-def transcript(text: str) -> str:
-    """The words of an understanding answer: before the mark of a reply, and without labels."""
-    return without_labels(text.partition(ANSWER_START)[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,8 +391,8 @@ def score(players: int, found: Sequence[Prediction], out: Path) -> Outcome:
                      "better), in percent, with 95 % bootstrap intervals over utterances."),
         report.scores(measures, ("set / task / what", "%", "items")), report.paper("understanding"),
     ]  # fmt: skip
-    accuracies = {name: one for name, one in measures.items()
-                  if not name.endswith("macro-F1") and "ER " not in name}  # fmt: skip
+    accuracies = {name: one for name, one in measures.items() if not name.endswith("macro-F1")
+                  and "ER " not in name.rpartition("/")[2]}  # fmt: skip
     if accuracies:
         names, places = (list(dict.fromkeys(name.rpartition("/")[part] for name in accuracies))
                          for part in (2, 0))  # fmt: skip
@@ -431,8 +425,8 @@ def _clips(made: Sequence[Prediction], players: int) -> Iterator[report.Clip]:
         yield report.Clip(one["key"], {"utterance": Path(one["source"])}, lines)
 
 
-def _cell(group: Sequence[Prediction]) -> tuple[float, float | None, str]:
-    """Right labels in percent, errors of words where any were asked, and how many items."""
+def _cell(group: Sequence[Prediction]) -> tuple[float | None, float | None, str]:
+    """Right labels and errors of words in percent, None where none were asked; how many items."""
     rights = [
         spelt(one["labels"].get(label)) == spelt(wanted)
         for one in group
@@ -443,7 +437,7 @@ def _cell(group: Sequence[Prediction]) -> tuple[float, float | None, str]:
              if one["reference_heard"] and one["heard"] is not None]  # fmt: skip
     unit = RATES[metrics.language_of(" ".join(said for said, _ in pairs))][1]
     errors = 100 * metrics.error_rate(pairs, unit).rate if pairs else None
-    return 100 * sum(rights) / max(1, len(rights)), errors, str(len(group))
+    return 100 * sum(rights) / len(rights) if rights else None, errors, str(len(group))
 
 
 def robustness(made: Sequence[Prediction]) -> list[report.Block]:
@@ -456,12 +450,14 @@ def robustness(made: Sequence[Prediction]) -> list[report.Block]:
     for voice, one in zip(voices, made, strict=True):
         if all(voice):
             groups[(*map(str, voice), one["noise"])].append(one)
-    found = [(name, *_cell(own)) for name, own in groups.items() if len(own) >= FEWEST]
+    cells = ((name, *_cell(own)) for name, own in groups.items() if len(own) >= FEWEST)
+    found = [cell for cell in cells if cell[1:3] != (None, None)]
     if not found:
         return []
-    found.sort(key=lambda cell: (cell[1], -(cell[2] or 0.0), cell[0]))
+    found.sort(key=lambda cell: (101 if cell[1] is None else cell[1], -(cell[2] or 0.0), cell[0]))
     name, right, errors, count = found[0]
-    words = "" if errors is None else f", {errors:.1f} % word errors"
+    worst = ", ".join(f"{figure:.1f} % {of}" for figure, of in (
+        (right, "of labels right"), (errors, "word errors")) if figure is not None)
     traits = []
     for place, label in enumerate(VOICE):
         values = sorted({str(voice[place]) for voice in voices if voice[place]})
@@ -475,7 +471,7 @@ def robustness(made: Sequence[Prediction]) -> list[report.Block]:
         Table("Robustness: age, gender, emotion, noise; the worst first", (*VOICE, *figures),
               [(*name, *cells) for name, *cells in found[:MOST_CELLS]]),
         report.Words(f"Worst of {len(found)} cells with {FEWEST} or more items: {', '.join(name)}: "
-                     f"{right:.1f} % of labels right{words} ({count} items)."),
+                     f"{worst} ({count} items)."),
         Table("Robustness, one trait at a time", ("trait", "value", *figures), traits),
     ]  # fmt: skip
 
@@ -492,6 +488,7 @@ def build(run: Run) -> Suite[Sound]:
         task_for(options.task)
     return Suite(
         "Speech understanding", items, partial(ask, run, corpus), partial(score, options.players),
-        sounds=lambda one: corpus.files(one.number), lost=corpus.lost, fixed={"task": options.task},
+        sounds=lambda one: corpus.files(one.number), lost=corpus.lost,
+        fixed={"task": options.task, "lists": corpus.identity(), "tars": corpus.tars()},
         shown={"noise": list(options.noise)},
     )  # fmt: skip

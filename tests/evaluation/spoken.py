@@ -15,6 +15,7 @@ from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation import __main__ as door
 from osum_echat.evaluation.runner import Model
 from osum_echat.inference.reply import AudioPiece, Done, Reply, TextPiece, Timings
+from osum_echat.paths import TINY
 from osum_echat.records import Labels, Utterance
 
 RATE_HZ = 22_050
@@ -45,7 +46,7 @@ class Spoken:
     asked: list[dict[str, Any]] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     thinking: str = "both"
-    directory: Path = Path("nowhere")
+    voice: Any = field(default_factory=lambda: SimpleNamespace(source=TINY / "token2wav"))
     load_s: float = 0.5
     network: Any = field(default_factory=lambda: SimpleNamespace(
         settings=SimpleNamespace(encoder=SimpleNamespace(mels=80)), device=torch.device("cpu")))

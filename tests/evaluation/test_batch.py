@@ -308,7 +308,25 @@ def test_a_sound_that_is_there_now_or_another_is_answered_anew(run: Run, tmp_pat
     os.utime(wav, (1, 1))
     before = written(out)
     assert run(*keys)[0] == 0 and written(out) - before == len(mine) > 0
-    assert results(out) == first and "sounds" not in first[0] and "tries" not in first[0]
+    assert results(out) == first and not first[0].keys() & {"sounds", "tries", "asked"}
+
+
+def test_what_was_asked_anew_counts_in_whichever_part_it_stands(tmp_path: Path) -> None:
+    job = job_of(write_world(tmp_path, 4)["understand"], tmp_path / "out", task="asr")
+    for rank in (0, 1):
+        finish(job, Rank(rank, 2))
+    for wav in tmp_path.rglob("*.wav"):
+        os.utime(wav, (1, 1))
+    assert finish(job).asked and not finish(job).asked      # all by the first rank now, once
+
+
+def test_a_line_that_is_lost_before_the_list_is_read_is_told_by_the_exit_code(
+    run: Run, tmp_path: Path
+) -> None:
+    rows = [{"wav": "a.wav", "text": "hello"}, {"wav": "b.wav"}]
+    data = write_list(tmp_path / "queries.jsonl", rows)
+    code, told, errors = run("--data", data, "--out", tmp_path / "out")
+    assert code == 1 and "1 answered" in told and "line 2: none of transcript" in errors
 
 
 def test_nothing_that_can_be_answered_is_exit_code_2(run: Run, tmp_path: Path) -> None:
@@ -320,7 +338,7 @@ def test_nothing_that_can_be_answered_is_exit_code_2(run: Run, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("change, named", [
-    (("--model", "exp/other"), r'another model (".+", not "exp/other")'),
+    (("--model", "exp/other"), r'another model, model files (".+", not "exp/other")'),
     (("--seed", 2), "another seed (0, not 2)"),
     (("--greedy", "--task", "t2t"), "another task, greedy"),
     (("--no-speak",), "another speak"),
@@ -335,6 +353,17 @@ def test_another_job_does_not_go_on_in_the_same_place(
     assert (tmp_path / "out" / "settings.json").read_bytes() == before
     code, _, told = run(*keys, *change)
     assert code == 2 and re.search(named.replace("(", r"\(").replace(")", r"\)"), told), told
+
+
+def test_a_model_that_has_changed_is_another_one(run: Run, tmp_path: Path) -> None:
+    keys = ("--data", write_texts(tmp_path / "a.list", 3), "--out", tmp_path / "out", "--model",
+            tmp_path / "model")  # fmt: skip
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.yaml").write_text("a: 1\n")
+    assert run(*keys)[0] == 0
+    (tmp_path / "model" / "model.yaml").write_text("a: 2\n")
+    code, _, told = run(*keys)
+    assert code == 2 and "holds answers of another model files" in told
 
 
 def test_a_list_or_tar_that_has_changed_is_another_job(run: Run, tmp_path: Path) -> None:
@@ -360,7 +389,7 @@ def test_overwriting_removes_what_a_job_made_and_nothing_else(run: Run, tmp_path
         (out / name).touch()
     assert run("--data", write_texts(tmp_path / "a.list", 3), "--out", out, "--overwrite")[0] == 0
     left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert left == {*others, "settings.json", "results.jsonl", "text.scp", "scores.json",
+    assert left == {*others, ".lock", "settings.json", "results.jsonl", "text.scp", "scores.json",
                     "parts/part-00000.jsonl"}  # fmt: skip
 
 
@@ -392,7 +421,10 @@ def test_results_of_all_parts_are_found_and_an_answer_counts_before_a_failure(
     write(tmp_path, 0, both[order[1]])
     found = find_results(tmp_path)
     assert sorted(found) == [3, 4] and found[4]["error"] is None
+    write(tmp_path, 0, {"index": 3, "error": "gone", "asked": 2})
+    write(tmp_path, 2, {"index": 3, "error": "earlier"})
+    assert find_results(tmp_path)[3]["error"] == "gone"         # what was asked last counts
     with (tmp_path / "parts" / "part-00000.jsonl").open("ab") as file:
         file.write(b'{"key": "a"}\n')
-    with pytest.raises(InputError, match="line 2: no result"):
+    with pytest.raises(InputError, match="line 3: no result"):
         find_results(tmp_path)

@@ -100,14 +100,15 @@ def test_echat_style_reads_labels_wherever_they_stand(tmp_path):
     place = write(
         tmp_path,
         {"key": "a", "wav": "a.wav", "transcript": "hi", "labels": {"emotion": "happy"}},
-        {"id": "b", "query_wav": "/x/b.wav", "q_txt": "ho", "age": "<OLD>", "gender": "FEMALE"},
-        {"utt": "c", "audio": "c.wav", "text": "he", "category": "Event",
+        {"id": 7, "query_wav": "/x/b.wav", "q_txt": "ho", "age": "<OLD>", "gender": "FEMALE"},
+        {"utt": "c c", "audio": "c.wav", "text": "he", "category": "Event",
          "extra": {"caption": "<COUGH>", "q_emotion": "angry"}},
     )  # fmt: skip
     first, second, third = read(place)[0]
     assert (first.category, first.labels, first.wav) == (
         "emotion", Labels(emotion="HAPPY"), tmp_path / "a.wav")  # fmt: skip
     assert (second.category, second.wav) == ("multi", Path("/x/b.wav"))
+    assert [one.key for one in (first, second, third)] == ["a", "7", "c c"]
     assert second.labels == Labels(age="OLD", gender="FEMALE")
     assert third.category == "event"
     assert third.labels == Labels(emotion="ANGER", event="COUGH")
@@ -150,6 +151,9 @@ def test_the_tiny_world_gives_every_category(tmp_path):
 @pytest.mark.parametrize("row, told", [
     ({"key": "a", "transcript": "x"}, "none of wav, audio"),
     ({"id": "a", "turns": [{"role": "assistant", "text": "x"}]}, "no turn with the role user"),
+    ({"id": "a", "turns": [{"role": "user", "wav": "1.wav", "text": "x"},
+                           {"role": "assistant", "text": "y", "wav": {"path": "r.wav"}},
+                           {"role": "user", "wav": "2.wav", "text": "z"}]}, "none of wav, audio"),
     ([1], "a JSON list (not an object)"),
 ])  # fmt: skip
 def test_a_line_that_cannot_be_used_costs_itself_and_is_told_with_its_number(tmp_path, row, told):

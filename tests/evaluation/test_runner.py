@@ -15,7 +15,8 @@ import pytest
 from osum_echat.errors import CheckpointError, InputError
 from osum_echat.evaluation import __main__ as door
 from osum_echat.evaluation.echat_eval import TIMED
-from osum_echat.evaluation.runner import FAULTS_IN_A_ROW, Isolated, Model
+from osum_echat.evaluation.reply_emotion import EMOTIONS_FILE
+from osum_echat.evaluation.runner import FAULTS_IN_A_ROW, Isolated, Model, digest_of, settle
 from osum_echat.files import KeyedJournal
 from osum_echat.paths import HOUSE, TINY
 from tests.evaluation.judge_server import JudgeServer, serving
@@ -73,7 +74,8 @@ def test_half_a_batch_is_asked_again_in_the_same_company_and_its_first_half_is_k
     assert scores(out) == scores(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("other", [["--seed", "1"], ["--greedy"]])
+@pytest.mark.parametrize("other", [["--seed", "1"], ["--greedy"], ["--recognizer", "both"],
+                                   ["--talker", "none"], ["--dtype", "bf16"]])  # fmt: skip
 def test_predictions_of_other_settings_are_not_mixed(tmp_path, other):
     data, out = write_queries(tmp_path / "data"), tmp_path / "out"
     run(data, out, Spoken(), "--limit", "1")
@@ -100,11 +102,20 @@ def test_what_failed_harms_no_other_is_listed_and_is_asked_three_times_over_all_
 def test_overwriting_forgets_what_was_heard_in_the_sounds_of_before(tmp_path):
     data, out = write_queries(tmp_path / "data"), tmp_path / "out"
     run(data, out, Spoken())
-    assert (out / "reply_emotions.jsonl").exists() and (out / "neutral.json").exists()
+    assert (out / "reply_emotions.jsonl").exists() and (out / "neutral.jsonl").exists()
     run(data, out, Spoken(), "--seed", "5", "--overwrite")
     run(data, tmp_path / "fresh", Spoken(), "--seed", "5")
-    for name in ("reply_emotions.jsonl", "neutral.json"):
+    for name in ("reply_emotions.jsonl", "neutral.jsonl"):
         assert (out / name).read_text() == (tmp_path / "fresh" / name).read_text()
+
+
+def test_another_plain_manner_is_read_out_and_compared_with(tmp_path):
+    data, out = write_queries(tmp_path / "data"), tmp_path / "out"
+    run(data, out, Spoken())
+    run(data, out, Spoken(), "--neutral-style", "CALM")
+    neutral, heard = (out / "neutral.jsonl").read_text(), (out / EMOTIONS_FILE).read_text()
+    assert neutral.count('"en:CALM"') == 1 and neutral.count("\n") == 2
+    assert heard.count("acoustic-v2:CALM:q1/label") == 1 and heard.count("q1/label") == 2
 
 
 def test_settings_and_versions_are_in_the_scores_and_no_key_is(tmp_path, monkeypatch):
@@ -117,8 +128,29 @@ def test_settings_and_versions_are_in_the_scores_and_no_key_is(tmp_path, monkeyp
 
 def test_keys_that_stand_twice_are_refused(tmp_path):
     data = write_queries(tmp_path / "data", ("q0", "q0"))
-    with pytest.raises(InputError, match="stand there twice"):
+    with pytest.raises(InputError, match="2 keys of --data stand there twice, as q0/label does"):
         run(data, tmp_path / "out", Spoken())
+
+
+@pytest.mark.parametrize("place", [0, 3 << 20, (8 << 20) - 1])
+def test_another_model_in_the_same_place_is_told(tmp_path, place):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(8 << 20))
+    before = digest_of(str(tmp_path))
+    with weights.open("r+b") as file:
+        file.seek(place - place % (1 << 20))
+        file.write(bytes([1]) * (1 << 20))
+    assert digest_of(str(tmp_path)) != before
+
+
+def test_settings_count_from_the_first_answer_on(tmp_path):
+    answers = tmp_path / "answers.jsonl"
+    for number in (1, 2):
+        settle(tmp_path, {"number": number}, answers=[answers])
+    answers.write_text("{}\n")
+    settle(tmp_path, {"number": 2}, answers=[answers])
+    with pytest.raises(InputError, match=r"another number \(2, not 3\)"):
+        settle(tmp_path, {"number": 3}, answers=[answers])
 
 
 @pytest.mark.parametrize("text, told", [
@@ -146,6 +178,8 @@ def test_all_runs_what_finds_its_data_and_tells_what_does_not(tmp_path, spoken, 
     assert "tiny_world: left out: --data" in printed
     assert (tmp_path / "out/latency/report.html").exists()
     assert (tmp_path / "out/echat_eval/report.html").exists()
+    assert door.main([*argv, "--data", f"echat_eval={tmp_path}"]) == 2
+    assert "a second path for echat_eval" in capsys.readouterr().err
 
 
 def test_failed_items_are_exit_code_1_and_a_model_or_data_that_cannot_be_read_2(

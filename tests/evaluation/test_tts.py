@@ -1,5 +1,7 @@
 """Claims about synthesis: lists read, files where the official scripts look, errors counted."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -64,3 +66,23 @@ def test_a_line_that_is_none_costs_itself_and_is_told(tmp_path, line):
     found, lost = tts.read(write_meta(tmp_path, f"{line}\na|p|p.wav|text\n"))
     assert [one.key for one in found] == ["a"]
     assert "need name|prompt text" in lost[f"{tmp_path}/meta.lst line 1"]
+
+
+def test_words_that_have_changed_are_spoken_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(tts, "_cosine", lambda *_: 0.5)
+    data, out = write_meta(tmp_path / "d"), tmp_path / "out"
+    run(data, out)
+    data.write_text(META.replace("hello there", "hello bear"))
+    assert run(data, out)["measures"]["WER english"]["value"] == 0
+    told = (out / "predictions.jsonl").read_text()
+    assert (told.count('"key": "a-1"'), told.count('"key": "b-2"')) == (2, 1)
+
+
+def test_a_model_that_cannot_tell_voices_apart_is_scored_without_likeness(tmp_path):
+    assistant = Reader(voice=SimpleNamespace(source=tmp_path))
+    data = write_meta(tmp_path / "d")
+    found = scored("tts", data, tmp_path / "own", assistant, "--no-prompt")
+    assert found["measures"]["WER english"]["value"] == 50
+    assert "speaker similarity" not in found["measures"]
+    failed = scored("tts", data, tmp_path / "out", assistant)["failed"]
+    assert list(failed) == ["a-1", "b-2"] and "take --no-prompt" in failed["a-1"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from osum_echat import audio
+from osum_echat.errors import InputError
 from osum_echat.evaluation.batch import table
 from osum_echat.evaluation.understanding import UtteranceList, grade, with_noise
 from osum_echat.metrics import NO_LABEL
@@ -185,3 +186,19 @@ def test_a_limit_cuts_and_the_identity_is_that_of_the_content(tmp_path: Path) ->
     assert before == cut.identity()
     path.write_text(path.read_text().replace("Hello", "Hallo"))
     assert UtteranceList(str(path)).identity() != before
+
+
+def test_where_no_labels_are_asked_none_are_wrong(tmp_path):
+    write_list(tmp_path, "a", [("CHILD", "SAD")] * 3)
+    run(tmp_path / "a.list", tmp_path / "out", "--task", "asr")
+    words = (tmp_path / "out" / "report.md").read_text()
+    assert "CHILD, MALE, SAD, clean: 0.0 % word errors (3 items)" in words
+    assert "| CHILD | MALE | SAD | clean | - | 0.00 | 3 |" in words
+
+
+def test_a_list_that_has_changed_is_another_one(tmp_path):
+    write_list(tmp_path, "a", [("CHILD", "SAD")] * 2)
+    run(tmp_path / "a.list", tmp_path / "out")
+    write_list(tmp_path, "a", [("OLD", "SAD")] * 2)
+    with pytest.raises(InputError, match="holds answers of another lists"):
+        run(tmp_path / "a.list", tmp_path / "out")
