@@ -154,7 +154,7 @@ class Rubric:
 
 def _is_score(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value is None or (is_number and 0 <= float(value) <= 100)
+    return value is None or (is_number and 0 <= value <= 100)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,8 @@ def make(options: Namespace) -> str:
         # Of several kinds of thought in one run, the first stands for the system.
         systems[name] = {one["item"]: Path(place) / one["wav"] for one in reversed(found)
                          if one["wav"]}  # fmt: skip
+    if len(systems) > len(LETTERS):
+        raise InputError(f"--make: {len(systems)} systems; a page holds {len(LETTERS)} at most")
     shared = sorted(set.intersection(*(set(one) for one in systems.values())) & set(items))
     if not shared:
         raise InputError("--make: no item that every system has spoken; use runs of the same data")

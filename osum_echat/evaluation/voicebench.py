@@ -42,7 +42,8 @@ REFUSALS = re.compile(
 )  # fmt: skip
 PAPER_SETS = ("alpacaeval", "commoneval", "sd-qa", "mmsu", "openbookqa", "ifeval", "advbench")
 _CHOICES = (                            # the surest first
-    re.compile(r"(?:answer|choice|option)\s*(?:is|:)?\s*\W{0,3}([A-D])\b", re.IGNORECASE),
+    re.compile(r"(?i:answer|choice|option)\s*(?i:is|:)?[^\w.!?]{0,4}"
+               r"([A-D]\b|[b-d]\b|a(?=[^\w\s]|\s*$))"),      # a before a word is an article
     re.compile(r"^\W{0,3}([A-D])(?:[).:,]|\s*$)"),
     re.compile(r"[(\[*]([A-D])[)\]*]"),
     re.compile(r"\b([A-D])[).:]"),

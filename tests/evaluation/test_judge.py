@@ -179,3 +179,8 @@ def test_the_rules_score_as_they_say(reply, heard, dimension, expected):
 def test_chinese_replies_are_judged_by_chinese_words():
     found = JUDGE.judge(CHINESE).scores
     assert found["perception"] == 100 and found["relevance"] > 50
+
+
+def test_a_number_beyond_every_float_is_no_score():
+    assert RUBRIC.read(scores(10).replace("10", "1" + "0" * 400)) is None
+    assert RUBRIC.read(scores(100)) is not None

@@ -102,6 +102,13 @@ def test_raters_that_agree_give_their_means_and_full_agreement(made):
     assert found["Alpha/all"]["count"] == 2 * 3 * 3 and found["agreement"]["value"] == 1.0
 
 
+def test_more_systems_than_a_page_holds_are_refused(made):
+    folder, _ = made
+    systems = [f"S{number}={folder / 'first'}" for number in range(11)]
+    with pytest.raises(InputError, match="11 systems; a page holds 10"):
+        listen("human", "--make", *systems, "--out", folder / "many")
+
+
 def test_alpha_is_that_of_krippendorffs_example():
     """Krippendorff 2011, section D: four observers, twelve units, interval data: 0.849."""
     rows = (

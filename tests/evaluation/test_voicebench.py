@@ -62,6 +62,9 @@ def test_a_judge_scores_open_questions_from_1_to_5(tmp_path, monkeypatch):
     ("The correct answer is (C).", "C"), ("B. Paris", "B"), ("b", None), ("**D**", "D"),
     ("A", "A"), ("A dog barks.", None), ("Option A is wrong, so the answer is B", "B"),
     ("答案是C", "C"), ("I would choose D", "D"), ("", None), ("[A]", "A"),
+    ("I can't answer a question.", None), ("The answer is a bit long: B", "B"),
+    ("A good option. A dog barks.", None), ("the answer is a.", "A"), ("option c", "C"),
+    ("answer: a", "A"),
 ])  # fmt: skip
 def test_the_choice_of_an_answer_is_found(answer, letter):
     assert chosen(answer) == letter
