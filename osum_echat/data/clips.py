@@ -8,6 +8,7 @@ drawn comes from the `rng` of the visit, so that a visit can be repeated.
 import random
 from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from osum_echat.settings import check_numbers
 
 LONGEST_TIME_MASK, LONGEST_BAND_MASK, LONGEST_SUBSTITUTE = 50, 10, 30  # frames, mel bins, frames
 _KEPT_SOUNDS = 64
+_Name = tuple[Path | bytes | None, tuple[float, float] | None]
 _DRY_BEFORE = 0.9  # of a room's loudest sample: the first one that reaches it is the direct sound
 
 
@@ -199,17 +201,17 @@ class ClipReader:
         self.settings = settings
         self.mels = mels
         self.augmenter = Augmenter(settings.augment)
-        self._kept: dict[tuple[Path, tuple[float, float] | None], Tensor] = {}
+        self._kept: dict[_Name | None, Tensor] = {}
         self._free_bytes = settings.cache_mb * 2**20
 
     def draft(self, turn: Turn, rng: random.Random) -> PendingClip:
         """What a clip will be, without decoding it. Raises InputError for what is no audio."""
         seed = rng.random() if self._masks else None
         change = self.augmenter.draw(rng)
-        kept = self._kept.get(self._name(turn)) if change == PLAIN else None
+        assert turn.audio is not None, "asked for the clip of a turn without audio"
+        kept = self._kept.get(self._name(turn, change))
         if kept is not None:
             return PendingClip(turn, len(kept), change, seed)
-        assert turn.audio is not None, "asked for the clip of a turn without audio"
         samples = audio.length(turn.audio, audio.SAMPLE_RATE_HZ, turn.segment_s)
         return PendingClip(turn, change.length(samples) // audio.HOP_SAMPLES, change, seed)
 
@@ -218,8 +220,8 @@ class ClipReader:
 
         Raises InputError for audio that cannot be used.
         """
-        name = self._name(clip.turn) if clip.change == PLAIN else None
-        kept = self._kept.get(name) if name else None
+        name = self._name(clip.turn, clip.change)
+        kept = self._kept.get(name)
         findings: tuple[audio.Finding, ...] = ()
         if kept is None:
             kept, findings = self._features(clip)
@@ -239,8 +241,12 @@ class ClipReader:
         settings = self.settings
         return settings.time_masks + settings.band_masks + settings.augment.substitutes
 
-    def _name(self, turn: Turn) -> tuple[Path, tuple[float, float] | None]:
-        return (turn.audio if isinstance(turn.audio, Path) else Path()), turn.segment_s
+    def _name(self, turn: Turn, change: Change) -> _Name | None:
+        """What features are kept by: a file or a content, and a segment; None: they are not."""
+        if change != PLAIN or not self.settings.cache_mb:
+            return None
+        known = turn.audio
+        return (blake2b(known).digest() if isinstance(known, bytes) else known), turn.segment_s
 
     def _features(self, clip: PendingClip) -> tuple[Tensor, tuple[audio.Finding, ...]]:
         assert clip.turn.audio is not None

@@ -16,6 +16,7 @@ from osum_echat.data.clips import (
     AugmentSettings,
     Change,
     ClipReader,
+    ClipSettings,
     substitute,
     with_noise,
 )
@@ -130,6 +131,16 @@ def test_features_of_a_cache_are_the_same_when_read_again(lists):
     fresh, kept = (preparer(utterance, random.Random(0)).clips[0] for _ in range(2))
     assert torch.equal(fresh, kept)
     assert torch.equal(fresh, row_of(utterance).clips[0].half().float())
+
+
+def test_a_cache_tells_sounds_apart_in_files_and_in_tars(lists):
+    paths = sorted((lists["s2s"].parent / "audio").glob("*.wav"))[:3]
+    plain, cached = (ClipReader(ClipSettings(cache_mb=size), 80) for size in (0, 1))
+    for sounds in (paths, [path.read_bytes() for path in paths]):
+        for sound in (*sounds, *sounds):
+            wanted, found = (reader.read(reader.draft(Turn(sound), random.Random(0)))[0]
+                             for reader in (plain, cached))  # fmt: skip
+            assert torch.equal(found, wanted.half().float())
 
 
 def test_masks_zero_stretches_and_bands_but_not_the_cache(lists):
