@@ -34,7 +34,7 @@ read_hosts() {
     local host slots own rank=0 found=""
     [[ -r "$1" ]] || fail "HOSTFILE $1 cannot be read"
     own=" $(hostname) $(hostname -f 2>/dev/null || true) $(hostname -I 2>/dev/null || true) localhost "
-    while read -r host slots _; do
+    while read -r host slots _ || [[ -n "$host" ]]; do
         [[ -z "$host" || "$host" == \#* ]] && continue
         [[ $rank -eq 0 ]] && MASTER_ADDR="$host"
         if [[ -z "$found" && "$own" == *" $host "* ]]; then
@@ -42,7 +42,7 @@ read_hosts() {
             [[ "$slots" == slots=* ]] && NPROC="${NPROC:-${slots#slots=}}"
         fi
         rank=$((rank + 1))
-    done < "$1"
+    done < <(tr -d '\r' < "$1")
     [[ $rank -gt 0 ]] || fail "HOSTFILE $1 names no host"
     NNODES=$rank
     NODE_RANK="${NODE_RANK:-$found}"
@@ -121,6 +121,6 @@ case "${1:-}" in
         [[ -d build/world/tokenizer ]] || make tiny-data
         train_all conf/tiny ;;
     *)
-        [[ -f "$1" ]] || fail "$1: no such config; see bash train.sh --help"
+        [[ -f "$1" ]] || fail "$1: no such config in $PWD; see bash train.sh --help"
         train "$@" ;;
 esac

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -38,9 +39,13 @@ _UNFIT = re.compile(r"[^\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Some rows of a file or saved set: `count` from `start`. group: they are one of parquet."""
+    """Some rows of a file or saved set: `count` from `start`. group: they are one of parquet.
+
+    stem: what rows without a key, and their sounds, are called by; no other place has the same.
+    """
 
     place: Path
+    stem: str
     start: int
     count: int
     group: int | None = None
@@ -79,7 +84,8 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
     columns = Columns(chosen.audio, chosen.text, chosen.key)
     out = absolute(chosen.out)
     places = find_places(chosen.folder, chosen.split)
-    items = [rows for place in places for rows in _portions(place)]
+    stems = stems_of(chosen.folder, places)
+    items = [rows for place in places for rows in _portions(place, stems[place])]
     job = Job(
         chosen.out, digest(chosen.task, columns.audio, columns.text, columns.key, str(out)),
         partial(convert, columns, chosen.task, out), partial(fingerprint, columns), places,
@@ -90,7 +96,7 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
 
 def fingerprint(columns: Columns, rows: Rows) -> str:
     """Of some rows: the file or folder they are in, and the sounds that metadata names."""
-    told: list[Any] = [rows.start, rows.count, stamp(rows.place)]
+    told: list[Any] = [rows.stem, rows.start, rows.count, stamp(rows.place)]
     if rows.place.name in METADATA and rows.group is None:
         for _, row in _read(rows):
             name = None if isinstance(row, Dropped) else row.get(columns.audio or "file_name")
@@ -117,6 +123,16 @@ def find_places(folder: Path, split: str | None = None) -> list[Path]:
             f"{', '.join(METADATA)}, or what save_to_disk wrote"
         )
     return found
+
+
+def stems_of(folder: Path, places: list[Path]) -> dict[Path, str]:
+    """The name of each place, or of its folder; with the way there where several have that name."""
+    names = {place: place.parent.name if place.name in METADATA else place.stem for place in places}
+    counts = Counter(names.values())
+    return {
+        place: name if counts[name] == 1 else str(place.relative_to(folder).parent / name)
+        for place, name in names.items()
+    }
 
 
 def convert(columns: Columns, task: str, out: Path, rows: Rows) -> Made:
@@ -152,21 +168,21 @@ def _line(
         raise InputError(f"no text in {text_column or 'any usual column'}; give --text")
     key_column = columns.key or _first(row, KEY_COLUMNS)
     own = row.get(key_column) if key_column else None
-    stem = rows.place.parent.name if rows.place.name in METADATA else rows.place.stem
-    key = _UNFIT.sub("_", str(own)).strip(".") if own is not None else f"{stem}-{number:08d}"
+    name = f"{rows.stem}-{number:08d}"
+    key = _UNFIT.sub("_", str(own)).strip(".") if own is not None else name
     audio_column = columns.audio or _audio_column(row)
-    wav = _audio(row[audio_column], out, rows, f"{stem}-{number:08d}") if audio_column else None
+    wav = _audio(row[audio_column], out, rows, name) if audio_column else None
     line: dict[str, Any] = {"key": key, **({"wav": wav} if wav else {}), "txt": text, "task": task}
     extra: dict[str, Any] = {}
-    for name, value in row.items():
-        if name in (text_column, key_column, audio_column) or value in (None, ""):
+    for column, value in row.items():
+        if column in (text_column, key_column, audio_column) or value in (None, ""):
             continue
-        if name in FOUND_NAMES and isinstance(value, str):
-            line[FOUND_NAMES[name]] = value
-        if name in LABEL_COLUMNS and isinstance(value, str):
-            extra[LABEL_COLUMNS[name]] = value
-        elif name not in FOUND_NAMES and isinstance(value, str | int | float | bool | list):
-            extra[name] = value
+        if column in FOUND_NAMES and isinstance(value, str):
+            line[FOUND_NAMES[column]] = value
+        if column in LABEL_COLUMNS and isinstance(value, str):
+            extra[LABEL_COLUMNS[column]] = value
+        elif column not in FOUND_NAMES and isinstance(value, str | int | float | bool | list):
+            extra[column] = value
     return line | {"extra": extra}
 
 
@@ -204,18 +220,18 @@ def _audio(value: Any, out: Path, rows: Rows, name: str) -> str:
     return str(path.relative_to(out.parent)) if path.is_relative_to(out.parent) else str(path)
 
 
-def _portions(place: Path) -> Iterator[Rows]:
+def _portions(place: Path, stem: str) -> Iterator[Rows]:
     """A parquet file by its row groups, which are read as a whole; others by row numbers."""
     if place.suffix == ".parquet":
         metadata, start = _parquet(place).metadata, 0
         for group in range(metadata.num_row_groups):
             count = metadata.row_group(group).num_rows
-            yield Rows(place, start, count, group)
+            yield Rows(place, stem, start, count, group)
             start += count
         return
     total = len(_saved(place) if place.is_dir() else _listed(place))
     for start in range(0, total, PORTION):
-        yield Rows(place, start, min(PORTION, total - start))
+        yield Rows(place, stem, start, min(PORTION, total - start))
 
 
 def _read(rows: Rows) -> Iterator[tuple[int, Mapping[str, Any] | Dropped]]:

@@ -206,7 +206,7 @@ def _earlier(
 
 
 def _is_turn(name: str) -> bool:
-    return name.startswith(("wav_", "txt_")) and name[4:].isdigit()
+    return name.startswith(("wav_", "txt_")) and name[4:].isdecimal()
 
 
 def _fields(raw: dict[str, Any], utterance: Utterance) -> Iterator[tuple[str, bytes]]:

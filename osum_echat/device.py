@@ -101,7 +101,7 @@ def set_random_state(state: torch.Tensor, device: torch.device) -> None:
     """Take back what `random_state` gave."""
     size = len(torch.get_rng_state())
     torch.set_rng_state(state[:size].cpu())
-    if device.type != "cpu":
+    if device.type != "cpu" and len(state) > size:  # else it was taken on a CPU
         getattr(torch, device.type).set_rng_state(state[size:].cpu(), device)
 
 

@@ -182,7 +182,7 @@ class _Reader:
         Earlier clauses of a text to speak have no wav, but speech_starts_1 ...
         """
         numbers = {int(name[4:]) for name in self.raw
-                   if name.startswith(("wav_", "txt_")) and name[4:].isdigit()}
+                   if name.startswith(("wav_", "txt_")) and name[4:].isdecimal()}
         turns = []
         for number in sorted(numbers):
             reply = self.required(f"txt_{number}")

@@ -132,6 +132,8 @@ def test_what_a_training_asks_of_a_card_reaches_it(cards):
     device.set_random_state(before, card)
     assert torch.equal(torch.rand(3), drawn)
     assert torch.equal(cards.state, torch.arange(16, dtype=torch.uint8))
+    device.set_random_state(torch.get_rng_state(), card)        # of a training begun on a CPU
+    assert torch.equal(cards.state, torch.arange(16, dtype=torch.uint8))
 
 
 def test_without_a_visible_card_the_cpu_is_taken(cards):

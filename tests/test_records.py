@@ -41,6 +41,7 @@ def test_a_raw_line_becomes_an_utterance():
     ("change", "found"),
     [({"extra": json.dumps(LINE["extra"])}, read()), ({"wav": None}, {"audio": None}),
      ({"wav": "/data/x.wav"}, {"audio": Path("/data/x.wav")}), ({"txt_1": "-1"}, {"history": ()}),
+     ({"txt_\u00b2": "a digit to str.isdigit, and no number"}, read()),
      ({"start": 1, "end": 2.5}, {"segment_s": (1.0, 2.5)}),
      ({"extra": {"question": "who are you"}}, {"prompt": "who are you", "text": "who are you"}),
      ({"wav": None, "wav_1": None, "extra": {"speech_token_1": [1, 2], "speech_starts_1": [0, 1],

@@ -148,7 +148,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 def is_sound(postfix: str) -> bool:
     """Whether a postfix is that of the user's sound, now or in an earlier turn (wav_1 ...)."""
-    return postfix in SOUNDS or (postfix.startswith("wav_") and postfix[4:].isdigit())
+    return postfix in SOUNDS or (postfix.startswith("wav_") and postfix[4:].isdecimal())
 
 
 def is_text(postfix: str) -> bool:

@@ -347,16 +347,9 @@ def load(
     path = weights_file(place)
     settings = settings or read_settings(settings_file(path))
     found = read_weights(path, settings.tied)
-    if not lora.is_trained_with(found):
-        settings = replace(settings, lora=None)
-    elif settings.lora is None:
-        raise CheckpointError(
-            f"{path}: holds LoRA layers, and its settings no alpha: write lora: {{rank: 64, "
-            f"alpha: 32}} into {SETTINGS_FILE}"
-        )
-    elif not keep_lora:
-        found = lora.merged(found, settings.lora)
-        settings = replace(settings, lora=None)
+    settings = replace(settings, lora=lora_of(path, found, settings))
+    if settings.lora is not None and not keep_lora:
+        found, settings = lora.merged(found, settings.lora), replace(settings, lora=None)
     model = empty_model(settings, path)
     types = {
         name: dtype
@@ -364,6 +357,20 @@ def load(
     }  # fmt: skip
     _fill(path, model, found, types, torch.device(device), share)
     return model.eval()
+
+
+def lora_of(
+    path: Path, found: Mapping[str, Tensor], settings: EChatSettings
+) -> lora.LoraSettings | None:
+    """The settings of the LoRA layers in a file; None: it has none. Raises CheckpointError."""
+    if not lora.is_trained_with(found):
+        return None
+    if settings.lora is None:
+        raise CheckpointError(
+            f"{path}: holds LoRA layers, and its settings no alpha: write lora: {{rank: 64, "
+            f"alpha: 32}} into {SETTINGS_FILE}"
+        )
+    return settings.lora
 
 
 def read_weights(path: Path, tied: bool = True) -> dict[str, Tensor]:

@@ -110,8 +110,9 @@ def open_model(files: ModelFiles, raw: Mapping[str, Tensor] | None = None) -> Op
     extras |= {checkpoint.our_name(name): value for name, value in raw.items()
                if checkpoint.our_name(name) in EXTRAS}  # fmt: skip
     found = checkpoint.named_as_ours(raw, settings.tied)
-    if lora.is_trained_with(found):
-        found = lora.merged(found, settings.lora or lora.LoraSettings())
+    layers = checkpoint.lora_of(files.weights, found, settings)
+    if layers is not None:
+        found = lora.merged(found, layers)
     settings = replace(settings, lora=None)
     expected = checkpoint.own_weights(checkpoint.empty_model(settings, files.settings))
     weights.check(files.weights, expected, found, checkpoint.OTHER_MODEL)

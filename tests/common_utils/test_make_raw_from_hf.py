@@ -61,6 +61,21 @@ def test_parquet_gives_its_audio_to_files_and_the_rest_to_the_list(tmp_path: Pat
         assert audio.load(one.user.audio).equal(audio.load(row["audio"]["bytes"]))
 
 
+def test_files_of_one_name_in_two_folders_keep_their_own_sounds(tmp_path: Path):
+    rows = [{"audio": sound(tmp_path / "src", f"{name}.wav"), "text": name}
+            for name in ("en", "yue", "ja_JP")]  # fmt: skip
+    for row in rows[:2]:
+        write_parquet(tmp_path / "set" / row["text"] / "train.parquet", [row])
+    write_parquet(tmp_path / "set/other.parquet", rows[2:])
+    assert convert(tmp_path / "set", tmp_path / "out/a.list").written == 3
+    found = {row["txt"]: row for row in rows_of(tmp_path / "out/a.list")}
+    for row in rows:
+        assert (tmp_path / "out" / found[row["text"]]["wav"]).read_bytes() == row["audio"]["bytes"]
+    assert {row["key"] for row in found.values()} == {
+        "en/train-00000000", "yue/train-00000000", "other-00000000",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("form", ["metadata.jsonl", "metadata.csv"])
 def test_an_audio_folder_is_read_in_place(tmp_path: Path, form: str):
     folder = tmp_path / "set" / "train"

@@ -33,12 +33,22 @@ def test_what_cannot_be_started_is_told_in_a_line(tmp_path):
     hosts = tmp_path / "hosts"
     hosts.write_text("# machines\nnowhere.invalid slots=2\n")
     for arguments, settings, said in (
-        (["absent.yaml"], {}, "absent.yaml: no such config"),
+        (["absent.yaml"], {}, "absent.yaml: no such config in /"),
         (["all", "conf/tiny"], {"HOSTFILE": str(hosts)}, "is not in it; set NODE_RANK"),
         (["conf/tiny/stage0_text.yaml"], {"NPROC": "1", "NNODES": "2"}, "set MASTER_ADDR"),
     ):
         ended = run(*arguments, **settings)
         assert (ended.returncode, said in ended.stderr) == (2, True), ended.stderr
+
+
+def test_every_line_of_a_host_file_is_a_machine(tmp_path):
+    hosts, python = tmp_path / "hosts", tmp_path / "python"
+    hosts.write_bytes(b"one.invalid slots=2\r\ntwo.invalid slots=2")
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    ended = run("conf/tiny/stage0_text.yaml", HOSTFILE=str(hosts), NODE_RANK="1", NPROC="2",
+                PYTHON=str(python))  # fmt: skip
+    assert "--nnodes 2 --node_rank 1 --master_addr one.invalid" in ended.stdout, ended.stderr
 
 
 def test_every_file_that_it_names_is_there():
