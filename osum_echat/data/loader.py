@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from osum_echat.data.batching import LAYOUTS, LayoutSettings, MadeBatch, Outcome, Place, Windows
+from osum_echat.data.batching import (
+    LAYOUTS,
+    LayoutSettings,
+    MadeBatch,
+    Outcome,
+    Place,
+    Windows,
+    within_frames,
+)
 from osum_echat.data.manifest import OfKind, open_source, read_manifest
 from osum_echat.data.prepare import Preparer
 from osum_echat.data.sources import Dropped, Noted, Source
@@ -287,6 +295,10 @@ class Loader:
         self._place = Place()
         self._given: int | None = 0  # batches of this epoch; None: it did not begin here
         self._made: Generator[MadeBatch, None, None] | None = None
+        for source, weight in sources:
+            if weight and not int(weight * len(source)):
+                LOG.warning("%s: weight %s of %d utterances is none of them; raise it",
+                            source.name, weight, len(source))  # fmt: skip
         if not self.windows.visits(0):
             raise DataError(
                 f"data.lists: no utterance in an epoch for each of {world} processes; raise a "
@@ -363,18 +375,22 @@ def held_out_batches(
     rows = [row for _, row in held_out_rows(lists, preparer, settings, seed)]
     lay_out = LAYOUTS[settings.layout]
     batches = lay_out(rows, settings.row_tokens, settings.rows, random.Random(seed))
+    if settings.batch_frames:
+        batches = within_frames(batches, settings.batch_frames, lambda one: [*map(len, one.clips)])
     return [collate(batch, preparer.vocab) for batch in batches]
 
 
 def held_out_rows(
     lists: dict[str, ListSettings] | None, preparer: Preparer, settings: DataSettings, seed: int
 ) -> Iterator[tuple[Utterance, Sequence]]:
-    """The first utterances of each held-out list that can be used, and their rows."""
+    """The first utterances of each held-out list that can be used, and their rows; tells drops."""
+    drops = Drops()
     for source, _ in open_lists(lists, settings.schemes):
         for unit in range(min(len(source), settings.held_out_utterances)):
-            utterance = source.read(unit)
-            if isinstance(utterance, Dropped):
-                continue
-            row = preparer(utterance, random.Random(f"{seed} held out {source.name} {unit}"))
-            if not isinstance(row, Dropped):
-                yield utterance, row
+            found = source.read(unit)
+            row = found if isinstance(found, Dropped) else preparer(
+                found, random.Random(f"{seed} held out {source.name} {unit}"))  # fmt: skip
+            if isinstance(row, Dropped):
+                drops.add([Outcome(f"held-out {source.name}", row)])
+            elif isinstance(found, Utterance):
+                yield found, row

@@ -8,6 +8,7 @@ import signal
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from osum_echat.data import loader as loaders
 from osum_echat.data.batching import LAYOUTS, EpochSampler, Rows, within_frames
 from osum_echat.data.loader import DataSettings, ListSettings, Loader, open_sources
 from osum_echat.data.prepare import Preparer, PrepareSettings
@@ -256,6 +258,36 @@ def test_lists_without_a_usable_record_are_an_error(tmp_path):
         source = loader({"bad": bad}, prefetch=prefetch)
         with pytest.raises(DataError, match="none of 1 utterances can be used; bad: no speech"):
             next(source)
+
+
+def test_a_list_of_which_an_epoch_visits_nothing_is_told(lists, monkeypatch):
+    warn = Mock()
+    monkeypatch.setattr(loaders.LOG, "warning", warn)
+    entries = {name: ListSettings(str(lists[name]), weight)
+               for name, weight in (("tts", 0.1), ("t2t", 0.2), ("s2t", 0.0))}  # fmt: skip
+    source = loader(lists, lists=entries)
+    assert len(source.windows.share(0)) == 1
+    assert [call.args[1:] for call in warn.call_args_list] == [("tts", 0.1, 8)]
+
+
+def test_held_out_batches_keep_the_limit_of_frames_and_tell_what_is_left_out(
+    lists, tmp_path, monkeypatch
+):
+    warn = Mock()
+    monkeypatch.setattr(loaders.LOG, "warning", warn)
+    rows = [json.loads(line) for line in lists["s2t"].read_text().splitlines()]
+    for row in rows:
+        row["wav"] = str(lists["s2t"].parent / row["wav"])
+    rows[3]["wav"] = "gone.wav"
+    entries = {"mine": ListSettings(str(write_list(tmp_path / "mine.list", rows)))}
+    settings = DataSettings(lists=entries, layout="bucketed", batch_frames=100)
+    batches = loaders.held_out_batches(entries, PREPARER, settings, 1)
+    assert sorted(key for batch in batches for key, _ in keys(batch)) == [
+        f"u{one}" for one in range(8) if one != 3
+    ]
+    assert all(batch.mels.shape[0] * batch.mels.shape[1] <= 100 for batch in batches)
+    (told,) = [call.args for call in warn.call_args_list]
+    assert told[1] == "held-out mine" and "gone.wav: no such file" in told[-1]
 
 
 def test_batches_of_one_task_hold_every_utterance_once(lists):
