@@ -62,13 +62,21 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
-        if replace:
-            shutil.rmtree(path, ignore_errors=True)
-        part.rename(path)
+        put_in_place(part, path) if replace else part.rename(path)
     except OSError as error:
         raise InputError(f"{path}: not written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def put_in_place(part: Path, path: Path) -> None:
+    """Give a complete folder its name; one that had the name is removed only after that."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.is_dir():
+        path.rename(old)
+    part.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -78,7 +78,8 @@ class PrepareSettings(ClipSettings):
         check_word("prepare.thinking", self.thinking, ("label", "natural", "both"))
         template_named(self.template)
         check_numbers(self, "prepare", "labels_only audio_as_text audio_as_text_noise", 0, 1)
-        check_numbers(self, "prepare", "audio_as_text_gaps", 0)
+        names = "audio_as_text_gaps audio_as_text_merges speech_per_text min_frames"
+        check_numbers(self, "prepare", f"{names} time_masks band_masks cache_mb", 0)
 
 
 ALL_UNKNOWN_CHANCE = 0.85  # missing labels are all unknown, or else all defaults

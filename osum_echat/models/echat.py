@@ -335,7 +335,14 @@ class EChatModel(nn.Module):
         if not said:
             return LossReport(steps.sum() * 0.0, 0, {})
         clips = torch.tensor(list(said), device=steps.device)
-        return ctc.ctc_loss(self.ctc_log_probs(steps[clips]), lengths[clips], [*said.values()])
+        scores = self.ctc_log_probs(steps[clips])
+        classes = scores.shape[-1] - 1
+        if max(map(max, said.values())) >= classes:
+            raise ConfigError(
+                f"engine.ctc_weight: the CTC of this model spells with {classes} pieces, the "
+                "tokenizer with more; set 0, or take the tokenizer of those pieces"
+            )
+        return ctc.ctc_loss(scores, lengths[clips], [*said.values()])
 
     def loss(
         self, batch: Batch, ctc_weight: float = 0.0, ctc_only: bool = False, whole: bool = False

@@ -98,7 +98,7 @@ class EncoderCache:
         name = _name(mel)
         steps = self._kept.get(name)
         if steps is None:
-            made, _ = self.encoder(mel[None], torch.tensor([len(mel)], device=mel.device))
+            made, _ = self.encoder.eval()(mel[None], torch.tensor([len(mel)], device=mel.device))
             steps = made[0].half().cpu()
             self._keep(name, steps)
         return steps

@@ -41,6 +41,12 @@ def add_layers(llm: nn.Module, settings: LoraSettings) -> None:
     """Give the target layers of an LLM their LoRA layers, in place; the change starts as zero."""
     from peft import LoraConfig, inject_adapter_in_model
 
+    layers = [name for name, one in llm.named_modules() if isinstance(one, nn.Linear)]
+    lost = [target for target in settings.targets
+            if not any(f".{name}".endswith(f".{target}") for name in layers)]  # fmt: skip
+    if lost:
+        names = sorted({name.rpartition(".")[2] for name in layers} - {"lm_head"})
+        raise ConfigError(f"lora.targets: {', '.join(lost)}: the LLM has {', '.join(names)}")
     blocks = range(llm.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
     top = None if settings.top_layers is None else list(blocks)[-settings.top_layers :]
     config: Any = LoraConfig(

@@ -99,7 +99,8 @@ class DeepSpeedEngine:
             )
         place = directory / PIECES_FOLDER
         try:
-            found, _ = self._engine.load_checkpoint(str(place), tag=PIECES_TAG)
+            with engines.settings_kept(self._engine.optimizer):
+                found, _ = self._engine.load_checkpoint(str(place), tag=PIECES_TAG)
         except (OSError, RuntimeError, AssertionError) as error:
             raise CheckpointError(f"{place}: DeepSpeed cannot read it: {error}") from error
         if found is None:

@@ -1,7 +1,7 @@
 """One optimizer step over one batch or several: precision, accumulation, clipping, AdamW."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,15 +56,19 @@ class EngineSettings:
     def __post_init__(self) -> None:
         check_word("engine.precision", self.precision, ("auto", *PRECISIONS))
         check_numbers(self, "engine", "accumulate", 1)
+        check_numbers(self, "engine", "clip epsilon weight_decay ctc_weight encoder_cache_mb", 0)
         if self.ctc_only and not self.ctc_weight:
             raise ConfigError("engine.ctc_only: needs the weight engine.ctc_weight, such as 1.0")
+        if self.share_start and self.recompute:
+            raise ConfigError("engine.share_start: not with engine.recompute; leave one out")
         if self.encoder_cache_file and not self.encoder_cache_mb:
             raise ConfigError("engine.encoder_cache_file: needs the memory engine.encoder_cache_mb")
         augment = self.encoder_cache_augment
         if not 0 <= augment <= 1 or (augment and not self.encoder_cache_mb):
             raise ConfigError("engine.encoder_cache_augment: 0 to 1, with encoder_cache_mb only")
-        if not 0 <= self.speech_noise < 1:
-            raise ConfigError(f"engine.speech_noise: {self.speech_noise}, need 0 to below 1")
+        for name in ("speech_noise", "beta_1", "beta_2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"engine.{name}: {getattr(self, name)}, need 0 to below 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,8 @@ class LocalEngine:
     def load(self, state: dict[str, Any], directory: Path) -> None:
         """Take back what `save` gave."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        with settings_kept(self.optimizer):
+            self.optimizer.load_state_dict(state["optimizer"])
 
     def whole_model(self) -> AbstractContextManager[EChatModel]:
         """The model, which is whole at any time."""
@@ -186,7 +191,7 @@ class LocalEngine:
     def _learned(self, batch: Batch) -> LossReport:
         """The loss of a batch, its gradient added to those of the step."""
         report = self._report(batch)
-        if report.tokens:
+        if report.tokens and report.total.requires_grad:  # not where only what is frozen was used
             report.total.backward()
         return report
 
@@ -214,6 +219,16 @@ def adamw(model: EChatModel, stage: StageSettings, settings: EngineSettings) -> 
         eps=settings.epsilon,
         fused=True,  # one pass over the weights: 3.6 times faster than foreach on a CPU
     )
+
+
+@contextmanager
+def settings_kept(optimizer: Any) -> Iterator[None]:
+    """Inside, a state may be loaded; rates, decay and the like stay as they are asked for now."""
+    own = [{name: value for name, value in group.items() if name != "params"}
+           for group in optimizer.param_groups]  # fmt: skip
+    yield
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
 
 
 def keep_encoder_cache(model: EChatModel, settings: EngineSettings) -> None:

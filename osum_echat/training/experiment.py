@@ -22,7 +22,7 @@ from osum_echat.files import locked, whole_folder
 from osum_echat.logs import is_first_rank, logger
 from osum_echat.models import checkpoint, pretrained
 from osum_echat.models.echat import EChatModel, EChatSettings
-from osum_echat.settings import override, parse, read_mapping
+from osum_echat.settings import check_numbers, override, parse, read_mapping
 from osum_echat.tasks import PROMPTS_FILE
 from osum_echat.training import state as states
 from osum_echat.training import trainer
@@ -66,6 +66,11 @@ class Experiment:
     RENAMED: ClassVar[dict[str, str]] = {"init_hearing": "init_encoder_adapter"}
 
     def __post_init__(self) -> None:
+        check_numbers(self, "experiment", "seed", 0)
+        if self.engine.ctc_weight and not self.prepare.ctc_targets:
+            raise ConfigError("engine.ctc_weight: needs prepare.ctc_targets=true")
+        if self.run.best and not self.data.held_out:
+            raise ConfigError("run.best: needs data.held_out, lists to score")
         tokenizer = self.tokenizer or self.init_llm
         if self.init is None and (self.model is None or tokenizer is None):
             raise ConfigError("experiment: give `init`, or both `model` and `tokenizer`")

@@ -101,7 +101,7 @@ class MetricLogger:
         """Forget lines written after the checkpoint that training goes on from."""
         if self.path is not None and self.path.exists():
             with self.path.open("r+b") as file:
-                file.truncate(size)
+                file.truncate(min(size, self.size()))
 
     def _append(self, line: dict[str, Any]) -> None:
         if self.path is None:

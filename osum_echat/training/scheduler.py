@@ -22,7 +22,8 @@ class ScheduleSettings:
 
     def __post_init__(self) -> None:
         check_word("schedule.kind", self.kind, SHAPES)
-        check_numbers(self, "schedule", "rate warmup_steps min_rate", 0)
+        names = "rate warmup_steps total_steps hold_steps decay min_rate budget_minutes"
+        check_numbers(self, "schedule", names, 0)
 
 
 def ending(settings: ScheduleSettings, steps: int, minutes: float) -> ScheduleSettings:

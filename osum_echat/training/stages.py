@@ -40,6 +40,9 @@ class StageSettings:
         for where, names in (("train", self.train), ("rates", tuple(self.rates))):
             for name in names:
                 check_word(f"stage.{where}", name, GROUPS)
+        for name, rate in self.rates.items():
+            if not 0.0 <= rate < float("inf"):
+                raise ConfigError(f"stage.rates: {name} {rate}, need 0 or more")
         if self.lora is not None and "llm" not in self.train:
             raise ConfigError("stage.lora: trains within the group llm; add it to stage.train")
 

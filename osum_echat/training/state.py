@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osum_echat.errors import CheckpointError, ConfigError, InputError, OsumError
-from osum_echat.files import whole_file, write_json
+from osum_echat.files import put_in_place, whole_file, write_json
 from osum_echat.logs import is_first_rank, logger
 from osum_echat.settings import differences, override, parse, read_mapping
 
@@ -52,8 +52,7 @@ def save(output: Path, step: int, state: dict[str, Any], config_text: str, keep:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
+        put_in_place(part, target)
         with whole_file(part.with_name(LATEST_FILE)) as latest:
             latest.write(f"{target.name}\n".encode())
     except (OSError, RuntimeError, InputError) as error:  # torch.save tells a full disk as Runtime
@@ -189,5 +188,4 @@ def _asked(config: str, overrides: Sequence[str]) -> tuple[Path, str]:
     """The output of an experiment, and a short name of all its settings."""
     raw: dict[str, Any] = read_mapping(Path(config))
     override(raw, overrides)
-    told = json.dumps(raw, sort_keys=True, default=str)
-    return Path(str(raw.get("output"))), sha256(told.encode()).hexdigest()[:16]
+    return Path(str(raw.get("output"))), sha256(repr(raw).encode()).hexdigest()[:16]

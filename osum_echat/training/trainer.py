@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
 
 import torch
 
 from osum_echat import device as devices
+from osum_echat.data.batching import Place
 from osum_echat.data.loader import Loader
 from osum_echat.errors import CheckpointError, ConfigError, DataError
 from osum_echat.logs import logger
@@ -55,8 +56,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         if not (self.steps or self.minutes or self.epochs):
             raise ConfigError("run: give a limit: steps, minutes or epochs")
-        check_numbers(self, "run", "keep log_steps answer_tokens", 1)
-        check_numbers(self, "run", "check_answers", 0)
+        check_numbers(self, "run", "keep log_steps answer_tokens bad_steps", 1)
+        check_numbers(self, "run", "steps minutes epochs save_minutes check_steps check_answers", 0)
         if not 0.0 <= self.average < 1.0:
             raise ConfigError(f"run.average: {self.average}, need 0 (off) to below 1")
 
@@ -109,9 +110,9 @@ def limit_of(run: RunSettings, progress: Progress) -> str | None:
 
 
 def finished_step(output: Path, run: RunSettings) -> int | None:
-    """Where a training ended for good; None: it has not, or its limits were raised since."""
+    """Where a training ended for good; None: it has not, limits were raised, or `final` is gone."""
     checkpoint = states.newest(output)
-    if checkpoint is None:
+    if checkpoint is None or not (output / FINAL_FOLDER).is_dir():
         return None
     progress = Progress(**states.load(checkpoint, torch.device("cpu"), mapped=True)["progress"])
     return progress.step if progress.finished and limit_of(run, progress) else None
@@ -173,7 +174,7 @@ class _Loop:
         self._clock = now
 
     def decide(self, caught: Sequence[int]) -> Decision:
-        """The first process's clock and limits, and any process's signal, told to all."""
+        """The first process's clock, rate and limits, and any process's signal, told to all."""
         saves = 0 < self.run.save_minutes * 60.0 <= time.monotonic() - self._saved_at
         first = self.ranks.is_first
         minutes, ended, saved, signal_number = self.ranks.all_reduce_max((
@@ -183,6 +184,7 @@ class _Loop:
             float(caught[0]) if caught else 0.0,
         ))  # fmt: skip
         self.progress.minutes = minutes
+        self.rate = learning_rate(self.schedule, self.progress.step, minutes)
         return Decision(int(signal_number), bool(ended), bool(saved))
 
     def limit_reached(self) -> str | None:
@@ -193,8 +195,7 @@ class _Loop:
     def one_step(self) -> None:
         """Batches, optimizer step, and whatever is due after it."""
         batches = [next(self.training.batches) for _ in range(self.training.accumulate)]
-        self.rate = rate = learning_rate(self.schedule, self.progress.step, self.progress.minutes)
-        report = self._engine_step(batches, rate)
+        report = self._engine_step(batches, self.rate)
         self._guard(report, batches)
         self.progress.step += 1
         norm = report.norm if report.applied else 0.0
@@ -306,7 +307,8 @@ class _Loop:
         every_random = self.ranks.gather(devices.random_state(self.training.engine.device))
         half_done = states.half_done(self.training.output, progress.step)
         if self.ranks.is_first:
-            shutil.rmtree(half_done, ignore_errors=True)
+            for left in half_done.parent.glob(".step_*"):  # by a kill
+                shutil.rmtree(left, ignore_errors=True)
             half_done.mkdir(parents=True)
             self.training.describe(half_done)
         self.ranks.barrier()
@@ -351,13 +353,14 @@ class _Loop:
             ) from error
         if self.average is not None and state["average"] is None:
             self.average = WeightAverage(self.training.engine.model, self.run.average)
-        names = sorted(self.training.batches.state_dict())
+        names = sorted(one.name for one in fields(Place))
         self.training.batches.load_state_dict(dict(zip(names, place, strict=True)))
         devices.set_random_state(self.ranks.own(state["random"]), self.training.engine.device)
         self.progress = Progress(**state["progress"])
         self.metrics.cut(state["metrics_bytes"])
         self._clock = self._saved_at = time.monotonic()
-        raised = ", its limits raised since" if self.progress.finished else ""
+        is_raised = self.progress.finished and self.limit_reached() is None
+        raised = ", its limits raised since" if is_raised else ""
         self.progress.finished = False
         LOG.info("going on from %s, step %d%s", checkpoint, self.progress.step, raised)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from osum_echat.errors import DataError
+from osum_echat.errors import ConfigError, DataError
 from osum_echat.models import checkpoint, ctc
 from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import EChatModel
@@ -60,6 +60,13 @@ def test_ctc_adds_its_weighted_loss_to_that_of_the_tokens():
 def test_ctc_alone_refuses_a_batch_without_clips():
     with pytest.raises(DataError, match="take text tasks out"):
         network().loss(batch_of(row("t2t")), ctc_weight=1.0, ctc_only=True)
+
+
+def test_words_that_the_classes_cannot_spell_are_refused():
+    model = network(settings=replace(SETTINGS, ctc=CtcSettings(pieces=ord("h"))))
+    with pytest.raises(ConfigError, match=r"engine\.ctc_weight: .* spells with 104 pieces"):
+        model.loss(batch_of(heard_row("hi")), ctc_weight=1.0)
+    assert model.loss(batch_of(heard_row("bad")), ctc_weight=1.0).tokens
 
 
 def test_classes_of_the_ctc_are_the_first_pieces_and_a_row_for_each_label(tmp_path):

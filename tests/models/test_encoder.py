@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from osum_echat.models.echat import LONGEST_FRAMES, MARGIN_FRAMES, windows
-from osum_echat.models.encoder_cache import augmented
+from osum_echat.models.encoder_cache import EncoderCache, augmented
 from osum_echat.sequence import clip_steps, collate
 from tests.tiny_network import VOCAB, network, row
 
@@ -65,6 +65,13 @@ def test_a_remembered_clip_gives_the_same_steps_as_a_heard_one():
     for clip, steps in enumerate(lengths.tolist()):
         assert torch.allclose(first[clip, :steps], plain[clip, :steps], atol=0.02)
     assert torch.equal(first, again)
+
+
+def test_what_is_remembered_in_training_has_no_dropout():
+    model, batch = network(), batch_of(row("s2t", 41), row("s2t", 80))
+    wanted, found = (EncoderCache(encoder, 2**20)(batch.mels, batch.mel_lengths)[0]
+                     for encoder in (model.encoder.eval(), model.encoder.train()))  # fmt: skip
+    assert model.encoder.settings.dropout and torch.equal(found, wanted)
 
 
 def test_a_folder_of_caches_made_beforehand_is_taken_over_by_the_same_encoder_only(tmp_path):

@@ -71,6 +71,11 @@ def test_what_is_written_beside_a_checkpoint_reads_the_same(path, tmp_path):
         ("run.steps=1.5", "1.5 where a whole number is needed"),
         ("data=5", "5 where a mapping of settings is needed"),
         ("engine.hearing=1", r"engine\.hearing: is named ctc_weight now; rename it"),
+        ("engine.ctc_weight=1", "engine.ctc_weight: needs prepare.ctc_targets"),
+        ("seed=-1", "seed: -1, need 0 or more"),
+        ("run.steps=-1", "run.steps: -1, need 0 or more"),
+        ("engine.beta_2=1", "engine.beta_2: 1.0, need 0 to below 1"),
+        ("stage.rates={llm: -1}", "stage.rates: llm -1.0, need 0 or more"),
         ("model=null", "give `init`, or both `model` and `tokenizer`"),
     ],
 )
@@ -134,6 +139,7 @@ def test_a_mean_of_weights_in_pieces_is_refused(tmp_path):
 
 def test_a_finished_training_is_told_without_loading_torch(tmp_path):
     path = write_experiment(tmp_path)
+    path.write_text(path.read_text().replace(" tts:", " 7:"))     # names in YAML may be numbers
     (tmp_path / "out/checkpoints").mkdir(parents=True)
     (tmp_path / "out/final").mkdir()
     (tmp_path / "out/checkpoints/latest").write_text("step_00000002")

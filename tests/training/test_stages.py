@@ -38,6 +38,13 @@ def test_a_step_moves_the_groups_of_the_stage_and_no_others(groups):
     assert moved == set(groups)
 
 
+def test_a_batch_without_clips_moves_no_adapter():
+    engine = LocalEngine(network(), StageSettings(("adapter",)), EngineSettings(), CPU)
+    silent = collate([[row("t2t")]], VOCAB)
+    assert not engine.step([silent], 0.01).applied
+    assert engine.step([silent, BATCH], 0.01).applied
+
+
 def test_a_group_moves_at_its_own_rate():
     stage = StageSettings(train=("adapter", "llm"), rates={"adapter": 0.0})
     before, after = stepped(stage)
@@ -88,6 +95,7 @@ def test_every_parameter_belongs_to_a_group():
     ("settings", "said"),
     [
         ({"ctc_only": True}, "engine.ctc_only: needs the weight"),
+        ({"share_start": True, "recompute": True}, "engine.share_start: not with engine.recompute"),
         ({"encoder_cache_file": "heard.safetensors"}, "needs the memory engine.encoder_cache_mb"),
     ],
 )

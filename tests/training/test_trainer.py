@@ -2,7 +2,9 @@
 
 import logging
 import os
+import shutil
 import signal
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,15 @@ from osum_echat.errors import CheckpointError, ConfigError, DataError, InputErro
 from osum_echat.models import checkpoint
 from osum_echat.settings import read_mapping
 from osum_echat.training import experiment, state, trainer
-from osum_echat.training.metric_logger import QUIET_STEPS, WARM_STEPS, EarlyWarnings
+from osum_echat.training.engine import StepReport
+from osum_echat.training.metric_logger import (
+    QUIET_STEPS,
+    WARM_STEPS,
+    EarlyWarnings,
+    MetricLogger,
+)
+from osum_echat.training.scheduler import ScheduleSettings, learning_rate
+from osum_echat.training.stages import group_of
 from osum_echat.vocab import Vocab
 from tests.training.experiment import are_same, losses, metrics, result, write_experiment
 
@@ -63,6 +73,8 @@ def test_after_a_stop_every_loss_and_weight_is_the_same(unbroken, tmp_path, stop
     assert run(path) == trainer.Outcome(6, None)
     assert losses(path) == losses(unbroken)
     assert are_same(result(path), result(unbroken))
+    drops = [(one.parent / "out" / "drops.json").read_text() for one in (path, unbroken)]
+    assert drops[0] == drops[1]
 
 
 def test_the_result_is_a_model_directory_that_a_later_stage_starts_from(unbroken, tmp_path):
@@ -85,11 +97,32 @@ def test_a_finished_training_is_left_as_it_is_without_reading_its_data(unbroken,
     assert losses(unbroken) == before
 
 
+def test_a_result_that_is_gone_is_written_again(path, tmp_path):
+    run(path, "run.steps=1")
+    first = result(path)
+    shutil.rmtree(tmp_path / "out" / trainer.FINAL_FOLDER)
+    assert run(path, "run.steps=1").step == 1 and are_same(result(path), first)
+
+
 def test_only_the_newest_checkpoints_are_kept(path, tmp_path):
-    run(path, "run.steps=4", "run.save_minutes=1e-9")
     folder = tmp_path / "out" / state.FOLDER
+    state.half_done(tmp_path / "out", 9).mkdir(parents=True)        # by a kill
+    run(path, "run.steps=4", "run.save_minutes=1e-9")
+    assert not [*folder.glob(".step_*")]
     assert sorted(one.name for one in folder.glob("step_*")) == ["step_00000003", "step_00000004"]
     assert (folder / state.LATEST_FILE).read_text() == "step_00000004\n"
+
+
+def test_all_processes_step_at_the_rate_of_the_first_ones_clock(path):
+    loaded = experiment.load(path)
+    training, schedule = experiment.build(loaded), ScheduleSettings("cosine", budget_minutes=9)
+    ranks = Mock(is_first=False, all_reduce_max=lambda _: (5.0, 0.0, 0.0, 0.0))
+    training.engine.ranks, training.engine.step = ranks, Mock(return_value=StepReport(1, True, {}))
+    loop = trainer._Loop(training, loaded.run, schedule)
+    loop.decide([])
+    loop.progress.minutes += 2.0        # its own saving took so long
+    loop.one_step()
+    assert training.engine.step.call_args.args[1] == learning_rate(schedule, 0, 5.0)
 
 
 def test_a_signal_saves_and_ends(path, tmp_path, monkeypatch):
@@ -168,6 +201,14 @@ def test_a_step_without_trained_tokens_moves_nothing(path):
     assert not report.applied and report.norm == 0.0
 
 
+def test_lines_are_cut_off_but_never_added_by_a_file_that_is_shorter(tmp_path):
+    metrics = MetricLogger(tmp_path / trainer.METRICS_FILE)
+    metrics.write_check(1, {}, {})
+    text = (tmp_path / trainer.METRICS_FILE).read_text()
+    metrics.cut(1000)
+    assert (tmp_path / trainer.METRICS_FILE).read_text() == text
+
+
 def test_a_lack_of_memory_names_the_settings_to_lower(path, monkeypatch):
     loaded = experiment.load(path)
     training = experiment.build(loaded)
@@ -195,6 +236,8 @@ def test_a_stage_with_lora_trains_it_and_its_result_is_merged_when_read(tmp_path
     run(path, "run.steps=2")
     final = tmp_path / "out" / trainer.FINAL_FOLDER
     plain, with_layers = checkpoint.load(final), checkpoint.load(final, keep_lora=True)
+    with pytest.raises(ConfigError, match=r"lora\.targets: qproj: the LLM has down_proj"):
+        run(path, f"output={tmp_path / 'next'}", "stage.lora.targets=[qproj, down_proj]")
     assert plain.settings.lora is None and with_layers.settings.lora is not None
     names = [name for name, _ in with_layers.named_parameters() if "lora_" in name]
     assert len(names) == 4 and not any("lora_" in name for name, _ in plain.named_parameters())
@@ -228,6 +271,15 @@ def test_other_settings_are_told_and_go_on_only_where_they_change_nothing_or_are
     assert "goes on with other settings: data.workers 0, now 1; run.steps 1, now 2" in log.text
     assert run(path, "run.steps=3", "schedule.rate=0.5", "run.changed=true").step == 3
     assert run(path, "run.steps=3", "schedule.rate=0.5").step == 3
+
+
+def test_wanted_changes_of_the_optimizer_take_hold(path):
+    run(path, "run.steps=1")
+    before = result(path)
+    run(path, "run.steps=2", "stage.rates={llm: 0}", "run.changed=true")
+    moved = {group_of(name) for name, value in result(path).items()
+             if not torch.equal(value, before[name])}  # fmt: skip
+    assert moved == {"encoder", "adapter", "speech"}
 
 
 def test_a_checkpoint_of_an_earlier_version_goes_on_by_its_old_names(tmp_path):
@@ -275,6 +327,21 @@ def test_an_encoder_cache_that_cannot_be_kept_does_not_spoil_the_end(tmp_path, i
         place.write_bytes(b"no cache")
         assert run(path, *settings, f"output={tmp_path / 'next'}").step == 1
         assert "cache.safetensors: cannot be read" in log.text
+
+
+def test_a_kill_while_the_old_folder_is_removed_leaves_the_new_one(tmp_path, monkeypatch):
+    path = tmp_path / "final"
+    for text in ("old", "new"):
+        with suppress(KeyboardInterrupt), files.whole_folder(path, replace=True) as part:
+            (part / "a").write_text(text)
+
+            def killed(place: Path, **_: Any) -> None:
+                if (place / "a").exists():
+                    (place / "a").unlink()
+                    raise KeyboardInterrupt
+
+            monkeypatch.setattr(files.shutil, "rmtree", killed)
+    assert (path / "a").read_text() == "new"
 
 
 def test_a_full_disk_at_the_result_leaves_nothing_half(path, tmp_path, monkeypatch):
