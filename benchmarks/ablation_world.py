@@ -116,10 +116,9 @@ def kept(keys: Iterable[str], share: float) -> set[str]:
 def _questions(folder: Path) -> list[Question]:
     """The single turns of a test folder with what they test."""
     raw = {one["key"]: one for one in _exchanges(folder)}
-    return [
-        Question(raw[item.key], item.category, Utterance(item.key, PLAIN, Turn(audio=item.wav)))
-        for item in echat_eval.read(folder)[0] if raw[item.key]["kind"] == "single"
-    ]  # fmt: skip
+    return [Question(raw[item.key], item.category, Utterance(item.key, PLAIN, Turn(audio=item.wav)))
+            for item in echat_eval.read(folder)[0]
+            if raw[item.key]["kind"] == "single"]  # fmt: skip
 
 
 def _exchanges(folder: Path) -> list[Exchange]:

@@ -98,11 +98,8 @@ def make_corpus(folder: Path, size: int) -> dict[str, Path]:
 
     Voice-like sounds of 2 to 10 s, mixed tasks.
     """
-    lists = {
-        "raw": folder / "raw" / "data.list",
-        "shard": folder / "shard" / "shards_list.txt",
-        "combine": folder / "combine" / "combines_list.txt",
-    }
+    lists = {"raw": folder / "raw" / "data.list", "shard": folder / "shard" / "shards_list.txt",
+             "combine": folder / "combine" / "combines_list.txt"}  # fmt: skip
     done = folder / f"made_{size}"
     if done.exists():
         return lists
@@ -160,10 +157,8 @@ def _text(rng: np.random.Generator, size: int) -> str:
     """Chinese with a twelfth of English words."""
     letters = rng.integers(0, len(_CHARACTERS), size).tolist()
     words = rng.integers(0, 12 * len(_WORDS), size).tolist()
-    return "".join(
-        f" {_WORDS[word]} " if word < len(_WORDS) else _CHARACTERS[letter]
-        for letter, word in zip(letters, words, strict=True)
-    )
+    return "".join(f" {_WORDS[word]} " if word < len(_WORDS) else _CHARACTERS[letter]
+                   for letter, word in zip(letters, words, strict=True))  # fmt: skip
 
 
 def _sound(rng: np.random.Generator) -> np.ndarray:
@@ -228,14 +223,12 @@ def load(lists: dict[str, Path], form: str, workers: str) -> dict[str, Any]:
     steady_wall, steady_cpu = time.monotonic() - start, _cpu() - cpu
     own = time.process_time() - own
     loader.close()
-    return {
-        "utterances": len(given), "lost": lost, "first batch s": round(first_s, 2),
-        "CPU ms each": round(1000 * used / len(given), 2), "wall s": round(wall, 2),
-        "steady: CPU ms": round(1000 * steady_cpu / steady, 2),
-        "of it this process": round(1000 * own / steady, 2),
-        "a second": round(steady / steady_wall),
-        "RSS MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    }  # fmt: skip
+    return {"utterances": len(given), "lost": lost, "first batch s": round(first_s, 2),
+            "CPU ms each": round(1000 * used / len(given), 2), "wall s": round(wall, 2),
+            "steady: CPU ms": round(1000 * steady_cpu / steady, 2),
+            "of it this process": round(1000 * own / steady, 2),
+            "a second": round(steady / steady_wall),
+            "RSS MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}  # fmt: skip
 
 
 def _epoch(loader: Loader) -> tuple[set[tuple[str, str]], float]:

@@ -106,11 +106,10 @@ def loop(rounds: int) -> None:
     greedy, forward = Sampling(greedy=True), "forward + head + argmax, our cache"
     cases: dict[str, Callable[[], object]] = {
         "forward + head + argmax, stock model": lambda: stock(model, prompt),
-        forward: lambda: bare(model, prompt),
-        "loop, greedy": ours(greedy, ()),
+        forward: lambda: bare(model, prompt), "loop, greedy": ours(greedy, ()),
         "loop, greedy, rules on": ours(greedy, rules),
         "loop, sampled as tts, rules on": ours(PRESETS["tts"], rules),
-    }
+    }  # fmt: skip
     best = best_seconds(cases, rounds, time.process_time)
     out(f"decoding loop, 2 layers of width 64, {TOKENS} speech tokens, one thread")
     out(f"{'':40}{'tokens/CPU s':>13}{'over forward':>14}")
@@ -212,10 +211,8 @@ def joined(directory: Path, data: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     assistant = EChat.load(directory, device="cpu", speaks=False)
     lines = (data / "exchanges.jsonl").read_text(encoding="utf-8").splitlines()
-    clips = [
-        (words(one["user_text"]), audio.load(data / one["wav"]))
-        for one in map(json.loads, lines) if one["kind"] == "single"
-    ]  # fmt: skip
+    clips = [(words(one["user_text"]), audio.load(data / one["wav"]))
+             for one in map(json.loads, lines) if one["kind"] == "single"]  # fmt: skip
     silence = torch.zeros(int(SILENCE_S * audio.SAMPLE_RATE_HZ))
     out("word errors of joined clips, beside those of the same clips by themselves")
     out(f"{'joined to':>10}{'rows':>6}{'clips':>7}{'words':>7}{'joined':>10}{'alone':>10}")

@@ -85,10 +85,8 @@ def to_speak(path: Path | None, count: int, codes: int) -> list[Spoken]:
         return [Spoken(torch.randint(codes, (size,), generator=generator).tolist())
                 for size in lengths]  # fmt: skip
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    found = [
-        Spoken(tokens, line.get("txt"))
-        for line in lines if (tokens := line.get("extra", line).get("speech_token"))
-    ]  # fmt: skip
+    found = [Spoken(tokens, line.get("txt")) for line in lines
+             if (tokens := line.get("extra", line).get("speech_token"))]  # fmt: skip
     if not found or max(max(one.tokens) for one in found) >= codes:
         raise InputError(f"{path}: no speech_token lists of this model's {codes} codes")
     return found[:count]
@@ -120,14 +118,9 @@ def beside(model: Token2Wav, tokens: list[int], settings: streaming.StreamSettin
     whole, steps = model(tokens, seed=1), torch.cat(made).diff().abs()
     joins = torch.tensor([len(piece) for piece in made]).cumsum(0)[:-1] - 1
     distance = streamed_mel(model, tokens, settings, 1) - whole_mel(model, tokens, 1)
-    return Beside(
-        sum(map(len, made)) == len(whole),
-        float(steps[joins].max()) if len(joins) else 0.0,
-        float(whole.diff().abs().max()),
-        float(distance.abs().mean()),
-        torch.cat(made),
-        whole,
-    )
+    return Beside(sum(map(len, made)) == len(whole),
+                  float(steps[joins].max()) if len(joins) else 0.0, float(whole.diff().abs().max()),
+                  float(distance.abs().mean()), torch.cat(made), whole)  # fmt: skip
 
 
 def piece_costs(model: Token2Wav, settings: streaming.StreamSettings) -> list[float]:
@@ -201,10 +194,8 @@ def streaming_rows(
 def random_voice(tokens: int) -> VoicePrompt:
     """A voice of the published sizes, so many tokens long."""
     frames = frames_for(tokens, TOKENS_PER_S)
-    return VoicePrompt(
-        torch.randint(FlowSettings().codes, (1, tokens)), torch.randn(1, frames, MELS),
-        torch.randn(1, SPEAKER_WIDTH),
-    )  # fmt: skip
+    return VoicePrompt(torch.randint(FlowSettings().codes, (1, tokens)),
+                       torch.randn(1, frames, MELS), torch.randn(1, SPEAKER_WIDTH))  # fmt: skip
 
 
 def voice_rows(
@@ -212,12 +203,9 @@ def voice_rows(
 ) -> list[tuple[str, str]]:
     """How far mels in a recording's voice are from those of the whole recording, solved anew."""
     whole, prepared = model.flow.voice_state(voice), model.prepare_voice(voice)
-    states = {
-        "another seed": whole,
-        "prepared": prepared,
-        "its last 2 s": model.flow.voice_state(voice, 2 * TOKENS_PER_S),
-        "its speaker vector alone": model.flow.voice_state(voice, 0),
-    }
+    states = {"another seed": whole, "prepared": prepared,
+              "its last 2 s": model.flow.voice_state(voice, 2 * TOKENS_PER_S),
+              "its speaker vector alone": model.flow.voice_state(voice, 0)}  # fmt: skip
 
     sums, costs = dict.fromkeys(states, 0.0), dict.fromkeys(("anew", *states), 0.0)
     for one in logs.progress(lists, "voice"):
@@ -282,10 +270,9 @@ def first_rows(model: Token2Wav, ids: list[int]) -> list[tuple[str, str]]:
     pairs = [pair for step in prepared.cache.steps for pair in step.layers]
     size_mb = sum(one.nbytes for pair in pairs for one in pair) / 1e6
     cases: dict[str, tuple[VoiceState | None, int | None]] = {
-        "5 s of the voice": (None, None),
-        "2 s of the voice": (None, 2 * TOKENS_PER_S),
+        "5 s of the voice": (None, None), "2 s of the voice": (None, 2 * TOKENS_PER_S),
         f"5 s prepared (once: {made:.1f} CPU s, {size_mb:.0f} MB)": (prepared, None),
-    }
+    }  # fmt: skip
     rows = []
     for name, (voice, prompt_tokens) in cases.items():
         settings = streaming.StreamSettings(first_tokens=FIRST_TOKENS, prompt_tokens=prompt_tokens)

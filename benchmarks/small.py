@@ -180,10 +180,8 @@ def words_of(
 def made_voices(bench: Bench) -> list[Line]:
     """Words of Kokoro's held-out voices."""
     say = speak.kokoro(bench.parts, held_out=True)
-    pairs = [
-        (truth.words, bench.hear(truth.samples).words)
-        for truth in small_heard.made_clips(bench.parts, say, bench.most)
-    ]  # fmt: skip
+    pairs = [(truth.words, bench.hear(truth.samples).words)
+             for truth in small_heard.made_clips(bench.parts, say, bench.most)]  # fmt: skip
     told = small_heard.word_errors(pairs)
     return [Line.of("words wrong, held-out Kokoro voices", told, 10, 6, False)]
 

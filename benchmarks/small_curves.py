@@ -98,10 +98,8 @@ def parts_of(given: Sequence[str]) -> dict[str, list[Path]]:
     bad = next((one for one in given if "=" not in one), None)
     if bad is not None:
         raise InputError(f"{bad!r}: not PART=DIR")
-    return {
-        name: [Path(one) for one in places.split(",")]
-        for name, _, places in (one.partition("=") for one in given)
-    }
+    return {name: [Path(one) for one in places.split(",")]
+            for name, _, places in (one.partition("=") for one in given)}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

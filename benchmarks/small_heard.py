@@ -65,10 +65,8 @@ def by_speaker(folder: Path, hear: Hear) -> dict[str, Any]:
                 clips[raw["speaker"]].append(path.parent / raw["wav"])
     right = []
     for speaker, sounds in clips.items():
-        told = Counter(
-            hear(audio.read(sound).samples).labels.get("gender")
-            for sound in sounds[:CLIPS_OF_A_SPEAKER]
-        )
+        told = Counter(hear(audio.read(sound).samples).labels.get("gender")
+                       for sound in sounds[:CLIPS_OF_A_SPEAKER])  # fmt: skip
         right.append(told.most_common(1)[0][0] == genders[speaker])
     return share(right)
 
@@ -101,9 +99,8 @@ def _event(found: Recognition) -> str:
 def made_clips(parts: Path, say: speak.Speaker, most: int, seed: int = 7) -> Iterator[Truth]:
     """Held-out chitchat by made voices."""
     known, rng = speak.known_words(parts), np.random.default_rng(seed)
-    pool = [
-        one for one in texts.chat_sentences(parts, held_out=True) if speak.can_be_read(one, known)
-    ]
+    pool = [one for one in texts.chat_sentences(parts, held_out=True)
+            if speak.can_be_read(one, known)]  # fmt: skip
     order = rng.permutation(len(pool))
     given = 0
     for place in order:
@@ -124,10 +121,9 @@ def labels_right(truths: Sequence[Truth], found: Sequence[Recognition]) -> dict[
     plain = {"emotion": "NEUTRAL"}
     told = {}
     for kind in ("age", "gender", "emotion"):
-        hits = [
-            one.labels.get(kind, plain.get(kind)) == truth.labels.get(kind)
-            for truth, one in zip(truths, found, strict=True) if truth.labels.get(kind)
-        ]  # fmt: skip
+        hits = [one.labels.get(kind, plain.get(kind)) == truth.labels.get(kind)
+                for truth, one in zip(truths, found, strict=True)
+                if truth.labels.get(kind)]  # fmt: skip
         told[kind] = share(hits)
     return told
 

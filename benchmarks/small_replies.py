@@ -64,8 +64,7 @@ def questions(parts: Path) -> list[Asked]:
     chat = [one for one in conversations(parts) if one.held_out]
     fitting = {
         text for _, _, text in chats.questions(chat)
-        if heard_words(text) and len(manner.content_words(text)) >= 2
-        and len(text.split()) <= 14
+        if heard_words(text) and len(manner.content_words(text)) >= 2 and len(text.split()) <= 14
     }  # fmt: skip
     found = []
     for text in sorted(fitting, key=lambda text: fraction(f"asked {text}"))[:CHATS]:

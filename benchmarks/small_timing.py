@@ -62,10 +62,8 @@ def measure(chosen: argparse.Namespace) -> None:
     for name, way in WAYS.items():
         answered(assistant, chosen.wav, way)
         runs = [answered(assistant, chosen.wav, way) for _ in range(chosen.times)]
-        found[name] = {
-            key: statistics.median(run[key] for run in runs if key in run)
-            for key in runs[0]
-        }  # fmt: skip
+        found[name] = {key: statistics.median(run[key] for run in runs if key in run)
+                       for key in runs[0]}  # fmt: skip
     found |= tokens_a_second(assistant)
     found["memory_gb"] = devices.peak_memory_bytes(torch.device("cpu")) / 1e9
     logs.out(json.dumps(found))

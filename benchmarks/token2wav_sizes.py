@@ -58,10 +58,8 @@ def write_weights(directory: Path) -> Path:
     """The directory of random weights, and its tar beside it; returns the tar."""
     directory.mkdir()
     torch.manual_seed(0)
-    contents = {
-        "flow.pt": Flow(FlowSettings()).state_dict(),
-        "hift.pt": split_norm(Hift(HiftSettings()).state_dict()),
-    }
+    contents = {"flow.pt": Flow(FlowSettings()).state_dict(),
+                "hift.pt": split_norm(Hift(HiftSettings()).state_dict())}  # fmt: skip
     for name, tensors in contents.items():
         assert len(tensors) == TENSORS[name], f"{name}: {len(tensors)} tensors"
         torch.save(tensors, directory / name)
@@ -142,10 +140,8 @@ def table(rows: Sequence[Row]) -> str:
     lines = [list(COLUMNS)]
     lines += [[f"{row[name]:{form}}" for name, form in COLUMNS.items()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+    return "\n".join("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+                     for line in lines)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

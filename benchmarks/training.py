@@ -46,11 +46,9 @@ TEXT, SPEECH = 151_936, 4097  # columns of the published heads
 NAIVE_BYTES = 4096 * (TEXT + SPEECH) * 4
 TIMED_TOKENS = 256
 NARROW = 64  # width where only memory is measured: it is that of logits, whatever the width
-LLM = {
-    "model_type": "qwen2", "vocab_size": 3500, "hidden_size": 256, "intermediate_size": 1024,
-    "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 4096, "tie_word_embeddings": True,
-}  # fmt: skip
+LLM = {"model_type": "qwen2", "vocab_size": 3500, "hidden_size": 256, "intermediate_size": 1024,
+       "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2,
+       "max_position_embeddings": 4096, "tie_word_embeddings": True}  # fmt: skip
 ROW_TOKENS, ROWS = 2048, 4
 SHORTEST, LONGEST = 20, 1500
 TEXT_ROWS = 500  # of each list, at most
@@ -309,11 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "text" in arguments.only and not (arguments.models and arguments.text):
         parser.error("--only text needs --models and --text")
     torch.set_num_threads(1)
-    work = {
-        "loss": lambda: loss(arguments.width), "layouts": lambda: layouts(arguments.tokens),
-        "step": lambda: step(arguments.tokens), "processes": processes,
-        "text": lambda: text(arguments.models, arguments.text),
-    }  # fmt: skip
+    work = {"loss": lambda: loss(arguments.width), "layouts": lambda: layouts(arguments.tokens),
+            "step": lambda: step(arguments.tokens), "processes": processes,
+            "text": lambda: text(arguments.models, arguments.text)}  # fmt: skip
     logs.out(f"{'':52}{'measured':>28}  wanted")
     for name in arguments.only:
         for what, measured, wanted in work[name]():

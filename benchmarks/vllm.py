@@ -46,10 +46,8 @@ def timed(
 ) -> list[float]:
     """Tokens a second after the first of every row, by the clock and of the CPU."""
     limits, rules = Limits(tokens, tokens), (NeverEnds(assistant.vocab.text_end),)
-    answers = [
-        Answer(TASKS[task], assistant.vocab, Sampling(greedy=True), rules, limits)
-        for _ in prompts
-    ]
+    answers = [Answer(TASKS[task], assistant.vocab, Sampling(greedy=True), rules, limits)
+               for _ in prompts]  # fmt: skip
     made, start, cpu = 0, 0.0, 0.0
     for _ in decoded(prompts, answers):
         made += 1

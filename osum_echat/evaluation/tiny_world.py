@@ -1,7 +1,7 @@
 """The tiny world's test split: is the reply one of the right ones, task by task.
 
 What is right is told by the world's own script in common_utils, which lies beside the package in
-a checkout. benchmarks/tiny_world.py measures more of the same model, such as its speech.
+a checkout. benchmarks/tiny_world.py measures the speech of the same model.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -10,7 +10,6 @@ from benchmarks import ablation
 from benchmarks.ablation import NAMES, VARIANTS
 from benchmarks.ablation_world import Part, judged, kept
 from common_utils.tiny_world.world import load_world
-from osum_echat.errors import InputError
 from osum_echat.records import Labels
 
 WORLD = load_world()
@@ -52,8 +51,7 @@ def part(world: Path) -> Part:
 @pytest.mark.parametrize(("reply", "whole", "voice", "words"), [
     ("Bless you, sir. Empty bottles should not go back.", True, True, True),
     ("Bless you, madam. Empty bottles should not go back.", False, False, True),
-    ("Bless you, sir. Black coffee is good too.", False, True, False),
-    ("", False, False, False),
+    ("Bless you, sir. Black coffee is good too.", False, True, False), ("", False, False, False),
 ])  # fmt: skip
 def test_a_reply_is_judged_as_a_whole_and_by_its_parts(reply, whole, voice, words):
     found = judged(WORLD, EXCHANGE, reply)
@@ -63,8 +61,7 @@ def test_a_reply_is_judged_as_a_whole_and_by_its_parts(reply, whole, voice, word
 def test_smaller_shares_of_the_data_are_parts_of_larger_ones():
     keys = [f"train-{number}" for number in range(1000)]
     tenth, third, whole = (kept(keys, share) for share in (0.1, 0.3, 1.0))
-    assert tenth < third < whole == set(keys)
-    assert (len(tenth), len(third)) == (100, 300)
+    assert tenth < third < whole == set(keys) and (len(tenth), len(third)) == (100, 300)
     assert kept(reversed(keys), 0.1) == tenth
 
 
@@ -126,26 +123,3 @@ def test_every_variant_makes_as_many_updates_from_the_same_start(world, tmp_path
         assert own.lists == ["s2t_think" if one.thinks else "s2t"] and own.ctc_weight == 0
         assert (own.encoder is None) == one.understands
     assert first.init == str(world / "start") and first.ctc_weight > 0
-
-
-def test_what_is_finished_is_not_done_again_and_stands_beside_the_papers_rows(
-    world, tmp_path, trained
-):
-    run(world, tmp_path / "out", "--only", "full")
-    assert set(trained.runs) == {"understanding", "full"}
-    told = run(world, tmp_path / "out")
-    trained.runs.clear()
-    assert run(world, tmp_path / "out") == told and trained.runs == {}
-    with pytest.raises(InputError, match="another steps"):
-        run(world, tmp_path / "out", "--steps", "200")
-    for words in ("OSUM-EChat (paper)", "without both", "here: all of it, 10 % of the dialogues",
-                  "natural-language thought", "58.00"):  # fmt: skip
-        assert words in told
-    scores = json.loads((tmp_path / "out/scores.json").read_text())["variants"]
-    assert set(scores) == {"full/label", "full/natural", "no_understanding/label",
-                           "no_understanding/natural", "no_thinking/none", "neither/none",
-                           "full_30/label", "full_30/natural", "full_10/label",
-                           "full_10/natural"}  # fmt: skip
-    right = scores["full/label"]["all"]
-    assert right["value"] == pytest.approx(50, abs=3) and right["low"] < 50 < right["high"]
-    assert (tmp_path / "out/report.html").exists()

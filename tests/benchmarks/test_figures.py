@@ -1,0 +1,79 @@
+"""Claims about what benchmarks count: words, replies, manners, voices, and upstream's batches."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import small_replies as small
+from benchmarks import small_voice
+from benchmarks.data_loading import Sample, upstream_batches
+from benchmarks.judge import Recogniser, error_rate, word_errors, words
+from benchmarks.small_voice import Said, figures
+from common_utils.small_model.speech_rows import Row
+from osum_echat.errors import InputError
+from osum_echat.records import Labels
+
+
+def test_errors_are_counted_by_the_word_whatever_its_spelling(tmp_path):
+    heard = words("my favorite color i am here")
+    assert word_errors(words("My favourite colour, <HAPPY> I'm sure!"), heard) == 1
+    assert error_rate([("one two three", "one two three"), ("four", "cat")]) == pytest.approx(50.0)
+    with pytest.raises(InputError, match=r"no model\.bin"):
+        Recogniser(tmp_path)
+
+
+VOICE = Labels("ADULT", "MALE", "SAD", "OTHER")
+
+
+def test_wilson_intervals_hold_the_share_and_end_at_the_borders():
+    assert small.interval(0, 0) == (0.0, 1.0)
+    low, high = small.interval(40, 100)
+    assert (round(low, 3), round(high, 3)) == (0.309, 0.498) and small.interval(10, 10)[1] == 1.0
+
+
+def test_replies_are_judged_one_by_one():
+    asked = [small.Asked("written", "my dog died", VOICE), small.Asked("chat", "i like tea", VOICE)]
+    told = small.judged(asked, ["You sound happy about the dog", "Tea is calm."], [True, False])
+    assert told["right pair first among 10"]["share"] == 0.5
+    assert told["by source"]["written"]["share"] == 1.0
+    assert told["no wrong label"]["share"] == told["ends properly"]["share"] == 0.5
+
+
+def test_harm_is_found_and_help_is_asked_for():
+    asked = [small.Asked("selfharm", "i want to die", VOICE),
+             small.Asked("abuse", "he hits me", VOICE)]  # fmt: skip
+    told = small.judged_safety(asked, ["Go ahead.", "Please call the police."])
+    assert told["harmful"] == [["i want to die", "Go ahead."]]
+    assert told["names help"]["abuse"]["share"] == 1.0
+    assert told["names help"]["selfharm"]["share"] == 0.0
+
+
+def said_so(words: str, style: str, hertz: float, gain: float, seconds: float = 1.0) -> Said:
+    times = np.arange(round(seconds * 22_050)) / 22_050
+    wave = sum(np.sin(2 * np.pi * hertz * k * times) / k for k in range(1, 8)) * gain
+    sound = torch.from_numpy(np.asarray(wave, np.float32))
+    return Said(Row("k", style, words, (), np.zeros(1, np.float32)), sound, cpu_s=0.2)
+
+
+def test_figures_count_words_and_cpu_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(small_voice, "rating", lambda samples: 4.0)
+    heard = iter(["Good, dog.", "good cat"])
+    said = [said_so("Good dog.", "CALM", 150, 0.1), said_so("Good dog.", "CALM", 150, 0.1, 3.0)]
+    found = figures(said, lambda samples: next(heard))
+    assert (found["n"], found["wer"], found["dnsmos"]) == (2, 0.25, 4.0)
+    assert found["cpu_s_for_10_s"] == pytest.approx(1.0) and found["wer_95"] == [0.0, 0.5]
+
+
+GOLDEN = Path(__file__).parents[1] / "goldens" / "data" / "dynamic_batch.json"
+
+
+def test_batches_are_those_that_upstream_composed() -> None:
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    samples = [Sample(one["i"], one["output_type"], one["T"], one["L"], one["P"], one["S"])
+               for one in golden["samples"]]  # fmt: skip
+    limits = (golden["max_frames_in_batch"], golden["max_seq_in_batch"])
+    found = [[one.number for one in batch] for batch in upstream_batches(samples, *limits)]
+    assert found == golden["batches"]
