@@ -5,11 +5,17 @@ The browser is looked for on PATH or named by CHROMIUM; playwright is in require
 
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from osum_echat.paths import HOUSE
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -29,3 +35,21 @@ def chromium(*flags: str) -> Iterator[Any]:
         )
         yield opened
         opened.close()
+
+
+@contextmanager
+def gradio_door(folder: Path, *options: str) -> Iterator[str]:
+    """The address of infer_gradio.py, started on a CPU; its log lies in the folder."""
+    log, words = folder / "out", [sys.executable, "infer_gradio.py", "--device", "cpu", *options]
+    with log.open("w") as out:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        door = subprocess.Popen(words, stdout=out, cwd=HOUSE, env=environment)
+    try:
+        limit = time.monotonic() + 300
+        while "open http" not in log.read_text():
+            assert door.poll() is None and time.monotonic() < limit, log.read_text()
+            time.sleep(0.5)
+        yield log.read_text().split()[1]
+    finally:
+        door.terminate()
+        door.wait(60)

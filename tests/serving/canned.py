@@ -1,5 +1,6 @@
 """An assistant of canned events, for what is about the conversation and not about the model."""
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 
 from osum_echat.inference import reply
@@ -74,11 +76,10 @@ class Canned:
                 yield reply.AudioPiece(sound[-1], RATE_HZ)
         yield reply.Done(reply.Reply(
             task=task.tag, heard=self.heard if thinks else None,
-            thought=THOUGHT if thinks else None,
-            labels=self.labels if thinks else Labels(), text=said,
-            speech_tokens=(1, 2, 3) if sound else (), wave=torch.cat(sound) if sound else None,
-            sample_rate_hz=RATE_HZ if sound else None, audio_in_s=1.0, timings=TIMINGS,
-            prompt_tokens=7, text_tokens=5,
+            thought=THOUGHT if thinks else None, labels=self.labels if thinks else Labels(),
+            text=said, speech_tokens=(1, 2, 3) if sound else (),
+            wave=torch.cat(sound) if sound else None, sample_rate_hz=RATE_HZ if sound else None,
+            audio_in_s=1.0, timings=TIMINGS, prompt_tokens=7, text_tokens=5,
             stopped_by="interrupt" if stopped() else "end",
         ))  # fmt: skip
 
@@ -93,3 +94,11 @@ class Loud:
 def service(assistant: Any = None, turn_model: Any = None, **more: Any) -> Service:
     return Service(assistant or Canned(), "tiny", Loud(), turn_model, ThreadPoolExecutor(4),
                    LiveMetrics(), **more)  # fmt: skip
+
+
+def wav(seconds: float = 1.0, rate_hz: int = 16_000) -> bytes:
+    """A sound file of noise."""
+    noise = np.random.default_rng(3).normal(0, 0.1, round(seconds * rate_hz)).astype(np.float32)
+    file = io.BytesIO()
+    soundfile.write(file, noise, rate_hz, "PCM_16", format="WAV")
+    return file.getvalue()

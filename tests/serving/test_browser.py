@@ -1,12 +1,7 @@
-"""The page in a real browser, with the tiny model: what people do there, by hand of a driver.
-"""
+"""The page in a real browser, with the tiny model: what people do there, by hand of a driver."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-import time
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from osum_echat.paths import HOUSE, TINY
-from tests.browsing import chromium
+from osum_echat.paths import TINY
+from tests.browsing import chromium, gradio_door
 
 pytestmark = pytest.mark.slow
 PATIENCE_MS = 120_000           # a reply on a busy CPU
@@ -35,23 +30,9 @@ Open = Callable[..., Any]
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page, served by the door itself."""
     place = tmp_path_factory.mktemp("page")
-    log, book = place / "out", place / "feedback.jsonl"
-    with log.open("w") as out:
-        door = subprocess.Popen(
-            [sys.executable, "infer_gradio.py", "--model", "tiny", "--device", "cpu", "--feedback",
-             str(book)],
-            stdout=out, cwd=HOUSE, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-    try:
-        for _ in range(600):
-            assert door.poll() is None
-            if "open http" in log.read_text():
-                break
-            time.sleep(0.5)
-        yield log.read_text().split()[1]
-    finally:
-        door.terminate()
-        door.wait(60)
+    feedback = str(place / "feedback.jsonl")
+    with gradio_door(place, "--model", "tiny", "--feedback", feedback) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +83,14 @@ def samples_heard(page: Any) -> list[list[int]]:
     return page.evaluate(COUNT_JS)
 
 
+def answered(page: Any, sound: str | None, end: str = SOUND) -> None:
+    """Ask, with a sample where one is named, and wait for what ends the answer."""
+    if sound is not None:
+        upload(page, TINY / "samples" / sound)
+    page.click("#send")
+    page.wait_for_selector(end)
+
+
 def saved(page: Any, selector: str, path: Path) -> Path:
     """What a click on it downloads."""
     with page.expect_download() as given:
@@ -112,9 +101,7 @@ def saved(page: Any, selector: str, path: Path) -> Path:
 
 def test_a_wav_is_answered_in_text_and_sound_and_the_next_turn_follows(tab, tmp_path):
     page = tab()
-    upload(page, TINY / "samples" / "question_2.wav")
-    page.click("#send")
-    page.wait_for_selector(SOUND)
+    answered(page, "question_2.wav")
     assert re.search(r"\w+ \w+", page.inner_text(f"{DONE} .osum-text"))
     assert page.locator(".osum-chip").count() >= 3
     assert page.locator(f"{CHAT} .user .minimal-audio-player").count() == 1
@@ -124,11 +111,8 @@ def test_a_wav_is_answered_in_text_and_sound_and_the_next_turn_follows(tab, tmp_
     page.wait_for_selector(f"{CHAT} .thought-group .osum-text:has-text('The user said')")
     link = f"{CHAT} .bot-row ~ .message-buttons a, {CHAT} .message-buttons-left a"
     with wave.open(str(saved(page, f"{link} >> nth=-1", tmp_path / "reply.wav"))) as sound:
-        assert samples_heard(page) == [[22_050, sound.getnframes()]]
-        assert sound.getnframes() > 11_025
-    upload(page, TINY / "samples" / "question_4.wav")
-    page.click("#send")
-    page.wait_for_selector(f"{SOUND} >> nth=1")
+        assert samples_heard(page) == [[22_050, sound.getnframes()]] and sound.getnframes() > 11_025
+    answered(page, "question_4.wav", f"{SOUND} >> nth=1")
     assert page.locator(DONE).count() == 2 and len(samples_heard(page)) == 1
     turns = json.loads(saved(page, "#save", tmp_path / "chat.json").read_text(encoding="utf-8"))
     assert [turn["file"] for turn in turns] == ["question_2.wav", "question_4.wav"]
@@ -142,9 +126,7 @@ def test_a_wav_is_answered_in_text_and_sound_and_the_next_turn_follows(tab, tmp_
 def test_two_kinds_of_thought_answer_side_by_side(tab):
     page = tab()
     page.click("#models label >> nth=1")
-    upload(page, TINY / "samples" / "question_2.wav")
-    page.click("#send")
-    page.wait_for_selector(f"{SOUND} >> nth=1")
+    answered(page, "question_2.wav", f"{SOUND} >> nth=1")
     left, right = (page.locator(CHAT).nth(number).bounding_box() for number in range(2))
     assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
     assert len(samples_heard(page)) == 2
@@ -158,28 +140,20 @@ def test_the_microphone_is_recorded_and_answered(tab):
     page.wait_for_timeout(RECORDED_MS)
     page.click("#clip button:has-text('Stop'):visible")
     page.wait_for_timeout(3_000)
-    page.click("#send")
-    page.wait_for_selector(SOUND)
-    assert "boss" in page.inner_text(DONE)
-    assert samples_heard(page)[0][1] > 11_025
+    answered(page, None)
+    assert "boss" in page.inner_text(DONE) and samples_heard(page)[0][1] > 11_025
 
 
-def test_words_are_spoken(tab):
+def test_words_are_spoken_and_labels_listened_for(tab):
     page = tab()
     choose(page, "Speak")
     page.fill("#text textarea", "<CALM>Hello my friend.")
-    page.click("#send")
-    page.wait_for_selector(SOUND)
+    answered(page, None)
     assert samples_heard(page)[0][1] > 11_025
-
-
-def test_labels_are_listened_for(tab):
     page = tab()
     choose(page, "Listen · words and labels")
     page.wait_for_selector("#listen_for")
-    upload(page, TINY / "samples" / "question.wav")
-    page.click("#send")
-    page.wait_for_selector(DONE)
+    answered(page, "question.wav", DONE)
     assert page.locator(".osum-chip").count() >= 2 and not samples_heard(page)
 
 
@@ -228,9 +202,7 @@ def test_two_users_are_answered_at_once_each_with_their_own(tab):
 
 def test_an_answer_can_be_stopped(tab):
     page = tab()
-    upload(page, TINY / "samples" / "question_3.wav")
-    page.click("#send")
-    page.wait_for_selector(".osum-reply")
+    answered(page, "question_3.wav", ".osum-reply")
     page.click("#stop")
     page.wait_for_selector(".osum-stopped")
     assert page.locator(".osum-reply").count() == page.locator(".osum-stopped").count() == 1

@@ -9,14 +9,21 @@ import pytest
 import soundfile
 
 from osum_echat.errors import InputError
-from osum_echat.inference.reply import Done, Reply
-from osum_echat.records import Labels
+from osum_echat.inference import reply as replies
+from osum_echat.records import Labels, Utterance
 from osum_echat.serving import chat, page, session, strings
 from osum_echat.serving.chat import MOST_SESSIONS, MOST_TURNS, ChatService, Form, Session
 from osum_echat.serving.feedback import Feedback
-from osum_echat.serving.session import HEARABLE, MENU, Limits, Refused, Voices
-from tests.serving.canned import RATE_HZ, TIMINGS, Canned
-from tests.serving.sounds import wav
+from osum_echat.serving.session import (
+    HEARABLE,
+    MENU,
+    Conversation,
+    Limits,
+    Question,
+    Refused,
+    Voices,
+)
+from tests.serving.canned import HEARD, RATE_HZ, TIMINGS, WORDS, Canned, wav
 
 
 @pytest.fixture
@@ -28,7 +35,7 @@ def clip(tmp_path: Path) -> Path:
 
 def service(tmp_path: Path, *assistants: Canned) -> ChatService:
     """A service of each assistant, in each kind of thought."""
-    models = {f"m{number}": assistant for number, assistant in enumerate(assistants)}
+    models = {f"m{number}": assistant for number, assistant in enumerate(assistants or [Canned()])}
     feedback = Feedback(tmp_path / "given" / "feedback.jsonl")
     voices = Voices(models.values(), ())
     return ChatService(session.served(models), voices, Limits(), feedback, tmp_path)
@@ -39,33 +46,32 @@ def run(at: ChatService, tab: Session, form: Form) -> list[dict]:
     return [json.loads(json.dumps(state)) for state in at.answer(tab, form)]
 
 
+def asked(tmp_path: Path, form: Form, *assistants: Canned) -> tuple[ChatService, Session]:
+    """A service and a tab of it that asked once."""
+    at = service(tmp_path, *assistants)
+    run(at, at.session("tab"), form)
+    return at, at.session("tab")
+
+
 def test_a_model_of_both_kinds_answers_twice_side_by_side(tmp_path, clip):
     assistant = Canned()
-    at = service(tmp_path, assistant)
-    tab = at.session("tab")
-    run(at, tab, Form(models=(0, 1), clip=clip))
+    _, tab = asked(tmp_path, Form(models=(0, 1), clip=clip), assistant)
     (turn,) = tab.turns
     assert [answer.kind for answer in turn.answers.values()] == ["label", "natural"]
     assert [options["thinking"] for _, options in assistant.asked] == ["label", "natural"]
     assert all(answer.state == chat.DONE for answer in turn.answers.values())
 
 
-def test_kinds_of_thought_answer_once_where_nothing_is_thought(tmp_path, clip):
-    assistant = Canned()
-    at = service(tmp_path, assistant)
-    run(at, at.session("tab"), Form("s2s", models=(0, 1), clip=clip))
+def test_where_nothing_is_thought_each_model_answers_once(tmp_path, clip):
+    form, assistant = Form("s2s", models=(0, 1), clip=clip), Canned()
+    asked(tmp_path, form, assistant)
     assert len(assistant.asked) == 1 and assistant.asked[0][1]["thinking"] is None
-
-
-def test_two_models_answer_even_without_a_thought(tmp_path, clip):
-    at = service(tmp_path, Canned("natural"), Canned("label"))
-    tab = at.session("tab")
-    run(at, tab, Form("s2s", models=(0, 1), clip=clip))
+    _, tab = asked(tmp_path, form, Canned("natural"), Canned("label"))
     assert [answer.model for answer in tab.turns[0].answers.values()] == ["m0", "m1"]
 
 
 def test_the_player_gets_every_sample_once_and_in_form(tmp_path, clip):
-    at = service(tmp_path, Canned())
+    at = service(tmp_path)
     tab = at.session("tab")
     states = run(at, tab, Form(clip=clip))
     for earlier, later in zip(states, states[1:], strict=False):
@@ -79,12 +85,9 @@ def test_the_player_gets_every_sample_once_and_in_form(tmp_path, clip):
 
 
 def test_a_chat_shows_words_labels_folded_thought_sound_and_timings(tmp_path, clip):
-    at = service(tmp_path, Canned())
-    tab = at.session("tab")
-    run(at, tab, Form(clip=clip))
-    shown = page._chat(tab, 0, "en")
-    asked, sent, body, thought, sound, details = shown["value"]
-    assert "question.wav · 1.0 s" in asked["content"] and sent["content"] == {"path": str(clip)}
+    _, tab = asked(tmp_path, Form(clip=clip))
+    question, sent, body, thought, sound, details = page._chat(tab, 0, "en")["value"]
+    assert "question.wav · 1.0 s" in question["content"] and sent["content"] == {"path": str(clip)}
     assert "my boss let me go" in body["content"] and "osum-done" in body["content"]
     assert "<small>emotion</small> sad" in body["content"]
     assert "osum-event" not in body["content"]      # OTHER: nothing was heard beside the words
@@ -98,29 +101,24 @@ def test_a_chat_shows_words_labels_folded_thought_sound_and_timings(tmp_path, cl
 
 
 def test_words_of_people_and_models_are_neither_html_nor_markdown(tmp_path):
-    at = service(tmp_path, Canned(words=("<script>*a*</script>\n\n# b",)))
-    tab = at.session("tab")
-    run(at, tab, Form("t2t", text="<b>Who?"))
-    asked, body, _ = page._chat(tab, 0, "en")["value"]
-    assert "&lt;b&gt;Who?" in asked["content"]
+    evil = Canned(words=("<script>*a*</script>\n\n# b",))
+    _, tab = asked(tmp_path, Form("t2t", text="<b>Who?"), evil)
+    question, body, _ = page._chat(tab, 0, "en")["value"]
+    assert "&lt;b&gt;Who?" in question["content"]
     assert "&lt;script&gt;*a*&lt;/script&gt;<br><br># b" in body["content"]
     assert body["content"].startswith("<div>") and "\n" not in body["content"]
 
 
 def test_a_conversation_can_be_saved(tmp_path, clip):
-    at = service(tmp_path, Canned())
-    tab = at.session("tab")
-    run(at, tab, Form(clip=clip))
-    (turn,) = json.loads(Path(page._saved(at, tab)).read_text(encoding="utf-8"))
+    (turn,) = json.loads(Path(page._saved(*asked(tmp_path, Form(clip=clip)))).read_text("utf-8"))
     (reply,) = turn["replies"]
     assert turn["file"] == "question.wav" and reply["heard"] == "my boss let me go"
     assert reply["labels"]["emotion"] == "sad" and reply["timings"]["total"] == 0.5
 
 
 def test_an_understanding_answer_is_shown_without_its_tags_and_as_written(tmp_path, clip):
-    at = service(tmp_path, Canned(words=("i lost my kite<CHILD><MALE>",)))
-    tab = at.session("tab")
-    run(at, tab, Form("listen", ("words", "age", "gender"), clip=clip))
+    form = Form("listen", ("words", "age", "gender"), clip=clip)
+    _, tab = asked(tmp_path, form, Canned(words=("i lost my kite<CHILD><MALE>",)))
     reply = tab.turns[0].answers[0]
     assert (reply.text, reply.raw) == ("i lost my kite", "i lost my kite<CHILD><MALE>")
 
@@ -128,42 +126,36 @@ def test_an_understanding_answer_is_shown_without_its_tags_and_as_written(tmp_pa
 def test_a_reply_behind_the_words_heard_is_shown_by_itself(tmp_path):
     said = "my boss let me go"
     answer = chat.Answer("key", "model", "")
-    answer.take(Done(Reply("<TRANSCRIBE> <S2TCHAT>", said, None, Labels(), f"{said}<开始回答>Oh.",
-                           (), None, None, 1.0, TIMINGS)), tmp_path)  # fmt: skip
+    whole = replies.Reply("<TRANSCRIBE> <S2TCHAT>", said, None, Labels(), f"{said}<开始回答>Oh.",
+                          (), None, None, 1.0, TIMINGS)  # fmt: skip
+    answer.take(replies.Done(whole), tmp_path)
     assert (answer.heard, answer.text) == (said, "Oh.")
 
 
 def test_an_error_on_the_way_is_told_in_its_reply_and_harms_no_other(tmp_path, clip):
-    at = service(tmp_path, Canned("label", error=InputError("too odd")), Canned("label"))
-    tab = at.session("tab")
-    run(at, tab, Form(models=(0, 1), clip=clip))
+    broken = Canned("label", error=InputError("too odd"))
+    _, tab = asked(tmp_path, Form(models=(0, 1), clip=clip), broken, Canned("label"))
     bad, good = tab.turns[0].answers.values()
     assert (bad.state, bad.problem, good.state) == (chat.FAILED, "too odd", chat.DONE)
 
 
-@pytest.mark.parametrize(
-    ("form", "reason"),
-    [
-        (Form(), "no_clip"), (Form("tts"), "no_text"), (Form("listen", ()), "no_label"),
-        (Form("tts", text="Hi.", models=()), "no_model"),
-        (Form("tts", text="Hi.", models=(7,)), "no_model"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("form", "reason"), [
+    (Form(), "no_clip"), (Form("tts"), "no_text"), (Form("listen", ()), "no_label"),
+    (Form("tts", text="Hi.", models=()), "no_model"),
+    (Form("tts", text="Hi.", models=(7,)), "no_model"),
+])  # fmt: skip
 def test_a_form_that_cannot_be_answered_adds_no_turn(tmp_path, form, reason):
-    at = service(tmp_path, Canned())
-    tab = at.session("tab")
+    at = service(tmp_path)
     with pytest.raises(Refused) as refusal:
-        run(at, tab, form)
-    assert refusal.value.reason == reason and not tab.turns
-    for language in strings.LANGUAGES:
-        assert strings.problem(refusal.value, language)
+        run(at, at.session("tab"), form)
+    assert refusal.value.reason == reason and not at.session("tab").turns
+    assert all(strings.problem(refusal.value, language) for language in strings.LANGUAGES)
 
 
 @pytest.mark.parametrize("form", [Form("dance"), Form("tts", text="Hi.", voice="/etc/passwd")])
 def test_a_choice_that_is_not_offered_is_refused(tmp_path, form):
-    at = service(tmp_path, Canned())
     with pytest.raises(InputError, match="not one of"):
-        run(at, at.session("tab"), form)
+        asked(tmp_path, form)
 
 
 def test_closing_the_page_stops_the_answer(tmp_path, clip):
@@ -175,16 +167,19 @@ def test_closing_the_page_stops_the_answer(tmp_path, clip):
     assert assistant.closed.is_set()
 
 
-def test_a_session_is_one_tabs_own_and_forgotten_when_it_leaves(tmp_path, clip):
-    at = service(tmp_path, Canned())
-    run(at, at.session("one"), Form(clip=clip))
-    assert not at.session("two").turns and len(at.session("one").turns) == 1
-    at.leave("one")
-    assert not at.session("one").turns
+def test_a_session_is_one_tabs_own_and_forgotten_when_it_leaves_or_is_reset(tmp_path, clip):
+    assistant = Canned()
+    at, tab = asked(tmp_path, Form(clip=clip), assistant)
+    assert not at.session("two").turns and len(tab.turns) == 1
+    tab.reset()
+    run(at, tab, Form(clip=clip))
+    assert len(tab.turns) == 1 and assistant.asked[-1][0].history == ()
+    at.leave("tab")
+    assert not at.session("tab").turns
 
 
 def test_sessions_and_turns_do_not_grow_without_end(tmp_path):
-    at = service(tmp_path, Canned())
+    at = service(tmp_path)
     first = at.session("first")
     for number in range(MOST_SESSIONS):
         at.session(str(number))
@@ -195,22 +190,8 @@ def test_sessions_and_turns_do_not_grow_without_end(tmp_path):
     assert len(tab.turns) == len(tab.replies) == MOST_TURNS
 
 
-def test_a_reset_forgets_turns_and_history(tmp_path, clip):
-    assistant = Canned()
-    at = service(tmp_path, assistant)
-    tab = at.session("tab")
-    run(at, tab, Form(clip=clip))
-    tab.reset()
-    run(at, tab, Form(clip=clip))
-    assert len(tab.turns) == 1 and assistant.asked[-1][0].history == ()
-
-
 def test_an_opinion_is_a_line_that_a_data_list_could_hold(tmp_path, clip):
-    from osum_echat.records import Utterance
-
-    at = service(tmp_path, Canned())
-    tab = at.session("tab")
-    run(at, tab, Form(clip=clip, seed=7))
+    at, tab = asked(tmp_path, Form(clip=clip, seed=7))
     key = tab.turns[0].answers[0].key
     at.judge(tab, key, "incorrect", "too sad")
     book = tmp_path / "given" / "feedback.jsonl"
@@ -222,17 +203,11 @@ def test_an_opinion_is_a_line_that_a_data_list_could_hold(tmp_path, clip):
     assert (item.user.text, item.labels.emotion) == ("my boss let me go", "SAD")
     samples, rate = soundfile.read(book.parent / line["extra"]["a_wav_path"])
     assert (len(samples), rate) == (8820, RATE_HZ)
-
-
-def test_an_opinion_on_a_reply_that_is_gone_or_of_no_kind_is_refused(tmp_path, clip):
-    at = service(tmp_path, Canned())
-    tab = at.session("tab")
-    with pytest.raises(InputError, match="no longer here"):
-        at.judge(tab, "x-0", "correct", "")
-    run(at, tab, Form(clip=clip))
-    with pytest.raises(InputError, match="not one of correct, incorrect"):
-        at.judge(tab, tab.turns[0].answers[0].key, "fine", "")
-    assert not tab.verdicts
+    for gone, verdict, told in (("x-0", "correct", "no longer here"),
+                                (key, "fine", "not one of correct, incorrect")):
+        with pytest.raises(InputError, match=told):
+            at.judge(tab, gone, verdict, "")
+    assert len(tab.verdicts) == 1
 
 
 def test_every_word_is_there_in_both_languages():
@@ -241,15 +216,13 @@ def test_every_word_is_there_in_both_languages():
     english, chinese = strings.words("en"), strings.words("zh")
     assert english.keys() == chinese.keys() and all(english.values()) and all(chinese.values())
     assert strings.preferred("fr-FR,zh-CN;q=0.8,en") == "zh" and strings.preferred("fr") == "en"
+    assert strings.word("task_new", "zh") == "new"      # a task that the page has no words for
 
 
-@pytest.mark.parametrize(
-    ("ticked", "tag"),
-    [
-        (("words",), "<TRANSCRIBE>"), (("emotion", "age"), "<AGE> <EMOTION>"),
-        (HEARABLE, "<TRANSCRIBE> <CAPTION> <AGE> <GENDER> <EMOTION> <STYLE>"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("ticked", "tag"), [
+    (("words",), "<TRANSCRIBE>"), (("emotion", "age"), "<AGE> <EMOTION>"),
+    (HEARABLE, "<TRANSCRIBE> <CAPTION> <AGE> <GENDER> <EMOTION> <STYLE>"),
+])  # fmt: skip
 def test_what_is_ticked_makes_the_task(ticked, tag):
     assert session.tag_of("listen", ticked) == tag
 
@@ -257,9 +230,95 @@ def test_what_is_ticked_makes_the_task(ticked, tag):
 def test_a_model_is_offered_once_for_each_kind_of_thought_that_it_can_be_told():
     made = session.served({"a": Canned("both"), "b": Canned("either")})
     assert [(one.name, one.thinking, one.kind) for one in made] == [
-        ("a", "label", "label"), ("a", "natural", "natural"), ("b", None, "either"),
-    ]  # fmt: skip
+        ("a", "label", "label"), ("a", "natural", "natural"), ("b", None, "either")]  # fmt: skip
 
 
-def test_a_task_that_the_page_has_no_words_for_is_shown_by_its_name():
-    assert strings.word("task_new", "zh") == "new"
+# One conversation: history, limits, interrupt.
+
+SPOKEN = Question("s2s_think", wav())
+ANSWER = "Please do not cry, my friend."
+
+
+def talked(*questions: Question, words: tuple[str, ...] = WORDS, limits: Limits | None = None):
+    """A conversation after these questions, and the assistant that answered them."""
+    conversation, assistant = Conversation(limits), Canned(words=words)
+    for question in questions:
+        list(conversation.ask(assistant, question))
+    return conversation, assistant
+
+
+def test_a_second_turn_knows_the_first_and_no_more_are_kept_than_may_be():
+    questions = [SPOKEN, *(Question("s2s_think", wav(seconds)) for seconds in (0.5, 0.6))]
+    conversation, assistant = talked(*questions, limits=Limits(turns=2))
+    first, second, _ = (asked for asked, _ in assistant.asked)
+    assert first.history == ()
+    assert [turn.audio for turn in conversation.history] == [one.clip for one in questions[1:]]
+    (turn,) = second.history
+    assert (turn.audio, turn.text, turn.reply_text) == (SPOKEN.clip, HEARD, ANSWER)
+    assert turn.reply_speech == (1, 2, 3) and talked(SPOKEN, words=())[0].history == ()
+
+
+@pytest.mark.parametrize(("question", "turns"), [
+    (Question("asr", wav()), 1), (Question("<TRANSCRIBE> <AGE>", wav()), 1),
+    (Question("tts", text="Hello."), 1), (Question("t2t", text="Who are you?"), 1),
+    (Question("s2s", wav(), remembers=False), 2),
+])  # fmt: skip
+def test_what_is_no_spoken_dialogue_neither_gets_nor_makes_history(question, turns):
+    conversation, assistant = talked(SPOKEN, question)
+    assert assistant.asked[-1][0].history == () and len(conversation.history) == turns
+
+
+def test_an_interrupt_ends_its_own_reply_and_keeps_what_was_said():
+    conversation, assistant = Conversation(), Canned()
+    conversation.interrupt()
+    events = conversation.ask(assistant, SPOKEN)
+    while not isinstance(next(events), replies.TextPiece):
+        pass
+    conversation.interrupt()
+    (done,) = events
+    assert done.reply.stopped_by == "interrupt" and done.reply.text == "Please "
+    assert conversation.history[0].reply_text == "Please "
+    assert list(conversation.ask(assistant, SPOKEN))[-1].reply.text == ANSWER
+
+
+def test_a_reply_under_way_is_forgotten_after_a_new_question_or_a_reset_not_a_refused_one():
+    conversation = Conversation()
+    early = conversation.ask(Canned(), SPOKEN)
+    next(early)
+    late = conversation.ask(Canned(words=("late",)), SPOKEN)
+    next(late)
+    assert list(early)[-1].reply.stopped_by == "interrupt"
+    with pytest.raises(Refused):
+        conversation.ask(Canned(), Question("s2s"))
+    assert list(late)[-1].reply.stopped_by == "end"
+    assert [turn.reply_text for turn in conversation.history] == ["late"]
+    reset = conversation.ask(Canned(), SPOKEN)
+    next(reset)
+    conversation.reset()
+    assert list(reset) and conversation.history == ()
+
+
+def test_the_text_is_the_prompt_of_a_task_that_listens_and_the_words_of_one_that_reads():
+    _, assistant = talked(Question("asr", wav(), text=" How old? "),
+                          Question("tts", text=" Hello. "), Question("t2t", text=" Who? "))
+    (_, listening), (speaking, spoken), (writing, _) = assistant.asked
+    assert listening["prompt"] == "How old?" and spoken["prompt"] is None
+    assert speaking.user.reply_text == "Hello." and writing.user.text == "Who?"
+
+
+@pytest.mark.parametrize(("question", "reason", "message"), [
+    (Question("s2s"), "no_clip", "record something"),
+    (Question("tts", text="  "), "no_text", "write a text"),
+    (Question("tts", text="a" * 1001), "long_text", "1001 characters"),
+    (Question("s2s", wav(31, 8_000), "a.wav"), "long_clip", r"a\.wav: 31\.0 s; at most 30 s"),
+    (Question("s2s", bytes(26 * session.MEGABYTE), "b.wav"), "large_clip", "26 MB; at most 25 MB"),
+    (Question("s2s", b"no sound" * 99, "c.wav"), "bad_clip", r"c\.wav: not audio"),
+    (Question("s2s", b"", "d.wav"), "bad_clip", r"d\.wav: the file is empty"),
+    (Question("s2s", wav()[:9_000], "e.wav"), "bad_clip", r"e\.wav: .*cut short"),
+])  # fmt: skip
+def test_a_question_over_the_limits_is_refused_at_once(question, reason, message):
+    assistant = Canned()
+    with pytest.raises(Refused, match=message) as refusal:
+        Conversation().ask(assistant, question)
+    assert refusal.value.reason == reason and not assistant.asked
+    assert list(Conversation().ask(assistant, Question("s2s", wav(30, 8_000))))

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from osum_echat import audio
 from osum_echat.inference import reply
@@ -19,10 +21,14 @@ from osum_echat.serving.online import Server
 from tests.serving.canned import LABELS, WORDS, Canned, service
 
 
-def test_who_may_come():
-    from starlette.testclient import TestClient
-    from starlette.websockets import WebSocketDisconnect
+@pytest.fixture
+def client() -> Iterator[TestClient]:
+    """Of a server of the canned assistant."""
+    with TestClient(Server(service()).app()) as opened:
+        yield opened
 
+
+def test_who_may_come():
     server = Server(service(), sessions=1, key="right")
     with TestClient(server.app()) as client:
         evil = {"Authorization": "Bearer right", "Origin": "http://evil.example"}
@@ -44,40 +50,37 @@ def test_who_may_come():
             with client.websocket_connect("/v1/realtime", headers=good) as second:
                 full = json.loads(second.receive_text())
                 assert full["error"]["code"] == "session_limit_reached"
-        for _ in range(100):
-            if not server.open:
-                break
+        limit = time.monotonic() + 2
+        while server.open:
+            assert time.monotonic() < limit
             time.sleep(0.02)
-        assert not server.open
         assert "osum_sessions_active 0" in client.get("/metrics").text
         assert client.get("/ready").json()["status"] == "ready"
 
 
-def test_http_routes_speak_the_protocol():
-    from starlette.testclient import TestClient
-
+def test_http_routes_speak_the_protocol(client: TestClient):
     clip = encode_file(np.zeros(16_000, np.float32), 16_000, "wav")
-    with TestClient(Server(service()).app()) as client:
-        said = client.post("/v1/audio/speech", json={"input": "hi", "response_format": "wav"})
-        assert said.headers["content-type"] == "audio/wav" and said.content[:4] == b"RIFF"
-        pcm = client.post("/v1/audio/speech", json={"input": "hi", "response_format": "pcm"})
-        assert len(pcm.content) / 2 / 24_000 == pytest.approx(0.4, abs=0.001)
-        lines = client.post("/v1/audio/speech", json={"input": "hi", "stream_format": "sse"}).text
-        assert "speech.audio.delta" in lines and "speech.audio.done" in lines
-        heard = client.post("/v1/audio/transcriptions", files={"file": ("a.wav", clip)})
-        assert heard.status_code == 200 and "text" in heard.json()
-        chat = {"messages": [{"role": "user", "content": [
-            {"type": "input_audio", "input_audio": {
-                "data": base64.b64encode(clip).decode(), "format": "wav"}}]}],
-            "modalities": ["text", "audio"]}  # fmt: skip
-        message = client.post("/v1/chat/completions", json=chat).json()["choices"][0]["message"]
-        assert message["audio"]["transcript"] == "".join(WORDS)
-        assert message["x_osum"]["emotion"] == {"label": LABELS.emotion}
-        again = [*chat["messages"], {"role": "assistant", "audio": {"id": message["audio"]["id"]}},
-                 {"role": "user", "content": "and now?"}]  # fmt: skip
-        assert client.post("/v1/chat/completions", json={"messages": again}).status_code == 200
-        streamed = client.post("/v1/chat/completions", json={**chat, "stream": True}).text
-        assert streamed.endswith("data: [DONE]\n\n") and '"transcript"' in streamed
+    said = client.post("/v1/audio/speech", json={"input": "hi", "response_format": "wav"})
+    assert said.headers["content-type"] == "audio/wav" and said.content[:4] == b"RIFF"
+    pcm = client.post("/v1/audio/speech", json={"input": "hi", "response_format": "pcm"})
+    assert len(pcm.content) / 2 / 24_000 == pytest.approx(0.4, abs=0.001)
+    lines = client.post("/v1/audio/speech", json={"input": "hi", "stream_format": "sse"}).text
+    assert "speech.audio.delta" in lines and "speech.audio.done" in lines
+    heard = client.post("/v1/audio/transcriptions", files={"file": ("a.wav", clip)})
+    assert heard.status_code == 200 and "text" in heard.json()
+    sound = {"data": base64.b64encode(clip).decode(), "format": "wav"}
+    asked = {"role": "user", "content": [{"type": "input_audio", "input_audio": sound}]}
+    chat = {"messages": [asked], "modalities": ["text", "audio"]}
+    answer = client.post("/v1/chat/completions", json=chat).json()
+    (used, message) = answer["usage"], answer["choices"][0]["message"]
+    assert (used["prompt_tokens"], used["completion_tokens"], used["total_tokens"]) == (7, 8, 15)
+    assert message["audio"]["transcript"] == "".join(WORDS)
+    assert message["x_osum"]["emotion"] == {"label": LABELS.emotion}
+    again = [asked, {"role": "assistant", "audio": {"id": message["audio"]["id"]}},
+             {"role": "user", "content": "and now?"}]  # fmt: skip
+    assert client.post("/v1/chat/completions", json={"messages": again}).status_code == 200
+    streamed = client.post("/v1/chat/completions", json={**chat, "stream": True}).text
+    assert streamed.endswith("data: [DONE]\n\n") and '"transcript"' in streamed
 
 
 @pytest.mark.parametrize(("path", "body", "status"), [
@@ -87,20 +90,15 @@ def test_http_routes_speak_the_protocol():
     ("chat/completions", {"messages": [{"role": "assistant", "audio": {"id": "no"}}]}, 400),
     ("nope", {}, 404),
 ])  # fmt: skip
-def test_bad_calls_get_the_error_object(path: str, body: dict[str, Any], status: int):
-    from starlette.testclient import TestClient
-
-    with TestClient(Server(service()).app()) as client:
-        answer = client.post(f"/v1/{path}", json=body)
-        assert answer.status_code == status
-        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-        assert client.post(f"/v1/{path}", content=b"{").status_code in (400, 404)
+def test_bad_calls_get_the_error_object(client, path: str, body: dict[str, Any], status: int):
+    answer = client.post(f"/v1/{path}", json=body)
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert client.post(f"/v1/{path}", content=b"{").status_code in (400, 404)
 
 
 def test_webm_is_heard_up_to_the_longest_clip():
     av = pytest.importorskip("av")
-    from starlette.testclient import TestClient
-
     def webm(seconds: int) -> bytes:
         file = io.BytesIO()
         with av.open(file, "w", "webm") as container:
@@ -132,17 +130,12 @@ def test_webm_is_heard_up_to_the_longest_clip():
         {"role": "user", "content": [{"type": "input_audio", "input_audio": "x"}]}]}),
     ("audio/speech", {"input": 1}), ("realtime/client_secrets", {"expires_after": [1]}),
 ])  # fmt: skip
-def test_a_value_of_the_wrong_kind_is_no_failure_of_the_server(path: str, body: dict[str, Any]):
-    from starlette.testclient import TestClient
-
-    with TestClient(Server(service()).app()) as client:
-        given = {"messages": [{"role": "user", "content": "hi"}], **body}
-        assert client.post(f"/v1/{path}", json=given).status_code in (200, 400)
+def test_a_value_of_the_wrong_kind_is_no_failure_of_the_server(client, path: str, body: dict):
+    given = {"messages": [{"role": "user", "content": "hi"}], **body}
+    assert client.post(f"/v1/{path}", json=given).status_code in (200, 400)
 
 
 def test_a_reply_that_fails_within_a_stream_is_told_in_it_and_before_by_its_status():
-    from starlette.testclient import TestClient
-
     asked = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
     with TestClient(Server(service(Canned(error=RuntimeError("inside")))).app()) as client:
         lines = client.post("/v1/chat/completions", json=asked).text.strip().split("\n\n")
@@ -153,23 +146,18 @@ def test_a_reply_that_fails_within_a_stream_is_told_in_it_and_before_by_its_stat
         assert client.post("/v1/chat/completions", json=asked).status_code == 400
 
 
-def test_bodies_and_counters_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch):
-    from starlette.testclient import TestClient
-
-    def pieces() -> Iterator[bytes]:
-        yield from (b"x" * 600 for _ in range(3))
-
+def test_bodies_and_counters_do_not_grow_without_end(monkeypatch, client: TestClient):
     monkeypatch.setattr(online, "MOST_UPLOAD_BYTES", 1000)
+    pieces = (b"x" * 600 for _ in range(3))
+    assert client.post("/v1/chat/completions", content=pieces).status_code == 413
     form = {"Content-Type": "multipart/form-data; boundary=x"}
-    with TestClient(Server(service()).app()) as client:
-        assert client.post("/v1/chat/completions", content=pieces()).status_code == 413
-        for path in ("audio/transcriptions", "audio/speech"):
-            answer = client.post(f"/v1/{path}", content=b"no form", headers=form)
-            assert answer.status_code == 400 and answer.json()["error"]["message"]
-        for number in range(3):
-            client.get(f"/v1/nothing/{number}")
-        assert "/v1/nothing" not in client.get("/metrics").text
-        assert client.put("/v1/models").json()["error"]["message"].startswith("PUT /v1/models")
+    for path in ("audio/transcriptions", "audio/speech"):
+        answer = client.post(f"/v1/{path}", content=b"no form", headers=form)
+        assert answer.status_code == 400 and answer.json()["error"]["message"]
+    for number in range(3):
+        client.get(f"/v1/nothing/{number}")
+    assert "/v1/nothing" not in client.get("/metrics").text
+    assert client.put("/v1/models").json()["error"]["message"].startswith("PUT /v1/models")
 
 
 def test_a_call_whose_client_went_away_is_given_up():
@@ -205,8 +193,6 @@ def test_a_call_whose_client_went_away_is_given_up():
 
 
 def test_a_page_that_was_allowed_may_call_over_http():
-    from starlette.testclient import TestClient
-
     with TestClient(Server(service(), origins=["http://good.example"]).app()) as client:
         for host, allowed in (("good", "http://good.example"), ("evil", None)):
             asks = {"Origin": f"http://{host}.example", "Access-Control-Request-Method": "POST"}
@@ -222,18 +208,6 @@ def test_a_page_that_was_allowed_may_call_over_http():
     ("localhost:8000", 200), ("127.0.0.1:8000", 200), ("[::1]:8000", 200),
     ("evil.example:8000", 403),
 ])
-def test_a_name_that_was_made_to_mean_this_machine_opens_nothing(host: str, status: int):
-    from starlette.testclient import TestClient
-
-    with TestClient(Server(service()).app()) as client:
-        asks = {"Origin": f"http://{host}", "Host": host}
-        assert client.get("/v1/models", headers=asks).status_code == status
-
-
-def test_tokens_are_counted():
-    from starlette.testclient import TestClient
-
-    with TestClient(Server(service()).app()) as client:
-        chat = {"messages": [{"role": "user", "content": "hi"}]}
-        used = client.post("/v1/chat/completions", json=chat).json()["usage"]
-    assert (used["prompt_tokens"], used["completion_tokens"], used["total_tokens"]) == (7, 5, 12)
+def test_a_name_that_was_made_to_mean_this_machine_opens_nothing(client, host: str, status: int):
+    asks = {"Origin": f"http://{host}", "Host": host}
+    assert client.get("/v1/models", headers=asks).status_code == status

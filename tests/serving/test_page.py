@@ -1,19 +1,22 @@
-"""Claims about the page as it is built: offline, private, limited, in two languages."""
+"""Claims about the page and its door: offline, private, limited, in two languages."""
 
 import socket
-from dataclasses import dataclass, replace
+import urllib.error
+import urllib.request
+from dataclasses import make_dataclass, replace
 from types import SimpleNamespace
 
 import pytest
 
+import infer_gradio
 from osum_echat.errors import InputError
 from osum_echat.paths import SMALL, TINY
 from osum_echat.serving import app, page, session, strings
 from osum_echat.serving.chat import ChatService
 from osum_echat.serving.feedback import Feedback
 from osum_echat.serving.session import FIRST_TASK, MENU, Limits, Voices
-from tests.serving.canned import Canned
-from tests.serving.sounds import wav
+from tests.browsing import gradio_door
+from tests.serving.canned import Canned, wav
 
 
 @pytest.fixture(scope="module")
@@ -40,38 +43,35 @@ def test_the_page_offers_the_whole_menu_and_every_model(config):
     assert component(config, "clip")["sources"] == ["upload", "microphone"]
 
 
-def test_nothing_is_offered_to_programs_and_nothing_reported(config):
+def test_nothing_is_offered_to_programs_reported_asked_from_elsewhere_or_read_as_html(config):
     assert not config["analytics_enabled"]
     assert {one["api_visibility"] for one in config["dependencies"]} <= {"private", "undocumented"}
-
-
-def test_the_look_asks_nothing_from_elsewhere():
     theme = page.theme()
     assert not [sheet for sheet in theme._stylesheets if "//" in sheet]
     for name in ("page.css", "player.js"):
         text = (app.HERE / name).read_text(encoding="utf-8")
         assert "//" not in text.replace("// ", ""), name
         assert "innerHTML" not in text      # words of a model never enter as HTML
+    assert "&lt;b&gt;" in page._notice("<b>.wav: bad")["value"]
 
 
-def test_the_options_of_the_server_are_the_narrow_ones():
+def test_the_options_of_the_server_are_the_narrow_ones_and_those_given_reach_it():
     given = app.parser().parse_args([])
     options = app.launch_options(given, Limits())
     assert options["server_name"] == "127.0.0.1" and options["auth"] is None
     assert options["share"] is False and options["max_file_size"] == Limits().audio_bytes
     assert options["server_port"] >= app.PORT
+    given = app.parser().parse_args(["--auth", "ann:b:c", "--megabytes", "2", "--seconds", "5"])
+    assert given.auth == ("ann", "b:c") and (given.megabytes, given.seconds) == (2, 5)
 
 
-def test_what_our_own_models_cannot_do_is_told(service):
+def test_what_our_own_models_cannot_do_is_told_and_recordings_of_people_come_along(service):
     told = {}
     for name in ("small", "tiny", "theirs"):
         only = replace(service.models[0], name=name)
         told[name] = page._limits(SimpleNamespace(models=[only], limits=Limits()), "en")
     assert "English only" in told["small"] and "not people" in told["tiny"]
     assert told["theirs"].startswith("Recordings up to 30 s")
-
-
-def test_recordings_of_people_come_with_our_own_models():
     small, tiny = ([path.name for path in app._samples([str(home)])] for home in (SMALL, TINY))
     assert small[:2] == ["person_1.ogg", "person_2.ogg"] and tiny[0] == "question.wav"
     assert sorted(small) == sorted(tiny) and app._samples(["elsewhere"]) == []
@@ -85,21 +85,14 @@ def test_every_component_has_words_in_each_language(service):
     assert by_name["send"]["value"] == "发送" and by_name["text"]["visible"] is True
 
 
-@pytest.mark.parametrize(
-    ("task", "seen"),
-    [
-        ("s2s", (True, False, False, True)), ("listen", (True, False, True, False)),
-        ("free", (True, True, False, False)), ("tts", (False, True, False, True)),
-        ("t2t", (False, True, False, False)),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("task", "seen"), [
+    ("s2s", (True, False, False, True)), ("listen", (True, False, True, False)),
+    ("free", (True, True, False, False)), ("tts", (False, True, False, True)),
+    ("t2t", (False, True, False, False)),
+])  # fmt: skip
 def test_a_task_shows_what_it_needs(task, seen):
     """Recording, text, labels, voice."""
     assert tuple(update["visible"] for update in page._fitting(task, "en")) == seen
-
-
-def test_what_is_told_of_an_error_is_not_read_as_html():
-    assert "&lt;b&gt;" in page._notice("<b>.wav: bad")["value"]
 
 
 def test_a_port_in_use_is_passed_over_or_named():
@@ -114,32 +107,17 @@ def test_a_port_in_use_is_passed_over_or_named():
 
 def test_a_voice_is_measured_once_and_only_given_ones_have_names(tmp_path):
     measured = []
-
-    @dataclass
-    class Model:
-        voice: object
-
-    @dataclass
-    class EChat:
-        model: Model
-        seed: int
-
-    class Speech:
-        def voice_of(self, file):
-            measured.append(file)
-            return file
-
-        def in_voice(self, voice):
-            return SimpleNamespace(spoken_in=voice)
-
-    assistant = EChat(Model(Speech()), 3)
+    speech = SimpleNamespace(voice_of=lambda file: measured.append(file) or file,
+                             in_voice=lambda voice: SimpleNamespace(spoken_in=voice))
+    model = make_dataclass("Model", ["voice"])(speech)
+    assistant = make_dataclass("EChat", ["model", "seed"])(model, 3)
     recording = tmp_path / "me.wav"
     recording.write_bytes(b"sound")
     voices = Voices([assistant], [recording])
     assert voices.named(assistant, "") is assistant
     mine = voices.named(assistant, str(recording))
     assert mine.model.voice.spoken_in == str(recording) and mine.seed == 3
-    assert isinstance(assistant.model.voice, Speech)
+    assert assistant.model.voice is speech
     again = [voices.recorded(assistant, recording) for _ in range(2)]
     assert again[0] is again[1] and len(measured) == 2
     with pytest.raises(InputError, match="not one of those given"):
@@ -156,3 +134,29 @@ def test_a_new_chat_ends_the_answer_under_way(service, tmp_path):
     shown = [next(answer) for _ in range(3)]
     service.session("reset").reset()
     assert len(shown) == 3 and list(answer) == []
+
+
+# The door
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("--auth", "nobody"), "USER:PASSWORD"), (("--auth", ":secret"), "USER:PASSWORD"),
+    (("--port", "99999"), "1 to 65535"), (("--seconds", "-3"), "above 0"),
+    (("--at-once", "0"), "from 1"), (("--voice", "no/such.wav"), "no/such.wav: no such file"),
+    (("--checkpoint-a", "no/model"), "no such model directory"),
+])  # fmt: skip
+def test_what_cannot_be_used_is_told(options, message, capsys):
+    try:
+        code = infer_gradio.main([*options, "--device", "cpu"])
+    except SystemExit as end:
+        code = end.code
+    assert code == 2 and message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_door_serves_the_page_to_those_with_the_password(model_directory, tmp_path):
+    options = ("--checkpoint-a", str(model_directory), "--auth", "ann:secret")
+    with gradio_door(tmp_path, *options) as address:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{address}config", timeout=60)
+        with urllib.request.urlopen(address, timeout=60) as page:
+            assert page.status == 200

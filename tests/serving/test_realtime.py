@@ -23,10 +23,7 @@ from osum_echat.serving.online import Server
 from osum_echat.serving.protocol import EventError, SessionSettings, check_event
 from osum_echat.serving.realtime import HANDLERS, MOST_REPLIES
 from osum_echat.serving.session import Limits
-from osum_echat.serving.turns import (
-    TurnDetector,
-    TurnSettings,
-)
+from osum_echat.serving.turns import TurnDetector, TurnSettings
 from tests.serving import canned
 from tests.serving.canned import HEARD, LABELS, THOUGHT, WORDS, Canned, Loud, service
 

@@ -1,43 +1,39 @@
 """Claims about turns: what begins one, what ends one, and what breaks into a reply."""
 
 import asyncio
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
 
-from osum_echat.serving.turns import (
-    Turn,
-    TurnDetector,
-    TurnSettings,
-    VoiceActivity,
-    VoiceState,
-)
+from osum_echat.serving.turns import Turn, TurnDetector, TurnSettings, VoiceActivity, VoiceState
 
 WINDOW = 512
+LOUD, FAINT = (0.9, -20.0), (0.9, -90.0)        # likeliness of speech, level in dB
 
 
-def test_a_voice_that_the_vad_doubts_stops_a_reply():
-    detector = TurnDetector(TurnSettings())
-    doubted = [0.4] * 4 + [0.6, 0.4] * 5
-    turns = [detector.push(one, at * WINDOW, True) for at, one in enumerate(doubted)]
+def turns_of(detector: TurnDetector, heard: Iterable, speaks: bool = False, first: int = 0) -> list:
+    """What each window leads to: its likeliness, or that and its level; while a reply speaks."""
+    given = (one if isinstance(one, tuple) else (one,) for one in heard)
+    return [detector.push(likely, (first + at) * WINDOW, speaks, *level)
+            for at, (likely, *level) in enumerate(given)]  # fmt: skip
+
+
+def test_a_voice_that_is_doubted_stops_a_reply_and_in_full_voice_sooner_under_semantic_vad():
+    turns = turns_of(TurnDetector(TurnSettings()), [0.4] * 4 + [0.6, 0.4] * 5, True)
     assert turns.index(Turn.STARTED) == 13 and turns.count(None) == 13
+    heard = [LOUD] * 10 + [(0.9, -30.0), (0.9, -22.0)] * 3
+    turns = turns_of(TurnDetector(TurnSettings("semantic_vad")), heard, True)
+    assert turns.index(Turn.STARTED) == 14
 
 
 def test_an_answer_of_one_word_does_not_stop_a_reply_under_semantic_vad():
     detector = TurnDetector(TurnSettings("semantic_vad"))
     words = [0.9] * 10 + [0.3] * 2 + [0.9] * 8 + [0.0] * 9      # "uh-huh", and words that fade
     levels = [-20.0] * 14 + [-30.0] * (len(words) + 8)
-    heard = zip([*words, *[0.9] * 22], [*levels[: len(words)], -20.0, *levels[14:]], strict=False)
-    turns = [detector.push(one, at * WINDOW, True, level)
-             for at, (one, level) in enumerate(heard)]  # fmt: skip
+    levels = [*levels[: len(words)], -20.0, *levels[14:]]
+    turns = turns_of(detector, zip([*words, *[0.9] * 22], levels, strict=False), True)
     assert turns.index(Turn.STARTED) == len(words) + 20 and not detector.push(0.9, 0, True)
-
-
-def test_speech_in_full_voice_stops_a_reply_sooner_under_semantic_vad():
-    detector = TurnDetector(TurnSettings("semantic_vad"))
-    levels = [-20.0] * 10 + [-30.0, -22.0] * 3
-    turns = [detector.push(0.9, at * WINDOW, True, one) for at, one in enumerate(levels)]
-    assert turns.index(Turn.STARTED) == 14
 
 
 def test_windows_that_wait_are_heard_in_one_call_as_they_are_one_by_one():
@@ -57,37 +53,26 @@ def test_windows_that_wait_are_heard_in_one_call_as_they_are_one_by_one():
 
 
 def test_silence_is_counted_from_where_the_sound_ended():
-    detector = TurnDetector(TurnSettings(silence_duration_ms=300))
-    heard = [(0.9, -20.0)] * 20 + [(0.9, -90.0)] * 3 + [(0.0, -90.0)] * 20
-    turns = [detector.push(likely, at * WINDOW, False, level)
-             for at, (likely, level) in enumerate(heard)]  # fmt: skip
+    heard = [LOUD] * 20 + [FAINT] * 3 + [(0.0, -90.0)] * 20
+    turns = turns_of(TurnDetector(TurnSettings(silence_duration_ms=300)), heard)
     assert turns.index(Turn.PAUSED) == 22 and turns.index(Turn.ENDED) == 28
 
 
 @pytest.mark.parametrize(("quiet", "told"), [
-    (2, []),
-    (4, [(22, Turn.PAUSED), (24, Turn.RESUMED)]),
+    (2, []), (4, [(22, Turn.PAUSED), (24, Turn.RESUMED)]),
     (8, [(22, Turn.PAUSED), (24, Turn.RESUMED)]),      # soft speech, not the end of loud speech
-])
-def test_a_reply_is_prepared_once_a_pause_and_not_at_a_stop_within_a_word(
-    quiet: int, told: list[tuple[int, Turn]]
-):
-    detector = TurnDetector(TurnSettings(silence_duration_ms=300))
-    heard = [(0.9, -20.0)] * 20 + [(0.9, -90.0)] * quiet + [(0.9, -20.0)] * 20
-    turns = [detector.push(likely, at * WINDOW, False, level)
-             for at, (likely, level) in enumerate(heard)]  # fmt: skip
-    found = [(at, turn) for at, turn in enumerate(turns) if turn is not None]
-    assert found[1:] == told
+])  # fmt: skip
+def test_a_reply_is_prepared_once_a_pause_and_not_at_a_stop_within_a_word(quiet: int, told: list):
+    heard = [LOUD] * 20 + [FAINT] * quiet + [LOUD] * 20
+    turns = turns_of(TurnDetector(TurnSettings(silence_duration_ms=300)), heard)
+    assert [(at, turn) for at, turn in enumerate(turns) if turn is not None][1:] == told
 
 
 @pytest.mark.parametrize("silence_ms", [200, 500, 1000])
 def test_silence_ends_a_turn_after_as_long_as_was_asked(silence_ms: int):
     detector = TurnDetector(TurnSettings(silence_duration_ms=silence_ms))
-    found = []
-    for number in range(1, 100):
-        turn = detector.push(float(number <= 20), number * WINDOW, False)
-        if turn is not None:
-            found.append((turn, number))
+    turns = turns_of(detector, [1.0] * 20 + [0.0] * 79, first=1)
+    found = [(turn, number) for number, turn in enumerate(turns, 1) if turn is not None]
     assert [turn for turn, _ in found] == [Turn.STARTED, Turn.PAUSED, Turn.ENDED]
     assert (found[-1][1] - 20) * 32 == pytest.approx(silence_ms, abs=32)
     assert found[0][1] == 3 and detector.start_sample == 0
@@ -97,30 +82,23 @@ def test_silence_ends_a_turn_after_as_long_as_was_asked(silence_ms: int):
 def test_a_turn_begins_with_the_faint_sound_that_grew_into_speech(gap: int, windows: int):
     detector = TurnDetector(TurnSettings(prefix_padding_ms=0))
     heard = [0.0] * 20 + [0.2] * 5 + [0.0] * gap + [0.9] * 3
-    turns = [detector.push(one, (at + 1) * WINDOW, False) for at, one in enumerate(heard)]
-    assert turns[-1] is Turn.STARTED
+    assert turns_of(detector, heard, first=1)[-1] is Turn.STARTED
     assert detector.start_sample == (len(heard) - windows) * WINDOW
 
 
 def test_a_turn_that_never_ends_is_ended():
-    detector = TurnDetector(TurnSettings())
-    turns = [detector.push(1.0, number * WINDOW, False) for number in range(1, 1000)]
-    assert Turn.ENDED in turns
+    assert Turn.ENDED in turns_of(TurnDetector(TurnSettings()), [1.0] * 999, first=1)
 
 
 def test_a_semantic_turn_waits_for_its_model():
     detector = TurnDetector(TurnSettings("semantic_vad", eagerness="high"))
-    for number in range(1, 10):
-        detector.push(1.0, number * WINDOW, False)
-    places = {detector.push(0.0, number * WINDOW, False): number for number in range(10, 100)}
-    assert (places[Turn.ENDED] - 9) * 32 == pytest.approx(2000, abs=32)
+    turns = turns_of(detector, [1.0] * 9 + [0.0] * 90, first=1)
+    assert (turns.index(Turn.ENDED) + 1 - 9) * 32 == pytest.approx(2000, abs=32)
     detector = TurnDetector(TurnSettings("semantic_vad"))
-    for number in range(1, 10):
-        detector.push(1.0, number * WINDOW, False)
+    turns_of(detector, [1.0] * 9, first=1)
     for number in range(10, 20):
         turn = detector.push(0.0, number * WINDOW, False)
-        if turn is Turn.PAUSED:
-            detector.complete = True
+        detector.complete = detector.complete or turn is Turn.PAUSED
         if turn is Turn.ENDED:
             break
     assert (number - 9) * 32 == 288
