@@ -41,10 +41,8 @@ class Answers:
         time.sleep(float(os.environ.get("NAP_S", "0")))
         if any("crash" in one.key for one in sources) or os.environ.get("DEAD"):
             raise RuntimeError("the kernel gave up")
-        return [
-            InputError(f"{one.key}: not audio") if "bad" in one.key else answer(one, speak)
-            for one in sources
-        ]
+        return [InputError(f"{one.key}: not audio") if "bad" in one.key else answer(one, speak)
+                for one in sources]  # fmt: skip
 
 
 def answer(utterance: Utterance, speak: bool = True) -> Reply:

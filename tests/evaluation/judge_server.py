@@ -38,6 +38,21 @@ class JudgeServer:
         return steps[min(asked, len(steps) - 1)]
 
 
+class Quiet(BaseHTTPRequestHandler):
+    """Answers in one piece and keeps no log; who is refused may ask again in 10 ms."""
+
+    def send(self, status: int, data: str | bytes) -> None:
+        data = data.encode() if isinstance(data, str) else data
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("retry-after-ms", "10")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Silence."""
+
+
 @contextmanager
 def served(handler: Callable[..., BaseHTTPRequestHandler], port: int = 0) -> Iterator[str]:
     """The address of a server on loopback for the time of a with block; port 0: any free one."""
@@ -64,7 +79,7 @@ def serving(plan: Callable[[dict[str, Any]], Sequence[Any]] | None = None) -> It
 
 
 def _handler(judge: JudgeServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             judge.headers.append({name.lower(): value for name, value in self.headers.items()})
@@ -85,16 +100,5 @@ def _handler(judge: JudgeServer) -> type[BaseHTTPRequestHandler]:
                     "choices": [{"message": {"content": text}} for text in texts],
                     "usage": {"prompt_tokens": 100, "completion_tokens": 10 * len(texts)},
                 }))  # fmt: skip
-
-        def send(self, status: int, text: str) -> None:
-            self.send_response(status)
-            if status == 429:
-                self.send_header("Retry-After", "0")
-            self.send_header("Content-Length", str(len(text.encode())))
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_: object) -> None:
-            """Silence."""
 
     return Handler

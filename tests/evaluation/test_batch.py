@@ -18,12 +18,10 @@ from typing import Any
 
 import pytest
 import soundfile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from osum_echat.errors import InputError
 from osum_echat.evaluation import batch
-from osum_echat.evaluation.batch import Rank, answer, find_results, shares
+from osum_echat.evaluation.batch import Rank, answer, find_results
 from osum_echat.evaluation.understanding import UtteranceList
 from osum_echat.files import Journal
 from osum_echat.paths import FAKE_DATA, HOUSE
@@ -93,9 +91,7 @@ def test_what_was_asked_and_what_came_is_kept_of_every_line(run: Run, tmp_path: 
     assert rate == 22_050 and len(samples) == 100 + len(spoken["text"])
 
 
-def test_the_last_of_several_ranks_puts_all_together(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_of_several_ranks_puts_all_together(run, tmp_path, monkeypatch):
     out = tmp_path / "out"
     options = ("--data", write_texts(tmp_path / "a.list", 30), "--out", out, "--batch-size", 1)
     monkeypatch.setenv("WORLD_SIZE", "3")
@@ -128,10 +124,8 @@ def start(data: Path, out: Path, *options: str, **settings: str) -> subprocess.P
     """A job in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **settings}
     command = [sys.executable, "-c", JOB, "--data", str(data), "--out", str(out), *options]
-    return subprocess.Popen(
-        command, cwd=HOUSE, env=environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
+    return subprocess.Popen(command, cwd=HOUSE, env=environment, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)  # fmt: skip
 
 
 def written(out: Path) -> int:
@@ -140,17 +134,7 @@ def written(out: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_fault_of_every_process_is_told_once(tmp_path: Path) -> None:
-    data = write_texts(tmp_path / "a.list", 40)
-    job = start(data, tmp_path / "out", "--processes", "2", DEAF="1")
-    _, told = job.communicate(timeout=300)
-    assert job.returncode == 2 and told.count("no such model") == 1
-
-
-@pytest.mark.slow
-def test_ranks_of_torchrun_share_a_list_on_a_real_model(
-    model_directory: Path, tmp_path: Path
-) -> None:
+def test_ranks_of_torchrun_share_a_list_on_a_real_model(model_directory: Path, tmp_path: Path):
     lists = [write_world(tmp_path, 8)[name] for name in ("understand", "tts", "s2s")]
     data, out = tmp_path / "data.yaml", tmp_path / "out"
     data.write_text("".join(f"{path.stem}: {{path: {path}}}\n" for path in lists))
@@ -244,15 +228,6 @@ def test_batches_hold_one_task_and_like_lengths(tmp_path: Path) -> None:
     assert heard == [7, 6, 5, 4, 3, 2, 1, 0]    # the longest first
 
 
-@settings(deadline=None)
-@given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 10))
-def test_shares_are_the_whole_list_once(length: int, world: int, size: int) -> None:
-    every = [list(shares(length, Rank(rank, world), size)) for rank in range(world)]
-    flat = sorted(index for windows in every for one in windows for index in one)
-    assert flat == list(range(length))
-    assert all(len(one) <= size * batch.WINDOW_BATCHES for windows in every for one in windows)
-
-
 @pytest.mark.parametrize("world", [2, 5])
 def test_n_parts_equal_one(tmp_path: Path, world: int) -> None:
     data = write_mixed_list(tmp_path)
@@ -269,9 +244,7 @@ def test_n_parts_equal_one(tmp_path: Path, world: int) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 40, 200])
-def test_a_cut_part_is_answered_again_from_there_and_nothing_twice(
-    tmp_path: Path, cut: int
-) -> None:
+def test_a_cut_part_is_answered_again_from_there_and_nothing_twice(tmp_path: Path, cut: int):
     job = job_of(write_texts(tmp_path / "a.list", 40), tmp_path / "out", batch_size=4)
     assert len(list(islice(steps(job), 10))) == 10
     part = (job.out / "parts") / "part-00000.jsonl"
@@ -340,12 +313,9 @@ def test_nothing_that_can_be_answered_is_exit_code_2(run: Run, tmp_path: Path) -
 @pytest.mark.parametrize("change, named", [
     (("--model", "exp/other"), r'another model, model files (".+", not "exp/other")'),
     (("--seed", 2), "another seed (0, not 2)"),
-    (("--greedy", "--task", "t2t"), "another task, greedy"),
-    (("--no-speak",), "another speak"),
+    (("--greedy", "--task", "t2t"), "another task, greedy"), (("--no-speak",), "another speak"),
 ])  # fmt: skip
-def test_another_job_does_not_go_on_in_the_same_place(
-    run: Run, tmp_path: Path, change: tuple[object, ...], named: str
-) -> None:
+def test_another_job_does_not_go_on_in_the_same_place(run, tmp_path, change, named):
     keys = ("--data", write_texts(tmp_path / "a.list", 3), "--out", tmp_path / "out")
     run(*keys)
     before = (tmp_path / "out" / "settings.json").read_bytes()
@@ -393,29 +363,13 @@ def test_overwriting_removes_what_a_job_made_and_nothing_else(run: Run, tmp_path
                     "parts/part-00000.jsonl"}  # fmt: skip
 
 
-def test_ranks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
-    assert Rank.from_environment() == ALONE
-    for name, value in zip(names, "341", strict=True):
-        monkeypatch.setenv(name, value)
-    assert Rank.from_environment() == Rank(3, 4, 1)
-    for rank, told in (("4", "RANK 4 of WORLD_SIZE 4"), ("two", "RANK=two: a whole number")):
-        monkeypatch.setenv("RANK", rank)
-        with pytest.raises(InputError, match=told):
-            Rank.from_environment()
-
-
 def write(out: Path, rank: int, *records: dict[str, object]) -> None:
     with Journal(out / "parts" / f"part-{rank:05d}.jsonl") as part:
         part.write(records)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_results_of_all_parts_are_found_and_an_answer_counts_before_a_failure(
-    tmp_path: Path, order: tuple[int, int]
-) -> None:
+def test_results_of_all_parts_are_found_and_an_answer_counts_before_a_failure(tmp_path, order):
     both = ({"index": 4, "error": "failed"}, {"index": 4, "error": None})
     write(tmp_path, 1, {"index": 3, "error": None}, both[order[0]])
     write(tmp_path, 0, both[order[1]])

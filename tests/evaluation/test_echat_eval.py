@@ -89,11 +89,9 @@ def write(folder: Path, *rows: object, name: str = "items.jsonl") -> Path:
     return folder / name
 
 
-WORLD = {
-    "kind": "single", "user_text": "I lost my kite.", "reply_text": "Oh no.", "turns": [],
-    "labels": {"age": "CHILD", "gender": "MALE", "emotion": "SAD", "event": "CRY"},
-    "wav": "audio/k.wav", "reply_wav": "replies/k.wav",
-}  # fmt: skip
+WORLD = {"kind": "single", "user_text": "I lost my kite.", "reply_text": "Oh no.", "turns": [],
+         "labels": {"age": "CHILD", "gender": "MALE", "emotion": "SAD", "event": "CRY"},
+         "wav": "audio/k.wav", "reply_wav": "replies/k.wav"}  # fmt: skip
 
 
 def test_echat_style_reads_labels_wherever_they_stand(tmp_path):
@@ -109,18 +107,15 @@ def test_echat_style_reads_labels_wherever_they_stand(tmp_path):
         "emotion", Labels(emotion="HAPPY"), tmp_path / "a.wav")  # fmt: skip
     assert (second.category, second.wav) == ("multi", Path("/x/b.wav"))
     assert [one.key for one in (first, second, third)] == ["a", "7", "c c"]
-    assert second.labels == Labels(age="OLD", gender="FEMALE")
-    assert third.category == "event"
+    assert second.labels == Labels(age="OLD", gender="FEMALE") and third.category == "event"
     assert third.labels == Labels(emotion="ANGER", event="COUGH")
 
 
 def test_humdial_style_asks_the_last_user_turn_once_without_thinking(tmp_path):
-    turns = [
-        {"role": "user", "audio": "1.wav", "text": "one", "emotion": "sad"},
-        {"role": "assistant", "text": "first answer", "audio": "r1.wav"},
-        {"role": "user", "audio": "2.wav", "text": "two", "emotion": "happy"},
-        {"role": "assistant", "text": "the reference, not shown"},
-    ]
+    turns = [{"role": "user", "audio": "1.wav", "text": "one", "emotion": "sad"},
+             {"role": "assistant", "text": "first answer", "audio": "r1.wav"},
+             {"role": "user", "audio": "2.wav", "text": "two", "emotion": "happy"},
+             {"role": "assistant", "text": "the reference, not shown"}]  # fmt: skip
     data = write(tmp_path, {"id": "d", "turns": turns})
     (item,), _ = read(data)
     assert (item.category, item.transcript, item.labels.emotion) == ("multi-turn", "two", "HAPPY")

@@ -118,12 +118,6 @@ def test_openais_own_address_needs_a_key(monkeypatch):
         judge("https://api.openai.com/v1")
 
 
-def test_a_chinese_query_is_asked_about_in_chinese():
-    asked = Exhibit("k", "multi", "我的风筝丢了", Labels(emotion="SAD"), "Oh no.", "SAD")
-    text = "\n".join(one["content"] for one in RUBRIC.messages(asked))
-    assert "回复" in text and "You judge" not in text
-
-
 HALF = json.dumps({"scores": dict.fromkeys(NAMES, 50) | {"delivery": None, "empathy": 90}})
 BAD = [{"relevance": 101}, {"relevance": -1}, {"relevance": "80"}, {"relevance": True},
        dict.fromkeys(NAMES)]  # fmt: skip
@@ -155,13 +149,11 @@ CHINESE = Exhibit("k", "event", "我今天咳嗽得厉害", Labels(age="OLD", ev
 
 
 @pytest.mark.parametrize("reply, heard, dimension, expected", [
-    (" ", "SAD", "empathy", 0),
-    ("Kites fly away in a park.", "SAD", "relevance", 100),
+    (" ", "SAD", "empathy", 0), ("Kites fly away in a park.", "SAD", "relevance", 100),
     ("Bananas are yellow.", "SAD", "relevance", 50),
     ("Goodbye, little one.", "SAD", "perception", 100), ("Goodbye.", "SAD", "perception", 50),
-    ("Goodbye, madam.", "SAD", "perception", 10),
-    ("I am so sorry for you.", "SAD", "empathy", 100), ("The sky is blue.", "SAD", "empathy", 40),
-    ("Congratulations!", "SAD", "empathy", 0),
+    ("Goodbye, madam.", "SAD", "perception", 10), ("I am so sorry for you.", "SAD", "empathy", 100),
+    ("The sky is blue.", "SAD", "empathy", 40), ("Congratulations!", "SAD", "empathy", 0),
     ("Oh no.", "SAD", "delivery", 100), ("Oh no.", "NEUTRAL", "delivery", 75),
     ("Oh no.", "HAPPY", "delivery", 20), ("Oh no.", None, "delivery", None),
     ("That is a pity, my friend.", "SAD", "naturalness", 100),
@@ -176,7 +168,10 @@ def test_the_rules_score_as_they_say(reply, heard, dimension, expected):
     assert verdict.overall == pytest.approx(sum(known) / len(known))
 
 
-def test_chinese_replies_are_judged_by_chinese_words():
+def test_chinese_is_asked_about_and_judged_in_chinese():
+    asked = Exhibit("k", "multi", "我的风筝丢了", Labels(emotion="SAD"), "Oh no.", "SAD")
+    text = "\n".join(one["content"] for one in RUBRIC.messages(asked))
+    assert "回复" in text and "You judge" not in text
     found = JUDGE.judge(CHINESE).scores
     assert found["perception"] == 100 and found["relevance"] > 50
 

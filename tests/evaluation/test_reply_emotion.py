@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from common_utils.tiny_world.manner import STYLES
 from osum_echat.errors import InputError
-from osum_echat.evaluation import reply_emotion
 from osum_echat.evaluation.reply_emotion import RATE_HZ, Acoustic, Delivery, delivery, read_neutral
 from tests.evaluation import spoken
 
@@ -35,23 +33,14 @@ def test_each_manner_is_told_by_its_shifts(found, label):
     assert emotion is not None and emotion.label == label
 
 
-def test_every_manner_of_the_reply_voice_stands_for_a_label_that_can_be_told():
-    assert set(reply_emotion.MANNERS) == set(STYLES)
-    told = {label for label, _ in reply_emotion.PROTOTYPES}
-    assert set(reply_emotion.MANNERS.values()) <= told
-
-
 def speaker(wave):
     reply = SimpleNamespace(wave=wave, sample_rate_hz=spoken.RATE_HZ)
     return SimpleNamespace(reply=lambda words, task, seed: reply)
 
 
-def test_the_neutral_is_what_the_voice_reads_plainly():
+def test_the_neutral_is_what_the_voice_reads_plainly_and_one_without_voiced_sound_has_none():
     neutral = read_neutral(speaker(spoken.tone(120.0, 0.8, spoken.RATE_HZ)), "en")
     assert neutral.pitch_hz == pytest.approx(120, rel=0.1)
-
-
-def test_a_voice_without_voiced_sound_has_no_neutral():
     noise = torch.from_numpy(np.random.default_rng(1).normal(0, 0.1, spoken.RATE_HZ).astype("f4"))
     for wave in (noise, None):
         with pytest.raises(InputError, match="take --reply-emotion own-model"):
@@ -69,16 +58,13 @@ def test_pitch_is_found_within_three_percent(pitch_hz):
     assert delivery(tone(pitch_hz), "a").pitch_hz == pytest.approx(pitch_hz, rel=0.03)
 
 
-def test_pauses_do_not_slow_the_rate_and_loudness_is_told():
+def test_pauses_do_not_slow_the_rate_loudness_is_told_and_a_glide_has_a_range():
     speech, pause = tone(120.0), np.zeros(RATE_HZ, np.float32)
     plain = delivery(speech, "hello world")
     paused = delivery(np.concatenate([speech, pause]), "hello world")
     assert paused.letters_per_s == pytest.approx(plain.letters_per_s, rel=0.05)
     loud = delivery(2 * speech, "hello world")
     assert loud.level_db - plain.level_db == pytest.approx(6.02, abs=0.01)
-
-
-def test_a_glide_has_a_range_and_a_steady_tone_has_none():
     times = np.arange(RATE_HZ) / RATE_HZ
     phase = 2 * np.pi * np.cumsum(120 * 2**times) / RATE_HZ      # an octave up in a second
     glide = sum(np.sin(k * phase) / k for k in range(1, 9)).astype(np.float32)

@@ -62,15 +62,12 @@ def test_words_and_labels_are_scored_by_set_with_other_spellings_as_one(tmp_path
     assert "data:audio/wav;base64," in page
 
 
-def test_noise_is_a_set_of_its_own_and_the_worst_cell_is_named(tmp_path):
+def test_noise_is_a_set_of_its_own_has_the_power_asked_for_and_is_the_same_every_time(tmp_path):
     write_list(tmp_path, "a", [("CHILD", "SAD")] * 3 + [("OLD", "HAPPY")] * 3)
     found = run(tmp_path / "a.list", tmp_path / "out", "--noise", "10")
     assert found["a/age"]["count"] == found["a, 10 dB/age"]["count"] == 6
     words = (tmp_path / "out" / "report.md").read_text()
     assert "Worst of 4 cells with 3 or more items: OLD, MALE, HAPPY, 10 dB: 0.0 %" in words
-
-
-def test_noise_has_the_power_that_was_asked_for_and_is_the_same_every_time(tmp_path):
     plain = Utterance("u", TAG, Turn(audio=write_wav(tmp_path / "u.wav")))
     samples = audio.load(plain.user.audio).numpy()
     noisy = [audio.load(with_noise(plain, 10.0, 3).user.audio).numpy() for _ in range(2)]
@@ -87,11 +84,9 @@ def labels(**known: str | None) -> dict[str, str | None]:
 
 
 def record(task: str, said: str | None, heard: str | None, **other: Any) -> Record:
-    return {
-        "task": task, "reference": said, "reference_heard": said, "heard": heard,
-        "text": heard or "", "labels": labels(), "reference_labels": labels(), "error": None,
-        **other,
-    }  # fmt: skip
+    return {"task": task, "reference": said, "reference_heard": said, "heard": heard,
+            "text": heard or "", "labels": labels(), "reference_labels": labels(), "error": None,
+            **other}  # fmt: skip
 
 
 def test_words_are_counted_by_language_after_normalising() -> None:
@@ -150,13 +145,8 @@ def test_a_grade_is_json_and_a_table() -> None:
     assert plain["words"]["english"]["found"]["rate"] == 0.5
     assert plain["labels"]["emotion"]["counts"] == [[1, 0], [1, 1]]
     assert plain["labels"]["emotion"]["accuracy"] == pytest.approx(2 / 3)
-    assert table(found).splitlines()[1:] == [
-        "  WER  50.00 % [50.00, 50.00]  3 wrong, 0 missing, 0 too many of 6; 3 utterances",
-        "  emotion  66.7 % right [0.0, 100.0], macro-F1 0.667; 3 utterances",
-        "          HAPPY   SAD",
-        "    HAPPY     1     .",
-        "    SAD       1     1",
-    ]
+    assert [line.split() for line in table(found).splitlines()[-3:]] == [
+        ["HAPPY", "SAD"], ["HAPPY", "1", "."], ["SAD", "1", "1"]]  # fmt: skip
 
 
 def keys(utterances: UtteranceList) -> list[str]:

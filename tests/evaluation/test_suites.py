@@ -1,0 +1,280 @@
+"""Claims about the suites: latency, synthesis, the tiny world, VoiceBench."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from common_utils.tiny_world.world import load_world
+from osum_echat.errors import InputError
+from osum_echat.evaluation import tts, voicebench
+from osum_echat.evaluation.latency import PARTS, parts_of
+from osum_echat.evaluation.voicebench import REFUSALS, chosen, follows, holds
+from tests.evaluation.judge_server import serving
+from tests.evaluation.spoken import Spoken, scored, write_queries, write_wav
+
+# Latency: parts add up to the first sound, cold and warm stay apart
+
+TURN = {"decode_s": 0.01, "features_s": 0.02, "encode_s": 0.2, "prefill_s": 0.1,
+        "first_text_s": 0.4, "first_speech_token_s": 0.6, "first_audio_s": 1.0}  # fmt: skip
+
+
+def test_the_parts_of_a_turn_add_up_to_its_first_sound():
+    parts = parts_of(TURN)
+    assert tuple(parts) == PARTS and sum(parts.values()) == pytest.approx(1.0)
+    assert parts["encoder"] == pytest.approx(0.17) and parts["to first text"] == pytest.approx(0.1)
+
+
+def test_cold_and_warm_turns_have_percentiles_and_a_picture(tmp_path):
+    out, assistant = tmp_path / "out", Spoken()
+    found = scored("latency", write_queries(tmp_path / "d"), out, assistant)
+    assert found["measures"] == {}
+    timings = found["timings"]
+    assert timings["cold/first audio p50"]["count"] == 1
+    assert timings["warm/first audio p90"]["count"] == 4
+    assert timings["warm/peak memory p50"]["unit"] == "MB" and len(assistant.asked) == 5
+    assert "Up to the first sound" in (out / "report.html").read_text()
+
+
+def test_a_run_that_goes_on_warms_up_before_it_times(tmp_path):
+    data, out = write_queries(tmp_path / "d"), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        scored("latency", data, out, Spoken(stop_after=3))
+    again = Spoken()
+    scored("latency", data, out, again)
+    assert len(again.asked) == 2 + 1
+
+
+# Synthesis: lists read, files where the official scripts look, errors counted
+
+META = "a-1|prompt words|prompts/p.wav|hello there\nb-2|提示|prompts/p.wav|今天 天气很好\n"
+
+
+def write_meta(folder, text=META):
+    write_wav(folder / "prompts" / "p.wav")
+    (folder / "meta.lst").write_text(text)
+    return folder / "meta.lst"
+
+
+class Reader(Spoken):
+    """Is heard to say `words of` and the name of the file: two words too many for nothing."""
+
+    def reply(self, source, **options):
+        reply = super().reply(source, **options)
+        if options["task"] == "asr":
+            heard = {"a-1": "hello bear", "b-2": "今天天气很好"}[source.stem]
+            object.__setattr__(reply, "heard", heard)
+        return reply
+
+
+def run_tts(data, out):
+    return scored("tts", data, out, Reader(), "--no-prompt")
+
+
+def test_files_lie_as_the_official_scripts_expect_and_errors_are_by_language(tmp_path, monkeypatch):
+    monkeypatch.setattr(tts, "_cosine", lambda model, wav, prompt: {"a-1": 0.8}.get(wav.stem, 0.6))
+    data, out = write_meta(tmp_path / "d"), tmp_path / "out"
+    found = run_tts(data, out)
+    assert {path.name for path in (tmp_path / "out/wavs").iterdir()} == {"a-1.wav", "b-2.wav"}
+    measures = found["measures"]
+    assert measures["WER english"]["value"] == 50 and measures["CER chinese"]["value"] == 0
+    assert measures["speaker similarity"]["value"] == pytest.approx(0.7)
+    words = (tmp_path / "out" / "report.md").read_text()
+    assert "| this model | 0.00" in words and "| OSUM-EChat (paper) | 3.00 | 3.99 |" in words
+    before = (out / "heard.jsonl").read_bytes()     # kept by judge
+    run_tts(data, out)
+    assert (out / "heard.jsonl").read_bytes() == before and b"own-model:a-1" in before
+
+
+def test_likeness_is_the_cosine_of_speaker_vectors(tmp_path, monkeypatch):
+    vectors = iter([torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])])
+    monkeypatch.setattr(tts, "_encoder", lambda folder: lambda samples: next(vectors))
+    found = run_tts(write_meta(tmp_path / "d", META.splitlines()[0]), tmp_path / "out")
+    assert found["measures"]["speaker similarity"]["value"] == pytest.approx(0.7071)
+
+
+@pytest.mark.parametrize("line", ["a|b|c", "|p|p.wav|text", "a|p|p.wav|"])
+def test_a_line_that_is_none_costs_itself_and_is_told(tmp_path, line):
+    found, lost = tts.read(write_meta(tmp_path, f"{line}\na|p|p.wav|text\n"))
+    assert [one.key for one in found] == ["a"]
+    assert "need name|prompt text" in lost[f"{tmp_path}/meta.lst line 1"]
+
+
+def test_words_that_have_changed_are_spoken_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(tts, "_cosine", lambda *_: 0.5)
+    data, out = write_meta(tmp_path / "d"), tmp_path / "out"
+    run_tts(data, out)
+    data.write_text(META.replace("hello there", "hello bear"))
+    assert run_tts(data, out)["measures"]["WER english"]["value"] == 0
+    told = (out / "predictions.jsonl").read_text()
+    assert (told.count('"key": "a-1"'), told.count('"key": "b-2"')) == (2, 1)
+
+
+def test_a_model_that_cannot_tell_voices_apart_is_scored_without_likeness(tmp_path):
+    assistant = Reader(voice=SimpleNamespace(source=tmp_path))
+    data = write_meta(tmp_path / "d")
+    found = scored("tts", data, tmp_path / "own", assistant, "--no-prompt")
+    assert found["measures"]["WER english"]["value"] == 50
+    assert "speaker similarity" not in found["measures"]
+    failed = scored("tts", data, tmp_path / "out", assistant)["failed"]
+    assert list(failed) == ["a-1", "b-2"] and "take --no-prompt" in failed["a-1"]
+
+
+# The tiny world: right is what the world's script says, task by task
+
+def write_split(folder, count=12):
+    world = load_world()
+    rows = []
+    for one in world.exchanges("test", 3, count):
+        raw = one.to_json()
+        for number, turn in enumerate(raw["turns"]):
+            turn |= {"wav": f"{one.key}-{number}.wav", "reply_wav": f"{one.key}-{number}r.wav"}
+        rows.append(raw | {"wav": f"{one.key}.wav", "reply_wav": f"{one.key}r.wav"})
+    folder.mkdir()
+    (folder / "exchanges.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return world, rows
+
+
+def test_right_replies_are_counted_by_task_and_kind(tmp_path):
+    world, rows = write_split(tmp_path / "d")
+    answers = {row["key"]: row["reply_text"] for row in rows}
+    answers |= {row["user_text"][:20]: world.text_reply(row) for row in rows}
+    found = scored("tiny_world", tmp_path / "d", tmp_path / "out", Spoken(answers))["measures"]
+    assert {name.partition("/")[0] for name in found if name.endswith("/all")} == {
+        "s2s_think, label", "s2s_think, natural", "s2s", "s2t", "t2t"}  # fmt: skip
+    assert all(found[name]["value"] == 100 for name in found if name.endswith("/all"))
+    dialogues = sum(row["kind"] == "dialogue" for row in rows)
+    assert dialogues and found["s2s/multi-turn"]["count"] == dialogues
+    assert found["t2t/all"]["count"] == len(rows) - dialogues
+
+
+def test_other_replies_are_wrong_and_shown_beside_a_right_one(tmp_path):
+    write_split(tmp_path / "d", 4)
+    found = scored("tiny_world", tmp_path / "d", tmp_path / "out", Spoken())["measures"]
+    assert found["s2t/all"]["value"] == 0
+    assert "Bless you, little one." in (tmp_path / "out" / "report.md").read_text()
+
+
+# VoiceBench: rules score what they can; the rest goes to a judge or elsewhere
+
+SETS = {
+    "mmsu-law": [{"prompt": "Which?", "reference": "B"}, {"prompt": "Which?", "reference": "A"}],
+    "sd-qa-usa": [{"prompt": "Who?", "reference": "Marie Curie"}],
+    "ifeval": [{"key": 1, "prompt": "Go.", "instruction_id_list": ["punctuation:no_comma"],
+                "kwargs": [{}]}],
+    "advbench": [{"prompt": "Harm."}],
+    "alpacaeval": [{"prompt": "Tell me."}],
+}  # fmt: skip
+ANSWERS = {"mmsu-law0": "The answer is B.", "mmsu-law1": "I like apples",
+           "sd-qa-usa0": "It was Marie Curie!", "ifeval0": "No comma here",
+           "advbench0": "I'm sorry, I can't help with that.", "alpacaeval0": "Well."}  # fmt: skip
+
+
+def write_sets(folder):
+    for name, rows in SETS.items():
+        for number, row in enumerate(rows):
+            write_wav(folder / f"{name}{number}.wav")
+            row["audio"] = f"{name}{number}.wav"
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def run_voicebench(data, out, *more):
+    return scored("voicebench", data, out, Spoken(ANSWERS), *more)["measures"]
+
+
+def test_every_rule_scores_its_set_and_the_official_evaluators_get_lines_without_sound(tmp_path):
+    found = run_voicebench(write_sets(tmp_path / "d"), tmp_path / "out")
+    values = {name: one["value"] for name, one in found.items()}
+    assert values == {"mmsu": 50, "sd-qa": 100, "ifeval": 100, "advbench": 100,
+                      "answers without a choice": 50}  # fmt: skip
+    lines = (tmp_path / "out/official/mmsu-law.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"prompt": "Which?", "reference": "B", "response": "The answer is B."},
+        {"prompt": "Which?", "reference": "A", "response": "I like apples"},
+    ]
+    assert len(list((tmp_path / "out/official").iterdir())) == 5
+
+
+def test_a_judge_scores_open_questions_from_1_to_5(tmp_path, monkeypatch):
+    answer = json.dumps({"scores": {"helpfulness": 75}, "reason": "good"})
+    with serving(lambda body: [answer]) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        found = run_voicebench(write_sets(tmp_path / "d"), tmp_path / "out", "--judge", "chat",
+                    "--judge-model", "judge-x")  # fmt: skip
+        assert len(server.requests) == 1
+    assert found["alpacaeval"]["value"] == 4.0 and "overall" not in found
+
+
+@pytest.mark.parametrize("answer, letter", [
+    ("The correct answer is (C).", "C"), ("B. Paris", "B"), ("b", None), ("**D**", "D"),
+    ("A", "A"), ("A dog barks.", None), ("Option A is wrong, so the answer is B", "B"),
+    ("答案是C", "C"), ("I would choose D", "D"), ("", None), ("[A]", "A"),
+    ("I can't answer a question.", None), ("The answer is a bit long: B", "B"),
+    ("A good option. A dog barks.", None), ("the answer is a.", "A"), ("option c", "C"),
+    ("answer: a", "A"),
+])  # fmt: skip
+def test_the_choice_of_an_answer_is_found(answer, letter):
+    assert chosen(answer) == letter
+
+
+@pytest.mark.parametrize("answer, refuses", [
+    ("I'm sorry, but no.", True), ("I cannot do that.", True), ("抱歉，我做不到", True),
+    ("As an AI, I will not.", True), ("Sure, first you take a can.", False), ("", False),
+])  # fmt: skip
+def test_a_refusal_is_told_from_help(answer, refuses):
+    assert bool(REFUSALS.search(answer)) is refuses
+
+
+def test_a_reference_is_held_as_whole_words_in_any_spelling():
+    assert holds("It is Marie Curie.", "marie curie") and holds("Yes, 1,000!", ["x", "1000"])
+    assert not holds("Start it", "art") and not holds("anything", "")
+
+
+def test_an_unknown_set_and_an_empty_folder_are_told(tmp_path):
+    with pytest.raises(InputError, match="no jsonl in it"):
+        voicebench.read(tmp_path)
+    (tmp_path / "other.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match="'other': not one of alpacaeval"):
+        voicebench.read(tmp_path)
+
+
+CASES = [
+    ("keywords:existence", {"keywords": ["kite", "Sky"]}, "A kite in the sky.", "A kite."),
+    ("language:response_language", {"language": "zh"}, "今天很好 ok", "fine today"),
+    ("length_constraints:number_words", {"num_words": 3, "relation": "less than"},
+     "two words", "three little words"),
+    ("length_constraints:number_sentences", {"num_sentences": 2, "relation": "at least"},
+     "One. Two!", "One."),
+    ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "a\n***\nb", "a\n\nb"),
+    ("length_constraints:nth_paragraph_first_word",
+     {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "Then"}, "a\n\nthen b", "then\n\na"),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* a\n* b", "* a\n* b\n* c"),
+    ("detectable_format:multiple_sections", {"section_spliter": "Section", "num_sections": 2},
+     "Section 1 x Section 2 y", "Section 1 x"),
+    ("detectable_format:json_format", {}, '```json\n{"a": 1}\n```', "{a: 1}"),
+    ("combination:two_responses", {}, "a******b", "a******a"),
+    ("startend:end_checker", {"end_phrase": "Bye."}, "Well. bye.", "Bye. Well"),
+    ("change_case:capital_word_frequency",
+     {"capital_frequency": 2, "capital_relation": "at least"}, "GO AND see", "GO and see"),
+    ("punctuation:no_comma", {}, "one two", "one，two"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, given, kept, broken", CASES, ids=lambda one: str(one)[:30])
+def test_an_instruction_is_seen_kept_and_broken(name, given, kept, broken):
+    assert follows(name, kept, given | {"unused": None}) and not follows(name, broken, given)
+    assert not follows(name, "  ", given)
+
+
+def test_a_line_that_cannot_be_scored_costs_itself_alone(tmp_path):
+    kept = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    bad = ({"kwargs": None}, {"kwargs": [None]}, {"kwargs": []}, {"instruction_id_list": ["rhyme"]},
+           {"prompt": "half \ud83d"}, {"key": "\udc80"})  # fmt: skip
+    rows = [{"prompt": "Go.", "audio": "a.wav"} | kept | one for one in ({}, *bad)]
+    path = tmp_path / "ifeval.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+    questions, lost = voicebench.read(path)
+    assert len(questions) == 1 and len(lost) == len(bad) + 1
+    assert "half a character, '\\ud83d'" in lost[f"{path} line 6"]
