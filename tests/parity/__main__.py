@@ -8,10 +8,7 @@ from osum_echat import cli, logs
 from osum_echat.errors import InputError
 from tests.parity.rows import Row, table
 
-KINDS = {
-    "model": ("llm_config.json", "token_ids.json"),
-    "token2wav": ("flow.pt", "hift.pt"),
-}
+KINDS = {"model": ("llm_config.json", "token_ids.json"), "token2wav": ("flow.pt", "hift.pt")}
 
 
 def kind_of(directory: Path) -> str:

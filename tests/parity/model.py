@@ -220,7 +220,6 @@ def bf16(fixture: Fixture) -> list[Row]:
 
 # Training rows: composed here, compared with upstream's padded batches on their real positions.
 
-
 def training(fixture: Fixture) -> list[Row]:
     """train.json and its arrays."""
     words, found = fixture.json("train.json"), []
@@ -350,7 +349,6 @@ class TrainingRow:
 
 
 # Greedy runs: prompts, every step's scores, the ids of whole answers.
-
 
 @dataclass(frozen=True, slots=True)
 class GreedyRun:

@@ -13,14 +13,8 @@ from torch import Tensor, nn
 from osum_echat import weights
 from osum_echat.errors import CheckpointError
 from osum_echat.settings import parse, read_mapping
-from osum_echat.token2wav.flow import (
-    Draws,
-    Flow,
-    FlowSettings,
-    frames_for,
-    solver_times,
-    speaker_width,
-)
+from osum_echat.token2wav import flow as flows
+from osum_echat.token2wav.flow import Draws, Flow, FlowSettings, frames_for, solver_times
 from osum_echat.token2wav.hift import Hift, HiftSettings, fold
 from osum_echat.token2wav.layers import stretch
 from osum_echat.token2wav.voice import VoicePrompt
@@ -52,17 +46,15 @@ FLOW = {                        # our setting -> its place in config.json
     "guidance": "flow.cfm.cfm_params.inference_cfg_rate",
     "smallest_noise": "flow.cfm.cfm_params.sigma_min",
 }  # fmt: skip
-HIFT = {
-    "channels": "hift.base_channels", "pitch_channels": "f0_predictor.cond_channels",
-    "harmonics": "hift.nb_harmonics", "sine_level": "hift.nsf_alpha",
-    "noise_level": "hift.nsf_sigma", "voiced_above_hz": "hift.nsf_voiced_threshold",
-    "upsample": "hift.upsample_rates", "upsample_kernels": "hift.upsample_kernel_sizes",
-    "window_samples": "hift.istft_params.n_fft", "hop_samples": "hift.istft_params.hop_len",
-    "kernels": "hift.resblock_kernel_sizes", "dilations": "hift.resblock_dilation_sizes",
-    "source_kernels": "hift.source_resblock_kernel_sizes",
-    "source_dilations": "hift.source_resblock_dilation_sizes",
-    "slope": "hift.lrelu_slope", "limit": "hift.audio_limit",
-}  # fmt: skip
+HIFT = {"channels": "hift.base_channels", "pitch_channels": "f0_predictor.cond_channels",
+        "harmonics": "hift.nb_harmonics", "sine_level": "hift.nsf_alpha",
+        "noise_level": "hift.nsf_sigma", "voiced_above_hz": "hift.nsf_voiced_threshold",
+        "upsample": "hift.upsample_rates", "upsample_kernels": "hift.upsample_kernel_sizes",
+        "window_samples": "hift.istft_params.n_fft", "hop_samples": "hift.istft_params.hop_len",
+        "kernels": "hift.resblock_kernel_sizes", "dilations": "hift.resblock_dilation_sizes",
+        "source_kernels": "hift.source_resblock_kernel_sizes",
+        "source_dilations": "hift.source_resblock_dilation_sizes", "slope": "hift.lrelu_slope",
+        "limit": "hift.audio_limit"}  # fmt: skip
 
 Arrays = dict[str, Tensor]
 
@@ -84,9 +76,12 @@ def rows(directory: Path) -> list[Row]:
                         found(config, "flow.cfm.cfm_params.training_cfg_rate", 0.2))  # fmt: skip
     made: list[Row] = []
     for path in sorted(directory.glob("*.npz")):
-        compare = next((one for start, one in KINDS if path.stem.startswith(start)), None)
+        kinds = (more for start, *more in KINDS if path.stem.startswith(start))
+        compare, *needed = next(kinds, (lambda *_: {},))
         arrays = {key: torch.from_numpy(value.copy()) for key, value in read_arrays(path).items()}
-        ours = {} if compare is None else compare(networks, arrays, path)
+        absent = [name for name in needed if getattr(networks, name) is None]
+        ours = (dict.fromkeys(arrays, f"no {absent[0]}.pt") if absent
+                else compare(networks, arrays, path))  # fmt: skip
         made += [_row(path.stem, key, value, ours) for key, value in arrays.items()]
         made += ours.get("extra rows", [])
     return made + _namings(directory, config)
@@ -129,7 +124,7 @@ def read_flow(directory: Path, config: dict[str, Any]) -> Flow | None:
     if not path.is_file():
         return None
     tensors, settings = weights.read(path), settings_of(FlowSettings, FLOW, config)
-    flow = Flow(replace(settings, speaker_width=speaker_width(tensors, settings)))
+    flow = Flow(replace(settings, speaker_width=flows.speaker_width(tensors, settings)))
     weights.fill(flow, tensors, str(path))
     return flow.eval()
 
@@ -211,8 +206,6 @@ def _estimator_modules(flow: Flow) -> dict[str, nn.Module]:
 def _flow_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]:
     """One synthesis of a mel."""
     flow = networks.flow
-    if flow is None:
-        return dict.fromkeys(arrays, "no flow.pt")
     modules: dict[str, nn.Module] = {
         "enc_embed": flow.encoder.embed, "enc_out": flow.encoder, "enc_proj": flow.encoder_proj,
         "regulator": flow.length_regulator, "estimator": flow.decoder.estimator,
@@ -222,24 +215,17 @@ def _flow_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]
     modules |= {f"step4_{name}": part for name, part in _estimator_modules(flow).items()}
     with taps(modules) as calls:
         mel = mel_of(flow, arrays["token"], _prompt(arrays), arrays["z"])
-    ours: dict[str, Any] = {
-        name: (found[0][1], STEP)
-        for name, found in calls.items() if name.startswith(("enc", "spk"))
-    }
+    ours: dict[str, Any] = {name: (found[0][1], STEP) for name, found in calls.items()
+                            if name.startswith(("enc", "spk"))}  # fmt: skip
     stretched, mu = calls["regulator"][0][0][0], calls["regulator"][0][1]
     ours |= {"lr_interp": (_flipped(stretched), STEP), "mu": (_flipped(mu), STEP)}
     inputs = [call[0] for call in calls["estimator"]]
-    ours |= {
-        "mu_in": (_flipped(inputs[0][1]), STEP),
-        "cond_in": (_flipped(inputs[0][4]), STEP),
-        "spks_in": (inputs[0][3], STEP),
-        "t_span": (solver_times(len(inputs)), STEP),
-        "t_used": (torch.stack([call[2] for call in inputs]), STEP),
-        "x_steps": (torch.stack([_flipped(call[0]) for call in inputs]), STEP),
-        "est_steps": (torch.stack([_flipped(call[1]) for call in calls["estimator"]]), STEP),
-        "mel": (mel, MEL),
-        "flow_cache_out": CACHE,
-    }
+    ours |= {"mu_in": (_flipped(inputs[0][1]), STEP), "cond_in": (_flipped(inputs[0][4]), STEP),
+             "spks_in": (inputs[0][3], STEP), "t_span": (solver_times(len(inputs)), STEP),
+             "t_used": (torch.stack([call[2] for call in inputs]), STEP),
+             "x_steps": (torch.stack([_flipped(call[0]) for call in inputs]), STEP),
+             "est_steps": (torch.stack([_flipped(call[1]) for call in calls["estimator"]]), STEP),
+             "mel": (mel, MEL), "flow_cache_out": CACHE}  # fmt: skip
     for name in (name for name in calls if name.startswith("step4_")):
         values = calls[name][TAPPED_CALL][1]
         rows_first = name.endswith(("attn", "time_mlp"))
@@ -254,8 +240,6 @@ def _flow_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]
 
 def _estimator_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]:
     """The estimator alone on a padded batch."""
-    if networks.flow is None:
-        return dict.fromkeys(arrays, "no flow.pt")
     with torch.no_grad():
         out = networks.flow.decoder.estimator(
             _flipped(arrays["x"]), _flipped(arrays["mu"]), arrays["t"], arrays["spks"],
@@ -267,8 +251,6 @@ def _estimator_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str,
 def _training_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]:
     """The training loss of a padded batch, and its gradients."""
     flow = networks.flow
-    if flow is None:
-        return dict.fromkeys(arrays, "no flow.pt")
     times = 1 - torch.cos(arrays["t_uniform"].view(-1) * 0.5 * torch.pi)
     kept = arrays["cfg_uniform"] > networks.drop
     draws = Draws(times, _flipped(arrays["z"]), arrays["cond_len"], kept)
@@ -283,15 +265,11 @@ def _training_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, 
     (mixed, mu, when, speaker, known, valid), velocity = calls["estimator"][0]
     ours: dict[str, Any] = {
         "loss": (loss, max(LOSS, 1e-6 * float(arrays["loss"]))),
-        "mu": (calls["mu"][0][1] * valid.unsqueeze(-1), STEP),
-        "y": (_flipped(mixed), STEP),
-        "est_mask": (valid.unsqueeze(1).float(), 0.0),
-        "est_mu": (_flipped(mu), STEP),
-        "est_t": (when, STEP),
-        "est_spks": (speaker, STEP),
-        "est_cond": (_flipped(known), STEP),
+        "mu": (calls["mu"][0][1] * valid.unsqueeze(-1), STEP), "y": (_flipped(mixed), STEP),
+        "est_mask": (valid.unsqueeze(1).float(), 0.0), "est_mu": (_flipped(mu), STEP),
+        "est_t": (when, STEP), "est_spks": (speaker, STEP), "est_cond": (_flipped(known), STEP),
         "pred": (_flipped(velocity), STEP),
-    }
+    }  # fmt: skip
     for key in (key for key in arrays if key.startswith("grad:")):
         name = key.removeprefix("grad:")
         scale = float(arrays[key].abs().max()) or 1.0
@@ -319,10 +297,7 @@ def _gradient_norms(path: Path, gradients: dict[str, Tensor]) -> list[Row]:
 def _hift_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]:
     """One call of the vocoder; sound from the stored source, source from the stored pitch."""
     hift = networks.hift
-    if hift is None:
-        return dict.fromkeys(arrays, "no hift.pt")
-    names = {"conv_pre": hift.conv_pre, "conv_post": hift.conv_post}
-    modules: dict[str, nn.Module] = dict(names)
+    modules: dict[str, nn.Module] = {"conv_pre": hift.conv_pre, "conv_post": hift.conv_post}
     lists = {"ups": hift.ups, "source_down": hift.source_downs,
              "source_resblock": hift.source_resblocks, "resblock": hift.resblocks}
     for name, blocks in lists.items():
@@ -338,25 +313,17 @@ def _hift_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]
     cached = arrays["cache_source"].shape[2] if "cache_source" in arrays else 0
     own_source = torch.cat((source[:, :cached], own_source[:, cached:]), dim=1)
     bins = hift.settings.window_samples // 2 + 1
-    ours: dict[str, Any] = {
-        name: (_flipped(found[0][1]), STEP) for name, found in calls.items()
-    }
-    return ours | {
-        "wav": (wave, WAVE),
-        "f0": (pitch, PITCH_HZ),
-        "sine_waves": (sines, STEP),
-        "source": (own_source.unsqueeze(1), STEP),
-        "stft_real": (parts_first[:, :bins], STEP),
-        "stft_imag": (parts_first[:, bins:], STEP),
-    }
+    ours: dict[str, Any] = {name: (_flipped(found[0][1]), STEP) for name, found in calls.items()}
+    return ours | {"wav": (wave, WAVE), "f0": (pitch, PITCH_HZ), "sine_waves": (sines, STEP),
+                   "source": (own_source.unsqueeze(1), STEP),
+                   "stft_real": (parts_first[:, :bins], STEP),
+                   "stft_imag": (parts_first[:, bins:], STEP)}  # fmt: skip
 
 
 def _pipeline_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]:
     """Tokens to sound in one piece, with the stored draws."""
     if int(arrays["n_chunks"]) != 1 or arrays["c0_mel_overlap_out"].numel():
         return dict.fromkeys(arrays, STREAMING)
-    if networks.flow is None or networks.hift is None:
-        return dict.fromkeys(arrays, "needs flow.pt and hift.pt")
     mel = mel_of(networks.flow, arrays["source_token"], _prompt(arrays), arrays["c0_z"])
     speed = float(arrays["speed"])
     heard = mel if speed == 1.0 else at_speed(mel, speed)
@@ -364,15 +331,10 @@ def _pipeline_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, 
         pitch = networks.hift.f0_predictor(_flipped(heard))
         sines = published_sines(networks.hift, pitch, arrays["c0_phase"], arrays["c0_noise"])
         wave = networks.hift.decode(_flipped(heard), networks.hift.mixed(sines))
-    return {
-        "wav": (wave, PIPELINE_WAVE),
-        "c0_wav": (wave, PIPELINE_WAVE),
-        "c0_flow_mel": (mel, MEL),
-        "c0_hift_mel": (heard, MEL),
-        "c0_flow_cache_out": CACHE,
-        "c0_mel_overlap_out": STREAMING,
-        "chunk_samples": (torch.tensor([wave.shape[1]]), 0.0),
-    }
+    return {"wav": (wave, PIPELINE_WAVE), "c0_wav": (wave, PIPELINE_WAVE),
+            "c0_flow_mel": (mel, MEL), "c0_hift_mel": (heard, MEL), "c0_flow_cache_out": CACHE,
+            "c0_mel_overlap_out": STREAMING,
+            "chunk_samples": (torch.tensor([wave.shape[1]]), 0.0)}  # fmt: skip
 
 
 def _namings(directory: Path, config: dict[str, Any]) -> list[Row]:
@@ -390,10 +352,8 @@ def _namings(directory: Path, config: dict[str, Any]) -> list[Row]:
     ]
 
 
-KINDS = (
-    ("flow_train", _training_case),
-    ("flow_", _flow_case),
-    ("estimator_", _estimator_case),
-    ("hift_", _hift_case),
-    ("pipe_", _pipeline_case),
-)
+KINDS = (                       # start of a file's name, its case, and the networks that it needs
+    ("flow_train", _training_case, "flow"), ("flow_", _flow_case, "flow"),
+    ("estimator_", _estimator_case, "flow"), ("hift_", _hift_case, "hift"),
+    ("pipe_", _pipeline_case, "flow", "hift"),
+)  # fmt: skip

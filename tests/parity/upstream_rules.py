@@ -46,8 +46,6 @@ class WindowLimit:
         counted = dict.fromkeys(recent, (recent, self.limit))
         for number, (window, limit) in self.own_windows.items():
             counted[number] = history[-window:], limit
-        full = [
-            number for number, (ids, limit) in counted.items()
-            if number < len(logits) and ids.count(number) >= limit
-        ]  # fmt: skip
+        full = [number for number, (ids, limit) in counted.items()
+                if number < len(logits) and ids.count(number) >= limit]  # fmt: skip
         return forbid(full, logits)
