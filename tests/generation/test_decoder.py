@@ -1,18 +1,25 @@
 """Claims about the loop: the cache changes nothing, phases turn in place, no state stays."""
 
-from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
-from osum_echat.errors import InputError
-from osum_echat.generation import decoder
+from osum_echat.errors import ConfigError, InputError
+from osum_echat.generation import decoder, kv_cache, step_graph
 from osum_echat.generation.decoder import Answer, ClipMemory, Limits, Phases, Token
-from osum_echat.generation.sampling import AllowedAfter, Sampling
+from osum_echat.generation.kv_cache import CachedLLM, Prefill
+from osum_echat.generation.sampling import AllowedAfter, EndsAtCue, NoLoops, Sampling
+from osum_echat.generation.step_graph import StepGraph
+from osum_echat.models import int8
+from osum_echat.models.echat import build_llm
+from osum_echat.models.lora import Change, LoraSettings, add_layers
 from osum_echat.sequence import interleave
 from osum_echat.tasks import TASKS
+from tests.models.test_echat import made_of_four_bits
 from tests.parity.upstream_rules import NoLongRuns
-from tests.tiny_network import VOCAB, network, row
+from tests.tiny_network import LLM, VOCAB, network, row
 
 GREEDY = Sampling(greedy=True)
 EDGE, END = VOCAB.speech_edge, VOCAB.text_end
@@ -55,13 +62,12 @@ def started(model, name: str, answer: Answer, interrupt=None):
 def run(model, name: str, interrupt=None, **options) -> tuple[list[Token], str]:
     """All tokens, and what stopped the run."""
     answer = answer_to(name, **options)
-    tokens = list(started(model, name, answer, interrupt))
-    return tokens, answer.stopped_by
+    return list(started(model, name, answer, interrupt)), answer.stopped_by
 
 
 def scripted(model, monkeypatch: pytest.MonkeyPatch, wanted: list[int]) -> None:
     """Let the sampling say these ids, whatever the logits."""
-    ids: Iterator[int] = iter(wanted)
+    ids = iter(wanted)
     monkeypatch.setattr(Sampling, "choose", lambda self, logits, generator: next(ids))
 
 
@@ -73,14 +79,10 @@ def test_the_end_mark_is_read_as_text_and_ids_hold_no_marks(monkeypatch):
     assert (answer.text.ids, answer.speech.ids, answer.stopped_by) == ([3, 4], [9], "end")
 
 
-@pytest.mark.parametrize(
-    ("ids", "limits", "count"),
-    [
-        ([3] * 9, Limits(5, 60), 5),
-        ([3, END, EDGE, *[4] * 9], Limits(5, 8), 8),
-        ([3, END, EDGE, *[4] * 9], Limits(2, 9), 9),  # the text ended within its limit
-    ],
-)
+@pytest.mark.parametrize(("ids", "limits", "count"), [
+    ([3] * 9, Limits(5, 60), 5), ([3, END, EDGE, *[4] * 9], Limits(5, 8), 8),
+    ([3, END, EDGE, *[4] * 9], Limits(2, 9), 9),  # the text ended within its limit
+])  # fmt: skip
 def test_a_run_without_an_end_stops_at_its_limit(monkeypatch, ids, limits, count):
     model = network()
     scripted(model, monkeypatch, ids)
@@ -89,13 +91,8 @@ def test_a_run_without_an_end_stops_at_its_limit(monkeypatch, ids, limits, count
 
 
 def test_an_interrupt_stops_before_the_next_step():
-    asked = []
-
-    def interrupt() -> bool:
-        asked.append(True)
-        return len(asked) > 3
-
-    tokens, stopped_by = run(network(), "s2s", interrupt=interrupt)
+    asked = iter((False, False, False, True))
+    tokens, stopped_by = run(network(), "s2s", interrupt=lambda: next(asked))
     assert len(tokens) == 3 and stopped_by == "interrupt"
     assert run(network(), "s2s", interrupt=lambda: True) == ([], "interrupt")
 
@@ -128,11 +125,9 @@ def test_rows_of_a_batch_answer_as_if_alone(sampling: Sampling):
     model, names = network(1), ("s2s", "t2t", "tts", "s2s_streaming", "understand")
 
     def options(number: int) -> dict:
-        return {
-            "sampling": sampling, "limits": Limits(5 * number + 3, 9 * number + 6),
-            "generator": torch.Generator().manual_seed(number),
-            "rules": [AllowedAfter([7], [77]), NoLongRuns(2)],
-        }  # fmt: skip
+        return {"sampling": sampling, "limits": Limits(5 * number + 3, 9 * number + 6),
+                "generator": torch.Generator().manual_seed(number),
+                "rules": [AllowedAfter([7], [77]), NoLongRuns(2)]}  # fmt: skip
 
     alone = [run(model, name, **options(number)) for number, name in enumerate(names)]
     answers = {name: answer_to(name, **options(number)) for number, name in enumerate(names)}
@@ -171,3 +166,243 @@ def test_a_clip_that_was_heard_of_late_is_not_heard_again(monkeypatch: pytest.Mo
     other = [row("s2s", frames, answered=False) for frames in (32, 40, 24)]
     decoder.embed_prompts(model, other, VOCAB, memory)
     assert heard == [40, 24, 32, 24]        # two are kept, those used last
+
+
+# Choosing the next id, and about what may not come next.
+
+def test_repetition_makes_seen_ids_less_likely_once():
+    logits = torch.tensor([2.0, -2.0, 1.0])
+    seen = torch.tensor([0, 1])
+    changed = Sampling(repetition_penalty=2.0).penalise(seen, logits)
+    assert changed.tolist() == [1.0, -4.0, 1.0] and logits.tolist() == [2.0, -2.0, 1.0]
+    assert Sampling().penalise(seen, logits) is logits
+
+
+@pytest.mark.parametrize(("kind", "wrong"), [
+    (Sampling, {"temperature": 0.0}), (Sampling, {"top_k": -1}), (Sampling, {"top_p": 0.0}),
+    (Sampling, {"top_p": 1.5}), (Sampling, {"repetition_penalty": 0}),
+    (NoLoops, {"times": 1}), (NoLoops, {"longest": 0}),
+])  # fmt: skip
+def test_a_setting_out_of_range_is_refused(kind, wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        kind(**wrong)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.7), (0, 1e-6), (50, 1.0), (15, 0.8)])
+def test_draws_are_those_of_multinomial(top_k: int, top_p: float):
+    """So that top-p counts what top-k left, keeps one id at least, and none that is impossible."""
+    sampling = Sampling(temperature=1.2, top_k=top_k, top_p=top_p)
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(1))
+    logits[logits.argmax()] = -torch.inf
+    ours, theirs = (torch.Generator().manual_seed(3) for _ in range(2))
+    scores, ids = logits.topk(top_k or 50)
+    chances = (scores / 1.2).softmax(0)
+    chances[chances.cumsum(0) - chances >= top_p] = 0.0
+    for _ in range(100):
+        drawn = ids[torch.multinomial(chances, 1, generator=theirs)]
+        assert sampling.choose(logits, ours) == int(drawn)
+
+
+def blocked(rule, history: list[int]) -> list[int]:
+    return torch.nonzero(rule(history, torch.zeros(50)).isinf())[:, 0].tolist()
+
+
+def test_only_the_allowed_may_follow_the_cue_and_only_once():
+    rule = AllowedAfter([5, 6], [8, 9])
+    assert blocked(rule, [5, 6, 1]) == []
+    left = rule([1, 5, 6], torch.arange(12.0))
+    assert left.isfinite().nonzero()[:, 0].tolist() == [8, 9] and left[9] == 9.0
+    assert blocked(rule, [1, 5, 6]) == []
+    assert blocked(AllowedAfter([], [8]), [1]) == blocked(AllowedAfter([1], [2]), []) == []
+    logits = torch.zeros(10)
+    AllowedAfter([3], [1])([3], logits)
+    assert not logits.isinf().any()          # what is given is not written into
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 12])
+def test_a_phrase_that_came_three_times_may_not_begin_again(size: int):
+    phrase = list(range(10, 10 + size))
+    assert blocked(NoLoops(), [1, *phrase * 2]) == []
+    assert blocked(NoLoops(), [1, *phrase * 3]) == [10] and blocked(NoLoops(), phrase * 3) == [10]
+    assert blocked(NoLoops(), [*phrase * 3, 5]) == []
+    assert blocked(NoLoops(4), [1, *phrase * 3]) == blocked(NoLoops(), []) == []
+    assert blocked(NoLoops(longest=3), [4, 5, 6, 7] * 5) == []
+
+
+def test_a_guarded_text_never_loops_whatever_is_likely():
+    rule, history = NoLoops(), []
+    likely = torch.tensor([0.0, 3.0, 2.0, 1.0])
+    for _ in range(200):
+        history.append(int(rule(history, likely).argmax()))
+    for size in range(1, rule.longest + 1):
+        for end in range(4 * size, len(history) + 1):
+            tail = history[end - 4 * size : end]
+            assert tail != tail[:size] * 4
+
+
+@pytest.mark.parametrize(("history", "likeliest", "ends"), [
+    ([9, 9, 4, 1], 2, True),        # behind the thought, the cue
+    ([9, 9, 4, 1], 3, False),       # another word
+    ([9, 9, 4, 5], 2, False),       # behind another word
+    ([9, 4, 4, 1], 2, False),       # within the thought
+])  # fmt: skip
+def test_a_reply_ends_where_a_label_thought_would_begin_again(history, likeliest, ends):
+    logits = torch.zeros(10)
+    logits[likeliest] = 1.0
+    found = EndsAtCue((1, 2), (9, 9), 0)(history, logits)
+    assert found.isfinite().nonzero().flatten().tolist() == ([0] if ends else [*range(10)])
+
+
+# Claims about rows that grow: each step is what the stock model says, whatever stands beside.
+
+LENGTHS = (7, 1, 4)
+STEPS = 9
+
+
+def llm(kind: str = "qwen2", seed: int = 0, **changes) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    made = build_llm(LLM | {"model_type": kind, "head_dim": 4} | changes).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return made
+
+
+def rows_of(lengths) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    return [torch.randn(length + STEPS, 16, generator=generator) for length in lengths]
+
+
+def whole(model, row: torch.Tensor) -> torch.Tensor:
+    """The stock model's states on the whole row at once: (tokens, width)."""
+    return model.model(inputs_embeds=row[None], use_cache=False).last_hidden_state[0]
+
+
+@pytest.mark.parametrize("lengths", [(5,), (4, 4), LENGTHS])
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@torch.inference_mode()
+def test_every_step_says_what_the_stock_model_says(kind: str, lengths, monkeypatch):
+    monkeypatch.setattr(kv_cache, "ROOM_TOKENS", 4)  # room is made on the way
+    model, rows = llm(kind), rows_of(lengths)
+    wanted = [whole(model, row) for row in rows]
+    growing = CachedLLM(model, [row[:-STEPS] for row in rows])
+    for step in range(STEPS + 1):
+        for state, want, length in zip(growing.state, wanted, lengths, strict=True):
+            torch.testing.assert_close(state, want[length - 1 + step], atol=2e-5, rtol=1e-4)
+        if step < STEPS:
+            pairs = zip(rows, lengths, strict=True)
+            growing.step(torch.stack([row[length + step] for row, length in pairs]))
+
+
+@torch.inference_mode()
+def test_rows_that_leave_change_nothing_for_those_that_stay(monkeypatch):
+    monkeypatch.setattr(kv_cache, "ROOM_TOKENS", 4)
+    model, rows = llm(), rows_of(LENGTHS)
+    wanted = whole(model, rows[2])
+    growing = CachedLLM(model, [row[:-STEPS] for row in rows])
+    for step in range(STEPS):
+        if step == 2:
+            growing.keep([1, 2])
+        if step == 5:
+            growing.keep([1])
+        live = [row for row in range(3) if step < 2 or (row > 0 and step < 5) or row == 2]
+        growing.step(torch.stack([rows[row][LENGTHS[row] + step] for row in live]))
+    torch.testing.assert_close(growing.state[0], wanted[-1], atol=2e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_row_goes_on_after_a_start_that_was_read_before():
+    model, (row, other) = llm(), rows_of((7, 6))
+    start = Prefill(model, torch.cat((row[:4], other[:2])))     # goes on in another way
+    start.advance(6)
+    growing = CachedLLM.after(model, row[:-1], start)
+    growing.step(row[-1:])
+    torch.testing.assert_close(growing.state[0], whole(model, row)[-1], atol=2e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_lora_layers_take_part():
+    model, (row,) = llm(), rows_of((5,))
+    add_layers(model, LoraSettings(rank=2, alpha=8))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.add_(0.5)
+    model.eval()
+    growing = CachedLLM(model, [row[:-1]])
+    growing.step(row[-1:])
+    torch.testing.assert_close(growing.state[0], whole(model, row)[-1], atol=2e-5, rtol=1e-4)
+
+
+def test_a_window_of_attention_bounds_the_row():
+    model = llm(use_sliding_window=True, sliding_window=32, max_window_layers=1)
+    assert kv_cache.longest_row(model.config) == 32
+    assert kv_cache.longest_row(llm().config) == LLM["max_position_embeddings"]
+
+
+# The graph of one row's steps: what torch says of the same 4-bit weights
+
+SIZES = {"model_type": "qwen2", "vocab_size": 40, "hidden_size": 64, "intermediate_size": 128,
+         "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64,
+         "max_position_embeddings": 64}  # fmt: skip
+FEW = 6
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "lora"])
+def small(request):
+    torch.manual_seed(2)
+    made, changes = build_llm(SIZES).eval(), {}
+    for name, layer in made.model.layers.named_modules():
+        if not isinstance(layer, nn.Linear):
+            continue
+        layer.weight.data = made_of_four_bits(*layer.weight.shape).weight.data
+        if layer.bias is not None:
+            layer.bias.data.zero_()
+        if request.param and name.startswith("1."):
+            down, up = torch.randn(4, layer.in_features), torch.randn(layer.out_features, 4)
+            change = Change(layer.weight.data.clone(), 0.1 * down, 0.1 * up, 2.0)
+            changes[f"llm.model.layers.{name}"] = change
+    int8.shrink(SimpleNamespace(llm=made, text_head=None), changes)
+    return made
+
+
+@torch.inference_mode()
+def test_the_steps_of_a_row_are_those_of_torch(small):
+    prompt, tokens = torch.randn(5, 64), torch.randn(FEW, 1, 64)
+    assert step_graph.fits(small)
+
+    def states(growing):
+        found = []
+        for token in tokens:
+            growing.step(token)
+            found.append(growing.state)
+        return torch.cat(found)
+
+    wanted = states(CachedLLM(small, [prompt]))
+    small.step_graph = StepGraph(small)
+    growing = CachedLLM(small, [prompt])
+    made = states(growing)
+    assert growing.bound is not None and (made - wanted).norm() < 0.02 * wanted.norm()
+    growing.step(torch.randn(1, 64))
+    beside = CachedLLM(small, [prompt, prompt[:3]])       # several rows: by torch
+    beside.step(tokens[0].expand(2, -1))
+    assert beside.bound is None and (beside.state[0] - made[0]).norm() < 0.02 * made[0].norm()
+
+
+@torch.inference_mode()
+def test_a_row_goes_on_in_memory_that_has_moved(small, monkeypatch):
+    monkeypatch.setattr(kv_cache, "ROOM_TOKENS", 2)
+    prompt, tokens = torch.randn(5, 64), torch.randn(FEW, 1, 64)
+    wanted = CachedLLM(small, [prompt])
+    small.step_graph = StepGraph(small)
+    growing = CachedLLM(small, [prompt])
+    for token in tokens:
+        wanted.graph = None
+        wanted.step(token)
+        growing.step(token)
+    assert (growing.state - wanted.state).norm() < 0.02 * wanted.state.norm()
+
+
+def test_weights_of_8_bits_do_not_fit():
+    made = build_llm(SIZES).eval()
+    int8.shrink(SimpleNamespace(llm=made, text_head=None))
+    assert not step_graph.fits(made)

@@ -22,7 +22,6 @@ from osum_echat.inference.reply import Reply
 from osum_echat.models.echat import EChatModel
 from osum_echat.paths import TINY
 from osum_echat.tasks import TASKS
-from osum_echat.token2wav.model import Token2Wav
 from tests import tiny_network
 from tests.tiny_network import VOCAB, row
 
@@ -212,15 +211,3 @@ def test_the_tiny_model_replies_alike(assistants, task: str):
     question = TINY / "samples" / "question.wav"
     own, other = (told(one.reply(question, task=task, greedy=True)) for one in assistants)
     assert other == own and (own[-1] or not task.startswith("s2s"))
-
-
-@with_vllm
-def test_the_tiny_model_replies_alike_to_sixteen_at_once(assistants, monkeypatch):
-    monkeypatch.setattr(Token2Wav, "many", lambda _, rows, *more: [torch.zeros(1) for _ in rows])
-    wavs = sorted((TINY / "samples").glob("*.wav"))
-    asked = wavs, [wavs[number % len(wavs)] for number in range(16)]
-    own, other = (
-        [told(one) for one in each.reply_many(rows, task="s2s", greedy=True, batch_size=16)]
-        for each, rows in zip(assistants, asked, strict=True)
-    )  # fmt: skip
-    assert other == [own[number % len(own)] for number in range(16)] and all(one[-1] for one in own)

@@ -1,33 +1,30 @@
-"""Claims about the hub, and about starting from a stock LLM, a Whisper or another model."""
+"""Claims about the hub, models in one file, and starting from a stock LLM, a Whisper or another."""
 
 import hashlib
 import json
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 import torch
 
+from osum_echat import EChat, paths
 from osum_echat.errors import CheckpointError
 from osum_echat.models import checkpoint, pretrained
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.encoder import Encoder, EncoderSettings
-from osum_echat.models.pretrained import (
-    llm_settings,
-    start_encoder,
-    start_encoder_adapter,
-    start_llm,
-)
-from tests.evaluation.judge_server import served
+from osum_echat.models.pretrained import llm_settings, start_encoder, start_encoder_adapter
+from tests.evaluation.judge_server import Quiet, served
 from tests.tiny_network import LLM, SETTINGS, network, save_published
 
 Found = TypeVar("Found")
@@ -46,7 +43,7 @@ class Hub:
         self.stalled, self.go_on = threading.Event(), threading.Event()
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Quiet):
     """The few calls that fetching needs: a repository's list of files, and the files."""
 
     protocol_version = "HTTP/1.1"
@@ -54,9 +51,6 @@ class Handler(BaseHTTPRequestHandler):
     def __init__(self, served: Hub, *rest: object) -> None:
         self.served = served
         super().__init__(*rest)  # type: ignore[arg-type]
-
-    def log_message(self, *_: object) -> None:
-        return
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -129,14 +123,14 @@ def model(tmp_path: Path) -> dict[str, bytes]:
 
 
 def test_a_whole_model_is_fetched_once_for_good(serve, model, tmp_path, monkeypatch):
-    served = serve({**model, "README.md": b"# hi", "training.log": b"much"})
+    hub = serve({**model, "README.md": b"# hi", "training.log": b"much"})
     folder = pretrained.fetch(f"hub:{REPO}", tmp_path / "cache")
     assert (folder / "model.safetensors").read_bytes() == model["model.safetensors"]
     assert not (folder / "training.log").exists()
     assert checkpoint.load(folder).settings == network().settings
-    fetched = sum("GET" in one and "resolve" in one for one in served.asked)
+    fetched = sum("GET" in one and "resolve" in one for one in hub.asked)
     assert pretrained.fetch(f"hub:{REPO}", tmp_path / "cache") == folder
-    assert sum("GET" in one and "resolve" in one for one in served.asked) == fetched
+    assert sum("GET" in one and "resolve" in one for one in hub.asked) == fetched
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert pretrained.fetch(f"hub:{REPO}", tmp_path / "cache") == folder
 
@@ -154,18 +148,18 @@ def test_one_file_is_fetched_with_the_settings_beside_it(serve, tmp_path: Path):
 
 def test_a_killed_process_is_taken_up_where_it_stopped(serve, tmp_path: Path, monkeypatch):
     data = bytes(range(256)) * 400_000
-    served = serve({"a.pt": data})
-    served.break_after = 50_000_000
+    hub = serve({"a.pt": data})
+    hub.break_after = 50_000_000
     words = "import pathlib, osum_echat.models.pretrained as h; h.fetch({!r}, pathlib.Path({!r}))"
     command = [sys.executable, "-c", words.format(f"hub:{REPO}/a.pt", str(tmp_path / "cache"))]
     with subprocess.Popen(command) as child:
-        assert served.stalled.wait(60)
+        assert hub.stalled.wait(60)
         part = eventually(lambda: next(tmp_path.rglob("*.part"), None))
         eventually(lambda: part.stat().st_size >= 30_000_000)
         child.kill()
-    served.go_on.set()
+    hub.go_on.set()
     assert pretrained.fetch(f"hub:{REPO}/a.pt", tmp_path / "cache").read_bytes() == data
-    (taken_up,) = served.ranges
+    (taken_up,) = hub.ranges
     assert 30_000_000 <= int(taken_up.removeprefix("bytes=").partition("-")[0]) <= 50_000_000
     assert not list(tmp_path.rglob("*.part"))
 
@@ -191,14 +185,11 @@ def test_what_came_broken_is_refused_and_fetched_anew(serve, tmp_path: Path, mon
     assert pretrained.fetch(f"hub:{REPO}/a.pt", tmp_path / "cache").read_bytes() == data
 
 
-def test_without_network_and_cache_the_error_says_what_to_do(tmp_path: Path, monkeypatch):
+def test_without_network_or_repository_the_error_says_what_to_do(tmp_path, monkeypatch, serve):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     for place in (f"hub:{REPO}", f"hub:{REPO}/a.pt"):
         with pytest.raises(CheckpointError, match=r"not in the cache .*go online.*give its path"):
             pretrained.fetch(place, tmp_path)
-
-
-def test_a_repository_that_is_not_there_is_told(serve, tmp_path: Path):
     serve({})
     with pytest.raises(CheckpointError, match="no such repository, or it needs a login"):
         pretrained.fetch("hub:nobody/nothing", tmp_path)
@@ -234,7 +225,7 @@ def stock_llm(kind: str, tied: bool, directory: Path) -> torch.nn.Module:
 
 def started(directory: Path) -> EChatModel:
     model = EChatModel(replace(SETTINGS, llm=llm_settings(directory))).eval()
-    start_llm(model, directory)
+    pretrained.start_llm(model, directory)
     return model
 
 
@@ -283,11 +274,6 @@ def test_a_projection_to_another_width_starts_anew(tmp_path: Path, caplog):
 WHISPER = EncoderSettings(mels=6, width=64, heads=1, units=16, blocks=2)
 
 
-def whisper_encoder(seed: int) -> Encoder:
-    torch.manual_seed(seed)
-    return Encoder(WHISPER).eval()
-
-
 @pytest.fixture(scope="module")
 def stock() -> torch.nn.Module:
     """A stock transformers Whisper of the same sizes with random weights."""
@@ -329,8 +315,80 @@ def test_the_encoder_computes_what_the_stock_whisper_computes(stock, tmp_path: P
     mels = torch.randn(2, 100, 6)
     wanted = stock.encoder(mels.transpose(1, 2)).last_hidden_state
     for place in ("transformers", "openai", "openai/medium.pt"):
-        started = whisper_encoder(2)
+        torch.manual_seed(2)
+        started = Encoder(WHISPER).eval()
         start_encoder(started, tmp_path / place)
         steps, lengths = started(mels, torch.tensor([100, 100]))
         assert torch.allclose(steps, wanted, atol=1e-5), place
         assert lengths.tolist() == [50, 50]
+
+
+# Models in one file: unpacked once, refused in one line
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(paths.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a server of `tmp_path`."""
+    with served(partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as url:
+        yield url.removesuffix("/v1")
+
+
+def pack(path: Path, folder: Path, name: str) -> Path:
+    with tarfile.open(path, "w:gz") as packed:
+        packed.add(folder, name)
+    return path
+
+
+def test_a_model_at_a_web_address_is_fetched_once(tmp_path, model_directory, server, cache):
+    path = pack(tmp_path / "tiny.tar.gz", model_directory, "tiny")
+    address = f"{server}/tiny.tar.gz"
+    echat = EChat.load(address, device="cpu", speaks=False)
+    assert echat.model.directory.parent.parent == cache
+    path.unlink()
+    assert pretrained.local(address) == echat.model.directory
+
+
+def test_a_tar_that_has_changed_is_unpacked_anew(tmp_path: Path, model_directory: Path) -> None:
+    path = pack(tmp_path / "mine.tgz", model_directory, ".")
+    first = pretrained.local(str(path))
+    assert pretrained.local(str(path)) == first and (first / paths.WHOLE).is_file()
+    pack(path, model_directory, "other")
+    assert pretrained.local(str(path)) != first
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("gone.tar.gz", "cannot be fetched or unpacked .*404"), ("empty.tar", "holds 0 model.yaml"),
+    ("torn.tar.gz", "cannot be fetched or unpacked"), ("model.zip", "ends in .tar, .tar.gz, .tgz"),
+])  # fmt: skip
+def test_what_is_no_packed_model_leaves_nothing(
+    tmp_path: Path, model_directory: Path, server: str, cache: Path, name: str, message: str
+) -> None:
+    whole = pack(tmp_path / "whole.tar.gz", model_directory, "tiny").read_bytes()
+    (tmp_path / "torn.tar.gz").write_bytes(whole[:-2000])
+    (tmp_path / "empty").mkdir()
+    pack(tmp_path / "empty.tar", tmp_path / "empty", "tiny").touch()
+    with pytest.raises(CheckpointError, match=message):
+        pretrained.local(f"{server}/{name}")
+    assert not list(cache.glob("[!.]*"))
+
+
+@pytest.mark.parametrize(("name", "kind", "message"), [
+    ("../evil.txt", tarfile.REGTYPE, "evil.txt lies outside"),
+    ("/evil.txt", tarfile.REGTYPE, "evil.txt lies outside"),
+    ("tiny/link", tarfile.SYMTYPE, "link is no file"),
+    ("tiny/device", tarfile.CHRTYPE, "device is no file"),
+])  # fmt: skip
+def test_a_tar_writes_files_and_only_into_its_folder(tmp_path, cache, name, kind, message):
+    with tarfile.open(tmp_path / "evil.tar", "w") as packed:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "/etc/passwd"
+        packed.addfile(member)
+    with pytest.raises(CheckpointError, match=message):
+        pretrained.local(str(tmp_path / "evil.tar"))
+    assert not list(cache.glob("[!.]*")) and not (tmp_path / "evil.txt").exists()
