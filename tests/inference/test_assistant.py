@@ -1,7 +1,7 @@
 """Claims about the assistant: what goes in reaches the model, what comes out is taken apart."""
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,17 +34,13 @@ def echat(model_directory: Path) -> EChat:
 
 
 @pytest.fixture
-def scripted(
-    echat: EChat, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., list[Sequence]]:
+def scripted(echat: EChat, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Sequence]]:
     """Have the network say a given text and codes; returns the rows it was asked."""
 
     def script(text: str, codes: tuple[int, ...] = (1, 2, 3)) -> list[Sequence]:
         rows, vocab = [], echat.vocab
-        said = {
-            vocab.text_end: [*vocab.encode(text), vocab.text_end],
-            vocab.speech_edge: [vocab.speech_edge, *codes, vocab.speech_edge],
-        }
+        said = {vocab.text_end: [*vocab.encode(text), vocab.text_end],
+                vocab.speech_edge: [vocab.speech_edge, *codes, vocab.speech_edge]}  # fmt: skip
 
         def compose(*args, **kwargs):
             rows.append(inner(*args, **kwargs))
@@ -66,12 +62,17 @@ def opened(echat: EChat, row: Sequence) -> str:
     return echat.vocab.decode(row.ids)
 
 
+def prepared(echat: EChat, source: object, task: str, **options: object) -> decoder.Answer:
+    """The answer that a request begins with."""
+    settled = request.make_request(echat.model, source, request.Options(task, **options))
+    return request.prepare(echat.model, settled, 0, Timer(0.0)).answer
+
+
 def test_a_spoken_question_gets_a_spoken_reply(echat, question_wav):
     reply = echat.reply(question_wav, task="s2s", seed=1)
     assert len(reply.speech_tokens) > 0
     assert reply.wave is not None and reply.wave.ndim == 1 and torch.isfinite(reply.wave).all()
-    assert reply.sample_rate_hz == 22_050
-    assert reply.audio_in_s == 1.0
+    assert reply.sample_rate_hz == 22_050 and reply.audio_in_s == 1.0
     times = reply.timings
     assert 0 < times.encode_s < times.first_text_s < times.first_speech_token_s
     assert times.first_speech_token_s < times.first_audio_s <= times.total_s
@@ -79,8 +80,7 @@ def test_a_spoken_question_gets_a_spoken_reply(echat, question_wav):
 
 def test_the_same_seed_gives_the_same_reply_and_another_another(echat, question_wav):
     first, again, other = (echat.reply(question_wav, task="s2s", seed=seed) for seed in (1, 1, 2))
-    assert first.speech_tokens == again.speech_tokens
-    assert torch.equal(first.wave, again.wave)
+    assert first.speech_tokens == again.speech_tokens and torch.equal(first.wave, again.wave)
     assert first.speech_tokens != other.speech_tokens
 
 
@@ -94,16 +94,14 @@ def test_bytes_and_paths_and_utterances_are_heard_alike(echat, question_wav):
 
 def test_a_text_is_spoken_and_its_style_tag_is_not(echat):
     reply = echat.reply("<SOFT>I am sorry.", task="tts")
-    assert reply.text == "I am sorry."
-    assert reply.wave is not None and reply.audio_in_s is None
+    assert reply.text == "I am sorry." and reply.wave is not None and reply.audio_in_s is None
 
 
 def test_a_label_thought_is_taken_apart(echat, question_wav, scripted):
     rows = scripted(THOUGHT.removeprefix("<think>The user said:") + "I am so sorry, little one.")
     reply = echat.reply(question_wav, task="s2s_think", thinking="label")
     assert opened(echat, rows[0]).endswith("assistant\n<think>The user said:")
-    assert reply.heard == "i lost my kite"
-    assert reply.labels == LABELS
+    assert reply.heard == "i lost my kite" and reply.labels == LABELS
     assert reply.text == "I am so sorry, little one."
     assert reply.thought.startswith("The user said: i lost my kite")
 
@@ -120,22 +118,14 @@ def test_understanding_gives_words_and_the_labels_asked_for(echat, question_wav,
     rows = scripted("i lost my kite<CRY><CHILD><MALE><SAD>")
     reply = echat.reply(question_wav, task="understand")
     assert "Write down the words and all labels." in opened(echat, rows[0])
-    assert reply.heard == "i lost my kite"
-    assert reply.labels == Labels("CHILD", "MALE", "SAD", "CRY")
-
-
-def test_labels_without_a_prompt_of_their_own_are_picked_from_the_full_answer(
-    echat, question_wav, scripted
-):
-    rows = scripted("i lost my kite<CRY><CHILD><MALE><SAD>")
+    assert reply.heard == "i lost my kite" and reply.labels == Labels("CHILD", "MALE", "SAD", "CRY")
+    # Labels without a prompt of their own are picked from the full answer.
     reply = echat.reply(question_wav, task="understand", labels=("emotion", "age"))
-    assert "all labels" in opened(echat, rows[0])
+    assert "all labels" in opened(echat, rows[1])
     assert reply.labels == Labels(age="CHILD", emotion="SAD")
 
 
-def test_a_task_is_a_row_of_the_table_and_may_take_a_prompt(
-    echat, question_wav, scripted, monkeypatch
-):
+def test_a_new_task_is_a_row_and_may_take_a_prompt(echat, question_wav, scripted, monkeypatch):
     row = Task("keywords", "a keyword assistant.", "greedy", hears=True, speaks=False,
                user_text=True, tag="keywords")  # fmt: skip
     monkeypatch.setitem(TASKS, "keywords", row)
@@ -164,48 +154,38 @@ def test_earlier_turns_come_before_the_question(echat, question_wav, scripted):
 
 @pytest.mark.parametrize("greedy", [False, True])
 def test_the_models_own_sampling_is_used_and_greedy_overrides_it(echat, question_wav, greedy):
-    settled = request.make_request(echat.model, question_wav, request.Options("s2s", greedy=greedy))
-    answer = request.prepare(echat.model, settled, 0, Timer(0.0)).answer
+    answer = prepared(echat, question_wav, "s2s", greedy=greedy)
     assert (answer.text.sampling.greedy, answer.speech.sampling.greedy) == (True, greedy)
     assert answer.speech.sampling.top_k == 20
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"task": "asr", "labels": ("age",)}, "labels: task asr takes none"),
-        ({"task": "understand", "labels": ("mood",)}, "'mood' is not one of emotion, age"),
-        ({"task": "s2t_think", "thinking": "loud"}, "choose label or natural"),
-        ({"task": "tts"}, "task tts reads: give it a text"),
-    ],
-)
+@pytest.mark.parametrize(("options", "message"), [
+    ({"task": "asr", "labels": ("age",)}, "labels: task asr takes none"),
+    ({"task": "understand", "labels": ("mood",)}, "'mood' is not one of emotion, age"),
+    ({"task": "s2t_think", "thinking": "loud"}, "choose label or natural"),
+    ({"task": "tts"}, "task tts reads: give it a text"),
+])  # fmt: skip
 def test_what_does_not_fit_together_is_told(echat, question_wav, options, message):
     with pytest.raises((InputError, ConfigError), match=message):
         echat.reply(question_wav, **options)
 
 
-def test_a_silent_load_cannot_speak(model_directory, question_wav):
-    silent = EChat.load(model_directory, device="cpu", speaks=False)
-    with pytest.raises(InputError, match="loaded with speaks=False"):
-        silent.reply(question_wav, task="s2s")
-    assert silent.reply(question_wav, task="asr").wave is None
-
-
-def test_a_model_of_one_kind_of_thought_refuses_the_other(model_directory, question_wav, tmp_path):
+def test_what_a_model_has_not_or_may_not_is_refused(model_directory, question_wav, tmp_path):
     copy = changed_model(model_directory, tmp_path / "model", thinking="natural")
     natural = EChat.load(copy, device="cpu", speaks=False)
     with pytest.raises(InputError, match="thinks in the natural way only"):
         natural.reply(question_wav, task="s2t_think", thinking="label")
+    with pytest.raises(InputError, match="loaded with speaks=False"):
+        natural.reply(question_wav, task="s2s")
+    assert natural.reply(question_wav, task="asr").wave is None
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"thinking": "often"}, "thinking 'often'; write one of label, natural, both"),
-        ({"sampling": {"text": {"heat": 1}}}, "sampling.text: .*heat"),
-        ({"text_loop": {"times": 1}}, "text_loop: times 1, longest 12: need 2 or more"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    ({"thinking": "often"}, "thinking 'often'; write one of label, natural, both"),
+    ({"sampling": {"text": {"heat": 1}}}, "sampling.text: .*heat"),
+    ({"text_loop": {"times": 1}}, "text_loop: times 1, longest 12: need 2 or more"),
+    ({"recognizer": {"language_model": "lm.safetensors"}}, r"lm\.safetensors: cannot be read"),
+])  # fmt: skip
 def test_a_model_yaml_that_cannot_be_used_is_told(model_directory, tmp_path, change, message):
     copy = changed_model(model_directory, tmp_path / "model", **change)
     with pytest.raises((CheckpointError, ConfigError), match=message):
@@ -293,20 +273,12 @@ def test_threads_share_no_state(echat, question_wav):
         *_, done = echat.stream(sources[number], task=tasks[number], seed=number)
         return done.reply
 
-    alone, together = [ask(number) for number in range(4)], {}
-    threads = [
-        threading.Thread(target=lambda number=number: together.update({number: ask(number)}))
-        for number in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number, reply in enumerate(alone):
-        assert together[number].speech_tokens == reply.speech_tokens
-        assert together[number].text == reply.text
-        if reply.wave is not None:
-            assert torch.equal(together[number].wave, reply.wave)
+    alone = [ask(number) for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(ask, range(4)))
+    for one, reply in zip(together, alone, strict=True):
+        assert (one.speech_tokens, one.text) == (reply.speech_tokens, reply.text)
+        assert reply.wave is None or torch.equal(one.wave, reply.wave)
 
 
 @pytest.mark.parametrize("greedy", [True, False])
@@ -358,35 +330,22 @@ def long_wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_long_clip_is_understood_and_not_talked_about(echat, long_wav, scripted):
+def test_long_clips_are_heard_within_limits(echat, long_wav, scripted, question_wav, monkeypatch):
     rows = scripted("a long story")
     assert echat.reply(long_wav, task="asr").heard == "a long story"
     assert rows[0].spans[0].length == 438
     with pytest.raises(InputError, match="35 s of audio; task s2s takes up to 30 s a turn"):
         echat.reply(long_wav, task="s2s")
-
-
-def test_a_transcript_is_no_longer_than_its_clip_allows(echat, question_wav, long_wav):
-    def limits(source: Path, task: str) -> Limits:
-        settled = request.make_request(echat.model, source, request.Options(task))
-        return request.prepare(echat.model, settled, 0, Timer(0.0)).answer.limits
-
-    assert limits(question_wav, "asr") == Limits(80, 80)
-    assert limits(long_wav, "understand").text_tokens == 760
-    assert limits(question_wav, "s2t") == request.LIMITS
-
-
-def test_a_model_may_be_kept_out_of_loops(model_directory, question_wav, tmp_path):
-    asked = request.Options("asr")
-    looping = changed_model(model_directory, tmp_path / "model", text_loop={"times": 4})
-    for home, times in ((model_directory, []), (looping, [4])):
-        guarded = EChat.load(home, device="cpu", speaks=False)
-        settled = request.make_request(guarded.model, question_wav, asked)
-        answer = request.prepare(guarded.model, settled, 0, Timer(0.0)).answer
-        assert [rule.times for rule in answer.text.rules] == times
-
-
-def test_a_row_over_the_models_length_is_told(echat, long_wav, monkeypatch):
+    assert prepared(echat, question_wav, "asr").limits == Limits(80, 80)
+    assert prepared(echat, long_wav, "understand").limits.text_tokens == 760
+    assert prepared(echat, question_wav, "s2t").limits == request.LIMITS
     monkeypatch.setattr(echat.network.llm.config, "max_position_embeddings", 400)
     with pytest.raises(InputError, match="the model takes 400; give shorter audio"):
         echat.reply(long_wav, task="asr")
+
+
+def test_a_model_may_be_kept_out_of_loops(model_directory, question_wav, tmp_path):
+    looping = changed_model(model_directory, tmp_path / "model", text_loop={"times": 4})
+    for home, times in ((model_directory, []), (looping, [4])):
+        guarded = EChat.load(home, device="cpu", speaks=False)
+        assert [one.times for one in prepared(guarded, question_wav, "asr").text.rules] == times

@@ -5,20 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from osum_echat.errors import ConfigError, InputError
+from osum_echat.errors import ConfigError
 from osum_echat.generation import ctc_beam
-from osum_echat.inference import request
+from osum_echat.inference import recognizer, request
 from osum_echat.inference.assistant import EChat
-from osum_echat.inference.recognizer import (
-    Candidate,
-    Recognition,
-    RecognizerSettings,
-    candidates,
-    is_without_voice,
-    labels,
-    recognize,
-    words,
-)
+from osum_echat.inference.recognizer import Recognition, RecognizerSettings, labels, words
 from osum_echat.inference.reply import Timer
 from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import EChatModel
@@ -43,8 +34,8 @@ def spelled(*ids: int, classes: int) -> torch.Tensor:
 def test_a_label_is_the_surest_of_its_kind_and_left_out_where_none_is_sure():
     scores = spelled(4, 0, classes=8)
     assert labels(scores, NAMES) == {"age": "ADULT"}
-    assert not is_without_voice(scores, NAMES)
-    assert is_without_voice(spelled(6, classes=8), NAMES)
+    assert not recognizer.is_without_voice(scores, NAMES)
+    assert recognizer.is_without_voice(spelled(6, classes=8), NAMES)
 
 
 def test_a_label_without_settings_of_its_own_is_told_and_an_unknown_one_is_marked(monkeypatch):
@@ -63,9 +54,8 @@ def test_the_llm_decides_between_texts_that_the_steps_like_alike():
     scores = torch.full((1, model.text_rows + 1), -20.0)
     scores[0, one] = scores[0, other] = 0.0
     scores = scores.log_softmax(-1)
-    heard = [
-        words(model, VOCAB, scores, RecognizerSettings(llm=sign, word=0.0)) for sign in (5.0, -5.0)
-    ]
+    heard = [words(model, VOCAB, scores, RecognizerSettings(llm=sign, word=0.0))
+             for sign in (5.0, -5.0)]  # fmt: skip
     assert sorted(heard) == ["a", "b"]
 
 
@@ -79,22 +69,22 @@ def test_the_llm_is_not_asked_about_texts_that_cannot_win(monkeypatch, weight):
     )
     for _ in range(3):
         scores = (3 * torch.randn(6, model.text_rows + 1)).log_softmax(-1)
-        every = candidates(model, VOCAB, scores)
+        every = recognizer.candidates(model, VOCAB, scores)
         asked.clear()
         best = max(every, key=lambda one: one.worth(settings))
         assert words(model, VOCAB, scores, settings) == best.text
         assert len(asked) == 1 if not weight else len(asked) <= len(every)
 
 
-def test_a_model_without_classes_of_its_own_is_refused():
+def test_a_clip_gives_words_and_labels_by_classes_of_the_models_own():
     with pytest.raises(ConfigError, match=r"missing in model\.yaml"):
-        recognize(network(), VOCAB, torch.zeros(40, SETTINGS.encoder.mels))
-
-
-def test_a_clip_gives_words_and_labels():
+        recognizer.recognize(network(), VOCAB, torch.zeros(40, SETTINGS.encoder.mels))
+    with pytest.raises(ConfigError, match="choose one of ear, whisper, both"):
+        RecognizerSettings(kind="nose")
     torch.manual_seed(0)
     settings = replace(SETTINGS, ctc=CtcSettings(pieces=20, labels=("CHILD", "ADULT")))
-    found = recognize(EChatModel(settings).eval(), VOCAB, torch.zeros(80, settings.encoder.mels))
+    model, mel = EChatModel(settings).eval(), torch.zeros(80, settings.encoder.mels)
+    found = recognizer.recognize(model, VOCAB, mel)
     assert found.labels.keys() <= {"age"} and isinstance(found.words, str)
 
 
@@ -113,8 +103,7 @@ def test_the_clip_is_read_as_labels_and_words(small):
     echat, _ = small
     made = request.make_request(echat.model, SAMPLE, request.Options("s2t_think", thinking="label"))
     state = request.prepare(echat.model, made, 0, Timer(0.0))
-    assert not state.row.clips
-    assert " child female sad hi you" in echat.vocab.decode(state.row.ids)
+    assert not state.row.clips and " child female sad hi you" in echat.vocab.decode(state.row.ids)
     assert echat.vocab.decode(state.row.ids).endswith(
         "The user said: hi you, age: <CHILD>, gender: <FEMALE>, emotion: <SAD>, "
         "sound event: <OTHER>, reply emotion:"
@@ -135,22 +124,14 @@ def test_earlier_turns_are_read_as_the_words_that_were_heard(small):
     assert state.row.ids[: len(start.ids)] == start.ids
 
 
-def test_words_and_labels_are_answered_as_they_were_heard(small):
-    echat, _ = small
+def test_words_and_labels_are_answered_as_they_were_heard_and_nothing_as_such(small):
+    echat, told = small
     reply = echat.reply(SAMPLE, task="understand", labels=("age", "gender"))
     assert (reply.heard, reply.labels.age, reply.labels.gender) == ("hi you", "CHILD", "FEMALE")
-
-
-def test_a_clip_of_nothing_is_answered_as_such(small):
-    echat, told = small
+    assert echat.reply(SAMPLE, task="s2t", greedy=True).heard == "hi you"
     told["heard"] = Recognition("", {})
     reply = echat.reply(SAMPLE, task="s2t_think", thinking="natural")
     assert reply.heard == "" and reply.text
-
-
-def test_words_are_known_beside_a_thought_that_does_not_tell_them(small):
-    reply = small[0].reply(SAMPLE, task="s2t", greedy=True)
-    assert reply.heard == "hi you"
 
 
 def test_a_text_that_was_read_joins_and_wins_by_what_that_counts(small):
@@ -161,13 +142,6 @@ def test_a_text_that_was_read_joins_and_wins_by_what_that_counts(small):
         for worth in (0.0, 1000.0)
     ]
     assert told == ["who are you", "who is he"]
-    read = Candidate("press one or two", ctc=-90.0, is_read=True, each=(-8.0,))
+    read = recognizer.Candidate("press one or two", ctc=-90.0, is_read=True, each=(-8.0,))
     assert read.worth(RecognizerSettings(kind="both", llm=0.5, word=1.0, whisper=12.0)) == -42.0
     assert as_heard(" It\u2019s five - O'clock, Mr. X!") == "it's five o'clock mr x"
-
-
-def test_a_recognizer_that_a_model_has_not_is_refused_in_one_line(model_directory):
-    with pytest.raises(InputError, match="no Whisper of its own; choose ear"):
-        EChat.load(model_directory, device="cpu", speaks=False, recognizer="both")
-    with pytest.raises(ConfigError, match="choose one of ear, whisper, both"):
-        RecognizerSettings(kind="nose")

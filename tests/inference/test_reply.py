@@ -6,41 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from osum_echat.inference.reply import (
-    Detokenizer,
-    DialogueParser,
-    Heard,
-    LabelsFound,
-    TextPiece,
-    ThoughtPiece,
-    UnderstandingParser,
-)
+from osum_echat import thinking
+from osum_echat.inference import reply
+from osum_echat.inference.reply import Detokenizer, DialogueParser, Heard, LabelsFound, TextPiece
 from osum_echat.records import Labels, canonical_label
 from osum_echat.tasks import task_for
-from osum_echat.thinking import (
-    CHINESE,
-    ENGLISH,
-    TEMPLATES,
-    THINK_END_MARK,
-    THINK_START,
-    LabelTemplate,
-    label_thought,
-    natural_thought,
-    read_labels,
-    read_thought,
-    without_labels,
-)
+from osum_echat.thinking import CHINESE, ENGLISH, TEMPLATES, THINK_START, LabelTemplate
 from osum_echat.vocab import Vocab
 
 THOUGHT = (
     "<think>The user said: i lost my kite, age: <CHILD>, gender: <MALE>, emotion: <SAD>, "
     "sound event: <CRY>, reply emotion: <SOFT><think end>"
 )
-PARTS = (
-    "<think>", "<think end>", "</think>", "< /think end>", "<thi", "<", ">", " ", "\n", "a b",
-    "<SOFT>", "<CHILD>", "The user said: ", ", age: ", ", emotion: <SAD>", "用户说的话是:你好",
-    ",年龄为:<OLD>", "好。", "<&&>", "think end>", "nd",
-)  # fmt: skip
+PARTS = ("<think>", "<think end>", "</think>", "< /think end>", "<thi", "<", ">", " ", "\n", "a b",
+         "<SOFT>", "<CHILD>", "The user said: ", ", age: ", ", emotion: <SAD>", "用户说的话是:你好",
+         ",年龄为:<OLD>", "好。", "<&&>", "think end>", "nd")  # fmt: skip
 
 
 class Bytes:
@@ -65,10 +45,10 @@ def whole(text: str, template: LabelTemplate) -> tuple[str | None, str | None, L
     thought, heard, labels, answer = None, None, Labels(), text.strip()
     if answer.startswith(THINK_START):
         body = answer[len(THINK_START) :]
-        end = THINK_END_MARK.search(body)
+        end = thinking.THINK_END_MARK.search(body)
         thought = (body[: end.start()] if end else body).strip()
         answer = body[end.end() :].strip() if end else ""
-        heard, labels = read_thought(thought, template)
+        heard, labels = thinking.read_thought(thought, template)
     tag = re.match(r"\s*<([^<>]+)>\s*", answer)
     if tag and tag.end() < len(answer):
         answer = answer[tag.end() :]
@@ -104,7 +84,7 @@ def test_the_pieces_of_an_answer_are_what_the_whole_text_says(template):
         parser = DialogueParser(template)
         events, wanted = read(parser, text, cuts), whole(text, template)
         thought, _, labels, answer = wanted
-        assert joined(events, ThoughtPiece) == (thought or ""), (text, cuts)
+        assert joined(events, reply.ThoughtPiece) == (thought or ""), (text, cuts)
         assert joined(events, TextPiece) == answer, (text, cuts)
         found = (parser.thought, parser.heard, parser.labels, parser.text)
         assert found == wanted, (text, cuts)
@@ -119,22 +99,19 @@ def test_the_pieces_of_an_answer_are_what_the_whole_text_says(template):
 ])  # fmt: skip
 def test_a_label_thought_is_read_back_as_it_was_written(template, labels):
     words = "so, my age: none of yours"
-    text = label_thought(template, words, labels) + "Oh dear."
+    text = thinking.label_thought(template, words, labels) + "Oh dear."
     assert parsed(text, template) == (words, labels, "Oh dear.")
 
 
-def test_thoughts_of_other_kinds_and_none_are_borne():
-    natural = natural_thought("I hear a sad child.")
+def test_thoughts_of_other_kinds_and_none_are_borne_and_a_leading_tag_is_the_style():
+    natural = thinking.natural_thought("I hear a sad child.")
     assert parsed(natural + "Oh dear.") == parsed("Oh dear.") == (None, Labels(), "Oh dear.")
     assert parsed(" Oh dear. ") == (None, Labels(), "Oh dear.")
     assert parsed("<think>The user said: hello, age: <OLD>, gender: <FEM") == (
         "hello", Labels(age="OLD"), "")  # fmt: skip
     for end in ("<think end>", "</think end>", "</think>"):
         assert parsed(f"<think>hm{end}Yes.") == (None, Labels(), "Yes.")
-
-
-def test_a_leading_tag_is_the_style_and_not_a_word():
-    text = label_thought(CHINESE, "你好", Labels(style="开心")) + "<悲伤>你好呀"
+    text = thinking.label_thought(CHINESE, "你好", Labels(style="开心")) + "<悲伤>你好呀"
     assert parsed(text, CHINESE) == ("你好", Labels(style="开心"), "你好呀")
     assert parsed("<悲伤>你好呀") == (None, Labels(style="悲伤"), "你好呀")
     assert parsed("<CHILD>") == (None, Labels(), "<CHILD>")
@@ -143,15 +120,15 @@ def test_a_leading_tag_is_the_style_and_not_a_word():
 def test_the_pieces_of_an_understanding_answer_are_the_whole_text():
     task = task_for("understand")
     for text, cuts in texts(500):
-        parser = UnderstandingParser(task, ("age", "emotion"))
-        events, found = read(parser, text, cuts), read_labels(text, task.labels)
+        parser = reply.UnderstandingParser(task, ("age", "emotion"))
+        events, found = read(parser, text, cuts), thinking.read_labels(text, task.labels)
         assert joined(events, TextPiece) == parser.text == text.strip()
-        assert parser.heard == without_labels(text)
+        assert parser.heard == thinking.without_labels(text)
         assert parser.labels == Labels(age=found.age, emotion=found.emotion)
 
 
 def test_a_reply_behind_the_words_was_not_heard():
-    parser = UnderstandingParser(task_for("<TRANSCRIBE> <S2TCHAT>"), ())
+    parser = reply.UnderstandingParser(task_for("<TRANSCRIBE> <S2TCHAT>"), ())
     events = [*parser.push("你好<开始回答>你也好"), *parser.finish()]
     assert parser.heard == "你好" and events[-1] == Heard("你好")
 
@@ -162,7 +139,7 @@ def test_things_are_told_in_the_order_in_which_they_are_known():
         told += [(type(event), event) for event in parser.push(character)]
     kinds = [kind for kind, _ in told]
     first_text = kinds.index(TextPiece)
-    assert set(kinds[: kinds.index(Heard)]) == {ThoughtPiece}
+    assert set(kinds[: kinds.index(Heard)]) == {reply.ThoughtPiece}
     assert kinds[kinds.index(Heard) : first_text] == [Heard, LabelsFound]
     assert told[kinds.index(Heard)][1] == Heard("i lost my kite")
     assert set(kinds[first_text:]) == {TextPiece}

@@ -57,8 +57,7 @@ def test_given_words_are_spoken_by_the_talker_alone(echat, monkeypatch):
     assert reply.wave is not None and torch.isfinite(reply.wave).all()
     events = list(echat.stream(TEXT, task="tts"))
     assert isinstance(events[0], TextPiece) and isinstance(events[1], AudioPiece)
-    assert isinstance(events[-1], Done)
-    assert events[-1].reply.speech_tokens == reply.speech_tokens
+    assert isinstance(events[-1], Done) and events[-1].reply.speech_tokens == reply.speech_tokens
     (other,) = echat.reply_many([TEXT], task="tts")
     assert other.speech_tokens == reply.speech_tokens
     assert torch.allclose(other.wave, reply.wave, atol=1e-4)
@@ -92,9 +91,7 @@ def test_speech_begins_with_the_first_clause_while_words_are_still_written(echat
 
 @pytest.mark.parametrize(("ends", "codes"), [(0.9, [0, 0, 0, 0]), (0.3, [1, 1, 1, 1]),
                                              (0.1, [6, 6, 6, 6]), (0.0, [20, 4, 4, 4])])
-def test_a_piece_lasts_as_long_as_its_median_and_a_clause_is_bounded(
-    echat, monkeypatch, ends: float, codes: list[int]
-):
+def test_a_piece_lasts_as_its_median_and_a_clause_is_bounded(echat, monkeypatch, ends, codes):
     """Where no step is sure that the piece ends, speech would be lost in silence."""
     monkeypatch.setattr(talker, "MOST_CODES", 20)
     monkeypatch.setattr(Talker, "_likeliest", lambda *given: (7, ends))
@@ -120,14 +117,11 @@ def test_an_interrupt_stops_the_talker(echat):
     assert done.reply.stopped_by == "interrupt" and len(done.reply.speech_tokens) <= 5
 
 
-def test_the_model_speaks_itself_where_no_talker_is_named(model_directory, tmp_path):
+def test_a_talker_is_taken_where_one_is_named_and_fits(model_directory, tmp_path):
     assert EChat.load(model_directory, device="cpu").model.talker is None
     home = changed_model(model_directory, tmp_path / "model", talker=".")
     assert EChat.load(home, device="cpu").model.talker is not None
     assert EChat.load(home, device="cpu", talker="none").model.talker is None
-
-
-def test_a_talker_of_other_codes_is_refused(model_directory):
     with pytest.raises(CheckpointError, match=f"{CODES} speech codes, where token to wav knows 7"):
         Talker.load(model_directory, 7, torch.device("cpu"))
 
