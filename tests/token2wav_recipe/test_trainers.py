@@ -10,16 +10,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from common_utils.token2wav_recipe import runs, train_flow, train_speaker, train_tokenizer
+from common_utils.token2wav_recipe import pitch, runs, train_flow, train_speaker, train_tokenizer
 from common_utils.token2wav_recipe import train_vocoder as vocoders
-from common_utils.token2wav_recipe.runs import LimitSettings, read_list
+from common_utils.token2wav_recipe.runs import LimitSettings
 from common_utils.token2wav_recipe.train_flow import FlowTraining
 from common_utils.token2wav_recipe.train_speaker import SpeakerSettings, SpeakerTraining
-from common_utils.token2wav_recipe.train_tokenizer import (
-    SpeechUnits,
-    TokenizerSettings,
-    UnitSettings,
-)
+from common_utils.token2wav_recipe.train_tokenizer import TokenizerSettings, UnitSettings
 from common_utils.token2wav_recipe.train_vocoder import VocoderTraining
 from osum_echat import audio, weights
 from osum_echat.errors import ConfigError, DataError
@@ -63,41 +59,12 @@ def write_voices(folder: Path, pitches: dict[str, float], rows: int) -> Path:
 
 # Lists and settings
 
-
-def test_wavs_are_found_beside_the_list(tmp_path: Path):
-    path = tmp_path / "rows.list"
-    path.write_text('\ufeff{"key": "a\u2028b", "wav": "x/a.wav", "speaker": 3}\r\n\n', "utf-8")
-    (row,) = read_list(path)
-    assert (row.wav, row.key, row.voice) == (tmp_path / "x/a.wav", "a\u2028b", "3")
-
-
-@pytest.mark.parametrize(("text", "told"), [
-    (b"not json", "line 1: not JSON"), (b'{"key": "a"}', "no `wav`"), (b"\n", "holds no rows"),
-    (b'{"wav": "\xff"}', "line 1: byte 10 is not UTF-8"),
-])  # fmt: skip
-def test_a_list_that_cannot_be_used_says_why(tmp_path: Path, text: bytes, told: str):
-    path = tmp_path / "rows.list"
-    path.write_bytes(text)
-    with pytest.raises(DataError, match=told):
-        read_list(path)
-    with pytest.raises(DataError, match="nowhere"):
-        read_list(tmp_path / "nowhere.list")
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_the_recipes_can_be_read(path: Path):
     assert runs.load(KINDS[path.stem.removeprefix("token2wav_")], path, ["seed=3"]).seed == 3
 
 
-def test_a_command_tells_a_wrong_setting_in_one_line(tmp_path: Path, capsys):
-    (tmp_path / "a.yaml").write_text("data: [x]\noutput: y\ncrop_token: [3]\n")
-    assert train_flow.main([str(tmp_path / "a.yaml")]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1 and "did you mean 'crop_tokens'" in told[0]
-
-
 # The flow
-
 
 def flow_training(folder: Path, *overrides: str, row: dict[str, object] | None = None):
     """Of four recordings of about a second, whose tokens tell the loudness."""
@@ -110,11 +77,9 @@ def flow_training(folder: Path, *overrides: str, row: dict[str, object] | None =
         extra = {"speech_token": tokens.tolist()}
         lines.append({"key": str(number), "wav": f"{number}.wav", "extra": extra} | (row or {}))
     (folder / "voice.list").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    raw = {
-        "data": [str(folder / "voice.list")], "output": str(folder / "out"), "flow": SIZES,
-        "limits": {"steps": 2}, "batch_tokens": 40, "crop_tokens": [10, 20],
-        "held_out_tokens": 20,
-    }  # fmt: skip
+    raw = {"data": [str(folder / "voice.list")], "output": str(folder / "out"), "flow": SIZES,
+           "limits": {"steps": 2}, "batch_tokens": 40, "crop_tokens": [10, 20],
+           "held_out_tokens": 20}  # fmt: skip
     (folder / "flow.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     return runs.load(FlowTraining, folder / "flow.yaml", overrides)
 
@@ -144,8 +109,7 @@ def test_the_flows_losses_fall(tmp_path: Path):
     output = train_flow.train(flow_training(tmp_path, *options)).parent
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "matching" in line]
-    assert steps[-1]["mu"] < 0.9 * steps[0]["mu"]
-    assert steps[-1]["matching"] < steps[0]["matching"]
+    assert steps[-1]["mu"] < 0.9 * steps[0]["mu"] and steps[-1]["matching"] < steps[0]["matching"]
     assert lines[-1]["held_out_mu"] > 0
 
 
@@ -159,18 +123,16 @@ def test_crops_keep_tokens_and_mel_together(tmp_path: Path):
     assert crop.tokens[0].tolist() == recordings.tokens[24:44].tolist()
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [({"extra": {}}, "no extra.speech_token"),
-     ({"extra": {"speech_token": [CODES]}}, f"ids from 0 to {CODES - 1}")],
-)  # fmt: skip
+@pytest.mark.parametrize(("row", "message"), [
+    ({"extra": {}}, "no extra.speech_token"),
+    ({"extra": {"speech_token": [CODES]}}, f"ids from 0 to {CODES - 1}"),
+])  # fmt: skip
 def test_a_bad_row_is_named(row: dict[str, object], message: str, tmp_path: Path):
     with pytest.raises(DataError, match=message):
         train_flow.record(flow_training(tmp_path, row=row))
 
 
 # The speech tokenizer
-
 
 def test_the_projection_keeps_nothing_of_the_place_in_the_clip():
     torch.manual_seed(1)
@@ -179,26 +141,8 @@ def test_the_projection_keeps_nothing_of_the_place_in_the_clip():
     asked = TokenizerSettings(("a",), "b", "c", units=UnitSettings(phonetic=4),
                               position_directions=1)  # fmt: skip
     found = train_tokenizer.projection(layer - layer.mean(0), torch.randn(50, 1) * place, asked)
-    assert found.shape == (8, 4)
-    assert (place @ found).abs().max() < 1e-4
+    assert found.shape == (8, 4) and (place @ found).abs().max() < 1e-4
     assert ((layer @ found).var(0).sum()) == pytest.approx(1, rel=0.05)
-
-
-def test_a_unit_has_the_pitch_of_its_forty_milliseconds():
-    times = torch.arange(8000) / 16_000
-    wave = sum(torch.sin(2 * torch.pi * 150 * k * times) / k for k in range(1, 8))
-    hertz = train_tokenizer.unit_pitch(wave)
-    assert len(hertz) == 13
-    assert hertz[2:-2].median() == pytest.approx(150, rel=0.01)
-
-
-def test_too_few_recordings_for_the_codes_are_refused(tmp_path: Path, monkeypatch):
-    rows = read_list(write_voices(tmp_path, {"low": 110.0}, rows=1))
-    monkeypatch.setattr(train_tokenizer, "read_whisper", lambda path: WHISPER)
-    asked = TokenizerSettings(("a",), "whisper", "out", units=UnitSettings(1, 400, 4),
-                              position_directions=2, pitch_steps=2)  # fmt: skip
-    with pytest.raises(DataError, match="for 400 codes"):
-        train_tokenizer.make_units(rows, asked)
 
 
 def test_what_was_learnt_makes_the_same_units_on_the_same_whisper(tmp_path: Path, monkeypatch):
@@ -216,7 +160,8 @@ def test_what_was_learnt_makes_the_same_units_on_the_same_whisper(tmp_path: Path
 @pytest.mark.slow
 def test_the_exported_tokenizer_gives_the_units_for_any_length(tmp_path: Path):
     torch.manual_seed(1)
-    model = SpeechUnits(EncoderSettings(80, 64, 1, 64, 2, 0.0), UnitSettings(2, 12, 6)).eval()
+    sizes = EncoderSettings(80, 64, 1, 64, 2, 0.0), UnitSettings(2, 12, 6)
+    model = train_tokenizer.SpeechUnits(*sizes).eval()
     model.projection.normal_()
     model.codebook.normal_()
     train_tokenizer.export_units(model, tmp_path / "units.onnx")
@@ -233,13 +178,10 @@ def test_the_exported_tokenizer_gives_the_units_for_any_length(tmp_path: Path):
 
 # The speaker encoder
 
-
 def speaker_training(folder: Path, pitches: dict[str, float]) -> SpeakerTraining:
     rows = write_voices(folder, pitches, rows=3)
-    return SpeakerTraining(
-        (str(rows),), str(folder / "out"), LimitSettings(steps=2),
-        speaker=SpeakerSettings(width=8), batch=4, crop_frames=20,
-    )  # fmt: skip
+    return SpeakerTraining((str(rows),), str(folder / "out"), LimitSettings(steps=2),
+                           speaker=SpeakerSettings(width=8), batch=4, crop_frames=20)  # fmt: skip
 
 
 def test_voices_are_told_apart_after_a_few_steps(tmp_path: Path):
@@ -259,16 +201,14 @@ def test_the_exported_speaker_encoder_hears_any_length(tmp_path: Path):
 
 # The vocoder
 
-
 def vocoder_training(folder: Path, name: str, steps: int, **more: object) -> VocoderTraining:
     rows = folder / "voices.list"
     if not rows.is_file():
         write_voices(folder, {"low": 110.0}, rows=3)
     return VocoderTraining(
         (str(rows),), str(folder / name), LimitSettings(steps=steps, log_steps=1),
-        NsfVocosSettings(width=8, blocks=1, pitch_width=8, pitch_blocks=1),
-        batch=2, crop_frames=16, pitch_crop_frames=16, pitch_updates=1, held_out=1,
-        precision="fp32", **more,
+        NsfVocosSettings(width=8, blocks=1, pitch_width=8, pitch_blocks=1), batch=2, crop_frames=16,
+        pitch_crop_frames=16, pitch_updates=1, held_out=1, precision="fp32", **more
     )  # fmt: skip
 
 
@@ -283,3 +223,35 @@ def test_a_resumed_vocoder_training_ends_where_an_unbroken_one_does(tmp_path: Pa
     raw = read_mapping(path.with_name("vocoder.yaml"))
     vocoder = NsfVocos(parse(NsfVocosSettings, raw[raw["vocoder"]], "vocoder.yaml"))
     weights.fill(vocoder, {name: part.float() for name, part in whole.items()}, str(path))
+
+
+# The pitch tracker
+
+TRACKED_HZ, HOP_SAMPLES = 16_000, 160
+
+
+def buzz(hertz: np.ndarray) -> np.ndarray:
+    """Ten harmonics along a pitch given for each sample."""
+    phase = 2 * np.pi * np.cumsum(hertz) / TRACKED_HZ
+    return sum(np.sin(number * phase) / number for number in range(1, 11)).astype(np.float32)
+
+
+@pytest.mark.parametrize("hertz", [70.0, 118.0, 240.0, 390.0])
+def test_a_steady_voice_has_its_pitch_within_ten_cents(hertz):
+    found = pitch.track(buzz(np.full(TRACKED_HZ // 2, hertz)), TRACKED_HZ, HOP_SAMPLES)
+    inside = found[4:-4]
+    assert (inside > 0).all() and np.abs(1200 * np.log2(inside / hertz)).max() < 10
+
+
+def test_a_glide_is_followed_hop_by_hop():
+    hertz = np.linspace(90, 160, TRACKED_HZ // 2)
+    found = pitch.track(buzz(hertz), TRACKED_HZ, HOP_SAMPLES)[5:-5]
+    true = hertz[HOP_SAMPLES // 2 :: HOP_SAMPLES][5:-5]
+    assert np.abs(1200 * np.log2(found / true)).max() < 40
+
+
+def test_noise_and_silence_are_unvoiced():
+    noise = np.random.default_rng(1).normal(0, 0.1, TRACKED_HZ // 2).astype(np.float32)
+    assert (pitch.track(noise, TRACKED_HZ, HOP_SAMPLES) > 0).mean() < 0.1
+    silence = np.zeros(TRACKED_HZ // 4, np.float32)
+    assert not pitch.track(silence, TRACKED_HZ, HOP_SAMPLES).any()

@@ -1,0 +1,305 @@
+"""Claims about the recipes of the small model's ear, voice and thinker."""
+
+import itertools
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from common_utils.small_model import chats, dialogues, phonemes, speech_rows, thinker_lists, waves
+from common_utils.small_model.export_ear import parts_of
+from common_utils.small_model.export_voice import style_voice
+from common_utils.small_model.hibari import SAMPLE_RATE_HZ, STYLES, Spoken
+from common_utils.small_model.manner import ends_properly, is_fit, wrong_labels
+from common_utils.small_model.measure_ear import Heard, figures
+from common_utils.small_model.people import is_dev
+from common_utils.small_model.pieces import heard_words
+from common_utils.small_model.speech_rows import Clause, Row, clauses_of, coded
+from common_utils.small_model.texts import CHITCHAT_FILE, Conversation
+from common_utils.small_model.topics import MOODS, filled, topic_of, topics
+from common_utils.small_model.topics import words as topic_words
+from common_utils.token2wav_recipe.runs import read_list
+from osum_echat.errors import DataError
+from osum_echat.models.echat import EChatModel
+from osum_echat.records import Labels, Turn, Utterance
+from osum_echat.sequence import compose
+from osum_echat.tasks import TASKS
+from osum_echat.vocab import Vocab
+from tests.letters import letter_vocab
+from tests.tiny_network import SETTINGS, network
+
+# The ear: what it writes with, what it hears, and what it is measured by.
+
+AROUND = waves.Surroundings((np.random.default_rng(0).standard_normal(8000).astype(np.float32),),
+                            (np.exp(-np.arange(800) / 90).astype(np.float32),))  # fmt: skip
+
+
+def tone(seconds: float = 0.6) -> waves.Wave:
+    time_s = np.arange(int(seconds * waves.RATE_HZ)) / waves.RATE_HZ
+    return (0.1 * np.sin(2 * np.pi * 220 * time_s)).astype(np.float32)
+
+
+def test_words_are_written_as_they_are_heard():
+    told = heard_words("Well-known: it's Tom's, \"isn’t\" it?")
+    assert told == " well known it's tom's isn't it" and heard_words("I have 2 dogs") is None
+    assert heard_words("...") == ""
+
+
+def test_another_room_keeps_the_length_and_repeats_by_its_seed():
+    made = [waves.elsewhere(tone(), AROUND, np.random.default_rng(seed), speed=False)
+            for seed in (1, 1, 2, 3, 4, 5)]  # fmt: skip
+    assert all(len(one) == len(tone()) and np.abs(one).max() <= 1 for one in made)
+    assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
+
+
+def test_a_list_tells_words_and_known_labels_only():
+    made = waves.record("k", "k.flac", " hi", {"gender": "MALE", "age": None, "event": "LAUGH"})
+    utterance = Utterance.from_json(json.loads(json.dumps(made)), "a list", Path())
+    assert utterance.user.text == " hi" and utterance.labels == Labels(gender="MALE", event="LAUGH")
+    assert waves.record("k", "k.flac", "", {"event": "SIGH"})["txt"] == "<SIGH>"
+
+
+def test_speakers_are_kept_out_whole():
+    lines = [{"speaker": f"eg_{number % 40:06d}", "name": str(number)} for number in range(400)]
+    kept = {line["speaker"] for line in lines if is_dev(line)}
+    assert 0 < len(kept) < 12 and not kept & {line["speaker"] for line in lines if not is_dev(line)}
+
+
+def test_the_ear_is_measured_by_words_and_labels():
+    vocab = letter_vocab()
+    scores = torch.full((4, vocab.text_rows + 1), -9.0)
+    for step, letter in enumerate("hi"):
+        scores[2 * step, vocab.encode(letter)[0]] = 0.0
+        scores[2 * step + 1, -1] = 0.0
+    told = Utterance("k", "asr", Turn(text="hi", reply_text="hi"))
+    other = replace(told, user=Turn(text="ho", reply_text="ho"))
+    made = figures([Heard(told, scores), Heard(other, scores)], vocab)
+    assert made["wer"] == 50.0 and made["n"] == 2 and made["substitutions"] == 1
+
+
+def test_what_is_exported_gives_the_same_classes_in_another_model():
+    trained = network()
+    found, classes = parts_of(trained)
+    whole = EChatModel(replace(SETTINGS, ctc=classes)).eval()
+    whole.llm.load_state_dict(trained.llm.state_dict())
+    whole.ctc_labels.weight.data = found["ctc_labels.weight"].float()
+    whole.speech_embedding.weight.data[SETTINGS.speech_codes :] = found["speech_marks"].float()
+    steps = torch.randn(1, 5, whole.llm.config.hidden_size)
+    assert torch.allclose(whole.ctc_log_probs(steps), trained.ctc_log_probs(steps), atol=2e-2)
+    assert {name for name in found if name.startswith("adapter.")}
+
+
+# The voice: what the talker reads, how codes belong to its text, what is put out.
+
+UNIT_SAMPLES = SAMPLE_RATE_HZ // 25
+
+
+@pytest.fixture(scope="module")
+def vocab(tmp_path_factory: pytest.TempPathFactory) -> Vocab:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    phonemes.write(folder)
+    return Vocab.from_directory(folder, speech_codes=512)
+
+
+def spoken(text: str, first_s: float = 0.2) -> Spoken:
+    """Each letter a unit long, silence before and behind."""
+    wave = np.zeros(round(first_s * SAMPLE_RATE_HZ) + (len(text) + 5) * UNIT_SAMPLES, np.float32)
+    return Spoken(wave, text, tuple(first_s + 0.04 * place for place in range(len(text))))
+
+
+def test_each_phoneme_with_its_stress_is_one_id_and_fixed_words_too(vocab):
+    pieces = phonemes.pieces_of("<SOFT>həlˈO ðˈɛɹ.")
+    assert pieces == ["<SOFT>", "h", "ə", "l", "ˈO", " ð", "ˈɛ", "ɹ", "."]
+    assert len(vocab.encode("<SOFT>həlˈO ðˈɛɹ.")) == len(pieces)
+    assert all(len(vocab.encode(mark)) == 1 for mark in phonemes.marks())
+    assert vocab.encode("%") == vocab.encode("\ue000") == vocab.encode(phonemes.PAD)
+
+
+def test_sentences_are_cut_at_marks_or_joined_and_no_letter_is_lost():
+    texts = ("wˈɛl, jˈu.", "ˈA bˈi sˈi.")
+    rows = [list(clauses_of([spoken(text) for text in texts], "CALM", random.Random(seed)))
+            for seed in range(30)]  # fmt: skip
+    assert {len(clauses) for clauses in rows} == {1, 2, 3}
+    for clauses in rows:
+        assert " ".join(one.text.removeprefix("<CALM>") for one in clauses) == " ".join(texts)
+        for one in clauses:
+            assert len(one.starts_s) == len(one.text.removeprefix("<CALM>")) + 1
+            assert list(one.starts_s) == sorted(one.starts_s)
+
+
+def test_codes_go_to_the_piece_that_they_sound():
+    said = spoken("ab cd.")
+    clauses = list(clauses_of([said], "CALM", random.Random(0)))
+    (made,) = coded(clauses, range(5 + 6 + 5))
+    # Silence is the mark's, c begins behind its space, and the last piece has what is left.
+    assert phonemes.pieces_of(made.text) == ["<CALM>", "a", "b", " c", "d", "."]
+    assert made.starts == (0, 5, 6, 8, 9, 10) and made.codes == tuple(range(16))
+
+
+def test_a_row_becomes_a_talkers_row(vocab):
+    clauses = [Clause("<CALM>hˈi,", (0.0, 0.04, 0.08, 0.12, 0.16)),
+               Clause("<CALM>jˈu.", (0.2, 0.2, 0.24, 0.24, 0.28))]  # fmt: skip
+    row = Row("k", "CALM", "Hi, you.", tuple(clauses), np.zeros(1, np.float32))
+    raw = json.loads(json.dumps(speech_rows.raw_row(row, coded(clauses, range(9)))))
+    utterance = Utterance.from_json(raw, "x", Path())
+    (earlier,), user = utterance.history, utterance.user
+    assert earlier.reply_speech + user.reply_speech == tuple(range(9))
+    laid = compose(TASKS["tts_streaming"], vocab, history=utterance.history,
+                   user_text=user.reply_text, answer_text=user.reply_text,
+                   answer_speech=user.reply_speech, speech_starts=user.speech_starts)  # fmt: skip
+    assert sum(number >= vocab.text_rows for number in laid.ids) == 9 + 4
+
+
+def test_a_stopped_list_of_rows_goes_on_with_the_next_row(tmp_path):
+    class Maker:
+        """Rows of one second."""
+
+        def rows(self, first=0):
+            for number in itertools.count(first):
+                clause = Clause("<CALM>ab.", (0.0, 0.1, 0.2, 0.3))
+                yield Row(f"train-{number:06d}", "CALM", "ab", (clause,), np.zeros(22_050))
+
+    def make(hours: float) -> list[str]:
+        speech_rows.write_rows(Maker(), lambda wave: [7] * 25, out, hours, 3)
+        return [json.loads(line)["key"] for line in out.read_text().splitlines()]
+
+    out = tmp_path / "rows.list"
+    assert make(2 / 3600) == ["train-000003", "train-000004"]
+    out.write_text(out.read_text() + '{"key": "train-0000')
+    assert make(4 / 3600) == [f"train-00000{number}" for number in (3, 4, 5, 6)]
+
+
+def write_voices(folder: Path, styles: tuple[str, ...]) -> Path:
+    (folder / "waves").mkdir()
+    rows = []
+    for style in styles:
+        wave = 0.1 * np.random.default_rng(1).standard_normal(70 * UNIT_SAMPLES)
+        soundfile.write(folder / f"waves/{style}.wav", wave, SAMPLE_RATE_HZ)
+        rows.append({"key": style, "wav": f"waves/{style}.wav", "voice": style,
+                     "extra": {"speech_token": [1, 2] * 35}})  # fmt: skip
+    (folder / "voice.list").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "voice.list"
+
+
+def test_each_style_has_a_vector_and_a_recording_of_its_own(tmp_path):
+    rows = read_list(write_voices(tmp_path, tuple(STYLES)))
+    voices = [style_voice(rows, style) for style in STYLES]
+    vectors = torch.cat([voice.speaker for voice in voices])
+    assert torch.allclose(vectors @ vectors.T, torch.eye(len(STYLES)), atol=1e-5)
+    assert all(voice.tokens.shape == (1, 70) and voice.mel.shape[1] == 241 for voice in voices)
+    with pytest.raises(DataError, match="no recording in the style SOFT"):
+        style_voice(rows[:1], "SOFT")
+
+
+# The thinker's rows: fitting replies, openings by label, lists to read.
+
+WOMAN = Labels("ADULT", "FEMALE", "SAD", "CRY")
+SIZES = {"topics": 300, "chats": 40, "people": 10, "world": 40, "safety": 120, "wordless": 40,
+         "dialogues": 20}  # fmt: skip
+SAID = (
+    "I really love my two dogs", "Dogs are the best friends", "What movies did you watch?",
+    "That one with the cats was good", "Call me at 555 123 4567", "I have snow here today",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dialogues.Example]:
+    parts = tmp_path_factory.mktemp("parts")
+    talks = {str(number): {"messages": [[{"text": text}] for text in SAID[number % 3 :]]}
+             for number in range(30)}  # fmt: skip
+    place = parts / CHITCHAT_FILE
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(talks))
+    return dialogues.examples(parts, 1, SIZES, Longest())
+
+
+class Longest:
+    """Ranks replies by their length; of a sign below 0 none is likely enough."""
+
+    def __init__(self, sign: float = 1.0) -> None:
+        self.sign = sign
+
+    def lifts(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        return [self.sign * len(reply) ** 2 for _, reply in pairs]
+
+
+@pytest.mark.parametrize("reply, wrong", [
+    ("Please do not cry, little one.", ["little one"]), ("You sound so happy!", ["happy"]),
+    ("What a lovely laugh!", ["laugh"]), ("Good day, sir.", ["sir"]),
+    ("I hear how sad you are. Do not cry, my friend.", []), ("A sad film can do good.", []),
+])  # fmt: skip
+def test_labels_that_the_voice_does_not_have_are_found(reply, wrong):
+    assert wrong_labels(reply, WOMAN) == wrong
+
+
+def test_every_act_is_found_by_its_words_and_every_reply_is_a_sentence_of_fitting_length():
+    for topic in topics():
+        for text in sum(topic.say.values(), ()) if topic.is_act else ():
+            assert topic_of(text, (topic,)), f"{topic.name}: {text}"
+        assert not set(topic.replies) - set(MOODS)
+        for reply in sum(topic.replies.values(), ()):
+            whole = filled(reply, "snow")
+            assert whole and ends_properly(whole) and 3 <= len(whole.split()) <= 20, reply
+
+
+def test_a_message_gets_the_reply_that_the_ranker_prefers_or_none():
+    text = "Our old dog can hardly walk"
+    topic = topic_of(text)
+    asked = dialogues.Asked("one", "chats", text, topic, "plain", "NEUTRAL")
+    known = {filled(reply, "dog") for reply in topic.topic.replies_for("plain")}
+    options = [one for one in dialogues.cores(asked, Random(3)) if one in known]
+    (best,) = dialogues.best_answered([asked], Random(3), Longest())
+    assert len(options) > 2
+    longest = max(options, key=len)
+    assert best is None or best.reply.lower().endswith(longest.lower())
+    assert [*dialogues.best_answered([asked], Random(3), Longest(-1.0))] == [None]
+
+
+def test_a_listener_asks_back_and_tells_nothing_of_himself():
+    said = ("I went bowling with friends", "Yeah bowling is fun. who won?",
+            "My sister did", "I live near there too", "It is far away", "That is true Kevin")
+    talks = [Conversation(str(number), tuple((text,) for text in said), False)
+             for number in range(chats.KNOWN)]  # fmt: skip
+    found = {(one.question, one.reply) for one in chats.exchanges(talks)}
+    assert found == {(said[0], "Bowling is fun. Who won?"), (said[3], "It is far away.")}
+
+
+def test_examples_fit_are_the_same_again_and_hold_nothing_private(found):
+    for one in found:
+        assert ends_properly(one.reply), one
+        assert "555" not in one.question
+        if one.source in ("topics", "chats", "people"):
+            assert is_fit(one.question, one.reply, one.labels), one
+    assert {one.source for one in found} == {*SIZES}
+
+
+def test_whoever_may_hurt_himself_is_told_of_help_and_nothing_said_is_nothing_heard(found):
+    words = tuple(topic_words("safety")["selfharm"]["say"].lower().split(" | "))
+    own = [one for one in found if one.source == "safety" and one.question.lower().endswith(words)]
+    assert len(own) > 20
+    for one in own:
+        assert any(name in one.reply for name in ("988", "crisis", "emergency", "helpline")), one
+        assert one.labels.style == "SOFT" and one.labels.event != "LAUGH"
+    silent = [one for one in found if one.source == "wordless" and one.labels.emotion is None]
+    assert silent and all(one.heard == "" for one in silent)
+    assert all(re.search("hear|microphone|repeat", one.reply) for one in silent)
+
+
+def test_lists_are_read_as_records_and_no_reply_crowds_them(found, tmp_path: Path):
+    sizes = thinker_lists.write(found, tmp_path)
+    assert sizes["s2s_think"] > sizes["s2t_think"] > 0 and sizes["history"] > 0
+    for path in (tmp_path / "train").glob("*.list"):
+        for line in path.read_text().splitlines():
+            utterance = Utterance.from_json(json.loads(line), path.name, tmp_path)
+            assert utterance.user.reply_text
+    written = [one.reply for one in found if one.source not in ("safety", "wordless")]
+    most = max(4, int(dialogues.MOST_ALIKE * len(found)))
+    assert max(map(written.count, set(written))) <= most
