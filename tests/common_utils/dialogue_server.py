@@ -3,12 +3,10 @@
     python -m tests.common_utils.dialogue_server PORT      # for a run by hand
 """
 
-import io
 import json
 import sys
 import threading
 import time
-import wave
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +22,8 @@ import numpy as np
 from common_utils.build_dialogues.write import WORDS, read_prompts
 from common_utils.tiny_world.world import Exchange, load_world
 from osum_echat.evaluation.judge import Rubric
-from tests.evaluation.judge_server import served
+from osum_echat.serving.audio_formats import encode_file
+from tests.evaluation.judge_server import Quiet, served
 
 MALFORMED, ERRORS, SLOW = 0.10, 0.05, 0.05
 TIMES = "今天早上 昨天晚上 上个周末 刚才 前几天 放学后 下班路上 吃饭的时候".split()
@@ -75,7 +74,7 @@ def serving(server: Server, port: int = 0) -> Iterator[Server]:
 
 
 def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_POST(self) -> None:
             data = self.rfile.read(int(self.headers["Content-Length"]))
             key = sha256(data).hexdigest()
@@ -90,9 +89,9 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
             elif server.status and server.paid.total() >= server.break_after:
                 status, code = server.status
-                self.send(status, json.dumps({"error": {"message": code, "code": code}}).encode())
+                self.send(status, json.dumps({"error": {"message": code, "code": code}}))
             elif chance < ERRORS and not again:
-                self.send(500, b'{"error": {"message": "out of order"}}')
+                self.send(500, '{"error": {"message": "out of order"}}')
             else:
                 if ERRORS <= chance < ERRORS + SLOW:
                     time.sleep(server.slow_s)
@@ -114,16 +113,6 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             usage = {"prompt_tokens": len(data) // 4, "completion_tokens": len(text) // 4}
             return json.dumps({"choices": [{"message": {"content": text}}],
                                "usage": usage}).encode()  # fmt: skip
-
-        def send(self, status: int, data: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("retry-after-ms", "10")
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            """Silence."""
 
     return Handler
 
@@ -183,14 +172,8 @@ def tone(text: str, voice: str) -> bytes:
     """A wav whose pitch is the voice's and whose length is the text's."""
     pitch = 100 + int(sha256(voice.encode()).hexdigest()[:4], 16) % 200
     time_s = np.arange(int(16_000 * (0.5 + 0.03 * len(text)))) / 16_000
-    held = io.BytesIO()
-    with wave.open(held, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16_000)
-        sound = 3000 * np.sin(2 * np.pi * pitch * time_s) * (1 + np.sin(20 * time_s))
-        file.writeframes(sound.astype("<i2").tobytes())
-    return held.getvalue()
+    sound = 0.09 * np.sin(2 * np.pi * pitch * time_s) * (1 + np.sin(20 * time_s))
+    return encode_file(sound, 16_000, "wav")
 
 
 if __name__ == "__main__":

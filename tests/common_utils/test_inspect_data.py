@@ -24,8 +24,7 @@ def tables(text: str) -> list[str]:
 def test_the_fake_data_looks_the_same_in_its_three_forms(capsys):
     assert do_test_dataloader.main([]) == 0
     raw, shard, combined = tables(capsys.readouterr().out)
-    assert raw == shard == combined
-    assert raw.splitlines()[-1] == "   dropped: none"
+    assert raw == shard == combined and raw.splitlines()[-1] == "   dropped: none"
     for number in range(1, 11):
         assert f"fake_{number:02d}_" in raw
     assert "I see, my friend. Many voices become one." in raw
@@ -37,8 +36,7 @@ def test_an_experiment_shows_each_of_its_lists(tmp_path: Path, capsys):
     assert do_test_dataloader.main(["--config", str(path)]) == 0
     out = capsys.readouterr().out
     shown = [line.split()[1].rstrip(":") for line in out.splitlines() if line.startswith("==")]
-    assert shown == names
-    assert out.count("first batch after") == len(names)
+    assert shown == names and out.count("first batch after") == len(names)
 
 
 def test_a_data_yaml_tells_what_cannot_be_used(tmp_path: Path, capsys):
@@ -78,8 +76,7 @@ def test_the_statistics_count_hours_labels_and_bad_members(tmp_path: Path):
     raw = write_raw(tmp_path, [*rows, "{oops"])
     tally = inspect_data.scan("mine", ListSettings(str(raw)))
     assert (tally.utterances, tally.reply_tokens, len(tally.bad)) == (3, 50, 4)
-    assert tally.heard_s == pytest.approx(0.7)
-    assert tally.lengths == {5: 1, 2: 1}
+    assert tally.heard_s == pytest.approx(0.7) and tally.lengths == {5: 1, 2: 1}
     assert tally.labels["age", "OLD"] == 2 and tally.labels["age", "-"] == 1
     assert tally.tasks["<TEXT2TEXT>"] == 1
     lines = list(inspect_data.report({"mine": ListSettings(str(raw))}, tmp_path / "out"))
@@ -94,12 +91,3 @@ def test_pictures_are_drawn_for_each_list(tmp_path: Path, capsys):
     names = {f"{form}_items.png" for form in ("raw", "shard", "combine")}
     assert {one.name for one in tmp_path.iterdir()} == names
     assert all(one.read_bytes().startswith(PNG) for one in tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("words", "message"), [
-    (["--config", "gone.yaml"], "gone.yaml"), (["--plot", "-1"], "give 1 or more"),
-])  # fmt: skip
-def test_what_is_wrong_is_one_line_and_exit_code_2(capsys, words: list[str], message: str):
-    assert do_test_dataloader.main(words) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("do_test_dataloader.py: ") and message in line

@@ -1,0 +1,331 @@
+"""Claims about tars made of raw lists, combine pairs made of tars, and the fake data."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common_utils import inspect_data, make_shard_from_raw
+from common_utils.make_shard_from_raw import wav_bytes
+from osum_echat import audio
+from osum_echat.data.loader import ListSettings
+from osum_echat.errors import OsumError
+from osum_echat.records import Utterance
+from tests.common_utils import reading
+from tests.common_utils.reading import (
+    assert_equal,
+    combine,
+    read_all,
+    rows_of,
+    shards,
+    write_noise,
+    write_raw,
+)
+from tests.data.world import write_world
+
+# Shards: what is written is what was listed, and nothing flows into anything else.
+
+
+@pytest.mark.parametrize("per_tar", [1, 3, 100])
+@pytest.mark.parametrize("kind", ["understand", "tts", "s2s_think", "t2t", "history"])
+def test_raw_shard_and_combine_give_equal_utterances(tmp_path: Path, kind: str, per_tar: int):
+    raw = write_world(tmp_path / "raw")[kind]
+    report = shards(raw, tmp_path / "shard", "--per-tar", str(per_tar))
+    assert (report.written, report.dropped) == (8, {})
+    reading.combine(tmp_path / "shard/shards_list.txt", tmp_path / "combine")
+    for form in ("shard/shards_list.txt", "combine/combines_list.txt"):
+        assert_equal(read_all(raw), read_all(tmp_path / form))
+    assert len(list((tmp_path / "shard").glob("*.tar"))) == -(-8 // per_tar)
+
+
+def test_any_sound_becomes_what_the_raw_reader_hears(tmp_path: Path):
+    sounds = {"a.flac": (16_000, 1), "b.ogg": (16_000, 1), "c.wav": (44_100, 2),
+              "d.mp3": (22_050, 1)}  # fmt: skip
+    for name, (rate, channels) in sounds.items():
+        write_noise(tmp_path / name, rate, channels=channels)
+    raw = write_raw(tmp_path, [{"key": name, "wav": name, "txt": "x"} for name in sounds])
+    shards(raw, tmp_path / "out")
+    assert_equal(read_all(raw), read_all(tmp_path / "out/shards_list.txt"), reading.ROUNDING)
+
+
+def test_a_segment_is_cut_out_and_samples_beyond_full_scale_are_clipped(tmp_path: Path):
+    write_noise(tmp_path / "a.wav")
+    raw = write_raw(tmp_path, [{"key": "a", "wav": "a.wav", "txt": "x", "start": 0.1, "end": 0.25}])
+    shards(raw, tmp_path / "out")
+    (found,) = read_all(tmp_path / "out/shards_list.txt")
+    assert isinstance(found, Utterance) and isinstance(found.user.audio, bytes)
+    assert found.user.segment_s is None and len(audio.load(found.user.audio)) == 2_400
+    assert_equal(read_all(raw), [found])
+    samples = torch.tensor([1.0, 1.5, -1.0, -1.5, 0.5, 2e-5])
+    read, rate = soundfile.read(io.BytesIO(wav_bytes(samples)), dtype="int16")
+    assert rate == 16_000 and read.tolist() == [32_767, 32_767, -32_768, -32_768, 16_384, 1]
+
+
+def test_sound_that_is_no_sound_is_told_and_counted(tmp_path: Path):
+    noise = np.random.default_rng(0).normal(0, 3_000, 8_000).round().astype(np.float32)
+    soundfile.write(tmp_path / "loud.wav", noise, 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8_000), 16_000)
+    rows = [{"key": name, "wav": f"{name}.wav", "txt": "x"} for name in ("loud", "silent")]
+    raw = write_raw(tmp_path, rows)
+    for _ in range(2):  # the second time it is there already
+        report = shards(raw, tmp_path / "out")
+        assert report.noted == {"samples at the scale of whole numbers": 1, "digital silence": 1}
+        assert "to be looked at: samples at the scale of whole numbers 1" in str(report)
+    tally = inspect_data.scan("raw", ListSettings(str(raw)))
+    assert [one.detail[:6] for one in tally.noted] == ["loud: ", "silent"]
+    loud = read_all(tmp_path / "out/shards_list.txt")[0].user.audio
+    assert np.abs(audio.load(loud).numpy() - noise / 32_768).max() < 1e-4
+
+
+def test_members_have_the_original_names_order_and_contents(tmp_path: Path):
+    for name in ("a.wav", "b.wav"):
+        write_noise(tmp_path / name)
+    row = {"key": "鍵.1", "wav": "a.wav", "txt": "你好", "wav_1": "b.wav", "txt_1": "嗨",
+           "task": "<S2TCHAT> <TEXT2TOKEN> <HISTORY>", "speaker": "王", "gender": "female",
+           "extra": '{"duration": 0.3, "speech_token": [1, 2], "age": "OLD"}'}  # fmt: skip
+    shards(write_raw(tmp_path, [row]), tmp_path / "out", "--prefix", "mine")
+    with tarfile.open(tmp_path / "out/mine_000000000.tar", "r:") as archive:
+        members = {one.name: archive.extractfile(one).read() for one in archive}
+        plain = [(one.mode, one.uid, one.mtime) for one in archive]
+    assert plain == [(0o644, 0, 0)] * 11
+    assert [name.removeprefix("鍵.1.") for name in members] == [
+        "txt", "wav", "wav_1", "txt_1", "task", "lang", "speaker", "emotion", "gender",
+        "duration", "extra",
+    ]  # fmt: skip
+    texts = {name.removeprefix("鍵.1."): data.decode() for name, data in members.items()
+             if ".wav" not in name}  # fmt: skip
+    assert texts == {
+        "txt": "你好", "txt_1": "嗨", "task": row["task"], "lang": "none", "speaker": "王",
+        "emotion": "none", "gender": "female", "duration": "0.3",
+        "extra": '{"speech_token": [1, 2], "age": "OLD"}',
+    }  # fmt: skip
+    assert (tmp_path / "out/mine_000000000.tar.finished").read_bytes() == b""
+    assert (tmp_path / "out/shards_list.txt").read_text() == "mine_000000000.tar\n"
+
+
+def test_what_cannot_be_used_is_left_out_whole_and_counted(tmp_path: Path):
+    good = write_noise(tmp_path / "good.wav").name
+    write_noise(tmp_path / "cut.wav").write_bytes((tmp_path / "good.wav").read_bytes()[:900])
+    (tmp_path / "empty.wav").touch()
+    rows = [{"key": "a", "wav": good, "txt": "x"}, "{oops", "[1]",
+            {"key": "b", "wav": "gone.wav", "txt": "x"}, {"key": "c", "wav": "cut.wav", "txt": "x"},
+            {"key": "d", "wav": "empty.wav", "txt": "x"}, {"key": "e", "wav": good},
+            {"key": "f", "wav": good, "txt": "x", "wav_1": "gone.wav", "txt_1": "y"},
+            {"key": "g", "wav": good, "txt": "half \ud800"},
+            {"key": "h", "wav": good, "txt": "x", "extra": "{"},
+            {"key": "z", "wav": good, "txt": "x"}]  # fmt: skip
+    raw = tmp_path / "data.list"
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    raw.write_text("\n".join(lines), encoding="utf-8")
+    report = shards(raw, tmp_path / "out")
+    assert report.written == 2
+    assert report.dropped == {"not JSON": 1, "not an object": 1, "audio cannot be used": 4,
+                              "bad record": 2, "text is not Unicode": 1}  # fmt: skip
+    assert [one.key for one in read_all(tmp_path / "out/shards_list.txt")] == ["a", "z"]
+    told = json.loads((tmp_path / "out/shards_list.txt.report.json").read_text())
+    assert len(told["left_out"]) == 9
+    assert "record 4" in told["left_out"][2][1] and "gone.wav" in told["left_out"][2][1]
+
+
+def test_a_key_that_leads_elsewhere_is_refused(tmp_path: Path):
+    keys = ("/etc/x", "../x", "a/../b", "a\\b", "", "a\nb", "a\0b", "x" * 2000, "a/b.c")
+    rows = [{"key": key, "txt": "x", "task": "<TEXT2TEXT>"} for key in keys]
+    report = shards(write_raw(tmp_path, rows), tmp_path / "out")
+    assert report.dropped == {"bad record": 8}
+    assert [one.key for one in read_all(tmp_path / "out/shards_list.txt")] == ["a/b.c"]
+
+
+def test_utterances_of_one_key_do_not_flow_together(tmp_path: Path):
+    rows = [{"key": key, "txt": text, "task": "<TEXT2TEXT>", "extra": {"question": text}}
+            for key, text in (("a", "1"), ("a", "2"), ("a_2", "3"), ("a", "4"))]  # fmt: skip
+    shards(write_raw(tmp_path, rows), tmp_path / "out")
+    reading.combine(tmp_path / "out/shards_list.txt", tmp_path / "combine")
+    for form in ("out/shards_list.txt", "combine/combines_list.txt"):
+        found = [(one.key, one.user.reply_text) for one in read_all(tmp_path / form)]
+        assert found == [("a", "1"), ("a_2", "2"), ("a_2_2", "3"), ("a_3", "4")]
+
+
+def test_a_task_that_hears_nothing_needs_no_audio_and_a_lost_turn_leaves_no_history(tmp_path: Path):
+    rows = [{"key": task, "wav": "dummy.wav", "txt": "x", "task": f"<{task}>"}
+            for task in ("TEXT2TEXT", "TEXT2TOKEN", "TRANSCRIBE")]  # fmt: skip
+    report = shards(write_raw(tmp_path, rows), tmp_path / "out")
+    assert (report.written, report.dropped) == (2, {"audio cannot be used": 1})
+    wav = write_noise(tmp_path / "a.wav").name
+    row = {"key": "a", "wav": wav, "txt": "x", "wav_1": "-1", "txt_1": "y"}
+    raw = write_raw(tmp_path, [row])
+    shards(raw, tmp_path / "out")
+    assert_equal(read_all(raw), read_all(tmp_path / "out/shards_list.txt"))
+
+
+_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+
+
+@given(st.lists(st.tuples(_TEXT, _TEXT, st.dictionaries(_TEXT, st.integers() | _TEXT, max_size=3)),
+                min_size=1, max_size=6), st.integers(1, 4))  # fmt: skip
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_words_come_back_from_any_form(tmp_path_factory, items, per_tar: int):
+    folder = tmp_path_factory.mktemp("words")
+    known = ("duration", "speech_token", "age", "gender", "q_emotion", "caption", "reply_emotion")
+    rows = [
+        {"key": f"k{number}.{number}", "txt": text, "task": "<TEXT2TEXT>",
+         "extra": {name: value for name, value in more.items() if name not in known}
+         | {"question": question}}
+        for number, (text, question, more) in enumerate(items)
+    ]  # fmt: skip
+    raw = write_raw(folder, rows)
+    assert shards(raw, folder / "shard", "--per-tar", str(per_tar)).written == len(rows)
+    reading.combine(folder / "shard/shards_list.txt", folder / "combine")
+    for form in ("shard/shards_list.txt", "combine/combines_list.txt"):
+        assert_equal(read_all(raw), read_all(folder / form))
+
+
+# Combine lists: the words of every tar, however many, with each one's own task.
+
+@pytest.fixture
+def shard_list(tmp_path: Path) -> Path:
+    raw = write_world(tmp_path / "raw")["s2s_think"]
+    shards(raw, tmp_path / "shard", "--per-tar", "3")
+    return tmp_path / "shard/shards_list.txt"
+
+
+def test_the_files_are_those_that_users_know_each_with_its_task(shard_list: Path, tmp_path: Path):
+    combine(shard_list, tmp_path / "combine")
+    folder = tmp_path / "combine"
+    stems = [f"shard_00000000{number}" for number in range(3)]
+    assert (folder / "combines_list.txt").read_text().split() == [f"{one}.list" for one in stems]
+    assert (folder / "combines_tar_root.txt").read_text() == "../shard\n"
+    every = [row for stem in stems for row in rows_of(folder / f"{stem}.list")]
+    assert rows_of(folder / "data.list") == every and len(every) == 8
+    assert {"key", "txt", "wav", "extra", "tar_path_key", "task"} == set(every[0])
+    assert {row["wav"] for row in every} == {"only-meta"}
+    assert [row["tar_path_key"] for row in every] == [stems[number // 3] for number in range(8)]
+    combine(shard_list, tmp_path / "own")
+    combine(shard_list, tmp_path / "given", "--task", "<S2TCHAT>")
+    tasks = [{row["task"] for row in rows_of(tmp_path / name / "data.list")}
+             for name in ("own", "given")]  # fmt: skip
+    assert tasks == [{"<S2TCHAT> <TEXT2TOKEN> <THINK>"}, {"<S2TCHAT>"}]
+
+
+def test_an_edited_line_changes_the_corpus_without_a_new_tar(shard_list: Path, tmp_path: Path):
+    combine(shard_list, tmp_path / "combine")
+    path = tmp_path / "combine/shard_000000000.list"
+    first, second, _ = rows_of(path)
+    path.write_text(json.dumps(first | {"txt": "New words."}) + "\n" + json.dumps(second))
+    found = [one for one in read_all(tmp_path / "combine/combines_list.txt")
+             if isinstance(one, Utterance)]  # fmt: skip
+    assert [one.key for one in found] == [f"u{number}" for number in (0, 1, 3, 4, 5, 6, 7)]
+    assert found[0].user.reply_text == "New words."
+
+
+def test_a_tar_of_more_than_a_thousand_is_read_whole(tmp_path: Path):
+    rows = [{"key": f"k{number}", "txt": "x", "task": "<TEXT2TEXT>"} for number in range(2_500)]
+    shards(write_raw(tmp_path, rows), tmp_path / "shard", "--per-tar", "5000")
+    assert combine(tmp_path / "shard/shards_list.txt", tmp_path / "combine").written == 2_500
+
+
+def test_a_damaged_tar_yields_what_is_sound(shard_list: Path, tmp_path: Path):
+    tar = tmp_path / "shard/shard_000000000.tar"
+    data = tar.read_bytes()
+    with tarfile.open(tar) as archive:
+        cut = archive.getmember("u2.wav").offset_data
+    tar.write_bytes(data[: cut + 100])
+    report = combine(shard_list, tmp_path / "combine")
+    assert report.written == 7 and sum(report.dropped.values()) == 1
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(("kind", "data", "reason"),
+                         [("extra", b"{oops", "bad record"), ("extra", b"[]", "bad record"),
+                          ("extra", b'{"age": "\\ud800"}', "bad record"),
+                          ("txt", b"\xff\xfe", "bad record"), ("task", b"none", None)])  # fmt: skip
+def test_a_member_that_cannot_be_read_leaves_its_utterance_out(tmp_path, kind, data, reason):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for key in ("a", "b"):
+            for name, held in {"txt": b"x", "task": b"<TEXT2TEXT>", "extra": b"{}"}.items():
+                add(archive, f"{key}.{name}", data if (key, name) == ("a", kind) else held)
+    report = combine(tmp_path / "a.tar", tmp_path / "combine")
+    assert report.dropped == ({reason: 1} if reason else {})
+    assert rows_of(tmp_path / "combine/a.list")[-1]["key"] == "b"
+
+
+def test_hostile_names_are_refused(tmp_path: Path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for key in ("/etc/passwd", "../../up", "good"):
+            for kind in ("txt", "task", "extra"):
+                add(archive, f"{key}.{kind}", b"{}")
+        link = tarfile.TarInfo("link.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    report = combine(tmp_path / "a.tar", tmp_path / "combine")
+    assert report.written == 1 and sum(report.dropped.values()) == 3
+    assert [row["key"] for row in rows_of(tmp_path / "combine/data.list")] == ["good"]
+    assert {one.name for one in tmp_path.iterdir()} == {"a.tar", "combine"}
+
+
+def test_lists_that_name_no_plain_tars_are_an_error(tmp_path: Path, shard_list: Path):
+    for line, message in {"gone.tar": "no such file", "words": "names no tar"}.items():
+        path = shard_list.with_name("bad.txt")
+        path.write_text(line + "\n")
+        with pytest.raises(OsumError, match=message):
+            combine(path, tmp_path / "combine")
+    shard_list.write_text("-|shard_000000000.tar\n")
+    assert combine(shard_list, tmp_path / "combine").written == 3
+
+
+# The doors that make corpora: as printed in the README, and on the fake data.
+
+HOUSE = Path(__file__).parents[2]
+FAKE = HOUSE / "common_utils" / "fake_data"
+FORMS = ("raw/data.list", "shard/shards_list.txt", "combine/combines_list.txt")
+
+
+def test_the_fake_data_is_ten_equal_utterances_in_three_forms():
+    raw, shard, combined = (read_all(FAKE / form) for form in FORMS)
+    assert len(raw) == 10
+    assert_equal(raw, shard)
+    assert_equal(raw, combined)
+    assert sum(one.stat().st_size for one in FAKE.rglob("*") if one.is_file()) < 1_000_000
+
+
+def test_the_commands_of_the_fake_data_rebuild_it_bit_for_bit(tmp_path: Path):
+    copy = tmp_path / "common_utils" / "fake_data"
+    made = ("*.tar", "*.finished", "*.txt", "*.json", "shard_*.list", "*.index", "__pycache__")
+    shutil.copytree(FAKE, copy, ignore=shutil.ignore_patterns(*made))
+    (copy / "combine" / "data.list").unlink()
+    shards, combines = "shard/do_make_shard_from_raw.py", "combine/do_make_combine_from_shard.py"
+    for script in (shards, combines, combines):     # and where they are, without a report: a clone
+        path = f"./common_utils/fake_data/{script}"
+        subprocess.run([sys.executable, path], cwd=tmp_path, check=True, capture_output=True)
+        for report in copy.rglob("*.report.json"):
+            report.unlink()
+    for folder in ("shard", "combine"):
+        names = {one.name for one in (FAKE / folder).iterdir() if one.is_file()}
+        names = {name for name in names if not name.endswith((".index", ".pyc", ".report.json"))}
+        assert {one.name for one in (copy / folder).iterdir() if one.is_file()} == names
+        for name in names:
+            assert (copy / folder / name).read_bytes() == (FAKE / folder / name).read_bytes(), name
+
+
+def test_a_list_of_which_nothing_can_be_used_is_an_error(tmp_path: Path, capsys):
+    raw = tmp_path / "data.list"
+    raw.write_text('{"key": "a", "wav": "gone.wav", "txt": "x"}\n')
+    assert make_shard_from_raw.main([str(raw), str(tmp_path / "out")]) == 2
+    assert "nothing can be used" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.tar"))
