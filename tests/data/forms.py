@@ -60,9 +60,8 @@ def write_shard(path: Path, rows: list[dict[str, Any]], folder: Path) -> Path:
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     """The jsonl of a combine pair: everything but the sound."""
-    kept = [
-        {name: value for name, value in row.items() if not name.startswith("wav")} for row in rows
-    ]
+    kept = [{name: value for name, value in row.items() if not name.startswith("wav")}
+            for row in rows]  # fmt: skip
     lines = [json.dumps({**row, "wav": "only-meta"}, ensure_ascii=False) for row in kept]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
@@ -71,10 +70,8 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 def read_all(source: Source) -> tuple[list[Utterance], list[Dropped]]:
     """What a source gives and what it leaves out."""
     every = [source.read(unit) for unit in range(len(source))]
-    return (
-        [one for one in every if isinstance(one, Utterance)],
-        [one for one in every if isinstance(one, Dropped)],
-    )
+    return ([one for one in every if isinstance(one, Utterance)],
+            [one for one in every if isinstance(one, Dropped)])  # fmt: skip
 
 
 def plain(utterance: Utterance) -> tuple[Any, ...]:

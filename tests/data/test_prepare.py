@@ -11,15 +11,8 @@ import pytest
 import soundfile
 import torch
 
-from osum_echat.data.clips import (
-    Augmenter,
-    AugmentSettings,
-    Change,
-    ClipReader,
-    ClipSettings,
-    substitute,
-    with_noise,
-)
+from osum_echat.data import clips as sounds
+from osum_echat.data.clips import Augmenter, AugmentSettings, Change, ClipReader, ClipSettings
 from osum_echat.data.prepare import Preparer, PrepareSettings, Target, make_target
 from osum_echat.data.sources import Dropped, RawSource
 from osum_echat.errors import CheckpointError, InputError
@@ -96,86 +89,75 @@ def test_labels_alone_are_asked_for_with_their_own_prompt(lists):
 def test_unknown_labels_of_a_thought_are_all_unknown_or_all_default():
     turn = Turn(text="hi", reply_text="Yo.")
     one = Utterance("k", "<S2TCHAT> <THINKER>", turn, Labels(age="OLD"))
-    texts = {
-        make_target(one, settings(thinking="label"), ENGLISH, random.Random(seed)).text
-        for seed in range(40)
-    }
+    texts = {make_target(one, settings(thinking="label"), ENGLISH, random.Random(seed)).text
+             for seed in range(40)}  # fmt: skip
     start = "<think>The user said: hi, age: <OLD>, gender: "
     end = ", reply emotion: <&&><think end>Yo."
-    assert texts == {
-        start + "<&&>, emotion: <&&>, sound event: <&&>" + end,
-        start + "<MALE>, emotion: <NEUTRAL>, sound event: <OTHER>" + end,
-    }
+    assert texts == {start + "<&&>, emotion: <&&>, sound event: <&&>" + end,
+                     start + "<MALE>, emotion: <NEUTRAL>, sound event: <OTHER>" + end}  # fmt: skip
 
 
-def test_text_stands_in_for_sound(lists):
+def test_text_stands_in_for_sound_but_not_by_the_reply_of_a_wordless_clip(lists):
     row = row_of(first(lists, "history"), audio_as_text=1.0, audio_as_text_noise=0.0)
     assert row.clips == []
     words = user_words(row)
     squeezed = "".join(one for place, one in enumerate(words) if words[place - 1 : place] != one)
-    assert "helo" in squeezed
-    assert len(words) > 2 * len("hello")
+    assert "helo" in squeezed and len(words) > 2 * len("hello")
+    one = first(lists, "s2s")
+    silent = replace(one, user=replace(one.user, text=None), labels=Labels())
+    row = row_of(silent, audio_as_text=1.0, thinking="natural")
+    assert user_words(row).lstrip().startswith("assistant")  # no words of the user
 
 
 def test_speech_can_be_cut_off(lists):
     row = row_of(first(lists, "s2s"), speech_answers=False)
-    assert not row.joint
-    assert answer(row) == "Oh no."
+    assert not row.joint and answer(row) == "Oh no."
     dropped = rows_of(first(lists, "tts"), 1, speech_answers=False)[0]
     assert dropped.reason == "speech answers are off"
 
 
-def test_features_of_a_cache_are_the_same_when_read_again(lists):
+def test_features_of_a_cache_are_the_same_again_and_masks_never_reach_it(lists):
     utterance = first(lists, "s2s")
     preparer = Preparer(settings(cache_mb=1), VOCAB, 80, PROMPTS)
     fresh, kept = (preparer(utterance, random.Random(0)).clips[0] for _ in range(2))
     assert torch.equal(fresh, kept)
     assert torch.equal(fresh, row_of(utterance).clips[0].half().float())
-
-
-def test_a_cache_tells_sounds_apart_in_files_and_in_tars(lists):
-    paths = sorted((lists["s2s"].parent / "audio").glob("*.wav"))[:3]
-    plain, cached = (ClipReader(ClipSettings(cache_mb=size), 80) for size in (0, 1))
-    for sounds in (paths, [path.read_bytes() for path in paths]):
-        for sound in (*sounds, *sounds):
-            wanted, found = (reader.read(reader.draft(Turn(sound), random.Random(0)))[0]
-                             for reader in (plain, cached))  # fmt: skip
-            assert torch.equal(found, wanted.half().float())
-
-
-def test_masks_zero_stretches_and_bands_but_not_the_cache(lists):
     utterance = first(lists, "s2s")
     masked = row_of(utterance, time_masks=1, band_masks=1, cache_mb=1).clips[0]
     assert (masked == 0).any(0).any()
     preparer = Preparer(settings(time_masks=1, cache_mb=1), VOCAB, 80, PROMPTS)
     clips = [preparer(utterance, random.Random(seed)).clips[0] for seed in (0, 1, 0)]
-    assert torch.equal(clips[0], clips[2])
-    assert not torch.equal(clips[0], clips[1])
+    assert torch.equal(clips[0], clips[2]) and not torch.equal(clips[0], clips[1])
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [({"max_tokens": 20}, "too long"), ({"min_frames": 10_000}, "audio too short or too long"),
-     ({"speech_per_text": 100.0}, "speech too short for its text"),
-     ({"other_names": ("Oh",)}, "names another assistant")],
-)  # fmt: skip
+def test_a_cache_tells_sounds_apart_in_files_and_in_tars(lists):
+    paths = sorted((lists["s2s"].parent / "audio").glob("*.wav"))[:3]
+    plain, cached = (ClipReader(ClipSettings(cache_mb=size), 80) for size in (0, 1))
+    for made in (paths, [path.read_bytes() for path in paths]):
+        for sound in (*made, *made):
+            wanted, found = (reader.read(reader.draft(Turn(sound), random.Random(0)))[0]
+                             for reader in (plain, cached))  # fmt: skip
+            assert torch.equal(found, wanted.half().float())
+
+
+@pytest.mark.parametrize(("changes", "reason"), [
+    ({"max_tokens": 20}, "too long"), ({"min_frames": 10_000}, "audio too short or too long"),
+    ({"speech_per_text": 100.0}, "speech too short for its text"),
+    ({"other_names": ("Oh",)}, "names another assistant"),
+])  # fmt: skip
 def test_what_cannot_be_used_is_dropped_with_a_reason(lists, changes, reason):
     assert rows_of(first(lists, "s2s"), 1, **changes)[0].reason == reason
 
 
-@pytest.mark.parametrize(
-    ("utterance", "reason"),
-    [
-        (Utterance("k", "<S2TCHAT>", Turn(reply_text="a")), "no audio"),
-        (Utterance("k", "<S2TCHAT>", Turn(Path("/gone.wav"), reply_text="a")),
-         "audio cannot be used"),
-        (Utterance("k", "<WHAT>", Turn(reply_text="a")), "task cannot be used"),
-        (Utterance("k", "<TEXT2TOKEN>", Turn(reply_text="a")), "no speech tokens"),
-        (Utterance("k", "<TEXT2TOKEN>", Turn(reply_text="a", reply_speech=(99,))),
-         "parts do not fit the task"),
-        (Utterance("k", "<TEXT2TEXT>", Turn(reply_text="a")), "no question"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("utterance", "reason"), [
+    (Utterance("k", "<S2TCHAT>", Turn(reply_text="a")), "no audio"),
+    (Utterance("k", "<S2TCHAT>", Turn(Path("/gone.wav"), reply_text="a")), "audio cannot be used"),
+    (Utterance("k", "<WHAT>", Turn(reply_text="a")), "task cannot be used"),
+    (Utterance("k", "<TEXT2TOKEN>", Turn(reply_text="a")), "no speech tokens"),
+    (Utterance("k", "<TEXT2TOKEN>", Turn(reply_text="a", reply_speech=(99,))),
+     "parts do not fit the task"),
+    (Utterance("k", "<TEXT2TEXT>", Turn(reply_text="a")), "no question"),
+])  # fmt: skip
 def test_a_record_short_of_something_is_dropped(utterance, reason):
     assert rows_of(utterance, 1)[0].reason == reason
 
@@ -188,13 +170,6 @@ def test_stand_ins_can_be_spelt_by_the_first_merges_alone(tmp_path):
     assert set(pieces.encode("abab")) == set(pieces.ids)
     with pytest.raises(CheckpointError, match="2 merges, need 9"):
         Pieces(vocab.tokenizer, 9)
-
-
-def test_a_wordless_clip_does_not_stand_in_by_its_reply(lists):
-    one = first(lists, "s2s")
-    silent = replace(one, user=replace(one.user, text=None), labels=Labels())
-    row = row_of(silent, audio_as_text=1.0, thinking="natural")
-    assert user_words(row).lstrip().startswith("assistant")  # no words of the user
 
 
 def merges_vocab(folder: Path) -> Vocab:
@@ -268,11 +243,14 @@ def test_exceptions_are_few():
 VOICE = torch.sin(torch.arange(16_000) / 9.0) * 0.3
 
 
-def test_noise_is_as_far_below_the_voice_as_asked():
+def test_noise_is_as_far_below_the_voice_as_asked_and_substitutes_come_from_before():
     noise = torch.randn(1_000, generator=torch.Generator().manual_seed(0))
-    added = with_noise(VOICE, noise, 10.0, 0.7) - VOICE
+    added = sounds.with_noise(VOICE, noise, 10.0, 0.7) - VOICE
     ratio = float(VOICE.square().mean() / added.square().mean())
     assert 10 * np.log10(ratio) == pytest.approx(10.0, abs=0.1)
+    features = torch.arange(200.0)[:, None].expand(200, 4).clone()
+    sounds.substitute(features, random.Random(1), 3)
+    assert torch.all(features[:, 0] <= torch.arange(200.0))
 
 
 @pytest.mark.parametrize("speed", [0.9, 1.1, 0.95])
@@ -282,16 +260,9 @@ def test_speed_changes_the_length_as_promised(speed):
     assert len(changed) == pytest.approx(len(VOICE) / speed, abs=1)
 
 
-def test_substitutes_come_from_before():
-    features = torch.arange(200.0)[:, None].expand(200, 4).clone()
-    substitute(features, random.Random(1), 3)
-    assert torch.all(features[:, 0] <= torch.arange(200.0))
-
-
-@pytest.mark.parametrize(
-    "changes", [{"speeds": (0.9, 1.1)}, {"substitutes": 3}, {"noises": "hiss.txt"},
-                {"rooms": "hiss.txt"}]
-)  # fmt: skip
+@pytest.mark.parametrize("changes", [
+    {"speeds": (0.9, 1.1)}, {"substitutes": 3}, {"noises": "hiss.txt"}, {"rooms": "hiss.txt"},
+])  # fmt: skip
 def test_a_visit_repeated_is_changed_alike(tmp_path, monkeypatch, changes):
     monkeypatch.chdir(tmp_path)
     hiss = np.random.default_rng(0).normal(0, 0.1, 3_000)

@@ -41,8 +41,7 @@ def test_a_line_that_names_no_tar_costs_itself_alone(folder):
     place = folder / "shards_list.txt"
     place.write_bytes(b"\xef\xbb\xbftars/part_0.tar\n\xff.tar\ns3://far/a.tar\ntars/part_1.tar\r\n")
     kept, dropped = read_all(open_source("a", str(place)))
-    assert len(kept) == 8
-    assert [one.reason for one in dropped] == ["missing tar"] * 2
+    assert len(kept) == 8 and [one.reason for one in dropped] == ["missing tar"] * 2
     with pytest.raises(ConfigError, match="URLs are not read here"):
         open_source("a", "s3://far/a.tar")
     assert "line 2: byte 1 is not UTF-8" in dropped[0].detail
@@ -67,26 +66,20 @@ def listed(path: Path, text: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("bare.txt", "tars/part_0.tar\n\ntars/part_1.tar\n"),
-        ("upstream.txt", "-|tars/part_0.tar\n-|tars/part_1.tar\n"),
-        ("pairs.txt", "part_0.list|tars/part_0.tar\npart_1.list|tars/part_1.tar\n"),
-        ("mixed.txt", "part_0.list|tars/part_0.tar\n-|tars/part_1.tar\n"),
-        ("combines_list.txt", "part_0.list\npart_1.list\n"),
-        ("s2s.list", None),
-        ("tars", None),
-    ],
-)
+@pytest.mark.parametrize(("name", "text"), [
+    ("bare.txt", "tars/part_0.tar\n\ntars/part_1.tar\n"),
+    ("upstream.txt", "-|tars/part_0.tar\n-|tars/part_1.tar\n"),
+    ("pairs.txt", "part_0.list|tars/part_0.tar\npart_1.list|tars/part_1.tar\n"),
+    ("mixed.txt", "part_0.list|tars/part_0.tar\n-|tars/part_1.tar\n"),
+    ("combines_list.txt", "part_0.list\npart_1.list\n"), ("s2s.list", None), ("tars", None),
+])  # fmt: skip
 def test_every_form_of_list_gives_the_same_utterances(folder, name, text):
     (folder / "combines_tar_root.txt").write_text("tars\n")
     if text is not None:
         listed(folder / name, text)
     kept, dropped = read_all(open_source("a", str(folder / name)))
     wanted, _ = read_all(open_source("a", str(folder / "s2s.list")))
-    assert [plain(one) for one in kept] == [plain(one) for one in wanted]
-    assert dropped == []
+    assert [plain(one) for one in kept] == [plain(one) for one in wanted] and dropped == []
 
 
 @pytest.mark.parametrize("name", ["shards_list.txt", "data.list"])
@@ -111,21 +104,18 @@ def test_a_manifest_names_lists_with_weights(folder):
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("[]", "a mapping of names"), ("a: {weight: 1}", "a: `path` is missing"),
-     ("a: {path: x, weight: .nan}", "need 0 or more")],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "message"),
+                         [("[]", "a mapping of names"), ("a: {weight: 1}", "a: `path` is missing"),
+                          ("a: {path: x, weight: .nan}", "need 0 or more")])  # fmt: skip
 def test_a_wrong_manifest_is_told(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         read_manifest(listed(tmp_path / "m.yaml", text))
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [("gone.txt", None, "no such file"), ("a.txt", "", "it is empty"),
-     ("a.txt", "a.wav\n", "names no tar"), ("empty", None, "a folder without")],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "text", "message"), [
+    ("gone.txt", None, "no such file"), ("a.txt", "", "it is empty"),
+    ("a.txt", "a.wav\n", "names no tar"), ("empty", None, "a folder without"),
+])  # fmt: skip
 def test_a_list_that_holds_nothing_is_told(tmp_path, name, text, message):
     (tmp_path / "empty").mkdir()
     if text is not None:
@@ -138,8 +128,7 @@ def test_a_kind_takes_only_its_own_tasks(folder):
     source = open_source("a", str(folder / "s2s.list"))
     assert len(read_all(OfKind(source, "s2s"))[0]) == 8
     kept, dropped = read_all(OfKind(source, "t2t"))
-    assert kept == []
-    assert {one.reason for one in dropped} == {"task of another kind"}
+    assert kept == [] and {one.reason for one in dropped} == {"task of another kind"}
     with pytest.raises(ConfigError, match="'x2y' is not one of s2t"):
         OfKind(source, "x2y")
 
@@ -180,8 +169,7 @@ def test_a_server_that_fails_costs_units_and_leaves_no_wrong_index(folder, tmp_p
     monkeypatch.setattr(memory, "open", lambda *_: Failing(data, len(data) // 2))
     kept, dropped = read_all(open_source("a", "memory://own/a.tar", files=Files(("memory",))))
     assert (kept, [one.reason for one in dropped]) == ([], ["missing tar"])
-    assert "RuntimeError: the line is dead" in dropped[0].detail
-    assert not tar_module.CACHE.exists()
+    assert "RuntimeError: the line is dead" in dropped[0].detail and not tar_module.CACHE.exists()
     monkeypatch.setattr(memory, "open", whole)
     source = open_source("a", "memory://own/a.tar", files=Files(("memory",)))
     monkeypatch.setattr(memory, "open", lambda *_: Failing(data, len(data) // 2))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from tests.letters import MARKS, Letters
+from tests.letters import MARKS
 
 SAID = ("i lost my kite", "we won", "where is my dog", "good morning")
 REPLY = ("Oh no.", "Well done.", "Let us look.", "Hello.")
@@ -71,7 +71,3 @@ def write_tokenizer(folder: Path) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     return folder
-
-
-def ids_of(text: str) -> list[int]:
-    return Letters().encode(text)

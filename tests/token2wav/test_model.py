@@ -18,17 +18,8 @@ from osum_echat.token2wav.hift import Hift, HiftSettings
 from osum_echat.token2wav.model import Token2Wav, Token2WavSettings, find_files, first_of
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.parity.token2wav import mel_of
-from tests.token2wav.tiny_flow import (
-    CODES,
-    FLOW,
-    HIFT,
-    split_norm,
-    tiny_flow,
-    tiny_hift,
-    write_directory,
-    write_published,
-    write_tar,
-)
+from tests.token2wav import tiny_flow as tiny
+from tests.token2wav.tiny_flow import CODES, FLOW, tiny_flow, write_directory, write_published
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +63,10 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path):
         Token2Wav.load(directory)
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [("vocodr: hift", "did you mean 'vocoder'"), ("vocoder: lpc", "not one of hift, nsf_vocos"),
-     ("hift: 3", "a mapping of settings")],
-)  # fmt: skip
+@pytest.mark.parametrize(("line", "message"), [
+    ("vocodr: hift", "did you mean 'vocoder'"), ("vocoder: lpc", "not one of hift, nsf_vocos"),
+    ("hift: 3", "a mapping of settings"),
+])  # fmt: skip
 def test_a_wrong_setting_is_refused(line: str, message: str, tmp_path: Path):
     directory = write_directory(tmp_path)
     (directory / "token2wav.yaml").write_text(line, encoding="utf-8")
@@ -85,7 +75,6 @@ def test_a_wrong_setting_is_refused(line: str, message: str, tmp_path: Path):
 
 
 # A voice whose recording is solved once
-
 
 def recording(frames: int = 61) -> VoicePrompt:
     torch.manual_seed(8)
@@ -100,9 +89,7 @@ def test_a_prepared_voice_gives_nearly_the_sound_of_one_that_is_solved_anew(spea
     assert len(state.cache.steps) == FLOW.steps
     noise = torch.randn(80, 61 + 137, generator=torch.Generator().manual_seed(2))
     whole = speaker.flow.voice_state(recording())
-    anew, prepared = (
-        speaker.flow.mels([tokens], one, [noise])[0] for one in (whole, state)
-    )
+    anew, prepared = (speaker.flow.mels([tokens], one, [noise])[0] for one in (whole, state))
     assert anew.shape == prepared.shape and (anew - prepared).abs().mean() < 0.1 * anew.std()
     for kept in state.cache.steps:          # speech does attend to what was kept
         kept.layers[:] = [(key * 0 + 3, value * 0 + 3) for key, value in kept.layers]
@@ -123,7 +110,6 @@ def test_a_short_voice_is_solved_each_time_and_other_steps_need_another_preparat
 
 # Speaker vectors of other widths
 
-
 def test_a_speaker_vector_of_another_width_is_loaded_and_asked_for(tmp_path: Path):
     directory = write_directory(tmp_path)
     narrow = tiny_flow(replace(FLOW, speaker_width=48))
@@ -141,7 +127,6 @@ def test_a_speaker_vector_of_another_width_is_loaded_and_asked_for(tmp_path: Pat
 
 # The published layout: flow.pt and hift.pt, its weight norm in two parts; beside it other files
 
-
 def refused(source: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         Token2Wav.load(source)
@@ -151,12 +136,12 @@ def refused(source: Path) -> str:
 def test_directory_tar_and_every_naming_speak_the_same(tmp_path: Path, speaker: Token2Wav):
     said = speaker([1, 2, 3], seed=0)
     directory = write_published(tmp_path / "model")
-    new = split_norm(tiny_hift().state_dict(), ("parametrizations.weight.original0",
+    new = tiny.split_norm(tiny.tiny_hift().state_dict(), ("parametrizations.weight.original0",
                      "parametrizations.weight.original1"), "generator.")  # fmt: skip
     other = write_published(tmp_path / "other", {**new, "discriminator.conv.bias": torch.ones(3)})
     flow = {f"module.{key}": value for key, value in tiny_flow().state_dict().items()}
     torch.save(flow, other / "flow.pt")
-    for source in (directory, write_tar(directory), other):
+    for source in (directory, tiny.write_tar(directory), other):
         assert torch.allclose(Token2Wav.load(source)([1, 2, 3], seed=0), said, atol=1e-5)
 
 
@@ -168,7 +153,7 @@ def test_without_a_yaml_the_sizes_are_the_published_ones(tmp_path: Path):
     with weights.empty():
         flow, hift = Flow(FlowSettings()), Hift(HiftSettings())
     assert len(flow.state_dict()) == 1185
-    assert len(split_norm(dict(hift.state_dict()), ("g", "v"))) == 227
+    assert len(tiny.split_norm(dict(hift.state_dict()), ("g", "v"))) == 227
     assert sum(value.numel() for value in flow.parameters()) == 104_874_752
 
 
@@ -178,7 +163,7 @@ def test_the_published_model_of_another_token_rate_is_refused(tmp_path: Path):
     for rate, said in (("25", "keys do not fit"), ("50", "50 speech tokens a second, need 25")):
         text = (directory / "cosyvoice.yaml").read_text().replace("25", rate)
         (directory / "cosyvoice.yaml").write_text(text)
-        for source in (directory, write_tar(directory)):
+        for source in (directory, tiny.write_tar(directory)):
             assert said in refused(source)
 
 
@@ -197,7 +182,7 @@ def test_swapped_files_are_told(tmp_path: Path):
 
 def test_what_is_no_weight_file_of_this_model_is_refused(tmp_path: Path):
     directory = write_published(tmp_path / "model")
-    norm = split_norm(tiny_hift().state_dict(), ("weight_g", "weight_v"))
+    norm = tiny.split_norm(tiny.tiny_hift().state_dict(), ("weight_g", "weight_v"))
     torch.save(norm | {"conv_pre.weight_g": torch.ones(1, 1, 4000)}, directory / "hift.pt")
     assert "conv_pre.weight_g (1, 1, 4000), need (16, 1, 1)" in refused(directory)
     torch.save(norm, directory / "hift.pt")
@@ -207,7 +192,7 @@ def test_what_is_no_weight_file_of_this_model_is_refused(tmp_path: Path):
                           (wrong, "not finite")):  # fmt: skip
         torch.save(content, directory / "flow.pt")
         assert said in refused(directory)
-    tar = write_tar(directory)
+    tar = tiny.write_tar(directory)
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
     assert str(tar) in refused(tar)
     assert "give the .tar as it was published" in refused(directory / "hift.pt")
@@ -220,7 +205,7 @@ def test_a_flow_with_code_is_refused_and_runs_nothing(tmp_path: Path):
 
     directory = write_published(tmp_path / "model")
     torch.save({**tiny_flow().state_dict(), "step": Code()}, directory / "flow.pt")
-    for source in (directory, write_tar(directory)):
+    for source in (directory, tiny.write_tar(directory)):
         assert "flow.pt" in refused(source)
     assert not (tmp_path / "ran").exists()
 
@@ -242,14 +227,13 @@ def test_half_precision_files_are_computed_in_float32_and_the_flow_in_what_is_as
 
 def test_a_yaml_that_was_stored_before_a_setting_existed_is_read(tmp_path: Path):
     directory = write_directory(tmp_path)
-    raw = loads(dumps(asdict(Token2WavSettings("hift", FLOW, HIFT))))
+    raw = loads(dumps(asdict(Token2WavSettings("hift", FLOW, tiny.HIFT))))
     del raw["flow"]["speaker_width"], raw["flow"]["spacing"]
     (directory / "token2wav.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     assert Token2Wav.load(directory).settings.flow == FLOW
 
 
 # Tars, whose members are only ever read in place
-
 
 def write_members(path: Path, *members: str, **kinds: bytes) -> Path:
     """A tar of members that hold their own names; kinds: links and devices by their type."""

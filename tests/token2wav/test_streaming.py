@@ -13,17 +13,10 @@ import pytest
 import torch
 
 from osum_echat.errors import InputError
+from osum_echat.token2wav import streaming
 from osum_echat.token2wav.flow import frames_for
 from osum_echat.token2wav.model import Token2Wav
-from osum_echat.token2wav.streaming import (
-    MelStream,
-    NoiseRows,
-    Piece,
-    PieceSolver,
-    StreamSettings,
-    generators,
-    pieces,
-)
+from osum_echat.token2wav.streaming import MelStream, NoiseRows, StreamSettings, generators, pieces
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.token2wav.tiny_flow import CODES, write_directory
 
@@ -79,9 +72,7 @@ def test_a_piece_comes_as_soon_as_it_can():
 
 @pytest.mark.parametrize("count", [1, 7, 8, 20, 41, 97])
 @pytest.mark.parametrize("settings", [SMALL, StreamSettings(), replace(SMALL, ahead_tokens=0)])
-def test_a_stream_has_the_samples_of_the_whole(
-    speaker: Token2Wav, count: int, settings: StreamSettings
-):
+def test_a_stream_has_the_samples_of_the_whole(speaker, count, settings):
     made = list(speaker.stream(some(count), voice(), seed=1, settings=settings))
     assert sum(map(len, made)) == len(speaker(some(count), voice(), seed=1))
     assert all(piece.dtype == torch.float32 and piece.dim() == 1 for piece in made)
@@ -89,13 +80,11 @@ def test_a_stream_has_the_samples_of_the_whole(
 
 def test_with_all_tokens_around_the_mel_does_not_depend_on_the_pieces(speaker: Token2Wav):
     tokens = some(60)
-    one, two = (
-        mel_of(speaker, tokens, replace(WIDE, ahead_tokens=59 - first, first_tokens=first))
-        for first in (4, 9)
-    )
+    one, two = (mel_of(speaker, tokens, replace(WIDE, ahead_tokens=59 - first, first_tokens=first))
+                for first in (4, 9))  # fmt: skip
     state = speaker.flow.voice_state(voice())
     solver = MelStream(speaker.flow, state, generators(1), 0)
-    whole, _ = solver.solve(Piece(tokens, 0, 0, len(tokens), is_last=False))
+    whole, _ = solver.solve(streaming.Piece(tokens, 0, 0, len(tokens), is_last=False))
     assert one.shape == whole.shape == (1, 80, frames_for(60, 25))
     # The first piece lacks the last token only, and the second sees all.
     assert (one - whole).abs()[:, :, 40:].max() < 1e-4
@@ -140,7 +129,6 @@ def test_the_shipped_model_streams_without_clicks():
 
 # The noise of a call: pieces, seeds and uses do not change each other's numbers.
 
-
 def rows(seed: int = 1) -> NoiseRows:
     return NoiseRows(80, torch.Generator().manual_seed(seed))
 
@@ -152,25 +140,18 @@ def test_a_row_does_not_depend_on_the_pieces(cuts: tuple[int, ...]):
     assert torch.equal(torch.cat(made), rows().take(0, 300))
 
 
-def test_pieces_may_overlap_and_what_is_passed_is_forgotten():
+def test_noise_that_is_passed_is_forgotten_and_the_uses_of_one_seed_differ():
     stream, whole = rows(), rows().take(0, 100)
     assert torch.equal(stream.take(0, 50), whole[:50])
-    assert torch.equal(stream.take(30, 100), whole[30:])
-    assert len(stream.rows) <= 100 - 30 + 64
+    assert torch.equal(stream.take(30, 100), whole[30:]) and len(stream.rows) <= 100 - 30 + 64
     with pytest.raises(AssertionError, match="row 29 was forgotten"):
         stream.take(29, 40)
-
-
-def test_the_uses_of_one_seed_differ_and_the_same_seed_gives_the_same():
-    first, again = (
-        [tuple(torch.randn(5, generator=each).tolist()) for each in generators(7)] for _ in range(2)
-    )
+    first, again = ([tuple(torch.randn(5, generator=each).tolist()) for each in generators(7)]
+                    for _ in range(2))  # fmt: skip
     assert first == again and len({*first}) == 3
 
 
-def test_streams_that_are_due_together_are_solved_side_by_side_and_sound_as_each_alone(
-    speaker: Token2Wav, monkeypatch: pytest.MonkeyPatch
-):
+def test_streams_due_together_are_solved_side_by_side_and_sound_as_alone(speaker, monkeypatch):
     mel = voice().mel.repeat(1, 3, 1)
     prepared = VoicePrompt(torch.tensor([some(40)]), mel, torch.ones(1, 192))
     lists = [some(30, 1), some(30, 2), some(19, 3)]
@@ -211,7 +192,7 @@ def test_a_long_piece_lets_a_more_urgent_one_pass_between_two_steps():
 
     state: Any = None
     flow: Any = Slow()
-    solver = PieceSolver(flow, nullcontext)
+    solver = streaming.PieceSolver(flow, nullcontext)
 
     def ask(tokens: int, due: float) -> None:
         solver.mel(torch.zeros(tokens), state, 0, torch.zeros(80, 4), due)

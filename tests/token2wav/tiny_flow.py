@@ -16,13 +16,9 @@ from osum_echat.token2wav.layers import ConformerSettings
 from osum_echat.token2wav.model import Token2WavSettings
 
 CODES = 64
-FLOW = FlowSettings(
-    codes=CODES,
-    conformer=ConformerSettings(16, 16, 2, 24, 1, 0.0),
-    estimator=EstimatorSettings((16, 16), 2, 8, 1, 1),
-    regulator_convs=2,
-    steps=2,
-)
+FLOW = FlowSettings(codes=CODES, conformer=ConformerSettings(16, 16, 2, 24, 1, 0.0),
+                    estimator=EstimatorSettings((16, 16), 2, 8, 1, 1), regulator_convs=2,
+                    steps=2)  # fmt: skip
 HIFT = HiftSettings(channels=16, pitch_channels=8)
 
 

@@ -33,7 +33,8 @@ def path(tmp_path_factory):
     return write_experiment(tmp_path_factory.mktemp("experiment"))
 
 
-@pytest.mark.parametrize("shipped", SHIPPED, ids=lambda one: f"{one.parent.name} {one.stem}")
+@pytest.mark.parametrize("shipped", [*SHIPPED, CONF / "small" / "talker.yaml"],
+                         ids=lambda one: f"{one.parent.name} {one.stem}")  # fmt: skip
 def test_the_shipped_stages_are_read(shipped):
     data = experiment.load(shipped).data
     assert data.lists or data.manifests
@@ -63,22 +64,18 @@ def test_what_is_written_beside_a_checkpoint_reads_the_same(path, tmp_path):
     assert experiment.load(copy) == loaded
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("run.step=7", r"stage\.yaml\.run\.step: no such setting; did you mean 'steps'"),
-        ("data.lists.t2t.wait=1", r"lists\.t2t\.wait: no such setting; did you mean 'weight'"),
-        ("run.steps=1.5", "1.5 where a whole number is needed"),
-        ("data=5", "5 where a mapping of settings is needed"),
-        ("engine.hearing=1", r"engine\.hearing: is named ctc_weight now; rename it"),
-        ("engine.ctc_weight=1", "engine.ctc_weight: needs prepare.ctc_targets"),
-        ("seed=-1", "seed: -1, need 0 or more"),
-        ("run.steps=-1", "run.steps: -1, need 0 or more"),
-        ("engine.beta_2=1", "engine.beta_2: 1.0, need 0 to below 1"),
-        ("stage.rates={llm: -1}", "stage.rates: llm -1.0, need 0 or more"),
-        ("model=null", "give `init`, or both `model` and `tokenizer`"),
-    ],
-)
+@pytest.mark.parametrize(("override", "message"), [
+    ("run.step=7", r"stage\.yaml\.run\.step: no such setting; did you mean 'steps'"),
+    ("data.lists.t2t.wait=1", r"lists\.t2t\.wait: no such setting; did you mean 'weight'"),
+    ("run.steps=1.5", "1.5 where a whole number is needed"),
+    ("data=5", "5 where a mapping of settings is needed"),
+    ("engine.hearing=1", r"engine\.hearing: is named ctc_weight now; rename it"),
+    ("engine.ctc_weight=1", "engine.ctc_weight: needs prepare.ctc_targets"),
+    ("seed=-1", "seed: -1, need 0 or more"), ("run.steps=-1", "run.steps: -1, need 0 or more"),
+    ("engine.beta_2=1", "engine.beta_2: 1.0, need 0 to below 1"),
+    ("stage.rates={llm: -1}", "stage.rates: llm -1.0, need 0 or more"),
+    ("model=null", "give `init`, or both `model` and `tokenizer`"),
+])  # fmt: skip
 def test_a_wrong_setting_is_told(path, override, message):
     with pytest.raises(ConfigError, match=message):
         experiment.load(path, [override])

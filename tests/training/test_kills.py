@@ -44,9 +44,7 @@ def is_saving(folder: Path, step: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (2, 1)])
-def test_killed_again_and_again_it_trains_on_the_same_utterances_to_the_same_weights(
-    tmp_path, processes, workers
-):
+def test_killed_again_and_again_it_trains_to_the_same_weights(tmp_path, processes, workers):
     settings = [f"run.steps={STEPS}", f"data.workers={workers}", "run.average=0.9"]
     for name in ("whole", "parts"):
         path, log = write_experiment(tmp_path / name), tmp_path / f"{name}.log"
@@ -64,8 +62,7 @@ def test_killed_again_and_again_it_trains_on_the_same_utterances_to_the_same_wei
         run(words)
     whole, parts = (tmp_path / name / "stage.yaml" for name in ("whole", "parts"))
     assert losses(parts) == losses(whole) and len(losses(whole)) == STEPS
-    assert losses(whole)[-1] < losses(whole)[0]
-    assert are_same(result(parts), result(whole))
+    assert losses(whole)[-1] < losses(whole)[0] and are_same(result(parts), result(whole))
     for rank in range(processes):
         seen, again = (trained(tmp_path / f"{name}.log.{rank}") for name in ("whole", "parts"))
         assert again == seen and list(seen) == list(range(1, STEPS + 1))

@@ -1,6 +1,6 @@
-"""Claims about what trains: gradients, weights after a step, and rates of groups."""
+"""Claims about what trains: gradients, weights after a step, rates of groups and over time."""
 
-import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from osum_echat.errors import ConfigError
 from osum_echat.models.lora import LoraSettings
 from osum_echat.sequence import collate
 from osum_echat.training.engine import EngineSettings, LocalEngine
+from osum_echat.training.scheduler import ScheduleSettings, ending, learning_rate
 from osum_echat.training.stages import GROUPS, StageSettings, freeze, group_of, optimizer_groups
 from tests.tiny_network import VOCAB, network, row
 
@@ -30,11 +31,9 @@ def stepped(stage: StageSettings, rate: float = 0.01) -> tuple[nn.Module, nn.Mod
 ])  # fmt: skip
 def test_a_step_moves_the_groups_of_the_stage_and_no_others(groups):
     before, after = stepped(StageSettings(groups))
-    moved = {
-        group_of(name)
-        for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)
-        if not torch.equal(old, new)
-    }
+    moved = {group_of(name)
+             for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)
+             if not torch.equal(old, new)}  # fmt: skip
     assert moved == set(groups)
 
 
@@ -53,7 +52,7 @@ def test_a_group_moves_at_its_own_rate():
     assert not torch.equal(*layers)
 
 
-def test_matrices_decay_and_vectors_do_not():
+def test_matrices_decay_and_vectors_do_not_and_each_belongs_to_a_group():
     model = network()
     stage = StageSettings(train=tuple(GROUPS))
     freeze(model, stage)
@@ -61,6 +60,9 @@ def test_matrices_decay_and_vectors_do_not():
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     for group in groups:
         assert {part.dim() > 1 for part in group["params"]} == {group["weight_decay"] > 0}
+    assert {group_of(name) for name, _ in network().named_parameters()} == set(GROUPS)
+    with pytest.raises(ConfigError, match="belongs to no group"):
+        group_of("tail.weight")
 
 
 def test_of_a_model_with_lora_only_its_matrices_train_in_the_llm():
@@ -72,33 +74,40 @@ def test_of_a_model_with_lora_only_its_matrices_train_in_the_llm():
     assert trained == ["llm.lora_A.weight", "llm.lora_A.bias"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"train": ()}, "name what trains"),
-        ({"train": ("ears",)}, "'ears' is not one of encoder, adapter"),
-        ({"train": ("adapter",), "lora": LoraSettings()}, r"stage\.lora: trains within"),
-    ],
-)
-def test_wrong_settings_are_told(changes, message):
+@pytest.mark.parametrize(("kind", "changes", "message"), [
+    (StageSettings, {"train": ()}, "name what trains"),
+    (StageSettings, {"train": ("ears",)}, "'ears' is not one of encoder, adapter"),
+    (StageSettings, {"train": ("adapter",), "lora": LoraSettings()}, r"stage\.lora: trains within"),
+    (EngineSettings, {"ctc_only": True}, r"engine\.ctc_only: needs the weight"),
+    (EngineSettings, {"share_start": True, "recompute": True},
+     r"engine\.share_start: not with engine\.recompute"),
+    (EngineSettings, {"encoder_cache_file": "heard.safetensors"},
+     r"needs the memory engine\.encoder_cache_mb"),
+])  # fmt: skip
+def test_wrong_settings_are_told(kind, changes, message):
     with pytest.raises(ConfigError, match=message):
-        StageSettings(**changes)
+        kind(**changes)
 
 
-def test_every_parameter_belongs_to_a_group():
-    assert {group_of(name) for name, _ in network().named_parameters()} == set(GROUPS)
-    with pytest.raises(ConfigError, match="belongs to no group"):
-        group_of("tail.weight")
+@pytest.mark.parametrize(("settings", "rates"), [
+    (ScheduleSettings("warmuplr", rate=1.0, warmup_steps=100), {0: 0.01, 49: 0.5, 99: 1, 399: 0.5}),
+    (ScheduleSettings("noam_hold", rate=1.0, warmup_steps=4, hold_steps=6, total_steps=100,
+                      min_rate=0.1), {0: 0.2, 4: 1, 9: 1, 10: 1, 22: 0.5, 70: 0.25, 101: 0.1}),
+    (ScheduleSettings("cosine", 1.0, warmup_steps=10, total_steps=110, min_rate=0.2),
+     {4: 0.5, 10: 1, 60: 0.6, 110: 0.2, 999: 0.2}),
+])  # fmt: skip
+def test_a_schedule_has_its_shape(settings, rates):
+    assert {step: learning_rate(settings, step) for step in rates} == pytest.approx(rates)
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"ctc_only": True}, "engine.ctc_only: needs the weight"),
-        ({"share_start": True, "recompute": True}, "engine.share_start: not with engine.recompute"),
-        ({"encoder_cache_file": "heard.safetensors"}, "needs the memory engine.encoder_cache_mb"),
-    ],
-)
-def test_settings_that_need_another_name_it(settings, said):
-    with pytest.raises(ConfigError, match=re.escape(said)):
-        EngineSettings(**settings)
+def test_a_cosine_follows_the_clock_or_falls_to_the_limit_of_the_training():
+    settings = ScheduleSettings("cosine", 1.0, warmup_steps=0, budget_minutes=10.0)
+    found = [learning_rate(settings, step, minutes) for step, minutes in ((9, 0), (1, 5), (5, 20))]
+    assert found == pytest.approx([1.0, 0.5, 0.0])
+    schedule = ScheduleSettings(kind="cosine", rate=1.0, warmup_steps=2)
+    assert ending(schedule, 0, 7.0).budget_minutes == 7
+    assert ending(schedule, 10, 7.0) == replace(schedule, total_steps=10)
+    assert learning_rate(ending(schedule, 10, 0.0), 6) == pytest.approx(0.5)
+    assert ending(replace(schedule, total_steps=3), 10, 0.0).total_steps == 3
+    with pytest.raises(ConfigError, match="needs an end"):
+        ending(schedule, 0, 0.0)

@@ -57,21 +57,23 @@ def unbroken(tmp_path_factory):
     return path
 
 
-def test_the_loss_falls_and_every_task_is_told(unbroken):
+def test_the_loss_falls_every_task_is_told_and_what_is_finished_is_left(unbroken, monkeypatch):
     assert losses(unbroken)[-1] < losses(unbroken)[0] - 0.1
     line = metrics(unbroken)[0]
     assert set(line["tasks"]) <= {"understand", "tts", "s2s_think", "t2t"}
     assert sum(one["tokens"] for one in line["tasks"].values()) > 0
     assert 0 <= line["padding"] < 1 and line["tokens_per_s"] > 0
     assert "s2s_think" in metrics(unbroken)[-1]["held_out"]
+    before = losses(unbroken)
+    monkeypatch.setattr(experiment, "build", None)
+    assert run(unbroken) == trainer.Outcome(6, None) and losses(unbroken) == before
 
 
 @pytest.mark.parametrize("stop", [1, 4])
 def test_after_a_stop_every_loss_and_weight_is_the_same(unbroken, tmp_path, stop):
     path = write_experiment(tmp_path, run={"average": 0.9})
     run(path, f"run.steps={stop}")
-    assert run(path) == trainer.Outcome(6, None)
-    assert losses(path) == losses(unbroken)
+    assert run(path) == trainer.Outcome(6, None) and losses(path) == losses(unbroken)
     assert are_same(result(path), result(unbroken))
     drops = [(one.parent / "out" / "drops.json").read_text() for one in (path, unbroken)]
     assert drops[0] == drops[1]
@@ -88,13 +90,6 @@ def test_the_result_is_a_model_directory_that_a_later_stage_starts_from(unbroken
     path = write_experiment(tmp_path, stage={"train": ["adapter"]})
     loaded = replace(experiment.load(path), init=str(final), model=None, tokenizer=None)
     assert are_same(dict(experiment.build(loaded).engine.model.state_dict()), result(unbroken))
-
-
-def test_a_finished_training_is_left_as_it_is_without_reading_its_data(unbroken, monkeypatch):
-    before = losses(unbroken)
-    monkeypatch.setattr(experiment, "build", None)
-    assert run(unbroken) == trainer.Outcome(6, None)
-    assert losses(unbroken) == before
 
 
 def test_a_result_that_is_gone_is_written_again(path, tmp_path):
@@ -144,8 +139,7 @@ def test_raised_limits_go_on_and_lines_after_the_checkpoint_are_forgotten(path, 
     run(path, "run.steps=1")
     with (tmp_path / "out" / trainer.METRICS_FILE).open("a") as file:
         file.write('{"step": 99, "loss": 0}\n')
-    assert run(path, "run.steps=2") == trainer.Outcome(2, None)
-    assert len(losses(path)) == 2
+    assert run(path, "run.steps=2") == trainer.Outcome(2, None) and len(losses(path)) == 2
 
 
 def test_epochs_end_a_training_and_the_last_steps_are_told_once(path, log):
@@ -174,7 +168,7 @@ def test_gradients_that_are_not_finite_are_left_out_then_given_up(path, log):
     (OSError(28, "No space left on device"), CheckpointError,
      r"No space left.*step_00000001 is as it was"),
 ])  # fmt: skip
-def test_a_stop_or_a_full_disk_during_saving_leaves_the_checkpoint_before(
+def test_a_stop_or_full_disk_while_saving_leaves_the_one_before(
     path, tmp_path, monkeypatch, broken
 ):
     error, told, message = broken
@@ -193,14 +187,6 @@ def test_a_stop_or_a_full_disk_during_saving_leaves_the_checkpoint_before(
     assert run(path, "run.steps=2") == trainer.Outcome(2, None)
 
 
-def test_a_step_without_trained_tokens_moves_nothing(path):
-    training = experiment.build(experiment.load(path))
-    batch = next(training.batches)
-    empty = replace(batch, targets=torch.full_like(batch.targets, -100))
-    report = training.engine.step([empty], 0.1)
-    assert not report.applied and report.norm == 0.0
-
-
 def test_lines_are_cut_off_but_never_added_by_a_file_that_is_shorter(tmp_path):
     metrics = MetricLogger(tmp_path / trainer.METRICS_FILE)
     metrics.write_check(1, {}, {})
@@ -209,7 +195,12 @@ def test_lines_are_cut_off_but_never_added_by_a_file_that_is_shorter(tmp_path):
     assert (tmp_path / trainer.METRICS_FILE).read_text() == text
 
 
-def test_a_lack_of_memory_names_the_settings_to_lower(path, monkeypatch):
+def test_a_step_without_tokens_moves_nothing_and_one_without_memory_is_told(path, monkeypatch):
+    training = experiment.build(experiment.load(path))
+    batch = next(training.batches)
+    empty = replace(batch, targets=torch.full_like(batch.targets, -100))
+    report = training.engine.step([empty], 0.1)
+    assert not report.applied and report.norm == 0.0
     loaded = experiment.load(path)
     training = experiment.build(loaded)
 
@@ -226,8 +217,7 @@ def test_the_best_model_so_far_is_kept_and_later_worse_ones_do_not_replace_it(tm
         "run.changed=true")  # fmt: skip
     held_out = [line["held_out"]["s2s_think"]["loss"] for line in metrics(path)
                 if "held_out" in line]  # fmt: skip
-    assert held_out[-1] > held_out[0]
-    assert are_same(result(path, trainer.BEST_FOLDER), first)
+    assert held_out[-1] > held_out[0] and are_same(result(path, trainer.BEST_FOLDER), first)
 
 
 def test_a_stage_with_lora_trains_it_and_its_result_is_merged_when_read(tmp_path):
@@ -242,18 +232,14 @@ def test_a_stage_with_lora_trains_it_and_its_result_is_merged_when_read(tmp_path
     names = [name for name, _ in with_layers.named_parameters() if "lora_" in name]
     assert len(names) == 4 and not any("lora_" in name for name, _ in plain.named_parameters())
     ones, segments = torch.ones(1, 3, 16), torch.zeros(1, 3, dtype=torch.long)
-    hidden = [
-        model.eval().run(ones, segments, torch.arange(3)[None]) for model in (plain, with_layers)
-    ]
+    hidden = [model.eval().run(ones, segments, torch.arange(3)[None])
+              for model in (plain, with_layers)]  # fmt: skip
     torch.testing.assert_close(*hidden, atol=1e-5, rtol=1e-5)
 
 
 # An output that was trained in before, or that cannot be written
 
-
-def test_other_settings_are_told_and_go_on_only_where_they_change_nothing_or_are_wanted(
-    path, tmp_path, log
-):
+def test_other_settings_are_told_and_go_on_only_where_wanted(path, tmp_path, log):
     run(path, "run.steps=1")
     said = r"schedule\.rate 0\.01, now 0\.5; seed 777, now 3\. Begin in another.*run\.changed=true"
     with pytest.raises(ConfigError, match=said):
@@ -266,8 +252,7 @@ def test_other_settings_are_told_and_go_on_only_where_they_change_nothing_or_are
     said = r"step_00000001: of another model, or of other trained parts .*init=.*out/final"
     with pytest.raises(CheckpointError, match=said) as caught:
         run(path, "run.steps=2", "stage.train=[llm]", "run.changed=true")
-    assert "\n" not in str(caught.value)
-    assert run(path, "run.steps=2", "data.workers=1").step == 2
+    assert "\n" not in str(caught.value) and run(path, "run.steps=2", "data.workers=1").step == 2
     assert "goes on with other settings: data.workers 0, now 1; run.steps 1, now 2" in log.text
     assert run(path, "run.steps=3", "schedule.rate=0.5", "run.changed=true").step == 3
     assert run(path, "run.steps=3", "schedule.rate=0.5").step == 3
@@ -318,8 +303,7 @@ def test_an_encoder_cache_that_cannot_be_kept_does_not_spoil_the_end(tmp_path, i
     (tmp_path / "no_folder").touch()
     place = tmp_path / ("new/folder" if is_there else "no_folder") / "cache.safetensors"
     settings = ["run.steps=1", "engine.encoder_cache_mb=1", f"engine.encoder_cache_file={place}"]
-    assert run(path, *settings).step == 1
-    assert place.is_file() == is_there
+    assert run(path, *settings).step == 1 and place.is_file() == is_there
     assert ("the next stage encodes anew" in log.text) != is_there
     assert "finished at step 1 (run.steps 1)" in log.text
     assert run(path, *settings).step == 1 and "already finished at step 1" in log.text

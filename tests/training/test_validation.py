@@ -57,20 +57,17 @@ def test_a_model_that_has_learnt_the_answers_gives_them():
     assert validation.figures(asked, said) == {"wer": 0.0, "age": 1.0, "gender": 1.0}
 
 
-def test_a_model_that_finds_no_end_is_stopped():
-    asked = validation.questions(rows("x"), VOCAB, 1)
-    model = network()
-    with torch.no_grad():
-        model.llm.get_input_embeddings().weight[VOCAB.text_end] = 0.0
-    assert len(validation.answered(model, VOCAB, asked, 7)[0]) <= 7
-
-
-def test_figures_count_words_and_labels_apart():
+def test_figures_count_words_and_labels_and_an_answer_without_end_is_stopped():
     asked = [question("we won it<CHILD><MALE>"), question("so it is<OLD><FEMALE>"),
              question("<ADULT>", "<AGE>")]  # fmt: skip
     said = ["we won<CHILD><FEMALE>", "so it is", "<ADULT>"]
     assert validation.figures(asked, said) == {"wer": 1 / 6, "age": 2 / 3, "gender": 0.0}
     assert validation.figures([asked[2]], ["<OLD>"]) == {"age": 0.0}
+    asked = validation.questions(rows("x"), VOCAB, 1)
+    model = network()
+    with torch.no_grad():
+        model.llm.get_input_embeddings().weight[VOCAB.text_end] = 0.0
+    assert len(validation.answered(model, VOCAB, asked, 7)[0]) <= 7
 
 
 def test_a_training_tells_them_and_is_not_changed_by_asking(tmp_path):
