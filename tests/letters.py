@@ -16,10 +16,8 @@ class Letters:
 
     def encode(self, text: str) -> list[int]:
         pattern = "|".join([*map(re.escape, self.marks), r"[\s\S]"])
-        return [
-            128 + self.marks.index(piece) if piece in self.marks else ord(piece) % 128
-            for piece in re.findall(pattern, text)
-        ]
+        return [128 + self.marks.index(piece) if piece in self.marks else ord(piece) % 128
+                for piece in re.findall(pattern, text)]  # fmt: skip
 
     def decode(self, ids: list[int]) -> str:
         return "".join(chr(number) for number in ids if number < 128)

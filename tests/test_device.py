@@ -6,6 +6,7 @@ import threading
 import types
 from collections.abc import Iterator
 from typing import NamedTuple
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -27,12 +28,8 @@ def test_the_cpu_can_always_be_picked_and_asked():
     assert torch.equal(torch.rand(2), drawn)
 
 
-@pytest.mark.parametrize(("width", "asked", "taken"), [
-    (256, "", 1), (256, "2", 2), (576, "", 2),
-])  # fmt: skip
-def test_a_small_model_takes_one_thread_unless_more_were_asked_for(
-    monkeypatch, width, asked, taken
-):
+@pytest.mark.parametrize(("width", "asked", "taken"), [(256, "", 1), (256, "2", 2), (576, "", 2)])
+def test_a_small_model_takes_one_thread_unless_more_are_asked_for(monkeypatch, width, asked, taken):
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     try:
@@ -57,35 +54,6 @@ def test_a_card_that_is_not_there_is_refused():
         device.pick("npu:1")
 
 
-class StandInCards:
-    """What torch_npu adds to torch, on the CPU."""
-
-    def __init__(self, cards: int) -> None:
-        self.cards, self.current, self.waited = cards, -1, 0
-        self.state = torch.arange(16, dtype=torch.uint8)
-
-    def is_available(self) -> bool:
-        return self.cards > 0
-
-    def device_count(self) -> int:
-        return self.cards
-
-    def set_device(self, card: torch.device) -> None:
-        self.current = card.index
-
-    def synchronize(self, card: torch.device) -> None:
-        self.waited += 1
-
-    def max_memory_allocated(self, card: torch.device) -> int:
-        return 5 * 2**20
-
-    def get_rng_state(self, card: torch.device) -> torch.Tensor:
-        return self.state
-
-    def set_rng_state(self, state: torch.Tensor, card: torch.device) -> None:
-        self.state = state
-
-
 class Card(NamedTuple):
     """A device of a kind that this build of torch does not know."""
 
@@ -95,8 +63,12 @@ class Card(NamedTuple):
 
 @pytest.fixture
 def cards(monkeypatch):
-    """Two Ascend cards, as far as torch_npu tells."""
-    found = StandInCards(2)
+    """Two Ascend cards, as far as torch_npu tells: what it adds to torch, on the CPU."""
+    found = Mock(state=torch.arange(16, dtype=torch.uint8))
+    found.device_count.return_value, found.max_memory_allocated.return_value = 2, 5 * 2**20
+    found.is_available.side_effect = lambda: found.device_count() > 0
+    found.get_rng_state.side_effect = lambda card: found.state
+    found.set_rng_state.side_effect = lambda state, card: setattr(found, "state", state)
     module = types.ModuleType("torch_npu")
     module.npu = found  # type: ignore[attr-defined]
     module.__spec__ = importlib.machinery.ModuleSpec("torch_npu", None)
@@ -110,7 +82,7 @@ def cards(monkeypatch):
 
 def test_ascend_cards_are_picked_counted_and_made_current(cards, monkeypatch):
     assert device.pick("auto") == ("npu", 0) and device.count() == 2
-    assert device.pick("npu:1") == ("npu", 1) and cards.current == 1
+    assert device.pick("npu:1") == ("npu", 1) and cards.set_device.call_args.args == (("npu", 1),)
     assert device.count("npu:1") == 1
     assert device.pick("cpu") == ("cpu", 0) and device.count("cpu") == 1
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -118,14 +90,15 @@ def test_ascend_cards_are_picked_counted_and_made_current(cards, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match="2 visible here"):
         device.pick("auto")
+    cards.device_count.return_value = 0
+    assert device.pick("auto").type == "cpu" and device.count() == 1
 
 
 def test_what_a_training_asks_of_a_card_reaches_it(cards):
     card = device.pick("npu")
-    assert device.dist_backend(card) == "hccl"
-    assert device.peak_memory_bytes(card) == 5 * 2**20
+    assert device.dist_backend(card) == "hccl" and device.peak_memory_bytes(card) == 5 * 2**20
     device.synchronize(card)
-    assert cards.waited == 1
+    cards.synchronize.assert_called_once_with(card)
     before = device.random_state(card)
     drawn = torch.rand(3)
     cards.state = torch.zeros(16, dtype=torch.uint8)
@@ -136,19 +109,12 @@ def test_what_a_training_asks_of_a_card_reaches_it(cards):
     assert torch.equal(cards.state, torch.arange(16, dtype=torch.uint8))
 
 
-def test_without_a_visible_card_the_cpu_is_taken(cards):
-    cards.cards = 0
-    assert device.pick("auto").type == "cpu" and device.count() == 1
-
-
-@pytest.mark.parametrize(("error", "told"), [
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True),
-    (RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB"), True),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
-    (MemoryError(), True),
-    (RuntimeError("shapes do not fit"), False),
-    (ValueError("out of memory"), False),
-])  # fmt: skip
+@pytest.mark.parametrize(("error", "told"),
+                         [(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True),
+                          (RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB"), True),
+                          (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+                           True), (MemoryError(), True), (RuntimeError("shapes do not fit"), False),
+                          (ValueError("out of memory"), False)])  # fmt: skip
 def test_a_lack_of_memory_is_known_from_other_errors(error, told):
     assert device.is_out_of_memory(error) == told
 
@@ -183,12 +149,9 @@ def test_what_fails_ahead_fails_where_it_is_read():
         next(ahead)
 
 
-def test_another_number_of_processes_is_refused():
+def test_processes_without_torchrun_or_of_another_number_are_refused(monkeypatch):
     with pytest.raises(ConfigError, match=r"saved by 2 processes.*not 1"):
         device.Ranks().own([torch.zeros(3), torch.zeros(3)])
-
-
-def test_without_torchrun_the_missing_setting_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)

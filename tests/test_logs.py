@@ -34,8 +34,3 @@ def test_quiet_and_later_ranks_only_warn(capsys, monkeypatch, rank):
     logs.logger("here").info("hidden")
     logs.logger("here").warning("seen")
     assert "hidden" not in (shown := capsys.readouterr().err) and "seen" in shown
-
-
-def test_a_bar_passes_everything_through_and_is_silent_unwatched(capsys):
-    assert list(logs.progress([1, 2, 3], "counting")) == [1, 2, 3]
-    assert capsys.readouterr().err == ""

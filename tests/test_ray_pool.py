@@ -68,16 +68,14 @@ def test_a_batch_job_loses_two_workers_and_no_utterance(tmp_path, monkeypatch):
     assert batch.main([*keys, "--out", str(whole)]) == 1        # three cannot be answered
     monkeypatch.setattr(batch, "answer_all", partial(answer_all, load=load_dying))
     assert batch.main([*keys, "--out", str(out), "--ray", "local", "--processes", "2"]) == 1
-    assert len(list(out.glob("*.killed"))) == 2
-    assert results(out) == results(whole)
+    assert len(list(out.glob("*.killed"))) == 2 and results(out) == results(whole)
     part = out / "parts" / "part-00000.jsonl"
     lines = part.read_bytes().splitlines(keepends=True)
     assert sorted(json.loads(line)["index"] for line in lines) == list(range(19))
     for wav in whole.glob("wav/*"):
         assert (out / "wav" / wav.name).read_bytes() == wav.read_bytes()
     part.write_bytes(b"".join(lines[:9]))                       # begun there, finished here
-    assert batch.main([*keys, "--out", str(out)]) == 1
-    assert results(out) == results(whole)
+    assert batch.main([*keys, "--out", str(out)]) == 1 and results(out) == results(whole)
 
 
 @pytest.mark.slow

@@ -5,19 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osum_echat.errors import DataError
+from osum_echat.errors import CheckpointError, DataError
 from osum_echat.records import Turn
-from osum_echat.sequence import (
-    IGNORED,
-    NEXT_CLAUSE,
-    Span,
-    clip_steps,
-    collate,
-    compose,
-    interleave,
-)
+from osum_echat.sequence import IGNORED, NEXT_CLAUSE, Span, clip_steps, collate, compose, interleave
 from osum_echat.tasks import SWITCH, TASKS, TURN_END, USER_START
-from tests.letters import letter_vocab
+from osum_echat.vocab import Vocab
+from tests.letters import Letters, letter_vocab
 
 VOCAB = letter_vocab()
 EDGE = VOCAB.joint(VOCAB.speech_edge)
@@ -31,15 +24,10 @@ def mel(frames: int = 20) -> torch.Tensor:
 def parts(task, history=(), frames=20, text="ok", speech=(1,) * 30):
     """The arguments of a row with its answer, and of the same row without."""
     earlier = [mel(40) for turn in history if turn.audio]
-    asked = {
-        "clips": [*earlier, *([mel(frames)] if task.hears else [])],
-        "history": history,
-        "user_text": "words" if task.user_text else None,
-    }
-    answer = {
-        "answer_text": text if task.answers_text else None,
-        "answer_speech": speech if task.speaks else None,
-    }
+    asked = {"clips": [*earlier, *([mel(frames)] if task.hears else [])], "history": history,
+             "user_text": "words" if task.user_text else None}  # fmt: skip
+    answer = {"answer_text": text if task.answers_text else None,
+              "answer_speech": speech if task.speaks else None}  # fmt: skip
     return asked, {**asked, **answer}
 
 
@@ -57,11 +45,12 @@ def test_the_row_without_answer_begins_the_row_with_it(name, history):
     assert all(whole.trained[len(start) :])
 
 
-def test_clip_steps_halve_three_times_rounded_up():
+def test_interleave_alternates_six_and_eighteen_and_clip_steps_halve_three_times():
+    assert interleave([1] * 8, [2] * 50) == [1] * 6 + [2] * 18 + [1] * 2 + [2] * 32
     assert [clip_steps(frames) for frames in (1, 8, 9, 310, 740)] == [1, 1, 2, 39, 93]
 
 
-def test_a_spoken_exchange_is_laid_out_as_trained():
+def test_exchanges_and_syntheses_are_laid_out_as_trained():
     row = compose(TASKS["s2s"], VOCAB, clips=[mel(20)], answer_text="ok", answer_speech=(5, 6))
     opening = VOCAB.encode(TASKS["s2s"].opening)
     heard = (FILLER, FILLER, FILLER, FILLER, AUDIO_END)
@@ -69,6 +58,10 @@ def test_a_spoken_exchange_is_laid_out_as_trained():
     assert tuple(row.ids) == (*opening, *heard, *VOCAB.encode(SWITCH), *answer)
     assert row.spans == [Span(len(opening) + 1, 3)]
     assert row.trained == [False] * (len(row) - len(answer)) + [True] * len(answer)
+    row = compose(TASKS["tts"], VOCAB, user_text="ok")
+    assert tuple(row.ids) == (
+        *VOCAB.encode(TASKS["tts"].opening), *VOCAB.encode("ok"), *VOCAB.encode(SWITCH), EDGE
+    )  # fmt: skip
 
 
 def test_history_is_laid_out_as_trained():
@@ -76,21 +69,11 @@ def test_history_is_laid_out_as_trained():
     words = [VOCAB.encode(text) for text in (TURN_END, SWITCH, "hello", USER_START, "typed", "yes")]
     end, switch, hello, user, typed, yes = words
     speech = (EDGE, VOCAB.joint(3), VOCAB.joint(4), EDGE)
-    expected = (
-        *VOCAB.encode(TASKS["s2s_history"].opening),
-        *(FILLER,) * 5, *end, *switch, *hello, *speech, *end, *user,
-        *typed, *end, *switch, *yes, *end, *user,
-        *(FILLER,) * 4, AUDIO_END, *switch,
-    )  # fmt: skip
+    expected = (*VOCAB.encode(TASKS["s2s_history"].opening), *(FILLER,) * 5, *end, *switch, *hello,
+                *speech, *end, *user, *typed, *end, *switch, *yes, *end, *user, *(FILLER,) * 4,
+                AUDIO_END, *switch)  # fmt: skip
     assert tuple(row.ids) == expected
     assert [len(clip) for clip in row.clips] == [40, 20] and not any(row.trained)
-
-
-def test_synthesis_starts_from_the_primed_edge():
-    row = compose(TASKS["tts"], VOCAB, user_text="ok")
-    assert tuple(row.ids) == (
-        *VOCAB.encode(TASKS["tts"].opening), *VOCAB.encode("ok"), *VOCAB.encode(SWITCH), EDGE
-    )  # fmt: skip
 
 
 def test_aligned_rows_put_each_piece_before_its_speech_clause_after_clause():
@@ -103,9 +86,7 @@ def test_aligned_rows_put_each_piece_before_its_speech_clause_after_clause():
     last = (EDGE, VOCAB.joint(8), c, VOCAB.text_end, EDGE)
     fixed = [VOCAB.encode(text) for text in (task.opening, "ab", SWITCH, NEXT_CLAUSE, "c", SWITCH)]
     opening, said, switch, after, again, switch = fixed
-    assert tuple(row.ids) == (
-        *opening, *said, *switch, *first, *after, *again, *switch, *last
-    )  # fmt: skip
+    assert tuple(row.ids) == (*opening, *said, *switch, *first, *after, *again, *switch, *last)
     spoken = [ids for ids, trained in zip(row.ids, row.trained, strict=True) if trained]
     assert tuple(spoken) == first + last
     start = compose(task, VOCAB, history=[clause], user_text="c")
@@ -146,20 +127,16 @@ def test_unknown_labels_are_not_trained_and_end_nothing():
     assert VOCAB.text_end in spoken.ids[-4:]
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "message"),
-    [
-        ("s2s", {"clips": []}, "needs the user's audio"),
-        ("t2t", {"clips": [mel()]}, "1 clips more"),
-        ("s2s", {"answer_text": "x"}, "needs answer_speech"),
-        ("tts", {"answer_text": "x", "answer_speech": (1,)}, "give its words as user_text"),
-        ("tts", {"answer_speech": (64,)}, "speech code 64, need 0 to 63"),
-        ("s2s_streaming", {"answer_text": "long words", "answer_speech": (1,) * 20},
-         "11 text tokens to interleave with 22 speech tokens"),
-        ("s2s_history", {"history": (Turn(reply_text="x"),)}, "neither audio nor text"),
-        ("s2s_history", {"clips": [], "history": HISTORY}, "fewer clips than earlier turns"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "changes", "message"), [
+    ("s2s", {"clips": []}, "needs the user's audio"), ("t2t", {"clips": [mel()]}, "1 clips more"),
+    ("s2s", {"answer_text": "x"}, "needs answer_speech"),
+    ("tts", {"answer_text": "x", "answer_speech": (1,)}, "give its words as user_text"),
+    ("tts", {"answer_speech": (64,)}, "speech code 64, need 0 to 63"),
+    ("s2s_streaming", {"answer_text": "long words", "answer_speech": (1,) * 20},
+     "11 text tokens to interleave with 22 speech tokens"),
+    ("s2s_history", {"history": (Turn(reply_text="x"),)}, "neither audio nor text"),
+    ("s2s_history", {"clips": [], "history": HISTORY}, "fewer clips than earlier turns"),
+])  # fmt: skip
 def test_parts_that_do_not_fit_the_task_are_refused(name, changes, message):
     asked, _ = parts(TASKS[name])
     with pytest.raises(DataError, match=f"k9: .*{message}"):
@@ -172,10 +149,6 @@ def test_interleave_keeps_every_token_in_order(text, speech):
     mixed = interleave(text, speech)
     assert [number for number in mixed if number < 10] == text
     assert [number for number in mixed if number >= 10] == speech
-
-
-def test_interleave_alternates_six_and_eighteen():
-    assert interleave([1] * 8, [2] * 50) == [1] * 6 + [2] * 18 + [1] * 2 + [2] * 32
 
 
 def test_collate_puts_everything_in_its_place():
@@ -204,3 +177,53 @@ def test_collate_puts_everything_in_its_place():
 def test_a_batch_without_clips_has_no_mels_and_moves_whole():
     batch = collate([[compose(TASKS["t2t"], VOCAB, user_text="hi", key="3")]], VOCAB).to("cpu")
     assert batch.mels is None and len(batch.mel_lengths) == 0 and batch.keys == [["3"]]
+
+
+# The id space: marks found by name, text and speech never overlap.
+
+def test_text_and_speech_share_one_id_space_and_marks_are_found_by_name():
+    vocab = letter_vocab(speech_codes=8)
+    assert (vocab.speech_edge, vocab.audio_begin, vocab.audio_end) == (8, 9, 10)
+    assert (vocab.speech_rows, vocab.speech_head_rows) == (11, 9)
+    for number in range(vocab.speech_rows):
+        joint = vocab.joint(number)
+        assert vocab.is_speech(joint) and vocab.speech(joint) == number
+    assert not vocab.is_speech(vocab.text_rows - 1)
+    for number in (-1, 11):
+        with pytest.raises(DataError, match="need 0 to 10"):
+            vocab.joint(number)
+    vocab = letter_vocab()
+    assert vocab.decode([*vocab.encode("<|im_start|>hi"), vocab.text_end, vocab.joint(3)]) == "hi"
+    assert vocab.encode("a&&b")[1] == vocab.unknown_label
+
+
+def test_a_tokenizer_without_the_end_mark_or_a_directory_without_one_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"<\|im_end\|> is 10 pieces, need one"):
+        Vocab(Letters(marks=()), 300)
+    with pytest.raises(CheckpointError, match="no such directory"):
+        Vocab.from_directory(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match="the tokenizer cannot be read"):
+        Vocab.from_directory(tmp_path)
+
+
+def test_the_choices_after_a_cue_are_the_first_ids_that_differ():
+    vocab = letter_vocab()
+    cue, choices = vocab.choices_after("age: <", ("CHILD>", "ADULT>", "OLD>"))
+    assert cue == vocab.encode("age: <") and choices == tuple(sorted(vocab.encode("CAO")))
+
+
+def test_a_hugging_face_tokenizer_drops_chat_marks_but_keeps_labels(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: number for number, word in enumerate(("hi", "there", "[UNK]"))}
+    inner = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.add_special_tokens(["<|im_start|>", "<|im_end|>", "<think>", "&&"])
+    PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]").save_pretrained(tmp_path)
+    vocab = Vocab.from_directory(tmp_path, text_rows=16)
+    assert (vocab.text_end, vocab.unknown_label, vocab.text_rows) == (4, 6, 16)
+    assert vocab.decode([3, 5, 0, 1, 4, 12, 20]).split() == ["<think>", "hi", "there"]
+    assert Vocab.from_directory(tmp_path).text_rows == 7
+    with pytest.raises(CheckpointError, match="has 7 ids, the model's text table 5 rows"):
+        Vocab.from_directory(tmp_path, text_rows=5)

@@ -1,43 +1,46 @@
-"""Claims about tasks: every name leads to one row of the table; and about their prompts."""
+"""Claims about tasks and thoughts: every name leads to one row; what is written is read back."""
 
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from osum_echat import thinking
 from osum_echat.errors import ConfigError, InputError
+from osum_echat.records import Labels
 from osum_echat.tasks import TASKS, Prompts, fix_labels, table, task_for, understanding_tag
+from osum_echat.thinking import CHINESE, TEMPLATES, label_thought, opening, read_labels, voice_tags
 
 SHIPPED = Path(__file__).parents[1] / "conf" / "prompt_config.yaml"
 
 
-@pytest.mark.parametrize(
-    ("tag", "name"),
-    [("TEXT2TOKEN", "tts"), ("<Speech2TEXTandTOKEN>", "s2s"), ("<S2TCHAT>  <TEXT2TOKEN> ", "s2s"),
-     ("<S2TCHAT> <TEXT2TOKEN> <EMOTION>", "s2s"), ("<TEXT2TOKEN> <S2TCHAT>", "s2s"),
-     *((one.tag, name) for name, one in TASKS.items() if one.tag),
-     *((name, name) for name in TASKS)],
-)  # fmt: skip
+@pytest.mark.parametrize(("tag", "name"), [
+    ("TEXT2TOKEN", "tts"), ("<Speech2TEXTandTOKEN>", "s2s"), ("<S2TCHAT>  <TEXT2TOKEN> ", "s2s"),
+    ("<S2TCHAT> <TEXT2TOKEN> <EMOTION>", "s2s"), ("<TEXT2TOKEN> <S2TCHAT>", "s2s"),
+    *((one.tag, name) for name, one in TASKS.items() if one.tag), *((name, name) for name in TASKS),
+])  # fmt: skip
 def test_tags_and_short_names_lead_to_their_task(tag, name):
     assert task_for(tag).name == name
 
 
-@pytest.mark.parametrize(
-    ("tag", "transcript", "labels"),
-    [("asr", True, ()), ("<TRANSCRIBE> <ALIGN>", True, ()), ("<TRANSCRIBE> <S2TCHAT>", True, ()),
-     ("<CAPTION> <AUDIO>", False, ("event",)), ("<AGE> <GENDER>", False, ("age", "gender")),
-     ("<TRANSCRIBE> <STYLE> <AGE> <GENDER>", True, ("style", "age", "gender")),
-     ("understand", True, ("event", "age", "gender", "emotion"))],
-)  # fmt: skip
+@pytest.mark.parametrize(("tag", "transcript", "labels"), [
+    ("asr", True, ()), ("<TRANSCRIBE> <ALIGN>", True, ()), ("<TRANSCRIBE> <S2TCHAT>", True, ()),
+    ("<CAPTION> <AUDIO>", False, ("event",)), ("<AGE> <GENDER>", False, ("age", "gender")),
+    ("<TRANSCRIBE> <STYLE> <AGE> <GENDER>", True, ("style", "age", "gender")),
+    ("understand", True, ("event", "age", "gender", "emotion")),
+])  # fmt: skip
 def test_an_understanding_tag_says_what_is_asked(tag, transcript, labels):
     task = task_for(tag)
     assert (task.name, task.transcript, task.labels) == ("understand", transcript, labels)
 
 
-def test_a_tag_made_from_labels_asks_for_these_labels():
+def test_a_tag_made_from_labels_asks_for_them_and_their_spelling_is_mended():
     assert understanding_tag(("emotion", "age")) == "<TRANSCRIBE> <AGE> <EMOTION>"
     assert understanding_tag(("emotion", "age"), transcript=False) == "<AGE> <EMOTION>"
     assert understanding_tag((), transcript=False) == "<TRANSCRIBE>"
+    text = "hi <youth><Middle> <历史> <ANGRY> <FEMALE> <think> 3 < 4"
+    assert fix_labels(text) == "hi <ADULT><ADULT> <有声书> <ANGER> <FEMALE> <think> 3 < 4"
 
 
 @pytest.mark.parametrize(
@@ -46,11 +49,6 @@ def test_a_tag_made_from_labels_asks_for_these_labels():
 def test_an_unknown_task_is_refused_with_the_names(tag):
     with pytest.raises(InputError, match="not one of understand, s2t"):
         task_for(tag)
-
-
-def test_spelling_of_labels_inside_a_text_is_mended():
-    text = "hi <youth><Middle> <历史> <ANGRY> <FEMALE> <think> 3 < 4"
-    assert fix_labels(text) == "hi <ADULT><ADULT> <有声书> <ANGER> <FEMALE> <think> 3 < 4"
 
 
 def test_the_table_of_tasks_has_a_row_each_and_what_it_needs():
@@ -79,3 +77,41 @@ def test_a_plain_list_belongs_to_every_language(tmp_path: Path):
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):
             Prompts.from_file(path)
+
+
+# Thoughts
+
+LABELS = Labels("CHILD", "MALE", "SAD", "COUGH", "SOFT")
+
+
+def test_the_published_template_is_reproduced_and_unknown_names_are_refused():
+    assert label_thought(CHINESE, "你好", Labels("ADULT", None, "NEUTRAL", "OTHER", "中立")) == (
+        "<think>用户说的话是:你好,年龄为:<ADULT>,性别为:<&&>,情感为:<NEUTRAL>,"
+        "声音事件为:<OTHER>,推测使用的回复情感为:<中立>,"
+        "我应该综合用户的语义和副语言信息给出专业且对应的回答<think end>"
+    )
+    with pytest.raises(ConfigError, match="not one of chinese, english"):
+        thinking.template_named("french")
+    with pytest.raises(ConfigError, match="choose label or natural"):
+        opening("loud", thinking.ENGLISH)
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_a_thought_of_either_kind_begins_with_its_opening(template):
+    assert label_thought(template, "hello", LABELS).startswith(opening("label", template))
+    assert thinking.natural_thought("I hear you").startswith(opening("natural", template))
+
+
+def test_understanding_answers_are_read_by_value_and_by_order():
+    assert read_labels("hi<CHILD><MALE>", ("age", "gender")) == Labels(age="CHILD", gender="MALE")
+    assert read_labels("hi<male><child>", ("age", "gender")) == Labels(age="CHILD", gender="MALE")
+    both = Labels(event="OTHER", emotion="OTHER")
+    assert read_labels("<OTHER><OTHER>", ("event", "emotion")) == both
+    assert read_labels("<日常口语><OLD>", ("style", "age")) == Labels(age="OLD", style="日常口语")
+    assert read_labels("<OLD>", ("gender",)) == Labels()
+    assert thinking.without_labels("hi<CHILD><MALE>") == "hi"
+
+
+def test_the_tags_of_a_voice_stand_in_one_order_without_the_unknown_and_the_style():
+    assert voice_tags(asdict(LABELS)) == "<CHILD><MALE><SAD><COUGH>"
+    assert voice_tags({"event": "SIGH", "emotion": None, "age": "OLD"}) == "<OLD><SIGH>"

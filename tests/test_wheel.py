@@ -37,7 +37,7 @@ def wheel(tmp_path_factory):
     return zipfile.ZipFile(path)
 
 
-def test_every_file_of_the_packages_is_in_the_wheel(wheel):
+def test_every_file_of_the_packages_and_the_command_are_in_the_wheel(wheel):
     wanted = {
         (Path("osum_echat") / path.relative_to(HOUSE) if tree == "conf"
          else path.relative_to(HOUSE)).as_posix()
@@ -48,9 +48,6 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel):
             "osum_echat/evaluation/report.html"} <= wanted  # fmt: skip
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert wanted - found == set() and found - wanted == set()
-
-
-def test_the_command_of_the_wheel_is_found(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     kind, line = wheel.read(name).decode().split("\n")[:2]
     assert kind == "[console_scripts]"

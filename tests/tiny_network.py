@@ -17,17 +17,12 @@ LLM = {
     "vocab_size": ROWS, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 2048,
 }  # fmt: skip
-SETTINGS = EChatSettings(
-    EncoderSettings(mels=6, width=8, heads=2, units=16, blocks=1),
-    AdapterSettings(heads=2, units=12, blocks=1),
-    LLM,
-    VOCAB.speech_codes,
-)
+SETTINGS = EChatSettings(EncoderSettings(mels=6, width=8, heads=2, units=16, blocks=1),
+                         AdapterSettings(heads=2, units=12, blocks=1), LLM,
+                         VOCAB.speech_codes)  # fmt: skip
 
 
-def network(
-    seed: int = 0, settings: EChatSettings = SETTINGS, scale: float = 8.0
-) -> EChatModel:
+def network(seed: int = 0, settings: EChatSettings = SETTINGS, scale: float = 8.0) -> EChatModel:
     """In eval mode. scale: of the weights, large enough that tokens matter to each other."""
     torch.manual_seed(seed)
     model = EChatModel(settings).eval()
@@ -52,14 +47,9 @@ def row(
     """A row of a task, with its answer unless told otherwise."""
     task = TASKS[name]
     generator = torch.Generator().manual_seed(frames)
-    asked = {
-        "clips": [torch.randn(frames, 6, generator=generator)] if task.hears else [],
-        "user_text": "words" if task.user_text else None,
-    }
+    asked = {"clips": [torch.randn(frames, 6, generator=generator)] if task.hears else [],
+             "user_text": "words" if task.user_text else None}  # fmt: skip
     if not answered:
         return compose(task, VOCAB, **asked)
-    return compose(
-        task, VOCAB, **asked,
-        answer_text=text if task.answers_text else None,
-        answer_speech=speech if task.speaks else None,
-    )  # fmt: skip
+    return compose(task, VOCAB, **asked, answer_text=text if task.answers_text else None,
+                   answer_speech=speech if task.speaks else None)  # fmt: skip

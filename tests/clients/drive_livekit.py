@@ -19,10 +19,8 @@ class Talk:
     """A session with a microphone, and what it has told."""
 
     def __init__(self, address: str, http: Any, longest_s: float | None = None) -> None:
-        model = realtime.RealtimeModel(
-            base_url=f"{address}/v1", api_key="none", http_session=http,
-            max_session_duration=longest_s,
-        )  # fmt: skip
+        model = realtime.RealtimeModel(base_url=f"{address}/v1", api_key="none", http_session=http,
+                                       max_session_duration=longest_s)  # fmt: skip
         self.session = model.session()
         self.told: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self.heard = ""
@@ -75,9 +73,7 @@ async def break_in(one: Talk) -> str:
     one.microphone.say(5)
     await one.until("input_speech_started")
     one.session.interrupt()
-    one.session.truncate(
-        message_id=message.message_id, modalities=["audio"], audio_end_ms=HEARD_MS
-    )
+    one.session.truncate(message_id=message.message_id, modalities=["audio"], audio_end_ms=HEARD_MS)
     return await one.answered()
 
 

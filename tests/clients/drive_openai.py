@@ -111,9 +111,7 @@ async def call(client: Any) -> None:
         file.setsampwidth(SAMPLE_BYTES)
         file.setframerate(RATE_HZ)
         file.writeframes((Path(sys.argv[2]) / "question_3.pcm").read_bytes())
-    heard = await client.audio.transcriptions.create(
-        model=model, file=("a.wav", held.getvalue())
-    )
+    heard = await client.audio.transcriptions.create(model=model, file=("a.wav", held.getvalue()))
     said = await client.audio.speech.create(
         model=model, voice="alloy", input="Take a deep breath.", response_format="pcm"
     )

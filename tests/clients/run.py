@@ -36,13 +36,11 @@ class Client:
     script: str
 
 
-CLIENTS = (
-    Client("openai", sys.executable, "drive_openai.py"),
-    Client("openai-agents", str(PLACE / "agents/bin/python"), "drive_agents.py"),
-    Client("agents-realtime", "node", "drive_agents.mjs"),
-    Client("pipecat", str(PLACE / "pipecat/bin/python"), "drive_pipecat.py"),
-    Client("livekit", str(PLACE / "livekit/bin/python"), "drive_livekit.py"),
-)
+CLIENTS = (Client("openai", sys.executable, "drive_openai.py"),
+           Client("openai-agents", str(PLACE / "agents/bin/python"), "drive_agents.py"),
+           Client("agents-realtime", "node", "drive_agents.mjs"),
+           Client("pipecat", str(PLACE / "pipecat/bin/python"), "drive_pipecat.py"),
+           Client("livekit", str(PLACE / "livekit/bin/python"), "drive_livekit.py"))  # fmt: skip
 
 
 def write_questions() -> None:
