@@ -194,8 +194,8 @@ def finish(job: Namespace, length: int) -> "Grade | None":
     with whole_file(job.out / "text.scp") as file:
         for one in records:
             if one["key"] is not None:
-                text = " ".join((one.get("text") or "").split())
-                file.write(f"{one['key']} {text}".rstrip().encode(errors="replace") + b"\n")
+                line = " ".join(f"{one['key']} {one.get('text') or ''}".split())
+                file.write(line.encode(errors="replace") + b"\n")
     graded = grade(records, job.language)
     write_json(job.out / "scores.json", {"data": job.data, "model": job.model, **graded.to_json()})
     logs.out(table(graded))

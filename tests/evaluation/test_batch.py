@@ -72,6 +72,14 @@ def test_a_list_becomes_results_texts_and_scores_in_its_order(run: Run, tmp_path
         assert len(results(out)) == limit
 
 
+def test_a_key_of_two_lines_is_one_line_of_the_texts(run: Run, tmp_path: Path) -> None:
+    data = write_texts(tmp_path / "a.list", 2)
+    data.write_text(data.read_text().replace("q0000", r"q\n0"))
+    assert run("--data", data, "--out", tmp_path / "out")[0] == 0
+    told = (tmp_path / "out" / "text.scp").read_text()
+    assert told == "q 0 ANSWER 0\nq0001 ANSWER 1\n"
+
+
 def test_what_was_asked_and_what_came_is_kept_of_every_line(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, told, _ = run("--data", write_mixed_list(tmp_path), "--out", out, "--batch-size", 4)
