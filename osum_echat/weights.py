@@ -58,6 +58,9 @@ def opened(source: Path | TarMember) -> Iterator[IO[bytes]]:
     try:
         if isinstance(source, Path):
             with source.open("rb") as file:
+                if file.read(len(LFS_MARK)) == LFS_MARK:
+                    raise CheckpointError(f"{source}: a pointer of Git LFS; run git lfs pull")
+                file.seek(0)
                 yield file
             return
         with tarfile.open(source.tar, "r:") as archive:
@@ -127,8 +130,6 @@ def read_torch_file(source: Path | TarMember) -> Any:
 
 def _check_zip(file: IO[bytes], source: Path | TarMember) -> None:
     """Raises CheckpointError for what torch.save does not write; the file is at its start after."""
-    if file.read(len(LFS_MARK)) == LFS_MARK:
-        raise CheckpointError(f"{source}: a pointer of Git LFS, not the file; run git lfs pull")
     size = file.seek(0, io.SEEK_END)
     try:
         entries = zipfile.ZipFile(file).infolist()
@@ -148,9 +149,9 @@ def _check_zip(file: IO[bytes], source: Path | TarMember) -> None:
 
 def _read_safetensors(source: Path | TarMember) -> dict[str, Tensor]:
     try:
-        if isinstance(source, Path):
-            return safetensors.torch.load_file(source)
         with opened(source) as file:
+            if isinstance(source, Path):
+                return safetensors.torch.load_file(source)
             return safetensors.torch.load(file.read())
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         if isinstance(error, CheckpointError):

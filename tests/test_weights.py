@@ -16,6 +16,7 @@ import torch
 
 from osum_echat import weights
 from osum_echat.errors import CheckpointError, InputError
+from osum_echat.token2wav.voice import VoicePrompt, open_onnx
 from osum_echat.weights import INDEX_FILE, WEIGHTS_FILE, TarMember
 
 SQUARE = torch.arange(12.0).view(3, 4)
@@ -111,6 +112,13 @@ def test_a_broken_file_is_one_clear_error_and_nothing_in_it_is_run(tmp_path, dam
         weights.read(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("read", [weights.read, VoicePrompt.load, open_onnx])
+def test_a_pointer_in_the_place_of_any_file_is_told(tmp_path: Path, read: Callable[[Path], object]):
+    (tmp_path / "a.safetensors").write_text(POINTER)
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        read(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("is_member", [False, True])
