@@ -107,8 +107,12 @@ def objects_in(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _completion(raw: Any) -> dict[str, Any]:
-    """The texts and tokens of a completion. Raises an error of a value where it is none."""
-    texts = [str(one["message"]["content"] or "") for one in raw["choices"]]
+    """The texts and tokens of a completion. Raises an error of a value where it is none.
+
+    Half a character, of an answer that was cut off, becomes a question mark.
+    """
+    texts = [str(one["message"]["content"] or "").encode(errors="replace").decode()
+             for one in raw["choices"]]  # fmt: skip
     if not texts:
         raise ValueError("a completion without choices")
     usage = raw.get("usage") or {}

@@ -21,7 +21,14 @@ from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Clip, compose
 from osum_echat.sequence import Sequence as Row
 from osum_echat.tasks import UNDERSTAND, Task, task_for, understanding_tag
-from osum_echat.thinking import DEFAULT_LABELS, THINK_END, VALUES, clean, opening
+from osum_echat.thinking import (
+    DEFAULT_LABELS,
+    THINK_END,
+    VALUES,
+    clean,
+    opening,
+    without_labels,
+)
 
 DEFAULT_TASK = "s2s_think"
 LIMITS = Limits(text_tokens=1000, total_tokens=2000)
@@ -380,7 +387,7 @@ def _utterance(source: Source, task: Task) -> Utterance:
         raise InputError(f"task {task.name} reads: give it a text, not a sound file")
     if task.hears and utterance.user.audio is None:
         raise InputError(f"task {task.name} hears: give it a sound file")
-    if not task.hears and not words(task, utterance).strip():
+    if not task.hears and not without_labels(words(task, utterance)):
         raise InputError(f"task {task.name} reads: give it a text that is not empty")
     for turn in (utterance.user, *utterance.history):
         for text in (turn.text, turn.reply_text):

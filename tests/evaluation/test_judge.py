@@ -63,6 +63,12 @@ def test_what_does_not_parse_is_counted_asked_again_with_another_seed_and_never_
     assert [one["answers"] for one in kept] == [[BROKEN], [scores(60)]]
 
 
+def test_half_a_character_in_an_answer_does_no_harm(tmp_path):
+    with serving(lambda body: [f"\ud83d {scores(60)}"]) as server:
+        assert judge(server.url)(exhibits(1), tmp_path).verdicts["item-0"].overall == 60
+    assert '"? {' in (tmp_path / "judgements.jsonl").read_text()
+
+
 def test_an_item_that_never_parses_is_failed_and_not_asked_for_ever(tmp_path):
     with serving(lambda body: [BROKEN]) as server:
         for _ in range(2):

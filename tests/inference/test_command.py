@@ -124,6 +124,7 @@ def test_several_wavs_are_answered_together(run, question_wav, tmp_path):
     (("--threads", "many"), "--threads: 'many': give a whole number from 1"),
     (("--task", "s2s"), "give what it answers by --wav"),
     (("--text", ""), "give what it answers by --text"),
+    (("--task", "tts", "--text", "<SOFT> "), "give it a text that is not empty"),
     (("--task", "t2t", "--text", "Hi.", "--seed", 10**20), "give a whole number of up to"),
     (("--task", "tts", "--text", "Hello.", "--wav", "q.wav"), "takes no --wav"),
     (("--task", "tts", "--text", "Hi.", "--out", "no/such/place.wav"), "directory that exists"),
