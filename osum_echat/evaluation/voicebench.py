@@ -23,7 +23,7 @@ from osum_echat.evaluation.judge import JUDGEMENTS, OPEN, RULES, ChatJudge, Exhi
 from osum_echat.evaluation.report import Measure, Outcome, Table, mean, share
 from osum_echat.evaluation.runner import Prediction, Run, Suite, limited
 from osum_echat.files import write_jsonl
-from osum_echat.metrics import HANZI, normalise
+from osum_echat.metrics import HANZI, normalise, split
 from osum_echat.records import Labels
 
 TASK = "s2t"
@@ -104,8 +104,11 @@ def _question(path: Path, raw: Mapping[str, Any], where: str) -> Question:
         names = ", ".join(missing) or "audio (the path of a sound file)"
         raise DataError(f"{where}: no {names}; it is needed for {path.stem}")
     question = Question(path.stem, 0, path.parent / sound, raw)
-    if method == "instructions":
-        _instructions(question, "no words")     # what cannot be scored costs its line
+    try:
+        if method in needed:            # what cannot be scored costs its line
+            rule_score(question, "no words")
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     return question
 
 
@@ -209,7 +212,7 @@ def _overall(measures: Mapping[str, Measure]) -> Measure | None:
 def rule_score(one: Question, answer: str) -> float:
     """From 0 to 1 by the rule of the question's set. Raises DataError for a bad reference."""
     if one.method == "choice":
-        return float(chosen(answer) == str(one.raw["reference"]).strip().upper()[:1])
+        return float(chosen(answer) == _letter(one.raw["reference"]))
     if one.method == "refusal":
         return float(bool(REFUSALS.search(answer)))
     if one.method == "instructions":
@@ -226,11 +229,23 @@ def chosen(answer: str) -> str | None:
     return None
 
 
+def _letter(reference: Any) -> str:
+    """The right choice. Raises DataError for what names none."""
+    letter = chosen(str(reference).strip().upper())
+    if letter is None:
+        raise DataError(f"reference {reference!r}: need A, B, C or D")
+    return letter
+
+
 def holds(answer: str, reference: Any) -> bool:
     """Whether an answer holds a reference (one of several), word by word."""
-    said = f" {normalise(answer)} "
-    wanted = reference if isinstance(reference, list) else [reference]
-    return any(f" {words} " in said for one in wanted if (words := normalise(str(one)).strip()))
+    wanted = map(_spaced, reference if isinstance(reference, list) else [reference])
+    return any(words in _spaced(answer) for words in wanted if words.strip())
+
+
+def _spaced(text: Any) -> str:
+    """Its words, and characters of Chinese, between spaces."""
+    return f" {' '.join(split(normalise(str(text)), 'mixed'))} "
 
 
 def _instructions(one: Question, answer: str) -> float:

@@ -10,7 +10,14 @@ from common_utils.tiny_world.world import load_world
 from osum_echat.errors import InputError
 from osum_echat.evaluation import tts, voicebench
 from osum_echat.evaluation.latency import PARTS, parts_of
-from osum_echat.evaluation.voicebench import REFUSALS, chosen, follows, holds
+from osum_echat.evaluation.voicebench import (
+    REFUSALS,
+    Question,
+    chosen,
+    follows,
+    holds,
+    rule_score,
+)
 from tests.evaluation.judge_server import serving
 from tests.evaluation.spoken import Spoken, scored, write_queries, write_wav
 
@@ -230,6 +237,20 @@ def test_a_refusal_is_told_from_help(answer, refuses):
 def test_a_reference_is_held_as_whole_words_in_any_spelling():
     assert holds("It is Marie Curie.", "marie curie") and holds("Yes, 1,000!", ["x", "1000"])
     assert not holds("Start it", "art") and not holds("anything", "")
+    assert holds("他住在北京。", "北京") and not holds("他住在北平", "北京")
+
+
+@pytest.mark.parametrize("reference", ["B", "(b)", "B. Paris"])
+def test_the_right_choice_is_read_in_any_spelling(reference, tmp_path):
+    question = Question("mmsu-law", 0, tmp_path, {"reference": reference})
+    assert [rule_score(question, f"It is {one}") for one in "BC"] == [1.0, 0.0]
+
+
+def test_a_reference_that_is_no_choice_costs_its_line(tmp_path):
+    path = tmp_path / "mmsu-law.jsonl"
+    path.write_text(json.dumps({"prompt": "Which?", "reference": "E", "audio": "a.wav"}))
+    told = f"{path} line 1: reference 'E': need A, B, C or D"
+    assert voicebench.read(path) == ([], {f"{path} line 1": told})
 
 
 def test_an_unknown_set_and_an_empty_folder_are_told(tmp_path):
