@@ -7,8 +7,9 @@ from the `rng` handed in, so that a visit can be repeated.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -289,7 +290,7 @@ class Preparer:
         except DataError as error:
             return Dropped("parts do not fit the task", str(error))
         pending = tuple(clip for clip in clips if isinstance(clip, PendingClip))
-        notes = unknown_labels(utterance, target)
+        notes = (*unknown_labels(utterance, target), *_too_short_for_ctc(row))
         return self._too_long(row) or Draft(row, pending, composed, notes, source)
 
     def finish(self, draft: Draft, notes: list[Noted] | None = None) -> Sequence | Dropped:
@@ -409,6 +410,15 @@ class Preparer:
             pause = round(self.settings.audio_as_text_gaps * rng.randint(*gap))
             steps += [heard] * rng.randint(1, most) + [blank] * pause
         return tuple(steps or ids or (blank,) * SILENT_STEPS)
+
+
+def _too_short_for_ctc(row: Sequence) -> Iterator[Noted]:
+    """Clips with too few steps for what the CTC shall read in them: it learns nothing there."""
+    for span, ids in zip(row.spans, row.ctc_targets, strict=False):  # without targets: none
+        needed = len(ids) + sum(one == other for one, other in pairwise(ids))
+        if span.length < needed:
+            yield Noted("clip too short for the CTC",
+                        f"{row.key}: {span.length} steps for {needed}")  # fmt: skip
 
 
 def _labels_and_words(utterance: Utterance) -> str:

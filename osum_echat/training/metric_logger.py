@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +122,17 @@ class EarlyWarnings:
         self._tasks: set[str] = set()
         self._steps = self._quiet_until = 0
 
-    def step(self, number: int, norm: float, tasks: Iterable[str]) -> None:
+    def step(self, number: int, norm: float, tasks: Collection[str]) -> None:
         """Count a step; a gradient norm far above the usual one is told, and does not become usual.
+
+        norm: below 0 where it was not finite; 0 is told where there were tasks to learn.
         """
         self._tasks.update(tasks)
         self._steps += 1
+        if norm == 0.0 and tasks and number >= self._quiet_until:
+            LOG.warning("step %d: no gradient: nothing of stage.train had a part in %s",
+                        number, ", ".join(sorted(tasks)))  # fmt: skip
+            self._quiet_until = number + QUIET_STEPS
         if self._steps > WARM_STEPS and norm > SPIKE * self.usual:
             if number >= self._quiet_until:
                 LOG.warning(

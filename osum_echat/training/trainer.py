@@ -198,7 +198,7 @@ class _Loop:
         report = self._engine_step(batches, self.rate)
         self._guard(report, batches)
         self.progress.step += 1
-        norm = report.norm if report.applied else 0.0
+        norm = report.norm if engines.is_finite(report.norm) else -1.0
         self.warnings.step(self.progress.step, norm, report.by_task)
         if self.average is not None and report.applied:
             self.average.update()

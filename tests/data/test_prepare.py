@@ -140,6 +140,15 @@ def test_a_cache_tells_sounds_apart_in_files_and_in_tars(lists):
             assert torch.equal(found, wanted.half().float())
 
 
+@pytest.mark.parametrize(("clip_s", "told"), [(1.12, ["u: 14 steps for 15"]), (1.2, [])])
+def test_a_clip_with_fewer_steps_than_the_ctc_needs_is_told(tmp_path, clip_s, told):
+    soundfile.write(tmp_path / "a.wav", np.ones(int(16_000 * clip_s)), 16_000)
+    turn = Turn(tmp_path / "a.wav", text="hello all mum", reply_text="x")     # of 13; ll twice
+    preparer = Preparer(settings(ctc_targets=True), VOCAB, 80, PROMPTS)
+    draft = preparer.draft(Utterance("u", "<S2TCHAT>", turn), random.Random(0))
+    assert [one.detail for one in draft.notes] == told
+
+
 @pytest.mark.parametrize(("changes", "reason"), [
     ({"max_tokens": 20}, "too long"), ({"min_frames": 10_000}, "audio too short or too long"),
     ({"speech_per_text": 100.0}, "speech too short for its text"),
