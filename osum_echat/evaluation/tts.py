@@ -63,9 +63,11 @@ def _reply(root: Path, raw: Mapping[str, Any], where: str) -> Sentence | None:
     if raw.get("kind", "single") != "single":
         return None
     try:
-        wav = raw.get("reply_wav")
-        return Sentence(raw.get("key") or Path(raw["wav"]).stem, raw["reply_text"],
-                        root / wav if wav else None, raw.get("reply_style"))  # fmt: skip
+        wav, text = raw.get("reply_wav"), raw["reply_text"]
+        key = raw.get("key") or Path(raw["wav"]).stem
+        if not (isinstance(key, str) and isinstance(text, str) and text.strip()):
+            raise TypeError("key or reply_text: no words")
+        return Sentence(key, text, root / wav if wav else None, raw.get("reply_style"))
     except (KeyError, TypeError) as error:
         raise DataError(f"{where}: no reply to read out ({error!r})") from error
 

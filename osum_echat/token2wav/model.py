@@ -312,8 +312,8 @@ def measure_voice(source: Path, wav: str | Path) -> VoicePrompt:
     """
     files = find_files(source)
     if not files.keys() & {*TOKENIZER_FILES, *SPEAKER_FILES}:
-        raise InputError(f"{wav}: {source} cannot imitate a voice; speak in its own, or take "
-                         "another --token2wav")
+        raise InputError(f"{wav}: {source} holds no {TOKENIZER_FILES[0]}, so it cannot imitate a "
+                         "voice; speak in its own, or name another model")
     tokenizer = SpeechTokenizer(first_of(files, TOKENIZER_FILES, source))
     return make_prompt(wav, tokenizer, SpeakerEncoder(first_of(files, SPEAKER_FILES, source)))
 

@@ -108,6 +108,17 @@ def test_a_line_that_is_none_costs_itself_and_is_told(tmp_path, line):
     assert "need name|prompt text" in lost[f"{tmp_path}/meta.lst line 1"]
 
 
+@pytest.mark.parametrize("row", [{"reply_text": None}, {"reply_text": " "}, {"key": [4]},
+                                 {"reply_wav": 4}])  # fmt: skip
+def test_a_reply_that_is_none_costs_itself(tmp_path, row):
+    good = {"key": "a", "reply_text": "Yes."}
+    path = tmp_path / "replies.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in (good | row, good)))
+    found, lost = tts.read(path)
+    assert [one.key for one in found] == ["a"]
+    assert "no reply to read out" in lost[f"{path} line 1"]
+
+
 def test_words_that_have_changed_are_spoken_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(tts, "_cosine", lambda *_: 0.5)
     data, out = write_meta(tmp_path / "d"), tmp_path / "out"
