@@ -7,7 +7,8 @@ usage() {
     cat <<'TEXT'
 bash train.sh CONFIG [key=value ...]       one stage, e.g. conf/tiny/stage1_understanding.yaml run.minutes=5
 bash train.sh all FOLDER [key=value ...]   all stage*.yaml of a folder by name, each from the last one's
-                                           output; init=... is for the first one alone
+                                           output; init=... is for the first one alone, and
+                                           data.manifests.KIND=... for those that read that kind
 bash train.sh                              all stages of the tiny model (conf/tiny), its corpus too
 
 Stopped at any point, the same command goes on from the last checkpoint; what is finished is skipped.
@@ -90,9 +91,10 @@ train() {
         --nproc_per_node "$processes" train.py --config "$@"
 }
 
-# Every stage*.yaml of a folder by its name; what training starts from is for the first stage alone.
+# Every stage*.yaml of a folder by its name; what training starts from is for the first stage alone,
+# and data of a kind for the stages that read that kind.
 train_all() {
-    local folder="$1" word config configs later=()
+    local folder="$1" word kind config configs words later=()
     shift
     mapfile -t configs < <(LC_ALL=C; printf '%s\n' "$folder"/stage*.yaml)
     [[ -f "${configs[0]}" ]] || fail "$folder: holds no stage*.yaml; name a folder such as conf/tiny"
@@ -102,7 +104,14 @@ train_all() {
     done
     echo "train.sh: ${configs[*]}" >&2
     for config in "${configs[@]}"; do
-        train "$config" "$@"
+        words=()
+        for word in "$@"; do
+            kind="${word#data.manifests.}"
+            kind="^ *${kind%%=*}:"
+            if [[ "$word" != data.manifests.* ]] || grep -q "$kind" "$config" \
+                || ! grep -q "$kind" "${configs[@]}"; then words+=("$word"); fi
+        done
+        train "$config" "${words[@]}"
         set -- "${later[@]}"
     done
 }

@@ -123,18 +123,18 @@ def test_every_file_that_it_names_is_there():
 
 def test_stages_run_by_name_and_only_the_first_starts_from_what_is_given(tmp_path):
     for name in ("stage1b_c", "stage1_z", "stage0_b"):
-        (tmp_path / f"{name}.yaml").touch()
+        (tmp_path / f"{name}.yaml").write_text("data:\n  manifests:\n    t2t: a\n" * ("1b" in name))
     python = tmp_path / "python"
     words = f'case "$*" in -m*) echo 1 ;; *) echo "$*" >> {tmp_path}/said ;; esac'
     python.write_text(f"#!/bin/sh\n{words}\n")
     python.chmod(0o755)
-    started = run("all", str(tmp_path), "init=X", "run.steps=2", PYTHON=str(python),
-                  LC_ALL="en_US.UTF-8")  # fmt: skip
+    started = run("all", str(tmp_path), "init=X", "data.manifests.t2t=T", "data.manifests.no=N",
+                  PYTHON=str(python), LC_ALL="en_US.UTF-8")  # fmt: skip
     assert started.returncode == 0, started.stderr
     assert (tmp_path / "said").read_text().splitlines() == [
-        f"train.py --config {tmp_path}/stage0_b.yaml init=X run.steps=2",
-        f"train.py --config {tmp_path}/stage1_z.yaml run.steps=2",
-        f"train.py --config {tmp_path}/stage1b_c.yaml run.steps=2",
+        f"train.py --config {tmp_path}/stage0_b.yaml init=X data.manifests.no=N",
+        f"train.py --config {tmp_path}/stage1_z.yaml data.manifests.no=N",
+        f"train.py --config {tmp_path}/stage1b_c.yaml data.manifests.t2t=T data.manifests.no=N",
     ]
     for word, said in (("output=Y", "the output of every stage"), ("", "holds no stage")):
         ended = run("all", str(tmp_path if word else tmp_path / "none"), *([word] if word else []))
