@@ -47,10 +47,14 @@ def tone(seconds: float = 0.6) -> waves.Wave:
     return (0.1 * np.sin(2 * np.pi * 220 * time_s)).astype(np.float32)
 
 
-def test_words_are_written_as_they_are_heard():
+def test_words_are_written_as_they_are_heard_and_a_list_tells_known_labels_only():
     told = heard_words("Well-known: it's Tom's, \"isn’t\" it?")
     assert told == " well known it's tom's isn't it" and heard_words("I have 2 dogs") is None
     assert heard_words("...") == ""
+    made = waves.record("k", "k.flac", " hi", {"gender": "MALE", "age": None, "event": "LAUGH"})
+    utterance = Utterance.from_json(json.loads(json.dumps(made)), "a list", Path())
+    assert utterance.user.text == " hi" and utterance.labels == Labels(gender="MALE", event="LAUGH")
+    assert waves.record("k", "k.flac", "", {"event": "SIGH"})["txt"] == "<SIGH>"
 
 
 def test_another_room_keeps_the_length_and_repeats_by_its_seed():
@@ -58,13 +62,6 @@ def test_another_room_keeps_the_length_and_repeats_by_its_seed():
             for seed in (1, 1, 2, 3, 4, 5)]  # fmt: skip
     assert all(len(one) == len(tone()) and np.abs(one).max() <= 1 for one in made)
     assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
-
-
-def test_a_list_tells_words_and_known_labels_only():
-    made = waves.record("k", "k.flac", " hi", {"gender": "MALE", "age": None, "event": "LAUGH"})
-    utterance = Utterance.from_json(json.loads(json.dumps(made)), "a list", Path())
-    assert utterance.user.text == " hi" and utterance.labels == Labels(gender="MALE", event="LAUGH")
-    assert waves.record("k", "k.flac", "", {"event": "SIGH"})["txt"] == "<SIGH>"
 
 
 def test_speakers_are_kept_out_whole():

@@ -167,15 +167,25 @@ def test_each_list_is_read_as_its_task(folder: Path, name: str) -> None:
         assert (utterance.prompt is not None) == (task.name == "t2t")
 
 
-def test_labels_of_understanding_rows_are_read_back(folder: Path) -> None:
+def test_rows_tell_their_labels_their_style_and_a_reply_by_words_alone(folder: Path, world: World):
     for row in rows_of(folder, "understand"):
         fields = task_for(row["task"]).labels
         labels = read_labels(row["txt"], fields)
         known = Utterance.from_json(row, "understand", folder).labels
         assert all(getattr(labels, field) == getattr(known, field) for field in fields)
+    exchanges = {row["key"]: row for row in rows_in(folder / "exchanges.jsonl")}
+    for row in rows_of(folder, "t2t"):
+        exchange = exchanges[row["key"].removesuffix("-t2t")]
+        assert normalise(row["txt"]) in world.right_text_replies(exchange)
+        assert normalise(row["extra"]["question"]) == normalise(exchange["user_text"])
+    rows = rows_of(folder, "tts")
+    for row in rows:
+        text, style = row["txt"], row["extra"]["reply_emotion"]
+        assert text.startswith(f"<{style}>") or (style == "CALM" and not text.startswith("<"))
+    assert rows[-1]["txt"] == "<SOFT>I see, sir."
 
 
-def test_history_rows_hold_every_earlier_turn(folder: Path) -> None:
+def test_history_rows_hold_every_earlier_turn_and_pretraining_reads_what_was_never_spoken(folder):
     dialogues = [row for row in rows_in(folder / "exchanges.jsonl") if row["turns"]]
     rows = rows_of(folder, "history")
     assert len(rows) == len(dialogues) and all(row["task"] == HISTORY_TAG for row in rows)
@@ -184,25 +194,6 @@ def test_history_rows_hold_every_earlier_turn(folder: Path) -> None:
         assert [turn.reply_text for turn in history] == [
             turn["reply_text"] for turn in dialogue["turns"]]
         assert all(turn.reply_speech == CODES and turn.text for turn in history)
-
-
-def test_written_questions_get_a_reply_by_words_alone(folder: Path, world: World) -> None:
-    exchanges = {row["key"]: row for row in rows_in(folder / "exchanges.jsonl")}
-    for row in rows_of(folder, "t2t"):
-        exchange = exchanges[row["key"].removesuffix("-t2t")]
-        assert normalise(row["txt"]) in world.right_text_replies(exchange)
-        assert normalise(row["extra"]["question"]) == normalise(exchange["user_text"])
-
-
-def test_texts_to_speak_carry_their_style_unless_calm(folder: Path) -> None:
-    rows = rows_of(folder, "tts")
-    for row in rows:
-        text, style = row["txt"], row["extra"]["reply_emotion"]
-        assert text.startswith(f"<{style}>") or (style == "CALM" and not text.startswith("<"))
-    assert rows[-1]["txt"] == "<SOFT>I see, sir."
-
-
-def test_pretraining_also_reads_exchanges_that_were_never_spoken(folder: Path) -> None:
     rows = rows_of(folder, "pretrain")
     assert any("wav" not in row for row in rows)
     assert all("speech_token" not in row["extra"] for row in rows)

@@ -243,14 +243,11 @@ def test_a_steady_voice_has_its_pitch_within_ten_cents(hertz):
     assert (inside > 0).all() and np.abs(1200 * np.log2(inside / hertz)).max() < 10
 
 
-def test_a_glide_is_followed_hop_by_hop():
+def test_a_glide_is_followed_hop_by_hop_and_noise_and_silence_are_unvoiced():
     hertz = np.linspace(90, 160, TRACKED_HZ // 2)
     found = pitch.track(buzz(hertz), TRACKED_HZ, HOP_SAMPLES)[5:-5]
     true = hertz[HOP_SAMPLES // 2 :: HOP_SAMPLES][5:-5]
     assert np.abs(1200 * np.log2(found / true)).max() < 40
-
-
-def test_noise_and_silence_are_unvoiced():
     noise = np.random.default_rng(1).normal(0, 0.1, TRACKED_HZ // 2).astype(np.float32)
     assert (pitch.track(noise, TRACKED_HZ, HOP_SAMPLES) > 0).mean() < 0.1
     silence = np.zeros(TRACKED_HZ // 4, np.float32)
