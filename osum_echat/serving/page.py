@@ -433,7 +433,8 @@ def _saved(service: ChatService, session: Session) -> str:
     ]  # fmt: skip
     last = next(iter(session.turns[-1].answers.values()))
     path = service.folder / f"conversation_{last.key}.json"
-    path.write_text(json.dumps(turns, ensure_ascii=False, indent=2), encoding="utf-8")
+    told = json.dumps(turns, ensure_ascii=False, indent=2)
+    path.write_bytes(told.encode(errors="replace"))     # half a character that was typed, too
     return str(path)
 
 

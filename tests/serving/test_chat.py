@@ -114,6 +114,8 @@ def test_a_conversation_can_be_saved(tmp_path, clip):
     (reply,) = turn["replies"]
     assert turn["file"] == "question.wav" and reply["heard"] == "my boss let me go"
     assert reply["labels"]["emotion"] == "sad" and reply["timings"]["total"] == 0.5
+    saved = page._saved(*asked(tmp_path, Form("t2t", text="half a smile \ud83d")))
+    assert json.loads(Path(saved).read_text("utf-8"))[0]["text"] == "half a smile ?"
 
 
 def test_an_understanding_answer_is_shown_without_its_tags_and_as_written(tmp_path, clip):
