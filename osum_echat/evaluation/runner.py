@@ -105,10 +105,14 @@ class Model:
 
 
 def digest_of(source: str) -> str:
-    """A digest of a model's files: their names, sizes and pieces of each, so that it is quick."""
+    """A digest of a model's files: their names, sizes and pieces of each, so that it is quick.
+
+    Those of folders in its folders are no part of it.
+    """
     place = Path(source)
     digest = sha256(source.encode() if not place.exists() else b"")
-    for path in sorted([place] if place.is_file() else place.rglob("*")):
+    every = [place] if place.is_file() else [*place.glob("*"), *place.glob("*/*")]
+    for path in sorted(every):
         if path.is_file():
             with path.open("rb") as file:
                 size = path.stat().st_size
