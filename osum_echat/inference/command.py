@@ -175,7 +175,7 @@ def _with_history(job: Job, path: Path | None) -> "Path | str | Utterance":
     from osum_echat.records import Turn, Utterance
 
     turn = Turn(audio=Path(job.source))
-    return Utterance("request", job.task, turn, history=records.read_turns(path))
+    return Utterance(str(path), job.task, turn, history=records.read_turns(path))
 
 
 def _jobs(arguments: argparse.Namespace) -> list[Job]:

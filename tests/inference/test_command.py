@@ -99,7 +99,7 @@ def test_earlier_turns_are_read_from_a_file(run, question_wav, tmp_path):
     assert code == 0 and json.loads(text)["task"] == "s2s"
     path.write_text(json.dumps([turn | {"reply_speech": [4096]}]))
     line = refused(run("--task", "s2s", "--wav", question_wav, "--history", path))
-    assert "speech code 4096, need 0 to 31" in line
+    assert f"{path}: speech code 4096, need 0 to 31" in line
 
 
 def test_several_wavs_are_answered_together(run, question_wav, tmp_path):
