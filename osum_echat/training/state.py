@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from osum_echat.errors import CheckpointError, ConfigError, InputError, OsumError
@@ -26,6 +27,7 @@ FOLDER = "checkpoints"
 STATE_FILE, CONFIG_FILE = "state.pt", "config.yaml"
 LOCK_FILE = ".lock"
 MOST_CHANGES = 10  # told in one line
+MOST_REASON = 200  # letters of a reason of torch's, which may name every weight
 LATEST_FILE = "latest"
 RESULT, FINISHED_FILE = "final", "finished.json"
 
@@ -131,14 +133,17 @@ def load(checkpoint: Path, device: "torch.device", mapped: bool = False) -> dict
     """
     import torch
 
+    from osum_echat.weights import DAMAGE
+
     path = checkpoint / STATE_FILE
     try:
         state: dict[str, Any] = torch.load(
             path, map_location=device, weights_only=True, mmap=mapped
         )
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, UnpicklingError, *DAMAGE) as error:
+        said = f"{type(error).__name__}: {error}"[:MOST_REASON]
         raise CheckpointError(
-            f"{path}: cannot be read ({error}); remove {checkpoint} to go on from the one before"
+            f"{path}: cannot be read ({said}); remove {checkpoint} to go on from the one before"
         ) from error
     return state
 

@@ -29,7 +29,6 @@ from osum_echat.training.stages import WeightAverage
 
 LOG = logger(__name__)
 METRICS_FILE = "metrics.jsonl"
-MOST_REASON = 200  # letters of a reason of torch's, which may name every weight
 FINAL_FOLDER, BEST_FOLDER = "final", "best"
 
 
@@ -347,9 +346,9 @@ class _Loop:
                 self.average.load_state_dict(state["average"])
         except (ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(
-                f"{checkpoint}: of another model, or of other trained parts "
-                f"({' '.join(str(error).split())[:MOST_REASON]}); begin in another output, with "
-                f"init={self.training.output / FINAL_FOLDER} to start from what it has learnt"
+                f"{checkpoint}: of another model, or of other trained parts ("
+                f"{' '.join(str(error).split())[:states.MOST_REASON]}); begin in another output, "
+                f"with init={self.training.output / FINAL_FOLDER} to start from what it has learnt"
             ) from error
         if self.average is not None and state["average"] is None:
             self.average = WeightAverage(self.training.engine.model, self.run.average)

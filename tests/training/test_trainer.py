@@ -185,6 +185,12 @@ def test_a_stop_or_full_disk_while_saving_leaves_the_one_before(
     monkeypatch.undo()
     assert state.newest(tmp_path / "out").name == "step_00000001"  # type: ignore[union-attr]
     assert run(path, "run.steps=2") == trainer.Outcome(2, None)
+    file = tmp_path / "out" / state.FOLDER / "step_00000002" / state.STATE_FILE
+    whole = file.read_bytes()
+    start = whole.find(b"data.pkl") + 200
+    file.write_bytes(whole[:start] + b"\xff" * 40 + whole[start + 40 :])
+    with pytest.raises(CheckpointError, match=r"state\.pt: cannot be read .*; remove .*step_0"):
+        run(path, "run.steps=3")
 
 
 def test_lines_are_cut_off_but_never_added_by_a_file_that_is_shorter(tmp_path):
