@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import ctypes
+import gc
 import hmac
 import json
 import os
@@ -34,7 +35,9 @@ MOST_WAITING_EVENTS = 4096              # for a client that reads slowly
 LAST_EVENTS_S = 1.0                     # that the end of a reply has to be sent in, at the close
 MOST_CONNECTIONS = 128                  # over HTTP, before it is answered 503
 IDLE_S = 600.0                          # without an event of the client
-MALLOPT = {-8: 2, -3: 1 << 19}          # glibc's M_ARENA_MAX, M_MMAP_THRESHOLD in bytes
+MALLOPT = {-8: 2, -3: 32 << 20, -1: 256 << 20}      # glibc's M_ARENA_MAX, and in bytes its
+                                                    # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
+CACHED_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 DRAIN_S = 10.0                          # that replies have to end after SIGTERM
 SECRET_S, LEAST_SECRET_S, MOST_SECRET_S, MOST_SECRETS = 600, 10, 7200, 1000
 INSECURE_KEY = "openai-insecure-api-key."       # how browsers hand a key over
@@ -125,18 +128,26 @@ def load(arguments: argparse.Namespace) -> Service:
     deque(assistant.stream("hello", task="tts"), 0)
     noise = np.random.default_rng(0).normal(0, 0.1, RATE_HZ).astype(np.float32)
     assistant.reply(encode_file(noise, RATE_HZ, "wav"), speak=False)
+    gc.collect()
+    gc.freeze()                             # a later look for garbage leaves all this out
     return service
 
 
 def _spare_memory() -> None:
-    """Few malloc arenas, each of which keeps freed memory, and none of it for large tensors."""
+    """Few malloc arenas, each of which keeps freed memory; none of it is asked of the system again
+    and again for large tensors, whose pages cost more than what is computed in them. oneDNN keeps
+    what it prepared for 64 shapes, not for 1024: each turn is of another length."""
+    for name, shapes in CACHED_SHAPES.items():
+        os.environ.setdefault(name, shapes)
     with suppress(OSError, AttributeError):
         for name, value in MALLOPT.items():
             ctypes.CDLL(None).mallopt(name, value)
 
 
 def _return_memory() -> None:
-    """Give what malloc keeps of freed memory back to the system (glibc)."""
+    """Give back to the system what a session has left: objects that hold each other, and what
+    malloc keeps of freed memory (glibc)."""
+    gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
