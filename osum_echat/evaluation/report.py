@@ -308,7 +308,7 @@ def picture(block: Bars | Stack | Matrix) -> str:
     style = {"svg.fonttype": "none", "svg.hashsalt": block.title, "text.color": INK,
              "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK,
              "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
-             "font.size": 9, "font.family": "sans-serif"}  # fmt: skip
+             "font.size": 9, "font.family": "sans-serif", "text.parse_math": False}  # fmt: skip
     with matplotlib.rc_context(style):
         size_in = WIDTH_IN, max(2.0, ROW_IN * (rows + 2))
         figure = Figure(figsize=size_in, dpi=DOTS_PER_IN, layout="constrained")
