@@ -89,6 +89,11 @@ def test_raters_that_agree_give_their_means_and_full_agreement(made):
     assert found["Alpha/all"]["count"] == 2 * 3 * 3 and found["agreement"]["value"] == 1.0
 
 
+def test_a_name_between_dollars_is_no_formula():
+    drawn = report.picture(Bars("t", [r"$\cost$"], {"a": [Measure(1.0)]}))
+    assert r"$\cost$" in drawn
+
+
 def test_more_systems_than_a_page_holds_are_refused(made):
     folder, _ = made
     systems = [f"S{number}={folder / 'first'}" for number in range(11)]
