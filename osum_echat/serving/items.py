@@ -48,6 +48,27 @@ class Item:
             "status": self.status, "content": [dict(one) for one in self.parts], **own,
         }  # fmt: skip
 
+    @property
+    def is_unheard(self) -> bool:
+        """A spoken turn whose words are not known yet."""
+        return bool(self.clip) and any(one.get("transcript", "") is None for one in self.parts)
+
+    def transcription(self, name: str, **more: Any) -> Event:
+        """The event of that name about its transcription."""
+        return {"type": f"conversation.item.input_audio_transcription.{name}", "item_id": self.id,
+                "content_index": 0, **more}  # fmt: skip
+
+    def transcribed(self, words: str) -> list[Event]:
+        """Take the words of the turn. Returns the events that tell them."""
+        next(one for one in self.parts if "transcript" in one)["transcript"] = words
+        seconds = len(self.clip or b"") / 2 / RATE_HZ
+        own = {} if self.perception is None else {"x_osum": self.perception}
+        return [
+            self.transcription("delta", delta=words),
+            self.transcription("completed", transcript=words, **own,
+                               usage={"type": "duration", "seconds": round(seconds, 3)}),
+        ]  # fmt: skip
+
     def truncate(self, audio_ms: int) -> None:
         """Keep what was heard of a spoken reply: its first part, cut between words.
 
@@ -111,6 +132,13 @@ def answer(
     if not text.strip():
         raise InputError("nothing to answer: no user item is in the conversation")
     yield from _written(assistant, conversation, text, modality)
+
+
+def transcribe(
+    assistant: Assistant, conversation: Conversation, item: Item
+) -> "Iterator[ReplyEvent]":
+    """The events of a transcription of a spoken turn, Done last."""
+    yield from conversation.ask(assistant, Question("asr", clip=item.clip))
 
 
 def spoken_task(modality: str, thinking: str) -> str:

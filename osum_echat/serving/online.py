@@ -137,8 +137,8 @@ def _spare_memory() -> None:
     """Few malloc arenas, each of which keeps freed memory; none of it is asked of the system again
     and again for large tensors, whose pages cost more than what is computed in them. oneDNN keeps
     what it prepared for 64 shapes, not for 1024: each turn is of another length."""
-    for name, shapes in CACHED_SHAPES.items():
-        os.environ.setdefault(name, shapes)
+    for variable, shapes in CACHED_SHAPES.items():
+        os.environ.setdefault(variable, shapes)
     with suppress(OSError, AttributeError):
         for name, value in MALLOPT.items():
             ctypes.CDLL(None).mallopt(name, value)

@@ -29,6 +29,7 @@ from osum_echat.serving.reply_stream import (
     Playout,
     ReplyStream,
     ResponseOptions,
+    Transcriber,
 )
 from osum_echat.serving.session import Assistant, Conversation, Limits
 from osum_echat.serving.turns import LONGEST_TURN_S, RATE_HZ, Turn, TurnModel, VoiceActivity
@@ -81,6 +82,7 @@ class RealtimeSession:
         self.prepared_clip = b""
         self.stopped_at = 0.0           # monotonic: the user's last turn ended
         self.recorded = 0               # replies
+        self.transcriber = Transcriber(self)
         self._idle: asyncio.TimerHandle | None = None   # begins a reply where nobody speaks
 
     # What goes out
@@ -99,6 +101,7 @@ class RealtimeSession:
     async def close(self) -> None:
         """Stop all that works for this session, and wait for it."""
         self._drop_prepared()
+        self.transcriber.stop()
         self.listener.task.cancel()
         for reply in self.replies:
             reply.cancel("client_cancelled")
@@ -374,6 +377,7 @@ class RealtimeSession:
         self.send({"type": "input_audio_buffer.committed", "item_id": number,
                    "previous_item_id": before})  # fmt: skip
         self._tell_item(item)
+        self.transcriber.look()
 
     def _wav(self, start: int, end: int) -> bytes:
         longest = round(min(self.service.limits.audio_s, LONGEST_TURN_S) * RATE_HZ)
@@ -433,21 +437,13 @@ class RealtimeSession:
         places = [number for number, one in enumerate(self.items) if one is item]
         return self.items[places[0] - 1].id if places and places[0] else None
 
-    def heard(self, reply: ReplyStream, text: str) -> None:
-        """The user's words are known; told once, where the client wants a transcription."""
-        item = reply.options.asked
-        if item is None or not item.clip or item.parts[0].get("transcript") is not None:
+    def words_known(self, item: Item | None, text: str) -> None:
+        """The words of a turn are known; told once, where the client wants a transcription."""
+        if item is None or not item.is_unheard:
             return
-        item.parts[0]["transcript"] = text
-        if self.settings.transcription is None:
-            return
-        seconds = len(item.clip) / 2 / RATE_HZ
-        place = {"item_id": item.id, "content_index": 0}
-        kind = "conversation.item.input_audio_transcription"
-        own = {"x_osum": item.perception} if item.perception else {}
-        self.send({"type": f"{kind}.delta", "delta": text, **place})
-        self.send({"type": f"{kind}.completed", "transcript": text, **place, **own,
-                   "usage": {"type": "duration", "seconds": round(seconds, 3)}})  # fmt: skip
+        events = item.transcribed(text)
+        for event in events if self.settings.transcription is not None else ():
+            self.send(event)
 
     def perceived(self, reply: ReplyStream, perception: Event, is_new: bool) -> None:
         """What was heard in the user's voice is known. is_new: for the first time."""
@@ -472,6 +468,7 @@ class RealtimeSession:
             self._wait_idle(reply.plays_until)
             if reply.status == "completed":
                 self._read_ahead()
+        self.transcriber.look()
         if self.service.record is not None and reply.options.asked is not None:
             self.recorded += 1
             record = self.service.record

@@ -5,14 +5,14 @@ import base64
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from osum_echat.errors import OsumError
 from osum_echat.logs import logger
 from osum_echat.serving.audio_formats import Resampler, WireFormat
-from osum_echat.serving.items import Item
+from osum_echat.serving.items import Item, transcribe
 from osum_echat.serving.protocol import Event, make_id, part
 from osum_echat.serving.session import LABELS, Conversation
 
@@ -29,6 +29,7 @@ HOLD_S = 0.05                   # before the first sound, for each other reply u
 MOST_HOLD_S, SPARE_S, FORGET = 0.4, 0.02, 0.8   # FORGET: what is kept of a hold, a reply
 ANYTHING, SOUNDS, WORDS = "anything", "sounds", "words"     # sounds: words, or one with a name
 NO_EVENT = "OTHER"              # a label: no sound but speech
+REPLY_BEGINS_S = 1.0            # after a turn; if none does, its words are found without one
 CREATED_S = 1.0                 # for which response.created waits for what was heard in the voice
 
 LOG = logger(__name__)
@@ -124,6 +125,60 @@ class Generation:
             self._put(None)
 
 
+class Transcriber:
+    """Finds the words of turns that no reply tells, one after the other, where they are wanted."""
+
+    def __init__(self, owner: Any) -> None:
+        """owner: the session, whose turns they are; it is told the words."""
+        self.owner = owner
+        self.task: asyncio.Task[None] | None = None
+
+    def look(self) -> None:
+        """There may be such a turn; a reply to it may yet begin."""
+        if self.task is None or self.task.done():
+            self.task = asyncio.create_task(self._run())
+
+    def stop(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+    async def _run(self) -> None:
+        from osum_echat.inference.reply import Done
+
+        await asyncio.sleep(REPLY_BEGINS_S)
+        tried: list[Item] = []
+        while (item := self._unheard(tried)) is not None:
+            tried.append(item)
+            service = self.owner.service
+            conversation = Conversation(service.limits)
+            events = transcribe(service.assistant, conversation, item)
+            generation = Generation(events, conversation, service.pool)
+            try:
+                while (event := await generation.queue.get()) is not None:
+                    if isinstance(event, Exception):
+                        self.owner.send(item.transcription("failed", error=failure(event)))
+                    elif isinstance(event, Done):
+                        self.owner.words_known(item, event.reply.heard or "")
+            finally:
+                generation.stop()
+
+    def _unheard(self, tried: Sequence[Item]) -> Item | None:
+        """A turn whose words are wanted and that no reply under way will tell."""
+        if self.owner.settings.transcription is None:
+            return None
+        replies = [one.options.asked for one in self.owner.replies if one.is_active]
+        left = (one for one in self.owner.items if one.is_unheard)
+        return next((one for one in left if all(one is not it for it in (*tried, *replies))), None)
+
+
+def failure(error: Exception) -> Event:
+    """An error as clients are told it: what is not ours is for the log."""
+    kind, message = "server_error", "it failed; the server's log says why"
+    if isinstance(error, OsumError):
+        kind, message = "invalid_request_error", str(error)
+    return {"type": kind, "code": "response_failed", "message": message}
+
+
 @dataclass(slots=True)
 class ResponseOptions:
     """What a response was asked with."""
@@ -202,7 +257,7 @@ class ReplyStream:
         match event:
             case kinds.Heard(text=text):
                 self.heard = text
-                self.owner.heard(self, text)
+                self.owner.words_known(self.options.asked, text)
             case kinds.LabelsFound(labels=labels):
                 before, self.perception = self.perception, perceived(labels, self.options.thinking)
                 self.owner.perceived(self, self.perception, self.perception != before)
@@ -266,7 +321,7 @@ class ReplyStream:
             is_new = self.perception is None
             self.perception = perceived(reply.labels, self.options.thinking, self.thought)
             self.owner.perceived(self, self.perception, is_new)
-        self.owner.heard(self, reply.heard or "")
+        self.owner.words_known(self.options.asked, reply.heard or "")
         is_cut = reply.stopped_by == "limit"
         self.finish("incomplete" if is_cut else "completed", "max_output_tokens" if is_cut else "")
 
@@ -277,10 +332,7 @@ class ReplyStream:
         self.task.cancel()
 
     def _fail(self, error: Exception) -> None:
-        is_ours = isinstance(error, OsumError)
-        message = str(error) if is_ours else "the reply failed; the server's log says why"
-        self.failure = {"type": "invalid_request_error" if is_ours else "server_error",
-                        "code": "response_failed", "message": message}  # fmt: skip
+        self.failure = failure(error)
         self.finish("failed")
 
     def finish(self, status: str, reason: str = "") -> None:

@@ -75,7 +75,7 @@ class Canned:
                 sound.append(torch.full((4410,), level))
                 yield reply.AudioPiece(sound[-1], RATE_HZ)
         yield reply.Done(reply.Reply(
-            task=task.tag, heard=self.heard if thinks else None,
+            task=task.tag, heard=self.heard if thinks or task.transcript else None,
             thought=THOUGHT if thinks else None, labels=self.labels if thinks else Labels(),
             text=said, speech_tokens=(1, 2, 3) if sound else (),
             wave=torch.cat(sound) if sound else None, sample_rate_hz=RATE_HZ if sound else None,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from osum_echat.errors import InputError
 from osum_echat.inference import reply
 from osum_echat.records import Labels
 from osum_echat.serving import items, protocol, reply_stream
@@ -567,6 +568,21 @@ def test_words_are_told_of_the_turn_that_holds_them():
         heard = client.until("conversation.item.input_audio_transcription.completed")
         assert heard["item_id"] == turns[0]
         client.until("response.done")
+
+
+@pytest.mark.parametrize("error", [None, InputError("too loud")])
+def test_a_turn_that_no_reply_answers_has_words_too(error, monkeypatch):
+    monkeypatch.setattr(reply_stream, "REPLY_BEGINS_S", 0.05)
+    with connected(Server(service(Canned(error=error)))) as client:
+        turn = {"type": "server_vad", "create_response": False}
+        client.update(turn_detection=turn, transcription={"model": "own"})
+        client.speak(0.5)
+        client.speak(0.8, 0.0)
+        item = client.until("input_audio_buffer.committed")["item_id"]
+        kind = "conversation.item.input_audio_transcription"
+        heard = client.until(f"{kind}.completed" if error is None else f"{kind}.failed")
+        assert heard["item_id"] == item and "response.created" not in client.types()
+        assert heard["transcript"] == HEARD if error is None else "too loud" in str(heard)
 
 
 def test_responses_beside_the_conversation_are_few_and_are_cancelled_by_their_ids():
