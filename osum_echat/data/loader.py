@@ -299,7 +299,8 @@ class Loader:
             if weight and not int(weight * len(source)):
                 LOG.warning("%s: weight %s of %d utterances is none of them; raise it",
                             source.name, weight, len(source))  # fmt: skip
-        if not self.windows.visits(0):
+        self.visits = self.windows.visits(0)  # of every epoch, by this process
+        if not self.visits:
             raise DataError(
                 f"data.lists: no utterance in an epoch for each of {world} processes; raise a "
                 "weight or start fewer"
@@ -362,7 +363,7 @@ class Loader:
         if self._given == 0:
             self.close()
             raise DataError(
-                f"epoch {epoch}: none of {self.windows.visits(epoch)} utterances can be used; "
+                f"epoch {epoch}: none of {self.visits} utterances can be used; "
                 f"{words or 'see the lists'}"
             )
         self._given = 0

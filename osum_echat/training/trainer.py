@@ -323,6 +323,7 @@ class _Loop:
             "average": None if self.average is None else self.average.state_dict(),
             "progress": asdict(replace(progress, epoch=self.training.batches.epoch)),
             "metrics_bytes": self.metrics.size(),
+            "visits": self.training.batches.visits,
         }
         path = states.save(
             self.training.output, progress.step, state, self.training.config_text, self.run.keep
@@ -361,6 +362,10 @@ class _Loop:
         is_raised = self.progress.finished and self.limit_reached() is None
         raised = ", its limits raised since" if is_raised else ""
         self.progress.finished = False
+        visits = self.training.batches.visits
+        if self.ranks.is_first and state.get("visits", visits) != visits:
+            LOG.warning("the lists have changed: an epoch here has %d utterances, not %d; "
+                        "what is left of this one is drawn anew", visits, state["visits"])
         LOG.info("going on from %s, step %d%s", checkpoint, self.progress.step, raised)
 
     def finish(self) -> None:

@@ -135,11 +135,16 @@ def test_a_signal_saves_and_ends(path, tmp_path, monkeypatch):
     assert run(path) == trainer.Outcome(6, None)
 
 
-def test_raised_limits_go_on_and_lines_after_the_checkpoint_are_forgotten(path, tmp_path):
+def test_raised_limits_go_on_and_lines_after_the_checkpoint_are_forgotten(path, tmp_path, log):
     run(path, "run.steps=1")
     with (tmp_path / "out" / trainer.METRICS_FILE).open("a") as file:
         file.write('{"step": 99, "loss": 0}\n')
     assert run(path, "run.steps=2") == trainer.Outcome(2, None) and len(losses(path)) == 2
+    assert "the lists have changed" not in log.text
+    lines = (tmp_path / "t2t.list").read_text()
+    (tmp_path / "t2t.list").write_text(2 * lines)
+    assert run(path, "run.steps=3").step == 3
+    assert "an epoch here has 40 utterances, not 32;" in log.text
 
 
 def test_epochs_end_a_training_and_the_last_steps_are_told_once(path, log):
