@@ -175,7 +175,7 @@ class Server:
         self.origins = {one.rstrip("/") for one in origins or ()}
         self.routes = OpenAiRoutes(service)
         self.open: dict[str, RealtimeSession] = {}
-        self.secrets: dict[str, float] = {}
+        self.secrets: dict[str, tuple[float, Event]] = {}      # ends, and settings
         self.is_draining = False
 
     def app(self) -> Any:
@@ -230,7 +230,7 @@ class Server:
         route, status = request.url.path, 200
         try:
             self._check_origin(request.headers)
-            self._check_key(_bearer(request.headers), {})
+            self._check_key(_bearer(request.headers))
             body = await self._answer(request)
             if body.pieces is not None:
                 pieces = body.pieces
@@ -295,19 +295,20 @@ class Server:
         return _json(model)
 
     async def _secret(self, asked: Mapping[str, Any]) -> Body:
-        """POST /v1/realtime/client_secrets: a key for a browser, good for some minutes."""
+        """POST /v1/realtime/client_secrets: a browser's key for some minutes, and its settings."""
         wanted = protocol.mapping(asked.get("expires_after"), "expires_after").get(
             "seconds", SECRET_S
         )
         if not isinstance(wanted, int) or not LEAST_SECRET_S <= wanted <= MOST_SECRET_S:
             raise HttpError(400, "invalid_value", f"expires_after.seconds: {LEAST_SECRET_S} to "
                             f"{MOST_SECRET_S}", "expires_after.seconds")  # fmt: skip
-        self.secrets = {key: end for key, end in self.secrets.items() if end > time.time()}
+        session = dict(protocol.mapping(asked.get("session"), "session"))
+        protocol.SessionSettings("", "").merged(session, self.service.turn_model is not None)
+        self.secrets = {key: one for key, one in self.secrets.items() if one[0] > time.time()}
         if len(self.secrets) >= MOST_SECRETS:
             raise HttpError(429, "rate_limit_exceeded", "too many secrets are open")
         value, end = f"ek_{secrets.token_hex(16)}", time.time() + wanted
-        self.secrets[value] = end
-        session = asked.get("session") or {}
+        self.secrets[value] = end, session
         return _json({"value": value, "expires_at": int(end), "session": session})
 
     def _check_origin(self, headers: Mapping[str, str]) -> None:
@@ -324,13 +325,11 @@ class Server:
             raise HttpError(403, "origin_not_allowed", f"origin {origin}: not allowed here; the "
                             "server's --allow-origin names pages that may connect")  # fmt: skip
 
-    def _check_key(self, given: str | None, temporary: Mapping[str, float]) -> None:
-        """temporary: further keys and their ends; the one of a browser opens nothing but live
-        sessions."""
-        if self.key is None:
+    def _check_key(self, given: str | None, is_temporary: bool = False) -> None:
+        """is_temporary: one of a browser, which opens nothing but live sessions."""
+        if self.key is None or is_temporary:
             return
-        is_temporary = temporary.get(given or "", 0.0) > time.time()
-        if not is_temporary and not hmac.compare_digest((given or "").encode(), self.key.encode()):
+        if not hmac.compare_digest((given or "").encode(), self.key.encode()):
             raise HttpError(401, "invalid_api_key", "a valid API key is needed")
 
     # Live sessions
@@ -342,7 +341,9 @@ class Server:
         try:
             self._check_origin(socket.headers)
             keys = [one.removeprefix(INSECURE_KEY) for one in offered if INSECURE_KEY in one]
-            self._check_key(keys[0] if keys else _bearer(socket.headers), self.secrets)
+            key = keys[0] if keys else _bearer(socket.headers)
+            end, given = self.secrets.get(key or "", (0.0, {}))
+            self._check_key(key, end > time.time())
         except HttpError as error:
             self.service.metrics.refused.labels(error.code).inc()
             await socket.close(POLICY, str(error))
@@ -355,9 +356,9 @@ class Server:
             await socket.send_text(json.dumps(refused))
             await socket.close(POLICY if not self.is_draining else TOO_SLOW, str(full))
             return
-        await self._serve(socket)
+        await self._serve(socket, given)
 
-    async def _serve(self, socket: Any) -> None:
+    async def _serve(self, socket: Any, given: Event) -> None:
         from fastapi import WebSocketDisconnect
 
         outgoing: asyncio.Queue[Event | None] = asyncio.Queue(MOST_WAITING_EVENTS)
@@ -370,7 +371,7 @@ class Server:
                 if not closing:
                     closing.append(asyncio.create_task(socket.close(TOO_SLOW, "reads too slowly")))
 
-        session = RealtimeSession(self.service, send, dict(socket.query_params))
+        session = RealtimeSession(self.service, send, dict(socket.query_params), given)
         self.open[session.id] = session
         self.service.metrics.opened.inc()
         self.service.metrics.sessions.set(len(self.open))

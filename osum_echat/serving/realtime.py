@@ -59,15 +59,19 @@ class Service:
 class RealtimeSession:
     """The state of one connection. `handle` takes client events; `send` gets the server's."""
 
-    def __init__(self, service: Service, send: Callable[[Event], None], query: Mapping[str, str]):
-        """query: of the URL; model is echoed, x_osum=events asks for our own events too."""
+    def __init__(
+        self, service: Service, send: Callable[[Event], None], query: Mapping[str, str],
+        given: Event | None = None,
+    ) -> None:  # fmt: skip
+        """query: of the URL; model is echoed, x_osum=events asks for our own events too; given:
+        settings to begin with."""
         self.service, self._send_out = service, send
         self.id, self.conversation_id = make_id("sess"), make_id("conv")
         self.expires_at = protocol.now() + protocol.LONGEST_SESSION_S
         self.settings = SessionSettings(
             query.get("model") or service.model, service.voice,
             own_events=query.get("x_osum") == "events",
-        )
+        ).merged(given or {}, service.turn_model is not None)
         self.items: list[Item] = []
         self.reply: ReplyStream | None = None           # of the conversation, the newest
         self.replies: set[ReplyStream] = set()          # all that are under way

@@ -39,14 +39,19 @@ def test_who_may_come():
                 pass
             assert client.get("/v1/models", headers=headers).status_code in (401, 403)
         good = {"Authorization": "Bearer right"}
-        secret = client.post("/v1/realtime/client_secrets", json={}, headers=good).json()["value"]
+        path, asked = "/v1/realtime/client_secrets", {"session": {"output_modalities": ["text"]}}
+        secret = client.post(path, json=asked, headers=good).json()["value"]
+        wrong = client.post(path, json={"session": {"output_modalities": ["x"]}}, headers=good)
+        assert wrong.status_code == 400
         temporary = {"Authorization": f"Bearer {secret}"}
         again = client.post("/v1/realtime/client_secrets", json={}, headers=temporary)
         assert again.status_code == 401
         offered = ["realtime", f"openai-insecure-api-key.{secret}"]
         with client.websocket_connect("/v1/realtime", subprotocols=offered) as socket:
             assert socket.accepted_subprotocol == "realtime"
-            assert json.loads(socket.receive_text())["type"] == "session.created"
+            created = json.loads(socket.receive_text())
+            assert created["type"] == "session.created"
+            assert created["session"]["output_modalities"] == ["text"]
             with client.websocket_connect("/v1/realtime", headers=good) as second:
                 full = json.loads(second.receive_text())
                 assert full["error"]["code"] == "session_limit_reached"
