@@ -120,7 +120,7 @@ def parser() -> Parser:
         prog="python -m osum_echat.evaluation",
         description="Measure a model: predictions, scores.json, report.html and report.md in --out."
         " A run that was stopped goes on where it was when started again. Exit code: 0; 1 some "
-        "items failed; 2 wrong use or nothing to score.",
+        "items failed, or a suite of all on its own data; 2 wrong use or nothing to score.",
     )
     commands = made.add_subparsers(dest="command", required=True, metavar="SUITE")
     for name, row in SUITES.items():
@@ -233,6 +233,7 @@ def run_all(options: Namespace) -> int:
         except (InputError, DataError) as error:
             LOG.warning("%s: %s", name, error)
             said.append(f"{name}: left out: {error}")
+            lost += name in places or "" not in places      # not for data of another kind
     logs.out("\n\n".join(said))
     if not done:
         raise InputError("--data: no suite could be run")

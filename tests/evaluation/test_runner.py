@@ -171,10 +171,12 @@ def test_all_runs_what_finds_its_data_and_tells_what_does_not(tmp_path, spoken, 
     data = write_queries(tmp_path / "d")
     argv = ["all", "--data", f"echat_eval={data}", "--data", f"tiny_world={tmp_path}",
             "--data", f"latency={data}", "--out", str(tmp_path / "out")]  # fmt: skip
-    assert door.main(argv) == 0
+    assert door.main(argv) == 1         # tiny_world has no use for what was given to it
     printed = capsys.readouterr().out
     assert "voicebench: left out, no --data voicebench=PATH" in printed
     assert "tiny_world: left out: --data" in printed
+    every = ["all", "--data", str(data), "--limit", "1", "--out", str(tmp_path / "every")]
+    assert door.main(every) == 0 and "tts: left out: " in capsys.readouterr().out
     assert (tmp_path / "out/latency/report.html").exists()
     assert (tmp_path / "out/echat_eval/report.html").exists()
     assert door.main([*argv, "--data", f"echat_eval={tmp_path}"]) == 2
