@@ -68,9 +68,10 @@ run() {
 
 # Runs train.py with a config and overrides: alone, or under torchrun with a process for each device.
 train() {
-    local device=auto word processes
+    local device word processes
+    device="$(sed -n 's/^device: *\([a-z0-9:]*\).*/\1/p' "$1")"
     for word in "$@"; do [[ "$word" == device=* ]] && device="${word#device=}"; done
-    processes="${NPROC:-$("$PYTHON" -m osum_echat.device "$device")}" || exit 2
+    processes="${NPROC:-$("$PYTHON" -m osum_echat.device "${device:-auto}")}" || exit 2
     echo "train.sh: $1: $processes process(es) on each of $NNODES machine(s)" >&2
     if [[ "$1" == conf/tiny/* && ! -d build/world/tokenizer ]]; then
         echo "train.sh: the stages of conf/tiny learn from build/world, which is not here: make" \

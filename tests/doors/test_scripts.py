@@ -124,13 +124,17 @@ def test_every_file_that_it_names_is_there():
 def test_stages_run_by_name_and_only_the_first_starts_from_what_is_given(tmp_path):
     for name in ("stage1b_c", "stage1_z", "stage0_b"):
         (tmp_path / f"{name}.yaml").write_text("data:\n  manifests:\n    t2t: a\n" * ("1b" in name))
+    with (tmp_path / "stage1_z.yaml").open("a") as file:
+        file.write("device: cpu  # on a machine with cards\n")
     python = tmp_path / "python"
-    words = f'case "$*" in -m*) echo 1 ;; *) echo "$*" >> {tmp_path}/said ;; esac'
+    words = (f'case "$*" in -m*) echo 1; echo "$3" >> {tmp_path}/devices ;; '
+             f'*) echo "$*" >> {tmp_path}/said ;; esac')  # fmt: skip
     python.write_text(f"#!/bin/sh\n{words}\n")
     python.chmod(0o755)
     started = run("all", str(tmp_path), "init=X", "data.manifests.t2t=T", "data.manifests.no=N",
                   PYTHON=str(python), LC_ALL="en_US.UTF-8")  # fmt: skip
     assert started.returncode == 0, started.stderr
+    assert (tmp_path / "devices").read_text().split() == ["auto", "cpu", "auto"]
     assert (tmp_path / "said").read_text().splitlines() == [
         f"train.py --config {tmp_path}/stage0_b.yaml init=X data.manifests.no=N",
         f"train.py --config {tmp_path}/stage1_z.yaml data.manifests.no=N",
