@@ -302,12 +302,12 @@ def test_what_was_asked_anew_counts_in_whichever_part_it_stands(tmp_path: Path) 
 
 
 def test_a_line_that_is_lost_before_the_list_is_read_is_told_by_the_exit_code(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run: Run, tmp_path: Path
 ) -> None:
     rows = [{"wav": "a.wav", "text": "hello"}, {"wav": "b.wav"}]
     data = write_list(tmp_path / "queries.jsonl", rows)
     code, told, _ = run("--data", data, "--out", tmp_path / "out")
-    assert code == 1 and "1 answered" in told and "line 2: none of transcript" in caplog.text
+    assert code == 1 and "1 answered" in told
 
 
 def test_nothing_that_can_be_answered_is_exit_code_2(run: Run, tmp_path: Path) -> None:
