@@ -62,7 +62,10 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
-        put_in_place(part, path) if replace else part.rename(path)
+        if replace:
+            put_in_place(part, path)
+        else:
+            part.rename(path)
     except OSError as error:
         raise InputError(f"{path}: not written ({error.strerror or error})") from error
     finally:

@@ -49,9 +49,9 @@ class Item:
         }  # fmt: skip
 
     @property
-    def is_unheard(self) -> bool:
-        """A spoken turn whose words are not known yet."""
-        return bool(self.clip) and any(one.get("transcript", "") is None for one in self.parts)
+    def sound(self) -> Event | None:
+        """The part that was spoken, of a user's turn; its transcript is None until it is known."""
+        return next((one for one in self.parts if self.clip and "transcript" in one), None)
 
     def transcription(self, name: str, **more: Any) -> Event:
         """The event of that name about its transcription."""
@@ -59,8 +59,10 @@ class Item:
                 "content_index": 0, **more}  # fmt: skip
 
     def transcribed(self, words: str) -> list[Event]:
-        """Take the words of the turn. Returns the events that tell them."""
-        next(one for one in self.parts if "transcript" in one)["transcript"] = words
+        """Take the words of the turn. Returns the events that tell them; none if they are known."""
+        if self.sound is None or self.sound["transcript"] is not None:
+            return []
+        self.sound["transcript"] = words
         seconds = len(self.clip or b"") / 2 / RATE_HZ
         own = {} if self.perception is None else {"x_osum": self.perception}
         return [

@@ -443,9 +443,7 @@ class RealtimeSession:
 
     def words_known(self, item: Item | None, text: str) -> None:
         """The words of a turn are known; told once, where the client wants a transcription."""
-        if item is None or not item.is_unheard:
-            return
-        events = item.transcribed(text)
+        events = [] if item is None else item.transcribed(text)
         for event in events if self.settings.transcription is not None else ():
             self.send(event)
 

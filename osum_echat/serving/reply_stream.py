@@ -5,7 +5,7 @@ import base64
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +132,7 @@ class Transcriber:
         """owner: the session, whose turns they are; it is told the words."""
         self.owner = owner
         self.task: asyncio.Task[None] | None = None
+        self.tried: set[str] = set()        # ids of turns; what failed is not heard again
 
     def look(self) -> None:
         """There may be such a turn; a reply to it may yet begin."""
@@ -146,9 +147,8 @@ class Transcriber:
         from osum_echat.inference.reply import Done
 
         await asyncio.sleep(REPLY_BEGINS_S)
-        tried: list[Item] = []
-        while (item := self._unheard(tried)) is not None:
-            tried.append(item)
+        while (item := self._unheard()) is not None:
+            self.tried.add(item.id)
             service = self.owner.service
             conversation = Conversation(service.limits)
             events = transcribe(service.assistant, conversation, item)
@@ -162,13 +162,15 @@ class Transcriber:
             finally:
                 generation.stop()
 
-    def _unheard(self, tried: Sequence[Item]) -> Item | None:
+    def _unheard(self) -> Item | None:
         """A turn whose words are wanted and that no reply under way will tell."""
-        if self.owner.settings.transcription is None:
-            return None
-        replies = [one.options.asked for one in self.owner.replies if one.is_active]
-        left = (one for one in self.owner.items if one.is_unheard)
-        return next((one for one in left if all(one is not it for it in (*tried, *replies))), None)
+        told = {one.options.asked.id for one in self.owner.replies
+                if one.is_active and one.options.asked is not None}  # fmt: skip
+        for item in self.owner.items if self.owner.settings.transcription is not None else ():
+            is_known = item.sound is None or item.sound["transcript"] is not None
+            if not is_known and item.id not in self.tried | told:
+                return item
+        return None
 
 
 def failure(error: Exception) -> Event:

@@ -583,6 +583,10 @@ def test_a_turn_that_no_reply_answers_has_words_too(error, monkeypatch):
         heard = client.until(f"{kind}.completed" if error is None else f"{kind}.failed")
         assert heard["item_id"] == item and "response.created" not in client.types()
         assert heard["transcript"] == HEARD if error is None else "too loud" in str(heard)
+        client.speak(0.5)
+        client.speak(0.8, 0.0)
+        later = client.until("input_audio_buffer.committed")["item_id"]
+        assert client.until(heard["type"])["item_id"] == later      # what failed is told once
 
 
 def test_responses_beside_the_conversation_are_few_and_are_cancelled_by_their_ids():
