@@ -37,7 +37,7 @@ from osum_echat.evaluation.report import CATEGORIES, Cell, Measure, Outcome, Tab
 from osum_echat.evaluation.runner import Model, Prediction, Run, Suite, limited
 from osum_echat.inference.reply import Reply
 from osum_echat.records import Labels, Turn, Utterance, canonical_label
-from osum_echat.token2wav.model import TOKENIZER_FILES, find_files
+from osum_echat.token2wav.model import TOKENIZER_FILES, find_files, first_of
 from osum_echat.token2wav.voice import SpeechTokenizer
 
 WORLD_FILE = "exchanges.jsonl"
@@ -246,15 +246,17 @@ def _kinds(model: Model) -> tuple[str, ...]:
 
 def ask(run: Run, queries: Sequence[Query], out: Path) -> list[Prediction | OsumError]:
     """The spoken replies to queries of one kind of thought."""
-    thinking = queries[0].way
+    thinking, voice = queries[0].way, run.model.assistant.voice
+    place = voice.source if voice is not None else None
+    if place is not None and not find_files(place).keys() & {*TOKENIZER_FILES}:
+        place = None                    # nothing there hears codes
 
     def source(query: Query) -> Utterance:
         """The query with its history; earlier replies get their codes where they sound."""
-        turns, voice = [], run.model.assistant.voice
+        turns = []
         for turn, wav in zip(query.item.earlier, query.item.earlier_replies, strict=True):
-            tokenizer = _tokenizer(voice.source) if wav and voice and voice.source else None
-            if wav is not None and tokenizer is not None:
-                codes = tokenizer(audio.load(wav), str(wav))
+            if wav is not None and place is not None:
+                codes = tokenizer_of(place)(audio.load(wav), str(wav))
                 turn = replace(turn, reply_speech=tuple(codes))
             turns.append(turn)
         return Utterance(query.item.key, TASKS[thinking], Turn(audio=query.item.wav),
@@ -272,11 +274,9 @@ def ask(run: Run, queries: Sequence[Query], out: Path) -> list[Prediction | Osum
 
 
 @cache
-def _tokenizer(source: Path) -> SpeechTokenizer | None:
-    """What hears speech codes, if the model of the voice has it."""
-    files = find_files(source)
-    found = next((files[name] for name in TOKENIZER_FILES if name in files), None)
-    return None if found is None else SpeechTokenizer(found)
+def tokenizer_of(source: Path) -> SpeechTokenizer:
+    """What hears speech codes for a token2wav model. Raises CheckpointError where it has none."""
+    return SpeechTokenizer(first_of(find_files(source), TOKENIZER_FILES, source))
 
 
 def malformed(thought: str | None, labels: Labels, text: str, thinking: str) -> bool:

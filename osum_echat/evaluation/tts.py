@@ -22,8 +22,8 @@ from osum_echat.evaluation.understanding import WordScore
 from osum_echat.inference.reply import Reply
 from osum_echat.metrics import language_of, normalised_pair
 from osum_echat.tasks import task_for
-from osum_echat.token2wav.model import SPEAKER_FILES, TOKENIZER_FILES, find_files, first_of
-from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, make_prompt
+from osum_echat.token2wav.model import SPEAKER_FILES, find_files, first_of
+from osum_echat.token2wav.voice import SpeakerEncoder, make_prompt
 
 OWN = "own-model"
 HEARD_FILE, LIKENESS_FILE = "heard.jsonl", "similarity.jsonl"
@@ -114,7 +114,7 @@ def _in_voice(run: Run, item: Sentence, prompt: Path, reply: Reply) -> Reply:
     source, speech = _hearing(run.model), run.model.assistant.voice
     if source is None or speech is None:
         raise InputError("this model speaks in voices of its own only; take --no-prompt")
-    voice = make_prompt(prompt, _tokenizer(source), _encoder(source))
+    voice = make_prompt(prompt, echat_eval.tokenizer_of(source), _encoder(source))
     wave = speech(list(reply.speech_tokens), voice, runner.seed_of(run.options.seed, item.key))
     return replace(reply, wave=wave.float().cpu())
 
@@ -128,11 +128,6 @@ def _hearing(model: Model) -> Path | None:
 @cache
 def _encoder(folder: Path) -> SpeakerEncoder:
     return SpeakerEncoder(first_of(find_files(folder), SPEAKER_FILES, folder))
-
-
-@cache
-def _tokenizer(folder: Path) -> SpeechTokenizer:
-    return SpeechTokenizer(first_of(find_files(folder), TOKENIZER_FILES, folder))
 
 
 def recogniser(name: str, model: Model) -> Recogniser:
