@@ -71,8 +71,8 @@ def test_what_a_recording_becomes_is_as_published():
     with np.load(GOLDENS / "token2wav_frontend.npz") as archive:
         heard = {key: torch.from_numpy(archive[key]) for key in archive.files}
     for name, ours, limit in (
-        ("prompt_mel", prompt_mel(heard["wav22050"])[0], 1e-6),
+        ("prompt_mel", prompt_mel(heard["wav22050"])[0], 1e-5),
         ("speaker_features", speaker_features(heard["wav16000"])[0], 5e-4),
-        ("log_mel_128", audio.log_mel(heard["wav16000"], 128), 1e-6),
+        ("log_mel_128", audio.log_mel(heard["wav16000"], 128), 1e-5),
     ):
         assert (ours[::4] - heard[name]).abs().max() <= limit, name
