@@ -212,24 +212,24 @@ def report_path(out: Path) -> Path:
 def run(job: Job[Item], items: Sequence[Item], description: str) -> Report:
     """Do every item and write the lines of all, in their order, to `job.out`.
 
-    Raises InputError for what cannot be written.
+    Raises InputError for what cannot be written, or another process makes at this time.
     """
     try:
         marks = [f"{number} {job.fingerprint(item)}" for number, item in enumerate(items)]
-        journal = job.out.with_name(f".{job.out.name}.journal")
-        done = {} if job.overwrite else _kept(job, journal)
-        whole = done.pop("whole", None)
-        missing = [number for number, mark in enumerate(marks) if mark not in done]
-        if whole is not None and not missing and len(marks) == len(done):
+        path = job.out.with_name(f".{job.out.name}.journal")
+        whole = None if job.overwrite or path.exists() else _whole(job, marks)
+        if whole is not None:
             LOG.info("%s: already made from the same input; --overwrite makes it again", job.out)
             return whole
-        if done:
-            LOG.info("%s: %d of %d parts are there already", job.out, len(marks) - len(missing),
-                     len(marks))  # fmt: skip
-        job.out.parent.mkdir(parents=True, exist_ok=True)
-        _make(job, items, marks, missing, journal, done, description)
-        report = _finish(job, marks, done)
-        journal.unlink()
+        with Journal(path) as journal:
+            done = _kept(job, journal)
+            missing = [number for number, mark in enumerate(marks) if mark not in done]
+            if done:
+                LOG.info("%s: %d of %d parts are there already", job.out,
+                         len(marks) - len(missing), len(marks))  # fmt: skip
+            _make(job, items, marks, missing, journal, done, description)
+            report = _finish(job, marks, done)
+            path.unlink(missing_ok=True)
         return report
     except OSError as error:
         raise InputError(f"{job.out}: not written ({error}); free or change the place") from error
@@ -237,48 +237,56 @@ def run(job: Job[Item], items: Sequence[Item], description: str) -> Report:
 
 def _make(
     job: Job[Item], items: Sequence[Item], marks: Sequence[str], missing: Sequence[int],
-    journal: Path, done: dict[str, Any], description: str,
+    journal: Journal, done: dict[str, Any], description: str,
 ) -> None:  # fmt: skip
     """Make what is missing; each result goes to the journal, and into `done`, at once."""
-    with whole_file(journal) as file:  # what is kept of earlier runs, without what has changed
-        for entry in ({"settings": job.settings}, *done.values()):
-            file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
     wanted = (items[number] for number in missing)
-    with Journal(journal) as kept:
-        made: Iterable[tuple[int, Made]]
-        if job.ray is not None:
-            pool = ray_pool.Pool(job.ray, job.workers)
-            made = ray_pool.as_done(pool, partial(_as_it_is, job.make), wanted)
-        else:
-            made = enumerate(in_order(job.make, wanted, job.workers or 1))
-        for place, one in progress(made, description, len(missing)):
-            number = missing[place]
-            entry = {
-                "item": marks[number], "lines": one.lines,
-                "records": len(one.lines) if one.count is None else one.count,
-                "dropped": [[each.reason, each.detail] for each in one.dropped],
-                "noted": [[each.reason, each.detail] for each in one.noted],
-            }  # fmt: skip
-            kept.write([entry])
-            done[marks[number]] = entry
+    made: Iterable[tuple[int, Made]]
+    if job.ray is not None:
+        pool = ray_pool.Pool(job.ray, job.workers)
+        made = ray_pool.as_done(pool, partial(_as_it_is, job.make), wanted)
+    else:
+        made = enumerate(in_order(job.make, wanted, job.workers or 1))
+    for place, one in progress(made, description, len(missing)):
+        number = missing[place]
+        entry = {
+            "item": marks[number], "lines": one.lines,
+            "records": len(one.lines) if one.count is None else one.count,
+            "dropped": [[each.reason, each.detail] for each in one.dropped],
+            "noted": [[each.reason, each.detail] for each in one.noted],
+        }  # fmt: skip
+        journal.write([entry])
+        done[marks[number]] = entry
 
 
 def _as_it_is(make: Callable[[Item], Made]) -> Callable[[Item], Made]:
     return make
 
 
-def _kept(job: Job[Item], journal: Path) -> dict[str, Any]:
-    """Results of earlier runs by the fingerprint of their item; `whole`: the finished report."""
-    found: dict[str, Any] = {}
-    entries = [entry for _, entry in read_journal(journal)]
-    if entries and entries[0].get("settings") == job.settings:
-        found = {entry["item"]: entry for entry in entries[1:] if entry.get("item")}
-    elif not entries:
-        found = _finished(job)
-    return {
-        mark: entry for mark, entry in found.items()
-        if mark == "whole" or all(job.is_intact(line) for line in entry["lines"])
-    }  # fmt: skip
+def _kept(job: Job[Item], journal: Journal) -> dict[str, Any]:
+    """Results of earlier runs by the fingerprint of their item; the journal begins with them."""
+    begin = {"settings": job.settings}
+    entries = [entry for _, entry in read_journal(journal.path)]
+    goes_on = entries[:1] == [begin] and not job.overwrite
+    if goes_on:
+        found = {entry["item"]: {"noted": []} | entry for entry in entries[1:]}
+    else:
+        found = {} if entries or job.overwrite else _finished(job)
+    found = {mark: entry for mark, entry in found.items()
+             if all(job.is_intact(line) for line in entry["lines"])}  # fmt: skip
+    if not goes_on:
+        journal.clear()
+        journal.write([begin, *found.values()])
+    return found
+
+
+def _whole(job: Job[Item], marks: Sequence[str]) -> Report | None:
+    """The report of a finished run over the very same items, all of it still there."""
+    found = _finished(job)
+    is_there = all(job.is_intact(line) for entry in found.values() for line in entry["lines"])
+    if not found or set(found) != set(marks) or not is_there:
+        return None
+    return _report(job, found.values())
 
 
 def _finished(job: Job[Item]) -> dict[str, Any]:
@@ -299,12 +307,17 @@ def _finished(job: Job[Item]) -> dict[str, Any]:
             place += count
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
         return {}
-    whole = Report(job.out, int(raw["written"]), _counts(raw["left_out"]), _counts(raw["noted"]))
-    return found | {"whole": whole}
+    return found
 
 
-def _counts(told: list[list[str]]) -> dict[str, int]:
-    return dict(Counter(reason for reason, _ in told))
+def _report(job: Job[Item], entries: Iterable[dict[str, Any]]) -> Report:
+    every = list(entries)
+
+    def counts(what: str) -> dict[str, int]:
+        return dict(Counter(reason for entry in every for reason, _ in entry[what]))
+
+    written = sum(entry["records"] for entry in every)
+    return Report(job.out, written, counts("dropped"), counts("noted"))
 
 
 def _finish(job: Job[Item], marks: Sequence[str], done: dict[str, Any]) -> Report:
@@ -313,15 +326,15 @@ def _finish(job: Job[Item], marks: Sequence[str], done: dict[str, Any]) -> Repor
     with whole_file(job.out) as out:
         for entry in entries:
             out.writelines(f"{line}\n".encode() for line in entry["lines"])
-    left_out = [one for entry in entries for one in entry["dropped"]]
-    noted = [one for entry in entries for one in entry.get("noted", [])]
-    written = sum(entry["records"] for entry in entries)
+    made = _report(job, entries)
     write_json(report_path(job.out), {
-        "settings": job.settings, "written": written, "left_out": left_out, "noted": noted,
+        "settings": job.settings, "written": made.written,
+        "left_out": [one for entry in entries for one in entry["dropped"]],
+        "noted": [one for entry in entries for one in entry["noted"]],
         "items": [[entry["item"], len(entry["lines"]), entry["records"], len(entry["dropped"]),
-                   len(entry.get("noted", []))] for entry in entries],
+                   len(entry["noted"])] for entry in entries],
     })  # fmt: skip
-    return Report(job.out, written, _counts(left_out), _counts(noted))
+    return made
 
 
 def in_order(

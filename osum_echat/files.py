@@ -195,6 +195,10 @@ class Journal:
     def close(self) -> None:
         self._file.close()
 
+    def clear(self) -> None:
+        """Take all records out."""
+        self._file.truncate(0)
+
     def write(self, records: Iterable[dict[str, Any]]) -> None:
         """Add records; they are on disk when this returns. Raises InputError on a full disk."""
         data = b"".join(json.dumps(one, ensure_ascii=False).encode() + b"\n" for one in records)

@@ -15,7 +15,7 @@ import pytest
 
 from common_utils import extract_speech_tokens
 from common_utils.jobs import Job, Made, Report, in_order, pieces, records, run
-from osum_echat import audio
+from osum_echat import audio, files
 from osum_echat.data.sources import Dropped
 from osum_echat.errors import CheckpointError, DataError, InputError
 from osum_echat.files import whole_file
@@ -103,6 +103,15 @@ def test_only_what_has_changed_is_made_again(tmp_path: Path, finished: bool):
     job(tmp_path / "out", partial(failing, -1, seen), count=4, marks={3: "repaired"})
     assert (tmp_path / "out").read_text().split() == ["0", "2", "4", "6"]
     assert len(seen) == (1 if finished else 2)
+
+
+def test_a_job_that_another_process_is_doing_is_not_begun(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(files, "_lock", partial(files._lock, wait_s=0.0))
+    told = pytest.raises(InputError, match="another process is writing here")
+    for overwrite in (False, True):
+        with files.Journal(tmp_path / ".out.journal"), told:
+            job(tmp_path / "out", double, overwrite=overwrite)
+    assert job(tmp_path / "out", double).written == 10 and len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_sound_that_is_there_now_is_made_after_all(tmp_path: Path):
