@@ -15,7 +15,6 @@ from osum_echat.serving import chat, page, session, strings
 from osum_echat.serving.chat import MOST_SESSIONS, MOST_TURNS, ChatService, Form, Session
 from osum_echat.serving.feedback import Feedback
 from osum_echat.serving.session import (
-    HEARABLE,
     MENU,
     Conversation,
     Limits,
@@ -120,7 +119,9 @@ def test_a_conversation_can_be_saved(tmp_path, clip):
 
 def test_an_understanding_answer_is_shown_without_its_tags_and_as_written(tmp_path, clip):
     form = Form("listen", ("words", "age", "gender"), clip=clip)
-    _, tab = asked(tmp_path, form, Canned(words=("i lost my kite<CHILD><MALE>",)))
+    assistant = Canned(words=("i lost my kite<CHILD><MALE>",))
+    _, tab = asked(tmp_path, form, assistant)
+    assert assistant.asked[0][0].task == "<TRANSCRIBE> <AGE> <GENDER>"
     reply = tab.turns[0].answers[0]
     assert (reply.text, reply.raw) == ("i lost my kite", "i lost my kite<CHILD><MALE>")
 
@@ -219,20 +220,6 @@ def test_every_word_is_there_in_both_languages():
     assert english.keys() == chinese.keys() and all(english.values()) and all(chinese.values())
     assert strings.preferred("fr-FR,zh-CN;q=0.8,en") == "zh" and strings.preferred("fr") == "en"
     assert strings.word("task_new", "zh") == "new"      # a task that the page has no words for
-
-
-@pytest.mark.parametrize(("ticked", "tag"), [
-    (("words",), "<TRANSCRIBE>"), (("emotion", "age"), "<AGE> <EMOTION>"),
-    (HEARABLE, "<TRANSCRIBE> <CAPTION> <AGE> <GENDER> <EMOTION> <STYLE>"),
-])  # fmt: skip
-def test_what_is_ticked_makes_the_task(ticked, tag):
-    assert session.tag_of("listen", ticked) == tag
-
-
-def test_a_model_is_offered_once_for_each_kind_of_thought_that_it_can_be_told():
-    made = session.served({"a": Canned("both"), "b": Canned("either")})
-    assert [(one.name, one.thinking, one.kind) for one in made] == [
-        ("a", "label", "label"), ("a", "natural", "natural"), ("b", None, "either")]  # fmt: skip
 
 
 # One conversation: history, limits, interrupt.

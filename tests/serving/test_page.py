@@ -85,16 +85,6 @@ def test_every_component_has_words_in_each_language(service):
     assert by_name["send"]["value"] == "发送" and by_name["text"]["visible"] is True
 
 
-@pytest.mark.parametrize(("task", "seen"), [
-    ("s2s", (True, False, False, True)), ("listen", (True, False, True, False)),
-    ("free", (True, True, False, False)), ("tts", (False, True, False, True)),
-    ("t2t", (False, True, False, False)),
-])  # fmt: skip
-def test_a_task_shows_what_it_needs(task, seen):
-    """Recording, text, labels, voice."""
-    assert tuple(update["visible"] for update in page._fitting(task, "en")) == seen
-
-
 def test_a_port_in_use_is_passed_over_or_named():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

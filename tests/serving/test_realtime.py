@@ -76,6 +76,16 @@ class Client:
             data = PCM.encode(np.full(PCM.rate_hz // 10, level, np.float32))
             self.send("input_audio_buffer.append", audio=base64.b64encode(data).decode())
 
+    def say(self) -> None:
+        """Half a second of speech, and the silence that ends a turn."""
+        self.speak(0.5)
+        self.speak(0.8, 0.0)
+
+    def settle(self) -> None:
+        """All that was on its way is seen."""
+        self.send("input_audio_buffer.clear")
+        self.until("input_audio_buffer.cleared")
+
     def update(self, **audio_input: Any) -> dict[str, Any]:
         self.send("session.update", session={"type": "realtime", "audio": {"input": audio_input}})
         return self.until("session.updated")["session"]
@@ -90,17 +100,11 @@ RESPONSE = [
 ]  # fmt: skip
 
 
-def ordered(types: list[str], wanted: list[str]) -> list[str]:
-    """The first places of the wanted types, as they came."""
-    return sorted(wanted, key=types.index)
-
-
 def test_a_spoken_turn_goes_through_all_events_in_order():
     with connected(Server(service())) as client:
         assert client.until("conversation.created")["conversation"]["object"]
         client.update(transcription={"model": "whisper-1"})
-        client.speak(0.5)
-        client.speak(0.8, 0.0)
+        client.say()
         started = client.until("input_audio_buffer.speech_started")
         stopped = client.until("input_audio_buffer.speech_stopped")
         committed = client.until("input_audio_buffer.committed")
@@ -112,7 +116,7 @@ def test_a_spoken_turn_goes_through_all_events_in_order():
         assert perception["emotion"] == {"label": LABELS.emotion}
         done = client.until("response.done")["response"]
         types = client.types()[client.types().index("response.created") :]
-        assert ordered(types, RESPONSE) == RESPONSE
+        assert sorted(RESPONSE, key=types.index) == RESPONSE
         assert (done["status"], done["metadata"]) == ("completed", None)
         assert types.count("osum.perception") == 0      # told before the reply, and once
         assert done["x_osum"]["thought"] == THOUGHT and done["x_osum"]["style"] == {"label": "SOFT"}
@@ -152,8 +156,7 @@ def test_speaking_over_a_reply_ends_it_first_and_then_tells_that_speech_began():
     assistant = Canned(words=("word ",) * 3)
     assistant.times = 5
     with connected(Server(service(assistant))) as client:
-        client.speak(0.5)
-        client.speak(0.8, 0.0)
+        client.say()
         client.until("response.output_audio.delta")
         del client.seen[:]
         client.speak(0.5)
@@ -169,13 +172,11 @@ def test_a_cough_does_not_stop_a_reply_and_half_duplex_hears_nothing_then():
     assert detector.push(0.0, 9 * WINDOW, True) is None and not detector.in_turn
     with connected(Server(service(Canned(times=5)))) as client:
         client.send("session.update", session={"type": "realtime", "x_osum": {"half_duplex": True}})
-        client.speak(0.5)
-        client.speak(0.8, 0.0)
+        client.say()
         client.until("response.output_audio.delta")
         client.speak(0.3)
         client.until("response.done")
-        client.send("input_audio_buffer.clear")
-        client.until("input_audio_buffer.cleared")
+        client.settle()
         assert client.types().count("input_audio_buffer.speech_started") == 1
 
 
@@ -192,15 +193,13 @@ def test_a_turn_without_words_is_not_answered(
     with connected(Server(service(assistant, Done()))) as client:
         told = client.update(turn_detection={"type": kind}, transcription={"model": "own"})
         assert told["audio"]["input"]["turn_detection"]["type"] == kind
-        client.speak(0.5)
-        client.speak(0.8, 0.0)
+        client.say()
         words = client.until("conversation.item.input_audio_transcription.completed")
         assert words["transcript"] == heard
         assert words.get("x_osum", {}).get("event") == ({"label": event} if is_recognized else None)
         if is_answered:
             client.until("response.done")
-        client.send("input_audio_buffer.clear")
-        client.until("input_audio_buffer.cleared")
+        client.settle()
         assert client.types().count("response.created") == is_answered
 
 
@@ -252,8 +251,7 @@ def test_the_second_turn_knows_the_first_as_far_as_it_was_heard():
 def test_a_reply_that_was_prepared_knows_what_was_heard_of_the_one_before():
     assistant = Canned(words=("one ", "two ", "three ", "four"))
     with connected(Server(service(assistant))) as client:
-        client.speak(0.5)
-        client.speak(0.8, 0.0)
+        client.say()
         item = client.until("response.done")["response"]["output"][0]["id"]
         client.speak(0.5)
         client.speak(0.2, 0.0)
@@ -318,8 +316,9 @@ def test_one_response_at_a_time_and_nothing_to_cancel():
 def test_a_response_that_was_asked_for_is_told_at_once():
     waiting = threading.Event()
     with connected(Server(service(Canned(waits=waiting)))) as client:
-        client.send("response.create", response={"instructions": "x", "metadata": {"a": "b"}})
-        assert client.until("response.created")["response"]["metadata"] == {"a": "b"}
+        half = {"a": "\ud83d"}          # half a character ends nothing
+        client.send("response.create", response={"instructions": "x", "metadata": half})
+        assert client.until("response.created")["response"]["metadata"] == half
         waiting.set()
         assert client.until("response.done")["response"]["status"] == "completed"
         assert client.types().count("response.created") == 1
@@ -351,8 +350,7 @@ def test_nothing_of_a_cancelled_reply_comes_after_its_end():
         client.send("response.cancel")
         client.until("response.done")
         time.sleep(reply_stream.SLICE_S + 0.1)
-        client.send("input_audio_buffer.clear")
-        client.until("input_audio_buffer.cleared")
+        client.settle()
         kinds = client.types()
         assert kinds[kinds.index("response.done") + 1 :] == ["input_audio_buffer.cleared"]
 
@@ -401,24 +399,11 @@ def test_a_reply_that_fails_ends_and_the_session_goes_on():
         assert client.until("response.done")["response"]["status"] == "completed"
 
 
-CLIENT_EVENTS = {
-    "session.update": {"session": {"type": "realtime"}},
-    "input_audio_buffer.append": {"audio": ""}, "input_audio_buffer.commit": {},
-    "input_audio_buffer.clear": {},
-    "conversation.item.create": {"item": {"type": "message", "role": "user", "content": []}},
-    "conversation.item.retrieve": {"item_id": "x"}, "conversation.item.delete": {"item_id": "x"},
-    "conversation.item.truncate": {"item_id": "x", "content_index": 0, "audio_end_ms": 1},
-    "response.create": {}, "response.cancel": {}, "output_audio_buffer.clear": {},
-}  # fmt: skip
-
-
 def test_every_client_event_of_the_protocol_is_handled():
-    assert set(protocol.client_events()) == set(HANDLERS) == set(CLIENT_EVENTS)
-    for kind, more in CLIENT_EVENTS.items():
-        check_event({"type": kind, **more})
-        if more:
-            with pytest.raises(EventError, match=kind):
-                check_event({"type": kind})
+    assert set(protocol.client_events()) == set(HANDLERS)
+    check_event({"type": "conversation.item.delete", "item_id": "x"})
+    with pytest.raises(EventError, match=r"conversation\.item\.delete"):
+        check_event({"type": "conversation.item.delete"})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "{}", '{"type": 1}', '{"type": "nope"}',
@@ -576,15 +561,13 @@ def test_a_turn_that_no_reply_answers_has_words_too(error, monkeypatch):
     with connected(Server(service(Canned(error=error)))) as client:
         turn = {"type": "server_vad", "create_response": False}
         client.update(turn_detection=turn, transcription={"model": "own"})
-        client.speak(0.5)
-        client.speak(0.8, 0.0)
+        client.say()
         item = client.until("input_audio_buffer.committed")["item_id"]
         kind = "conversation.item.input_audio_transcription"
         heard = client.until(f"{kind}.completed" if error is None else f"{kind}.failed")
         assert heard["item_id"] == item and "response.created" not in client.types()
         assert heard["transcript"] == HEARD if error is None else "too loud" in str(heard)
-        client.speak(0.5)
-        client.speak(0.8, 0.0)
+        client.say()
         later = client.until("input_audio_buffer.committed")["item_id"]
         assert client.until(heard["type"])["item_id"] == later      # what failed is told once
 
@@ -610,18 +593,8 @@ def test_nothing_of_an_item_is_told_after_it_was_deleted():
         client.send("conversation.item.delete", item_id=item)
         client.until("conversation.item.deleted")
         assert client.types()[-2] == "response.done"
-        client.send("input_audio_buffer.clear")
-        client.until("input_audio_buffer.cleared")
+        client.settle()
         assert client.types()[-2] == "conversation.item.deleted"
-
-
-def test_an_error_names_the_event_that_it_answers_and_half_a_character_ends_nothing():
-    with connected(Server(service())) as client:
-        client.send("conversation.item.create", item={"type": "no"}, event_id="mine")
-        assert client.until("error")["error"]["event_id"] == "mine"
-        client.send("response.create", response={"instructions": "x", "metadata": {"a": "\ud83d"}})
-        assert client.until("response.created")["response"]["metadata"] == {"a": "\ud83d"}
-        assert client.until("response.done")["response"]["status"] == "completed"
 
 
 def test_sound_that_comes_too_fast_is_not_kept():
@@ -635,11 +608,3 @@ def test_sound_that_comes_too_fast_is_not_kept():
         listener.task.cancel()
 
     asyncio.run(flooded())
-
-
-def test_turns_pair_questions_with_replies():
-    part = protocol.part
-    told = [items.Item("user", [part("input_text", "a")]), items.Item("user", clip=b"x"),
-            items.Item("assistant", [part("output_audio", "b")], speech_tokens=(1,))]  # fmt: skip
-    (turn,) = items.turns(told)
-    assert (turn.audio, turn.reply_text, turn.reply_speech) == (b"x", "b", (1,))
