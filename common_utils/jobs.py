@@ -209,6 +209,15 @@ def report_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.report.json")
 
 
+def journal_path(out: Path) -> Path:
+    return out.with_name(f".{out.name}.journal")
+
+
+def is_begun(out: Path) -> bool:
+    """Whether a job has made the output, or a part of it."""
+    return any(path.exists() for path in (out, report_path(out), journal_path(out)))
+
+
 def run(job: Job[Item], items: Sequence[Item], description: str) -> Report:
     """Do every item and write the lines of all, in their order, to `job.out`.
 
@@ -216,7 +225,7 @@ def run(job: Job[Item], items: Sequence[Item], description: str) -> Report:
     """
     try:
         marks = [f"{number} {job.fingerprint(item)}" for number, item in enumerate(items)]
-        path = job.out.with_name(f".{job.out.name}.journal")
+        path = journal_path(job.out)
         whole = None if job.overwrite or path.exists() else _whole(job, marks)
         if whole is not None:
             LOG.info("%s: already made from the same input; --overwrite makes it again", job.out)

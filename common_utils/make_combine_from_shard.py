@@ -66,8 +66,13 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
         chosen.ray,
     )  # fmt: skip
     whole = target.folder / RAW_LIST
-    if whole.exists() and not (job.out.exists() or jobs.report_path(job.out).exists()):
-        raise InputError(f"{whole}: is there, and is no list of this command; choose another OUT")
+    lists = list(map(target.list_of, tars))
+    if whole in lists:
+        raise InputError(f"{tars[lists.index(whole)]}: its list would be {RAW_LIST}, which holds "
+                         "the lines of all; give the tar another name")  # fmt: skip
+    for path in (whole, *lists):
+        if path.exists() and not jobs.is_begun(job.out):
+            raise InputError(f"{path}: is there and no list of this command; choose another OUT")
     report = run(job, tars, "tars")
     with whole_file(target.folder / TAR_ROOT) as file:
         file.write(f"{root}\n".encode())

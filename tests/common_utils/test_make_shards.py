@@ -19,7 +19,7 @@ from common_utils import inspect_data, make_shard_from_raw
 from common_utils.make_shard_from_raw import wav_bytes
 from osum_echat import audio
 from osum_echat.data.loader import ListSettings
-from osum_echat.errors import OsumError
+from osum_echat.errors import InputError, OsumError
 from osum_echat.records import Utterance
 from tests.common_utils import reading
 from tests.common_utils.reading import (
@@ -287,6 +287,23 @@ def test_lists_that_name_no_plain_tars_are_an_error(tmp_path: Path, shard_list: 
             combine(path, tmp_path / "combine")
     shard_list.write_text("-|shard_000000000.tar\n")
     assert combine(shard_list, tmp_path / "combine").written == 3
+
+
+@pytest.mark.parametrize(("tar", "there", "message"), [
+    ("data.tar", "none", "give the tar another name"),
+    ("a.tar", "a.list", "no list of this command"),
+    ("a.tar", "data.list", "no list of this command"),
+])  # fmt: skip
+def test_a_list_of_ones_own_and_that_of_all_lines_are_not_written_over(
+    tmp_path: Path, tar: str, there: str, message: str
+):
+    (tmp_path / there).write_text("mine")
+    with tarfile.open(tmp_path / tar, "w") as archive:
+        add(archive, "a.txt", b"x")
+    with pytest.raises(InputError, match=message):
+        combine(tmp_path / tar, tmp_path)
+    assert {one.name for one in tmp_path.iterdir()} == {tar, there}
+    assert (tmp_path / there).read_text() == "mine"
 
 
 # The doors that make corpora: as printed in the README, and on the fake data.
