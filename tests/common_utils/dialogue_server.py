@@ -26,14 +26,7 @@ from osum_echat.serving.audio_formats import encode_file
 from tests.evaluation.judge_server import Quiet, served
 
 MALFORMED, ERRORS, SLOW = 0.10, 0.05, 0.05
-TIMES = "今天早上 昨天晚上 上个周末 刚才 前几天 放学后 下班路上 吃饭的时候".split()
-PEOPLE = "邻居 同学 老师 表哥 同事 教练 店员 司机 室友 阿姨".split()
-DEEDS = ("送来一盆兰花 借走了我的雨伞 问我要不要学游泳 说想养一只乌龟 修好了旧收音机 教我包饺子 "
-         "把钥匙落在桌上 约我去爬山 给我看老照片 换了新的自行车 种了几棵番茄").split()
-ENDS = "你说我该怎么办呢？ 你怎么看？ 我想听听你的意见。 后来我一直在想这件事。".split()
-COMFORTS = "听得出来你很在意这件事， 我听见你的声音了， 谢谢你告诉我， 慢慢说，我在听，".split()
-ADVICE = ("不妨先休息一下再决定。 可以当面谢谢对方。 明天再聊聊也不迟。 写下来会更清楚。 "
-          "先问问家里人的想法。 顺着自己的心意就好。").split()
+CHARACTERS = "邻居同学老师表哥送来一盆兰花借走雨伞学游泳养只乌龟修旧收音机约爬山看照片换自行车种番"
 
 
 @dataclass
@@ -137,10 +130,8 @@ def dialogue(body: dict[str, Any]) -> str:
     turns = []
     for _ in range(asked.count('{"question"')):
         if "话题" in asked:
-            deed = f"{rng.choice(PEOPLE)}{rng.choice(DEEDS)}"
-            said = f"{rng.choice(TIMES)}，{deed}，{rng.choice(ENDS)}"
-            reply = f"{rng.choice(COMFORTS)}{rng.choice(PEOPLE)}的事，{rng.choice(ADVICE)}"
-            turns.append({"question": said, "reply": reply, "thought": f"用户说{deed}。"})
+            said, reply = ("".join(rng.sample(CHARACTERS, 16)) + "。" for _ in range(2))
+            turns.append({"question": said, "reply": reply, "thought": f"用户说{said}"})
         else:
             one = rng.choice(_fitting(asked))
             turns.append({"question": one.user_text, "reply": one.reply_text,

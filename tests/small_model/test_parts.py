@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import re
 import shutil
 import tarfile
 import zipfile
@@ -26,7 +25,6 @@ from osum_echat.generation.ctc_beam import Bigrams
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.models.lora import LoraSettings
-from osum_echat.paths import HOUSE
 from osum_echat.weights import WEIGHTS_FILE, write_safetensors_file
 
 # Packages of three kinds, and texts that a hash parts.
@@ -47,12 +45,6 @@ def test_parts_are_taken_from_a_folder_whatever_their_kind(tmp_path):
     assert (tmp_path / "parts/one-thing/data.txt").read_text() == "one"
     assert [file.name for file in (tmp_path / "parts/two").iterdir()] == ["a.bin"]
     assert [name for name, _ in contents(two)] == ["package/voices/a.bin", "package/README"]
-
-
-def test_what_reads_the_packed_llm_is_installed_with_the_demo():
-    required = (HOUSE / "requirements.txt").read_text("utf-8")
-    for name in ("gguf", "accelerate"):   # transformers asks both for gguf_file=
-        assert re.search(rf"^{name}==", required, re.MULTILINE), name
 
 
 def test_an_llm_made_a_qwen2_computes_the_same():

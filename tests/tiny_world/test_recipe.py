@@ -143,13 +143,6 @@ def test_the_encoder_gets_its_weights_after_the_conversion(tmp_path: Path):
         assert torch.equal(started.state_dict()[name], value), name
 
 
-def test_half_precision_variables_are_read(tmp_path: Path):
-    values = np.arange(6, dtype=np.float16).reshape(2, 3) / 3
-    write_ctranslate2(tmp_path / "model.bin", {"a": values, "b": np.int16(7)})
-    raw = whisper_ctranslate2.read(tmp_path / "model.bin")
-    assert torch.equal(raw["a"], torch.from_numpy(values)) and raw["b"].item() == 7
-
-
 def test_a_file_cut_short_or_missing_is_one_clear_line(tmp_path: Path, capsys):
     path = tmp_path / "model.bin"
     write_ctranslate2(path, ctranslate2_variables(encoder(1)))
