@@ -292,15 +292,6 @@ def test_a_sound_that_is_there_now_or_another_is_answered_anew(run: Run, tmp_pat
     assert results(out) == first and not first[0].keys() & {"sounds", "tries", "asked"}
 
 
-def test_what_was_asked_anew_counts_in_whichever_part_it_stands(tmp_path: Path) -> None:
-    job = job_of(write_world(tmp_path, 4)["understand"], tmp_path / "out", task="asr")
-    for rank in (0, 1):
-        finish(job, Rank(rank, 2))
-    for wav in tmp_path.rglob("*.wav"):
-        os.utime(wav, (1, 1))
-    assert finish(job).asked and not finish(job).asked      # all by the first rank now, once
-
-
 def test_a_line_that_is_lost_before_the_list_is_read_is_told_by_the_exit_code(
     run: Run, tmp_path: Path
 ) -> None:

@@ -133,7 +133,8 @@ BAD = [{"relevance": 101}, {"relevance": -1}, {"relevance": "80"}, {"relevance":
     (scores(70), 70), (f"```json\n{scores(70)}\n```", 70),
     (f"Let me think {{not this}}. {scores(70)} That is all.", 70),
     (f'{{"other": 1}} {scores(70)}', 70), (HALF, 60), ("", None), ("80", None),
-    ('{"scores": {"relevance": 80}}', None), ("{" * 5000, None),
+    ('{"scores": {"relevance": 80}}', None), ("{" * 5000, None), (scores(100), 100),
+    (scores(10).replace("10", "1" + "0" * 400), None),
     *((json.dumps({"scores": dict.fromkeys(NAMES, 70) | one}), None) for one in BAD),
 ])  # fmt: skip
 def test_complete_scores_are_found_whatever_stands_around_them(answer, overall):
@@ -180,8 +181,3 @@ def test_chinese_is_asked_about_and_judged_in_chinese():
     assert "回复" in text and "You judge" not in text
     found = JUDGE.judge(CHINESE).scores
     assert found["perception"] == 100 and found["relevance"] > 50
-
-
-def test_a_number_beyond_every_float_is_no_score():
-    assert RUBRIC.read(scores(10).replace("10", "1" + "0" * 400)) is None
-    assert RUBRIC.read(scores(100)) is not None

@@ -94,13 +94,6 @@ def test_a_name_between_dollars_is_no_formula():
     assert r"$\cost$" in drawn
 
 
-def test_more_systems_than_a_page_holds_are_refused(made):
-    folder, _ = made
-    systems = [f"S{number}={folder / 'first'}" for number in range(11)]
-    with pytest.raises(InputError, match="11 systems; a page holds 10"):
-        listen("human", "--make", *systems, "--out", folder / "many")
-
-
 def test_alpha_is_that_of_krippendorffs_example():
     """Krippendorff 2011, section D: four observers, twelve units, interval data: 0.849."""
     rows = ("1 2 3 3 2 1 4 1 2 . . .", "1 2 3 3 2 2 4 1 2 5 . 3", ". 3 3 3 2 3 4 2 2 5 1 .",

@@ -16,7 +16,7 @@ from osum_echat.errors import CheckpointError, InputError
 from osum_echat.evaluation import __main__ as door
 from osum_echat.evaluation.echat_eval import TIMED
 from osum_echat.evaluation.reply_emotion import EMOTIONS_FILE
-from osum_echat.evaluation.runner import FAULTS_IN_A_ROW, Isolated, Model, digest_of, settle
+from osum_echat.evaluation.runner import FAULTS_IN_A_ROW, Isolated, Model, digest_of
 from osum_echat.files import KeyedJournal
 from osum_echat.paths import HOUSE, TINY
 from tests.evaluation.judge_server import JudgeServer, serving
@@ -140,16 +140,6 @@ def test_another_model_in_the_same_place_is_told(tmp_path, place):
         file.seek(place - place % (1 << 20))
         file.write(bytes([1]) * (1 << 20))
     assert digest_of(str(tmp_path)) != before
-
-
-def test_settings_count_from_the_first_answer_on(tmp_path):
-    answers = tmp_path / "answers.jsonl"
-    for number in (1, 2):
-        settle(tmp_path, {"number": number}, answers=[answers])
-    answers.write_text("{}\n")
-    settle(tmp_path, {"number": 2}, answers=[answers])
-    with pytest.raises(InputError, match=r"another number \(2, not 3\)"):
-        settle(tmp_path, {"number": 3}, answers=[answers])
 
 
 @pytest.mark.parametrize("text, told", [

@@ -14,7 +14,6 @@ from osum_echat.evaluation.understanding import UtteranceList, grade, with_noise
 from osum_echat.metrics import NO_LABEL
 from osum_echat.records import LIST_KEYS, Labels, Turn, Utterance
 from tests.data.forms import raw_rows, write_lines, write_shard
-from tests.data.world import write_world
 from tests.evaluation.spoken import Spoken, scored, write_wav
 
 TAG = "<TRANSCRIBE> <AGE> <EMOTION>"
@@ -134,21 +133,6 @@ def test_failures_are_counted_and_in_no_figure() -> None:
     assert "1 records could not be read" in told and "1 records are left out" in told
 
 
-def test_a_grade_is_json_and_a_table() -> None:
-    pairs = [("SAD", "SAD"), ("SAD", "HAPPY"), ("HAPPY", "HAPPY")]
-    found = grade([
-        record("<TRANSCRIBE> <EMOTION>", "we won", "we want", labels=labels(emotion=heard),
-               reference_labels=labels(emotion=said))
-        for said, heard in pairs
-    ])  # fmt: skip
-    plain = json.loads(json.dumps(found.to_json()))["tasks"]["<TRANSCRIBE> <EMOTION>"]
-    assert plain["words"]["english"]["found"]["rate"] == 0.5
-    assert plain["labels"]["emotion"]["counts"] == [[1, 0], [1, 1]]
-    assert plain["labels"]["emotion"]["accuracy"] == pytest.approx(2 / 3)
-    assert [line.split() for line in table(found).splitlines()[-3:]] == [
-        ["HAPPY", "SAD"], ["HAPPY", "1", "."], ["SAD", "1", "1"]]  # fmt: skip
-
-
 def keys(utterances: UtteranceList) -> list[str]:
     every = [utterances.read(index) for index in range(len(utterances))]
     return [one.key for one in every if isinstance(one, Utterance)]
@@ -166,16 +150,6 @@ def test_a_yaml_reads_each_entry_once_and_leaves_out_weight_0(tmp_path: Path) ->
     utterances = UtteranceList(str(tmp_path / "data.yaml"))
     assert keys(utterances) == ["u0", "u1", "u2", "u3", "u4", "u0", "u1", "u2"]
     assert [entry["name"] for entry in utterances.identity()] == ["tts", "shard"]
-
-
-def test_a_limit_cuts_and_the_identity_is_that_of_the_content(tmp_path: Path) -> None:
-    path = write_world(tmp_path, 5)["tts"]
-    whole, cut = UtteranceList(str(path)), UtteranceList(str(path), 2)
-    assert keys(cut) == ["u0", "u1"] and len(UtteranceList(str(path), 99)) == 5
-    before = whole.identity()
-    assert before == cut.identity()
-    path.write_text(path.read_text().replace("Hello", "Hallo"))
-    assert UtteranceList(str(path)).identity() != before
 
 
 def test_where_no_labels_are_asked_none_are_wrong(tmp_path):
