@@ -37,9 +37,11 @@ def engine():
     made.close()
 
 
-@pytest.mark.parametrize("piece", [1, 3, 64])
-def test_callers_get_the_tokens_that_they_would_get_alone(engine, monkeypatch, piece: int):
+@pytest.mark.parametrize(("piece", "rows"), [(1, 8), (3, 2), (64, 8)])
+def test_callers_get_the_tokens_that_they_would_get_alone(monkeypatch, piece: int, rows: int):
+    """Where there are more callers than rows, they wait for their turn."""
     monkeypatch.setattr("osum_echat.generation.batch_engine.PIECE_TOKENS", piece)
+    engine = BatchEngine(network(), most_rows=rows)
     given = prompts(engine.model)
     lengths = [40, 7, 25, 12, 33, 3]
     alone = []
@@ -50,18 +52,9 @@ def test_callers_get_the_tokens_that_they_would_get_alone(engine, monkeypatch, p
     with ThreadPoolExecutor(len(given)) as pool:
         found = list(pool.map(lambda one: list(engine.decode(*one)),
                               zip(given, answers, strict=True)))  # fmt: skip
+    engine.close()
     for tokens, answer, (wanted, own) in zip(found, answers, alone, strict=True):
         assert tokens == wanted and answer.stopped_by == own.stopped_by
-
-
-def test_more_callers_than_rows_wait_for_their_turn():
-    engine = BatchEngine(network(), most_rows=2)
-    given = prompts(engine.model)
-    with ThreadPoolExecutor(len(given)) as pool:
-        tokens = pool.map(lambda one: list(engine.decode(one, answer_to("t2t", 9))), given)
-        found = [len(one) for one in tokens]
-    engine.close()
-    assert max(found) <= 9 and min(found) >= 1
 
 
 def test_what_a_prompt_begins_with_may_be_read_ahead(engine):

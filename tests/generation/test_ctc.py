@@ -12,7 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from osum_echat.errors import CheckpointError
 from osum_echat.generation import ctc_beam
 from osum_echat.generation.ctc_beam import LETTER, Bigrams, WordScorer, beam_search, llm_scores
-from osum_echat.generation.ctc_prefix import CtcPrefix, CtcPrefixScorer, leading_labels
+from osum_echat.generation.ctc_prefix import CtcPrefix, CtcPrefixScorer
 from osum_echat.weights import write_safetensors_file
 
 IDS, STEPS = 3, 5
@@ -60,11 +60,6 @@ def test_a_doubtful_writer_writes_what_the_steps_say():
     assert history == [0, 2, 1]
     after = reads(history, torch.zeros(8))
     assert int(after.argmax()) >= 4                      # nothing is left but an end
-
-
-def test_labels_before_the_words_are_skipped():
-    assert leading_labels(sure(4, 4, 6, 5, 0, 4), WORDS) == [4, 5]
-    assert leading_labels(sure(6, 0, 4), WORDS) == [] and leading_labels(sure(6, 6), WORDS) == []
 
 
 def test_after_the_words_only_labels_are_weighed_and_without_words_from_the_start():

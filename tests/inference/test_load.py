@@ -11,7 +11,6 @@ from osum_echat import device as devices
 from osum_echat.errors import InputError
 from osum_echat.inference import load
 from osum_echat.models import checkpoint
-from osum_echat.models.settings import read_settings
 from tests.tiny_model import changed_model
 from tests.tiny_network import save_published
 
@@ -75,14 +74,6 @@ def test_two_models_share_the_voice_and_what_is_equal(model_directory: Path, tmp
     apart = {name for name in mine if mine[name].data_ptr() != theirs[name].data_ptr()}
     assert apart == {"speech_head.bias"}
     assert torch.equal(theirs["speech_head.bias"], mine["speech_head.bias"] + 1)
-
-
-def test_upstreams_settings_force_no_kind_of_thought(tmp_path: Path):
-    golden = Path(__file__).parents[1] / "goldens" / "model"
-    found = load.pretrained.find(golden)
-    settings = load.GenerationSettings.of(found)
-    assert settings.thinking == "either" and found.is_upstream
-    assert read_settings(found.settings).speech_codes > 0
 
 
 @pytest.mark.parametrize("key", ["ctc_weight", "hearing"])

@@ -594,10 +594,3 @@ def test_the_newest_step_is_the_one_that_latest_names(tmp_path: Path):
     assert checkpoint.deepspeed_states(tmp_path) is None
     with pytest.raises(CheckpointError, match=r"weights in pieces .*convert_checkpoint\.py"):
         pretrained.find(GOLDENS / "deepspeed" / "zero3")
-
-
-def test_lora_layers_without_their_alpha_are_not_guessed(tmp_path: Path):
-    save_published(tmp_path / "lora.pt", lora_network())
-    checkpoint.write_settings(tmp_path, SETTINGS)
-    with pytest.raises(CheckpointError, match="its settings no alpha"):
-        convert(tmp_path / "lora.pt", tmp_path / "out", "ours")

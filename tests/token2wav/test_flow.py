@@ -20,19 +20,6 @@ def voice(tokens: int, frames: int) -> VoicePrompt:
     )
 
 
-@pytest.mark.parametrize("count", [1, 2, 40, 41])
-def test_every_length_gives_its_frames(count: int):
-    tokens = torch.zeros(1, count, dtype=torch.long)
-    assert mel_of(tiny_flow(), tokens).shape == (1, 80, frames_for(count, 25))
-
-
-@pytest.mark.parametrize("prompt", [voice(5, 17), voice(4, 0), voice(0, 0)])
-def test_a_prompt_changes_the_sound_but_not_the_length(prompt: VoicePrompt):
-    flow = tiny_flow()
-    plain, led = mel_of(flow, TOKENS), mel_of(flow, TOKENS, prompt)
-    assert plain.shape == led.shape and not torch.equal(plain, led)
-
-
 def test_normalisation_reaches_the_loss():
     flow = tiny_flow(replace(FLOW, mel_mean=-5.5, mel_scale=2.2))
     mel = torch.randn(2, 31, 80)
