@@ -1,10 +1,8 @@
 """Claims about the builder of dialogues: nothing planned is missing, nothing paid is paid twice."""
 
 import json
-import multiprocessing
-import time
+import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +30,7 @@ from osum_echat.thinking import read_thought
 from osum_echat.training import experiment, trainer
 from tests.common_utils.dialogue_server import Server, serving
 from tests.training.experiment import MODEL, write_experiment
+from tests.training.processes import kill_when
 
 HOUSE = Path(__file__).parents[2]
 ASSETS = HOUSE / "build" / "assets"
@@ -221,20 +220,6 @@ def journaled(out: Path) -> int:
     return sum(len(path.read_bytes().splitlines()) for path in out.rglob("calls/**/*.jsonl"))
 
 
-def kill_when(words: list[str], is_time: Callable[[], bool]) -> None:
-    """Start a build in a process of its own, and end it as a power cut does."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["common_utils.build_dialogues.__main__"])
-    one = context.Process(target=main, args=(words,))
-    one.start()
-    limit = time.monotonic() + 120
-    while not is_time() and one.is_alive() and time.monotonic() < limit:
-        time.sleep(0.02)
-    assert one.is_alive(), "it ended before it could be killed"
-    one.kill()
-    one.join()
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """A corpus whose build was killed while it wrote, while it was judged and while it spoke."""
@@ -246,11 +231,12 @@ def built(tmp_path_factory):
 
     with serving(server):
         words = [str(config(folder, server.url)), "--out", str(out)]
+        command = [sys.executable, "-m", "common_utils.build_dialogues", *words]
         for hold_after in (12, 45):
             server.release(hold_after)
-            kill_when(words, is_waiting)
+            assert kill_when(command, is_waiting)
         server.release()
-        kill_when(words, lambda: len(list(out.glob("wav/*.wav"))) >= 8)
+        assert kill_when(command, lambda: len(list(out.glob("wav/*.wav"))) >= 8)
         assert main(words) == 0
         before = server.asked.total()
         assert main(words) == 0 and server.asked.total() == before

@@ -3,9 +3,7 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,11 +16,12 @@ from common_utils.jobs import Job, Made, Report, in_order, pieces, records, run
 from osum_echat import audio, files
 from osum_echat.data.sources import Dropped
 from osum_echat.errors import CheckpointError, DataError, InputError
-from osum_echat.files import whole_file
 from osum_echat.paths import TINY
 from osum_echat.records import Utterance
 from osum_echat.token2wav.voice import SpeechTokenizer
 from tests.common_utils.reading import read_all, rows_of, run_tool, shards, write_noise, write_raw
+from tests.training import processes
+from tests.training.processes import kill_when
 
 
 def double(number: int) -> Made:
@@ -130,20 +129,6 @@ def test_a_sound_that_is_there_now_is_made_after_all(tmp_path: Path):
     assert shards(raw, tmp_path / "out", "--per-tar", "2").written == 3
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path):
-    path = tmp_path / "sub" / "a"
-    with pytest.raises(RuntimeError), whole_file(path) as file:
-        file.write(b"half")
-        raise RuntimeError
-    assert list(path.parent.iterdir()) == []
-    with whole_file(path) as file:
-        file.write(b"whole")
-        assert not path.exists()
-    assert path.read_bytes() == b"whole"
-    with pytest.raises(InputError, match="not written"), whole_file(path / "b") as file:
-        pass
-
-
 def end_itself(number: int) -> int:
     """What the kernel does to a process that takes too much memory."""
     if number == 3:
@@ -176,17 +161,11 @@ def test_a_killed_conversion_loses_nothing(tmp_path: Path):
     out = tmp_path / "out"
     command = [sys.executable, "common_utils/make_shard_from_raw.py", str(raw), str(out),
                "--per-tar", "2", "--workers", "2"]  # fmt: skip
-    process = subprocess.Popen(command, start_new_session=True)
     journal = out / ".shards_list.txt.journal"
-    give_up = time.monotonic() + 120
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
-        assert process.poll() is None and time.monotonic() < give_up
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    assert kill_when(command, lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 4)
     assert not (out / "shards_list.txt").exists()
     done = journal.read_bytes().count(b"\n") - 1
-    assert subprocess.run(command, check=True, capture_output=True).returncode == 0
+    processes.run(command)
     for tar in sorted((tmp_path / "whole").glob("*.tar")):
         assert (out / tar.name).read_bytes() == tar.read_bytes()
     assert json.loads((out / "shards_list.txt.report.json").read_text())["written"] == 40
@@ -290,28 +269,6 @@ def test_a_clip_longer_than_the_tokenizer_hears_is_named_with_it(raw, tmp_path, 
     left_out = json.loads((tmp_path / "new.list.report.json").read_text())["left_out"]
     assert len(left_out) == 3 and len(tokens_of(tmp_path / "new.list")) == 3
     assert "(record 1): " in left_out[0][1] and "reply.wav: 3.0 s, longer than" in left_out[0][1]
-
-
-def test_a_restart_listens_only_to_the_rest(raw: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(extract_speech_tokens, "PORTION", 1)
-    heard: list[str] = []
-    whole = extract_speech_tokens.Extraction.__call__
-
-    def until_third(self, piece):
-        heard.append(piece.first)
-        if heard == [1, 2, 3]:
-            raise KeyboardInterrupt
-        return whole(self, piece)
-
-    monkeypatch.setattr(extract_speech_tokens.Extraction, "__call__", until_third)
-    with pytest.raises(KeyboardInterrupt):
-        extract(raw, tmp_path / "new.list")
-    assert not (tmp_path / "new.list").exists()
-    extract(raw, tmp_path / "new.list")
-    assert heard == [1, 2, 3, 3, 4, 5, 6]
-    monkeypatch.undo()
-    extract(raw, tmp_path / "at_once.list")
-    assert tokens_of(tmp_path / "new.list") == tokens_of(tmp_path / "at_once.list")
 
 
 def test_what_is_wrong_is_told_before_the_work(raw: Path, tmp_path: Path):

@@ -1,9 +1,6 @@
 """Claims about every run: a kill costs one item at most, and the scores are those of one run."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -18,13 +15,14 @@ from osum_echat.evaluation.echat_eval import TIMED
 from osum_echat.evaluation.reply_emotion import EMOTIONS_FILE
 from osum_echat.evaluation.runner import FAULTS_IN_A_ROW, Isolated, Model, digest_of
 from osum_echat.files import KeyedJournal
-from osum_echat.paths import HOUSE, TINY
-from tests.evaluation.judge_server import JudgeServer, serving
+from osum_echat.paths import TINY
 from tests.evaluation.judge_server import scores as judged_scores
+from tests.evaluation.judge_server import serving
 from tests.evaluation.spoken import Spoken, model, scored, write_queries, write_wav
+from tests.training.processes import kill_when
+from tests.training.processes import run as run_to_end
 
 QUERIES = 7                             # 4 are asked alone, 3 share a batch
-LONGEST_S = 400
 
 
 def run(data, out, assistant, *more):
@@ -232,31 +230,6 @@ def write_one_question(folder: Path) -> Path:
     return path
 
 
-def start(data: Path, out: Path, judge: JudgeServer) -> subprocess.Popen:
-    command = [sys.executable, "-m", "osum_echat.evaluation", "echat_eval", "--model", str(TINY),
-               "--data", str(data), "--out", str(out), "--thinking", "label", "--judge", "chat",
-               "--judge-model", "judge-x", "--judge-workers", "1"]  # fmt: skip
-    environment = os.environ | {"OPENAI_BASE_URL": judge.url, "OPENAI_API_KEY": "none",
-                                "OMP_NUM_THREADS": "1"}  # fmt: skip
-    return subprocess.Popen(command, cwd=HOUSE, env=environment, stderr=subprocess.PIPE)
-
-
-def finish(data: Path, out: Path, judge: JudgeServer) -> None:
-    _, told = start(data, out, judge).communicate(timeout=LONGEST_S)
-    assert (out / "report.html").exists(), told.decode()
-
-
-def killed(data: Path, out: Path, judge: JudgeServer, when: Callable[[], bool]) -> None:
-    """Start the command and kill it as soon as `when` says so."""
-    process = start(data, out, judge)
-    deadline = time.monotonic() + LONGEST_S
-    while not when():
-        assert process.poll() is None and time.monotonic() < deadline, "it ended before the kill"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
 def count(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -269,11 +242,17 @@ def test_killed_at_many_moments_it_ends_as_one_run_and_no_answer_is_asked_for_tw
         time.sleep(0.3)                 # so that a kill may fall into a request
         return [judged_scores(10 * (len(body["messages"][1]["content"]) % 9))]
 
+    def command(out: Path) -> list[str]:
+        return [sys.executable, "-m", "osum_echat.evaluation", "echat_eval", "--model", str(TINY),
+                "--data", str(data), "--out", str(out), "--thinking", "label", "--judge", "chat",
+                "--judge-model", "judge-x", "--judge-workers", "1"]  # fmt: skip
+
     with serving(slow) as judge:
-        finish(data, tmp_path / "whole", judge)
+        run_to_end(command(tmp_path / "whole"), OPENAI_BASE_URL=judge.url, OPENAI_API_KEY="none")
         assert len(judge.requests) == QUERIES
     out = tmp_path / "killed"
     with serving(slow) as judge:
+        settings = {"OPENAI_BASE_URL": judge.url, "OPENAI_API_KEY": "none"}
         moments: list[Callable[[], bool]] = [
             lambda: (out / "settings.json").exists(),
             lambda: count(out / "predictions.jsonl") >= 1,
@@ -283,8 +262,8 @@ def test_killed_at_many_moments_it_ends_as_one_run_and_no_answer_is_asked_for_tw
             lambda: len(judge.requests) >= 5,                       # while the judge thinks
         ]
         for moment in moments:
-            killed(data, out, judge, moment)
-        finish(data, out, judge)
+            assert kill_when(command(out), moment, **settings)
+        run_to_end(command(out), **settings)
         asked = Counter(json.dumps(one["messages"]) for one in judge.requests)
     assert scores(out) == scores(tmp_path / "whole")
     kept = [json.loads(line)["key"] for line in (out / "judgements.jsonl").read_text().splitlines()]

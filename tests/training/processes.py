@@ -1,4 +1,4 @@
-"""Processes of train.py on this machine: run to their end, or killed on the way."""
+"""Processes on this machine, those of train.py among them: run to their end, or killed before."""
 
 import os
 import signal
@@ -21,26 +21,31 @@ def command(path: Path, *overrides: str, script: str = "train.py", processes: in
     return [*start, str(ROOT / script), *option, str(path), *overrides]
 
 
-def environment() -> dict[str, str]:
+def environment(**more: str) -> dict[str, str]:
     """One thread each, on the CPU."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": str(ROOT)}  # fmt: skip
+            "PYTHONPATH": str(ROOT), **more}  # fmt: skip
 
 
-def run(words: list[str]) -> None:
+def run(words: list[str], **settings: str) -> None:
     """Run to the end; AssertionError tells what they said where they fail."""
     ended = subprocess.run(words, cwd=ROOT, timeout=TIMEOUT_S, capture_output=True, text=True,
-                           env=environment(), check=False)  # fmt: skip
+                           env=environment(**settings), check=False)  # fmt: skip
     assert ended.returncode == 0, ended.stderr
 
 
-def kill_when(words: list[str], is_time: Callable[[], bool], whole_group: bool = True) -> bool:
+def kill_when(
+    words: list[str], is_time: Callable[[], bool], whole_group: bool = True, **settings: str
+) -> bool:
     """Start, and kill -9 at that time; False where they ended before.
 
-    whole_group: with all their children, or else the first process alone.
+    whole_group: with all their children, or else the first process alone; settings: of the
+    environment.
     """
-    running = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    running = subprocess.Popen(
+        words, cwd=ROOT, env=environment(**settings), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
     limit = time.monotonic() + TIMEOUT_S
     while not is_time() and running.poll() is None and time.monotonic() < limit:
         time.sleep(0.005)

@@ -1,10 +1,8 @@
 """Claims about experiments: what their YAML says, and what a training starts from."""
 
-import re
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,9 +23,6 @@ from tests.training.experiment import write_experiment
 CONF = Path(__file__).parents[2] / "conf"
 SHIPPED = sorted(CONF.glob("*/stage*.yaml"))
 MANIFESTS = sorted(CONF.glob("osum_echat/data_*.yaml"))
-VALUE = re.compile(r"\s*\w+: *[^#\s]")
-
-
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     return write_experiment(tmp_path_factory.mktemp("experiment"))
@@ -38,15 +33,6 @@ def path(tmp_path_factory):
 def test_the_shipped_stages_are_read(shipped):
     data = experiment.load(shipped).data
     assert data.lists or data.manifests
-
-
-@pytest.mark.parametrize("shipped", [*SHIPPED, *CONF.glob("*/model.yaml")],
-                         ids=lambda one: f"{one.parent.name} {one.stem}")  # fmt: skip
-def test_every_shipped_value_is_commented(shipped):
-    lines = shipped.read_text(encoding="utf-8").splitlines()
-    bare = [line for before, line in pairwise(lines)
-            if VALUE.match(line) and "#" not in line and not before.lstrip().startswith("#")]
-    assert bare == []
 
 
 def test_the_published_mix_is_readable_and_each_kind_has_its_file():

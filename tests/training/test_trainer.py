@@ -24,7 +24,6 @@ from osum_echat.training.metric_logger import (
     QUIET_STEPS,
     WARM_STEPS,
     EarlyWarnings,
-    MetricLogger,
 )
 from osum_echat.training.scheduler import ScheduleSettings, learning_rate
 from osum_echat.training.stages import group_of
@@ -196,14 +195,6 @@ def test_a_stop_or_full_disk_while_saving_leaves_the_one_before(
     file.write_bytes(whole[:start] + b"\xff" * 40 + whole[start + 40 :])
     with pytest.raises(CheckpointError, match=r"state\.pt: cannot be read .*; remove .*step_0"):
         run(path, "run.steps=3")
-
-
-def test_lines_are_cut_off_but_never_added_by_a_file_that_is_shorter(tmp_path):
-    metrics = MetricLogger(tmp_path / trainer.METRICS_FILE)
-    metrics.write_check(1, {}, {})
-    text = (tmp_path / trainer.METRICS_FILE).read_text()
-    metrics.cut(1000)
-    assert (tmp_path / trainer.METRICS_FILE).read_text() == text
 
 
 def test_a_step_without_tokens_moves_nothing_and_one_without_memory_is_told(path, monkeypatch):
