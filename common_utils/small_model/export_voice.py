@@ -22,7 +22,7 @@ from common_utils.small_model.hibari import STYLES
 from common_utils.small_model.speech_rows import VOICE
 from common_utils.small_model.thinker import TOKENIZER_FILES
 from common_utils.tiny_world.assemble import write_halves
-from common_utils.token2wav_recipe.runs import VoiceRow, read_list
+from common_utils.token2wav_recipe.runs import VoiceRow, read_lists
 from common_utils.token2wav_recipe.train_flow import speech_tokens
 from common_utils.token2wav_recipe.train_tokenizer import export_units, with_learnt
 from osum_echat import audio, cli
@@ -67,7 +67,7 @@ def style_voice(rows: Sequence[VoiceRow], style: str) -> VoicePrompt:
         codes = speech_tokens(row)
         if row.voice != style or not least <= len(codes) <= most:
             continue
-        mel = prompt_mel(audio.load(row.wav, SAMPLE_RATE_HZ))
+        mel = prompt_mel(row.load(SAMPLE_RATE_HZ))
         frames = min(mel.shape[1], frames_for(len(codes), 25))
         return VoicePrompt(torch.tensor([codes]), mel[:, :frames], style_vectors()[style])
     raise DataError(f"no recording in the style {style} of {least} to {most} speech tokens")
@@ -87,7 +87,7 @@ def write_token2wav(voice: Path, out: Path) -> Token2Wav:
     """Flow, vocoder, what the units learnt, and a voice for each style; read back to be sure."""
     write_halves({part: voice / part for part in ("vocoder", "flow")}, out)
     shutil.copyfile(voice / UNITS_FILE, out / UNITS_FILE)
-    rows = read_list(voice / VOICE)
+    rows = read_lists([voice / VOICE])
     for style in STYLES:
         made = style_voice(rows, style)
         made.save(out / f"voice_{style}.safetensors")

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -11,14 +11,16 @@ import torch
 import yaml
 from torch import Tensor
 
-from osum_echat import cli, settings
+from osum_echat import audio, cli, settings
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.files import locked, text_lines
 from osum_echat.logs import logger, out
+from osum_echat.records import Utterance
 from osum_echat.training import state as states
 from osum_echat.training.scheduler import ScheduleSettings, learning_rate
 
 METRICS_FILE = "metrics.jsonl"
+LEAST_S = 0.025                         # of sound in a row: a window of features
 HARMLESS = ("limits.", "output", "out", "device", "schedule.total_steps", "schedule.budget_minutes")
 
 T = TypeVar("T")
@@ -28,43 +30,60 @@ log = logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class VoiceRow:
-    """One recording. `voice` is None where the list does not name it."""
+    """One recording. `voice` is None where the list does not name it; tokens: () where it has none.
+    """
 
-    key: str
+    where: str
     wav: Path
+    segment_s: tuple[float, float] | None
     voice: str | None
+    tokens: tuple[int, ...]
     raw: Mapping[str, Any]
 
+    def load(self, rate_hz: int = audio.SAMPLE_RATE_HZ) -> Tensor:
+        """Its part of the wav: (samples,). Raises DataError for one that is too short to be used.
+        """
+        samples = audio.load(self.wav, rate_hz, self.segment_s)
+        if len(samples) < int(LEAST_S * rate_hz):
+            raise DataError(f"{self.where}: {self.wav}: {len(samples) / rate_hz:.3f} s of sound, "
+                            f"need {LEAST_S} s; leave the row out")  # fmt: skip
+        return samples
 
-def read_list(path: Path) -> list[VoiceRow]:
-    """The rows of a raw list; wav paths are relative to the list's folder, or absolute."""
-    try:
-        with path.open("rb") as file:
-            lines = list(text_lines(file))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give the path of a raw list") from error
-    rows = []
-    for line in lines:
-        if line.text is None:
-            raise DataError(f"{path}, line {line.number}: {line.problem}; correct the line")
-        if line.text.strip():
-            rows.append(_row(line.text, path, line.number))
+
+def read_lists(paths: Sequence[str | Path]) -> list[VoiceRow]:
+    """The rows of raw lists; wav paths are relative to the list's folder, or absolute."""
+    rows = [row for path in paths for row in _rows(Path(path))]
     if not rows:
-        raise DataError(f"{path}: holds no rows")
+        raise DataError(f"{', '.join(map(str, paths)) or 'no list'}: holds no rows")
     return rows
 
 
-def _row(line: str, path: Path, number: int) -> VoiceRow:
-    where = f"{path}, line {number}"
+def _rows(path: Path) -> Iterator[VoiceRow]:
+    try:
+        with path.open("rb") as file:
+            for line in text_lines(file):
+                where = f"{path}, line {line.number}"
+                if line.text is None:
+                    raise DataError(f"{where}: {line.problem}; correct the line")
+                if line.text.strip():
+                    yield _row(line.text, where, path.parent)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give the path of a raw list") from error
+
+
+def _row(line: str, where: str, folder: Path) -> VoiceRow:
     try:
         raw = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON ({error})") from error
-    if not isinstance(raw, dict) or "wav" not in raw:
+    if not isinstance(raw, dict):
+        raise DataError(f"{where}: a {type(raw).__name__}, need a JSON object")
+    found = Utterance.from_json({"txt": ""} | raw | {"key": where}, where, folder).user
+    if not isinstance(found.audio, Path):
         raise DataError(f"{where}: no `wav`; every row needs one")
     voice = raw.get("voice", raw.get("speaker"))
-    key = str(raw.get("key", number))
-    return VoiceRow(key, path.parent / raw["wav"], None if voice is None else str(voice), raw)
+    return VoiceRow(where, found.audio, found.segment_s, None if voice is None else str(voice),
+                    found.reply_speech, raw)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

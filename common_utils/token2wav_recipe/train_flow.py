@@ -28,6 +28,7 @@ from osum_echat.training.stages import WeightAverage
 LOG = logs.logger(__name__)
 FLOW_FILE, SIZES_FILE = "flow.safetensors", "flow.yaml"
 HELD_OUT_SEED = 1
+MOST_APART_S = 0.5                  # speech tokens and sound of a row: else they are of another
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +109,9 @@ class Recordings:
 
 def speech_tokens(row: VoiceRow) -> tuple[int, ...]:
     """The speech tokens of a row of a raw list. Raises DataError where it has none."""
-    tokens = (row.raw.get("extra") or {}).get("speech_token") or row.raw.get("speech_token")
-    if not tokens:
-        raise DataError(f"{row.wav}: its row has no extra.speech_token; extract them first")
-    return tuple(map(int, tokens))
+    if not row.tokens:
+        raise DataError(f"{row.where}: no extra.speech_token; extract them first")
+    return row.tokens
 
 
 def record(training: FlowTraining) -> Recordings:
@@ -124,13 +124,16 @@ def record(training: FlowTraining) -> Recordings:
         constant = voice.VoicePrompt.load(training.voice).speaker
     tokens: list[int] = []
     mels, starts, speakers = [], [], []
-    rows = [row for name in training.data for row in runs.read_list(Path(name))]
-    ordered = sorted(rows, key=lambda row: row.voice or "")
+    ordered = sorted(runs.read_lists(training.data), key=lambda row: row.voice or "")
     coded = [(row, speech_tokens(row)) for row in ordered]
     for row, ids in logs.progress(coded, "mel"):
-        if min(ids) < 0 or max(ids) >= codes:
-            raise DataError(f"{row.wav}: its speech tokens must be ids from 0 to {codes - 1}")
-        samples = audio.load(row.wav, voice.SAMPLE_RATE_HZ)
+        if max(ids) >= codes:
+            raise DataError(f"{row.where}: its speech tokens must be ids from 0 to {codes - 1}")
+        samples = row.load(voice.SAMPLE_RATE_HZ)
+        told_s, heard_s = len(ids) / rate, len(samples) / voice.SAMPLE_RATE_HZ
+        if abs(told_s - heard_s) > MOST_APART_S:
+            raise DataError(f"{row.where}: {told_s:.2f} s of speech tokens for {heard_s:.2f} s of "
+                            "sound; extract them again")  # fmt: skip
         starts.append(len(tokens))
         first = frames_for(len(tokens), rate)
         tokens.extend(ids)
@@ -139,7 +142,7 @@ def record(training: FlowTraining) -> Recordings:
             constant = encoder(audio.resample(samples, voice.SAMPLE_RATE_HZ, audio.SAMPLE_RATE_HZ))
         if known:
             if row.voice not in known:
-                raise DataError(f"{row.wav}: voice {row.voice!r} is none of {', '.join(known)}")
+                raise DataError(f"{row.where}: voice {row.voice!r} is none of {', '.join(known)}")
             constant = known[row.voice]
         speakers.append(constant)
     LOG.info("%d recordings, %.1f min", len(starts), len(tokens) / rate / 60)

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from common_utils.token2wav_recipe import runs
 from common_utils.token2wav_recipe.onnx_file import export
 from common_utils.token2wav_recipe.runs import LimitSettings, Progress, VoiceRow
-from osum_echat import audio, logs
 from osum_echat import device as devices
+from osum_echat import logs
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, speaker_features
 from osum_echat.training.scheduler import ScheduleSettings
@@ -108,11 +108,10 @@ class Voices:
 def read(training: SpeakerTraining) -> Voices:
     """Group the rows by voice, read a share of each, and set some aside."""
     by_voice: dict[str, list[VoiceRow]] = defaultdict(list)
-    for path in training.lists:
-        for row in runs.read_list(Path(path)):
-            voice = row.voice or training.unnamed
-            if voice is not None:
-                by_voice[voice].append(row)
+    for row in runs.read_lists(training.lists):
+        voice = row.voice or training.unnamed
+        if voice is not None:
+            by_voice[voice].append(row)
     names = tuple(sorted(name for name, rows in by_voice.items() if len(rows) > 1))
     if len(names) < 2:
         raise DataError(f"{', '.join(training.lists)}: need two voices with two rows or more each")
@@ -129,7 +128,7 @@ def read(training: SpeakerTraining) -> Voices:
 
 
 def _features(row: VoiceRow) -> Tensor:
-    return speaker_features(audio.load(row.wav))[0].half()
+    return speaker_features(row.load())[0].half()
 
 
 class SpeakerTrainer:

@@ -196,7 +196,7 @@ def _spread(points: Tensor, codes: int, generator: torch.Generator) -> Tensor:
 
 def train(settings: TokenizerSettings) -> Path:
     """Make the tokenizer from the lists. Returns the ONNX file."""
-    rows = [row for path in settings.lists for row in runs.read_list(Path(path))]
+    rows = runs.read_lists(settings.lists)
     model = make_units(rows, settings)
     path = Path(settings.out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -268,7 +268,7 @@ def read_clips(rows: Sequence[VoiceRow], mels: int, minutes: float) -> list[Clip
     """Features and true pitch of the rows, up to so many minutes."""
     clips, seconds = [], 0.0
     for row in progress(rows, "reading"):
-        samples = audio.load(row.wav)
+        samples = row.load()
         clips.append(Clip(audio.log_mel(samples, mels).T[None], unit_pitch(samples)))
         seconds += len(samples) / audio.SAMPLE_RATE_HZ
         if seconds > 60 * minutes:
@@ -398,7 +398,7 @@ def write_tokens(rows: Sequence[VoiceRow], tokenizer: Path, path: Path) -> None:
     write_jsonl(path, (
         dict(row.raw) | {
             "wav": str(row.wav.resolve()), "task": "<TEXT2TOKEN>",
-            "extra": {"speech_token": [int(token) for token in listen(audio.load(row.wav))]},
+            "extra": {"speech_token": [int(token) for token in listen(row.load())]},
         } for row in progress(rows, "tokens")
     ))  # fmt: skip
 

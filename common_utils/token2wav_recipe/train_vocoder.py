@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common_utils.jobs import digest, stamp
 from common_utils.token2wav_recipe import pitch, runs
 from common_utils.token2wav_recipe.runs import LimitSettings, Progress, VoiceRow
-from osum_echat import audio, logs, weights
 from osum_echat import device as devices
-from osum_echat.errors import ConfigError, DataError
+from osum_echat import logs, weights
+from osum_echat.errors import CheckpointError, ConfigError, DataError
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
 from osum_echat.token2wav.streaming import whole_wave
 from osum_echat.token2wav.voice import HOP_SAMPLES, SAMPLE_RATE_HZ, mel_bank, prompt_mel
@@ -28,7 +28,7 @@ from osum_echat.training.scheduler import ScheduleSettings
 from osum_echat.training.stages import WeightAverage
 
 VOCODER_FILE = "vocoder.safetensors"
-PITCH_FILE = "pitch.safetensors"            # true pitch by key, kept for the next start
+PITCH_FILE = "pitch.safetensors"            # true pitch by recording, kept for the next start
 NYQUIST_HZ = SAMPLE_RATE_HZ / 2
 RESOLUTIONS = (512, 1024, 2048)             # window samples of the spectral losses
 LEAST_POWER = 1e-7
@@ -38,7 +38,7 @@ log = logs.logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class VocoderTraining:
-    """One training of a vocoder. Of the raw lists only `key` and `wav` are read."""
+    """One training of a vocoder. Of the raw lists only `wav`, `start` and `end` are read."""
 
     lists: tuple[str, ...]
     output: str
@@ -88,30 +88,39 @@ class Crops:
 
 def read(training: VocoderTraining) -> list[Recording]:
     """Every row's wave, mel and true pitch, up to the minutes asked for."""
-    rows = [row for path in training.lists for row in runs.read_list(Path(path))]
+    rows = runs.read_lists(training.lists)
     random.Random(training.seed).shuffle(rows)
     kept = Path(training.output) / PITCH_FILE
-    known = load_file(kept) if kept.is_file() else {}
+    known = _known(kept)
+    used: dict[str, Tensor] = {}
     recordings, seconds = [], 0.0
     for row in logs.progress(rows, "reading"):
-        recordings.append(_recording(row, known))
+        name = digest(stamp(row.wav), row.segment_s)
+        recordings.append(_recording(row, known.get(name)))
+        used[name] = recordings[-1].hertz
         seconds += len(recordings[-1].wave) / SAMPLE_RATE_HZ
         if seconds > 60 * training.minutes:
             break
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    save_file(known, kept)
+    weights.write_safetensors_file(kept, used)
     log.info("%d recordings, %.1f min", len(recordings), seconds / 60)
     return recordings
 
 
-def _recording(row: VoiceRow, known: dict[str, Tensor]) -> Recording:
-    wave = audio.load(row.wav, SAMPLE_RATE_HZ)
-    frames = len(wave) // HOP_SAMPLES
-    if row.key not in known or len(known[row.key]) != frames:
-        hertz = pitch.track(wave.numpy(), SAMPLE_RATE_HZ, HOP_SAMPLES)
-        known[row.key] = torch.from_numpy(hertz)
-    wave = wave[: frames * HOP_SAMPLES]
-    return Recording(wave.half(), prompt_mel(wave)[0].T, known[row.key])
+def _known(kept: Path) -> dict[str, Tensor]:
+    """Pitches of an earlier start; none where their file is not there or damaged."""
+    try:
+        return weights.read(kept) if kept.is_file() else {}
+    except CheckpointError as error:
+        log.warning("%s; the pitch is found again", error)
+        return {}
+
+
+def _recording(row: VoiceRow, hertz: Tensor | None) -> Recording:
+    wave = row.load(SAMPLE_RATE_HZ)
+    if hertz is None:
+        hertz = torch.from_numpy(pitch.track(wave.numpy(), SAMPLE_RATE_HZ, HOP_SAMPLES))
+    wave = wave[: len(hertz) * HOP_SAMPLES]
+    return Recording(wave.half(), prompt_mel(wave)[0].T, hertz)
 
 
 class VocoderTrainer:

@@ -25,7 +25,7 @@ from common_utils.small_model.speech_rows import Clause, Row, clauses_of, coded
 from common_utils.small_model.texts import CHITCHAT_FILE
 from common_utils.small_model.topics import MOODS, filled, topic_of, topics
 from common_utils.small_model.topics import words as topic_words
-from common_utils.token2wav_recipe.runs import read_list
+from common_utils.token2wav_recipe.runs import read_lists
 from osum_echat.errors import DataError
 from osum_echat.models.echat import EChatModel
 from osum_echat.records import Labels, Turn, Utterance
@@ -170,7 +170,7 @@ def write_voices(folder: Path, styles: tuple[str, ...]) -> Path:
 
 
 def test_each_style_has_a_vector_and_a_recording_of_its_own(tmp_path):
-    rows = read_list(write_voices(tmp_path, tuple(STYLES)))
+    rows = read_lists([write_voices(tmp_path, tuple(STYLES))])
     voices = [style_voice(rows, style) for style in STYLES]
     vectors = torch.cat([voice.speaker for voice in voices])
     assert torch.allclose(vectors @ vectors.T, torch.eye(len(STYLES)), atol=1e-5)

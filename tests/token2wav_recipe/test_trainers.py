@@ -126,6 +126,10 @@ def test_crops_keep_tokens_and_mel_together(tmp_path: Path):
 @pytest.mark.parametrize(("row", "message"), [
     ({"extra": {}}, "no extra.speech_token"),
     ({"extra": {"speech_token": [CODES]}}, f"ids from 0 to {CODES - 1}"),
+    ({"extra": {"speech_token": ["a"]}}, "line 1: speech_token must be a list of whole numbers"),
+    ({"extra": {"speech_token": [1] * 60}}, r"2\.40 s of speech tokens for 0\.96 s of sound"),
+    ({"wav": 5}, "line 1: wav is 5"), ({"wav": None}, "no `wav`"), ({"extra": [1]}, "extra is a l"),
+    ({"start": 0.1, "end": 0.11}, r"line 1: .*0\.wav: 0\.010 s of sound, need"),
 ])  # fmt: skip
 def test_a_bad_row_is_named(row: dict[str, object], message: str, tmp_path: Path):
     with pytest.raises(DataError, match=message):
@@ -223,6 +227,20 @@ def test_a_resumed_vocoder_training_ends_where_an_unbroken_one_does(tmp_path: Pa
     raw = read_mapping(path.with_name("vocoder.yaml"))
     vocoder = NsfVocos(parse(NsfVocosSettings, raw[raw["vocoder"]], "vocoder.yaml"))
     weights.fill(vocoder, {name: part.float() for name, part in whole.items()}, str(path))
+
+
+def test_the_true_pitch_is_that_of_the_recording_whatever_its_key(tmp_path: Path):
+    write_voices(tmp_path, {"low": 110.0, "high": 220.0}, rows=1)
+    rows = [{"key": "same", "wav": "low_0.wav"}, {"key": "same", "wav": "high_0.wav"},
+            {"key": "same", "wav": "low_0.wav", "start": 0.2, "end": 0.4}]  # fmt: skip
+    (tmp_path / "voices.list").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    asked = vocoder_training(tmp_path, "out", 1)
+    found = vocoders.read(asked)
+    (tmp_path / "out" / "pitch.safetensors").write_bytes(b"half")
+    for one, again in zip(found, vocoders.read(asked), strict=True):
+        assert torch.equal(one.hertz, again.hertz)
+    told = {(len(one.hertz), round(float(one.hertz.median()), -1)) for one in found}
+    assert told == {(60, 110.0), (60, 220.0), (17, 110.0)}
 
 
 # The pitch tracker
