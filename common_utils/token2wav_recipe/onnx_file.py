@@ -2,14 +2,25 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from osum_echat.errors import ConfigError
+from osum_echat.files import whole_file
+
 LEAST_ELEMENTS = 4096                  # smaller weights stay float32
 OPSET = 18
+
+
+def check_installed() -> None:
+    """Raise ConfigError, before anything is learnt, where what writes ONNX is missing."""
+    for name in ("onnx", "onnxscript"):
+        if find_spec(name) is None:
+            raise ConfigError(f"{name} is missing; pip install -r requirements-train.txt")
 
 
 def export(
@@ -21,6 +32,7 @@ def export(
     Weights are kept in 8 bits a number, each row with its own scale, but for those named in
     `exact`; the running model computes in float32.
     """
+    check_installed()
     import onnx
 
     byte_scales = rounded_to_bytes(module := copy.deepcopy(module).eval(), exact)
@@ -39,7 +51,8 @@ def export(
         if weight.name in byte_scales:
             _store_bytes(graph.graph, weight, byte_scales[weight.name])
     onnx.checker.check_model(graph)
-    onnx.save(graph, str(path))
+    with whole_file(path) as file:
+        file.write(graph.SerializeToString())
 
 
 def rounded_to_bytes(module: nn.Module, exact: Sequence[str]) -> dict[str, Tensor]:

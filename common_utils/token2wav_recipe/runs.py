@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from common_utils.jobs import digest
 from osum_echat import audio, cli, settings
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.files import locked, text_lines
@@ -97,6 +98,8 @@ class LimitSettings:
     changed: bool = False              # go on in an output that was trained with other settings
 
     def __post_init__(self) -> None:
+        settings.check_numbers(self, "limits", "minutes steps save_minutes", 0)
+        settings.check_numbers(self, "limits", "log_steps", 1)
         if not (self.minutes or self.steps):
             raise ConfigError("limits: give minutes or steps")
 
@@ -174,27 +177,43 @@ class Trainer(Protocol):
         ...
 
 
-def run(make: Callable[[], Trainer], training: Any) -> None:
-    """Train to the limit, going on from the newest checkpoint in the output.
+def run(
+    make: Callable[[], Trainer], training: Any, lists: Sequence[str], made: Path
+) -> Path:
+    """Train to the limit, going on from the newest checkpoint in the output. Returns `made`.
 
     make: reads the data and makes the trainer; training: all settings, a dataclass with `output`
-    and `limits`, written beside the checkpoints. Raises ConfigError where the output was trained
-    with other settings that matter, InputError where another training writes there or nothing can
-    be written.
+    and `limits`, written beside the checkpoints; lists: what is read; made: what `export` writes.
+    Raises ConfigError where the output was trained with other settings that matter or on lists that
+    have changed, InputError where another training writes there or nothing can be written.
     """
     output, limits = Path(training.output), training.limits
     with locked(output / states.LOCK_FILE), states.write_errors_told(output):
         states.tell_changes(output, training, HARMLESS, limits.changed, "limits.changed")
         checkpoint = states.newest(output)
+        read = digest(*map(Path, lists)) if all(Path(one).is_file() for one in lists) else None
         if checkpoint is not None:
-            done = states.load(checkpoint, torch.device("cpu"), mapped=True)["trainer"]
-            if _ended(done["step"], done["minutes"], limits):
+            state = states.load(checkpoint, torch.device("cpu"), mapped=True)
+            if None not in (read, before := state.get("lists")) and before != read:
+                told = f"{output}: was trained on {', '.join(lists)} as they were before"
+                if not limits.changed:
+                    raise ConfigError(f"{told}. Begin in another output, put them back, or go on "
+                                      "with the new ones by limits.changed=true")  # fmt: skip
+                log.info("%s", told)
+            done = state["trainer"]
+            if _ended(done["step"], done["minutes"], limits) and made.is_file():
                 log.info("already finished at step %d: see %s", done["step"], output)
-                return
-        _run(make(), output, limits, asdict(training))
+                return made
+        trainer = make()
+        _run(trainer, output, limits, asdict(training), read)
+        if not made.is_file():
+            trainer.export()
+    return made
 
 
-def _run(trainer: Trainer, output: Path, limits: LimitSettings, record: dict[str, Any]) -> None:
+def _run(
+    trainer: Trainer, output: Path, limits: LimitSettings, record: dict[str, Any], lists: str | None
+) -> None:
     torch.set_flush_denormal(True)     # tiny optimizer moments slow a CPU down
     output.mkdir(parents=True, exist_ok=True)
     metrics = output / METRICS_FILE
@@ -203,7 +222,7 @@ def _run(trainer: Trainer, output: Path, limits: LimitSettings, record: dict[str
         state = states.load(checkpoint, torch.device("cpu"))
         progress.load_state_dict(state["trainer"])
         with metrics.open("ab") as file:
-            file.truncate(state["metrics_bytes"])
+            file.truncate(min(file.tell(), state["metrics_bytes"]))
         log.info("going on from %s", checkpoint)
     text = yaml.safe_dump(json.loads(json.dumps(record)), sort_keys=False)
     clock = saved = logged = time.monotonic()
@@ -220,7 +239,8 @@ def _run(trainer: Trainer, output: Path, limits: LimitSettings, record: dict[str
         if now - saved >= 60 * limits.save_minutes or ended:
             _report(progress, metrics, [trainer.score()], {})
             trainer.export()
-            kept = {"trainer": progress.state_dict(), "metrics_bytes": metrics.stat().st_size}
+            kept = {"trainer": progress.state_dict(), "metrics_bytes": metrics.stat().st_size,
+                    "lists": lists}  # fmt: skip
             states.save(output, progress.steps, kept, text, keep=1)
             clock = saved = time.monotonic()
 

@@ -19,9 +19,10 @@ from common_utils.token2wav_recipe.runs import LimitSettings, Progress, VoiceRow
 from osum_echat import audio, logs, weights
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
+from osum_echat.settings import check_numbers, check_word
 from osum_echat.token2wav import voice
 from osum_echat.token2wav.flow import Flow, FlowLoss, FlowSettings, draw, frames_for
-from osum_echat.training.engine import compute_dtype
+from osum_echat.training.engine import PRECISIONS, compute_dtype
 from osum_echat.training.scheduler import ScheduleSettings, ending
 from osum_echat.training.stages import WeightAverage
 
@@ -62,7 +63,11 @@ class FlowTraining:
     def __post_init__(self) -> None:
         if sum(map(bool, (self.voice, self.voices, self.speaker_onnx))) > 1:
             raise ConfigError("flow training: give one of voice, voices and speaker_onnx")
-        if not self.data or not self.crop_tokens or self.batch_tokens < max(self.crop_tokens):
+        check_numbers(self, "flow training", "held_out_tokens clip weight_decay mu_weight", 0)
+        check_numbers(self, "flow training", "drop prefix average", 0, 1)
+        check_word("flow training.precision", self.precision, ("auto", *PRECISIONS))
+        crops = self.crop_tokens or (0,)
+        if not self.data or not 1 <= min(crops) <= max(crops) <= self.batch_tokens:
             raise ConfigError(
                 f"flow training: data {self.data}, crop_tokens {self.crop_tokens}: neither may be "
                 f"empty, and batch_tokens {self.batch_tokens} must hold the longest crop"
@@ -249,8 +254,8 @@ class FlowTrainer:
 
 def train(training: FlowTraining) -> Path:
     """Train to the limit, going on from the newest checkpoint. Returns the exported weights."""
-    runs.run(lambda: FlowTrainer(training, record(training)), training)
-    return Path(training.output) / FLOW_FILE
+    return runs.run(lambda: FlowTrainer(training, record(training)), training, training.data,
+                    Path(training.output) / FLOW_FILE)  # fmt: skip
 
 
 main = runs.door(__doc__, FlowTraining, train)

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common_utils.token2wav_recipe import runs
-from common_utils.token2wav_recipe.onnx_file import export
+from common_utils.token2wav_recipe.onnx_file import check_installed, export
 from common_utils.token2wav_recipe.runs import LimitSettings, Progress, VoiceRow
 from osum_echat import device as devices
 from osum_echat import logs
 from osum_echat.errors import ConfigError, DataError
+from osum_echat.settings import check_numbers
 from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, speaker_features
 from osum_echat.training.scheduler import ScheduleSettings
 from osum_echat.training.stages import WeightAverage
@@ -65,6 +66,15 @@ class SpeakerTraining:
     average: float = 0.99
     seed: int = 777
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        sizes = self.speaker
+        reach = sum((kernel - 1) * apart for kernel, apart in
+                    zip(sizes.kernels, sizes.dilations, strict=True))  # fmt: skip
+        check_numbers(self, "speaker training", "batch", 1)
+        check_numbers(self, "speaker training", "rows_per_voice", 2)
+        check_numbers(self, "speaker training", "crop_frames", reach + 1)
+        check_numbers(self, "speaker training", "average", 0, 1)
 
     @property
     def file(self) -> Path:
@@ -206,8 +216,9 @@ class SpeakerTrainer:
 
 def train(training: SpeakerTraining) -> Path:
     """Train to the limit. Returns the ONNX file."""
-    runs.run(lambda: SpeakerTrainer(training, read(training)), training)
-    return training.file
+    check_installed()
+    return runs.run(lambda: SpeakerTrainer(training, read(training)), training, training.lists,
+                    training.file)  # fmt: skip
 
 
 main = runs.door(__doc__, SpeakerTraining, train)

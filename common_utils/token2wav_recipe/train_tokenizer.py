@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common_utils.token2wav_recipe import pitch, runs
-from common_utils.token2wav_recipe.onnx_file import export
+from common_utils.token2wav_recipe.onnx_file import check_installed, export
 from common_utils.token2wav_recipe.runs import VoiceRow
 from osum_echat import audio
 from osum_echat.errors import ConfigError, DataError
@@ -27,6 +26,8 @@ from osum_echat.files import write_jsonl
 from osum_echat.logs import logger, progress
 from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.models.pretrained import encoder_settings, read_whisper
+from osum_echat.settings import check_numbers
+from osum_echat.weights import fill, read, write_safetensors_file
 
 FRAMES_PER_UNIT = 4                    # 100 frames and 25 units a second
 LOG_MEL_SPAN, LOG_MEL_SHIFT = 4.0, 4.0          # the log-mel is (log10 energy + 4) / 4
@@ -73,6 +74,10 @@ class TokenizerSettings:
     iterations: int = 40
     minutes: float = 90.0              # of audio to learn from, at most
     seed: int = 7
+
+    def __post_init__(self) -> None:
+        names = "position_directions pitch_steps iterations minutes"
+        check_numbers(self, "tokenizer", names, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +201,10 @@ def _spread(points: Tensor, codes: int, generator: torch.Generator) -> Tensor:
 
 def train(settings: TokenizerSettings) -> Path:
     """Make the tokenizer from the lists. Returns the ONNX file."""
+    check_installed()
     rows = runs.read_lists(settings.lists)
     model = make_units(rows, settings)
     path = Path(settings.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if settings.learnt is not None:
         save_learnt(model, Path(settings.learnt))
     export_units(model, path)
@@ -236,31 +241,37 @@ def on_whisper(whisper: Path, units: UnitSettings) -> SpeechUnits:
     weights = read_whisper(whisper)
     model = SpeechUnits(encoder_settings(weights), units).eval().requires_grad_(False)
     own = {name.replace("encoders.", "blocks."): value for name, value in weights.items()}
-    missing = model.load_state_dict(
+    if len(model.blocks) < units.layers:
+        raise ConfigError(f"units.layers {units.layers}: {whisper} has {len(model.blocks)}")
+    if units.phonetic > len(model.mean):
+        raise ConfigError(f"units.phonetic {units.phonetic}: {whisper} is {len(model.mean)} wide")
+    model.load_state_dict(
         {name: value for name, value in own.items() if name in model.state_dict()}, strict=False
-    ).missing_keys
-    if any(name.startswith(FROM_WHISPER) for name in missing):
-        raise ConfigError(f"units.layers {units.layers}: more than {whisper} has")
+    )
     return model
 
 
 def save_learnt(model: SpeechUnits, path: Path) -> None:
     """Write what was learnt beside the Whisper: a tenth of a megabyte in place of its weights."""
-    found = {name: value.contiguous() for name, value in model.state_dict().items()
+    found = {name: value for name, value in model.state_dict().items()
              if not name.startswith(FROM_WHISPER)}  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(found, path, {"units": json.dumps(asdict(model.units))})
+    write_safetensors_file(path, found, {"units": json.dumps(asdict(model.units))})
 
 
 def with_learnt(whisper: Path, path: Path) -> SpeechUnits:
-    """The units that `save_learnt` kept, on the layers of the same Whisper. Raises DataError."""
+    """The units that `save_learnt` kept, on the layers of the same Whisper.
+
+    Raises DataError, CheckpointError.
+    """
+    learnt = read(path)
     with safe_open(path, framework="pt") as file:
         units = (file.metadata() or {}).get("units")
-        learnt = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if units is None:
         raise DataError(f"{path}: not what train_tokenizer keeps of units; make it again")
     model = on_whisper(whisper, UnitSettings(**json.loads(units)))
-    model.load_state_dict(learnt, strict=False)
+    own = {name: value for name, value in model.state_dict().items()
+           if name.startswith(FROM_WHISPER)}  # fmt: skip
+    fill(model, own | learnt, path)
     return model
 
 
@@ -319,6 +330,9 @@ def train_pitch(
     stacks = torch.cat([stacked(clip.feats) for clip in clips])
     layer, hertz = torch.cat(first), torch.cat([clip.pitch_hz for clip in clips])
     voiced = hertz > 0
+    if steps and voiced.sum() < 2:
+        raise DataError("the lists: no voice is heard in them, so that no pitch can be learnt; "
+                        "give recordings of speech, or pitch_steps=0")  # fmt: skip
     logs = hertz[voiced].log()
     height = torch.where(voiced, (hertz.clamp(min=1).log() - logs.mean()) / logs.std(), 0)
     weights = [
@@ -373,6 +387,8 @@ def report(model: SpeechUnits, clips: list[Clip], points: Tensor, last: Tensor) 
 
 def explained_variance(values: Tensor, codes: Tensor) -> float:
     """Share of the variance of values (units, width) that their codes' means explain."""
+    if not len(codes):
+        return math.nan
     size = int(codes.max()) + 1
     counts = torch.bincount(codes, minlength=size).clamp(min=1)
     means = torch.zeros(size, values.shape[1]).index_add(0, codes, values) / counts[:, None]

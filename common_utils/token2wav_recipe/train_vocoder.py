@@ -20,10 +20,11 @@ from common_utils.token2wav_recipe.runs import LimitSettings, Progress, VoiceRow
 from osum_echat import device as devices
 from osum_echat import logs, weights
 from osum_echat.errors import CheckpointError, ConfigError, DataError
+from osum_echat.settings import check_numbers, check_word
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
 from osum_echat.token2wav.streaming import whole_wave
 from osum_echat.token2wav.voice import HOP_SAMPLES, SAMPLE_RATE_HZ, mel_bank, prompt_mel
-from osum_echat.training.engine import compute_dtype
+from osum_echat.training.engine import PRECISIONS, compute_dtype
 from osum_echat.training.scheduler import ScheduleSettings
 from osum_echat.training.stages import WeightAverage
 
@@ -64,6 +65,10 @@ class VocoderTraining:
     init: str | None = None                 # weights to start from
 
     def __post_init__(self) -> None:
+        check_numbers(self, "vocoder training", "batch pitch_crop_frames", 1)
+        check_numbers(self, "vocoder training", "pitch_updates held_out minutes", 0)
+        check_numbers(self, "vocoder training", "average", 0, 1)
+        check_word("vocoder training.precision", self.precision, ("auto", *PRECISIONS))
         if self.crop_frames * HOP_SAMPLES < max(RESOLUTIONS):
             raise ConfigError(f"vocoder training: crop_frames {self.crop_frames} is too short")
 
@@ -262,8 +267,8 @@ def _magnitude(wave: Tensor, size: int) -> Tensor:
 
 def train(training: VocoderTraining) -> Path:
     """Train to the limit. Returns the exported weights."""
-    runs.run(lambda: VocoderTrainer(training, read(training)), training)
-    return Path(training.output) / VOCODER_FILE
+    return runs.run(lambda: VocoderTrainer(training, read(training)), training, training.lists,
+                    Path(training.output) / VOCODER_FILE)  # fmt: skip
 
 
 main = runs.door(__doc__, VocoderTraining, train)

@@ -98,9 +98,26 @@ def test_other_settings_in_one_output_are_told_and_go_on_where_that_is_wanted(tm
         train_flow.train(flow_training(tmp_path, "limits.steps=3", "drop=0.5"))
     wanted = ("limits.steps=3", "drop=0.5", "limits.changed=true")
     assert train_flow.train(flow_training(tmp_path, *wanted)).is_file()
-    asked = flow_training(tmp_path, *wanted)
+    asked, same = flow_training(tmp_path, *wanted), flow_training(tmp_path, *wanted[:2])
+    (tmp_path / "out" / "metrics.jsonl").unlink()
+    train_flow.train(asked).unlink()
+    assert train_flow.train(asked).is_file()        # made again
+    assert not (tmp_path / "out" / "metrics.jsonl").read_bytes()
+    with (tmp_path / "voice.list").open("a") as file:
+        file.write("\n")
+    with pytest.raises(ConfigError, match=r"voice\.list as they were before\. Begin in another"):
+        train_flow.train(same)
     (tmp_path / "voice.list").unlink()              # what is finished reads no data
     assert train_flow.train(asked).is_file()
+
+
+@pytest.mark.parametrize("setting", [
+    "limits.log_steps=0", "limits.steps=-2", "held_out_tokens=-5", "crop_tokens=[0]",
+    "average=2.0", "precision=fp8",
+])  # fmt: skip
+def test_a_setting_that_cannot_be_is_refused(setting: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"need|fp32|must hold"):
+        flow_training(tmp_path, setting)
 
 
 def test_the_flows_losses_fall(tmp_path: Path):
