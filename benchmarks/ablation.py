@@ -24,15 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ablation_world import PLAIN, THINKING, UNDERSTANDING, Part, judged
+from benchmarks.ablation_world import PLAIN, THINKING, UNDERSTANDING, Part
+from common_utils.tiny_world.world import normalise
 from osum_echat import cli, logs
 from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation import report
-from osum_echat.evaluation.report import CATEGORIES, Block, Cell, Measure, Table, Words, mean, share
+from osum_echat.evaluation.report import CATEGORIES, Block, Cell, Measure, Table, Words, share
 from osum_echat.evaluation.runner import settle, versions
 from osum_echat.files import write_json
 from osum_echat.inference.assistant import EChat
-from osum_echat.inference.reply import Reply
 from osum_echat.metrics import paired_interval
 from osum_echat.paths import HOUSE
 from osum_echat.training import experiment, trainer
@@ -40,7 +40,6 @@ from osum_echat.training import experiment, trainer
 LOG = logs.logger(__name__)
 UNDERSTANDING_SHARE = 0.7  # of the updates of a variant that has the stage
 ASKED_AT_ONCE = 16
-CUES = ("emotion", "event", "age", "gender")
 CONFIGS = HOUSE / "conf" / "tiny"
 
 
@@ -153,15 +152,13 @@ class Ablation:
                 batch_size=ASKED_AT_ONCE,
             )  # fmt: skip
             for question, reply in zip(self.part.questions, replies, strict=True):
-                found.append({"key": question.key, "thinking": kind} | _kept(reply))
+                told: dict[str, Any] = {"key": question.key, "thinking": kind, "text": ""}
+                if isinstance(reply, OsumError):
+                    told["error"] = str(reply)
+                else:
+                    told |= {"text": reply.text, "thought": reply.thought}
+                found.append(told)
         return found
-
-
-def _kept(reply: Reply | OsumError) -> dict[str, Any]:
-    if isinstance(reply, OsumError):
-        return {"text": "", "labels": {}, "error": str(reply)}
-    labels = {cue: getattr(reply.labels, cue) for cue in CUES}
-    return {"text": reply.text, "thought": reply.thought, "labels": labels}
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,24 +185,15 @@ def rows_of(part: Part, variant: Variant, answers: Sequence[dict[str, Any]]) -> 
 
 def _row(part: Part, variant: Variant, kind: str | None, found: dict[str, dict[str, Any]]) -> Row:
     questions = part.questions
-    verdicts = [judged(part.world, one.exchange, found[one.key]["text"]) for one in questions]
-    cells = {name: share([verdict.whole for one, verdict in zip(questions, verdicts, strict=True)
+    right = [normalise(found[one.key]["text"]) in part.world.right_replies(one.exchange)
+             for one in questions]  # fmt: skip
+    cells = {name: share([hit for one, hit in zip(questions, right, strict=True)
                           if one.category == name]) for name in CATEGORIES}  # fmt: skip
-    cells["all"] = share([one.whole for one in verdicts])
-    cells["opener"] = share([one.voice for one in verdicts])
-    cells["rest"] = share([one.words for one in verdicts])
-    if kind == "label":
-        for cue in CUES:
-            cells[f"thought: {cue}"] = share([
-                found[one.key]["labels"].get(cue) == one.exchange["labels"][cue]
-                for one in questions
-            ])  # fmt: skip
-    return Row(variant, kind, tuple(one.whole for one in verdicts), cells)
+    return Row(variant, kind, tuple(right), cells | {"all": share(right)})
 
 
 def blocks(part: Part, rows: Sequence[Row]) -> list[Block]:
     """The tables of the report."""
-    deaf = mean([100 * one for one in part.deaf.values()], "%")
     printed = {str(row[0]): row[1:] for row in report.paper("echat_eval").rows}
     main = [row for row in rows if row.thinking != "natural"]
     beside: list[list[Cell]] = []
@@ -213,27 +201,22 @@ def blocks(part: Part, rows: Sequence[Row]) -> list[Block]:
         if row.variant.printed:
             beside.append([row.variant.printed, *printed[row.variant.printed], None])
             beside.append([f"here: {row.title}", *_cells(row, (*CATEGORIES, "all"))])
-    others = [[f"here: {row.title}", *_cells(row, ("all", "opener", "rest"))] for row in rows]
+    others = [[f"here: {row.title}", *_cells(row, ("all",))] for row in rows]
     full = next((row for row in main if row.variant.name == "full"), None)
     less: list[list[Cell]] = [[row.title, _difference(full, row)] for row in main
                               if full and row is not full]  # fmt: skip
-    cues = [[row.title, *_cells(row, [f"thought: {cue}" for cue in CUES])]
-            for row in rows if row.thinking == "label"]  # fmt: skip
     return [
         Words(f"{len(part.situations)} situations, {len(part.exchanges)} training exchanges, "
               f"{len(part.questions)} test questions in unseen voices, with unseen names of "
               "things. A reply is right when it is word for word one that fits the words and the "
               "voice; in percent, with 95 % bootstrap intervals over questions (not over "
-              "trainings). The reply to another exchange, drawn blindly, is "
-              f"right in {deaf} of the cases. The paper's figures are GPT-4o's scores from 0 to "
-              "100 of another test set: compare the order and the gaps, not the figures."),
+              "trainings). The paper's figures are GPT-4o's scores from 0 to 100 of another test "
+              "set: compare the order and the gaps, not the figures."),
         Table("The paper's Table 1 at tiny scale", ("system", *CATEGORIES, "all"), beside,
               own=frozenset(range(1, len(beside), 2))),
-        Table("Every variant", ("system", "right reply", "right opener (the voice)",
-                                "right rest (words, emotion)"), others),
+        Table("Every variant", ("system", "right reply"), others),
         Table("What the full variant has more", ("than", "right replies, points"), less,
               "On the same questions; an interval without 0 tells a difference."),
-        Table("Labels of the thought that are right", ("system", *CUES), cues),
     ]  # fmt: skip
 
 

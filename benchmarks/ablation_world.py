@@ -7,13 +7,11 @@ turns count: dialogues and identity questions test other things than what is lef
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from common_utils.tiny_world.manner import Traits, opener
-from common_utils.tiny_world.world import World, load_world, normalise
+from common_utils.tiny_world.world import load_world
 from osum_echat.errors import InputError
 from osum_echat.evaluation import echat_eval
 from osum_echat.evaluation.echat_eval import WORLD_FILE
@@ -36,15 +34,6 @@ class Question:
     @property
     def key(self) -> str:
         return str(self.exchange["key"])
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What is right in a reply: all of it, its opener (the voice), the rest (words and emotion)."""
-
-    whole: bool
-    voice: bool
-    words: bool
 
 
 class Part:
@@ -89,23 +78,6 @@ class Part:
                              "python -m common_utils.tiny_world.lists")  # fmt: skip
         return count
 
-    @cached_property
-    def deaf(self) -> dict[str, float]:
-        """Key of a question -> chance that the reply to another exchange is right for it."""
-        replies = Counter(normalise(one["reply_text"]) for one in self.exchanges.values())
-        total = sum(replies.values())
-        return {one.key: sum(replies[text] for text in self.world.right_replies(one.exchange))
-                / total for one in self.questions}  # fmt: skip
-
-
-def judged(world: World, exchange: Exchange, text: str) -> Verdict:
-    """Compare a reply with every right one, word for word, letters and digits only."""
-    said = normalise(text)
-    right = world.right_replies(exchange)
-    first = normalise(opener(Traits(**exchange["labels"])))
-    rests = {one.removeprefix(first).strip() for one in right}
-    return Verdict(said in right, said.startswith(first), any(said.endswith(one) for one in rests))
-
 
 def kept(keys: Iterable[str], share: float) -> set[str]:
     """That share of the keys, always the same ones; smaller shares are parts of larger ones."""
@@ -122,13 +94,10 @@ def _questions(folder: Path) -> list[Question]:
 
 
 def _exchanges(folder: Path) -> list[Exchange]:
-    place = folder / WORLD_FILE
-    if not place.is_file():
-        raise InputError(f"{place}: not there; make it by python -m common_utils.tiny_world.make")
-    return _lines(place)
+    return _lines(folder / WORLD_FILE, "make")
 
 
-def _lines(place: Path) -> list[dict[str, Any]]:
+def _lines(place: Path, tool: str = "lists") -> list[dict[str, Any]]:
     if not place.is_file():
-        raise InputError(f"{place}: not there; make it by python -m common_utils.tiny_world.lists")
+        raise InputError(f"{place}: not there; make it by python -m common_utils.tiny_world.{tool}")
     return read_objects(place, lambda raw, _: raw)[0]

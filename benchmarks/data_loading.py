@@ -8,7 +8,6 @@ most. webdataset reads the same tars where it is installed (requirements-bench.t
 
 import argparse
 import importlib.util
-import io
 import json
 import multiprocessing
 import os
@@ -16,7 +15,6 @@ import random
 import resource
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common_utils import make_combine_from_shard, make_shard_from_raw
 from osum_echat import audio
 from osum_echat.data.loader import DataSettings, ListSettings, Loader, Place, Windows, open_sources
 from osum_echat.data.manifest import open_source
@@ -104,25 +103,15 @@ def make_corpus(folder: Path, size: int) -> dict[str, Path]:
     if done.exists():
         return lists
     rng = np.random.default_rng(0)
-    for inner in (folder / "raw" / "audio", folder / "shard", folder / "combine"):
-        inner.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    tars: list[Path] = []
-    jsonls: list[Path] = []
-    for number in progress(range(size), "corpus", size):
-        rows.append(_row(folder / "raw", number, rng))
-        if len(rows) % PER_TAR == 0 or number == size - 1:
-            stem = f"shard_{len(tars):09d}"
-            part = rows[len(tars) * PER_TAR :]
-            tars.append(folder / "shard" / f"{stem}.tar")
-            jsonls.append(folder / "combine" / f"{stem}.list")
-            _write_tar(tars[-1], part, folder / "raw")
-            write_jsonl(jsonls[-1], ({**row, "wav": "only-meta"} for row in part))
-    write_jsonl(lists["raw"], rows)
-    lists["shard"].write_text("".join(f"{tar}\n" for tar in tars), encoding="utf-8")
-    lists["combine"].write_text("".join(f"{one}\n" for one in jsonls), encoding="utf-8")
-    root = lists["combine"].with_name("combines_tar_root.txt")
-    root.write_text(f"{(folder / 'shard').resolve()}\n", encoding="utf-8")
+    (folder / "raw" / "audio").mkdir(parents=True, exist_ok=True)
+    write_jsonl(lists["raw"], (_row(folder / "raw", number, rng)
+                               for number in progress(range(size), "corpus", size)))  # fmt: skip
+    for tool, source, form, *more in (
+        (make_shard_from_raw, "raw", "shard", "--per-tar", str(PER_TAR)),
+        (make_combine_from_shard, "shard", "combine"),
+    ):
+        words = [str(lists[source]), str(folder / form), *more]
+        tool.run_arguments(tool.parser().parse_args(words))
     done.touch()
     return lists
 
@@ -170,26 +159,6 @@ def _sound(rng: np.random.Generator) -> np.ndarray:
     envelope = 0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(2, 5) * times)
     mixed = 0.1 * voice * envelope + rng.normal(0, 0.005, samples)
     return np.clip(mixed, -1, 1).astype(np.float32)
-
-
-def _write_tar(path: Path, rows: list[dict[str, Any]], folder: Path) -> None:
-    """A shard as upstream writes it: sounds as 16-bit wav, eight small members beside each."""
-    import soundfile
-
-    with tarfile.open(path, "w") as tar:
-        for row in rows:
-            samples, rate = soundfile.read(folder / row["wav"], dtype="int16")
-            wav = io.BytesIO()
-            soundfile.write(wav, samples, rate, format="WAV", subtype="PCM_16")
-            parts = {"txt": row["txt"].encode(), "wav": wav.getvalue(),
-                     "task": row["task"].encode()}  # fmt: skip
-            parts |= dict.fromkeys(("lang", "speaker", "emotion", "gender"), b"none")
-            parts["duration"] = b"0"
-            parts["extra"] = json.dumps(row["extra"], ensure_ascii=False).encode()
-            for postfix, contents in parts.items():
-                info = tarfile.TarInfo(f"{row['key']}.{postfix}")
-                info.size = len(contents)
-                tar.addfile(info, io.BytesIO(contents))
 
 
 def _preparer() -> Preparer:
@@ -281,7 +250,8 @@ def _webdataset(tars: Path) -> int:
     import webdataset
 
     count = 0
-    for one in webdataset.WebDataset(tars.read_text().split(), shardshuffle=False):
+    paths = [str(tars.with_name(name)) for name in tars.read_text().split()]
+    for one in webdataset.WebDataset(paths, shardshuffle=False):
         json.loads(one["extra"])
         count += len(audio.load(one["wav"], None)) > 0
     return count

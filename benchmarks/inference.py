@@ -44,6 +44,7 @@ from osum_echat.records import Turn, Utterance
 from osum_echat.serving.audio_formats import encode_file
 from osum_echat.tasks import TASKS
 from osum_echat.vocab import Vocab
+from tests.letters import Letters
 from tests.parity.upstream_rules import NoLongRuns, WindowLimit
 
 UPSTREAM_TOKENS_PER_S = "220 to 295"
@@ -57,16 +58,6 @@ LLM = {
     "vocab_size": 151_936, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 128, "max_position_embeddings": 32_768,
 }  # fmt: skip
-
-
-class OneMark:
-    """A tokenizer that nothing is asked of but its end mark."""
-
-    def encode(self, text: str) -> list[int]:
-        return [0]
-
-    def decode(self, ids: list[int]) -> str:
-        return ""
 
 
 def best_seconds(
@@ -86,7 +77,7 @@ def loop(rounds: int) -> None:
     """The loop beside the bare steps that it cannot do without."""
     torch.set_num_threads(1)
     torch.manual_seed(1)
-    vocab = Vocab(OneMark(), LLM["vocab_size"])
+    vocab = Vocab(Letters(), LLM["vocab_size"])
     sizes = EncoderSettings(width=64, heads=4, units=128, blocks=1), AdapterSettings(blocks=1)
     model = EChatModel(EChatSettings(*sizes, LLM)).eval()
     with torch.no_grad():

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from benchmarks.judge import JUDGE_RATE_HZ, rating
 from common_utils.small_model.speech_rows import Row
-from common_utils.token2wav_recipe import pitch
 from osum_echat import audio, logs
+from osum_echat.evaluation.reply_emotion import delivery, middle
 from osum_echat.metrics import error_rate, errors_of_each, interval, normalised_pair
 from osum_echat.token2wav.model import Token2Wav
 from osum_echat.token2wav.voice import SAMPLE_RATE_HZ
@@ -47,9 +46,14 @@ def sounded(rows: Iterable[Row], codes: Codes, voice: Token2Wav) -> list[Said]:
     return made
 
 
+def for_judge(said: Said) -> np.ndarray:
+    """Its samples at 16 kHz: (samples,)."""
+    return audio.resample(said.wave, SAMPLE_RATE_HZ, JUDGE_RATE_HZ).numpy()
+
+
 def figures(said: Sequence[Said], judge: Callable[[np.ndarray], str]) -> dict[str, Any]:
     """Word errors with their interval, DNSMOS, and CPU seconds for 10 s of speech."""
-    low = [audio.resample(one.wave, SAMPLE_RATE_HZ, JUDGE_RATE_HZ).numpy() for one in said]
+    low = [for_judge(one) for one in said]
     heard = [judge(samples) for samples in low]
     pairs = [normalised_pair(one.row.words, words, "english")
              for one, words in zip(said, heard, strict=True)]  # fmt: skip
@@ -67,18 +71,12 @@ def figures(said: Sequence[Said], judge: Callable[[np.ndarray], str]) -> dict[st
 
 def manners(said: Sequence[Said]) -> dict[str, dict[str, float]]:
     """Median pitch (Hz), letters a second and level (dB) of each style."""
-    found: dict[str, dict[str, float]] = {}
+    found = {}
     for style in sorted({one.row.style for one in said}):
-        own = [one for one in said if one.row.style == style]
-        hertz = np.concatenate([pitch.track(one.wave.numpy(), SAMPLE_RATE_HZ, 256) for one in own])
-        power = torch.cat([one.wave for one in own]).square().mean()
-        found[style] = {
-            "pitch_hz": rounded(float(np.median(hertz[hertz > 0]))),
-            "letters_s": rounded(
-                sum(len(one.row.words) for one in own) / sum(one.seconds for one in own)
-            ),
-            "level_db": rounded(float(10 * power.log10())),
-        }
+        own = middle([delivery(for_judge(one), one.row.words) for one in said
+                      if one.row.style == style])  # fmt: skip
+        found[style] = {"pitch_hz": rounded(own.pitch_hz), "letters_s": rounded(own.letters_per_s),
+                        "level_db": rounded(own.level_db)}  # fmt: skip
     return found
 
 

@@ -4,7 +4,8 @@
     python -m benchmarks.tiny_world --data build/fresh/test --judge build/assets/whisper_base
 
 Listens by Whisper base (--judge) and rates by requirements-bench.txt. What is understood, which
-replies are right and how soon they come is told by suites: understanding, tiny_world, latency.
+replies are right, how texts are read out and how soon replies come is told by suites:
+understanding, tiny_world, tts, latency.
 """
 
 import argparse
@@ -74,16 +75,6 @@ class Bench:
         self.turns = [one for one in exchanges if one["kind"] == "single"][:spoken]
 
 
-def synthesis(bench: Bench) -> Iterator[Figure]:
-    """Replies read out by the tts task, each in its own style."""
-    spoken = []
-    for one in logs.progress(bench.turns, "tts"):
-        text = one["reply_text"]
-        reply = bench.assistant.reply(f"<{one['reply_style']}>{text}", task="tts")
-        spoken.append((one["reply_style"], text, _for_judge(reply.wave, reply.sample_rate_hz)))
-    yield from _judged(bench, "tts", spoken)
-
-
 def speech(bench: Bench) -> Iterator[Figure]:
     """Whole spoken replies: does the speech say the text, in the style that the labels ask for."""
     spoken = []
@@ -146,8 +137,8 @@ def _contrasts(name: str, styles: dict[str, list[Delivery]]) -> Iterator[Figure]
 
 
 PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
-    "tts": synthesis, "speech": speech, "resynthesis": resynthesis,
-}  # fmt: skip
+    "speech": speech, "resynthesis": resynthesis,
+}
 
 
 def row(figure: Figure) -> str:

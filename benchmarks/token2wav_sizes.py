@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from benchmarks.inference_token2wav import random_voice
 from osum_echat import logs
 from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.hift import Hift, HiftSettings
 from osum_echat.token2wav.model import Token2Wav
+from tests.token2wav.tiny_flow import split_norm
 
 TENSORS = {"flow.pt": 1185, "hift.pt": 227}
 PROMPT_TOKENS = 75              # a voice of 3 s
@@ -42,24 +42,12 @@ Row = dict[str, Any]
 Made = TypeVar("Made")
 
 
-def split_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The vocoder's weights as published: each normed one as a length and a direction."""
-    split = {}
-    for key, value in tensors.items():
-        if key.endswith("weight") and value.dim() == 3 and "source_downs" not in key:
-            split[f"{key}_g"] = value.flatten(1).norm(dim=1).view(-1, 1, 1)
-            split[f"{key}_v"] = value
-        else:
-            split[key] = value
-    return split
-
-
 def write_weights(directory: Path) -> Path:
     """The directory of random weights, and its tar beside it; returns the tar."""
     directory.mkdir()
     torch.manual_seed(0)
-    contents = {"flow.pt": Flow(FlowSettings()).state_dict(),
-                "hift.pt": split_norm(Hift(HiftSettings()).state_dict())}  # fmt: skip
+    hift = split_norm(Hift(HiftSettings()).state_dict(), ("weight_g", "weight_v"))
+    contents = {"flow.pt": Flow(FlowSettings()).state_dict(), "hift.pt": hift}
     for name, tensors in contents.items():
         assert len(tensors) == TENSORS[name], f"{name}: {len(tensors)} tensors"
         torch.save(tensors, directory / name)

@@ -1,13 +1,10 @@
 """What training costs on this machine, against the plain ways: prints a table of ratios.
 
     python -m benchmarks.training [--only loss layouts step processes] [--tokens 12000]
-    python -m benchmarks.training --only text --models BEFORE AFTER [...] --text LIST [...]
 
 Work of one process is counted in CPU seconds, so that a busy machine changes little; two processes
 against one are timed by the clock and say something only on an idle machine with two free cores.
 The loss has the published 156,033 columns; the model is of the tiny sizes with random weights.
-`text` tells what training has cost the text ability: loss and token accuracy of the written
-answers of a held-out list, by each of several models, such as those before and after stage 2.
 """
 
 import argparse
@@ -27,19 +24,14 @@ from torch.nn import functional
 
 from osum_echat import logs
 from osum_echat.data.batching import LAYOUTS
-from osum_echat.data.loader import DataSettings, ListSettings, held_out_batches
-from osum_echat.data.prepare import Preparer, PrepareSettings
 from osum_echat.device import ALONE, Ranks
-from osum_echat.models import checkpoint, pretrained
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.models.loss import cross_entropy
-from osum_echat.models.settings import read_settings
 from osum_echat.sequence import IGNORED, Batch
 from osum_echat.sequence import Sequence as Row
 from osum_echat.training.engine import EngineSettings, LocalEngine
 from osum_echat.training.stages import StageSettings
-from osum_echat.vocab import Vocab
 
 CPU = torch.device("cpu")
 TEXT, SPEECH = 151_936, 4097  # columns of the published heads
@@ -51,7 +43,6 @@ LLM = {"model_type": "qwen2", "vocab_size": 3500, "hidden_size": 256, "intermedi
        "max_position_embeddings": 4096, "tie_word_embeddings": True}  # fmt: skip
 ROW_TOKENS, ROWS = 2048, 4
 SHORTEST, LONGEST = 20, 1500
-TEXT_ROWS = 500  # of each list, at most
 Figure = tuple[str, str, str]  # what, measured, wanted
 Lengths = tuple[int, int, int]  # tokens of an utterance: prompt, answer in words and in speech
 
@@ -275,41 +266,17 @@ def processes() -> Iterator[Figure]:
     yield "two processes / one: tokens a second by the clock", note, "1.60 or more"
 
 
-def text(models: Sequence[str], lists: Sequence[Path]) -> Iterator[Figure]:
-    """How well each model goes on with the true answers of text tasks."""
-    entries = {str(path): ListSettings(str(path)) for path in lists}
-    settings = DataSettings(lists=entries, layout="bucketed", held_out_utterances=TEXT_ROWS)
-    for name in models:
-        found = pretrained.find(name)
-        sizes = read_settings(found.settings)
-        vocab = Vocab.from_directory(found.tokenizer(), sizes.llm["vocab_size"], sizes.speech_codes)
-        preparer = Preparer(PrepareSettings(prompts=None), vocab, sizes.encoder.mels)
-        batches = held_out_batches(entries, preparer, settings, seed=1)
-        model = checkpoint.load(found.weights, sizes, torch.float32)
-        trainer = LocalEngine(
-            model, StageSettings(train=("llm",)), EngineSettings(precision="fp32"), CPU
-        )
-        for task, score in trainer.score(batches).items():
-            words = f"{score.loss:.3f}, {100 * score.accuracy:.1f} % of {score.tokens}"
-            yield f"{name}: {task}: loss, tokens right", words, ""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description="What training costs, against the plain ways.")
     every = ("loss", "layouts", "step", "processes")
-    parser.add_argument("--only", nargs="+", choices=(*every, "text"), default=list(every))
-    parser.add_argument("--models", nargs="+", default=(), help="model directories, for text")
-    parser.add_argument("--text", nargs="+", type=Path, default=(), help="lists of text tasks")
+    parser.add_argument("--only", nargs="+", choices=every, default=list(every))
     parser.add_argument("--tokens", type=int, default=12_000, help="of the stream of the layouts")
     parser.add_argument("--width", type=int, default=256, help="of the hidden states of the loss")
     arguments = parser.parse_args(argv)
-    if "text" in arguments.only and not (arguments.models and arguments.text):
-        parser.error("--only text needs --models and --text")
     torch.set_num_threads(1)
     work = {"loss": lambda: loss(arguments.width), "layouts": lambda: layouts(arguments.tokens),
-            "step": lambda: step(arguments.tokens), "processes": processes,
-            "text": lambda: text(arguments.models, arguments.text)}  # fmt: skip
+            "step": lambda: step(arguments.tokens), "processes": processes}
     logs.out(f"{'':52}{'measured':>28}  wanted")
     for name in arguments.only:
         for what, measured, wanted in work[name]():
