@@ -1,25 +1,21 @@
 """How fast replies are decoded, one by one and side by side, and how long clips are heard.
 
     python -m benchmarks.inference [--part loop|batch|long|busy] [--model DIR] [--rounds 5]
-    python -m benchmarks.inference --part joined --data build/fresh/test
 
 loop: the decoding loop on a random LLM of 2 layers of width 64 (the size of the parity fixture, on
 which upstream's code makes 220 to 295 tokens a CPU second: 8000 cache slots, greedy, no rules),
 one thread, CPU seconds. batch: the tiny model on 8 of its sample questions, wall and CPU seconds,
-mel to last token, no sound. long: what windows change, against a clip heard at once. joined: word
-errors of clips joined to long ones, beside those of the same clips by themselves. Rounds take turns
-and the best of each case counts, since the machine has other work. busy: first audio by itself and
-beside two busy processes (at most 4 times as long).
+mel to last token, no sound. long: what windows change, against a clip heard at once. Rounds take
+turns and the best of each case counts, since the machine has other work. busy: first audio by
+itself and beside two busy processes (at most 4 times as long).
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -28,20 +24,18 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
-from benchmarks.judge import word_errors, words
 from osum_echat import audio
 from osum_echat.generation import decoder
 from osum_echat.generation.kv_cache import CachedLLM
 from osum_echat.generation.sampling import PRESETS, Rule, Sampling
 from osum_echat.inference.assistant import EChat
-from osum_echat.inference.reply import AudioPiece, Reply, Timer
+from osum_echat.inference.reply import AudioPiece, Timer
 from osum_echat.inference.request import Options, make_request, prepare
 from osum_echat.logs import out, setup
 from osum_echat.models.echat import EChatModel, EChatSettings, windows
 from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.paths import TINY
 from osum_echat.records import Turn, Utterance
-from osum_echat.serving.audio_formats import encode_file
 from osum_echat.tasks import TASKS
 from osum_echat.vocab import Vocab
 from tests.letters import Letters
@@ -51,9 +45,7 @@ UPSTREAM_TOKENS_PER_S = "220 to 295"
 PROMPT_TOKENS, TOKENS = 45, 500
 ROWS = 8
 BUSY = 2                        # other processes
-JOINED_S, JOINED_ROWS, SILENCE_S = (10, 20, 30, 40, 60, 120), 5, 0.5
 Ids = tuple[list[int], list[int]]
-Clip = tuple[list[str], Tensor]         # its words, and its samples
 LLM = {
     "vocab_size": 151_936, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 128, "max_position_embeddings": 32_768,
@@ -197,55 +189,6 @@ def long(directory: Path, threads: int) -> None:
     out("")
 
 
-def joined(directory: Path, data: Path, threads: int) -> None:
-    """Single clips of a split of the tiny world with silences between, transcribed as one."""
-    torch.set_num_threads(threads)
-    assistant = EChat.load(directory, device="cpu", speaks=False)
-    lines = (data / "exchanges.jsonl").read_text(encoding="utf-8").splitlines()
-    clips = [(words(one["user_text"]), audio.load(data / one["wav"]))
-             for one in map(json.loads, lines) if one["kind"] == "single"]  # fmt: skip
-    silence = torch.zeros(int(SILENCE_S * audio.SAMPLE_RATE_HZ))
-    out("word errors of joined clips, beside those of the same clips by themselves")
-    out(f"{'joined to':>10}{'rows':>6}{'clips':>7}{'words':>7}{'joined':>10}{'alone':>10}")
-    for seconds in JOINED_S:
-        rows = list(islice(rows_of(clips, seconds), JOINED_ROWS))
-        long = [torch.cat([part for _, wave in row for part in (wave, silence)]) for row in rows]
-        told = transcripts(assistant, long)
-        singly = transcripts(assistant, [wave for row in rows for _, wave in row])
-        truths = [truth for row in rows for truth, _ in row]
-        whole = [[word for truth, _ in row for word in truth] for row in rows]
-        total = sum(map(len, truths))
-        wrong, alone = (
-            sum(word_errors(truth, heard) for truth, heard in zip(wanted, got, strict=True))
-            for wanted, got in ((whole, told), (truths, singly))
-        )
-        out(f"{seconds:>8} s{len(rows):>6}{len(truths):>7}{total:>7}{wrong / total:>10.1%}"
-            f"{alone / total:>10.1%}")  # fmt: skip
-    out("")
-
-
-def rows_of(clips: Iterable[Clip], seconds: float) -> Iterator[list[Clip]]:
-    """Clips in a row, with their silences as many as fit into so many seconds."""
-    row: list[Clip] = []
-    left = seconds
-    for clip in clips:
-        length_s = len(clip[1]) / audio.SAMPLE_RATE_HZ + SILENCE_S
-        if row and length_s > left:
-            yield row
-            row, left = [], seconds
-        row.append(clip)
-        left -= length_s
-
-
-def transcripts(assistant: EChat, waves: Iterable[Tensor]) -> list[list[str]]:
-    """The words that are heard in each, (samples,) at 16 kHz."""
-    replies = assistant.reply_many(
-        [encode_file(wave.numpy(), audio.SAMPLE_RATE_HZ, "wav") for wave in waves], task="asr",
-        greedy=True, batch_size=ROWS,
-    )  # fmt: skip
-    return [words(reply.heard or "") if isinstance(reply, Reply) else [] for reply in replies]
-
-
 def busy(directory: Path, rounds: int, threads: int) -> None:
     """First audio by itself, and beside two processes that never rest."""
     torch.set_num_threads(threads)
@@ -277,26 +220,18 @@ def busy(directory: Path, rounds: int, threads: int) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure the parts asked for and print their tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--part", choices=("loop", "batch", "long", "joined", "busy"),
-                        help="this one alone")
-    parser.add_argument("--data", type=Path, help="a split of the tiny world, for joined")
+    parser.add_argument("--part", choices=("loop", "batch", "long", "busy"), help="this one alone")
     parser.add_argument("--model", type=Path, default=TINY, help="a model with samples")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="of batch and long")
     chosen = parser.parse_args(argv)
     setup(quiet=True)
-    if chosen.part in (None, "loop"):
-        loop(chosen.rounds)
-    if chosen.part in (None, "batch"):
-        batch(chosen.model, chosen.rounds, chosen.threads)
-    if chosen.part in (None, "long"):
-        long(chosen.model, chosen.threads)
-    if chosen.part == "busy":
-        busy(chosen.model, chosen.rounds, chosen.threads)
-    if chosen.part == "joined":
-        if chosen.data is None:
-            parser.error("joined: needs --data, a folder with exchanges.jsonl")
-        joined(chosen.model, chosen.data, chosen.threads)
+    parts = {"loop": lambda: loop(chosen.rounds),
+             "batch": lambda: batch(chosen.model, chosen.rounds, chosen.threads),
+             "long": lambda: long(chosen.model, chosen.threads),
+             "busy": lambda: busy(chosen.model, chosen.rounds, chosen.threads)}  # fmt: skip
+    for name in [chosen.part] if chosen.part else ("loop", "batch", "long"):
+        parts[name]()
 
 
 if __name__ == "__main__":

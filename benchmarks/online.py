@@ -77,6 +77,12 @@ def loud(samples: Samples) -> np.ndarray[Any, Any]:
     return np.nonzero(np.abs(samples) > LOUD)[0]
 
 
+def appended(samples: Samples) -> dict[str, Any]:
+    """The event that tells a piece of sound, (samples,) at 24 kHz."""
+    data = base64.b64encode(FORMATS["audio/pcm"].encode(samples)).decode()
+    return {"type": "input_audio_buffer.append", "audio": data}
+
+
 class Caller:
     """One session: a microphone that never stops, and what comes back."""
 
@@ -100,8 +106,7 @@ class Caller:
                     del self.waiting[0]
                     self.spoken_at = time.monotonic() + PIECE_S
                 piece = np.pad(piece, (0, step - len(piece)))
-            data = base64.b64encode(FORMATS["audio/pcm"].encode(piece)).decode()
-            await self.send(type="input_audio_buffer.append", audio=data)
+            await self.send(**appended(piece))
             due += PIECE_S
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 

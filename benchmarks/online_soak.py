@@ -7,7 +7,6 @@ Each session asks a question of its own, faster than real time.
 
 import argparse
 import asyncio
-import base64
 import json
 import sys
 from collections import Counter
@@ -18,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.online import serving
+from benchmarks.online import appended, serving
 from osum_echat import audio, cli, logs
 from osum_echat.paths import TINY
-from osum_echat.serving.audio_formats import FORMATS, PCM_RATE_HZ, Resampler, Samples
+from osum_echat.serving.audio_formats import PCM_RATE_HZ, Resampler, Samples
 
 QUESTIONS = ("question_3.wav", "question_4.wav", "question_5.wav", "question_6.wav")
 OWN_WORDS = ("exam", "bus", "lessons", "bed")   # a word that only this question has
@@ -50,8 +49,7 @@ class Caller:
         pause = np.zeros(round(PAUSE_S * PCM_RATE_HZ), np.float32)
         whole, step = np.concatenate((samples, pause)), round(PIECE_S * PCM_RATE_HZ)
         for at in range(0, len(whole), step):
-            data = FORMATS["audio/pcm"].encode(whole[at : at + step])
-            await self.send("input_audio_buffer.append", audio=base64.b64encode(data).decode())
+            await self.connection.send(json.dumps(appended(whole[at : at + step])))
 
     async def until(self, *kinds: str) -> dict[str, Any]:
         while True:

@@ -1,7 +1,6 @@
 """What is no turn: sounds without speech get no reply, and "uh-huh" does not stop one."""
 
 import asyncio
-import base64
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -11,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.online import Caller
+from benchmarks.online import Caller, appended
 from common_utils.tiny_world import events
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.voices import Espeak, Voice, all_voices
 from osum_echat import audio
-from osum_echat.serving.audio_formats import FORMATS, PCM_RATE_HZ, Resampler, Samples
+from osum_echat.serving.audio_formats import PCM_RATE_HZ, Resampler, Samples
 
 WORDS = ("Hm.", "Uh-huh.", "Yeah.", "Okay.", "Right.")
 VOICES, LEVEL = 4, 0.3
@@ -70,10 +69,7 @@ async def begun_and_answered(address: str, kind: str, sound: Samples) -> tuple[i
     async with websockets.connect(address, max_size=None) as connection:
         await connection.send(_update(kind))
         for start in range(0, len(whole), PCM_RATE_HZ):
-            data = FORMATS["audio/pcm"].encode(whole[start : start + PCM_RATE_HZ])
-            await connection.send(json.dumps({
-                "type": "input_audio_buffer.append", "audio": base64.b64encode(data).decode(),
-            }))  # fmt: skip
+            await connection.send(json.dumps(appended(whole[start : start + PCM_RATE_HZ])))
         end = time.monotonic() + WAIT_S
         while (left := end - time.monotonic()) > 0:
             try:

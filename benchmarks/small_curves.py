@@ -36,19 +36,15 @@ def lines_of(path: Path) -> list[Line]:
     return found
 
 
-def shown(line: Line) -> str | None:
-    """What a line of metrics tells that is drawn; None: a line about something else."""
-    return next((name for name in SHOWN if name in line and "minutes" in line), None)
-
-
 def curve(directories: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, str]:
     """Minutes and values of trainings one after another, (points,) each, and their name."""
     minutes, values, name, begun = list[float](), list[float](), "", 0.0
     for directory in directories:
-        told = [line for line in lines_of(directory / METRICS) if shown(line)]
+        told = [line for line in lines_of(directory / METRICS)
+                if "minutes" in line and SHOWN.keys() & line]  # fmt: skip
         if not told:
             raise InputError(f"{directory / METRICS}: none of {', '.join(SHOWN)} is told there")
-        name = shown(told[0]) or name
+        name = next(one for one in SHOWN if one in told[0])
         minutes += [begun + line["minutes"] for line in told]
         values += [line[name] * (100 if name == "accuracy" else 1) for line in told]
         begun = minutes[-1]
@@ -93,22 +89,19 @@ def draw(parts: dict[str, list[Path]], measured: Sequence[Path], out: Path) -> N
         figure.savefig(file, format="svg", metadata={"Date": None})
 
 
-def parts_of(given: Sequence[str]) -> dict[str, list[Path]]:
-    """PART=DIR[,DIR] as they were typed. Raises InputError."""
-    bad = next((one for one in given if "=" not in one), None)
-    if bad is not None:
-        raise InputError(f"{bad!r}: not PART=DIR")
-    return {name: [Path(one) for one in places.split(",")]
-            for name, _, places in (one.partition("=") for one in given)}  # fmt: skip
+def part(given: str) -> tuple[str, list[Path]]:
+    """PART=DIR[,DIR] as it was typed. Raises ValueError."""
+    name, places = given.split("=")
+    return name, [Path(one) for one in places.split(",")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__)
-    parser.add_argument("parts", nargs="+", metavar="PART=DIR[,DIR]")
+    parser.add_argument("parts", nargs="+", type=part, metavar="PART=DIR[,DIR]")
     parser.add_argument("--heard", nargs="*", type=Path, default=[], metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="SVG")
     chosen = parser.parse_args(argv)
-    return cli.run("small_curves", lambda: draw(parts_of(chosen.parts), chosen.heard, chosen.out))
+    return cli.run("small_curves", lambda: draw(dict(chosen.parts), chosen.heard, chosen.out))
 
 
 if __name__ == "__main__":
