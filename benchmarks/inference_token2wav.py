@@ -1,11 +1,10 @@
 """Token to wav at work: streaming beside whole calls, and the published size's cost. Prints tables.
 
     python -m benchmarks.inference_token2wav [--list FILE [--judge DIR]] [--utterances 100]
-                                             [--voice FILE] [--full] [--steps 5 8]
+                                             [--full]
 
 The first table needs only the tiny model. Without --list, its tokens are random ones; with --judge
-(Whisper base, requirements-bench.txt) both sounds of each utterance are heard, too. --voice: what
-it changes in the mel that a recording is prepared, or cut, not solved each time. The second one
+(Whisper base, requirements-bench.txt) both sounds of each utterance are heard, too. The second one
 (--full) is of random weights in the published sizes, 10 s of speech with a voice of 5 s, in CPU
 seconds: a machine drifts, so each row tells the rate of a bare matrix product beside it.
 """
@@ -14,7 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -35,7 +34,6 @@ SMALL_MODEL = Path(__file__).parents[1] / "pretrained" / "tiny" / "token2wav"
 TOKENS_PER_S = 25
 LONG_TOKENS = 22 * 50           # more than twenty pieces of the largest size
 FULL_TOKENS, PROMPT_TOKENS = 250, 125
-FEW_SPACING = 1.2               # of the steps, where they are few
 FIRST_TOKENS = 25               # one second
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 UPSTREAM_FLOW_S, UPSTREAM_VOCODER_S, UPSTREAM_FIRST_S = 49.7, 9.0, 20.3
@@ -103,11 +101,9 @@ def streamed_mel(
     return torch.cat([mel[:, :, :new] for mel, new in solved], dim=2)
 
 
-def whole_mel(
-    model: Token2Wav, tokens: list[int], seed: int, state: VoiceState | None = None
-) -> Tensor:
-    """The mel of a whole call, in the model's own voice or in another: (1, mel, frames)."""
-    voice = state or model.flow.voice_state(model.voice)
+def whole_mel(model: Token2Wav, tokens: list[int], seed: int) -> Tensor:
+    """The mel of a whole call: (1, mel, frames)."""
+    voice = model.flow.voice_state(model.voice)
     solver = streaming.MelStream(model.flow, voice, streaming.generators(seed), 0)
     return solver.solve(streaming.Piece(tokens, 0, 0, len(tokens), is_last=True))[0]
 
@@ -198,32 +194,7 @@ def random_voice(tokens: int) -> VoicePrompt:
                        torch.randn(1, frames, MELS), torch.randn(1, SPEAKER_WIDTH))  # fmt: skip
 
 
-def voice_rows(
-    model: Token2Wav, voice: VoicePrompt, lists: Sequence[Spoken]
-) -> list[tuple[str, str]]:
-    """How far mels in a recording's voice are from those of the whole recording, solved anew."""
-    whole, prepared = model.flow.voice_state(voice), model.prepare_voice(voice)
-    states = {"another seed": whole, "prepared": prepared,
-              "its last 2 s": model.flow.voice_state(voice, 2 * TOKENS_PER_S),
-              "its speaker vector alone": model.flow.voice_state(voice, 0)}  # fmt: skip
-
-    sums, costs = dict.fromkeys(states, 0.0), dict.fromkeys(("anew", *states), 0.0)
-    for one in logs.progress(lists, "voice"):
-        cost, exact = timed(partial(whole_mel, model, one.tokens, 1, whole))
-        costs["anew"] += cost
-        for name, state in states.items():
-            seed = 2 if state is whole else 1
-            cost, other = timed(partial(whole_mel, model, one.tokens, seed, state))
-            costs[name] += cost
-            sums[name] += float((other - exact).abs().mean())
-    return [
-        (f"voice, {name}: mel distance, CPU s to the whole's",
-         f"{total / len(lists):.3f}, {costs[name]:.1f} to {costs['anew']:.1f}")
-        for name, total in sums.items()
-    ]  # fmt: skip
-
-
-def full_rows(dtypes: Sequence[str], steps: Sequence[int]) -> list[tuple[str, str]]:
+def full_rows(dtypes: Sequence[str]) -> list[tuple[str, str]]:
     """The second table: random weights of the published sizes, and a voice of 5 s.
 
     Beside each cost: the rate of the bare product just before.
@@ -234,17 +205,14 @@ def full_rows(dtypes: Sequence[str], steps: Sequence[int]) -> list[tuple[str, st
     ids = torch.randint(FlowSettings().codes, (FULL_TOKENS,)).tolist()
     rows: list[tuple[str, str]] = []
     reference: Tensor | None = None
-    runs = [(dtype, FlowSettings().steps, 1.0) for dtype in dtypes]
-    runs += [("float32", count, spacing) for count in steps for spacing in (1.0, FEW_SPACING)]
-    for dtype, count, spacing in logs.progress(runs, "full size"):
+    for dtype in logs.progress(dtypes, "full size"):
         model.dtype = DTYPES[dtype]
-        model.flow.settings = replace(FlowSettings(), steps=count, spacing=spacing)
         rate = product_rate(model.dtype)
         with torch.autocast("cpu", model.dtype, enabled=dtype != "float32"):
             cost, made = timed(partial(whole_mel, model, ids, 1))
         reference = made if reference is None else reference
         rows.append((
-            f"flow, {dtype}, {count} steps, spacing {spacing}",
+            f"flow, {dtype}",
             f"{told(cost, UPSTREAM_FLOW_S, rate)}, mel distance "
             f"{float((made - reference).abs().mean()):.4f}",
         ))  # fmt: skip
@@ -253,7 +221,7 @@ def full_rows(dtypes: Sequence[str], steps: Sequence[int]) -> list[tuple[str, st
     drawn = torch.Generator()
     cost, _ = timed(lambda: streaming.whole_wave(model.vocoder, mel, drawn.manual_seed(1)))
     rows.append(("vocoder, float32", told(cost, UPSTREAM_VOCODER_S, rate)))
-    model.dtype, model.flow.settings = torch.float32, FlowSettings()
+    model.dtype = torch.float32
     return rows + first_rows(model, ids)
 
 
@@ -288,12 +256,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", type=Path, help="a data list with speech_token")
     parser.add_argument("--judge", type=Path, metavar="DIR",
                         help="Whisper base as CTranslate2 files, to hear what the list has as txt")
-    parser.add_argument("--voice", type=Path, metavar="FILE", help="a recording to speak like")
     parser.add_argument("--utterances", type=int, default=100)
     parser.add_argument("--full", action="store_true", help="the published sizes, too: minutes")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"],
                         help="of the full size (bfloat16 pays where the CPU computes in it)")
-    parser.add_argument("--steps", nargs="*", type=int, default=[], help="fewer, of the full size")
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args(argv)
     torch.set_num_threads(chosen.threads)
@@ -302,11 +268,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         lists = to_speak(chosen.list, chosen.utterances, model.flow.settings.codes)
         judge = Recogniser(chosen.judge, chosen.threads) if chosen.judge else None
         rows = streaming_rows(model, lists, judge) if lists else []
-        if chosen.voice is not None:
-            rows += voice_rows(model, model.voice_of(chosen.voice), lists)
         rows += [(f"bare product, {name}, GFLOP/s", f"{product_rate(dtype):.0f}")
                  for name, dtype in DTYPES.items()]  # fmt: skip
-        rows += full_rows(chosen.dtypes, chosen.steps) if chosen.full else []
+        rows += full_rows(chosen.dtypes) if chosen.full else []
     width = max(len(name) for name, _ in rows)
     logs.out("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
     return 0
