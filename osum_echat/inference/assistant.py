@@ -238,7 +238,10 @@ def answer_many(
 def _voice_of(model: LoadedModel, state: RequestState) -> VoicePrompt | None:
     """The voice in the reply's style; None: as it is."""
     assert model.voice is not None, "a task that speaks has a voice"
-    return model.voice.styles.get(state.parser.labels.style or "")
+    style, styles = state.parser.labels.style, model.voice.styles
+    if style and styles and style not in styles:
+        LOG.warning("style %s: the voice has %s; it speaks as usual", style, ", ".join(styles))
+    return styles.get(style or "")
 
 
 def _embed(

@@ -331,13 +331,17 @@ class DialogueParser:
 
 
 class GivenText:
-    """The answer of a task that speaks given words: they are known before it begins."""
+    """The answer of a task that speaks given words: they are known before it begins.
+
+    style: None for the tag that leads the words, if one does.
+    """
 
     thought = None
 
     def __init__(self, words: str, heard: str | None = None, style: str | None = None) -> None:
         self.text, self.heard = thinking.without_labels(words), heard
-        self.labels = Labels(style=style)
+        tag = thinking.LEADING_TAG.match(words)
+        self.labels = Labels(style=style or (canonical_label(tag[1]) if tag else None))
         self._is_told = False
 
     def push(self, text: str) -> list[Event]:

@@ -126,7 +126,7 @@ def test_a_talker_is_taken_where_one_is_named_and_fits(model_directory, tmp_path
         Talker.load(model_directory, 7, torch.device("cpu"))
 
 
-def test_a_style_has_its_own_voice(model_directory, tmp_path):
+def test_a_style_has_its_own_voice(model_directory, tmp_path, caplog):
     home = tmp_path / "token2wav"
     shutil.copytree(model_directory / "token2wav", home)
     VoicePrompt.absent(torch.ones(1, 192)).save(home / "voice_SOFT.safetensors")
@@ -134,3 +134,8 @@ def test_a_style_has_its_own_voice(model_directory, tmp_path):
     soft = voice([1, 2, 3], voice.styles["SOFT"], seed=0)
     assert list(voice.styles) == ["SOFT"] and voice.in_voice(voice.voice).styles == {}
     assert not torch.equal(soft, voice([1, 2, 3], seed=0))
+    echat = EChat.load(model_directory, device="cpu", talker=model_directory, token2wav=home)
+    plain, soft, loud = echat.reply_many([TEXT, f"<soft>{TEXT}", f"<LOUD>{TEXT}"], task="tts")
+    assert soft.labels.style == "SOFT" and not torch.equal(soft.wave, plain.wave)
+    assert torch.allclose(soft.wave, echat.reply(f"<SOFT>{TEXT}", task="tts").wave, atol=1e-4)
+    assert torch.equal(loud.wave, plain.wave) and "style LOUD: the voice has SOFT" in caplog.text
