@@ -70,6 +70,7 @@ class SelfAttention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
     """Attention of (clips, heads, steps, head width); valid: (clips, 1, 1, steps) or None.
 
+    valid may also be numbers, added to the scores, where there is no gradient.
     The fused kernel is slow backward on a CPU in bf16: training over few steps does without it.
     """
     is_bf16 = query.device.type == "cpu" and query.dtype == torch.bfloat16

@@ -3,6 +3,7 @@
 It lies beside the encoder in the cache of base models, in half precision; set-up puts it there.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ MOST_TOKENS = 200                       # of 30 s
 NOTE = re.compile(r"\([^()]*\)|\[[^\[\]]*\]")     # of sounds: "(laughs)", "[music]"
 RANGE = 2.0                             # of log-mel features below the loudest: silence
 PAUSE_FRAMES = 20                       # 0.2 s, in which a clip may be cut
+MARGIN_STEPS, SILENT_STRIDE = 100, 8    # of 20 ms: after a clip, and of the silence that follows
 CLIP_READERS = ("encoder_attn.k_proj", "encoder_attn.v_proj")   # asked once, for the whole clip
 
 
@@ -102,18 +104,9 @@ class WhisperDecoder:
 
     @torch.inference_mode()
     def _part(self, network: EChatModel, mel: Tensor) -> str:
-        """Of up to 30 s, to which it is padded, as Whisper was trained.
-
-        In less it loses words or goes round.
-        """
-        padding = (0, 0, 0, LONGEST_FRAMES - len(mel))
-        whole = functional.pad(mel, padding, value=float(mel.max()) - RANGE)
-        encoder = self.encoder or network.encoder
-        steps, _ = encoder(
-            whole[None].to(encoder.after_norm.weight.dtype), torch.tensor([LONGEST_FRAMES]),
-            alone=True,
-        )  # fmt: skip
-        reading = _Reading(self.decoder, steps[0].to(self.decoder.layer_norm.weight.dtype))
+        """Of up to 30 s."""
+        steps, counts = _encoded(self.encoder or network.encoder, mel)
+        reading = _Reading(self.decoder, steps.to(self.decoder.layer_norm.weight.dtype), counts)
         ids, new = [*self.opening], [*self.opening]
         while len(ids) < MOST_TOKENS:
             new = [int(self.head(reading.push(new)).argmax())]
@@ -146,15 +139,37 @@ class WhisperDecoder:
         return replace(self, encoder=other.eval())
 
 
+def _encoded(encoder: Encoder, mel: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A clip padded to 30 s, as Whisper was trained; in less it loses words or goes round.
+
+    Steps of the silence after the clip are much alike: one of SILENT_STRIDE stands for its
+    neighbours, and attention counts it as that many. mel: (frames, mel), up to 30 s. Returns
+    (steps, width), and the logarithm of what each counts, (1, steps), None: no step was left out.
+    """
+    padding = (0, 0, 0, LONGEST_FRAMES - len(mel))
+    whole = functional.pad(mel, padding, value=float(mel.max()) - RANGE)
+    steps = encoder.embed(whole[None].to(encoder.after_norm.weight.dtype))
+    counts = None
+    near = (len(mel) + 1) // 2 + MARGIN_STEPS
+    far = range(near + SILENT_STRIDE // 2, steps.shape[1], SILENT_STRIDE)
+    if far:
+        counts = steps.new_zeros(1, near + len(far))
+        counts[:, near:] = math.log((steps.shape[1] - near) / len(far))
+        steps = steps[:, [*range(near), *far]]
+    for block in encoder.encoders:
+        steps = block(steps, counts)
+    return encoder.after_norm(steps)[0], counts
+
+
 class _Reading:
     """A clip while it is read: keys and values of its steps, and of the ids so far.
 
     The stock decoder's weights in few operations: at one id its own forward is mostly Python.
     """
 
-    def __init__(self, decoder: Any, steps: Tensor) -> None:
-        """steps: (steps, width), the encoder's."""
-        self.decoder, self.count = decoder, 0
+    def __init__(self, decoder: Any, steps: Tensor, counts: Tensor | None = None) -> None:
+        """steps: (steps, width), the encoder's; counts: (1, steps), see _encoded."""
+        self.decoder, self.count, self.counts = decoder, 0, counts
         self.heard = [
             (_heads(layer.encoder_attn.k_proj(steps)), _heads(layer.encoder_attn.v_proj(steps)))
             for layer in decoder.layers
@@ -172,9 +187,10 @@ class _Reading:
             keys = torch.cat((keys, _heads(own.k_proj(normed))), 1)
             values = torch.cat((values, _heads(own.v_proj(normed))), 1)
             self.said[number] = keys, values
-            state = state + own.out_proj(_attended(own.q_proj(normed), keys, values))
+            mine = _attended(own.q_proj(normed), keys, values, causal=len(ids) > 1)
+            state = state + own.out_proj(mine)
             query = other.q_proj(layer.encoder_attn_layer_norm(state))
-            state = state + other.out_proj(_attended(query, *heard, causal=False))
+            state = state + other.out_proj(_attended(query, *heard, self.counts))
             fed = functional.gelu(layer.fc1(layer.final_layer_norm(state)))
             state = state + layer.fc2(fed)
         self.count = end
@@ -186,12 +202,15 @@ def _heads(rows: Tensor) -> Tensor:
     return rows.unflatten(1, (-1, HEAD_WIDTH)).transpose(0, 1)
 
 
-def _attended(query: Tensor, keys: Tensor, values: Tensor, causal: bool = True) -> Tensor:
+def _attended(
+    query: Tensor, keys: Tensor, values: Tensor, counts: Tensor | None = None, causal: bool = False
+) -> Tensor:
     """query: (rows, width); keys, values: (heads, places, head width). Returns (rows, width).
 
-    causal: several rows, all that there are, do not see later ones.
+    counts: (1, places), added to the scores; causal: of the rows, all that there are, none sees
+    later ones.
     """
     made = functional.scaled_dot_product_attention(
-        _heads(query)[None], keys[None], values[None], is_causal=causal and len(query) > 1
+        _heads(query)[None], keys[None], values[None], attn_mask=counts, is_causal=causal
     )
     return made[0].transpose(0, 1).flatten(1)
