@@ -1,30 +1,26 @@
 """What training costs on this machine, against the plain ways: prints a table of ratios.
 
-    python -m benchmarks.training [--only loss layouts step processes] [--tokens 12000]
+    python -m benchmarks.training [--only loss layouts step] [--tokens 12000]
 
-Work of one process is counted in CPU seconds, so that a busy machine changes little; two processes
-against one are timed by the clock and say something only on an idle machine with two free cores.
-The loss has the published 156,033 columns; the model is of the tiny sizes with random weights.
+Work is counted in CPU seconds, so that a busy machine changes little. The loss has the published
+156,033 columns; the model is of the tiny sizes with random weights.
 """
 
 import argparse
-import os
 import random
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, multiprocessing
 from torch.nn import functional
 
 from osum_echat import logs
 from osum_echat.data.batching import LAYOUTS
-from osum_echat.device import ALONE, Ranks
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.models.loss import cross_entropy
@@ -54,9 +50,9 @@ def network() -> EChatModel:
     return EChatModel(EChatSettings(*ears, LLM, 2048))
 
 
-def engine(ranks: Ranks = ALONE) -> LocalEngine:
+def engine() -> LocalEngine:
     settings = EngineSettings(precision="fp32")
-    return LocalEngine(network(), StageSettings(train=("llm", "speech")), settings, CPU, ranks)
+    return LocalEngine(network(), StageSettings(train=("llm", "speech")), settings, CPU)
 
 
 def stream(tokens: int, rng: random.Random) -> list[Lengths]:
@@ -239,44 +235,17 @@ def step(tokens: int) -> Iterator[Figure]:
     yield "our step / bare forward, backward, AdamW", f"{ratio:.2f}", "1.05 or less"
 
 
-def one_process(rank: int, world: int, folder: str, seconds: "Tensor") -> None:
-    torch.set_num_threads(1)
-    if world > 1:
-        distributed.init_process_group("gloo", init_method=f"file://{folder}/meet{world}",
-                                       rank=rank, world_size=world)  # fmt: skip
-    trainer = engine(Ranks(rank, world, CPU) if world > 1 else ALONE)
-    batch = by_layout(stream(4000, random.Random(7)), "packed")[0]
-    trainer.step([batch], 1e-4)
-    start = time.monotonic()
-    for _ in range(4):
-        trainer.step([batch], 1e-4)
-    seconds[rank] = time.monotonic() - start
-
-
-def processes() -> Iterator[Figure]:
-    """Two processes against one, by the clock."""
-    taken = []
-    with tempfile.TemporaryDirectory() as folder:
-        for world in (1, 2):
-            seconds = torch.zeros(world).share_memory_()
-            multiprocessing.start_processes(one_process, (world, folder, seconds), nprocs=world,
-                                            start_method="spawn")  # fmt: skip
-            taken.append(float(seconds.max()))
-    note = f"{2 * taken[0] / taken[1]:.2f} (load {os.getloadavg()[0]:.1f})"
-    yield "two processes / one: tokens a second by the clock", note, "1.60 or more"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description="What training costs, against the plain ways.")
-    every = ("loss", "layouts", "step", "processes")
+    every = ("loss", "layouts", "step")
     parser.add_argument("--only", nargs="+", choices=every, default=list(every))
     parser.add_argument("--tokens", type=int, default=12_000, help="of the stream of the layouts")
     parser.add_argument("--width", type=int, default=256, help="of the hidden states of the loss")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     work = {"loss": lambda: loss(arguments.width), "layouts": lambda: layouts(arguments.tokens),
-            "step": lambda: step(arguments.tokens), "processes": processes}
+            "step": lambda: step(arguments.tokens)}
     logs.out(f"{'':52}{'measured':>28}  wanted")
     for name in arguments.only:
         for what, measured, wanted in work[name]():
