@@ -167,6 +167,22 @@ def text_lines(raw: Iterable[bytes]) -> Iterator[Line]:
             yield Line(number, None, f"byte {error.start + 1} is not UTF-8")
 
 
+def read_jsonl(path: Path, advice: str = "check the path") -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects of a list; blank lines are none of it.
+
+    advice: what would do where there is no such file. Raises InputError, for any other line too.
+    """
+    try:
+        with path.open("rb") as file:
+            for line in text_lines(file):
+                if line.text is None:
+                    raise InputError(f"{path} line {line.number}: {line.problem}; correct the line")
+                if line.text.strip():
+                    yield line.number, _object(line.text, path, line.number)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; {advice}") from error
+
+
 class Journal:
     """A growing file of JSON objects, a line each, held by one process; nothing written is lost.
 
@@ -249,11 +265,11 @@ def read_journal(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(f"{path}: {error.strerror or error}") from error
 
 
-def _object(data: bytes, path: Path, number: int) -> dict[str, Any]:
+def _object(data: bytes | str, path: Path, number: int) -> dict[str, Any]:
     try:
         one = json.loads(data)
     except ValueError as error:
-        raise InputError(f"{path} line {number}: not JSON ({error}); remove the line") from error
+        raise InputError(f"{path} line {number}: not JSON ({error}); correct the line") from error
     if not isinstance(one, dict):
         raise InputError(f"{path} line {number}: a {type(one).__name__}, need an object")
     return one

@@ -5,7 +5,6 @@ wavs in tokens-*.jsonl. Without a speech tokenizer only the lists that need no s
 
     python -m common_utils.tiny_world.lists --corpus OUT [--speech-tokenizer FILE.onnx]
 """
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from random import Random
 from typing import Any
 
 from common_utils.tiny_world.world import SPLITS, World, load_world, normalise
-from osum_echat import audio, cli
+from osum_echat import audio, cli, files
 from osum_echat.errors import DataError
 from osum_echat.files import KeyedJournal, sha256_of, write_jsonl
 from osum_echat.logs import logger, progress
@@ -218,10 +217,8 @@ def row_of(exchange: Row, turn: Row, tag: str, text: str, suffix: str) -> Row:
 
 def read_jsonl(path: Path) -> list[Row]:
     """The objects of a file, one a line."""
-    if not path.exists():
-        raise DataError(f"{path}: no such file; make the corpus first"
-                        " (python -m common_utils.tiny_world.make)")
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    advice = "make the corpus first (python -m common_utils.tiny_world.make)"
+    return [row for _, row in files.read_jsonl(path, advice)]
 
 
 def said_by_users(exchanges: Iterable[Row]) -> set[str]:

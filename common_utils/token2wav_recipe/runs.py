@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,7 +14,7 @@ from torch import Tensor
 from common_utils.jobs import digest
 from osum_echat import audio, cli, settings
 from osum_echat.errors import ConfigError, DataError
-from osum_echat.files import locked, text_lines
+from osum_echat.files import locked, read_jsonl
 from osum_echat.logs import logger, out
 from osum_echat.records import Utterance
 from osum_echat.training import state as states
@@ -53,33 +53,16 @@ class VoiceRow:
 
 def read_lists(paths: Sequence[str | Path]) -> list[VoiceRow]:
     """The rows of raw lists; wav paths are relative to the list's folder, or absolute."""
-    rows = [row for path in paths for row in _rows(Path(path))]
+    rows = [_row(raw, Path(path), number) for path in paths
+            for number, raw in read_jsonl(Path(path), "give the path of a raw list")]  # fmt: skip
     if not rows:
         raise DataError(f"{', '.join(map(str, paths)) or 'no list'}: holds no rows")
     return rows
 
 
-def _rows(path: Path) -> Iterator[VoiceRow]:
-    try:
-        with path.open("rb") as file:
-            for line in text_lines(file):
-                where = f"{path}, line {line.number}"
-                if line.text is None:
-                    raise DataError(f"{where}: {line.problem}; correct the line")
-                if line.text.strip():
-                    yield _row(line.text, where, path.parent)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give the path of a raw list") from error
-
-
-def _row(line: str, where: str, folder: Path) -> VoiceRow:
-    try:
-        raw = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise DataError(f"{where}: a {type(raw).__name__}, need a JSON object")
-    found = Utterance.from_json({"txt": ""} | raw | {"key": where}, where, folder).user
+def _row(raw: dict[str, Any], path: Path, number: int) -> VoiceRow:
+    where = f"{path} line {number}"
+    found = Utterance.from_json({"txt": ""} | raw | {"key": where}, where, path.parent).user
     if not isinstance(found.audio, Path):
         raise DataError(f"{where}: no `wav`; every row needs one")
     voice = raw.get("voice", raw.get("speaker"))
