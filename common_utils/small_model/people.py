@@ -26,6 +26,7 @@ WORDS = (
     "librispeech_train_clean5", "librispeech_dev_clean_part", "librispeech_train_clean100_4spk",
     "common_voice_en", "vctk_samples", "misc_en", "picovoice_wakewords",
 )  # fmt: skip
+SAID = ("text", "speaker", "seconds")  # what a line of these tells
 KEYWORDS = "picovoice_wakewords"
 KEYWORD_SHARE = 0.25  # of these one-word clips: there are many of few words
 DEV_SPEAKERS = frozenset({
@@ -59,7 +60,7 @@ def is_dev(line: dict[str, Any]) -> bool:
 def spoken(people: Path, most: int) -> Iterator[tuple[str, dict[str, Any], waves.Wave, str]]:
     """Set, manifest line, clip and words of what can be learnt from; most: clips of a set."""
     for name in WORDS:
-        for line, wave in islice(waves.recordings(people, name), most):
+        for line, wave in islice(waves.recordings(people, name, SAID), most):
             words = heard_words(line["text"])
             if not words or line["seconds"] > LONGEST_S or len(wave) < waves.RATE_HZ // 3:
                 continue
@@ -103,7 +104,7 @@ def burst_lists(people: Path, out: Path, around: waves.Surroundings, most: int) 
     """Sounds without words: bursts of a voice with their labels, and noises where nobody speaks."""
     lists: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for name in ("emogator", "esc10_human"):
-        for line, wave in islice(waves.recordings(people, name), most):
+        for line, wave in islice(waves.recordings(people, name, ("speaker",)), most):
             kind = str(line.get("emotion") or line.get("event"))
             labels = {"emotion": EMOTIONS.get(kind), "event": EVENTS.get(kind)}
             if not any(labels.values()) or len(wave) < waves.RATE_HZ // 3:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import soxr
 from numpy.random import Generator
 
@@ -27,7 +28,7 @@ from common_utils.tiny_world import effects, voices
 from common_utils.tiny_world.assets import AssetPaths
 from osum_echat import cli
 from osum_echat.errors import InputError
-from osum_echat.files import whole_file, write_jsonl
+from osum_echat.files import read_jsonl, whole_file, write_jsonl
 from osum_echat.logs import logger
 
 LEXICONS = ("lexicon_us_gold.json.gz", "lexicon_us_silver.json.gz")
@@ -188,6 +189,15 @@ def make_piece(
     return write_jsonl(out / f"{name}.list", lines)
 
 
+def is_made(path: Path, seconds: float) -> bool:
+    """Whether a piece's list and its sounds are there, and are as long as is asked for."""
+    try:
+        lengths = [soundfile.info(path.parent / row["wav"]).duration for _, row in read_jsonl(path)]
+    except (InputError, soundfile.LibsndfileError):
+        return False
+    return sum(lengths[:-1]) < seconds <= sum(lengths)
+
+
 def join(out: Path, engine: str) -> None:
     """Write all lists of an engine's pieces as one."""
     pieces = sorted(out.glob(f"{engine}_*.list"))
@@ -208,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
     around, pools = waves.Surroundings.of(chosen.people), readable(chosen.parts)
     for piece in chosen.pieces:
         name = f"{chosen.engine}_{piece:03d}"
-        if (chosen.out / f"{name}.list").is_file():
+        if is_made(chosen.out / f"{name}.list", chosen.minutes * 60):
             continue
         rng = np.random.default_rng([piece, *name.encode()])
         said = sentences(pools, rng)

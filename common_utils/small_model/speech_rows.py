@@ -8,7 +8,6 @@
 OUT/voice.list; `rows`: a talker's rows without sound, each piece of text with the codes before it.
 """
 
-import json
 import random
 import re
 import sys
@@ -22,9 +21,11 @@ import numpy as np
 import soundfile
 import torch
 
+from common_utils.jobs import digest
 from common_utils.small_model import texts
 from common_utils.small_model.hibari import SAMPLE_RATE_HZ, STYLES, Hibari, Spoken, Wave, sentences
 from common_utils.small_model.phonemes import pieces_of
+from common_utils.tiny_world.speaking import write_wav
 from common_utils.token2wav_recipe.train_tokenizer import UNITS_PER_S, nearest, with_learnt
 from osum_echat import audio, cli
 from osum_echat.errors import InputError
@@ -190,18 +191,31 @@ class UnitFinder:
 
 
 def write_waves(maker: RowMaker, out: Path, hours: float) -> None:
-    """So many hours of rows with their sound: OUT/waves.list and OUT/waves/."""
+    """So many hours of rows with their sound: OUT/waves.list and OUT/waves/.
+
+    Stopped, it goes on later.
+    """
     (out / "waves").mkdir(parents=True, exist_ok=True)
-    samples = 0
-    with whole_file(out / WAVES) as lines:
-        for row in maker.rows():
+    path = out / f".{WAVES}.journal"
+    with Journal(path) as journal:
+        made = [one for _, one in read_journal(path)]
+        rows = maker.rows(_behind([one["row"] for one in made], 0))
+        samples = sum(one["samples"] for one in made)
+        while samples <= 3600 * hours * SAMPLE_RATE_HZ:
+            row = next(rows)
             name = f"waves/{row.key}.wav"
-            soundfile.write(out / name, row.wave, SAMPLE_RATE_HZ, subtype="PCM_16")
+            write_wav(out / name, row.wave, SAMPLE_RATE_HZ)
             raw = {"key": row.key, "wav": name, "voice": row.style, "txt": row.words}
-            lines.write(json.dumps(raw, ensure_ascii=False).encode() + b"\n")
+            made.append({"row": raw, "samples": len(row.wave)})
+            journal.write(made[-1:])
             samples += len(row.wave)
-            if samples > 3600 * hours * SAMPLE_RATE_HZ:
-                return
+        write_jsonl(out / WAVES, (one["row"] for one in made))
+        path.unlink()
+
+
+def _behind(raws: Sequence[dict[str, Any]], first: int) -> int:
+    """The number of the row behind those that are there, `first` where there are none."""
+    return int(raws[-1]["key"].rpartition("-")[2]) + 1 if raws else first
 
 
 def write_codes(find: UnitFinder, out: Path) -> None:
@@ -215,15 +229,22 @@ def write_codes(find: UnitFinder, out: Path) -> None:
 
 
 def write_rows(
-    maker: RowMaker, find: Callable[[Wave], list[int]], out: Path, hours: float, first: int
-) -> None:
-    """So many hours of a talker's rows, from row number `first` on; stopped, it goes on later."""
-    units = 0
-    for _, raw in read_journal(out):
-        units += units_in(raw)
-        first = int(raw["key"].rpartition("-")[2]) + 1
-    rows = maker.rows(first)
+    maker: RowMaker, find: Callable[[Wave], list[int]], out: Path, hours: float, first: int,
+    settings: str,
+) -> None:  # fmt: skip
+    """So many hours of a talker's rows, from row number `first` on; stopped, it goes on later.
+
+    settings: what rows depend on. Raises InputError where those that are there had other ones.
+    """
+    told = out.with_name(f".{out.name}.settings")
     with Journal(out) as lines:
+        raws = [raw for _, raw in read_journal(out)]
+        if raws and told.is_file() and told.read_text() != settings:
+            raise InputError(f"{out}: its rows were made with other units, or of the other split; "
+                             "remove it, or choose another --out")  # fmt: skip
+        with whole_file(told) as file:
+            file.write(settings.encode())
+        rows, units = maker.rows(_behind(raws, first)), sum(map(units_in, raws))
         while units < 3600 * hours * UNITS_PER_S:
             row = next(rows)
             raw = raw_row(row, coded(row.clauses, find(row.wave)))
@@ -258,7 +279,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         find = UnitFinder(chosen.units, chosen.whisper)
         maker = RowMaker(chosen.parts, chosen.held_out)
-        write_rows(maker, find, chosen.out, chosen.hours, chosen.first)
+        settings = digest(chosen.units, chosen.held_out)
+        write_rows(maker, find, chosen.out, chosen.hours, chosen.first, settings)
 
 
 if __name__ == "__main__":

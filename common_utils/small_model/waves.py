@@ -18,7 +18,7 @@ from numpy.random import Generator
 from common_utils.tiny_world import effects
 from common_utils.tiny_world.voices import Wave
 from osum_echat.errors import DataError
-from osum_echat.files import read_journal
+from osum_echat.files import read_jsonl
 from osum_echat.records import LIST_KEYS
 
 RATE_HZ = effects.SAMPLE_RATE_HZ
@@ -44,26 +44,46 @@ class Surroundings:
         return cls(tuple(noises), tuple(rooms))
 
 
-def recordings(people: Path, name: str) -> Iterator[tuple[dict[str, Any], Wave]]:
-    """What a manifest tells of each clip, and the clip, in the order of its tars."""
+def recordings(
+    people: Path, name: str, needed: tuple[str, ...] = ()
+) -> Iterator[tuple[dict[str, Any], Wave]]:
+    """What a manifest tells of each clip, and the clip, in the order of its tars.
+
+    needed: fields of its lines beside tar and name. Raises DataError, InputError.
+    """
     path = people / f"{name}.jsonl"
-    if not path.is_file():
-        raise DataError(f"{path}: missing; --people names the folder of people's speech")
     by_tar: dict[str, dict[str, dict[str, Any]]] = {}
-    for _, line in read_journal(path):
+    stems: set[str] = set()
+    for number, line in read_jsonl(path, "--people names the folder of people's speech"):
+        for field in ("tar", "name", *needed):
+            if line.get(field) is None:
+                raise DataError(f"{path} line {number}: no {field}; every line needs one")
+        stem = Path(line["name"]).stem
+        if stem in stems:
+            raise DataError(f"{path} line {number}: a second {stem}; rename one of them")
+        stems.add(stem)
         by_tar.setdefault(line["tar"], {})[line["name"]] = line
     for tar, members in by_tar.items():
-        with tarfile.open(people / tar) as archive:
-            for member in archive:
-                if member.name in members:
-                    file = archive.extractfile(member)
-                    assert file is not None, "a manifest names a folder"
-                    yield members[member.name], decoded(file.read())
+        try:
+            with tarfile.open(people / tar) as archive:
+                for member in archive:
+                    file = archive.extractfile(member) if member.name in members else None
+                    if file is not None:
+                        wave = decoded(file.read(), f"{people / tar}: {member.name}")
+                        yield members.pop(member.name), wave
+        except (OSError, tarfile.TarError) as error:
+            raise DataError(f"{people / tar}: cannot be read ({error}); copy it again") from error
+        if members:
+            raise DataError(f"{people / tar}: {len(members)} sounds that {path.name} names are not "
+                            f"in it, the first {next(iter(members))}; copy it again")  # fmt: skip
 
 
-def decoded(data: bytes) -> Wave:
+def decoded(data: bytes, where: str) -> Wave:
     """A sound file as one channel at 16 kHz."""
-    samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    try:
+        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"{where}: not a sound ({error}); copy it again") from error
     mono = samples.mean(1)
     return mono if rate == RATE_HZ else soxr.resample(mono, rate, RATE_HZ).astype(np.float32)
 

@@ -185,10 +185,11 @@ def contents(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
             yield from _members(packed)
         return
     command = ["dpkg-deb", "--fsys-tarfile", str(path)]
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE) as running,
-        tarfile.open(fileobj=running.stdout, mode="r|") as packed,
-    ):
+    try:
+        running = subprocess.Popen(command, stdout=subprocess.PIPE)
+    except OSError as error:
+        raise DataError(f"{path}: {command[0]} cannot be run ({error.strerror})") from error
+    with running, tarfile.open(fileobj=running.stdout, mode="r|") as packed:
         yield from _members(packed)
 
 

@@ -4,7 +4,9 @@ import itertools
 import json
 import random
 import re
+import tarfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import soundfile
 import torch
 
-from common_utils.small_model import dialogues, phonemes, speech_rows, thinker_lists, waves
+from common_utils.small_model import dialogues, phonemes, speak, speech_rows, thinker_lists, waves
 from common_utils.small_model.export_ear import parts_of
 from common_utils.small_model.export_voice import style_voice
 from common_utils.small_model.hibari import SAMPLE_RATE_HZ, STYLES, Spoken
@@ -26,7 +28,7 @@ from common_utils.small_model.texts import CHITCHAT_FILE
 from common_utils.small_model.topics import MOODS, filled, topic_of, topics
 from common_utils.small_model.topics import words as topic_words
 from common_utils.token2wav_recipe.runs import read_lists
-from osum_echat.errors import DataError
+from osum_echat.errors import DataError, InputError
 from osum_echat.models.echat import EChatModel
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import compose
@@ -147,14 +149,47 @@ def test_a_stopped_list_of_rows_goes_on_with_the_next_row(tmp_path):
                 clause = Clause("<CALM>ab.", (0.0, 0.1, 0.2, 0.3))
                 yield Row(f"train-{number:06d}", "CALM", "ab", (clause,), np.zeros(22_050))
 
-    def make(hours: float) -> list[str]:
-        speech_rows.write_rows(Maker(), lambda wave: [7] * 25, out, hours, 3)
+    def make(hours: float, settings: str = "same") -> list[str]:
+        speech_rows.write_rows(Maker(), lambda wave: [7] * 25, out, hours, 3, settings)
         return [json.loads(line)["key"] for line in out.read_text().splitlines()]
 
     out = tmp_path / "rows.list"
     assert make(2 / 3600) == ["train-000003", "train-000004"]
     out.write_text(out.read_text() + '{"key": "train-0000')
     assert make(4 / 3600) == [f"train-00000{number}" for number in (3, 4, 5, 6)]
+    with pytest.raises(InputError, match="made with other units"):
+        make(5 / 3600, "other")
+    journal = tmp_path / ".waves.list.journal"
+    kept = {"row": {"key": "train-000001", "wav": "waves/1.wav"}, "samples": 22_050}
+    journal.write_text(json.dumps(kept) + "\n")
+    speech_rows.write_waves(Maker(), tmp_path, 2 / 3600)
+    rows = (tmp_path / "waves.list").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in rows] == [f"train-00000{n}" for n in (1, 2, 3)]
+    assert (tmp_path / "waves/train-000002.wav").is_file() and not journal.exists()
+
+
+LINE = {"tar": "s.tar", "name": "s/a.flac", "speaker": "p"}
+
+
+@pytest.mark.parametrize(("lines", "told"), [
+    ([LINE, LINE | {"name": "t/a.flac"}], "line 2: a second a"),
+    ([{"tar": "s.tar"}], "line 1: no name"), ([LINE | {"name": "b"}], "1 sounds that s.jsonl"),
+    ([LINE | {"tar": "t.tar"}], "cannot be read"), ([LINE], None),
+])  # fmt: skip
+def test_recordings_are_told_apart_and_all_there(lines, told, tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.zeros(16_000), 16_000)
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        archive.add(tmp_path / "a.flac", "s/a.flac")
+    (tmp_path / "s.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(DataError, match=told) if told else nullcontext():
+        assert len(list(waves.recordings(tmp_path, "s", ("speaker",)))) == 1
+
+
+def test_a_piece_of_speech_is_made_again_at_another_length(tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.zeros(16_000), 16_000)
+    (tmp_path / "a.list").write_text('{"wav": "a.flac"}\n{"wav": "a.flac"}\n')
+    made = [speak.is_made(tmp_path / "a.list", seconds) for seconds in (0.5, 1.5, 2.5)]
+    assert made == [False, True, False] and not speak.is_made(tmp_path / "b.list", 1.5)
 
 
 def write_voices(folder: Path, styles: tuple[str, ...]) -> Path:
