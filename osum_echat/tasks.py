@@ -3,6 +3,7 @@
 import random
 import re
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from osum_echat import logs
@@ -167,8 +168,11 @@ def task_for(tag: str) -> Task:
     is_whole = wanted == " ".join(f"<{mark}>" for mark in marks)
     is_known = len(fields) + transcript == len(marks) and len(set(fields)) == len(fields)
     if not marks or not is_whole or not is_known:
-        raise InputError(f"task {tag!r}: not one of {', '.join((*TASKS, *_SHORT_NAMES))}, "
-                         f"a tag such as '<TRANSCRIBE> <AGE> <GENDER>', or {', '.join(_ALIASES)}")
+        names = tuple(dict.fromkeys((*TASKS, *_SHORT_NAMES)))
+        near = get_close_matches(wanted, (*names, *_ALIASES), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"task {tag!r}: not one of {', '.join(names)}, nor a tag such as "
+                         f"'<TRANSCRIBE> <AGE>'; {hint}python -m osum_echat.tasks prints all")
     return replace(TASKS[UNDERSTAND], transcript=transcript, labels=tuple(fields), tag=wanted)
 
 

@@ -47,8 +47,9 @@ def test_a_tag_made_from_labels_asks_for_them_and_their_spelling_is_mended():
     "tag", ["", "s3s", "<AGE> <AGE>", "<AGE> please", "<AGE> <TRANSCRIBE>", "<NOISE>"]
 )
 def test_an_unknown_task_is_refused_with_the_names(tag):
-    with pytest.raises(InputError, match="not one of understand, s2t"):
+    with pytest.raises(InputError, match="not one of understand, s2t") as told:
         task_for(tag)
+    assert ("did you mean 's2s'" in str(told.value)) == (tag == "s3s")
 
 
 def test_the_table_of_tasks_has_a_row_each_and_what_it_needs():

@@ -212,8 +212,8 @@ def weights_file(place: Path) -> Path:
         return place
     if not place.is_dir():
         raise CheckpointError(
-            f"{place}: no such model directory or file; give the path of a model or of its tar, "
-            "the web address of one, or hub:OWNER/NAME[/FILE]"
+            f"{place}: no such model directory or file; give small, tiny, the path of a model or "
+            "of its tar, the web address of one, or hub:OWNER/NAME[/FILE]"
         )
     folder = trained_folder(place)
     if folder != place:
