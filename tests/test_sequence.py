@@ -102,12 +102,6 @@ def test_an_alignment_that_does_not_fit_is_refused(starts, message):
                 answer_speech=(5, 6, 7), speech_starts=starts)  # fmt: skip
 
 
-def test_text_can_stand_in_for_audio():
-    row = compose(TASKS["s2t"], VOCAB, clips=[(1, 2, 3)])
-    place = row.ids.index(FILLER)
-    assert row.ids[place : place + 5] == [FILLER, 1, 2, 3, AUDIO_END] and not row.clips
-
-
 def test_a_forced_opening_is_where_the_answer_begins():
     asked, answered = parts(TASKS["s2t_think"], text="<think>hm")
     start = compose(TASKS["s2t_think"], VOCAB, **asked, opening="<think>")

@@ -9,8 +9,8 @@ import pytest
 from osum_echat import thinking
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.records import Labels
-from osum_echat.tasks import TASKS, Prompts, fix_labels, table, task_for, understanding_tag
-from osum_echat.thinking import CHINESE, TEMPLATES, label_thought, opening, read_labels, voice_tags
+from osum_echat.tasks import TASKS, Prompts, fix_labels, task_for, understanding_tag
+from osum_echat.thinking import CHINESE, label_thought, opening, read_labels, voice_tags
 
 SHIPPED = Path(__file__).parents[1] / "conf" / "prompt_config.yaml"
 
@@ -52,14 +52,6 @@ def test_an_unknown_task_is_refused_with_the_names(tag):
     assert ("did you mean 's2s'" in str(told.value)) == (tag == "s3s")
 
 
-def test_the_table_of_tasks_has_a_row_each_and_what_it_needs():
-    first, *lines, labels = table()
-    assert first.split()[0] == "task" and len(lines) == len(TASKS)
-    (spoken,) = [line for line in lines if line.startswith("s2s_think ")]
-    assert "wav" in spoken and "extra.speech_token" in spoken and "think_str" in spoken
-    assert "<EMOTION>" in labels
-
-
 def test_every_shipped_pool_is_of_a_task_and_has_thirty_prompts_in_two_languages():
     pools = Prompts.from_file(SHIPPED).pools
     english, chinese = (Prompts.from_file(SHIPPED, name).pools for name in ("english", "chinese"))
@@ -95,12 +87,6 @@ def test_the_published_template_is_reproduced_and_unknown_names_are_refused():
         thinking.template_named("french")
     with pytest.raises(ConfigError, match="choose label or natural"):
         opening("loud", thinking.ENGLISH)
-
-
-@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-def test_a_thought_of_either_kind_begins_with_its_opening(template):
-    assert label_thought(template, "hello", LABELS).startswith(opening("label", template))
-    assert thinking.natural_thought("I hear you").startswith(opening("natural", template))
 
 
 def test_understanding_answers_are_read_by_value_and_by_order():

@@ -14,9 +14,6 @@ from osum_echat.records import Turn, Utterance
 from tests.data.world import write_world
 
 Members = list[tuple[str, bytes]]
-ENDLESS = 10_000_000
-
-
 def raw_rows(folder: Path, name: str, count: int = 8) -> list[dict[str, Any]]:
     """The rows of one list of the small world, its sound files beside it."""
     path = write_world(folder, count)[name]

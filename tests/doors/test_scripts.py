@@ -114,13 +114,6 @@ def test_every_line_of_a_host_file_is_a_machine(tmp_path):
     assert "--nnodes 2 --node_rank 1 --master_addr one.invalid" in ended.stdout, ended.stderr
 
 
-def test_every_file_that_it_names_is_there():
-    words = (ROOT / "train.sh").read_text().replace("(", " ").replace(",", " ").split()
-    named = {word for word in words if word.startswith("conf/") and "." in word}
-    assert "all FOLDER" in run("--help").stdout
-    assert named and all((ROOT / word.rstrip(".;)")).exists() for word in named), named
-
-
 def test_stages_run_by_name_and_only_the_first_starts_from_what_is_given(tmp_path):
     for name in ("stage1b_c", "stage1_z", "stage0_b"):
         (tmp_path / f"{name}.yaml").write_text("data:\n  manifests:\n    t2t: a\n" * ("1b" in name))

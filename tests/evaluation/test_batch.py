@@ -324,20 +324,14 @@ def test_another_job_does_not_go_on_in_the_same_place(run, tmp_path, change, nam
     assert code == 2 and re.search(named.replace("(", r"\(").replace(")", r"\)"), told), told
 
 
-def test_a_model_that_has_changed_is_another_one(run: Run, tmp_path: Path) -> None:
+def test_a_model_list_or_tar_that_has_changed_is_another_job(run: Run, tmp_path: Path) -> None:
     keys = ("--data", write_texts(tmp_path / "a.list", 3), "--out", tmp_path / "out", "--model",
             tmp_path / "model")  # fmt: skip
     (tmp_path / "model").mkdir()
+    for text, told in (("a: 1\n", ""), ("a: 2\n", "holds answers of another model files")):
+        (tmp_path / "model" / "model.yaml").write_text(text)
+        assert told in run(*keys)[2]
     (tmp_path / "model" / "model.yaml").write_text("a: 1\n")
-    assert run(*keys)[0] == 0
-    (tmp_path / "model" / "model.yaml").write_text("a: 2\n")
-    code, _, told = run(*keys)
-    assert code == 2 and "holds answers of another model files" in told
-
-
-def test_a_list_or_tar_that_has_changed_is_another_job(run: Run, tmp_path: Path) -> None:
-    keys = ("--data", write_texts(tmp_path / "a.list", 3), "--out", tmp_path / "out")
-    run(*keys)
     write_texts(tmp_path / "a.list", 4)
     assert "another lists" in run(*keys)[2]
     (tmp_path / "out" / "settings.json").write_text("{")

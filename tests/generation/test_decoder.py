@@ -329,7 +329,8 @@ def small(request):
 
 
 @torch.inference_mode()
-def test_the_steps_of_a_row_are_those_of_torch(small):
+def test_the_steps_of_a_row_are_those_of_torch_in_memory_that_moves(small, monkeypatch):
+    monkeypatch.setattr(kv_cache, "ROOM_TOKENS", 2)
     prompt, tokens = torch.randn(5, 64), torch.randn(FEW, 1, 64)
     assert step_graph.fits(small)
 
@@ -349,20 +350,6 @@ def test_the_steps_of_a_row_are_those_of_torch(small):
     beside = CachedLLM(small, [prompt, prompt[:3]])       # several rows: by torch
     beside.step(tokens[0].expand(2, -1))
     assert beside.bound is None and (beside.state[0] - made[0]).norm() < 0.02 * made[0].norm()
-
-
-@torch.inference_mode()
-def test_a_row_goes_on_in_memory_that_has_moved(small, monkeypatch):
-    monkeypatch.setattr(kv_cache, "ROOM_TOKENS", 2)
-    prompt, tokens = torch.randn(5, 64), torch.randn(FEW, 1, 64)
-    wanted = CachedLLM(small, [prompt])
-    small.step_graph = StepGraph(small)
-    growing = CachedLLM(small, [prompt])
-    for token in tokens:
-        wanted.graph = None
-        wanted.step(token)
-        growing.step(token)
-    assert (growing.state - wanted.state).norm() < 0.02 * wanted.state.norm()
 
 
 def test_weights_of_8_bits_do_not_fit():

@@ -76,15 +76,6 @@ def test_heads_that_vllm_does_not_know_are_refused():
 
 
 @with_vllm
-@pytest.mark.parametrize("name", NAMES)
-def test_greedy_ids_are_those_of_our_own_loop(engine, name: str):
-    (prompt,) = prompts(engine.model, (name,))
-    answer = answer_to(name, 60)
-    tokens = [token for _, token in engine.decode([prompt], [answer])]
-    assert (tokens, answer.stopped_by) == alone(engine.model, prompt, answer_to(name, 60))
-
-
-@with_vllm
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.8, top_k=5, top_p=0.9,
                                                        repetition_penalty=1.1)])  # fmt: skip
 def test_sixteen_rows_side_by_side_get_what_each_would_get_alone(engine, sampling: Sampling):

@@ -14,14 +14,7 @@ from osum_echat.records import Labels, Utterance
 from osum_echat.serving import chat, page, session, strings
 from osum_echat.serving.chat import MOST_SESSIONS, MOST_TURNS, ChatService, Form, Session
 from osum_echat.serving.feedback import Feedback
-from osum_echat.serving.session import (
-    MENU,
-    Conversation,
-    Limits,
-    Question,
-    Refused,
-    Voices,
-)
+from osum_echat.serving.session import MENU, Conversation, Limits, Question, Refused, Voices
 from tests.serving.canned import HEARD, RATE_HZ, TIMINGS, WORDS, Canned, wav
 
 

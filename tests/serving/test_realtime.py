@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -355,19 +354,6 @@ def test_nothing_of_a_cancelled_reply_comes_after_its_end():
         assert kinds[kinds.index("response.done") + 1 :] == ["input_audio_buffer.cleared"]
 
 
-def test_the_first_sound_is_held_for_each_other_reply_under_way():
-    held = service(Canned())
-    held.playout.under_way.update(object() for _ in range(4))
-    with connected(Server(held)) as client:
-        client.send("response.create", response={"instructions": "x"})
-        client.until("response.created")
-        created = time.monotonic()
-        client.until("response.output_audio.delta")
-        assert time.monotonic() - created >= 4 * reply_stream.HOLD_S - 0.02
-        client.until("response.done")
-    assert len(held.playout.under_way) == 4
-
-
 def test_first_sounds_are_held_for_as_long_as_later_ones_were_late():
     class Slow(Canned):
         def stream(self, *_: Any, **__: Any) -> Any:
@@ -472,24 +458,6 @@ def test_resampling_in_pieces_is_resampling_the_whole(size: int):
     parts = [pieces.push(wave[at : at + size]) for at in range(0, len(wave), size)]
     joined = np.concatenate([*parts, pieces.push(wave[:0], last=True)])
     np.testing.assert_allclose(joined, whole, atol=1e-6)
-
-
-def test_what_is_on_its_way_when_a_reply_is_cancelled_is_not_told():
-    told: list[str] = []
-    owner = SimpleNamespace(send=lambda event: told.append(event["type"]),
-                            finished=lambda _: None, add_item=lambda _: None)  # fmt: skip
-
-    async def cancelled() -> None:
-        made = SimpleNamespace(queue=asyncio.Queue(), stop=lambda: None, playout=None)
-        options = reply_stream.ResponseOptions(None, "audio", PCM, {}, "label")
-        stream = reply_stream.ReplyStream(owner, made, options)
-        await asyncio.sleep(0)
-        made.queue.put_nowait(reply.TextPiece("late"))
-        stream.cancel("turn_detected")
-        await asyncio.wait([stream.task])
-
-    asyncio.run(cancelled())
-    assert told == ["response.created", "response.done"]
 
 
 def test_a_session_that_was_left_begins_nothing():

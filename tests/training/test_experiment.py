@@ -43,13 +43,6 @@ def test_the_published_mix_is_readable_and_each_kind_has_its_file():
         assert len({entry.path for entry in entries}) == len(entries) > 0
 
 
-def test_what_is_written_beside_a_checkpoint_reads_the_same(path, tmp_path):
-    loaded = experiment.load(path)
-    copy = tmp_path / "copy.yaml"
-    copy.write_text(experiment.dump(loaded))
-    assert experiment.load(copy) == loaded
-
-
 @pytest.mark.parametrize(("override", "message"), [
     ("run.step=7", r"stage\.yaml\.run\.step: no such setting; did you mean 'steps'"),
     ("data.lists.t2t.wait=1", r"lists\.t2t\.wait: no such setting; did you mean 'weight'"),

@@ -20,11 +20,7 @@ from osum_echat.models import checkpoint
 from osum_echat.settings import read_mapping
 from osum_echat.training import experiment, state, trainer
 from osum_echat.training.engine import StepReport
-from osum_echat.training.metric_logger import (
-    QUIET_STEPS,
-    WARM_STEPS,
-    EarlyWarnings,
-)
+from osum_echat.training.metric_logger import QUIET_STEPS, WARM_STEPS, EarlyWarnings
 from osum_echat.training.scheduler import ScheduleSettings, learning_rate
 from osum_echat.training.stages import group_of
 from osum_echat.vocab import Vocab
