@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from common_utils.build_dialogues.write import WORDS, read_prompts
 from common_utils.tiny_world.world import Exchange, load_world
 from osum_echat.evaluation.judge import Rubric
 from osum_echat.serving.audio_formats import encode_file
@@ -133,25 +132,10 @@ def dialogue(body: dict[str, Any]) -> str:
             said, reply = ("".join(rng.sample(CHARACTERS, 16)) + "。" for _ in range(2))
             turns.append({"question": said, "reply": reply, "thought": f"用户说{said}"})
         else:
-            one = rng.choice(_fitting(asked))
+            one = rng.choice(_exchanges())
             turns.append({"question": one.user_text, "reply": one.reply_text,
                           "thought": one.thought})  # fmt: skip
     return f"Here it is:\n```json\n{json.dumps({'turns': turns}, ensure_ascii=False)}\n```"
-
-
-def _fitting(asked: str) -> list[Exchange]:
-    """Those in the voice that the message describes; at least of its age, else any."""
-    words = read_prompts(WORDS)["labels"]
-
-    def fits(one: Exchange, names: Sequence[str]) -> bool:
-        return all(words[name].get(getattr(one.labels, name), {"en": ""})["en"] in asked
-                   for name in names)  # fmt: skip
-
-    for names in (("age", "gender", "emotion", "event"), ("emotion",)):
-        found = [one for one in _exchanges() if fits(one, names)]
-        if len(found) > 20:
-            return found
-    return _exchanges()
 
 
 @cache

@@ -276,14 +276,7 @@ PARTS = {"encoder": BaseModel("hearing", "1" * 64), "llm": BaseModel("writing", 
 
 @pytest.fixture(params=[False, True], ids=["plain", "lora"])
 def whole(request: pytest.FixtureRequest) -> EChatModel:
-    made = network()
-    if request.param:
-        made.add_lora(LoraSettings(rank=2, alpha=4, dropout=0.0, targets=("q_proj", "down_proj")))
-        with torch.no_grad():
-            for name, parameter in made.named_parameters():
-                if "lora_B" in name:
-                    parameter.normal_()
-    return made
+    return lora_network() if request.param else network()
 
 
 @pytest.fixture

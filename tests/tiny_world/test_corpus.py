@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -87,17 +86,6 @@ def test_the_reply_taught_is_a_right_one(world, trained, held_out):
         assert normalise(world.text_reply(raw)) in world.right_text_replies(raw)
 
 
-def test_another_voice_needs_another_reply(world: World, trained: list[Exchange]) -> None:
-    singles = [e for e in trained if e.kind == "single" and e.labels.event == "OTHER"]
-    for exchange in singles[:200]:
-        raw = exchange.to_json()
-        aged = "OLD" if exchange.labels.age != "OLD" else "CHILD"
-        other = replace(exchange, labels=replace(exchange.labels, age=aged)).to_json()
-        assert not world.right_replies(raw) & world.right_replies(other)
-        sounding = replace(exchange, labels=replace(exchange.labels, event="COUGH")).to_json()
-        assert not world.right_replies(raw) & world.right_replies(sounding)
-
-
 def test_the_last_turn_of_a_recall_needs_the_first(world: World, trained: list[Exchange]) -> None:
     recalls = [e for e in trained if e.turns and e.filling]
     assert recalls
@@ -105,17 +93,6 @@ def test_the_last_turn_of_a_recall_needs_the_first(world: World, trained: list[E
         filling, first = normalise(one.filling or ""), normalise(one.turns[0].user_text)
         assert filling in normalise(one.reply_text) and filling in first
         assert filling not in normalise(one.user_text)
-
-
-def test_every_sentence_said_is_spoken_in_advance_by_one_speaker_a_dialogue(world, trained):
-    spoken = list(world.all_reply_sentences())
-    assert len(spoken) == len(set(spoken)) < 2600
-    known = set(spoken)
-    for exchange in trained:
-        assert len({(turn.labels.age, turn.labels.gender) for turn in turns_of(exchange)}) == 1
-        for turn in turns_of(exchange):
-            assert turn.reply_text == " ".join(turn.reply_sentences)
-            assert all((text, turn.reply_style) in known for text in turn.reply_sentences)
 
 
 # Lists that the package reads, and its text pieces
