@@ -76,6 +76,8 @@ def run(arguments: argparse.Namespace) -> str:
     written, unlabelled, missing = 0, 0, []
     lost: Lost = []
     root = absolute(arguments.root)
+    if not root.is_dir():
+        raise InputError(f"{arguments.root}: no such folder; give the unpacked corpus")
     with whole_file(arguments.out) as file:
         for one in logs.progress(corpus.find(root, arguments.part, lost), arguments.corpus):
             wanted = asdict(one.labels)

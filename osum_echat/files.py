@@ -167,10 +167,10 @@ def text_lines(raw: Iterable[bytes]) -> Iterator[Line]:
             yield Line(number, None, f"byte {error.start + 1} is not UTF-8")
 
 
-def read_jsonl(path: Path, advice: str = "check the path") -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers and objects of a list; blank lines are none of it.
+def read_lines(path: Path, advice: str = "check the path") -> Iterator[tuple[int, str]]:
+    """Numbers and texts of the lines that are not blank.
 
-    advice: what would do where there is no such file. Raises InputError, for any other line too.
+    advice: what would do where there is no such file. Raises InputError.
     """
     try:
         with path.open("rb") as file:
@@ -178,9 +178,15 @@ def read_jsonl(path: Path, advice: str = "check the path") -> Iterator[tuple[int
                 if line.text is None:
                     raise InputError(f"{path} line {line.number}: {line.problem}; correct the line")
                 if line.text.strip():
-                    yield line.number, _object(line.text, path, line.number)
+                    yield line.number, line.text
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; {advice}") from error
+
+
+def read_jsonl(path: Path, advice: str = "check the path") -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects of a list. Raises InputError, for a line that is none too."""
+    for number, text in read_lines(path, advice):
+        yield number, _object(text, path, number)
 
 
 class Journal:

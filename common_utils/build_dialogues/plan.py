@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from common_utils.build_dialogues.dialogue import LANGUAGES, PROMPTS, Dialogue, Exchange
 from osum_echat.errors import ConfigError
+from osum_echat.files import read_lines
 from osum_echat.metrics import language_of
 from osum_echat.records import Labels
 from osum_echat.settings import read_mapping
@@ -186,7 +187,7 @@ def recorded_questions(folder: Path) -> dict[tuple[str, ...], list[tuple[Path, s
     found: dict[tuple[str, ...], list[tuple[Path, str]]] = {}
     for wav in sorted(folder.glob("*/*/*/*.wav")):
         text = wav.with_suffix(".txt")
-        words = text.read_text(encoding="utf-8-sig").strip() if text.is_file() else ""
+        words = " ".join(line.strip() for _, line in read_lines(text)) if text.is_file() else ""
         if words:
             place = (short[language_of(words)], *wav.relative_to(folder).parts[:3])
             found.setdefault(place, []).append((wav.resolve(), words))

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from osum_echat import cli
+from osum_echat import cli, weights
 from osum_echat.errors import CheckpointError
 from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.models.pretrained import llm_settings, start_encoder
+from osum_echat.settings import read_mapping
 
 MERGES = 2000
 KINDS = {  # of labels of a voice (osum_echat/thinking.py); NOISE: nobody speaks
@@ -53,7 +53,7 @@ def heard_words(text: str) -> str | None:
 
 def cut_tokenizer(llm: Path, out: Path, merges: int = MERGES) -> int:
     """Write the LLM's tokenizer with its first merges alone, and the labels; returns its size."""
-    raw = json.loads((llm / "tokenizer.json").read_text("utf-8"))
+    raw = read_mapping(llm / "tokenizer.json", CheckpointError, "give the LLM's directory")
     model, first = raw["model"], _first_merged(raw, merges)
     model["merges"] = model["merges"][:merges]
     model["vocab"] = {
@@ -89,8 +89,7 @@ def start(llm: Path, whisper: Path, out: Path, seed: int = 1) -> None:
     config = {**llm_settings(llm), "vocab_size": size, "num_hidden_layers": 1}
     model = EChatModel(EChatSettings(ENCODER, ADAPTER, config, speech_codes=500))
     start_encoder(model.encoder, whisper)
-    with safe_open(llm / "model.safetensors", framework="pt") as file:
-        rows = file.get_slice(TEXT_TABLE)[: size - len(LABELS)].float()
+    rows = weights.read(llm / weights.WEIGHTS_FILE)[TEXT_TABLE][: size - len(LABELS)].float()
     norm = rows.norm(dim=1).mean()
     with torch.no_grad():
         table = model.llm.get_input_embeddings().weight

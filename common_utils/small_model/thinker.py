@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from osum_echat import cli
+from osum_echat import cli, weights
 from osum_echat.errors import CheckpointError
 from osum_echat.logs import logger
 from osum_echat.models import checkpoint
@@ -41,7 +40,7 @@ def start(llm: Path, ear: Path, out: Path, codes: int = 500, seed: int = 1) -> N
     torch.manual_seed(seed)
     model = EChatModel(EChatSettings(NO_ENCODER, NO_ADAPTER, llm_settings(llm), codes))
     start_llm(model, llm)
-    marks = load_file(ear / "model.safetensors")[MARK_TABLE][-MARKS:].float()
+    marks = weights.read(ear / weights.WEIGHTS_FILE)[MARK_TABLE][-MARKS:].float()
     with torch.no_grad():
         model.speech_embedding.weight[-MARKS:] = marks
     out.mkdir(parents=True, exist_ok=True)
@@ -53,18 +52,18 @@ def start(llm: Path, ear: Path, out: Path, codes: int = 500, seed: int = 1) -> N
 @torch.no_grad()
 def with_lora(model: EChatModel, file: Path) -> None:
     """Add exported LoRA layers to the weights of the stock LLM. Raises CheckpointError."""
-    layers = load_file(file)
-    weights = dict(model.named_parameters())
+    layers = weights.read(file)
+    own = dict(model.named_parameters())
     downs = [name for name in layers if name.endswith(".lora_A.weight")]
     if not downs:
         raise CheckpointError(f"{file}: no LoRA layers; make it by the command export")
     for name in downs:
         target = f"{name.removesuffix('.lora_A.weight')}.weight"
         up = layers[name.replace("lora_A", "lora_B")].float()
-        if target not in weights:
+        if target not in own:
             raise CheckpointError(f"{file}: {target} is not in the model")
         change = up @ layers[name].float() * (LORA.alpha / LORA.rank)
-        weights[target].data = weights[target] + change  # a mapped file must not be written to
+        own[target].data = own[target] + change  # a mapped file must not be written to
 
 
 def export(run: Path, out: Path) -> None:
@@ -81,7 +80,7 @@ def export(run: Path, out: Path) -> None:
             "some, give stage.lora=null keep_lora=true"
         )
     out.mkdir(parents=True, exist_ok=True)
-    save_file(layers, out / LORA_FILE)
+    weights.write_safetensors_file(out / LORA_FILE, layers)
     size = (out / LORA_FILE).stat().st_size / 1e6
     step, minutes = (saved["progress"][name] for name in ("step", "minutes"))
     told = {"step": step, "minutes": round(minutes, 1), "megabytes": round(size, 2),

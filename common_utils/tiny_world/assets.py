@@ -243,11 +243,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("--assets", type=Path, default=Path("build/assets"))
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to use, not the network")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of them: "
-                        + ", ".join(one.name for one in (*ASSETS, TURN_MODEL)))  # fmt: skip
+    every = {one.name: one for one in (*ASSETS, TURN_MODEL)}
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=every,
+                        help=f"some of them: {', '.join(every)}")  # fmt: skip
     options = parser.parse_args(argv)
-    wanted = [one for one in (*ASSETS, TURN_MODEL) if one.name in (options.only or ())]
-    unpack_all(options.assets, options.wheels, wanted or ASSETS)
+    wanted = [every[name] for name in options.only] if options.only else ASSETS
+    unpack_all(options.assets, options.wheels, wanted)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,8 @@ def make(plan: Plan, size: int, processes: int = 1) -> Report:
 
     Raises InputError when a worker process dies.
     """
+    if size < 1:
+        raise DataError(f"--size {size}: give 1 or more exchanges")
     for folder in (plan.folder / "audio", plan.folder / "replies", plan.sentences):
         folder.mkdir(parents=True, exist_ok=True)
     job = Job(

@@ -16,6 +16,7 @@ from common_utils.tiny_world.reply_voice import SAMPLE_RATE_HZ, STYLES, ReplyVoi
 from common_utils.tiny_world.speaking import write_wav
 from common_utils.tiny_world.world import load_world
 from osum_echat import cli
+from osum_echat.files import read_lines
 from osum_echat.logs import logger, progress
 
 LIST_FILE = "reply.list"
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help="one a line, or exchanges.jsonl for what users say there; default: "
                              "the replies of the tiny world")
     parser.add_argument("--styles", type=int, default=len(STYLES), metavar="N",
+                        choices=range(1, len(STYLES) + 1),
                         help="of --sentences: each in so many styles, drawn; default: in all")
     parser.add_argument("--minutes", type=float, default=60.0, help="of audio, at most")
     parser.add_argument("--seed", type=int, default=7)
@@ -50,8 +52,8 @@ def read_pairs(path: Path, styles: int, rng: random.Random) -> list[Pair]:
     if path.suffix == ".jsonl":
         lines = sorted(said_by_users(read_jsonl(path)))
     else:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    return [(line, style) for line in lines if line for style in rng.sample([*STYLES], styles)]
+        lines = [line.strip() for _, line in read_lines(path)]
+    return [(line, style) for line in lines for style in rng.sample([*STYLES], styles)]
 
 
 def speak(pairs: Iterable[Pair], voice: ReplyVoice, out: Path, minutes: float) -> float:

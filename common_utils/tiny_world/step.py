@@ -69,6 +69,7 @@ def run(book: Book, name: str, command: Sequence[str], makes: Path | None) -> in
         log.info("%s: done before", name)
         return 0
     entry = book.begin(name, command)
+    book.save()             # a kill from here on leaves it undone, whatever it was before
     before, start = entry.seconds, time.monotonic()
     try:
         running = subprocess.Popen(command)

@@ -17,7 +17,8 @@ from typing import Any
 from common_utils.tiny_world.manner import AGES, EMOTIONS, EVENTS, GENDERS, STYLES
 from common_utils.tiny_world.world import Exchange, SaidTurn, World, load_world, normalise
 from osum_echat import cli
-from osum_echat.errors import ConfigError, InputError
+from osum_echat.errors import ConfigError
+from osum_echat.files import read_lines
 from osum_echat.logs import logger
 from osum_echat.records import Labels
 from osum_echat.tasks import TASKS, Prompts
@@ -46,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     chosen = parser.parse_args(argv)
     prompts = [one for pool in Prompts.from_file(chosen.prompts, "english").pools.values()
                for one in pool] * PROMPT_WEIGHT  # fmt: skip
-    texts = [*world_texts(load_world(), chosen.size), *prompts, *_lines(chosen.texts)]
+    texts = [*world_texts(load_world(), chosen.size), *prompts,
+             *(text for path in chosen.texts for _, text in read_lines(path))]  # fmt: skip
     log.info("%s: %d pieces", chosen.out, train(texts, chosen.out, chosen.pieces))
 
 
@@ -117,13 +119,6 @@ def _without_tags(text: str) -> str:
     for piece in (*MARKS, *single_pieces()):
         text = text.replace(piece, "\n")
     return text
-
-
-def _lines(paths: Iterable[Path]) -> Iterator[str]:
-    for path in paths:
-        if not path.is_file():
-            raise InputError(f"--texts {path}: no such file")
-        yield from path.read_text(encoding="utf-8").splitlines()
 
 
 if __name__ == "__main__":

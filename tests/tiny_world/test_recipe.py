@@ -17,9 +17,10 @@ import yaml
 from safetensors.torch import load_file
 
 from common_utils import whisper_ctranslate2
-from common_utils.tiny_world import assemble, step
+from common_utils.small_model import pieces
+from common_utils.tiny_world import assemble, make, step, text_tokenizer
 from osum_echat import EChat, cli
-from osum_echat.errors import CheckpointError
+from osum_echat.errors import CheckpointError, OsumError
 from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.models.pretrained import encoder_settings, read_whisper, start_encoder
 from osum_echat.token2wav.voice import VoicePrompt
@@ -50,18 +51,35 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert call(book, "first", counting(made), made) == 0 and made.read_text() == "x"
 
 
-def test_what_lies_behind_a_step_that_ran_again_runs_too(tmp_path: Path) -> None:
+def test_what_lies_behind_a_step_that_ran_again_runs_too(tmp_path: Path, monkeypatch) -> None:
     book, one, two = tmp_path / "steps.json", tmp_path / "one", tmp_path / "two"
     for changed in ("", "", "-X utf8"):
         first = counting(one)
         first[1:1] = changed.split()
         assert call(book, "first", first) == call(book, "second", counting(two)) == 0
     assert (one.read_text(), two.read_text()) == ("xx", "xx")
+    with monkeypatch.context() as killed:
+        killed.setattr(subprocess, "Popen", lambda _: signal.raise_signal(signal.SIGINT))
+        assert call(book, "first", script("other")) == cli.INTERRUPTED
+    assert call(book, "first", first) == 0 and one.read_text() == "xxx"
 
 
 def test_a_step_that_makes_nothing_is_told(tmp_path: Path, capsys) -> None:
     assert call(tmp_path / "steps.json", "first", script(""), tmp_path / "made") == 2
     assert "made is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("main", "words", "told"), [
+    (pieces.main, "--llm gone --whisper gone --out out", "gone/tokenizer.json: No such file"),
+    (text_tokenizer.main, "--texts latin.txt --out out", "latin.txt line 2: byte 4 is not UTF-8"),
+    (make.main, "--size 0 --split train --out out", "--size 0: give 1 or more"),
+])  # fmt: skip
+def test_what_a_step_cannot_use_is_one_line(main, words, told, tmp_path: Path, monkeypatch):
+    (tmp_path / "latin.txt").write_bytes(b"ol\xc3\xa9\ncaf\xe9\n")
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OsumError, match=told):
+        main(words.split())
 
 
 def test_a_signal_reaches_the_command_and_the_time_is_kept(tmp_path: Path) -> None:
