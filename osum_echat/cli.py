@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from osum_echat import logs
-from osum_echat.errors import OsumError
+from osum_echat.errors import InputError, OsumError
 from osum_echat.paths import HOUSE, model_source
 
 SOME_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -17,6 +17,13 @@ MODEL_HELP = (
     "small, tiny, a model directory, its .tar.gz or the web address of one, a published .pt, a "
     "DeepSpeed directory or hub:OWNER/NAME[/FILE] (default: small where it is complete, else tiny)"
 )
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line: for what is parsed inside of `run`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
 
 
 def parser(about: str | None, prog: str | None = None) -> argparse.ArgumentParser:

@@ -215,9 +215,7 @@ def answer(
     return _Stream(model, state, interrupt, whole).events()
 
 
-def answer_many(
-    model: LoadedModel, states: Sequence[RequestState]
-) -> list[Reply | OsumError]:
+def answer_many(model: LoadedModel, states: Sequence[RequestState]) -> list[Reply | OsumError]:
     """Answer requests side by side, in one padded batch: a reply for each, or its error."""
     states, prompts = _embed(model, states)
     for _ in _decode(model, states, prompts):

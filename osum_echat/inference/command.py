@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from osum_echat import cli, logs
 from osum_echat.cli import add_model
@@ -40,13 +40,6 @@ DESCRIPTION = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
     """One task, what it answers (a sound file or a text), and where its speech goes."""
@@ -58,7 +51,7 @@ class Job:
 
 def parser() -> argparse.ArgumentParser:
     """The options of the door."""
-    made = _Parser(prog="infer_runtime.py", description=DESCRIPTION)
+    made = cli.OneLineParser(prog="infer_runtime.py", description=DESCRIPTION)
     add = made.add_argument
     add_model(made)
     add("--task", metavar="NAME", help="s2s, s2s_think, s2t, s2t_think, asr, understand, t2t, tts, "

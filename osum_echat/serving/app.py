@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from osum_echat import logs
-from osum_echat.cli import MODEL_HELP, add_threads
+from osum_echat.cli import MODEL_HELP, OneLineParser, add_threads
 from osum_echat.errors import InputError
 from osum_echat.paths import MODELS, model_source
 from osum_echat.serving.session import MEGABYTE, Limits
@@ -29,7 +29,7 @@ LOG = logs.logger(__name__)
 
 def parser() -> argparse.ArgumentParser:
     """The options of the door."""
-    made = argparse.ArgumentParser(prog="infer_gradio.py", description=DESCRIPTION)
+    made = OneLineParser(prog="infer_gradio.py", description=DESCRIPTION)
     limits = Limits()
     model = made.add_argument_group("models")
     add = model.add_argument

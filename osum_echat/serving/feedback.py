@@ -1,4 +1,4 @@
-"""What people think of replies: lines of jsonl, each a whole item that a data list could hold."""
+"""What is kept: opinions on replies, lines of jsonl that a data list could hold, and live turns."""
 
 import hashlib
 import json
@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from osum_echat import logs
 from osum_echat.errors import InputError
+from osum_echat.files import whole_file, write_json
 from osum_echat.records import LIST_KEYS
 from osum_echat.serving.audio_formats import encode_file
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 VERDICTS = ("correct", "incorrect")
 LONGEST_NOTE = 1000             # characters
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".webm")
+LOG = logs.logger(__name__)
 
 
 class Feedback:
@@ -91,3 +94,28 @@ def _sound(reply: "Reply") -> tuple[bytes | None, str]:
         return None, ".wav"
     wave = reply.wave.clamp(-1, 1).numpy()
     return encode_file(wave, reply.sample_rate_hz, "wav"), ".wav"
+
+
+def recorder(folder: Path | None) -> Any:
+    """Keeps each turn of the live server, where its owner asked for it. Raises InputError."""
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--record {folder}: {error.strerror}; choose another folder") from error
+
+    def keep(session: str, number: int, item: Any, reply: Any) -> None:
+        place = folder / session / f"{number:04d}"
+        try:
+            if item.clip:
+                with whole_file(place.with_suffix(".wav")) as file:
+                    file.write(item.clip)
+            write_json(place.with_suffix(".json"), {
+                "heard": item.text, "x_osum": item.perception, "reply": reply.text,
+                "status": reply.status,
+            })  # fmt: skip
+        except InputError as error:
+            LOG.error("--record: %s", error)
+
+    return keep

@@ -9,21 +9,20 @@ import json
 import os
 import secrets
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
+from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from typing import Any
 from urllib.parse import urlsplit
-
-import numpy as np
 
 from osum_echat import cli, logs
 from osum_echat.errors import InputError
 from osum_echat.serving import protocol
 from osum_echat.serving.audio_formats import encode_file
+from osum_echat.serving.feedback import recorder
 from osum_echat.serving.live_metrics import LiveMetrics
 from osum_echat.serving.openai_http import Body, HttpError, OpenAiRoutes, as_http, sse
 from osum_echat.serving.protocol import Event
@@ -54,7 +53,7 @@ LOG = logs.logger(__name__)
 
 def parser() -> argparse.ArgumentParser:
     """The options of infer_online.py."""
-    made = argparse.ArgumentParser(
+    made = cli.OneLineParser(
         prog="infer_online.py",
         description="Talk to the model live: a server that speaks OpenAI's Realtime and audio "
         "protocols, and a page at its root.",
@@ -85,10 +84,19 @@ def run(arguments: argparse.Namespace) -> int:
             raise InputError(f"--{name.replace('_', '-')} {path}: no such file; check the path")
     if (arguments.certfile is None) != (arguments.keyfile is None):
         raise InputError("--certfile and --keyfile belong together")
+    if arguments.certfile is not None:
+        try:
+            SSLContext(PROTOCOL_TLS_SERVER).load_cert_chain(arguments.certfile, arguments.keyfile)
+        except OSError as error:
+            raise InputError(f"--certfile {arguments.certfile}, --keyfile {arguments.keyfile}: "
+                             f"cannot be used ({error})") from error
     if arguments.sessions < 1:
         raise InputError(f"--sessions {arguments.sessions}: give 1 or more")
     import uvicorn
 
+    from osum_echat.serving.page import free_port
+
+    free_port(arguments.host, (arguments.port,))
     service = load(arguments)
     key = arguments.api_key or os.environ.get("OSUM_API_KEY")
     server = Server(service, arguments.sessions, key, arguments.allow_origin, arguments.idle)
@@ -113,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
 def load(arguments: argparse.Namespace) -> Service:
     """The assistant and all that sessions share, warmed up."""
     from osum_echat.inference.assistant import EChat
+    from osum_echat.inference.reply import Done
     from osum_echat.serving.turns import RATE_HZ, TurnModel, VoiceActivity
 
     _spare_memory()
@@ -122,12 +131,13 @@ def load(arguments: argparse.Namespace) -> Service:
     service = Service(
         assistant, Path(str(arguments.model)).name, VoiceActivity(), turn_model,
         ThreadPoolExecutor(4 * arguments.sessions, "reply"), LiveMetrics(),
-        limits=Limits(audio_s=arguments.seconds), record=_recorder(arguments.record),
+        limits=Limits(audio_s=arguments.seconds), record=recorder(arguments.record),
     )  # fmt: skip
     protocol.client_events()                # what the first call would load
-    deque(assistant.stream("hello", task="tts"), 0)
-    noise = np.random.default_rng(0).normal(0, 0.1, RATE_HZ).astype(np.float32)
-    assistant.reply(encode_file(noise, RATE_HZ, "wav"), speak=False)
+    *_, done = assistant.stream("hello", task="tts")
+    if isinstance(done, Done) and done.reply.wave is not None:
+        said = encode_file(done.reply.wave.numpy(), done.reply.sample_rate_hz or RATE_HZ, "wav")
+        assistant.reply(said, speak=False)
     gc.collect()
     gc.freeze()                             # a later look for garbage leaves all this out
     return service
@@ -476,25 +486,3 @@ def _bearer(headers: Mapping[str, str]) -> str | None:
 
 def _json(value: Event) -> Body:
     return Body("application/json", json.dumps(value).encode())
-
-
-def _recorder(folder: Path | None) -> Any:
-    """Keeps each turn, where the server's owner asked for it."""
-    if folder is None:
-        return None
-    from osum_echat.files import whole_file, write_json
-
-    def keep(session: str, number: int, item: Any, reply: Any) -> None:
-        place = folder / session / f"{number:04d}"
-        try:
-            if item.clip:
-                with whole_file(place.with_suffix(".wav")) as file:
-                    file.write(item.clip)
-            write_json(place.with_suffix(".json"), {
-                "heard": item.text, "x_osum": item.perception, "reply": reply.text,
-                "status": reply.status,
-            })  # fmt: skip
-        except InputError as error:
-            LOG.error("--record: %s", error)
-
-    return keep

@@ -51,11 +51,11 @@ def free_port(host: str, ports: Iterable[int]) -> int:
     """The first of the ports that nobody listens at. Raises InputError naming them."""
     tried = list(ports)
     for port in tried:
-        with socket.socket() as one:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 one.bind((host, port))
-            except OSError:
+            except (OSError, OverflowError):
                 continue
             return port
     span = str(tried[0]) if len(tried) == 1 else f"{tried[0]} to {tried[-1]}"
