@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from osum_echat import weights
-from osum_echat.errors import CheckpointError, InputError
+from osum_echat.errors import CheckpointError
 from osum_echat.token2wav.voice import VoicePrompt, open_onnx
 from osum_echat.weights import INDEX_FILE, WEIGHTS_FILE, TarMember
 
@@ -187,17 +187,6 @@ def umask() -> int:
     return mask
 
 
-@pytest.mark.parametrize("write", [
-    lambda path: weights.write_torch_file(path, [(("a",), SQUARE)]),
-    lambda path: weights.write_safetensors_file(path, WEIGHTS),
-])  # fmt: skip
-def test_what_cannot_be_written_is_one_clear_error(tmp_path: Path, write):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="not written"):
-        write(tmp_path / "file" / "x")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
 def test_an_index_that_names_a_file_elsewhere_or_none_is_refused(tmp_path: Path):
     weights.write_safetensors(tmp_path, WEIGHTS, 50)
     index = tmp_path / INDEX_FILE
@@ -211,18 +200,3 @@ def test_an_index_that_names_a_file_elsewhere_or_none_is_refused(tmp_path: Path)
         index.write_text(json.dumps({"weight_map": change}))
         with pytest.raises(CheckpointError, match=message):
             weights.read(index)
-
-
-def test_a_module_without_memory_takes_the_tensors_themselves(tmp_path: Path):
-    own = {"weight": torch.randn(2, 3), "bias": torch.zeros(2)}
-    with weights.empty():
-        module = torch.nn.Linear(3, 2)
-    weights.fill(module, own, "here")
-    assert module.weight.data_ptr() == own["weight"].data_ptr()
-    with pytest.raises(CheckpointError, match=r"here: 3 keys .*mis-shaped: weight \[2\] there, "
-                       r"\[2, 3\] by the settings; unexpected: c \[1\]; missing: bias \[2\]"):
-        weights.fill(module, {"weight": torch.zeros(2), "c": torch.zeros(1)}, "here")
-    with pytest.raises(CheckpointError, match=r"here: of the wrong type|1 keys .*wrong type: bias"):
-        weights.fill(module, {**own, "bias": torch.zeros(2).int()}, "here")
-    with pytest.raises(CheckpointError, match=r"1 weights are not finite .*bias \[2\]"):
-        weights.fill(module, {**own, "bias": torch.full((2,), torch.nan)}, "here")

@@ -143,22 +143,6 @@ def test_the_tiny_world_gives_every_category(tmp_path):
     assert items[5].earlier_replies == (tmp_path / "replies/k.wav",)
 
 
-@pytest.mark.parametrize("row, told", [
-    ({"key": "a", "transcript": "x"}, "none of wav, audio"),
-    ({"id": "a", "turns": [{"role": "assistant", "text": "x"}]}, "no turn with the role user"),
-    ({"id": "a", "turns": [{"role": "user", "wav": "1.wav", "text": "x"},
-                           {"role": "assistant", "text": "y", "wav": {"path": "r.wav"}},
-                           {"role": "user", "wav": "2.wav", "text": "z"}]}, "none of wav, audio"),
-    ([1], "a JSON list (not an object)"),
-])  # fmt: skip
-def test_a_line_that_cannot_be_used_costs_itself_and_is_told_with_its_number(tmp_path, row, told):
-    good = {"wav": "good.wav", "text": "hello"}
-    place = write(tmp_path, row, good)
-    items, lost = read(place)
-    assert [one.key for one in items] == ["good"]
-    assert list(lost) == [f"{place} line 1"] and told in lost[f"{place} line 1"]
-
-
 def test_a_broken_line_is_among_what_failed_and_a_missing_or_empty_file_is_told(tmp_path):
     data = write_queries(tmp_path / "d")
     with data.open("ab") as file:

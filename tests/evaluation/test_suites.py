@@ -8,7 +8,7 @@ import torch
 
 from common_utils.tiny_world.world import load_world
 from osum_echat.errors import InputError
-from osum_echat.evaluation import tts, voicebench
+from osum_echat.evaluation import echat_eval, tts, voicebench
 from osum_echat.evaluation.latency import PARTS, parts_of
 from osum_echat.evaluation.voicebench import (
     REFUSALS,
@@ -99,24 +99,6 @@ def test_likeness_is_the_cosine_of_speaker_vectors(tmp_path, monkeypatch):
     monkeypatch.setattr(tts, "_encoder", lambda folder: lambda samples: next(vectors))
     found = run_tts(write_meta(tmp_path / "d", META.splitlines()[0]), tmp_path / "out")
     assert found["measures"]["speaker similarity"]["value"] == pytest.approx(0.7071)
-
-
-@pytest.mark.parametrize("line", ["a|b|c", "|p|p.wav|text", "a|p|p.wav|"])
-def test_a_line_that_is_none_costs_itself_and_is_told(tmp_path, line):
-    found, lost = tts.read(write_meta(tmp_path, f"{line}\na|p|p.wav|text\n"))
-    assert [one.key for one in found] == ["a"]
-    assert "need name|prompt text" in lost[f"{tmp_path}/meta.lst line 1"]
-
-
-@pytest.mark.parametrize("row", [{"reply_text": None}, {"reply_text": " "}, {"key": [4]},
-                                 {"reply_wav": 4}])  # fmt: skip
-def test_a_reply_that_is_none_costs_itself(tmp_path, row):
-    good = {"key": "a", "reply_text": "Yes."}
-    path = tmp_path / "replies.jsonl"
-    path.write_text("".join(json.dumps(one) + "\n" for one in (good | row, good)))
-    found, lost = tts.read(path)
-    assert [one.key for one in found] == ["a"]
-    assert "no reply to read out" in lost[f"{path} line 1"]
 
 
 def test_words_that_have_changed_are_spoken_anew(tmp_path, monkeypatch):
@@ -257,13 +239,6 @@ def test_the_right_choice_is_read_in_any_spelling(reference, tmp_path):
     assert [rule_score(question, f"It is {one}") for one in "BC"] == [1.0, 0.0]
 
 
-def test_a_reference_that_is_no_choice_costs_its_line(tmp_path):
-    path = tmp_path / "mmsu-law.jsonl"
-    path.write_text(json.dumps({"prompt": "Which?", "reference": "E", "audio": "a.wav"}))
-    told = f"{path} line 1: reference 'E': need A, B, C or D"
-    assert voicebench.read(path) == ([], {f"{path} line 1": told})
-
-
 def test_an_unknown_set_and_an_empty_folder_are_told(tmp_path):
     with pytest.raises(InputError, match="no jsonl in it"):
         voicebench.read(tmp_path)
@@ -300,13 +275,40 @@ def test_an_instruction_is_seen_kept_and_broken(name, given, kept, broken):
     assert not follows(name, "  ", given)
 
 
-def test_a_line_that_cannot_be_scored_costs_itself_alone(tmp_path):
-    kept = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
-    bad = ({"kwargs": None}, {"kwargs": [None]}, {"kwargs": []}, {"instruction_id_list": ["rhyme"]},
-           {"prompt": "half \ud83d"}, {"key": "\udc80"})  # fmt: skip
-    rows = [{"prompt": "Go.", "audio": "a.wav"} | kept | one for one in ({}, *bad)]
-    path = tmp_path / "ifeval.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
-    questions, lost = voicebench.read(path)
-    assert len(questions) == 1 and len(lost) == len(bad) + 1
-    assert "half a character, '\\ud83d'" in lost[f"{path} line 6"]
+# What every suite that reads lines does with one that is none
+
+GOOD = {
+    "meta.lst": "a|p|p.wav|text", "replies.jsonl": {"key": "a", "reply_text": "Yes."},
+    "mmsu-law.jsonl": {"prompt": "Which?", "reference": "B", "audio": "a.wav"},
+    "ifeval.jsonl": {"prompt": "Go.", "audio": "a.wav", "kwargs": [{}],
+                     "instruction_id_list": ["punctuation:no_comma"]},
+    "queries.jsonl": {"wav": "good.wav", "text": "hello"},
+}  # fmt: skip
+READ = {"meta.lst": tts.read, "replies.jsonl": tts.read, "queries.jsonl": echat_eval.read}
+USER = {"role": "user", "wav": "1.wav", "text": "x"}
+
+
+@pytest.mark.parametrize(("name", "bad", "told"), [
+    *(("meta.lst", line, "need name|prompt text") for line in ("a|b|c", "|p|p.wav|t", "a|p|p|")),
+    *(("replies.jsonl", one, "no reply to read out")
+      for one in ({"reply_text": None}, {"reply_text": " "}, {"key": [4]}, {"reply_wav": 4})),
+    ("mmsu-law.jsonl", {"reference": "E"}, "reference 'E': need A, B, C or D"),
+    *(("ifeval.jsonl", one, "") for one in ({"kwargs": None}, {"kwargs": [None]}, {"kwargs": []},
+                                            {"instruction_id_list": ["rhyme"]}, "{")),
+    *(("ifeval.jsonl", one, "half a character, '\\ud") for one in ({"prompt": "half \ud83d"},
+                                                                {"key": "\udc80"})),
+    ("queries.jsonl", '{"key": "a", "transcript": "x"}', "none of wav, audio"),
+    ("queries.jsonl", {"turns": [{"role": "assistant", "text": "x"}]}, "no turn with the role"),
+    ("queries.jsonl", {"turns": [USER, {"role": "assistant", "text": "y", "wav": {"path": "r.wav"}},
+                                 USER]}, "none of wav, audio"),
+    ("queries.jsonl", "[1]", "a JSON list (not an object)"),
+])  # fmt: skip
+def test_a_line_that_cannot_be_used_costs_itself_and_is_told_with_its_number(
+    tmp_path, name, bad, told
+):
+    good = GOOD[name]
+    lines = [one if isinstance(one, str) else json.dumps(good | one) for one in (bad, good)]
+    (tmp_path / name).write_text("\n".join(lines))
+    found, lost = READ.get(name, voicebench.read)(tmp_path / name)
+    ((where, why),) = lost.items()
+    assert len(found) == 1 and where == f"{tmp_path / name} line 1" and told in why

@@ -110,17 +110,6 @@ def test_an_interrupt_ends_an_answer_at_the_next_step(engine):
     assert len(list(tokens)) < 1990 and answer.stopped_by == "interrupt"
 
 
-def test_an_empty_batch_begins_again(engine, caplog):
-    given = prompts(engine.model, ("t2t", "s2t"))
-    for _ in range(3):
-        for prompt in given:
-            answer = answer_to("t2t", 30)
-            wanted = by_itself(engine, prompt, answer_to("t2t", 30))
-            assert list(engine.decode(prompt, answer)) == wanted
-    engine.close()
-    assert not caplog.records and engine._rows.tokens == 0
-
-
 def test_closing_ends_every_answer():
     engine = BatchEngine(network())
     (prompt,) = prompts(engine.model, ("t2t",))

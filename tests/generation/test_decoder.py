@@ -84,13 +84,6 @@ def test_a_run_without_an_end_stops_at_its_limit(monkeypatch, ids, limits, count
     assert len(tokens) == count and stopped_by == "limit"
 
 
-def test_an_interrupt_stops_before_the_next_step():
-    asked = iter((False, False, False, True))
-    tokens, stopped_by = run(network(), "s2s", interrupt=lambda: next(asked))
-    assert len(tokens) == 3 and stopped_by == "interrupt"
-    assert run(network(), "s2s", interrupt=lambda: True) == ([], "interrupt")
-
-
 def test_each_phase_has_its_own_sampling_and_rules(monkeypatch):
     seen = []
 

@@ -249,17 +249,6 @@ def test_a_stock_llm_computes_the_same_inside(tmp_path: Path, kind: str, tied: b
         assert (again.llm.lm_head.weight is again.llm.model.embed_tokens.weight) == tied
 
 
-def test_encoder_and_adapter_come_from_another_model_and_nothing_else(tmp_path: Path):
-    source, model = network(1), network(2)
-    before = model.speech_head.weight.clone()
-    save_published(tmp_path / "osum.pt", source)
-    start_encoder_adapter(model, tmp_path / "osum.pt")
-    for name, value in model.state_dict().items():
-        if name.startswith(("encoder.", "adapter.")):
-            assert torch.equal(value, source.state_dict()[name]), name
-    assert torch.equal(model.speech_head.weight, before)
-
-
 def test_a_projection_to_another_width_starts_anew(tmp_path: Path, caplog):
     wide = replace(SETTINGS, llm={**LLM, "hidden_size": 24})
     checkpoint.save(tmp_path, network(1))

@@ -25,7 +25,6 @@ from common_utils.small_model.people import is_dev
 from common_utils.small_model.pieces import heard_words
 from common_utils.small_model.speech_rows import Clause, Row, clauses_of, coded
 from common_utils.small_model.texts import CHITCHAT_FILE
-from common_utils.small_model.topics import MOODS, filled, topic_of, topics
 from common_utils.small_model.topics import words as topic_words
 from common_utils.token2wav_recipe.runs import read_lists
 from osum_echat.errors import DataError, InputError
@@ -240,16 +239,6 @@ class Longest:
 
     def lifts(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         return [len(reply) ** 2 for _, reply in pairs]
-
-
-def test_every_act_is_found_by_its_words_and_every_reply_is_a_sentence_of_fitting_length():
-    for topic in topics():
-        for text in sum(topic.say.values(), ()) if topic.is_act else ():
-            assert topic_of(text, (topic,)), f"{topic.name}: {text}"
-        assert not set(topic.replies) - set(MOODS)
-        for reply in sum(topic.replies.values(), ()):
-            whole = filled(reply, "snow")
-            assert whole and ends_properly(whole) and 3 <= len(whole.split()) <= 20, reply
 
 
 def test_examples_fit_are_the_same_again_and_hold_nothing_private(found):

@@ -3,19 +3,17 @@
 import io
 import os
 import tarfile
-from dataclasses import asdict, replace
-from json import dumps, loads
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from osum_echat import weights
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.token2wav.flow import Flow, FlowSettings
 from osum_echat.token2wav.hift import Hift, HiftSettings
-from osum_echat.token2wav.model import Token2Wav, Token2WavSettings, find_files, first_of
+from osum_echat.token2wav.model import Token2Wav, find_files, first_of
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.parity.token2wav import mel_of
 from tests.token2wav import tiny_flow as tiny
@@ -223,14 +221,6 @@ def test_half_precision_files_are_computed_in_float32_and_the_flow_in_what_is_as
         rounded = mel_of(loaded.flow, torch.tensor([[5, 4, 7]]), None, noise)
     assert 0 < (rounded - mel).abs().mean() < 0.05 * mel.abs().mean()
     assert loaded([5, 4, 7], seed=0).dtype == torch.float32
-
-
-def test_a_yaml_that_was_stored_before_a_setting_existed_is_read(tmp_path: Path):
-    directory = write_directory(tmp_path)
-    raw = loads(dumps(asdict(Token2WavSettings("hift", FLOW, tiny.HIFT))))
-    del raw["flow"]["speaker_width"], raw["flow"]["spacing"]
-    (directory / "token2wav.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-    assert Token2Wav.load(directory).settings.flow == FLOW
 
 
 # Tars, whose members are only ever read in place

@@ -31,14 +31,6 @@ def test_a_recording_over_30_s_or_of_silence_makes_no_voice(tmp_path: Path):
         make_prompt(path, None, None)
 
 
-def test_a_saved_voice_comes_back(tmp_path: Path):
-    prompt = VoicePrompt(torch.arange(4).view(1, -1), torch.randn(1, 9, 80), torch.randn(1, 192))
-    prompt.save(tmp_path / "voice.safetensors")
-    again = VoicePrompt.load(tmp_path / "voice.safetensors")
-    assert torch.equal(again.tokens, prompt.tokens) and torch.equal(again.mel, prompt.mel)
-    assert torch.equal(again.speaker, prompt.speaker)
-
-
 NONE, MEL = torch.full((1, 192), float("nan")), torch.zeros(1, 2, 80)
 
 

@@ -44,14 +44,6 @@ def test_a_batch_without_clips_moves_no_adapter():
     assert engine.step([silent, BATCH], 0.01).applied
 
 
-def test_a_group_moves_at_its_own_rate():
-    stage = StageSettings(train=("adapter", "llm"), rates={"adapter": 0.0})
-    before, after = stepped(stage)
-    assert torch.equal(before.adapter.projection.weight, after.adapter.projection.weight)
-    layers = [one.llm.model.layers[0].mlp.up_proj.weight for one in (before, after)]
-    assert not torch.equal(*layers)
-
-
 def test_matrices_decay_and_vectors_do_not_and_each_belongs_to_a_group():
     model = network()
     stage = StageSettings(train=tuple(GROUPS))

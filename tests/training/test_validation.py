@@ -32,15 +32,6 @@ def question(answer: str, tag: str = TAG) -> Question:
     return replace(validation.questions(rows("x"), VOCAB, 1)[0], answer=answer, task=task_for(tag))
 
 
-def test_a_question_is_the_row_as_inference_composes_it():
-    made = rows("hi<CHILD><MALE>", "so")
-    found = validation.questions(made, VOCAB, 9)
-    assert [one.answer for one in found] == ["hi<CHILD><MALE>", "so"]
-    bare = compose(task_for(TAG), VOCAB, clips=made[1][1].clips, user_text="all?", key="0")
-    assert (found[0].row.ids, found[0].row.spans) == (bare.ids, bare.spans)
-    assert len(validation.questions(made, VOCAB, 1)) == 1
-
-
 def test_a_model_that_has_learnt_the_answers_gives_them():
     made, model = rows("ab<CHILD><MALE>", "ba<OLD><MALE>"), network()
     asked = validation.questions(made, VOCAB, 2)
