@@ -63,10 +63,6 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(HOUSE))
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
 def imports(node: ast.AST) -> Iterator[tuple[int, str]]:
     """Line and dotted name of everything imported."""
     for each in ast.walk(node):
@@ -79,24 +75,18 @@ def imports(node: ast.AST) -> Iterator[tuple[int, str]]:
                         for name in each.names)  # fmt: skip
 
 
-def neighbours(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and room of each import of the package's own rooms."""
-    for line, name in imports(tree(path)):
-        if name.startswith("osum_echat."):
-            yield line, name.split(".")[1]
-
-
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_a_room_imports_only_from_lower_floors_and_a_library_only_at_home(path):
     for line, name in imports(tree(path)):
         homes = HOMES.get(name.split(".")[0])
         at_home = homes is None or str(path.relative_to(PACKAGE)).startswith(homes)
         assert at_home, f"{name_of(path)}:{line}: {name} lives in {homes}"
-    room = room_of(path)
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if room == "__init__":
         return
     assert room in FLOOR_OF, f"{room}: no such room in the house; add it to FLOORS or move it"
-    for line, other in neighbours(path):
+    for line, other in ((line, name.split(".")[1]) for line, name in imports(tree(path))
+                        if name.startswith("osum_echat.")):  # fmt: skip
         assert other in FLOOR_OF, f"{name_of(path)}:{line}: {other} is in no floor"
         highest = LOW.get(room, FLOOR_OF[room])
         allowed = FLOOR_OF[other] <= highest or other == room

@@ -172,19 +172,6 @@ def test_a_killed_conversion_loses_nothing(tmp_path: Path):
     assert 0 < done < 20 and not list(out.glob(".*"))
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("end", ["", "\n", "\n\n \n"])
-def test_the_pieces_hold_every_record_once_in_order(tmp_path: Path, size: int, end: str):
-    path = tmp_path / "a.list"
-    rows = [f'{{"key": "{number}"}}' for number in range(7)]
-    path.write_text("\n\n".join(rows) + end)
-    found = pieces(path, size)
-    assert [piece.count for piece in found[:-1]] == [size] * (len(found) - 1)
-    read = [(where, raw) for piece in found for where, raw in records(piece)]
-    assert [raw["key"] for _, raw in read if isinstance(raw, dict)] == [str(n) for n in range(7)]
-    assert [where for where, _ in read] == [f"{path} (record {n + 1})" for n in range(7)]
-
-
 def test_a_list_without_records_or_that_shrinks_is_an_error(tmp_path: Path):
     path = tmp_path / "a.list"
     path.write_text("\n \n")

@@ -212,15 +212,12 @@ def test_another_task_can_be_asked_of_all(tmp_path: Path) -> None:
     assert found[-1]["reference_heard"] == "we won" and found[-1]["reference"] == "Well done."
 
 
-def test_an_unknown_task_is_told_unless_another_is_asked(tmp_path: Path) -> None:
+def test_an_unknown_task_is_told(tmp_path: Path) -> None:
     path = write_texts(tmp_path / "a.list", 2)
     path.write_text(path.read_text().replace("<TEXT2TEXT>", "<SING>", 1))
     job = job_of(path, tmp_path / "out")
     finish(job)
     assert "task '<SING>': not one of" in records(job)[0]["error"]
-    other = job_of(path, tmp_path / "other", task="t2t")
-    finish(other)
-    assert [one["error"] for one in records(other)] == [None, None]
 
 
 def test_batches_hold_one_task_and_like_lengths(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import socket
 import urllib.error
 import urllib.request
-from dataclasses import make_dataclass, replace
+from dataclasses import make_dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -11,19 +11,17 @@ import pytest
 import infer_gradio
 from osum_echat.errors import InputError
 from osum_echat.paths import SMALL, TINY
-from osum_echat.serving import app, page, session, strings
+from osum_echat.serving import app, page, strings
 from osum_echat.serving.chat import ChatService
-from osum_echat.serving.feedback import Feedback
 from osum_echat.serving.session import FIRST_TASK, MENU, Limits, Voices
 from tests.browsing import gradio_door
-from tests.serving.canned import Canned, wav
+from tests.serving.canned import wav
+from tests.serving.test_chat import service as chat_service
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> ChatService:
-    models, folder = {"model": Canned()}, tmp_path_factory.mktemp("page")
-    feedback, voices = Feedback(folder / "feedback.jsonl"), Voices(models.values(), ())
-    return ChatService(session.served(models), voices, Limits(), feedback, folder)
+    return chat_service(tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,7 @@ def component(config: dict, name: str) -> dict:
 def test_the_page_offers_the_whole_menu_and_every_model(config):
     assert [value for _, value in component(config, "task")["choices"]] == list(MENU)
     shown = [label for label, _ in component(config, "models")["choices"]]
-    assert shown == ["model · thinks by labels", "model · thinks in plain words"]
+    assert shown == ["m0 · thinks by labels", "m0 · thinks in plain words"]
     assert component(config, "clip")["sources"] == ["upload", "microphone"]
 
 
@@ -65,13 +63,7 @@ def test_the_options_of_the_server_are_the_narrow_ones_and_those_given_reach_it(
     assert given.auth == ("ann", "b:c") and (given.megabytes, given.seconds) == (2, 5)
 
 
-def test_what_our_own_models_cannot_do_is_told_and_recordings_of_people_come_along(service):
-    told = {}
-    for name in ("small", "tiny", "theirs"):
-        only = replace(service.models[0], name=name)
-        told[name] = page._limits(SimpleNamespace(models=[only], limits=Limits()), "en")
-    assert "English only" in told["small"] and "not people" in told["tiny"]
-    assert told["theirs"].startswith("Recordings up to 30 s")
+def test_recordings_of_people_come_along():
     small, tiny = ([path.name for path in app._samples([str(home)])] for home in (SMALL, TINY))
     assert small[:2] == ["person_1.ogg", "person_2.ogg"] and tiny[0] == "question.wav"
     assert sorted(small) == sorted(tiny) and app._samples(["elsewhere"]) == []

@@ -226,10 +226,3 @@ def test_a_part_that_is_missing_is_told_in_one_line(parts, tmp_path, capsys):
     (tmp_path / "flow" / "flow.safetensors").unlink()
     assert cli.run("assemble", lambda: assemble.main(parts)) == 2
     assert "flow.safetensors" in capsys.readouterr().err
-
-
-def test_what_is_too_large_does_not_ship(tmp_path, monkeypatch):
-    (tmp_path / "big").write_bytes(b"0" * 1000)
-    monkeypatch.setattr(assemble, "LARGEST_FILE_MB", 0.0005)
-    with pytest.raises(CheckpointError, match="may ship"):
-        assemble.check_sizes(tmp_path)

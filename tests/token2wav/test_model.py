@@ -1,7 +1,6 @@
 """Claims about a token2wav directory or tar: it loads, speaks, and says what is wrong with it."""
 
 import io
-import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -194,18 +193,6 @@ def test_what_is_no_weight_file_of_this_model_is_refused(tmp_path: Path):
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
     assert str(tar) in refused(tar)
     assert "give the .tar as it was published" in refused(directory / "hift.pt")
-
-
-def test_a_flow_with_code_is_refused_and_runs_nothing(tmp_path: Path):
-    class Code:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path / 'ran'}",)
-
-    directory = write_published(tmp_path / "model")
-    torch.save({**tiny_flow().state_dict(), "step": Code()}, directory / "flow.pt")
-    for source in (directory, tiny.write_tar(directory)):
-        assert "flow.pt" in refused(source)
-    assert not (tmp_path / "ran").exists()
 
 
 def test_half_precision_files_are_computed_in_float32_and_the_flow_in_what_is_asked(tmp_path: Path):
