@@ -8,6 +8,7 @@ would write down.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from torch import Tensor
 from osum_echat import thinking
 from osum_echat.errors import ConfigError
 from osum_echat.generation import ctc_beam
-from osum_echat.models.echat import EChatModel
-from osum_echat.models.whisper_decoder import WhisperDecoder
+from osum_echat.models.echat import FRAMES_PER_STEP, EChatModel
+from osum_echat.models.whisper_decoder import WhisperDecoder, cut_at_pauses
 from osum_echat.records import Labels
 from osum_echat.tasks import USER_START, Task
 from osum_echat.vocab import UNKNOWN, Pieces, Vocab
@@ -108,19 +109,24 @@ def recognize(
 ) -> Recognition:  # fmt: skip
     """The words and labels of one clip; mel: (frames, mel); reader: of whisper and both.
 
-    bigrams: the settings' language model.
+    bigrams: the settings' language model. A clip of over 30 s is weighed in parts, cut where it is
+    quiet.
     Raises ConfigError for a model whose CTC has no classes of its own (model.yaml: ctc).
     """
     log_probs, names = heard(network, mel)
-    found = labels(log_probs, names, settings)
-    spelt = ""
-    if not is_without_voice(log_probs, names, settings.no_voice):
-        spelling = ctc_beam.without(log_probs, [*names.values()])
+    found, parts = labels(log_probs, names, settings), cut_at_pauses(mel)
+    ends = [end // FRAMES_PER_STEP for end in accumulate(map(len, parts[:-1]))]
+    texts = []
+    for part, scores in zip(parts, log_probs.tensor_split(ends), strict=True):
+        if is_without_voice(scores, names, settings.no_voice):
+            continue
+        spelling = ctc_beam.without(scores, [*names.values()])
         if reader is not None and settings.kind == WHISPER:
-            spelt = thinking.as_heard(reader.read(network, mel))
+            texts.append(thinking.as_heard(reader.read(network, part)))
         elif sureness(spelling) >= settings.words:
-            read = [] if reader is None else [thinking.as_heard(reader.read(network, mel))]
-            spelt = words(network, vocab, spelling, settings, read, bigrams)
+            read = [] if reader is None else [thinking.as_heard(reader.read(network, part))]
+            texts.append(words(network, vocab, spelling, settings, read, bigrams))
+    spelt = " ".join(filter(None, texts))
     if not spelt:
         found = {kind: name for kind, name in found.items() if kind == "event"}
     return Recognition(spelt, found)

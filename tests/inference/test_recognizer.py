@@ -11,6 +11,7 @@ from osum_echat.inference import recognizer, request
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.recognizer import Recognition, RecognizerSettings, labels, words
 from osum_echat.inference.reply import Timer
+from osum_echat.models import whisper_decoder
 from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import EChatModel
 from osum_echat.paths import TINY
@@ -86,6 +87,20 @@ def test_a_clip_gives_words_and_labels_by_classes_of_the_models_own():
     model, mel = EChatModel(settings).eval(), torch.zeros(80, settings.encoder.mels)
     found = recognizer.recognize(model, VOCAB, mel)
     assert found.labels.keys() <= {"age"} and isinstance(found.words, str)
+
+
+def test_a_long_clip_is_weighed_in_parts_that_hold_each_step_once(monkeypatch):
+    model = EChatModel(replace(SETTINGS, ctc=CtcSettings(pieces=20, labels=("CHILD",)))).eval()
+    mel, seen = torch.randn(1003, SETTINGS.encoder.mels), []
+    whole = recognizer.heard(model, mel)[0]
+    monkeypatch.setattr(whisper_decoder, "LONGEST_FRAMES", 400)
+    monkeypatch.setattr(
+        recognizer, "is_without_voice", lambda part, *_: seen.append(part) or len(seen) == 2
+    )
+    monkeypatch.setattr(recognizer, "words", lambda *_: f"part {len(seen)}")
+    found = recognizer.recognize(model, VOCAB, mel, RecognizerSettings(words=-1e9))
+    assert torch.equal(torch.cat(seen), whole) and found.words == "part 1 part 3"
+    assert all(300 // 8 <= len(part) <= 400 // 8 for part in seen[:2])
 
 
 @pytest.fixture
