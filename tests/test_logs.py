@@ -8,14 +8,10 @@ from osum_echat import logs
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch):
+def fresh(process_as_before):
     """The package's logger as a new process has it."""
     root = logging.getLogger("osum_echat")
-    monkeypatch.setattr(root, "handlers", [])
-    monkeypatch.setattr(root, "propagate", True)
-    level = root.level
-    yield
-    root.setLevel(level)
+    root.handlers[:], root.propagate = [], True
 
 
 def test_logs_go_to_standard_error_and_results_to_standard_output(capsys):

@@ -88,12 +88,6 @@ def test_pairing_tells_a_small_difference_that_single_intervals_hide() -> None:
     first, second = hard + rng.normal(0.2, 0.1, 100), hard + rng.normal(0, 0.1, 100)
     low, high = metrics.paired_interval(first, second)
     assert 0 < low < 0.2 < high < 0.3 and interval(first)[0] < interval(second)[1]
-    covered = 0
-    for trial in range(200):
-        second = hard + rng.normal(0, 0.5, 100)
-        low, high = metrics.paired_interval(hard + 0.2, second, resamples=300, seed=trial)
-        covered += low <= 0.2 <= high
-    assert 0.89 <= covered / 200 <= 0.99
 
 
 @pytest.mark.parametrize("text, plain",

@@ -20,7 +20,7 @@ def raw_rows(folder: Path, name: str, count: int = 8) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def members(row: dict[str, Any], folder: Path, postfixes: Iterable[str] = ()) -> Members:
+def members(row: dict[str, Any], folder: Path) -> Members:
     """A row as the members of a tar, in the writer's order."""
     key = row["key"]
     found: Members = [(f"{key}.txt", row["txt"].encode())]

@@ -32,10 +32,8 @@ class Answers:
         self.asked: list[list[str]] = []
 
     def reply_many(
-        self, sources: Sequence[Utterance], *, task: str | None = None,
-        thinking: str | None = None, greedy: bool = False, seed: int | None = None,
-        speak: bool = True, batch_size: int = 8,
-    ) -> list[Reply | OsumError]:  # fmt: skip
+        self, sources: Sequence[Utterance], *, speak: bool = True, **_: Any
+    ) -> list[Reply | OsumError]:
         """A reply made of the utterance's own reference."""
         self.asked.append([one.key for one in sources])
         time.sleep(float(os.environ.get("NAP_S", "0")))

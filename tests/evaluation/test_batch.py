@@ -220,19 +220,6 @@ def test_an_unknown_task_is_told(tmp_path: Path) -> None:
     assert "task '<SING>': not one of" in records(job)[0]["error"]
 
 
-def test_batches_hold_one_task_and_like_lengths(tmp_path: Path) -> None:
-    data = write_mixed_list(tmp_path, 8)
-    asked = finish(job_of(data, tmp_path / "out", batch_size=4, limit=30)).asked
-    full = [batch for batch in asked if len(batch) > 1]
-    assert all(len(batch) <= 4 for batch in asked)
-    tasks = [{int(key.split("-")[0].strip("k")) // 8 for key in batch if key[0] == "k"}
-             for batch in full]  # fmt: skip
-    assert all(len(one) == 1 for one in tasks)
-    heard = [int(key[-1]) for batch, task in zip(full, tasks, strict=True) if task == {0}
-             for key in batch]  # fmt: skip
-    assert heard == [7, 6, 5, 4, 3, 2, 1, 0]    # the longest first
-
-
 @pytest.mark.parametrize("world", [2, 5])
 def test_n_parts_equal_one(tmp_path: Path, world: int) -> None:
     data = write_mixed_list(tmp_path)

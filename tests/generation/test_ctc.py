@@ -169,20 +169,6 @@ def test_bigrams_turn_the_beam_to_the_likelier_words(tmp_path):
     )
 
 
-def test_a_wide_beam_is_ordered_by_steps_and_scorer_and_without_weight_by_steps(tmp_path):
-    scores = log_probs(4, 4)
-    plain = beam_search(scores, beam=1000, best=1000)
-    known = bigrams(tmp_path)
-    assert beam_search(scores, 3, 3, WordScorer(known, PIECES, 0.0, 0.0)) == (
-        beam_search(scores, 3, 3)
-    )
-    scorer = WordScorer(known, PIECES, 0.7, 0.2)
-    found = beam_search(scores, beam=1000, best=1000, scorer=scorer)
-    assert {one.ids: one.score for one in found} == {one.ids: one.score for one in plain}
-    worth = [one.score + scorer.ended(spelt(scorer, one.ids)) for one in found]
-    assert worth == sorted(worth, reverse=True)
-
-
 @pytest.mark.parametrize("other", [
     {"alone": torch.zeros(3)}, {"followers": torch.tensor([2], dtype=torch.int32)},
     {"starts": torch.tensor([0, 2, 1, 1], dtype=torch.int32)}, {"more": torch.zeros(1)},

@@ -59,7 +59,7 @@ def run(model, name: str, interrupt=None, **options) -> tuple[list[Token], str]:
     return list(started(model, name, answer, interrupt)), answer.stopped_by
 
 
-def scripted(model, monkeypatch: pytest.MonkeyPatch, wanted: list[int]) -> None:
+def scripted(monkeypatch: pytest.MonkeyPatch, wanted: list[int]) -> None:
     """Let the sampling say these ids, whatever the logits."""
     ids = iter(wanted)
     monkeypatch.setattr(Sampling, "choose", lambda self, logits, generator: next(ids))
@@ -67,7 +67,7 @@ def scripted(model, monkeypatch: pytest.MonkeyPatch, wanted: list[int]) -> None:
 
 def test_the_end_mark_is_read_as_text_and_ids_hold_no_marks(monkeypatch):
     model, answer = network(), answer_to("s2s")
-    scripted(model, monkeypatch, [3, 4, END, EDGE, 9, EDGE])
+    scripted(monkeypatch, [3, 4, END, EDGE, 9, EDGE])
     tokens = list(started(model, "s2s", answer))
     assert tokens == [(3, False), (4, False), (END, False), (EDGE, True), (9, True), (EDGE, True)]
     assert (answer.text.ids, answer.speech.ids, answer.stopped_by) == ([3, 4], [9], "end")
@@ -79,7 +79,7 @@ def test_the_end_mark_is_read_as_text_and_ids_hold_no_marks(monkeypatch):
 ])  # fmt: skip
 def test_a_run_without_an_end_stops_at_its_limit(monkeypatch, ids, limits, count):
     model = network()
-    scripted(model, monkeypatch, ids)
+    scripted(monkeypatch, ids)
     tokens, stopped_by = run(model, "s2s", limits=limits)
     assert len(tokens) == count and stopped_by == "limit"
 
@@ -93,7 +93,7 @@ def test_each_phase_has_its_own_sampling_and_rules(monkeypatch):
             return super().__call__(history, logits)
 
     model = network()
-    scripted(model, monkeypatch, [3, END, EDGE, 9, EDGE])
+    scripted(monkeypatch, [3, END, EDGE, 9, EDGE])
     run(model, "s2s", rules=[Watch()])
     assert seen == [(VOCAB.speech_head_rows, ids) for ids in ([], [EDGE], [EDGE, 9])]
 

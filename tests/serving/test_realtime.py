@@ -277,10 +277,9 @@ def test_a_session_keeps_the_sound_of_no_more_turns_than_it_remembers():
 
 
 def test_items_are_created_placed_deleted_and_refused():
-    def message(number: str, role: str = "user") -> dict[str, Any]:
-        kind = "input_text" if role == "user" else "output_text"
-        return {"id": number, "type": "message", "role": role,
-                "content": [{"type": kind, "text": number}]}  # fmt: skip
+    def message(number: str) -> dict[str, Any]:
+        content = [{"type": "input_text", "text": number}]
+        return {"id": number, "type": "message", "role": "user", "content": content}
 
     with connected(Server(service())) as client:
         for number, place in (("b", None), ("a", "root"), ("c", "b")):

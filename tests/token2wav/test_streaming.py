@@ -133,13 +133,6 @@ def rows(seed: int = 1) -> NoiseRows:
     return NoiseRows(80, torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("cuts", [(0, 300), (0, 1, 64, 65, 200, 300), (0, 250, 250, 300)])
-def test_a_row_does_not_depend_on_the_pieces(cuts: tuple[int, ...]):
-    stream = rows()
-    made = [stream.take(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
-    assert torch.equal(torch.cat(made), rows().take(0, 300))
-
-
 def test_noise_that_is_passed_is_forgotten_and_the_uses_of_one_seed_differ():
     stream, whole = rows(), rows().take(0, 100)
     assert torch.equal(stream.take(0, 50), whole[:50])
