@@ -33,7 +33,6 @@ TO_FILES = (
     "write the audio to files (Kaldi: wav-copy scp:wav.scp scp:new.scp, where new.scp names a wav "
     "for each id) and name those"
 )
-SLACK_S = 0.1  # that a segment may end behind its recording
 
 LOG = logger(__name__)
 
@@ -148,14 +147,13 @@ def describe(root: Path, beside: Path, task: str, portion: list[Entry | Dropped]
         except InputError as error:
             left_out.append(Dropped("audio cannot be used", f"{entry.key}: {error}"))
             continue
-        length_s = len(sound.samples) / sound.rate_hz
-        start, end = entry.segment_s or (0.0, math.inf)
-        if length_s + SLACK_S < end - start < math.inf:
-            detail = f"{entry.key}: {start} to {end} s, but {path} ends at {start + length_s:.2f} s"
-            left_out.append(Dropped("bad segment", detail))
+        found = [Noted(one.kind, f"{entry.key}: {path}: {one.detail}") for one in sound.findings]
+        beyond = [Dropped("bad segment", one.detail) for one in found if one.reason == audio.BEYOND]
+        if beyond:
+            left_out += beyond
             continue
-        noted += [Noted(one.kind, f"{entry.key}: {one.detail}") for one in sound.findings]
-        row = _row(entry, task, _relative(path, beside), length_s)
+        noted += found
+        row = _row(entry, task, _relative(path, beside), len(sound.samples) / sound.rate_hz)
         lines.append(json.dumps(row, ensure_ascii=False))
     return Made(lines, left_out, noted=noted)
 

@@ -23,6 +23,7 @@ WINDOW_SAMPLES = 400                             # 25 ms
 FRAMES_PER_S = SAMPLE_RATE_HZ // HOP_SAMPLES     # 100
 LONGEST_S = 600
 SHORTFALL = 0.95                                 # a file with less of its samples is cut short
+_SLACK_S = 0.1                                   # that a segment may end behind its recording
 _BLOCK_VALUES = 1 << 22                          # decoded at once: frames times channels
 _CANCELLED = 0.1                                 # of the channels' power over their number
 _SILENT = 2 / 32768                              # from the lowest sample to the highest
@@ -38,6 +39,7 @@ CANCELLING = "channels that cancel each other"
 RESCALED = "samples at the scale of whole numbers"
 LOUD = "samples far above full scale"
 OPEN_END = "no mark at its end"
+BEYOND = "segment that ends behind its recording"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,8 @@ def read(
     source: a path, or the bytes of a file (wav, flac, mp3, ogg ...); sample_rate_hz: None keeps the
     file's; segment_s: the part that is wanted, to which alone the limit of ten minutes applies.
     Channels that cancel each other are not averaged, the first is taken; samples at the scale of
-    whole numbers are scaled to 1; both are told. Raises InputError: missing, empty, cut short, not
-    audio, no samples, not finite, over 10 min.
+    whole numbers are scaled to 1; both are told, as is a segment that ends behind the file's end.
+    Raises InputError: missing, empty, cut short, not audio, no samples, not finite, over 10 min.
     """
     with closing(_SoundFile(source, where)) as file:
         first, last = file.part(segment_s)
@@ -99,6 +101,9 @@ def read(
             findings.append(Finding(SILENCE, f"{levels.frames / file.rate_hz:.1f} s of it"))
         if not file.is_closed:
             findings.append(Finding(OPEN_END, "it may have been cut short"))
+        beyond_s = (segment_s[1] if segment_s else 0.0) - file.frames / file.rate_hz
+        if _SLACK_S < beyond_s < math.inf:
+            findings.append(Finding(BEYOND, f"{beyond_s:.2f} s of it are not there"))
     return Sound(samples, to_hz, tuple(findings))
 
 

@@ -1,6 +1,7 @@
 """Claims about sound: published features to the last digit, any sound file, clear refusals."""
 
 import io
+import math
 import struct
 import subprocess
 import sys
@@ -66,6 +67,9 @@ def test_a_part_can_be_loaded():
     torch.testing.assert_close(samples, torch.from_numpy(tone(0.5)[1600:4800]))
     with pytest.raises(InputError, match=r"nothing between 2.0 s and 3.0 s"):
         audio.load(wav(tone()), segment_s=(2.0, 3.0))
+    found = [audio.read(wav(tone(0.5)), segment_s=(0.1, end)).findings
+             for end in (0.5, 0.55, math.inf, 3.0)]  # fmt: skip
+    assert found == [(), (), (), (audio.Finding(audio.BEYOND, "2.50 s of it are not there"),)]
 
 
 BAD = {"no such file": None, "the file is empty": b"", "not audio": b"hello, this is no sound" * 20,
