@@ -132,9 +132,15 @@ def _moved(raw: dict[str, Any], root: Path, beside: Path) -> dict[str, Any]:
     """The record for a list in another folder: relative audio paths would start there."""
     if root == beside:
         return raw
-    named = {name: root / value for name, value in raw.items()
-             if name.partition("_")[0] == USER_AUDIO and isinstance(value, str) and value}
-    return raw | {name: str(place) for name, place in named.items() if place.exists()}
+
+    def moved(fields: dict[str, Any]) -> dict[str, Any]:
+        named = {name: root / value for name, value in fields.items()
+                 if (name.partition("_")[0] == USER_AUDIO or name == REPLY_AUDIO)
+                 and isinstance(value, str) and value}  # fmt: skip
+        return fields | {name: str(place) for name, place in named.items() if place.exists()}
+
+    extra = raw.get("extra")
+    return moved(raw) | ({"extra": moved(extra)} if isinstance(extra, dict) else {})
 
 
 main = jobs.door(NAME, parser, run_arguments)

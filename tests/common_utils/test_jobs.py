@@ -227,6 +227,8 @@ def test_the_reply_is_listened_to_and_never_the_user(raw: Path, tmp_path: Path):
     for one in read_all(tmp_path / "far/away/new.list"):
         assert isinstance(one, Utterance) and isinstance(one.user.audio, Path)
         assert one.user.audio.is_file()
+    told = [row["extra"].get("a_wav_path") for row in rows_of(tmp_path / "far/away/new.list")]
+    assert told[1] == str(tmp_path / "reply.wav")
 
 
 def test_what_needs_no_tokens_stays_in_the_list_and_those_there_can_be_kept(raw, tmp_path: Path):
