@@ -3,7 +3,8 @@
     python -m common_utils.small_model.features --model build/ear/start --out build/ear/features \\
         build/ear/people/train_0.list ... [--lists FOLDER ...]
 
-A list has one file; a list whose file is newer than itself is not heard again.
+A list has one file; a list whose file is newer than itself, and of the same encoder, is not heard
+again.
 """
 
 import sys
@@ -17,6 +18,7 @@ from torch import Tensor
 from common_utils.small_model.measure_ear import clips
 from osum_echat import cli
 from osum_echat import device as devices
+from osum_echat.errors import InputError
 from osum_echat.logs import logger
 from osum_echat.models import checkpoint
 from osum_echat.models.encoder_cache import EncoderCache
@@ -61,9 +63,12 @@ def main(argv: list[str] | None = None) -> None:
     every = [one for folder in chosen.folders for one in sorted(folder.glob("*.list"))]
     for path in (*chosen.lists, *(one for one in every if not is_joined(one))):
         target = chosen.out / f"{path.parent.name}_{path.stem}.safetensors"
-        if target.is_file() and target.stat().st_mtime > path.stat().st_mtime:
-            continue
         cache, frames = EncoderCache(model.encoder, LIMIT_BYTES), 0
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; give raw lists")
+        is_newer = target.is_file() and target.stat().st_mtime > path.stat().st_mtime
+        if is_newer and cache.load(target):
+            continue
         for group in groups(mel for _, mel in clips(path, model.settings.encoder.mels)):
             with devices.autocast(cpu, compute_dtype("auto", cpu)):
                 cache.fill(group)

@@ -5,9 +5,10 @@ from hashlib import blake2b
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from osum_echat.errors import CheckpointError
 from osum_echat.models.encoder import Encoder
 from osum_echat.weights import write_safetensors_file
 
@@ -38,18 +39,24 @@ class EncoderCache:
     def load(self, path: Path) -> bool:
         """Take over what `save` wrote; False if there is none or another encoder made it.
 
-        path: the file, or a folder of such files. What is kept stays mapped to it.
+        path: the file, or a folder of such files. What is kept stays mapped to it. Raises
+        CheckpointError for a damaged file.
         """
         if path.is_dir():
             found = sorted(path.glob("*.safetensors"))
             return bool(found) and all(self.load(one) for one in found)
         if not path.is_file():
             return False
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("encoder") != self._fingerprint():
-                return False
-            for name in file.keys():  # noqa: SIM118 (no mapping)
-                self._keep(bytes.fromhex(name), file.get_tensor(name))
+        try:
+            with safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("encoder") != self._fingerprint():
+                    return False
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    self._keep(bytes.fromhex(name), file.get_tensor(name))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path}: cannot be read ({error}); remove it, and it is made again"
+            ) from error
         return True
 
     def _fingerprint(self) -> str:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from osum_echat import device as devices
 from osum_echat.device import ALONE, Ranks
-from osum_echat.errors import ConfigError, InputError
+from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.logs import logger
 from osum_echat.models.attention import chosen
 from osum_echat.models.echat import EChatModel, LossReport
@@ -127,8 +126,8 @@ class LocalEngine:
             file, known = Path(settings.encoder_cache_file), False
             try:
                 known = model.encoder_cache.load(file)
-            except (OSError, ValueError, SafetensorError) as error:
-                LOG.warning("engine.encoder_cache_file: %s: cannot be read (%s)", file, error)
+            except CheckpointError as error:
+                LOG.warning("engine.encoder_cache_file: %s", error)
             LOG.info("encoder cache: %s", file if known else "empty")
         self.optimizer = adamw(model, stage, settings)
 

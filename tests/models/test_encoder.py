@@ -9,6 +9,7 @@ from torch.nn import functional
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder as Stock
 
+from osum_echat.errors import CheckpointError
 from osum_echat.models import encoder, int8, whisper_decoder
 from osum_echat.models.echat import LONGEST_FRAMES, MARGIN_FRAMES, windows
 from osum_echat.models.encoder_cache import EncoderCache, augmented
@@ -95,6 +96,9 @@ def test_a_folder_of_caches_made_beforehand_is_taken_over_by_the_same_encoder_on
     assert model.encoder_cache.load(tmp_path)
     model.encoder.after_norm.weight.zero_()          # what were encoded now would be nothing
     assert near(model.encode_audio(batch.mels, batch.mel_lengths)[0], plain, lengths)
+    (tmp_path / "cut.safetensors").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors: cannot be read .*; remove it"):
+        model.encoder_cache.load(tmp_path / "cut.safetensors")
 
 
 @torch.no_grad()
