@@ -296,16 +296,16 @@ small-trial:
 
 # conf/small with other folders, for a recipe that works elsewhere.
 $(WORK)/small_conf: $(wildcard conf/small/*.yaml)
-	mkdir -p $@
-	for file in $^; do sed -E 's#build/(ear|voice|thinker)#$(WORK)/\1#g' $$file > $@/$${file##*/}; done
-	touch $@
+	rm -rf $@ $@.part && mkdir -p $@.part
+	for file in $^; do sed -E 's#build/(ear|voice|thinker)#$(WORK)/\1#g' $$file > $@.part/$${file##*/}; done
+	mv $@.part $@
 
 # conf/tiny with other folders, for a recipe that works elsewhere.
 $(BUILD)/conf: $(wildcard conf/tiny/stage*.yaml)
-	mkdir -p $@
+	rm -rf $@ $@.part && mkdir -p $@.part
 	for file in $^; do sed -e 's#build/world#$(WORLD)#g' -e 's#exp/tiny#$(STAGES)#g' \
-		-e 's#build/heard#$(BUILD)/heard#g' -e 's#build/assets#$(ASSETS)#g' $$file > $@/$${file##*/}; done
-	touch $@
+		-e 's#build/heard#$(BUILD)/heard#g' -e 's#build/assets#$(ASSETS)#g' $$file > $@.part/$${file##*/}; done
+	mv $@.part $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache reply.wav
