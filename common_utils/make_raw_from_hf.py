@@ -17,9 +17,9 @@ from common_utils import jobs
 from common_utils.jobs import Job, Made, Report, add_job_options, digest, run, stamp
 from osum_echat import audio
 from osum_echat.data.sources import Dropped, Noted, json_object
-from osum_echat.errors import InputError
+from osum_echat.errors import DataError, InputError
 from osum_echat.files import BYTE_ORDER_MARK, absolute, whole_file
-from osum_echat.records import DEFAULT_TASK
+from osum_echat.records import DEFAULT_TASK, Utterance
 
 NAME = "make_raw_from_hf.py"
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -147,6 +147,7 @@ def convert(columns: Columns, task: str, out: Path, rows: Rows) -> Made:
             made = _line(row, columns, task, out, rows, number)
             line = json.dumps(made, ensure_ascii=False)
             line.encode()
+            Utterance.from_json(made, where, out.parent)    # can it be read as a record?
             if "wav" in made:
                 sound = audio.read(out.parent / made["wav"], None)
                 noted += [Noted(one.kind, f"{where}: {one.detail}") for one in sound.findings]
@@ -155,6 +156,8 @@ def convert(columns: Columns, task: str, out: Path, rows: Rows) -> Made:
             left_out.append(Dropped("bad row", f"{where}: half a character or bad bytes: {error}"))
         except InputError as error:
             left_out.append(Dropped("bad row", f"{where}: {error}"))
+        except DataError as error:
+            left_out.append(Dropped("bad row", str(error)))
     return Made(lines, left_out, noted=noted)
 
 
@@ -169,7 +172,7 @@ def _line(
     key_column = columns.key or _first(row, KEY_COLUMNS)
     own = row.get(key_column) if key_column else None
     name = f"{rows.stem}-{number:08d}"
-    key = _UNFIT.sub("_", str(own)).strip(".") if own is not None else name
+    key = ("" if own is None else _UNFIT.sub("_", str(own).strip()).strip(".")) or name
     audio_column = columns.audio or _audio_column(row)
     wav = _audio(row[audio_column], out, rows, name) if audio_column else None
     line: dict[str, Any] = {"key": key, **({"wav": wav} if wav else {}), "txt": text, "task": task}

@@ -213,12 +213,17 @@ def test_rows_that_cannot_be_used_are_left_out_and_counted(tmp_path: Path):
     write_noise(tmp_path / "secret.wav")
     rows = [{"file_name": "a.wav", "text": "x"}, {"file_name": "gone.wav", "text": "x"},
             {"file_name": "../secret.wav", "text": "x"}, {"file_name": "a.wav", "text": None},
-            {"file_name": str(tmp_path / "secret.wav"), "text": "x"}]  # fmt: skip
+            {"file_name": str(tmp_path / "secret.wav"), "text": "x"},
+            {"file_name": "a.wav", "text": "x", "question": 5},
+            {"file_name": "a.wav", "text": "x", "id": " "}]  # fmt: skip
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     report = from_hf(folder, tmp_path / "data.list")
-    assert (report.written, report.dropped) == (1, {"bad row": 4})
+    assert (report.written, report.dropped) == (2, {"bad row": 5})
     told = json.loads((tmp_path / "data.list.report.json").read_text())["left_out"]
-    assert ["outside of the data set" in detail for _, detail in told] == [False, True, False, True]
+    outside = ["outside of the data set" in detail for _, detail in told]
+    assert outside == [False, True, False, True, False] and "question is 5" in told[-1][1]
+    assert [row["key"] for row in rows_of(tmp_path / "data.list")] == [
+        "set-00000000", "set-00000006"]  # fmt: skip
 
 
 def test_columns_can_be_named(tmp_path: Path):
