@@ -139,7 +139,7 @@ class EChatModel(nn.Module):
 
     def recompute_activations(self) -> None:
         """In training, make activations again in backward instead of keeping them."""
-        self.llm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.llm.activation_checkpointing_enable({"use_reentrant": False})
         self.encoder.recompute = True
 
     def compile_layers(self, dtype: torch.dtype | None) -> None:

@@ -195,5 +195,5 @@ def test_two_processes_update_as_one_does(tmp_path, file):
 
 def test_activations_made_again_make_the_same_update():
     plain, model = updated(batches(4)), updated(batches(4), recompute=True)
-    assert model.encoder.recompute and model.llm.is_gradient_checkpointing
+    assert model.encoder.recompute and model.llm.is_activation_checkpointing
     assert differing(model, plain) == [] and moved(plain) > 1e-3
