@@ -230,6 +230,9 @@ small-ear: $(VENV)/dev.stamp $(SMALL_CONF)
 		--start $(EAR)/start --out $(EAR)/export
 	$(EAR_STEP) --makes $(EAR)/export/language_model.safetensors "language model" -- \
 		$(RUN) -m common_utils.small_model.language_model --parts build/parts --out $(EAR)/export
+	$(EAR_STEP) --makes $(EAR)/export/voice_labels.safetensors "voice labels" -- \
+		$(RUN) -m common_utils.small_model.voice_labels --model $(EAR)/start --out $(EAR)/export \
+		--kept $(EAR)/statistics --lists $(EAR)/people $(EAR)/made
 
 # The voice: hibari's speech, its units, what sounds them, and what speaks words.
 VOICE := $(WORK)/voice

@@ -129,7 +129,8 @@ class Bench:
         model, network = self.assistant.model, self.assistant.network
         mel = audio.log_mel(samples, network.settings.encoder.mels)
         settings = model.generation.recognizer
-        return recognize(network, model.vocab, mel, settings, reader, model.bigrams)
+        given = (reader, model.bigrams, model.voice_labels)
+        return recognize(network, model.vocab, mel, settings, *given)
 
     def answers(self, asked: Sequence[Asked]) -> list[str]:
         return small_replies.replies_of(self.assistant.network, self.assistant.vocab, asked)

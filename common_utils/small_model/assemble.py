@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common_utils.small_model import language_model
+from common_utils.small_model import language_model, voice_labels
 from common_utils.small_model.base_models import ORIGINS
 from common_utils.small_model.export_ear import CLASSES_FILE, EAR_FILE, SPEECH_MARKS
 from common_utils.small_model.pieces import ADAPTER
@@ -43,7 +43,8 @@ MANNER = {
     "cpu_dtype": "int8",                # what the base LLM was packed in, and quickest
     "sampling": {"text": {"greedy": True, "repetition_penalty": 1.05}},
     "text_loop": {"times": 3},          # a small model's words may run in a circle
-    "recognizer": {"language_model": language_model.FILE, "beam": 64, "best": 10},
+    "recognizer": {"language_model": language_model.FILE, "voice_labels": voice_labels.FILE,
+                   "beam": 64, "best": 10},
 }  # fmt: skip
 
 log = logger(__name__)
@@ -74,8 +75,8 @@ def write_model(ear: Path, thinker: Path, codes: int, out: Path) -> None:
         llm_settings(folders["llm"]), codes, LORA, classes,
     )  # fmt: skip
     weights.write_safetensors_file(out / WEIGHTS_FILE, own_weights(ear, thinker, codes))
-    bigrams = weights.read(ear / language_model.FILE)
-    weights.write_safetensors_file(out / language_model.FILE, bigrams)
+    for name in (language_model.FILE, voice_labels.FILE):
+        weights.write_safetensors_file(out / name, weights.read(ear / name))
     for name in TOKENIZER_FILES:
         shutil.copyfile(folders["llm"] / name, out / name)
     named = {

@@ -82,11 +82,13 @@ def clip_of(model: LoadedModel, utterance: Utterance) -> Clip:
     settings, reader = model.generation.recognizer, model.reader
     read = [as_heard(reader.read(network, mel))] if reader is not None and said else []
     given = (model.vocab, spelling, settings)
+    surest = (recognizer.surest_labels(log_probs, names) if model.voice_labels is None
+              else model.voice_labels.surest(network.encoder, mel))
     found = recognizer.candidates(network, *given, read, model.bigrams) if said else []
     return Clip(
         said, utterance.labels, tuple(found),
         tuple(replace(one, is_read=False) for one in found if one.is_spelt),
-        recognizer.surest_labels(log_probs, names), recognizer.sureness(spelling),
+        surest, recognizer.sureness(spelling),
         float(log_probs[:, place].max()) if place is not None else NEVER,
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ from osum_echat.models import checkpoint, int8, lora, pretrained
 from osum_echat.models.checkpoint import BASE_KEY, SET_UP, BaseModel
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.settings import read_settings
+from osum_echat.models.voice_labels import VoiceLabels
 from osum_echat.models.whisper_decoder import DECODER_FILE, WhisperDecoder
 from osum_echat.paths import PUBLISHED_PROMPTS
 from osum_echat.settings import parse
@@ -120,6 +121,7 @@ class LoadedModel:
     talker: Talker | None = None        # what speaks the words; None: the model itself
     reader: WhisperDecoder | None = None        # of the recognizers whisper and both
     bigrams: Bigrams | None = None      # the recognizer's language model
+    voice_labels: VoiceLabels | None = None
     engine: BatchEngine | VllmEngine | None = None      # that many callers share; None: each
                                         # decodes by itself
     memory: ClipMemory | None = None    # of what was heard; None: clips are heard each time
@@ -164,6 +166,8 @@ def load(
     vocab = _vocab(Path(wanted.tokenizer) if wanted.tokenizer else found.tokenizer(), settings)
     named = generation.recognizer.language_model
     bigrams = None if named is None else Bigrams.load(found.settings.parent / named)
+    named = generation.recognizer.voice_labels
+    voice_labels = None if named is None else VoiceLabels.load(found.settings.parent / named)
     voice_place = token2wav_place(wanted.token2wav) if wanted.token2wav else found.token2wav()
     voice = _voice(voice_place, wanted, place, share) if speaks else None
     talker = _talker(found, wanted, voice, place, share) if voice is not None else None
@@ -187,7 +191,7 @@ def load(
     engine = VllmEngine(network) if wanted.engine == VLLM else None
     return LoadedModel(
         found.home, network, vocab, generation, voice, _prompts(found), talker, reader, bigrams,
-        engine, starts=Starts(network, vocab) if shrinks else None,
+        voice_labels, engine, starts=Starts(network, vocab) if shrinks else None,
     )  # fmt: skip
 
 

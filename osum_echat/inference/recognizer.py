@@ -17,6 +17,7 @@ from osum_echat import thinking
 from osum_echat.errors import ConfigError
 from osum_echat.generation import ctc_beam
 from osum_echat.models.echat import FRAMES_PER_STEP, EChatModel
+from osum_echat.models.voice_labels import VoiceLabels
 from osum_echat.models.whisper_decoder import WhisperDecoder, cut_at_pauses
 from osum_echat.records import Labels
 from osum_echat.tasks import USER_START, Task
@@ -37,10 +38,11 @@ class RecognizerSettings:
     llm, word: what the LLM's log probability and each word count beside the CTC's 1;
     language_model: a file of bigrams beside model.yaml (generation/ctc_beam.py), whose log
     probability counts `ngram`, and each word `word`, in the beam, None: the beam hears spellings
-    alone; beam: texts kept in it; best: so many different ones are weighed by the LLM; event,
-    emotion, age, gender: log probability that a label has at some step, at least, to be told, where
-    labels of other kinds always are; no_voice: that NOISE has where nobody speaks; words: mean log
-    probability of the spelling steps, below which there are no words but a guess.
+    alone; voice_labels: a file beside model.yaml that tells labels (models/voice_labels.py), None:
+    the CTC does; beam: texts kept in it; best: so many different ones are weighed by the LLM;
+    event, emotion, age, gender: log probability that a label has at least (the CTC's at some step)
+    to be told; other kinds always are told; no_voice: that NOISE has where nobody speaks;
+    words: mean log probability of the spelling steps, below which there are no words but a guess.
     """
 
     kind: str = EAR
@@ -48,6 +50,7 @@ class RecognizerSettings:
     word: float = 0.8
     whisper: float = 8.0
     language_model: str | None = None
+    voice_labels: str | None = None
     ngram: float = 0.5
     beam: int = 16
     best: int = 8
@@ -106,15 +109,18 @@ class Recognition:
 def recognize(
     network: EChatModel, vocab: Vocab, mel: Tensor, settings: RecognizerSettings = SETTINGS,
     reader: WhisperDecoder | None = None, bigrams: ctc_beam.Bigrams | None = None,
+    voice_labels: VoiceLabels | None = None,
 ) -> Recognition:  # fmt: skip
     """The words and labels of one clip; mel: (frames, mel); reader: of whisper and both.
 
-    bigrams: the settings' language model. A clip of over 30 s is weighed in parts, cut where it is
-    quiet.
+    bigrams, voice_labels: the settings' files. A clip of over 30 s is weighed in parts, cut where
+    it is quiet.
     Raises ConfigError for a model whose CTC has no classes of its own (model.yaml: ctc).
     """
     log_probs, names = heard(network, mel)
-    found, parts = labels(log_probs, names, settings), cut_at_pauses(mel)
+    surest = surest_labels(log_probs, names) if voice_labels is None else voice_labels.surest(
+        network.encoder, mel)
+    found, parts = labels(surest, settings), cut_at_pauses(mel)
     ends = [end // FRAMES_PER_STEP for end in accumulate(map(len, parts[:-1]))]
     texts = []
     for part, scores in zip(parts, log_probs.tensor_split(ends), strict=True):
@@ -259,23 +265,19 @@ def words(
 
 
 def labels(
-    log_probs: Tensor, names: Mapping[str, int], settings: RecognizerSettings = SETTINGS
+    surest: Mapping[str, tuple[str, float]], settings: RecognizerSettings = SETTINGS
 ) -> dict[str, str]:
-    """Of each kind the label that some step is surest of, where that is sure enough.
-
-    log_probs: (steps, classes + 1); names: the class of each label.
-    """
-    surest = ((kind, *one) for kind, one in surest_labels(log_probs, names).items())
-    return {kind: name for kind, name, score in surest
+    """Of each kind the surest label, where that is sure enough."""
+    return {kind: name for kind, (name, score) in surest.items()
             if score > getattr(settings, kind, ctc_beam.NEVER)}  # fmt: skip
 
 
 def surest_labels(
     log_probs: Tensor, names: Mapping[str, int]
 ) -> dict[str, tuple[str, float]]:
-    """Of each kind that the model knows, the label that some step is surest of, and how sure.
+    """Of each kind that the CTC knows, the label that some step is surest of, and how sure.
 
-    Arguments as of `labels`; how sure: its log probability.
+    log_probs: (steps, classes + 1); names: the class of each label; how sure: its log probability.
     """
     best, found = log_probs.amax(0), {}
     for kind, values in thinking.VALUES.items():
@@ -289,7 +291,7 @@ def surest_labels(
 def is_without_voice(
     log_probs: Tensor, names: Mapping[str, int], sure: float = SETTINGS.no_voice
 ) -> bool:
-    """Whether a step is sure that nobody speaks; sure: log probability; others as of `labels`."""
+    """Whether a step is sure that nobody speaks; sure: log probability; others as of `heard`."""
     place = names.get(NO_VOICE)
     return place is not None and float(log_probs[:, place].max()) > sure
 

@@ -350,7 +350,7 @@ def _spelt(model: LoadedModel, mel: Tensor) -> tuple[Recognition, tuple[int, ...
     assert settings is not None, "asked for what a model without a CTC of its own hears"
     hear = partial(
         recognize, model.network, model.vocab, settings=model.generation.recognizer,
-        reader=model.reader, bigrams=model.bigrams,
+        reader=model.reader, bigrams=model.bigrams, voice_labels=model.voice_labels,
     )  # fmt: skip
     found = hear(mel) if model.memory is None else model.memory.recall(mel, hear)
     return found, found.ids(model.vocab, settings.pieces)

@@ -9,22 +9,30 @@ import pytest
 import soundfile
 import torch
 
-from osum_echat.errors import ConfigError
+from osum_echat.errors import CheckpointError, ConfigError
 from osum_echat.generation import ctc_beam
 from osum_echat.generation.ctc_prefix import CtcPrefixScorer, spoken_ids
 from osum_echat.inference import assistant as answering
 from osum_echat.inference import recognizer, request
 from osum_echat.inference.assistant import EChat
-from osum_echat.inference.recognizer import Recognition, RecognizerSettings, labels, words
+from osum_echat.inference.recognizer import (
+    Recognition,
+    RecognizerSettings,
+    labels,
+    surest_labels,
+    words,
+)
 from osum_echat.inference.reply import Timer
 from osum_echat.inference.request import Options
 from osum_echat.models import whisper_decoder
 from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import EChatModel
+from osum_echat.models.voice_labels import VoiceLabels, statistics
 from osum_echat.paths import TINY
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.tasks import task_for
 from osum_echat.thinking import VALUES, as_heard, without_labels
+from osum_echat.weights import write_safetensors_file
 from tests.tiny_network import SETTINGS, VOCAB, network
 
 SAMPLE = next((TINY / "samples").glob("*.wav"))
@@ -41,9 +49,46 @@ def spelled(*ids: int, classes: int) -> torch.Tensor:
 
 def test_a_label_is_the_surest_of_its_kind_and_left_out_where_none_is_sure():
     scores = spelled(4, 0, classes=8)
-    assert labels(scores, NAMES) == {"age": "ADULT"}
+    assert labels(surest_labels(scores, NAMES)) == {"age": "ADULT"}
     assert not recognizer.is_without_voice(scores, NAMES)
     assert recognizer.is_without_voice(spelled(6, classes=8), NAMES)
+
+
+@pytest.fixture
+def told(tmp_path):
+    """Voice labels of the tiny network that are sure of HAPPY and of no sound, and the tensors."""
+    units, count = 3, 8 * SETTINGS.encoder.mels + 2 * SETTINGS.encoder.width
+    rows = {"emotion.SAD": 0.0, "emotion.HAPPY": 5.0, "event.OTHER": 5.0, "event.SIGH": 0.0}
+    found = {"center": torch.zeros(count), "scale": torch.ones(count),
+             "hidden.weight": torch.zeros(units, count), "hidden.bias": torch.zeros(units),
+             **{name: torch.tensor([0.0] * units + [one]) for name, one in rows.items()}}
+
+    def load(**changes) -> VoiceLabels:
+        write_safetensors_file(tmp_path / "labels.safetensors", found | changes)
+        return VoiceLabels.load(tmp_path / "labels.safetensors")
+
+    return load
+
+
+@pytest.mark.parametrize("frames", [1, 40, 3000])
+def test_voice_labels_take_the_place_of_the_ctcs(told, frames):
+    model, mel = network(), torch.randn(frames, SETTINGS.encoder.mels)
+    ((kind, (name, score)),) = told().surest(model.encoder, mel).items()
+    assert (kind, name) == ("emotion", "HAPPY") and score == pytest.approx(-0.0067, abs=1e-4)
+    sigh = told(**{"event.SIGH": torch.tensor([0.0, 0, 0, 9])})
+    assert sigh.surest(model.encoder, mel)["event"][0] == "SIGH"
+    assert torch.equal(statistics(model.encoder, mel), statistics(model.encoder, mel[:1500]))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"scale": torch.ones(7)}, "do not fit"),
+    ({"hidden.bias": torch.ones(4)}, "do not fit"),
+    ({"emotion.SAD": torch.ones(9)}, r"emotion.SAD \(9,\) is no label's row of 4 numbers"),
+    ({"emotion.COLD": torch.ones(4)}, r"emotion.COLD \(4,\) is no label's row"),
+])  # fmt: skip
+def test_broken_voice_labels_are_refused(told, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        told(**changes)
 
 
 def test_a_label_without_settings_of_its_own_is_told_and_an_unknown_one_is_marked(monkeypatch):
@@ -51,7 +96,7 @@ def test_a_label_without_settings_of_its_own_is_told_and_an_unknown_one_is_marke
         "hello<&&><OLD>"
     )
     monkeypatch.setitem(VALUES, "style", frozenset({"SOFT"}))
-    found = labels(spelled(0, classes=8), NAMES | {"SOFT": 3})
+    found = labels(surest_labels(spelled(0, classes=8), NAMES | {"SOFT": 3}))
     assert found == {"style": "SOFT"}
     assert Recognition("hello", found).answer(task_for("<STYLE>")) == "<SOFT>"
 
@@ -84,7 +129,7 @@ def test_the_llm_is_not_asked_about_texts_that_cannot_win(monkeypatch, weight):
         assert len(asked) == 1 if not weight else len(asked) <= len(every)
 
 
-def test_a_clip_gives_words_and_labels_by_classes_of_the_models_own():
+def test_a_clip_gives_words_and_labels_by_classes_of_the_models_own(told):
     with pytest.raises(ConfigError, match=r"missing in model\.yaml"):
         recognizer.recognize(network(), VOCAB, torch.zeros(40, SETTINGS.encoder.mels))
     with pytest.raises(ConfigError, match="choose one of ear, whisper, both"):
@@ -94,6 +139,9 @@ def test_a_clip_gives_words_and_labels_by_classes_of_the_models_own():
     model, mel = EChatModel(settings).eval(), torch.zeros(80, settings.encoder.mels)
     found = recognizer.recognize(model, VOCAB, mel)
     assert found.labels.keys() <= {"age"} and isinstance(found.words, str)
+    told = told(**{"event.SIGH": torch.tensor([0.0, 0, 0, 9])})
+    found = recognizer.recognize(model, VOCAB, mel, voice_labels=told)
+    assert found.labels["event"] == "SIGH" and "age" not in found.labels
 
 
 def test_a_long_clip_is_weighed_in_parts_that_hold_each_step_once(monkeypatch):

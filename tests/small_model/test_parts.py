@@ -14,7 +14,7 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from common_utils.small_model import assemble, base_models, language_model, texts
+from common_utils.small_model import assemble, base_models, language_model, texts, voice_labels
 from common_utils.small_model.base_models import Origin
 from common_utils.small_model.export_ear import SPEECH_MARKS
 from common_utils.small_model.parts import as_qwen2
@@ -198,6 +198,9 @@ def parts(
     words = language_model.counted(["the cat sat"], {"the": 2.0, "cat": 1.0}, {"the cat": 1.0})
     made = language_model.tensors(words)
     write_safetensors_file(places["ear"] / language_model.FILE, made)
+    count = 8 * encoder.mels + 2 * encoder.width
+    made = voice_labels.tensors(voice_labels.Network(count), torch.zeros(count), torch.ones(count))
+    write_safetensors_file(places["ear"] / voice_labels.FILE, made)
     layer = "llm.model.layers.1.self_attn.q_proj"
     lora = {f"{layer}.lora_A.weight": torch.randn(2, 32).half(),
             f"{layer}.lora_B.weight": torch.randn(32, 2).half()}  # fmt: skip
@@ -220,6 +223,7 @@ def test_the_parts_become_a_model_that_answers(parts, tmp_path, question_wav):
     assert not [name for name in stored if name.startswith("encoder.")]
     echat = EChat.load(out, device="cpu")
     assert echat.model.bigrams is not None and echat.model.bigrams.words == ("cat", "the")
+    assert echat.model.voice_labels is not None
     assert echat.model.talker is not None and echat.thinking == "both"
     reply = echat.reply(question_wav, task="asr")
     assert reply.heard is not None

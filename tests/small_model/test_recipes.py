@@ -15,7 +15,15 @@ import pytest
 import soundfile
 import torch
 
-from common_utils.small_model import dialogues, phonemes, speak, speech_rows, thinker_lists, waves
+from common_utils.small_model import (
+    dialogues,
+    phonemes,
+    speak,
+    speech_rows,
+    thinker_lists,
+    voice_labels,
+    waves,
+)
 from common_utils.small_model.export_ear import parts_of
 from common_utils.small_model.export_voice import style_voice
 from common_utils.small_model.hibari import SAMPLE_RATE_HZ, STYLES, Spoken
@@ -27,8 +35,12 @@ from common_utils.small_model.speech_rows import Clause, Row, clauses_of, coded
 from common_utils.small_model.texts import CHITCHAT_FILE
 from common_utils.small_model.topics import words as topic_words
 from common_utils.token2wav_recipe.runs import read_lists
+from osum_echat import audio
 from osum_echat.errors import DataError, InputError
+from osum_echat.files import write_jsonl
+from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatModel
+from osum_echat.models.voice_labels import VoiceLabels
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import compose
 from osum_echat.tasks import TASKS
@@ -64,6 +76,28 @@ def test_the_ear_is_measured_by_words_and_labels():
     other = replace(told, user=Turn(text="ho", reply_text="ho"))
     made = figures([Heard(told, scores), Heard(other, scores)], vocab)
     assert made["wer"] == 50.0 and made["n"] == 2 and made["substitutions"] == 1
+
+
+def test_voice_labels_are_learnt_from_lists_whose_statistics_are_kept(tmp_path, monkeypatch):
+    """A low tone is a man's voice, a high one a woman's."""
+    checkpoint.save(tmp_path / "start", network())
+    tones = {
+        name: 0.1 * np.sin(np.arange(8000) * step).astype(np.float32)
+        for name, step in (("MALE", 0.05), ("FEMALE", 0.9))
+    }
+    for name in ("made", "made_dev"):
+        rows = [waves.kept(tmp_path / "lists", name, f"{number}{one}", tone, " hi", {"gender": one})
+                for number in range(12) for one, tone in tones.items()]  # fmt: skip
+        write_jsonl(tmp_path / "lists" / f"{name}.list", rows)
+    given = {"model": "start", "out": "out", "kept": "kept", "lists": "lists"}
+    words = [f"--{name}={tmp_path / place}" for name, place in given.items()]
+    voice_labels.main([*words, "--epochs", "20"])
+    found = VoiceLabels.load(tmp_path / "out" / voice_labels.FILE)
+    for name, tone in tones.items():
+        told = found.surest(network().encoder, audio.log_mel(torch.from_numpy(tone), 6))
+        assert told["gender"][0] == name and "event" not in told
+    monkeypatch.setattr(voice_labels, "statistics", None)
+    voice_labels.main([*words, "--epochs", "1"])
 
 
 def test_what_is_exported_gives_the_same_classes_in_another_model():
