@@ -12,7 +12,7 @@ from osum_echat.data.manifest import OfKind, open_source, read_manifest
 from osum_echat.data.sources import RawSource
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.files import Files
-from tests.data.forms import plain, raw_rows, read_all, write_lines, write_shard
+from tests.data.world import plain, raw_rows, read_all, write_lines, write_shard
 
 
 def test_texts_of_the_field_cost_at_most_their_own_line(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 from osum_echat.data import tar as tar_module
 from osum_echat.data.sources import RawSource, Shard, TarSource
-from tests.data.forms import members, plain, raw_rows, read_all, tar_bytes, write_lines, write_shard
+from tests.data.world import members, plain, raw_rows, read_all, tar_bytes, write_lines, write_shard
 
 
 @pytest.fixture(autouse=True)

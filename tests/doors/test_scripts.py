@@ -1,14 +1,17 @@
-"""Claims about train.py, train.sh and infer_with_shards_or_raw.sh: what they say and pass on."""
+"""Claims about doors: what scripts say and pass on, what is in the wheel, where output goes."""
 
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from functools import partial
 from importlib import import_module
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +20,15 @@ import soundfile
 import torch
 import yaml
 
+import osum_echat
 import train
 from common_utils import make_voice
+from osum_echat import __main__ as door
+from osum_echat import logs
 from osum_echat.errors import CheckpointError, InputError
 from osum_echat.inference.assistant import EChat
-from osum_echat.paths import TINY
+from osum_echat.paths import HOUSE, TINY
+from osum_echat.records import Utterance
 from osum_echat.token2wav.voice import VoicePrompt
 from osum_echat.training.state import newest
 from tests.token2wav.tiny_flow import write_published, write_tar
@@ -58,7 +65,7 @@ MADE_OF_LISTS = ("extract_speech_tokens", "make_combine_from_shard", "make_raw_f
     ("common_utils.make_voice", f"{TINY}/samples/question.wav --model . --out v.safetensors",
      "cannot imitate a voice"),
     ("common_utils.make_raw_from_public", "librispeech nowhere --part test-clean --out a.list",
-     "no utterance of 'test-clean'"),
+     "nowhere: no such folder"),
     ("common_utils.make_raw_from_public", "meld . --part test --out a.list", "a table of MELD"),
     ("common_utils.make_raw_from_public", "meld . --part test --task s2s --out a.list",
      "not a task of understanding"),
@@ -266,3 +273,92 @@ def test_a_voice_of_another_model_is_refused(model_directory, tmp_path):
     voice.save(tmp_path / "voice.safetensors")
     with pytest.raises(InputError, match="a voice of token 4000, where this model knows 0 to"):
         EChat.load(model_directory, device="cpu", voice=tmp_path / "voice.safetensors")
+
+
+# The wheel: every file is in it, its command and its public names are found
+
+NEEDED = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE")
+TREES = ("osum_echat", "common_utils", "conf")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy, without a network: a build leaves folders beside its sources."""
+    place = tmp_path_factory.mktemp("wheel")
+    for name in NEEDED:
+        shutil.copy(HOUSE / name, place / name)
+    for name in TREES:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(HOUSE / name, place / name, symlinks=True, ignore=ignored)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps",
+         "--no-index", "--wheel-dir", str(place / "out"), str(place)],
+        check=True,
+    )  # fmt: skip
+    (path,) = (place / "out").glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_every_file_of_the_packages_and_the_command_are_in_the_wheel(wheel):
+    wanted = {
+        (Path("osum_echat") / path.relative_to(HOUSE) if tree == "conf"
+         else path.relative_to(HOUSE)).as_posix()
+        for tree in TREES for path in (HOUSE / tree).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }  # fmt: skip
+    assert {"osum_echat/conf/prompt_config.yaml", "osum_echat/serving/live.js",
+            "osum_echat/evaluation/report.html"} <= wanted  # fmt: skip
+    found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert wanted - found == set() and found - wanted == set()
+    (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    kind, line = wheel.read(name).decode().split("\n")[:2]
+    assert kind == "[console_scripts]"
+    command, value = line.split(" = ")
+    assert command == "osum-echat"
+    assert EntryPoint(command, value, "console_scripts").load() is door.main
+
+
+@pytest.mark.parametrize("name", door.COMMANDS)
+def test_each_command_has_options_and_does_what_they_say(name):
+    command = import_module(door.COMMANDS[name][0])
+    assert callable(command.run) and command.parser().format_usage()
+
+
+def test_without_a_command_it_asks(capsys):
+    assert door.main(["--model", "no/model", "--text", "Hi.", "--task", "t2t"]) == 2
+    assert "osum-echat ask: no/model: no such model directory" in capsys.readouterr().err
+    assert door.main(["--help"]) == 0 and "evaluate" in capsys.readouterr().out
+
+
+def test_the_public_names_are_found_late():
+    assert osum_echat.Utterance is Utterance
+    assert set(osum_echat.__all__) == {"EChat", "Reply", "Turn", "Utterance"}
+    with pytest.raises(AttributeError, match="no attribute 'Whisper'"):
+        osum_echat.Whisper  # noqa: B018
+
+
+# Output: results to standard output, everything else to standard error
+
+@pytest.fixture
+def fresh(process_as_before):
+    """The package's logger as a new process has it."""
+    root = logging.getLogger("osum_echat")
+    root.handlers[:], root.propagate = [], True
+
+
+def test_logs_go_to_standard_error_and_results_to_standard_output(fresh, capsys):
+    for _ in range(2):
+        logs.setup()
+    logs.logger("osum_echat.audio").info("loaded")
+    logs.out("a result")
+    shown = capsys.readouterr()
+    assert shown.out == "a result\n" and shown.err.count("loaded") == 1
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_quiet_and_later_ranks_only_warn(fresh, capsys, monkeypatch, rank):
+    monkeypatch.setenv("RANK", rank)
+    logs.setup(quiet=rank == "0")
+    logs.logger("here").info("hidden")
+    logs.logger("here").warning("seen")
+    assert "hidden" not in (shown := capsys.readouterr().err) and "seen" in shown

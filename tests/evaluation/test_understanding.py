@@ -13,7 +13,7 @@ from osum_echat.evaluation.batch import table
 from osum_echat.evaluation.understanding import UtteranceList, grade, with_noise
 from osum_echat.metrics import NO_LABEL
 from osum_echat.records import LIST_KEYS, Labels, Turn, Utterance
-from tests.data.forms import raw_rows, write_lines, write_shard
+from tests.data.world import raw_rows, write_lines, write_shard
 from tests.evaluation.spoken import Spoken, scored, write_wav
 
 TAG = "<TRANSCRIBE> <AGE> <EMOTION>"
