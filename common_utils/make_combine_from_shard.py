@@ -17,7 +17,7 @@ from common_utils import jobs
 from common_utils.jobs import Job, Made, Report, add_job_options, digest, run, stamp
 from common_utils.make_shard_from_raw import UNSAID
 from osum_echat.data.manifest import COMBINES_LIST, RAW_LIST, TAR_ROOT, list_shards
-from osum_echat.data.sources import Dropped, Shard, json_object
+from osum_echat.data.sources import Dropped, Noted, Shard, json_object
 from osum_echat.data.tar import is_text, make_index, open_tar
 from osum_echat.errors import DataError, InputError
 from osum_echat.files import Files, whole_file
@@ -96,17 +96,25 @@ def read_shards(shards: Path) -> list[Path]:
 
 
 def write_list(target: Target, tar: Path) -> Made:
-    """Write the jsonl of one tar; the line of the list of lists, and what was left out."""
+    """Write the jsonl of one tar; the line of the list of lists, and what was left out.
+
+    One that was edited since the last run stays beside it.
+    """
     left_out: list[Dropped] = []
-    count = 0
-    with whole_file(target.list_of(tar)) as out:
+    noted: list[Noted] = []
+    count, path = 0, target.list_of(tar)
+    report = jobs.report_path(target.folder / COMBINES_LIST)
+    if path.exists() and report.exists() and stamp(path)[2] > stamp(report)[2]:
+        kept = path.replace(path.with_name(f"{path.name}.before"))
+        noted.append(Noted("list edited since it was made", f"{path}: as it was: {kept}"))
+    with whole_file(path) as out:
         for row in rows(tar, target.task):
             if isinstance(row, Dropped):
                 left_out.append(row)
                 continue
             out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             count += 1
-    return Made([target.list_of(tar).name], left_out, count)
+    return Made([path.name], left_out, count, noted)
 
 
 def rows(tar: Path, task: str | None = None) -> Iterator[dict[str, Any] | Dropped]:

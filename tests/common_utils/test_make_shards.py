@@ -206,6 +206,9 @@ def test_an_edited_line_changes_the_corpus_without_a_new_tar(shard_list: Path, t
              if isinstance(one, Utterance)]  # fmt: skip
     assert [one.key for one in found] == [f"u{number}" for number in (0, 1, 3, 4, 5, 6, 7)]
     assert found[0].user.reply_text == "New words."
+    report = combine(shard_list, tmp_path / "combine", "--task", "<S2TCHAT>")
+    assert report.noted == {"list edited since it was made": 1} and report.written == 8
+    assert rows_of(path.with_name("shard_000000000.list.before"))[0]["txt"] == "New words."
 
 
 def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
