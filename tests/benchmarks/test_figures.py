@@ -8,8 +8,7 @@ import pytest
 
 from benchmarks import ablation
 from benchmarks import small_replies as small
-from benchmarks.ablation import NAMES, VARIANTS
-from benchmarks.ablation_world import kept
+from benchmarks.ablation import NAMES, VARIANTS, kept
 from benchmarks.data_loading import Sample, upstream_batches
 from benchmarks.judge import Recogniser, error_rate, word_errors, words
 from common_utils.tiny_world.world import load_world

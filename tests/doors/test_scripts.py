@@ -250,15 +250,6 @@ def test_a_voice_goes_over_no_recording(question_wav, tmp_path, capsys):
     assert (tmp_path / "me.wav").read_bytes() == question_wav.read_bytes()
 
 
-def test_assistants_share_one_token2wav_each_with_its_voice(model_directory, voice_file):
-    first = EChat.load(model_directory, device="cpu")
-    second = EChat.load(model_directory, device="cpu", share=first)
-    third = EChat.load(model_directory, device="cpu", share=first, voice=voice_file)
-    assert first.voice is second.voice and third.voice is not None and first.voice is not None
-    assert third.voice.flow is first.voice.flow and third.voice.vocoder is first.voice.vocoder
-    assert third.voice.voice.speaker[0, 5] == 5 != first.voice.voice.speaker[0, 5]
-
-
 def test_an_assistant_speaks_through_the_published_tar(model_directory, voice_file, tmp_path):
     tar = write_tar(write_published(tmp_path / "model"))
     with pytest.raises(CheckpointError, match="give --voice FILE"):

@@ -79,14 +79,6 @@ def test_a_spoken_question_gets_a_spoken_reply(echat, question_wav):
     assert times.first_speech_token_s < times.first_audio_s <= times.total_s
 
 
-def test_bytes_and_paths_and_utterances_are_heard_alike(echat, question_wav):
-    turn = Turn(audio=question_wav)
-    sources = (question_wav, str(question_wav), question_wav.read_bytes(),
-               Utterance("one", "s2s", turn))  # fmt: skip
-    replies = [echat.reply(source, task="s2s").speech_tokens for source in sources]
-    assert len(set(replies)) == 1
-
-
 def test_a_text_is_spoken_and_its_style_tag_is_not(echat):
     reply = echat.reply("<SOFT>I am sorry.", task="tts")
     assert reply.text == "I am sorry." and reply.wave is not None and reply.audio_in_s is None

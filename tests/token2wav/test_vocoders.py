@@ -96,13 +96,7 @@ def test_a_blend_goes_from_the_old_to_the_new_and_keeps_what_is_equal():
     assert torch.equal(blended(torch.zeros(2, 0), new, 1), new)
 
 
-# HiFT
-
-def test_sines_follow_the_pitch_and_pulses_have_power_one_and_only_harmonics():
-    hift = tiny_hift()
-    low, high = torch.zeros(1, 2), torch.full((1, 2), 200.0)
-    assert not hift.noisy(hift.turns(high), low, torch.zeros(1, 9, 512)).any()
-    assert hift.noisy(hift.turns(high), high, torch.zeros(1, 9, 512)).abs().max() > 0.09
+def test_pulses_have_power_one_and_only_harmonics():
     pulses = buzz(SAMPLE_RATE_HZ / 200, 50)         # a period of 200 samples
     assert pulses.square().mean() == pytest.approx(1, rel=0.05)
     power = torch.fft.rfft(pulses[: 200 * 50]).abs().square()
