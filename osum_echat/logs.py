@@ -9,6 +9,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 _ROOT = "osum_echat"
+READER_GONE = 141                       # 128 + SIGPIPE
 
 
 def is_first_rank() -> bool:
@@ -38,8 +39,12 @@ def setup(quiet: bool = False) -> None:
 
 def out(text: str) -> None:
     """Write one result to standard output: the only way there from inside the package."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:             # head, or whoever else read it, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(READER_GONE) from None
 
 
 def out_json(value: object) -> None:

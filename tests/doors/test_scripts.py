@@ -346,6 +346,14 @@ def test_logs_go_to_standard_error_and_results_to_standard_output(fresh, capsys)
     assert shown.out == "a result\n" and shown.err.count("loaded") == 1
 
 
+def test_who_reads_results_may_leave_before_their_end(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream, pytest.raises(SystemExit, match="141"):
+        monkeypatch.setattr("sys.stdout", stream)
+        logs.out("a result")
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_quiet_and_later_ranks_only_warn(fresh, capsys, monkeypatch, rank):
     monkeypatch.setenv("RANK", rank)
