@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from osum_echat.errors import CheckpointError, DataError
 from osum_echat.records import Turn
@@ -116,14 +114,6 @@ def test_parts_that_do_not_fit_the_task_are_refused(name, changes, message):
     asked, _ = parts(TASKS[name])
     with pytest.raises(DataError, match=f"k9: .*{message}"):
         compose(TASKS[name], VOCAB, **{**asked, **changes}, key="k9")
-
-
-@given(st.lists(st.integers(0, 9), max_size=60), st.lists(st.integers(10, 19), max_size=200))
-@settings(max_examples=60, deadline=None)
-def test_interleave_keeps_every_token_in_order(text, speech):
-    mixed = interleave(text, speech)
-    assert [number for number in mixed if number < 10] == text
-    assert [number for number in mixed if number >= 10] == speech
 
 
 def test_collate_puts_everything_in_its_place():

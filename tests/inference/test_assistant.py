@@ -310,15 +310,9 @@ def test_a_bad_source_gives_its_error_in_its_place(echat, question_wav, tmp_path
         echat.reply_many(sources, batch_size=0)
 
 
-@pytest.fixture(scope="module")
-def long_wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("long") / "long.wav"
-    noise = np.random.default_rng(5).normal(0, 0.1, 35 * 16_000)
-    soundfile.write(path, noise.astype(np.float32), 16_000)
-    return path
-
-
-def test_long_clips_are_heard_within_limits(echat, long_wav, scripted, question_wav, monkeypatch):
+def test_long_clips_are_heard_within_limits(echat, tmp_path, scripted, question_wav, monkeypatch):
+    long_wav = tmp_path / "long.wav"
+    soundfile.write(long_wav, np.random.default_rng(5).normal(0, 0.1, 35 * 16_000), 16_000)
     rows = scripted("a long story")
     assert echat.reply(long_wav, task="asr").heard == "a long story"
     assert rows[0].spans[0].length == 438

@@ -10,7 +10,6 @@ import pytest
 
 import infer_gradio
 from osum_echat.errors import InputError
-from osum_echat.paths import SMALL, TINY
 from osum_echat.serving import app, page, strings
 from osum_echat.serving.chat import ChatService
 from osum_echat.serving.session import FIRST_TASK, MENU, Limits, Voices
@@ -61,12 +60,6 @@ def test_the_options_of_the_server_are_the_narrow_ones_and_those_given_reach_it(
     assert options["server_port"] >= app.PORT
     given = app.parser().parse_args(["--auth", "ann:b:c", "--megabytes", "2", "--seconds", "5"])
     assert given.auth == ("ann", "b:c") and (given.megabytes, given.seconds) == (2, 5)
-
-
-def test_recordings_of_people_come_along():
-    small, tiny = ([path.name for path in app._samples([str(home)])] for home in (SMALL, TINY))
-    assert small[:2] == ["person_1.ogg", "person_2.ogg"] and tiny[0] == "question.wav"
-    assert sorted(small) == sorted(tiny) and app._samples(["elsewhere"]) == []
 
 
 def test_every_component_has_words_in_each_language(service):

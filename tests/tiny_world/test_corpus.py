@@ -86,15 +86,6 @@ def test_the_reply_taught_is_a_right_one(world, trained, held_out):
         assert normalise(world.text_reply(raw)) in world.right_text_replies(raw)
 
 
-def test_the_last_turn_of_a_recall_needs_the_first(world: World, trained: list[Exchange]) -> None:
-    recalls = [e for e in trained if e.turns and e.filling]
-    assert recalls
-    for one in recalls:
-        filling, first = normalise(one.filling or ""), normalise(one.turns[0].user_text)
-        assert filling in normalise(one.reply_text) and filling in first
-        assert filling not in normalise(one.user_text)
-
-
 # Lists that the package reads, and its text pieces
 
 LISTED = 60
