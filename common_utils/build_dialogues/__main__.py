@@ -32,6 +32,7 @@ from common_utils.build_dialogues.pack import CARD, CORPUS, PackSettings, card, 
 from common_utils.build_dialogues.plan import PlanSettings, plan_dialogues, with_recordings
 from common_utils.build_dialogues.speak import Speaking, SpeakSettings, check_voices
 from common_utils.build_dialogues.write import WriteSettings, Writing
+from common_utils.extract_speech_tokens import find_tokenizer
 from osum_echat import cli, logs
 from osum_echat.errors import InputError
 from osum_echat.files import absolute, whole_file, write_jsonl
@@ -165,6 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         build = Build(parse(Settings, raw, str(chosen.config)), absolute(chosen.out), chosen)
         if "speak" in chosen.steps:
             check_voices(build.settings.speak, build.planned())
+        if "pack" in chosen.steps:
+            find_tokenizer(Path(build.settings.pack.tokenizer))
         for name in STEPS:
             if name in chosen.steps:
                 getattr(build, name)()

@@ -26,6 +26,7 @@ from osum_echat.errors import InputError
 from osum_echat.files import read_journal, whole_file, write_json, write_jsonl
 from osum_echat.paths import TINY
 from osum_echat.records import LIST_KEYS, Labels
+from osum_echat.settings import check_numbers
 
 CORPUS, CARD, STATISTICS, DATA_YAML = "corpus", "README.md", "statistics.json", "data.yaml"
 DIALOGUES, REPLIES, WRITTEN = "dialogues", "replies", "written"
@@ -54,6 +55,9 @@ class PackSettings:
     title: str = "Empathetic spoken dialogues"
     licence: str = "not chosen yet"
     sources: tuple[Source, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "pack", "per_tar", 1)
 
 
 def pack_corpus(

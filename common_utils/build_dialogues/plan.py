@@ -15,12 +15,13 @@ from osum_echat.errors import ConfigError
 from osum_echat.files import read_lines
 from osum_echat.metrics import language_of
 from osum_echat.records import Labels
-from osum_echat.settings import read_mapping
+from osum_echat.settings import check_numbers, read_mapping
 from osum_echat.thinking import DEFAULT_LABELS, VALUES
 
 MULTI = "multi"
 GENDERS = ("FEMALE", "MALE")
 THOUGHTS = ("label", "natural")
+MOST_SPARE = 100  # times what is asked for
 USUAL = {  # what is planned where the settings do not say; of other fields all values
     "emotion": ("HAPPY", "SAD", "ANGER", "SURPRISE"), "event": ("LAUGH", "COUGH", "CRY", "SIGH"),
 }  # fmt: skip
@@ -61,10 +62,17 @@ class PlanSettings:
             _known("plan.counts", name, (*VALUES, MULTI))
             if count < 0:
                 raise ConfigError(f"plan.counts.{name}: {count}, need 0 or more")
-        for language in self.languages:
+        for language, share in self.languages.items():
             _known("plan.languages", language, LANGUAGES)
+            if not 0 <= share < math.inf:
+                raise ConfigError(f"plan.languages.{language}: {share}, need 0 or more")
+        for name in ("counts", "languages"):
+            if not sum(getattr(self, name).values()):
+                raise ConfigError(f"plan.{name}: nothing to plan; give one above 0")
         for name, values in self.labels.items():
             _known("plan.labels", name, VALUES)
+            if not values:
+                raise ConfigError(f"plan.labels.{name}: empty; leave it out for the usual ones")
             for value in values:
                 _known(f"plan.labels.{name}", value, sorted(VALUES[name]))
         for one in self.pairs:
@@ -74,11 +82,9 @@ class PlanSettings:
                 _known("plan.pairs", name, VALUES)
         for thought in self.thoughts:
             _known("plan.thoughts", thought, THOUGHTS)
-        for name in ("explicit", "multi_turn", "recorded"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"plan.{name}: {getattr(self, name)}, need 0 to 1")
-        if self.spare < 0 or self.most_turns < 2:
-            raise ConfigError("plan: need spare of 0 or more and most_turns of 2 or more")
+        check_numbers(self, "plan", "explicit multi_turn recorded", 0, 1)
+        check_numbers(self, "plan", "spare", 0, MOST_SPARE)
+        check_numbers(self, "plan", "most_turns", 2)
 
     def values(self, name: str) -> tuple[str, ...]:
         return self.labels.get(name) or USUAL.get(name) or tuple(sorted(VALUES[name]))

@@ -355,6 +355,10 @@ def test_an_endpoint_that_is_down_a_label_or_a_voice_that_is_missing_is_one_line
     assert len(lines(tmp_path / "out" / "plan.jsonl")) == 29
     line = told_in_one_line([*words, "plan.labels.age=[CHILD, ANCIENT]"], capsys)
     assert "'ANCIENT' does not exist; known: ADULT, CHILD, OLD" in line
+    for setting, told in {"plan.languages={en: 0}": "nothing to plan", "pack.per_tar=0": "need 1",
+                          "plan.labels.age=[]": "age: empty", "plan.spare=.nan": "need 0 to 100",
+                          "pack.tokenizer=gone": "give --tokenizer"}.items():
+        assert told in told_in_one_line([*words, setting, "--steps", "pack"], capsys)
     endpoint = ["speak.questions={engine: endpoint, endpoint: {model: x, url: 'http://h/v1'}, "
                 "voices: {ADULT/MALE: [a]}}"]  # fmt: skip
     assert "no voice for" in told_in_one_line([*words, *endpoint], capsys)
