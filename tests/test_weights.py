@@ -178,13 +178,8 @@ def test_a_file_can_be_written_over_itself_while_it_is_mapped(tmp_path: Path):
     mapped = weights.read(tmp_path / WEIGHTS_FILE)
     weights.write_safetensors(tmp_path, mapped)
     assert same(mapped) and same(weights.read(tmp_path / WEIGHTS_FILE))
-    assert (tmp_path / WEIGHTS_FILE).stat().st_mode & 0o777 == 0o666 & ~umask()
-
-
-def umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    os.umask(mask := os.umask(0))
+    assert (tmp_path / WEIGHTS_FILE).stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_an_index_that_names_a_file_elsewhere_or_none_is_refused(tmp_path: Path):

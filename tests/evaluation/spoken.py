@@ -52,8 +52,8 @@ class Spoken:
         settings=SimpleNamespace(encoder=SimpleNamespace(mels=80)), device=torch.device("cpu")))
 
     def reply(
-        self, source: Any, *, task: str, thinking: str | None = None, greedy: bool = False,
-        seed: int = 0, speak: bool = True, labels: tuple[str, ...] = (),
+        self, source: Any, *, task: str, thinking: str | None = None, seed: int = 0,
+        speak: bool = True, **_: Any,
     ) -> Reply:  # fmt: skip
         if self.stop_after is not None and len(self.asked) >= self.stop_after:
             raise KeyboardInterrupt
@@ -73,9 +73,8 @@ class Spoken:
         )  # fmt: skip
 
     def reply_many(
-        self, sources: Sequence[Any], *, seed: Sequence[int], task: str | None = None,
-        batch_size: int = 8, **options: Any,
-    ) -> list[Reply | OsumError]:  # fmt: skip
+        self, sources: Sequence[Any], *, seed: Sequence[int], task: str = "", **options: Any
+    ) -> list[Reply | OsumError]:
         """One after the other; a source that cannot be answered gives its error."""
         self.batches.append(len(sources))
         found: list[Reply | OsumError] = []
