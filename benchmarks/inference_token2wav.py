@@ -9,6 +9,7 @@ The first table needs only the tiny model. Without --list, its tokens are random
 seconds: a machine drifts, so each row tells the rate of a bare matrix product beside it.
 """
 
+import argparse
 import json
 import sys
 import time
@@ -82,6 +83,8 @@ def to_speak(path: Path | None, count: int, codes: int) -> list[Spoken]:
         lengths = torch.randint(50, 150, (count,), generator=generator).tolist()
         return [Spoken(torch.randint(codes, (size,), generator=generator).tolist())
                 for size in lengths]  # fmt: skip
+    if not path.is_file():
+        raise InputError(f"--list {path}: no such file; check the path")
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     found = [Spoken(tokens, line.get("txt")) for line in lines
              if (tokens := line.get("extra", line).get("speech_token"))]  # fmt: skip
@@ -262,6 +265,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="of the full size (bfloat16 pays where the CPU computes in it)")
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args(argv)
+    return cli.run("inference_token2wav", lambda: run(chosen))
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Measure and print the rows. Raises an OsumError."""
     torch.set_num_threads(chosen.threads)
     with torch.no_grad():
         model = Token2Wav.load(chosen.model)
@@ -273,7 +281,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows += full_rows(chosen.dtypes) if chosen.full else []
     width = max(len(name) for name, _ in rows)
     logs.out("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
-    return 0
 
 
 if __name__ == "__main__":

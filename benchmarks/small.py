@@ -366,6 +366,7 @@ def table(lines: Sequence[Line]) -> str:
 def run(chosen: argparse.Namespace) -> None:
     """Measure the rows and print the table."""
     torch.set_num_threads(1)
+    pretrained.find(chosen.model)           # a wrong name ends it before any row
     chosen.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(chosen)
     lines = [line for name in chosen.rows for line in measured(bench, name)]

@@ -63,6 +63,8 @@ def by_speaker(folder: Path, hear: Hear) -> dict[str, Any]:
             raw = json.loads(line)
             if raw.get("speaker") in genders:
                 clips[raw["speaker"]].append(path.parent / raw["wav"])
+    if not clips:
+        raise InputError(f"--people {folder}: no lists of speakers whose gender is known")
     right = []
     for speaker, sounds in clips.items():
         told = Counter(hear(audio.read(sound).samples).labels.get("gender")
