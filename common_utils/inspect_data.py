@@ -16,7 +16,7 @@ from osum_echat.data.loader import DataSettings, ListSettings, Loader
 from osum_echat.data.manifest import OfKind, open_source, read_manifest
 from osum_echat.data.prepare import Preparer, PrepareSettings
 from osum_echat.data.sources import Dropped, Noted, Source
-from osum_echat.errors import InputError, OsumError
+from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.files import Files, whole_file
 from osum_echat.logs import progress
 from osum_echat.models.pretrained import find
@@ -231,11 +231,16 @@ def report(
 
     Raises InputError at the end where no utterance can be used.
     """
+    if workers < 1:
+        raise InputError(f"workers {workers}: give 1 or more")
     tallies: dict[str, Tally] = {}
     for name, entry in lists.items():
-        tallies[name] = scan(name, entry, workers, schemes)
         yield f"== {name}: {entry.path}"
-        yield from _lines(tallies[name])
+        try:
+            tallies[name] = scan(name, entry, workers, schemes)
+            yield from _lines(tallies[name])
+        except DataError as error:
+            yield f"   cannot be used: {error}"
         yield ""
     with whole_file(out / BAD_FILE) as file:
         for name, tally in tallies.items():
@@ -250,8 +255,6 @@ def report(
 
 def scan(name: str, entry: ListSettings, workers: int = 1, schemes: tuple[str, ...] = ()) -> Tally:
     """Read and decode every utterance of a list. Raises DataError for one that cannot be opened."""
-    if workers < 1:
-        raise InputError(f"workers {workers}: give 1 or more")
     units = len(_source(entry.path, entry.task, schemes))
     starts, whole = range(0, units, PORTION), Tally()
     work = partial(count, entry.path, entry.task, schemes)

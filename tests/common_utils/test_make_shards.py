@@ -334,9 +334,10 @@ def test_a_data_yaml_tells_what_cannot_be_used(tmp_path: Path, capsys):
     config.write_text("bad: {path: bad/data.list}\ngone: {path: nowhere.list}\n")
     assert do_test_dataloader.main(["--config", str(config)]) == 2
     assert "none of 2 lists can be used" in capsys.readouterr().err
-    config.write_text("bad: {path: bad/data.list}\n")
     argv = ["--config", str(config), "--stats", "--out", str(tmp_path / "out")]
     assert do_test_dataloader.main(argv) == 2
+    told = capsys.readouterr().out.split("== ")
+    assert "1 bad" in told[1] and "cannot be used" in told[2] and "bad_members.txt" in told[2]
 
 
 def test_the_statistics_count_hours_labels_and_bad_members(tmp_path: Path):
