@@ -16,7 +16,7 @@ from common_utils.jobs import Job, Made, Report, add_job_options, digest, run, s
 from osum_echat import audio
 from osum_echat.data.sources import Dropped, Noted
 from osum_echat.errors import InputError
-from osum_echat.files import absolute, text_lines
+from osum_echat.files import absolute, read_lines
 from osum_echat.logs import logger
 from osum_echat.records import DEFAULT_TASK
 
@@ -211,26 +211,18 @@ def _table(path: Path, lost: list[Dropped] | None = None) -> dict[str, str]:
     lost: lines that cannot be read are added to it; None: they are told in the log.
     """
     table: dict[str, str] = {}
-    try:
-        with path.open("rb") as file:
-            for line in text_lines(file):
-                if line.text is None:
-                    detail = f"{path} line {line.number}: {line.problem}"
-                    if lost is None:
-                        LOG.warning("%s; the line is left out", detail)
-                    else:
-                        lost.append(Dropped("text is not UTF-8", detail))
-                    continue
-                if not line.text.strip():
-                    continue
-                key, rest = _split(line.text)
-                if key in table:
-                    raise InputError(
-                        f"{path} line {line.number}: {key} for the second time; sort out the ids"
-                    )
-                table[key] = rest
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; wav.scp and text are needed") from error
+
+    def left_out(told: str) -> None:
+        if lost is None:
+            LOG.warning("%s; the line is left out", told)
+        else:
+            lost.append(Dropped("text is not UTF-8", told))
+
+    for number, text in read_lines(path, "wav.scp and text are needed", left_out):
+        key, rest = _split(text)
+        if key in table:
+            raise InputError(f"{path} line {number}: {key} for the second time; sort out the ids")
+        table[key] = rest
     return table
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from osum_echat.errors import InputError
-from osum_echat.files import text_lines
+from osum_echat.files import read_lines
 from osum_echat.records import Labels
 
 GENDERS = {"f": "FEMALE", "m": "MALE", "female": "FEMALE", "male": "MALE",
@@ -48,17 +48,8 @@ Lost = list[str]    # lines and rows that cannot be used, each told as where it 
 
 def lines(path: Path, what: str, lost: Lost) -> Iterator[str]:
     """The lines of a text file that are not blank. Raises InputError saying what it should be."""
-    try:
-        with path.open("rb") as file:
-            for line in text_lines(file):
-                if line.text is None:
-                    lost.append(f"{path} line {line.number}: {line.problem}")
-                elif line.text.strip():
-                    yield line.text
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: not there; it is {what}: check the folder and --part") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+    advice = f"it is {what}: check the folder and --part"
+    yield from (text for _, text in read_lines(path, advice, lost.append))
 
 
 def pairs(path: Path, what: str, lost: Lost) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import file_digest
@@ -167,17 +167,23 @@ def text_lines(raw: Iterable[bytes]) -> Iterator[Line]:
             yield Line(number, None, f"byte {error.start + 1} is not UTF-8")
 
 
-def read_lines(path: Path, advice: str = "check the path") -> Iterator[tuple[int, str]]:
+def read_lines(
+    path: Path, advice: str = "check the path", lost: Callable[[str], object] | None = None
+) -> Iterator[tuple[int, str]]:
     """Numbers and texts of the lines that are not blank.
 
-    advice: what would do where there is no such file. Raises InputError.
+    advice: what would do where there is no such file; lost: takes where a line stands that is not
+    UTF-8, and what is wrong with it. Raises InputError, without `lost` for such a line too.
     """
     try:
         with path.open("rb") as file:
             for line in text_lines(file):
                 if line.text is None:
-                    raise InputError(f"{path} line {line.number}: {line.problem}; correct the line")
-                if line.text.strip():
+                    told = f"{path} line {line.number}: {line.problem}"
+                    if lost is None:
+                        raise InputError(f"{told}; correct the line")
+                    lost(told)
+                elif line.text.strip():
                     yield line.number, line.text
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; {advice}") from error
