@@ -61,6 +61,9 @@ def main(argv: list[str] | None = None) -> None:
     cpu = torch.device("cpu")
     chosen.out.mkdir(parents=True, exist_ok=True)
     every = [one for folder in chosen.folders for one in sorted(folder.glob("*.list"))]
+    if not (chosen.lists or every):
+        raise InputError(f"no *.list in {', '.join(map(str, chosen.folders)) or 'no folder'}; give "
+                         "lists, or folders of lists")  # fmt: skip
     for path in (*chosen.lists, *(one for one in every if not is_joined(one))):
         target = chosen.out / f"{path.parent.name}_{path.stem}.safetensors"
         cache, frames = EncoderCache(model.encoder, LIMIT_BYTES), 0

@@ -1,6 +1,5 @@
 """The card of a model that the recipe has made: its parts, and how long each step took."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from common_utils.tiny_world.step import Book
+from osum_echat.files import read_journal
 from osum_echat.weights import WEIGHTS_FILE
 
 CARD_FILE = "README.md"
@@ -49,8 +49,7 @@ def training_minutes(stages: Path) -> dict[str, float]:
     found = sorted(every, key=lambda one: one.stat().st_mtime)
     minutes = {}
     for path in found:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        counted = [one["minutes"] for one in map(json.loads, lines) if "minutes" in one]
+        counted = [one["minutes"] for _, one in read_journal(path) if "minutes" in one]
         minutes[str(path.parent.relative_to(stages))] = max(counted, default=0.0)
     return minutes
 

@@ -17,12 +17,13 @@ import yaml
 from safetensors.torch import load_file
 
 from common_utils import whisper_ctranslate2
-from common_utils.small_model import pieces
-from common_utils.tiny_world import assemble, make, step, text_tokenizer
+from common_utils.small_model import features, pieces
+from common_utils.tiny_world import assemble, card, make, step, text_tokenizer
 from osum_echat import EChat, cli
 from osum_echat.errors import CheckpointError, OsumError
 from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.models.pretrained import encoder_settings, read_whisper, start_encoder
+from osum_echat.paths import TINY
 from osum_echat.token2wav.voice import VoicePrompt
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +74,7 @@ def test_a_step_that_makes_nothing_is_told(tmp_path: Path, capsys) -> None:
     (pieces.main, "--llm gone --whisper gone --out out", "gone/tokenizer.json: No such file"),
     (text_tokenizer.main, "--texts latin.txt --out out", "latin.txt line 2: byte 4 is not UTF-8"),
     (make.main, "--size 0 --split train --out out", "--size 0: give 1 or more"),
+    (features.main, f"--model {TINY} --out out --lists conf", r"no \*\.list in conf"),
 ])  # fmt: skip
 def test_what_a_step_cannot_use_is_one_line(main, words, told, tmp_path: Path, monkeypatch):
     (tmp_path / "latin.txt").write_bytes(b"ol\xc3\xa9\ncaf\xe9\n")
@@ -80,6 +82,12 @@ def test_what_a_step_cannot_use_is_one_line(main, words, told, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OsumError, match=told):
         main(words.split())
+
+
+def test_the_minutes_of_a_training_are_told_up_to_a_line_that_a_kill_cut_short(tmp_path: Path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / card.METRICS_FILE).write_text('{"minutes": 2.5}\n{"minu')
+    assert card.training_minutes(tmp_path) == {"one": 2.5}
 
 
 def test_a_signal_reaches_the_command_and_the_time_is_kept(tmp_path: Path) -> None:
