@@ -1,6 +1,7 @@
 """What the small trainings share: their lists, their loop with exact resume, their command."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from osum_echat.training import state as states
 from osum_echat.training.scheduler import ScheduleSettings, learning_rate
 
 METRICS_FILE = "metrics.jsonl"
+MOST_BAD = 10                           # steps in a row before giving up
 LEAST_S = 0.025                         # of sound in a row: a window of features
 HARMLESS = ("limits.", "output", "out", "device", "schedule.total_steps", "schedule.budget_minutes")
 
@@ -209,9 +211,14 @@ def _run(
         log.info("going on from %s", checkpoint)
     text = yaml.safe_dump(json.loads(json.dumps(record)), sort_keys=False)
     clock = saved = logged = time.monotonic()
+    bad = 0
     since: list[Mapping[str, float]] = []
     while not _ended(progress.steps, progress.minutes, limits):
         since.append(trainer.step())
+        bad = 0 if all(map(math.isfinite, since[-1].values())) else bad + 1
+        if bad == MOST_BAD:
+            raise DataError(f"{output}: step {progress.steps}: {bad} steps in a row with losses or "
+                            "gradients that are not finite; lower schedule.rate")  # fmt: skip
         now = time.monotonic()
         progress.minutes += (now - clock) / 60
         clock = now
@@ -219,7 +226,7 @@ def _run(
         if progress.steps % limits.log_steps == 0 or ended:
             _report(progress, metrics, since, {"steps_per_s": len(since) / max(1e-9, now - logged)})
             since, logged = [], now
-        if now - saved >= 60 * limits.save_minutes or ended:
+        if (now - saved >= 60 * limits.save_minutes and not bad) or ended:
             _report(progress, metrics, [trainer.score()], {})
             trainer.export()
             kept = {"trainer": progress.state_dict(), "metrics_bytes": metrics.stat().st_size,

@@ -120,6 +120,14 @@ def test_a_setting_that_cannot_be_is_refused(setting: str, tmp_path: Path):
         flow_training(tmp_path, setting)
 
 
+def test_a_training_that_diverged_ends_and_leaves_what_was_saved(tmp_path: Path):
+    kept = train_flow.train(flow_training(tmp_path)).read_bytes()
+    rates = ("limits.steps=30", "limits.changed=true", "schedule={kind: constant, rate: 1e12}")
+    with pytest.raises(DataError, match=r"10 steps in a row .* not finite"):
+        train_flow.train(flow_training(tmp_path, *rates))
+    assert (tmp_path / "out" / "flow.safetensors").read_bytes() == kept
+
+
 def test_the_flows_losses_fall(tmp_path: Path):
     options = ("limits.steps=30", "limits.log_steps=5", "schedule.warmup_steps=2",
                "schedule.rate=1e-2")  # fmt: skip
