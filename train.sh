@@ -72,6 +72,11 @@ train() {
     device="$(sed -n 's/^device: *\([a-z0-9:]*\).*/\1/p' "$1")"
     for word in "$@"; do [[ "$word" == device=* ]] && device="${word#device=}"; done
     processes="${NPROC:-$("$PYTHON" -m osum_echat.device "${device:-auto}")}" || exit 2
+    for word in "NPROC $processes" "NNODES $NNODES"; do
+        [[ "$word" =~ \ [1-9][0-9]*$ ]] || fail "$word: give a whole number from 1"
+    done
+    [[ "$NODE_RANK" =~ ^[0-9]+$ && "$NODE_RANK" -lt "$NNODES" ]] \
+        || fail "NODE_RANK $NODE_RANK: give a whole number from 0 to $((NNODES - 1))"
     echo "train.sh: $1: $processes process(es) on each of $NNODES machine(s)" >&2
     if [[ "$1" == conf/tiny/* && ! -d build/world/tokenizer ]]; then
         echo "train.sh: the stages of conf/tiny learn from build/world, which is not here: make" \

@@ -109,6 +109,9 @@ def test_what_cannot_be_started_is_told_in_a_line(tmp_path):
         (["absent.yaml"], {}, "absent.yaml: no such config in /"),
         (["all", "conf/tiny"], {"HOSTFILE": str(hosts)}, "is not in it; set NODE_RANK"),
         (["conf/tiny/stage0_text.yaml"], {"NPROC": "1", "NNODES": "2"}, "set MASTER_ADDR"),
+        (["conf/tiny/stage0_text.yaml"], {"NPROC": "0"}, "NPROC 0: give a whole number"),
+        (["conf/tiny/stage0_text.yaml"], {"NNODES": "two"}, "NNODES two: give a whole number"),
+        (["conf/tiny/stage0_text.yaml"], {"NODE_RANK": "1"}, "NODE_RANK 1: give a whole number"),
     ):
         ended = run(*arguments, **settings)
         assert (ended.returncode, said in ended.stderr) == (2, True), ended.stderr
