@@ -9,7 +9,7 @@ import pytest
 from osum_echat import thinking
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.records import Labels
-from osum_echat.tasks import TASKS, Prompts, fix_labels, task_for, understanding_tag
+from osum_echat.tasks import TASKS, Prompts, fix_labels, table, task_for, understanding_tag
 from osum_echat.thinking import opening, read_labels, voice_tags
 
 SHIPPED = Path(__file__).parents[1] / "conf" / "prompt_config.yaml"
@@ -50,6 +50,11 @@ def test_an_unknown_task_is_refused_with_the_names(tag):
     with pytest.raises(InputError, match="not one of understand, s2t") as told:
         task_for(tag)
     assert ("did you mean 's2s'" in str(told.value)) == (tag == "s3s")
+
+
+def test_the_table_of_tasks_has_a_row_each_with_what_it_needs():
+    (spoken,) = [line for line in table() if line.startswith("s2s_think ")]
+    assert len(table()) == len(TASKS) + 2 and "wav" in spoken and "extra.speech_token" in spoken
 
 
 def test_every_shipped_pool_is_of_a_task_and_has_thirty_prompts_in_two_languages():

@@ -10,6 +10,7 @@ import pytest
 
 import infer_gradio
 from osum_echat.errors import InputError
+from osum_echat.paths import TINY
 from osum_echat.serving import app, page, strings
 from osum_echat.serving.chat import ChatService
 from osum_echat.serving.session import FIRST_TASK, MENU, Limits, Voices
@@ -60,6 +61,10 @@ def test_the_options_of_the_server_are_the_narrow_ones_and_those_given_reach_it(
     assert options["server_port"] >= app.PORT
     given = app.parser().parse_args(["--auth", "ann:b:c", "--megabytes", "2", "--seconds", "5"])
     assert given.auth == ("ann", "b:c") and (given.megabytes, given.seconds) == (2, 5)
+
+
+def test_recordings_come_along_of_our_own_models_alone():
+    assert app._samples(["elsewhere"]) == [] and app._samples([str(TINY)])[0].name == "question.wav"
 
 
 def test_every_component_has_words_in_each_language(service):

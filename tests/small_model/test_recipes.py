@@ -60,6 +60,16 @@ def test_words_are_written_as_they_are_heard_and_a_list_tells_known_labels_only(
     assert waves.record("k", "k.flac", "", {"event": "SIGH"})["txt"] == "<SIGH>"
 
 
+def test_another_room_keeps_the_length_and_repeats_by_its_seed():
+    around = waves.Surroundings(tuple(np.ones((1, 8_000), np.float32)),
+                                (np.exp(-np.arange(800) / 90).astype(np.float32),))  # fmt: skip
+    tone = (0.1 * np.sin(np.arange(9_600) / 11)).astype(np.float32)
+    made = [waves.elsewhere(tone, around, np.random.default_rng(seed), speed=False)
+            for seed in (1, 1, 2, 3, 4, 5)]  # fmt: skip
+    assert all(len(one) == len(tone) and np.abs(one).max() <= 1 for one in made)
+    assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
+
+
 def test_speakers_are_kept_out_whole():
     lines = [{"speaker": f"eg_{number % 40:06d}", "name": str(number)} for number in range(400)]
     kept = {line["speaker"] for line in lines if is_dev(line)}
