@@ -6,6 +6,7 @@ A path is a raw jsonl, a list of tars or of combine pairs, one tar, or a folder 
 
 import io
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -23,6 +24,7 @@ LOG = logger(__name__)
 KINDS = ("s2t", "t2s", "s2s", "t2t")  # what goes in and out: speech (s) or text (t)
 SHARDS_LIST = "shards_list.txt"  # one tar a line
 COMBINES_LIST = "combines_list.txt"  # one jsonl a line, beside a tar of the same stem
+READ_KEYS = ("path", "weight")
 TAR_ROOT = "combines_tar_root.txt"  # one line: the folder of those tars
 RAW_LIST = "data.list"
 TARS = (".tar", *(f".tar{one}" for one in (".gz", ".bz2", ".xz")), ".tgz", ".tbz2", ".txz")
@@ -56,6 +58,9 @@ def _entry(name: str, raw: Any, place: str, files: Files) -> Entry:
     path = raw.get("path") if isinstance(raw, dict) else None
     if not isinstance(path, str) or not path:
         raise ConfigError(f"{where}: `path` is missing; give a list, a tar or a folder")
+    for key in raw.keys() - READ_KEYS:
+        if near := get_close_matches(str(key), READ_KEYS, n=1, cutoff=0.8):
+            raise ConfigError(f"{where}: {key!r} is not read; did you mean {near[0]!r}?")
     try:
         weight = float(raw.get("weight", 1.0))
     except (TypeError, ValueError) as error:

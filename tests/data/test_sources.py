@@ -106,7 +106,8 @@ def test_a_manifest_names_lists_with_weights(folder):
 
 @pytest.mark.parametrize(("text", "message"),
                          [("[]", "a mapping of names"), ("a: {weight: 1}", "a: `path` is missing"),
-                          ("a: {path: x, weight: .nan}", "need 0 or more")])  # fmt: skip
+                          ("a: {path: x, weight: .nan}", "need 0 or more"),
+                          ("a: {path: x, weigth: 2}", "did you mean 'weight'")])  # fmt: skip
 def test_a_wrong_manifest_is_told(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         read_manifest(listed(tmp_path / "m.yaml", text))
