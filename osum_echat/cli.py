@@ -1,6 +1,7 @@
 """What commands share: the options that choose a model, and how a command ends."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from osum_echat.errors import InputError, OsumError
 from osum_echat.paths import HOUSE, model_source
 
 SOME_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR,
+              errno.EEXIST)  # fmt: skip
 MODEL_HELP = (
     "small, tiny, a model directory, its .tar.gz or the web address of one, a published .pt, a "
     "DeepSpeed directory or hub:OWNER/NAME[/FILE] (default: small where it is complete, else tiny)"
@@ -43,6 +46,12 @@ def run(name: str, work: Callable[[], int | None], quiet: bool = False) -> int:
         return work() or 0
     except OsumError as error:
         sys.stderr.write(f"{name}: {' '.join(str(error).split())}\n")
+        return BAD_INPUT
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        sys.stderr.write(f"{name}: {error.filename or 'output'}: {error.strerror}; make room, or "
+                         "choose another place\n")  # fmt: skip
         return BAD_INPUT
     except KeyboardInterrupt:
         sys.stderr.write(f"{name}: stopped; the same command goes on from here\n")
