@@ -357,21 +357,15 @@ def test_a_spike_is_told_once_in_a_while_and_does_not_become_usual(log):
     assert log.text.count("gradient norm 100") == 2
 
 
-def test_a_step_that_moves_nothing_is_told_once_in_a_while(log):
+def test_steps_that_move_nothing_and_tasks_that_never_trained_are_told_once_in_a_while(log):
     warnings = EarlyWarnings()
+    warnings.check(["tts"])         # before the first step nothing has trained
     for number, (norm, tasks) in enumerate(((1.0, ["s2s"]), (0.0, []), (-1.0, ["s2s"])), 1):
         warnings.step(number, norm, tasks)
     assert not log.text
     for number in (4, 5, 4 + QUIET_STEPS):
         warnings.step(number, 0.0, ["t2t", "s2s"])
     assert log.text.count("no gradient: nothing of stage.train had a part in s2s, t2t") == 2
-
-
-def test_a_scored_task_that_never_trained_is_told_once(log):
-    warnings = EarlyWarnings()
-    warnings.check(["tts"])         # before the first step nothing has trained
-    assert not log.text
-    warnings.step(1, 1.0, ["s2s"])
     for _ in range(2):
         warnings.check(["s2s", "tts"])
     assert log.text.count("task tts: scored, but nothing of it was trained") == 1
