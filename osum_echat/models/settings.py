@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,11 @@ SETTINGS_FILE = "model.yaml"
 COPY = "copy the model again"
 LLM_FILES = ("llm_config.json", "llm/config.json")  # beside upstream's YAML
 UPSTREAM_KEY = "encoder_conf"  # only upstream's YAML has it
+KEYS = (                            # of our YAML, whoever reads them
+    "encoder", "adapter", "llm", "speech_codes", "lora", "ctc", "base", "tokenizer", "cpu_dtype",
+    "thinking", "template", "sampling", "text_loop", "ctc_weight", "hearing", "recognizer",
+    "safety", "talker", "style", "g2p",
+)  # fmt: skip
 EXPONENT = re.compile(r"[-+]?\d+e[-+]?\d+", re.IGNORECASE)
 # What our network does as the published one; any other value in upstream's YAML is refused.
 UPSTREAM_CHOICES: dict[str, tuple[object, ...]] = {
@@ -58,6 +64,9 @@ def our_settings(raw: Mapping[str, Any]) -> EChatSettings:
     for key in ("encoder", "adapter", "llm"):
         if not isinstance(raw.get(key), dict):
             raise ConfigError(f"{key}: missing; it holds the sizes of the {key}")
+    for key in raw.keys() - {*KEYS}:
+        if near := get_close_matches(str(key), KEYS, n=1, cutoff=0.8):
+            raise ConfigError(f"{key}: no such setting; did you mean {near[0]!r}?")
     lora, classes = raw.get("lora"), raw.get("ctc")
     return EChatSettings(
         sizes(EncoderSettings, raw["encoder"], "encoder"),

@@ -366,6 +366,7 @@ def test_the_published_settings_are_the_published_sizes():
     ("encoder: {}\nadapter: {}\nllm: {model_type: llama}", "only qwen2, qwen3 can be used"),
     ("encoder: {}\nadapter: {}\nllm: {hidden_size: -1}", "llm.hidden_size -1: need a whole n"),
     ("encoder: {}\nadapter: {}\nllm: {}\nspeech_codes: -5", "speech_codes -5: need 1 or more"),
+    ("encoder: {}\nadapter: {}\nllm: {}\nrecogniser: {}", "recogniser: .*mean 'recognizer'"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_used_are_one_line(tmp_path: Path, text: str, message: str):
     (tmp_path / "model.yaml").write_text(text)
