@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_what_lies_behind_a_step_that_ran_again_runs_too(tmp_path: Path, monkeyp
         assert call(book, "first", first) == call(book, "second", counting(two)) == 0
     assert (one.read_text(), two.read_text()) == ("xx", "xx")
     with monkeypatch.context() as killed:
-        killed.setattr(subprocess, "Popen", lambda _: signal.raise_signal(signal.SIGINT))
+        killed.setattr(subprocess, "Popen", Mock(side_effect=KeyboardInterrupt))
         assert call(book, "first", script("other")) == cli.INTERRUPTED
     assert call(book, "first", first) == 0 and one.read_text() == "xxx"
 
