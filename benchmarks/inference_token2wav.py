@@ -10,7 +10,6 @@ seconds: a machine drifts, so each row tells the rate of a bare matrix product b
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from torch import Tensor
 from benchmarks.judge import JUDGE_RATE_HZ, Recogniser, word_errors, words
 from osum_echat import audio, cli, logs
 from osum_echat.errors import InputError
+from osum_echat.files import read_jsonl
 from osum_echat.metrics import paired_interval
 from osum_echat.token2wav import streaming
 from osum_echat.token2wav.flow import FlowSettings, VoiceState, frames_for
@@ -83,9 +83,7 @@ def to_speak(path: Path | None, count: int, codes: int) -> list[Spoken]:
         lengths = torch.randint(50, 150, (count,), generator=generator).tolist()
         return [Spoken(torch.randint(codes, (size,), generator=generator).tolist())
                 for size in lengths]  # fmt: skip
-    if not path.is_file():
-        raise InputError(f"--list {path}: no such file; check the path")
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line for _, line in read_jsonl(path)]
     found = [Spoken(tokens, line.get("txt")) for line in lines
              if (tokens := line.get("extra", line).get("speech_token"))]  # fmt: skip
     if not found or max(max(one.tokens) for one in found) >= codes:

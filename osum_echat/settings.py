@@ -2,7 +2,7 @@
 
 import json
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from math import inf
@@ -120,6 +120,13 @@ def override(raw: dict[str, Any], assignments: Iterable[str]) -> None:
                 raise ConfigError(f"override {assignment!r}: {part!r} holds no settings")
             place = inner
         place[last] = value
+
+
+def no_misspelt(raw: Mapping[str, Any], known: Sequence[str], where: str = "") -> None:
+    """Raise ConfigError for a key that is nearly a known one; the others may be anybody's."""
+    for key in raw.keys() - {*known}:
+        if near := get_close_matches(str(key), known, n=1, cutoff=0.8):
+            raise ConfigError(f"{where}{key}: no such setting; did you mean {near[0]!r}?")
 
 
 def parse(kind: type[T], raw: object, where: str, stored: bool = False) -> T:

@@ -22,7 +22,7 @@ from tests.evaluation.answers import write_mixed_list
 from tests.evaluation.spoken import Spoken, arguments, model, write_queries
 from tests.ray_work import work
 
-ray = pytest.importorskip("ray")
+ray = pytest.importorskip("ray", reason="Ray is installed apart: make test-ray")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -82,8 +82,7 @@ def clip_of(model: LoadedModel, utterance: Utterance) -> Clip:
     settings, reader = model.generation.recognizer, model.reader
     read = [as_heard(reader.read(network, mel))] if reader is not None and said else []
     given = (model.vocab, spelling, settings)
-    surest = (recognizer.surest_labels(log_probs, names) if model.voice_labels is None
-              else model.voice_labels.surest(network.encoder, mel))
+    surest = recognizer.surest_labels(network, mel, log_probs, names, model.voice_labels)
     found = recognizer.candidates(network, *given, read, model.bigrams) if said else []
     return Clip(
         said, utterance.labels, tuple(found),

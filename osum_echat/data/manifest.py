@@ -6,7 +6,6 @@ A path is a raw jsonl, a list of tars or of combine pairs, one tar, or a folder 
 
 import io
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,7 +16,7 @@ from osum_echat.errors import ConfigError, DataError, InputError, OsumError
 from osum_echat.files import Files, Line, text_lines
 from osum_echat.logs import logger
 from osum_echat.records import Utterance
-from osum_echat.settings import check_word, mapping
+from osum_echat.settings import check_word, mapping, no_misspelt
 from osum_echat.tasks import task_for
 
 LOG = logger(__name__)
@@ -58,9 +57,7 @@ def _entry(name: str, raw: Any, place: str, files: Files) -> Entry:
     path = raw.get("path") if isinstance(raw, dict) else None
     if not isinstance(path, str) or not path:
         raise ConfigError(f"{where}: `path` is missing; give a list, a tar or a folder")
-    for key in raw.keys() - READ_KEYS:
-        if near := get_close_matches(str(key), READ_KEYS, n=1, cutoff=0.8):
-            raise ConfigError(f"{where}: {key!r} is not read; did you mean {near[0]!r}?")
+    no_misspelt(raw, READ_KEYS, f"{where}: ")
     try:
         weight = float(raw.get("weight", 1.0))
     except (TypeError, ValueError) as error:

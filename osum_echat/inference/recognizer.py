@@ -118,8 +118,7 @@ def recognize(
     Raises ConfigError for a model whose CTC has no classes of its own (model.yaml: ctc).
     """
     log_probs, names = heard(network, mel)
-    surest = surest_labels(log_probs, names) if voice_labels is None else voice_labels.surest(
-        network.encoder, mel)
+    surest = surest_labels(network, mel, log_probs, names, voice_labels)
     found, parts = labels(surest, settings), cut_at_pauses(mel)
     ends = [end // FRAMES_PER_STEP for end in accumulate(map(len, parts[:-1]))]
     texts = []
@@ -273,6 +272,19 @@ def labels(
 
 
 def surest_labels(
+    network: EChatModel, mel: Tensor, log_probs: Tensor, names: Mapping[str, int],
+    voice_labels: VoiceLabels | None,
+) -> dict[str, tuple[str, float]]:  # fmt: skip
+    """Of each kind the likeliest label of a clip and its log probability; mel: (frames, mel).
+
+    log_probs, names: what the CTC makes of it, see `heard`; it tells where there is nothing else.
+    """
+    if voice_labels is not None:
+        return voice_labels.surest(network.encoder, mel)
+    return surest_of_ctc(log_probs, names)
+
+
+def surest_of_ctc(
     log_probs: Tensor, names: Mapping[str, int]
 ) -> dict[str, tuple[str, float]]:
     """Of each kind that the CTC knows, the label that some step is surest of, and how sure.

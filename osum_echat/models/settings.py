@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +11,7 @@ from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import EChatSettings
 from osum_echat.models.encoder import AdapterSettings, EncoderSettings
 from osum_echat.models.lora import LoraSettings
-from osum_echat.settings import parse, read_mapping
+from osum_echat.settings import no_misspelt, parse, read_mapping
 
 SETTINGS_FILE = "model.yaml"
 COPY = "copy the model again"
@@ -64,9 +63,7 @@ def our_settings(raw: Mapping[str, Any]) -> EChatSettings:
     for key in ("encoder", "adapter", "llm"):
         if not isinstance(raw.get(key), dict):
             raise ConfigError(f"{key}: missing; it holds the sizes of the {key}")
-    for key in raw.keys() - {*KEYS}:
-        if near := get_close_matches(str(key), KEYS, n=1, cutoff=0.8):
-            raise ConfigError(f"{key}: no such setting; did you mean {near[0]!r}?")
+    no_misspelt(raw, KEYS)
     lora, classes = raw.get("lora"), raw.get("ctc")
     return EChatSettings(
         sizes(EncoderSettings, raw["encoder"], "encoder"),

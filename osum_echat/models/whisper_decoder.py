@@ -167,7 +167,7 @@ class _Reading:
     The stock decoder's weights in few operations: at one id its own forward is mostly Python.
     """
 
-    def __init__(self, decoder: Any, steps: Tensor, counts: Tensor | None = None) -> None:
+    def __init__(self, decoder: Any, steps: Tensor, counts: Tensor | None) -> None:
         """steps: (steps, width), the encoder's; counts: (1, steps), see _encoded."""
         self.decoder, self.count, self.counts = decoder, 0, counts
         self.heard = [

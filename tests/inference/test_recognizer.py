@@ -19,7 +19,7 @@ from osum_echat.inference.recognizer import (
     Recognition,
     RecognizerSettings,
     labels,
-    surest_labels,
+    surest_of_ctc,
     words,
 )
 from osum_echat.inference.reply import Timer
@@ -49,7 +49,7 @@ def spelled(*ids: int, classes: int) -> torch.Tensor:
 
 def test_a_label_is_the_surest_of_its_kind_and_left_out_where_none_is_sure():
     scores = spelled(4, 0, classes=8)
-    assert labels(surest_labels(scores, NAMES)) == {"age": "ADULT"}
+    assert labels(surest_of_ctc(scores, NAMES)) == {"age": "ADULT"}
     assert not recognizer.is_without_voice(scores, NAMES)
     assert recognizer.is_without_voice(spelled(6, classes=8), NAMES)
 
@@ -96,7 +96,7 @@ def test_a_label_without_settings_of_its_own_is_told_and_an_unknown_one_is_marke
         "hello<&&><OLD>"
     )
     monkeypatch.setitem(VALUES, "style", frozenset({"SOFT"}))
-    found = labels(surest_labels(spelled(0, classes=8), NAMES | {"SOFT": 3}))
+    found = labels(surest_of_ctc(spelled(0, classes=8), NAMES | {"SOFT": 3}))
     assert found == {"style": "SOFT"}
     assert Recognition("hello", found).answer(task_for("<STYLE>")) == "<SOFT>"
 

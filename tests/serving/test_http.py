@@ -111,7 +111,7 @@ def test_bad_calls_get_the_error_object(client, path: str, body: dict[str, Any],
 
 
 def test_webm_is_heard_up_to_the_longest_clip():
-    av = pytest.importorskip("av")
+    av = pytest.importorskip("av", reason="PyAV is installed apart")
     def webm(seconds: int) -> bytes:
         file = io.BytesIO()
         with av.open(file, "w", "webm") as container:

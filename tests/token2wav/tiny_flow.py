@@ -43,9 +43,11 @@ def write_directory(directory: Path) -> Path:
     return directory
 
 
-def split_norm(tensors: dict[str, torch.Tensor], names: tuple[str, str], prefix: str = ""):
+def split_norm(
+    tensors: dict[str, torch.Tensor], names: tuple[str, str], prefix: str = ""
+) -> dict[str, torch.Tensor]:
     """Weights as a length and a direction that is three times too long."""
-    split = {}
+    split: dict[str, torch.Tensor] = {}
     for key, value in tensors.items():
         if key.endswith("weight") and value.dim() == 3 and "source_downs" not in key:
             size = value.flatten(1).norm(dim=1).view(-1, 1, 1)
