@@ -28,6 +28,7 @@ START_MS = 96                                       # of speech before a turn be
 INTERRUPT_MS = {"server_vad": (300, 300), "semantic_vad": (480, 670)}   # over a reply: of speech in
 FADE_DB = 6                         # full voice, and fading, as "uh-huh" does: below its loudest
 FAINT, FAINT_GAP, LOOK_BACK_MS = 0.1, 3, 1000       # likely enough to belong to speech that follows
+FAINT_COUNTED = 4           # of its windows, as speech over a reply: the VAD doubts a first sound
 PAUSE_MS = {"server_vad": 96, "semantic_vad": 128}  # of quiet before a reply is prepared
 COMPLETE_MS = 300           # that ends a turn of which the turn model says that it is done
 QUIET_DB = 25                                       # below a turn's loudest window is no speech
@@ -126,20 +127,22 @@ class TurnDetector:
     def _wait(
         self, probability: float, end_sample: int, replying: bool, level_db: float
     ) -> Turn | None:
-        kind = self.settings.kind
+        over_reply = self.settings.kind if replying else None
         self._gap = 0 if probability >= FAINT else self._gap + 1
         if self._faint or not self._gap:
             self._faint = 0 if self._gap > FAINT_GAP else self._faint + 1
         is_speech = probability >= self.settings.threshold
-        goes_on = replying and kind == "server_vad" and self._speech    # a voice that it doubts
+        goes_on = over_reply == "server_vad" and self._speech
         if is_speech or (goes_on and probability >= self.settings.threshold - HYSTERESIS):
+            if over_reply == "server_vad" and not self._speech:
+                self._speech = max(0, min(self._faint - 1, FAINT_COUNTED))
             self._speech += 1
-        elif not (replying and kind == "semantic_vad" and self._faint):
+        elif not (over_reply == "semantic_vad" and self._faint):
             self._speech = 0
         self._loudest_db = max(self._loudest_db, level_db) if self._speech else -math.inf
         is_full = is_speech and max(self._last_db, level_db) >= self._loudest_db - FADE_DB
         self._last_db = level_db
-        full_ms, fading_ms = INTERRUPT_MS[kind] if replying else (START_MS, START_MS)
+        full_ms, fading_ms = INTERRUPT_MS[over_reply] if over_reply else (START_MS, START_MS)
         if self._speech * WINDOW_MS < (full_ms if is_full else fading_ms):
             return None
         padding = self.settings.prefix_padding_ms * RATE_HZ // 1000
