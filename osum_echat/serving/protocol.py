@@ -7,6 +7,7 @@ docs/online.md.
 import base64
 import binascii
 import json
+import reprlib
 import secrets
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from functools import cache
 from typing import Any, get_args
 
 from osum_echat.errors import ConfigError, InputError
+from osum_echat.logs import logger
 from osum_echat.serving.audio_formats import FORMATS, WireFormat
 from osum_echat.serving.turns import TurnSettings
 
@@ -29,13 +31,39 @@ DEFAULTS: Event = {
     "max_output_tokens": "inf", "truncation": "auto", "tracing": None,
 }  # fmt: skip
 
+LOG = logger(__name__)
+
 
 class EventError(InputError):
-    """A client event that cannot be used; the session goes on."""
+    """What a client sent and cannot be used. status: over HTTP; a live session goes on."""
 
-    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, param: str | None = None, status: int = 400
+    ) -> None:
         super().__init__(message)
-        self.code, self.param = code, param
+        self.code, self.param, self.status = code, param, status
+
+    def told(self) -> Event:
+        """The protocol's error object."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        param = {"param": self.param} if self.param else {}
+        return {"type": kind, "code": self.code, "message": str(self), **param}
+
+
+def invalid(param: str, value: object, need: str) -> EventError:
+    """A value that cannot be used. param: its place; need: what would do."""
+    return EventError("invalid_value", f"{param} {reprlib.repr(value)}: {need}", param)
+
+
+def client_error(error: Exception, where: str) -> EventError:
+    """Any error as clients are told it: what is not theirs goes to the log, with where it was."""
+    if isinstance(error, EventError):
+        return error
+    if isinstance(error, InputError):
+        return EventError("invalid_value", str(error))
+    LOG.error("%s", where, exc_info=error)
+    message = "the server failed; its log says why"
+    return EventError("server_error", message, status=500)
 
 
 def make_id(kind: str) -> str:
@@ -127,10 +155,8 @@ class SessionSettings:
         A model, voice or name that is not ours is taken without an error: stock clients send some.
         """
         if given.get("type") == "transcription":
-            raise EventError(
-                "invalid_value", "session.type transcription: sessions here give replies; "
-                "/v1/audio/transcriptions writes down what was said", "session.type",
-            )  # fmt: skip
+            raise invalid("session.type", "transcription", "sessions here give replies; "
+                          "/v1/audio/transcriptions writes down what was said")  # fmt: skip
         told, ignored = dict(self.told), set(self.ignored)
         for name in UNUSED:
             if name in given:
@@ -197,16 +223,13 @@ def mapping(value: Any, where: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise EventError("invalid_type", f"{where}: {type(value).__name__}, need an object", where)
+        raise invalid(where, value, "need an object")
     return value
 
 
 def _modality(value: Any) -> str:
     if value not in (["audio"], ["text"]):
-        raise EventError(
-            "invalid_value", f"output_modalities {value}: need ['audio'] or ['text']",
-            "output_modalities",
-        )  # fmt: skip
+        raise invalid("output_modalities", value, "need ['audio'] or ['text']")
     return str(value[0])
 
 
@@ -215,16 +238,14 @@ def _format(value: Any, where: str) -> WireFormat:
     found = FORMATS.get(str(name))
     rate = value.get("rate") if isinstance(value, dict) else None
     if found is None or rate not in (None, found.rate_hz):
-        raise EventError(
-            "invalid_value", f"{where} {value}: not one of {', '.join(FORMATS)}; audio/pcm has "
-            f"{FORMATS['audio/pcm'].rate_hz} samples a second", where,
-        )  # fmt: skip
+        pcm_hz = FORMATS["audio/pcm"].rate_hz
+        raise invalid(where, value, f"not one of {', '.join(FORMATS)}; audio/pcm has rate {pcm_hz}")
     return found
 
 
 def _speed(value: Any) -> float:
     if not isinstance(value, int | float) or not 0 < value < 100:
-        raise EventError("invalid_value", f"audio.output.speed {value}: need a number", "speed")
+        raise invalid("audio.output.speed", value, "need a number")
     return float(value)
 
 
@@ -236,7 +257,7 @@ def _turn(value: Any, before: TurnSettings | None, has_model: bool) -> TurnSetti
         return None
     kind = given.get("type", before.kind if before else "server_vad")
     if kind not in ("server_vad", "semantic_vad"):
-        raise EventError("invalid_value", f"turn_detection.type {kind!r}: server_vad, semantic_vad")
+        raise invalid("turn_detection.type", kind, "need server_vad or semantic_vad")
     checked = _validate(ServerVad if kind == "server_vad" else SemanticVad,
                         {**given, "type": kind}, "turn_detection")  # fmt: skip
     if kind == "semantic_vad" and not has_model:
@@ -266,16 +287,10 @@ def part(kind: str, text: str | None) -> Event:
     return {"type": kind, ("transcript" if kind.endswith("audio") else "text"): text}
 
 
-def error_event(error: Exception, event_id: object = None) -> Event:
+def error_event(error: EventError, event_id: object = None) -> Event:
     """The protocol's error; `error.event_id` names the client event that it answers."""
-    code = error.code if isinstance(error, EventError) else "server_error"
-    kind = "invalid_request_error" if isinstance(error, InputError) else "server_error"
-    told: Event = {"type": kind, "code": code, "message": str(error)}
-    if isinstance(error, EventError) and error.param:
-        told["param"] = error.param
-    if isinstance(event_id, str):
-        told["event_id"] = event_id
-    return {"type": "error", "error": told}
+    own = {"event_id": event_id} if isinstance(event_id, str) else {}
+    return {"type": "error", "error": {**error.told(), **own}}
 
 
 def now() -> int:

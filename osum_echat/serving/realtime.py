@@ -13,31 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from osum_echat.errors import InputError
-from osum_echat.logs import logger
 from osum_echat.serving import protocol
 from osum_echat.serving.audio_formats import encode_file
 from osum_echat.serving.items import Item, answer, read_item, spoken_task, turns
 from osum_echat.serving.listening import Listener
 from osum_echat.serving.live_metrics import LiveMetrics
 from osum_echat.serving.protocol import Event, EventError, SessionSettings, make_id, part
-from osum_echat.serving.reply_stream import (
-    ANYTHING,
-    SOUNDS,
-    WORDS,
-    Generation,
-    Playout,
-    ReplyStream,
-    ResponseOptions,
-    Transcriber,
-)
+from osum_echat.serving.reply_stream import Generation, Playout, ReplyStream, Transcriber
 from osum_echat.serving.session import Assistant, Conversation, Limits
 from osum_echat.serving.turns import LONGEST_TURN_S, RATE_HZ, Turn, TurnModel, VoiceActivity
 
 MOST_ITEMS, MOST_REPLIES = 1000, 4      # of a conversation; under way at once
 LEAST_COMMIT_S = 0.1
-
-LOG = logger(__name__)
 
 
 @dataclass(slots=True)
@@ -77,7 +64,7 @@ class RealtimeSession:
         self.replies: set[ReplyStream] = set()          # all that are under way
         self.listener = Listener(
             service.activity, self.settings.input_format.rate_hz, self.settings.turn,
-            self._plays, self._on_turn, self._listening_failed,
+            self._plays, self._on_turn, self._failed,
         )  # fmt: skip
         self.buffer = self.listener.buffer
         self.begin = 0                  # of what the next commit takes
@@ -123,18 +110,13 @@ class RealtimeSession:
             work = HANDLERS[event["type"]](self, event)
             if work is not None:
                 await work
-        except EventError as error:
-            self._refuse(error, event)
-        except InputError as error:
-            self._refuse(EventError("invalid_value", str(error)), event)
         except Exception as error:
-            LOG.exception("session %s", self.id)
-            told = EventError("server_error", f"the server failed: {type(error).__name__}")
-            self._refuse(told, event)
+            self._failed(error, event.get("event_id"))
 
-    def _refuse(self, error: EventError, event: Event) -> None:
-        self.service.metrics.errors.labels(error.code).inc()
-        self.send(protocol.error_event(error, event.get("event_id")))
+    def _failed(self, error: Exception, event_id: object = None) -> None:
+        told = protocol.client_error(error, f"session {self.id}")
+        self.service.metrics.errors.labels(told.code).inc()
+        self.send(protocol.error_event(told, event_id))
 
     def _update(self, event: Event) -> None:
         before = self.settings
@@ -257,7 +239,9 @@ class RealtimeSession:
         if given.get("input") is not None:
             items = [self._referred(one) for one in given["input"]]
         words = given.get("instructions") or ""
-        reply = self._begin_response(items, settings, given.get("metadata"), alone, words)
+        reply = self._begin_response(
+            items, settings, words, alone=alone, metadata=given.get("metadata")
+        )
         reply.open_soon()
 
     def _cancel(self, event: Event) -> None:
@@ -286,12 +270,6 @@ class RealtimeSession:
         return read_item(given, self.settings)
 
     # Turns
-
-    def _listening_failed(self, error: Exception) -> None:
-        LOG.error("session %s: listening", self.id, exc_info=error)
-        self.send(protocol.error_event(
-            EventError("server_error", f"listening failed: {type(error).__name__}")
-        ))  # fmt: skip
 
     async def _on_turn(self, turn: Turn, end: int) -> None:
         settings = self.listener.detector.settings
@@ -346,8 +324,8 @@ class RealtimeSession:
             if prepared is not None:
                 prepared.stop()
             return
-        answers = WORDS if self.listener.detector.settings.kind == "semantic_vad" else SOUNDS
-        self._begin_response(self.items, self.settings, None, False, "", prepared, answers)
+        self._begin_response(self.items, self.settings, prepared=prepared,
+                             found_by=self.listener.detector.settings.kind)  # fmt: skip
 
     def _wait_idle(self, until: float | None) -> None:
         """Begin a reply so long after that monotonic second, if nobody speaks; None: do not."""
@@ -369,7 +347,7 @@ class RealtimeSession:
                    "audio_start_ms": min(begin, end) * 1000 // RATE_HZ,
                    "audio_end_ms": end * 1000 // RATE_HZ})  # fmt: skip
         self._add_turn(number, self._wav(begin, end))
-        self._begin_response(self.items, self.settings, None, False, "")
+        self._begin_response(self.items, self.settings)
 
     def _add_turn(self, number: str, clip: bytes) -> None:
         item = Item("user", [part("input_audio", None)], id=number, clip=clip)
@@ -411,17 +389,14 @@ class RealtimeSession:
                           tells_thoughts=settings.own_events)  # fmt: skip
 
     def _begin_response(
-        self, items: list[Item], settings: SessionSettings, metadata: Mapping[str, Any] | None,
-        alone: bool, words: str, prepared: Generation | None = None, answers: str = ANYTHING,
+        self, items: list[Item], settings: SessionSettings, words: str = "", *,
+        prepared: Generation | None = None, alone: bool = False, **options: Any,
     ) -> ReplyStream:  # fmt: skip
+        """words: answered where no user item is among the items; options: of a ReplyStream."""
         generation = prepared or self._generation(list(items), settings, words)
         own = () if alone or items is not self.items else reversed(items)
-        options = ResponseOptions(
-            None if alone else self.conversation_id, settings.modality, settings.output_format,
-            settings.output(), settings.thinking, metadata, settings.own_events, answers,
-            next((one for one in own if one.role == "user"), None),
-        )  # fmt: skip
-        reply = ReplyStream(self, generation, options)
+        asked = next((one for one in own if one.role == "user"), None)
+        reply = ReplyStream(self, generation, settings, alone=alone, asked=asked, **options)
         if not alone:
             self._wait_idle(None)
             self.reply = reply
@@ -449,7 +424,7 @@ class RealtimeSession:
 
     def perceived(self, reply: ReplyStream, perception: Event, is_new: bool) -> None:
         """What was heard in the user's voice is known. is_new: for the first time."""
-        item = reply.options.asked
+        item = reply.asked
         if item is None:
             return
         item.perception = perception
@@ -471,10 +446,9 @@ class RealtimeSession:
             if reply.status == "completed":
                 self._read_ahead()
         self.transcriber.look()
-        if self.service.record is not None and reply.options.asked is not None:
+        if (record := self.service.record) is not None and reply.asked is not None:
             self.recorded += 1
-            record = self.service.record
-            self.service.pool.submit(record, self.id, self.recorded, reply.options.asked, reply)
+            self.service.pool.submit(record, self.id, self.recorded, reply.asked, reply)
 
     def _tell_item(self, item: Item) -> None:
         before = self.before(item)

@@ -5,15 +5,12 @@ import base64
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from osum_echat.errors import OsumError
-from osum_echat.logs import logger
-from osum_echat.serving.audio_formats import Resampler, WireFormat
+from osum_echat.serving.audio_formats import Resampler
 from osum_echat.serving.items import Item, transcribe
-from osum_echat.serving.protocol import Event, make_id, part
+from osum_echat.serving.protocol import Event, SessionSettings, client_error, make_id, part
 from osum_echat.serving.session import LABELS, Conversation
 
 if TYPE_CHECKING:
@@ -27,12 +24,9 @@ SLICE_S = 0.2                   # of sound in an event
 HOLD_S = 0.05                   # before the first sound, for each other reply under way: beside
                                 # them the next sound is made more slowly
 MOST_HOLD_S, SPARE_S, FORGET = 0.4, 0.02, 0.8   # FORGET: what is kept of a hold, a reply
-ANYTHING, SOUNDS, WORDS = "anything", "sounds", "words"     # sounds: words, or one with a name
 NO_EVENT = "OTHER"              # a label: no sound but speech
 REPLY_BEGINS_S = 1.0            # after a turn; if none does, its words are found without one
 CREATED_S = 1.0                 # for which response.created waits for what was heard in the voice
-
-LOG = logger(__name__)
 
 
 def perceived(labels: "Labels", thinking: str, thought: str | None = None) -> Event:
@@ -74,7 +68,7 @@ class Generation:
         if playout is not None:
             playout.under_way.add(self)
         self._loop = asyncio.get_running_loop()
-        self.queue: asyncio.Queue[ReplyEvent | Exception | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[ReplyEvent | Exception | None] = asyncio.Queue()
         self._stopped, self._made_s, self._first_made = threading.Event(), 0.0, 0.0
         self._loop.run_in_executor(pool, self._run)
 
@@ -88,9 +82,19 @@ class Generation:
         self._stopped.set()
         self._conversation.interrupt()
 
+    async def events(self) -> "AsyncIterator[ReplyEvent]":
+        """As they come; raises what the reply fails of. Left early, it stops."""
+        try:
+            while (event := await self._queue.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+        finally:
+            self.stop()
+
     def _put(self, event: "ReplyEvent | Exception | None") -> None:
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.queue.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
     def _rest(self, event: "ReplyEvent") -> None:
         """Wait while enough sound is made."""
@@ -111,10 +115,7 @@ class Generation:
                 if self._tells_thoughts or not isinstance(event, ThoughtPiece):
                     self._put(event)
                 self._rest(event)
-        except OsumError as error:
-            self._put(error)
         except Exception as error:
-            LOG.exception("a reply failed")
             self._put(error)
         finally:
             close = getattr(self._events, "close", None)
@@ -152,20 +153,18 @@ class Transcriber:
             service = self.owner.service
             conversation = Conversation(service.limits)
             events = transcribe(service.assistant, conversation, item)
-            generation = Generation(events, conversation, service.pool)
             try:
-                while (event := await generation.queue.get()) is not None:
-                    if isinstance(event, Exception):
-                        self.owner.send(item.transcription("failed", error=failure(event)))
-                    elif isinstance(event, Done):
+                async for event in Generation(events, conversation, service.pool).events():
+                    if isinstance(event, Done):
                         self.owner.words_known(item, event.reply.heard or "")
-            finally:
-                generation.stop()
+            except Exception as error:
+                told = client_error(error, "a transcription failed").told()
+                self.owner.send(item.transcription("failed", error=told))
 
     def _unheard(self) -> Item | None:
         """A turn whose words are wanted and that no reply under way will tell."""
-        told = {one.options.asked.id for one in self.owner.replies
-                if one.is_active and one.options.asked is not None}  # fmt: skip
+        told = {one.asked.id for one in self.owner.replies
+                if one.is_active and one.asked is not None}  # fmt: skip
         for item in self.owner.items if self.owner.settings.transcription is not None else ():
             is_known = item.sound is None or item.sound["transcript"] is not None
             if not is_known and item.id not in self.tried | told:
@@ -173,35 +172,18 @@ class Transcriber:
         return None
 
 
-def failure(error: Exception) -> Event:
-    """An error as clients are told it: what is not ours is for the log."""
-    kind, message = "server_error", "it failed; the server's log says why"
-    if isinstance(error, OsumError):
-        kind, message = "invalid_request_error", str(error)
-    return {"type": kind, "code": "response_failed", "message": message}
-
-
-@dataclass(slots=True)
-class ResponseOptions:
-    """What a response was asked with."""
-
-    conversation_id: str | None         # None: beside the conversation, whose items it leaves alone
-    modality: str
-    output_format: WireFormat
-    output: Event                       # voice, format and speed, as they are told
-    thinking: str
-    metadata: Mapping[str, Any] | None = None
-    own_events: bool = False
-    answers: str = ANYTHING             # what must be heard in the user's turn for a reply
-    asked: Item | None = None           # the user's, of the conversation, that is answered
-
-
 class ReplyStream:
     """A response: a task tells a generation's events, `cancel` ends it early; it ends once."""
 
-    def __init__(self, owner: Any, generation: Generation, options: ResponseOptions) -> None:
-        """owner: the session, which sends events and hears of words, labels and the end."""
-        self.owner, self.generation, self.options = owner, generation, options
+    def __init__(
+        self, owner: Any, generation: Generation, settings: SessionSettings, *, alone: bool = False,
+        asked: Item | None = None, found_by: str = "", metadata: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """owner: the session, which sends events and hears of words, labels and the end; alone:
+        beside the conversation, whose items it leaves as they are; asked: the user's item that is
+        answered; found_by: the turn detection that says so, which may be wrong."""
+        self.owner, self.generation, self.settings = owner, generation, settings
+        self.alone, self.asked, self.found_by, self.metadata = alone, asked, found_by, metadata
         self.id, self.item = make_id("resp"), Item("assistant", status="in_progress")
         self.status, self.reason = "in_progress", ""
         self.failure: Event | None = None
@@ -225,28 +207,25 @@ class ReplyStream:
     @property
     def is_wordless(self) -> bool:
         """The turn holds no words, nor a sound that would be answered without any."""
-        has_sound = self.options.answers == SOUNDS and self.event not in (None, NO_EVENT)
-        return self.heard == "" and self.options.answers != ANYTHING and not has_sound
+        has_sound = self.found_by == "server_vad" and self.event not in (None, NO_EVENT)
+        return self.heard == "" and self.found_by != "" and not has_sound
 
     @property
     def plays_until(self) -> float:
         """Monotonic second at which a client that plays at once has played what was sent."""
-        return self.first_sent + self.sent_samples / self.options.output_format.rate_hz
+        return self.first_sent + self.sent_samples / self.settings.output_format.rate_hz
 
     async def _run(self) -> None:
         """Tell the reply until its end."""
         try:
-            while self.is_active:
-                event = await self.generation.queue.get()
-                if event is None:
-                    self.finish("completed")
-                elif isinstance(event, Exception):
-                    self._fail(event)
-                else:
-                    await self._tell(event)
+            async for event in self.generation.events():
+                await self._tell(event)
+                if not self.is_active:
+                    return
+            self.finish("completed")
         except Exception as error:
-            LOG.exception("a reply could not be told")
-            self._fail(error)
+            self.failure = client_error(error, "a reply failed").told()
+            self.finish("failed")
 
     async def _tell(self, event: "ReplyEvent") -> None:
         from osum_echat.inference import reply as kinds
@@ -259,9 +238,9 @@ class ReplyStream:
         match event:
             case kinds.Heard(text=text):
                 self.heard = text
-                self.owner.words_known(self.options.asked, text)
+                self.owner.words_known(self.asked, text)
             case kinds.LabelsFound(labels=labels):
-                before, self.perception = self.perception, perceived(labels, self.options.thinking)
+                before, self.perception = self.perception, perceived(labels, self.settings.thinking)
                 self.owner.perceived(self, self.perception, self.perception != before)
             case kinds.ThoughtPiece(text=text):
                 self.thought += text
@@ -269,7 +248,7 @@ class ReplyStream:
             case kinds.TextPiece(text=text):
                 self._begin()
                 self.text += text
-                name = "audio_transcript" if self.options.modality == "audio" else "text"
+                name = "audio_transcript" if self.settings.modality == "audio" else "text"
                 self._send(f"response.output_{name}.delta", delta=text, **self._place())
             case kinds.AudioPiece(samples=samples, sample_rate_hz=rate_hz):
                 self._begin()
@@ -285,7 +264,7 @@ class ReplyStream:
 
     async def _sound(self, samples: Any, rate_hz: int, last: bool = False) -> None:
         """Send sound, at most LEAD_S ahead of its playing."""
-        form = self.options.output_format
+        form = self.settings.output_format
         if self._resampler is None:
             self._resampler = Resampler(rate_hz, form.rate_hz)
         samples, step = self._resampler.push(samples, last), round(SLICE_S * form.rate_hz)
@@ -321,9 +300,9 @@ class ReplyStream:
             await self._sound(np.zeros(0, np.float32), reply.sample_rate_hz, last=True)
         if any(getattr(reply.labels, name) for name in LABELS) or self.thought:
             is_new = self.perception is None
-            self.perception = perceived(reply.labels, self.options.thinking, self.thought)
+            self.perception = perceived(reply.labels, self.settings.thinking, self.thought)
             self.owner.perceived(self, self.perception, is_new)
-        self.owner.words_known(self.options.asked, reply.heard or "")
+        self.owner.words_known(self.asked, reply.heard or "")
         is_cut = reply.stopped_by == "limit"
         self.finish("incomplete" if is_cut else "completed", "max_output_tokens" if is_cut else "")
 
@@ -333,10 +312,6 @@ class ReplyStream:
         self.finish("cancelled", reason)
         self.task.cancel()
 
-    def _fail(self, error: Exception) -> None:
-        self.failure = failure(error)
-        self.finish("failed")
-
     def finish(self, status: str, reason: str = "") -> None:
         """Tell the end, once."""
         if not self.is_active:
@@ -344,7 +319,7 @@ class ReplyStream:
         self.generation.stop()
         self.open()
         self.status, self.reason = status, reason
-        rate = self.options.output_format.rate_hz
+        rate = self.settings.output_format.rate_hz
         self.item.audio_ms = 1000 * self.sent_samples // rate
         if self.begun:
             self.item.status = "completed" if status == "completed" else "incomplete"
@@ -373,13 +348,13 @@ class ReplyStream:
         self.begun = True
         self._send("response.output_item.added", response_id=self.id, output_index=0,
                    item=self.item.told())  # fmt: skip
-        if self.options.conversation_id is not None:
+        if not self.alone:
             before = self.owner.add_item(self.item)
             self._send("conversation.item.added", item=self.item.told(), previous_item_id=before)
         self._send("response.content_part.added", part=self._part(""), **self._place())
 
     def _end_item(self) -> None:
-        is_audio = self.options.modality == "audio"
+        is_audio = self.settings.modality == "audio"
         text = self.text.strip()
         self.item.parts = [part("output_audio" if is_audio else "output_text", text)]
         if is_audio:
@@ -392,13 +367,13 @@ class ReplyStream:
         self._send("response.content_part.done", part=self._part(text), **self._place())
         self._send("response.output_item.done", response_id=self.id, output_index=0,
                    item=self.item.told())  # fmt: skip
-        if self.options.conversation_id is not None:
+        if not self.alone:
             self._send("conversation.item.done", item=self.item.told(),
                        previous_item_id=self.owner.before(self.item))  # fmt: skip
 
     def _part(self, text: str) -> Event:
         """As content_part events tell it: their types are audio and text."""
-        return part("audio" if self.options.modality == "audio" else "text", text)
+        return part("audio" if self.settings.modality == "audio" else "text", text)
 
     def _place(self) -> Event:
         return {"response_id": self.id, "item_id": self.item.id, "output_index": 0,
@@ -406,7 +381,6 @@ class ReplyStream:
 
     def told(self) -> Event:
         """The response object."""
-        options = self.options
         details: Event | None = None
         if self.status in ("cancelled", "incomplete", "failed"):
             details = {"type": self.status}
@@ -417,10 +391,11 @@ class ReplyStream:
         (read, clips, text), spoken = self.tokens, len(self.item.speech_tokens)
         return {
             "object": "realtime.response", "id": self.id, "status": self.status,
-            "status_details": details, "conversation_id": options.conversation_id,
+            "status_details": details,
+            "conversation_id": None if self.alone else self.owner.conversation_id,
             "output": [self.item.told()] if self.begun and not self.is_active else [],
-            "output_modalities": [options.modality], "max_output_tokens": "inf",
-            "audio": {"output": dict(options.output)}, "metadata": options.metadata,
+            "output_modalities": [self.settings.modality], "max_output_tokens": "inf",
+            "audio": {"output": self.settings.output()}, "metadata": self.metadata,
             "usage": {
                 "total_tokens": read + text + spoken, "input_tokens": read,
                 "output_tokens": text + spoken,
@@ -432,7 +407,7 @@ class ReplyStream:
         }  # fmt: skip
 
     def _own_event(self, kind: str, **more: Any) -> None:
-        if self.options.own_events:
+        if self.settings.own_events:
             self._send(kind, response_id=self.id, item_id=self.item.id, **more)
 
     def _send(self, kind: str, **more: Any) -> None:
