@@ -24,8 +24,8 @@ from osum_echat.serving import protocol
 from osum_echat.serving.audio_formats import encode_file
 from osum_echat.serving.feedback import recorder
 from osum_echat.serving.live_metrics import LiveMetrics
-from osum_echat.serving.openai_http import Body, HttpError, OpenAiRoutes, as_http, sse
-from osum_echat.serving.protocol import Event
+from osum_echat.serving.openai_http import OpenAiRoutes, as_json, whole
+from osum_echat.serving.protocol import Event, EventError
 from osum_echat.serving.realtime import RealtimeSession, Service
 from osum_echat.serving.session import Limits
 
@@ -38,15 +38,13 @@ MALLOPT = {-8: 2, -3: 32 << 20, -1: 256 << 20}      # glibc's M_ARENA_MAX, and i
                                                     # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
 CACHED_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 DRAIN_S = 10.0                          # that replies have to end after SIGTERM
-SECRET_S, LEAST_SECRET_S, MOST_SECRET_S, MOST_SECRETS = 600, 10, 7200, 1000
+SECRET_S, MOST_SECRETS = range(10, 7201), 1000
 INSECURE_KEY = "openai-insecure-api-key."       # how browsers hand a key over
 POLICY, TOO_SLOW = 1008, 1013                   # close codes
 HERE = Path(__file__).parent
 PAGE_FILES = ("live.js", "live.css", "player.js")
 CSP = "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:"
 PAGE_HEADERS = {"Cache-Control": "no-cache", "Content-Security-Policy": CSP}
-ROUTES = ("/v1/audio/speech", "/v1/audio/transcriptions", "/v1/chat/completions", "/v1/models",
-          "/v1/realtime/client_secrets")  # fmt: skip
 
 LOG = logs.logger(__name__)
 
@@ -191,21 +189,21 @@ class Server:
     def app(self) -> Any:
         """The FastAPI application."""
         from fastapi import FastAPI
-        from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+        from fastapi.responses import FileResponse
         from starlette.middleware import Middleware
         from starlette.middleware.cors import CORSMiddleware
         from starlette.routing import Route, WebSocketRoute
 
         async def health(request: Any) -> Any:
-            return JSONResponse({"status": "ok"})
+            return as_json({"status": "ok"})
 
         async def ready(request: Any) -> Any:
             status = "draining" if self.is_draining else "ready"
-            return JSONResponse({"status": status, "sessions": len(self.open)},
-                                503 if self.is_draining else 200)  # fmt: skip
+            return as_json({"status": status, "sessions": len(self.open)},
+                           503 if self.is_draining else 200)  # fmt: skip
 
         async def metrics(request: Any) -> Any:
-            return PlainTextResponse(self.service.metrics.text())
+            return whole(self.service.metrics.text(), "text/plain; charset=utf-8")
 
         async def page(request: Any) -> Any:
             return FileResponse(HERE / "live.html", headers=PAGE_HEADERS)
@@ -214,9 +212,16 @@ class Server:
             return FileResponse(HERE / request.url.path.lstrip("/"), headers=PAGE_HEADERS)
 
         async def unknown(request: Any, error: Any) -> Any:
-            told = HttpError(error.status_code, "not_found",
-                             f"{request.method} {request.url.path}: no such route")  # fmt: skip
-            return JSONResponse(told.body(), told.status)
+            return refused(EventError("not_found", f"{request.method} {request.url.path}: no such "
+                                      "route", status=error.status_code))  # fmt: skip
+
+        calls = [
+            ("GET", "models", self._models), ("GET", "models/{name:path}", self._models),
+            ("POST", "audio/speech", answered(self.routes.speech)),
+            ("POST", "audio/transcriptions", answered(self.routes.transcription)),
+            ("POST", "chat/completions", answered(self.routes.chat)),
+            ("POST", "realtime/client_secrets", answered(self._secret)),
+        ]  # fmt: skip
 
         return FastAPI(
             docs_url=None, redoc_url=None, openapi_url=None,
@@ -227,99 +232,48 @@ class Server:
                 Route("/", page), Route("/health", health), Route("/ready", ready),
                 Route("/metrics", metrics), *(Route(f"/{name}", file) for name in PAGE_FILES),
                 WebSocketRoute("/v1/realtime", self.live),
-                Route("/v1/{path:path}", self._call, methods=["GET", "POST"]),
+                *(Route(f"/v1/{path}", self._call(path, answer), methods=[method])
+                  for method, path, answer in calls),
             ],
         )  # fmt: skip
 
     # HTTP
 
-    async def _call(self, request: Any) -> Any:
-        """Any call of /v1: checked, answered, counted; an error is the protocol's object."""
-        from fastapi.responses import JSONResponse, Response, StreamingResponse
+    def _call(self, path: str, answer: Callable[[Any], Awaitable[Any]]) -> Any:
+        """A route of /v1: checked, answered, counted; an error is the protocol's object."""
 
-        route, status = request.url.path, 200
-        try:
-            self._check_origin(request.headers)
-            self._check_key(_bearer(request.headers))
-            body = await self._answer(request)
-            if body.pieces is not None:
-                pieces = body.pieces
-                first = await anext(pieces, b"")    # so that an error still has its status
+        async def endpoint(request: Any) -> Any:
+            try:
+                self._check_origin(request.headers)
+                self._check_key(_bearer(request.headers))
+                made = await answer(request)
+            except Exception as error:
+                made = refused(error, f"/v1/{path}")
+            self.service.metrics.requests.labels(f"/v1/{path}", str(made.status_code)).inc()
+            return made
 
-                async def sent() -> Any:
-                    yield first
-                    try:
-                        async for piece in pieces:
-                            yield piece
-                    except Exception as error:      # too late for a status
-                        LOG.exception("%s", route)
-                        if body.media_type != "text/event-stream":
-                            raise
-                        yield sse(as_http(error).body())
+        return endpoint
 
-                return StreamingResponse(sent(), media_type=body.media_type)
-            return Response(body.whole, media_type=body.media_type)
-        except Exception as error:
-            told = as_http(error)
-            if told.status >= 500:
-                LOG.exception("%s", route)
-            status = told.status
-            headers = {"x-should-retry": "false"} if status == 500 else None
-            return JSONResponse(told.body(), status, headers=headers)
-        finally:
-            label = route if route in ROUTES else "other"
-            self.service.metrics.requests.labels(label, str(status)).inc()
+    async def _models(self, request: Any) -> Any:
+        name, own = request.path_params.get("name"), self.service.model
+        model = {"id": own, "object": "model", "created": 0, "owned_by": "osum"}
+        if name not in (None, own):
+            raise EventError("model_not_found", f"model {name}: not served here", status=404)
+        return as_json(model if name else {"object": "list", "data": [model]})
 
-    async def _answer(self, request: Any) -> Body:
-        path = request.url.path.removeprefix("/v1/").rstrip("/")
-        if request.method == "GET":
-            return self._models(path)
-        request = _limited(request)
-        if path == "audio/transcriptions":
-            form = await request.form(max_files=1, max_fields=32)
-            file = form.get("file")
-            if file is None or isinstance(file, str):
-                raise HttpError(400, "invalid_value", "file: need a sound file", "file")
-            data = await file.read()
-            return await _while_there(
-                request, self.routes.transcription(data, file.filename or "file", form)
-            )
-        routes = {"audio/speech": self.routes.speech, "chat/completions": self.routes.chat,
-                  "realtime/client_secrets": self._secret}  # fmt: skip
-        if path not in routes:
-            raise HttpError(404, "not_found", f"/v1/{path}: no such route")
-        try:
-            asked = json.loads(await request.body())
-        except (ValueError, RecursionError) as error:
-            raise HttpError(400, "invalid_json", f"the body must be JSON: {error}") from error
-        if not isinstance(asked, dict):
-            raise HttpError(400, "invalid_json", "the body must be a JSON object")
-        return await _while_there(request, routes[path](asked))
-
-    def _models(self, path: str) -> Body:
-        model = {"id": self.service.model, "object": "model", "created": 0, "owned_by": "osum"}
-        if path == "models":
-            return _json({"object": "list", "data": [model]})
-        if path != f"models/{self.service.model}":
-            raise HttpError(404, "model_not_found", f"/v1/{path}: no such model or route")
-        return _json(model)
-
-    async def _secret(self, asked: Mapping[str, Any]) -> Body:
+    async def _secret(self, asked: Mapping[str, Any]) -> Any:
         """POST /v1/realtime/client_secrets: a browser's key for some minutes, and its settings."""
-        wanted = protocol.mapping(asked.get("expires_after"), "expires_after").get(
-            "seconds", SECRET_S
-        )
-        if not isinstance(wanted, int) or not LEAST_SECRET_S <= wanted <= MOST_SECRET_S:
-            raise HttpError(400, "invalid_value", f"expires_after.seconds: {LEAST_SECRET_S} to "
-                            f"{MOST_SECRET_S}", "expires_after.seconds")  # fmt: skip
+        wanted = protocol.mapping(asked.get("expires_after"), "expires_after").get("seconds", 600)
+        if wanted not in SECRET_S:
+            raise protocol.invalid("expires_after.seconds", wanted, "need 10 to 7200")
         session = dict(protocol.mapping(asked.get("session"), "session"))
         protocol.SessionSettings("", "").merged(session, self.service.turn_model is not None)
         self.secrets = {key: one for key, one in self.secrets.items() if one[0] > time.time()}
         if len(self.secrets) >= MOST_SECRETS:
-            raise HttpError(429, "rate_limit_exceeded", "too many secrets are open")
+            raise EventError("rate_limit_exceeded", "too many secrets are open", status=429)
         value, end = f"ek_{secrets.token_hex(16)}", time.time() + wanted
         self.secrets[value] = end, session
-        return _json({"value": value, "expires_at": int(end), "session": session})
+        return as_json({"value": value, "expires_at": int(end), "session": session})
 
     def _check_origin(self, headers: Mapping[str, str]) -> None:
         """No web page but our own, and those allowed, may speak to a server on this machine.
@@ -332,15 +286,15 @@ class Server:
             return
         page = urlsplit(origin)
         if page.netloc != headers.get("host") or not _is_address(page.hostname or ""):
-            raise HttpError(403, "origin_not_allowed", f"origin {origin}: not allowed here; the "
-                            "server's --allow-origin names pages that may connect")  # fmt: skip
+            raise EventError("origin_not_allowed", f"origin {origin}: not allowed here; the "
+                             "server's --allow-origin names those that may connect", status=403)
 
     def _check_key(self, given: str | None, is_temporary: bool = False) -> None:
         """is_temporary: one of a browser, which opens nothing but live sessions."""
         if self.key is None or is_temporary:
             return
         if not hmac.compare_digest((given or "").encode(), self.key.encode()):
-            raise HttpError(401, "invalid_api_key", "a valid API key is needed")
+            raise EventError("invalid_api_key", "a valid API key is needed", status=401)
 
     # Live sessions
 
@@ -354,14 +308,14 @@ class Server:
             key = keys[0] if keys else _bearer(socket.headers)
             end, given = self.secrets.get(key or "", (0.0, {}))
             self._check_key(key, end > time.time())
-        except HttpError as error:
+        except EventError as error:
             self.service.metrics.refused.labels(error.code).inc()
             await socket.close(POLICY, str(error))
             return
         await socket.accept("realtime" if "realtime" in offered else None)
         if len(self.open) >= self.most or self.is_draining:
             self.service.metrics.refused.labels("session_limit_reached").inc()
-            full = protocol.EventError("session_limit_reached", f"{self.most} sessions are open")
+            full = EventError("session_limit_reached", f"{self.most} sessions are open")
             refused = {**protocol.error_event(full), "event_id": protocol.make_id("event")}
             await socket.send_text(json.dumps(refused))
             await socket.close(POLICY if not self.is_draining else TOO_SLOW, str(full))
@@ -437,8 +391,42 @@ async def _write(socket: Any, outgoing: "asyncio.Queue[Event | None]") -> None:
             await socket.send_text(json.dumps(event))
 
 
+def refused(error: Exception, where: str = "") -> Any:
+    """The answer of a call that failed, with the protocol's error object."""
+    told = protocol.client_error(error, where)
+    answer = as_json({"error": {"param": None, **told.told()}}, told.status)
+    if told.status == 500:
+        answer.headers["x-should-retry"] = "false"
+    return answer
+
+
+def answered(answer: Callable[[Mapping[str, Any]], Coroutine[Any, Any, Any]]) -> Any:
+    """What answers a POST: its form or JSON is read, and the work given up where the client goes
+    away."""
+
+    async def call(request: Any) -> Any:
+        request = _limited(request)
+        asking = asyncio.create_task(answer(await _body(request)))
+
+        async def gone() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        leaving = asyncio.create_task(gone())
+        try:
+            await asyncio.wait((asking, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise EventError("client_gone", "the client went away", status=499)
+            return asking.result()
+        finally:
+            asking.cancel()
+            leaving.cancel()
+
+    return call
+
+
 def _limited(request: Any) -> Any:
-    """The request, whose body raises HttpError where it is too large, whatever its headers say."""
+    """The request, whose body raises EventError where it is too large, whatever its headers say."""
     from starlette.requests import Request
 
     left = MOST_UPLOAD_BYTES
@@ -448,28 +436,23 @@ def _limited(request: Any) -> Any:
         message = await request.receive()
         left -= len(message.get("body", b""))
         if left < 0:
-            raise HttpError(413, "too_large", f"at most {MOST_UPLOAD_BYTES >> 20} MB")
+            most = f"at most {MOST_UPLOAD_BYTES >> 20} MB"
+            raise EventError("too_large", most, status=413)
         return message
 
     return Request(request.scope, receive)
 
 
-async def _while_there(request: Any, answer: Coroutine[Any, Any, Body]) -> Body:
-    """An answer, given up where the client goes away."""
+async def _body(request: Any) -> Mapping[str, Any]:
+    """What a call asks, as a form or in JSON."""
+    from starlette.exceptions import HTTPException
 
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = asyncio.create_task(answer), asyncio.create_task(gone())
+    if not request.headers.get("content-type", "").startswith("multipart/"):
+        return protocol.read_object(await request.body(), "the body")
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            raise HttpError(499, "client_gone", "the client went away")
-        return tasks[0].result()
-    finally:
-        for task in tasks:
-            task.cancel()
+        return await request.form(max_files=1, max_fields=32)
+    except HTTPException as error:
+        raise EventError("invalid_form", f"the body: {error.detail}") from error
 
 
 def _is_address(host: str) -> bool:
@@ -483,6 +466,3 @@ def _bearer(headers: Mapping[str, str]) -> str | None:
     kind, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if kind.lower() == "bearer" else None
 
-
-def _json(value: Event) -> Body:
-    return Body("application/json", json.dumps(value).encode())

@@ -8,109 +8,60 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from osum_echat.errors import InputError
-from osum_echat.serving.audio_formats import (
-    FILE_FORMATS,
-    FORMATS,
-    Resampler,
-    Samples,
-    encode_file,
-)
+from osum_echat.serving import protocol
+from osum_echat.serving.audio_formats import FILE_FORMATS, FORMATS, Resampler, Samples, encode_file
 from osum_echat.serving.items import Item, answer
-from osum_echat.serving.protocol import (
-    Event,
-    EventError,
-    decode_audio,
-    make_id,
-    mapping,
-    now,
-    part,
-)
+from osum_echat.serving.protocol import Event, EventError, client_error, decode_audio, invalid
 from osum_echat.serving.realtime import Service
 from osum_echat.serving.reply_stream import Generation, perceived
 from osum_echat.serving.session import Conversation, Question
 from osum_echat.serving.turns import RATE_HZ
 
 if TYPE_CHECKING:
-    from osum_echat.inference.reply import Event as ReplyEvent
+    from starlette.responses import Response
+
     from osum_echat.inference.reply import Reply
 
 PCM = FORMATS["audio/pcm"]
 CALLS_AT_ONCE = 8                               # in threads of their own: live sessions need theirs
 KEPT_REPLIES, KEPT_REPLY_S = 256, 3600         # that a later message may name by their audio's id
 TEXT_FORMATS = ("json", "text", "verbose_json")
-
-
-class HttpError(Exception):
-    """An answer with the protocol's error object."""
-
-    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.param = status, code, param
-
-    def body(self) -> Event:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param,
-                          "code": self.code}}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """What is sent back: bytes at once, or pieces as they come."""
-
-    media_type: str
-    whole: bytes = b""
-    pieces: AsyncIterator[bytes] | None = None
+SOUND_FORMATS = ("pcm", *FILE_FORMATS)
 
 
 class OpenAiRoutes:
-    """The three POST routes. A call of one harms no other."""
+    """The POST routes that give replies. A call of one harms no other."""
 
     def __init__(self, service: Service) -> None:
         self.service, self._pool = service, ThreadPoolExecutor(CALLS_AT_ONCE, "call")
         self._replies: OrderedDict[str, tuple[float, str]] = OrderedDict()
 
-    async def speech(self, asked: Mapping[str, Any]) -> Body:
+    async def speech(self, asked: Mapping[str, Any]) -> "Response":
         """POST /v1/audio/speech."""
         text, form = asked.get("input"), asked.get("response_format") or "mp3"
         if not isinstance(text, str):
-            raise HttpError(400, "invalid_value", "input: need a text", "input")
-        if form not in ("pcm", *FILE_FORMATS):
-            known = ", ".join(("pcm", *FILE_FORMATS))
-            raise HttpError(400, "invalid_value", f"response_format {form!r}: not one of {known}",
-                            "response_format")  # fmt: skip
-        generation = await self._ask(Question("tts", text=text))
+            raise invalid("input", text, "need a text")
+        if form not in SOUND_FORMATS:
+            raise invalid("response_format", form, f"not one of {', '.join(SOUND_FORMATS)}")
         media = "audio/pcm" if form == "pcm" else FILE_FORMATS[form][2]
+        generation = await self._ask(Question("tts", text=text))
         if asked.get("stream_format") == "sse":
-            return Body("text/event-stream", pieces=self._speech_events(generation, form))
+            return await streamed(self._speech_events(generation, form))
         if form == "pcm":
-            return Body(media, pieces=self._pcm(generation))
-        return Body(media, await self._file(await done(generation), form))
-
-    async def _pcm(self, generation: Generation) -> AsyncIterator[bytes]:
-        """Sound at 24 kHz as it is made."""
-        from osum_echat.inference.reply import AudioPiece
-
-        resampler: Resampler | None = None
-        async for event in told(generation):
-            if isinstance(event, AudioPiece):
-                resampler = resampler or Resampler(event.sample_rate_hz, PCM.rate_hz)
-                yield PCM.encode(resampler.push(event.samples.numpy()))
-        if resampler is not None:
-            yield PCM.encode(resampler.push(np.zeros(0, np.float32), last=True))
+            return await streamed(pcm(generation), media)
+        return whole(await self._file(await done(generation), form), media)
 
     async def _speech_events(self, generation: Generation, form: str) -> AsyncIterator[bytes]:
-        if form == "pcm":
-            async for data in self._pcm(generation):
-                yield sse({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
-        else:
-            data = await self._file(await done(generation), form)
+        async def file() -> AsyncIterator[bytes]:
+            yield await self._file(await done(generation), form)
+
+        async for data in pcm(generation) if form == "pcm" else file():
             yield sse({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
         yield sse({"type": "speech.audio.done", "usage": {
             "input_tokens": 0, "output_tokens": 0, "total_tokens": 0}})  # fmt: skip
@@ -118,78 +69,80 @@ class OpenAiRoutes:
     async def _file(self, reply: "Reply", form: str) -> bytes:
         """The sound of a reply, whole: pcm or one of FILE_FORMATS."""
         if reply.wave is None or reply.sample_rate_hz is None:
-            raise HttpError(500, "no_speech", "the model gave no speech for this text")
+            raise EventError("no_speech", "the model gave no speech for this text", status=500)
         return await self._work(sound_file, reply.wave.numpy(), reply.sample_rate_hz, form)
 
     async def _work(self, call: Callable[..., Any], *given: Any) -> Any:
         """What takes too long for the loop, which serves live sessions."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *given)
 
-    async def transcription(self, data: bytes, name: str, asked: Mapping[str, Any]) -> Body:
+    async def transcription(self, asked: Mapping[str, Any]) -> "Response":
         """POST /v1/audio/transcriptions."""
-        form = asked.get("response_format") or "json"
+        form, file = asked.get("response_format") or "json", asked.get("file")
         if form not in TEXT_FORMATS:
-            raise HttpError(400, "invalid_value", f"response_format {form!r}: not one of "
-                            f"{', '.join(TEXT_FORMATS)}", "response_format")  # fmt: skip
-        clip = await self._work(readable, data, name, self.service.limits.audio_s)
+            raise invalid("response_format", form, f"not one of {', '.join(TEXT_FORMATS)}")
+        if file is None or isinstance(file, str):
+            raise invalid("file", file, "need a sound file")
+        name = file.filename or "file"
+        clip = await self._work(readable, await file.read(), name, self.service.limits.audio_s)
         generation = await self._ask(Question("asr", clip=clip, name=name))
         if str(asked.get("stream")).lower() == "true":
-            return Body("text/event-stream", pieces=self._transcript_events(generation))
+            return await streamed(self._transcript_events(generation))
         reply = await done(generation)
         text, seconds = reply.heard or "", round(reply.audio_in_s or 0.0, 3)
         if form == "text":
-            return Body("text/plain; charset=utf-8", f"{text}\n".encode())
-        told_: Event = {"text": text, "usage": {"type": "duration", "seconds": seconds}}
+            return whole(f"{text}\n".encode(), "text/plain; charset=utf-8")
+        told: Event = {"text": text, "usage": {"type": "duration", "seconds": seconds}}
         if form == "verbose_json":
-            told_ |= {"task": "transcribe", "language": "english", "duration": seconds}
-            told_["segments"] = [
+            told |= {"task": "transcribe", "language": "english", "duration": seconds}
+            told["segments"] = [
                 {"id": 0, "seek": 0, "start": 0.0, "end": seconds, "text": text, "tokens": [],
                  "temperature": 0.0, "avg_logprob": 0.0, "compression_ratio": 1.0,
                  "no_speech_prob": 0.0}]  # fmt: skip
-        return Body("application/json", json.dumps(told_).encode())
+        return as_json(told)
 
     async def _transcript_events(self, generation: Generation) -> AsyncIterator[bytes]:
         from osum_echat.inference.reply import Done, TextPiece
 
-        async for event in told(generation):
+        async for event in generation.events():
             if isinstance(event, TextPiece):
                 yield sse({"type": "transcript.text.delta", "delta": event.text})
             elif isinstance(event, Done):
                 yield sse({"type": "transcript.text.done", "text": event.reply.heard or ""})
 
-    async def chat(self, asked: Mapping[str, Any]) -> Body:
+    async def chat(self, asked: Mapping[str, Any]) -> "Response":
         """POST /v1/chat/completions."""
         messages = asked.get("messages")
         if not isinstance(messages, list) or not messages:
-            raise HttpError(400, "invalid_value", "messages: need a list of messages", "messages")
+            raise invalid("messages", messages, "need a list of messages")
         items, wanted = await self._work(self._items, messages), asked.get("modalities")
         speaks = isinstance(wanted, list) and "audio" in wanted
-        sound = mapping(asked.get("audio"), "audio")
+        sound = protocol.mapping(asked.get("audio"), "audio")
         form = str(sound.get("format") or "wav").removesuffix("16")
-        if speaks and form not in ("pcm", *FILE_FORMATS):
-            raise HttpError(400, "invalid_value", f"audio.format {form!r}", "audio.format")
+        if speaks and form not in SOUND_FORMATS:
+            raise invalid("audio.format", form, f"not one of {', '.join(SOUND_FORMATS)}")
         conversation = Conversation(self.service.limits)
         events = answer(self.service.assistant, conversation, items,
                         "audio" if speaks else "text", "label", "")  # fmt: skip
         generation = Generation(events, conversation, self._pool)
-        head = {"id": make_id("chatcmpl"), "created": now(), "model": self.service.model}
+        head = {"id": protocol.make_id("chatcmpl"), "created": protocol.now(),
+                "model": self.service.model}  # fmt: skip
         if asked.get("stream"):
-            options = mapping(asked.get("stream_options"), "stream_options")
+            options = protocol.mapping(asked.get("stream_options"), "stream_options")
             usage = bool(options.get("include_usage"))
-            chunks = self._chat_events(generation, head, speaks, usage)
-            return Body("text/event-stream", pieces=chunks)
+            return await streamed(self._chat_events(generation, head, speaks, usage))
         reply = await done(generation)
         message: Event = {"role": "assistant", "content": reply.text,
                           "x_osum": perceived(reply.labels, "label", reply.thought)}  # fmt: skip
         if speaks and reply.wave is not None:
-            data, number = await self._file(reply, form), make_id("audio")
+            data, number = await self._file(reply, form), protocol.make_id("audio")
             self._keep(number, reply.text)
             message |= {"content": None, "audio": {
                 "id": number, "data": base64.b64encode(data).decode(),
-                "expires_at": now() + KEPT_REPLY_S, "transcript": reply.text}}  # fmt: skip
+                "expires_at": protocol.now() + KEPT_REPLY_S, "transcript": reply.text}}  # fmt: skip
         choice = {"index": 0, "message": message, "finish_reason": finish_reason(reply)}
-        whole = {**head, "object": "chat.completion", "choices": [choice], "usage": usage_of(reply)}
-        return Body("application/json", json.dumps(whole).encode())
+        used = usage_of(reply)
+        return as_json({**head, "object": "chat.completion", "choices": [choice], "usage": used})
 
     def _keep(self, number: str, text: str) -> None:
         """The id of a message's sound stands for its words in later calls."""
@@ -202,7 +155,7 @@ class OpenAiRoutes:
     ) -> AsyncIterator[bytes]:
         from osum_echat.inference.reply import AudioPiece, Done, TextPiece
 
-        number, resampler, first = make_id("audio"), None, {"role": "assistant"}
+        number, resampler, first = protocol.make_id("audio"), None, {"role": "assistant"}
         base = {**head, "object": "chat.completion.chunk"}
 
         def chunk(delta: Event, reason: str | None = None) -> bytes:
@@ -211,7 +164,7 @@ class OpenAiRoutes:
             return sse({**base, "choices": [
                 {"index": 0, "delta": delta, "finish_reason": reason}]})  # fmt: skip
 
-        async for event in told(generation):
+        async for event in generation.events():
             if isinstance(event, TextPiece):
                 audio = {"id": number, "transcript": event.text}
                 yield chunk({"audio": audio} if speaks else {"content": event.text})
@@ -226,7 +179,7 @@ class OpenAiRoutes:
                     rest = b"" if resampler is None else PCM.encode(resampler.push(end, last=True))
                     self._keep(number, reply.text)
                     yield chunk({"audio": {"data": base64.b64encode(rest).decode()}})
-                    yield chunk({"audio": {"expires_at": now() + KEPT_REPLY_S}})
+                    yield chunk({"audio": {"expires_at": protocol.now() + KEPT_REPLY_S}})
                 found = perceived(reply.labels, "label", reply.thought)
                 yield chunk({"x_osum": found}, finish_reason(reply))
                 if usage:
@@ -240,32 +193,30 @@ class OpenAiRoutes:
     def _message(self, given: Any, where: str) -> Iterator[Item]:
         """A chat message as an item of the conversation; system messages are left out."""
         if not isinstance(given, dict) or not isinstance(given.get("role"), str):
-            raise HttpError(400, "invalid_value", f"{where}: need an object with a role", where)
+            raise invalid(where, given, "need an object with a role")
         content, role = given.get("content"), given["role"]
         if role not in ("user", "assistant"):
             return
         item = Item(role)
         if isinstance(given.get("audio"), dict):
-            known = self._replies.get(str(given["audio"].get("id")))
-            if known is None or known[0] < time.monotonic():
-                raise HttpError(400, "invalid_value", f"{where}.audio.id: unknown, or expired")
-            item.parts.append(part("output_text", known[1]))
+            number = given["audio"].get("id")
+            until, text = self._replies.get(str(number), (0.0, ""))
+            if until < time.monotonic():
+                raise invalid(f"{where}.audio.id", number, "unknown, or expired")
+            item.parts.append(protocol.part("output_text", text))
         for one in content if isinstance(content, list) else [{"type": "text", "text": content}]:
             if isinstance(one, dict) and one.get("type") == "input_audio":
-                data = mapping(one.get("input_audio"), f"{where}.input_audio").get("data")
+                data = protocol.mapping(one.get("input_audio"), f"{where}.input_audio").get("data")
                 limits = self.service.limits
                 sound = decode_audio(str(data or ""), limits.audio_bytes)
                 item.clip = readable(sound, f"{where}.input_audio", limits.audio_s)
             elif isinstance(one, dict) and isinstance(one.get("text"), str):
-                item.parts.append(part("input_text", one["text"]))
+                item.parts.append(protocol.part("input_text", one["text"]))
         yield item
 
     async def _ask(self, question: Question) -> Generation:
         conversation = Conversation(self.service.limits)
-        try:
-            events = await self._work(conversation.ask, self.service.assistant, question)
-        except InputError as error:
-            raise HttpError(400, "invalid_value", str(error)) from error
+        events = await self._work(conversation.ask, self.service.assistant, question)
         return Generation(events, conversation, self._pool)
 
 
@@ -276,17 +227,17 @@ def sound_file(samples: Samples, rate_hz: int, form: str) -> bytes:
     return encode_file(samples, rate_hz, form)
 
 
-async def told(generation: Generation) -> "AsyncIterator[ReplyEvent]":
-    """The events of a generation. Raises HttpError for what it fails of; left early, it stops."""
-    try:
-        while (event := await generation.queue.get()) is not None:
-            if isinstance(event, InputError):
-                raise HttpError(400, "invalid_value", str(event)) from event
-            if isinstance(event, Exception):
-                raise HttpError(500, "server_error", "the reply failed; see the log") from event
-            yield event
-    finally:
-        generation.stop()
+async def pcm(generation: Generation) -> AsyncIterator[bytes]:
+    """Sound at 24 kHz as it is made."""
+    from osum_echat.inference.reply import AudioPiece
+
+    resampler: Resampler | None = None
+    async for event in generation.events():
+        if isinstance(event, AudioPiece):
+            resampler = resampler or Resampler(event.sample_rate_hz, PCM.rate_hz)
+            yield PCM.encode(resampler.push(event.samples.numpy()))
+    if resampler is not None:
+        yield PCM.encode(resampler.push(np.zeros(0, np.float32), last=True))
 
 
 async def done(generation: Generation) -> "Reply":
@@ -294,29 +245,29 @@ async def done(generation: Generation) -> "Reply":
     from osum_echat.inference.reply import Done
 
     reply = None
-    async for event in told(generation):
+    async for event in generation.events():
         if isinstance(event, Done):
             reply = event.reply
     if reply is None:
-        raise HttpError(500, "server_error", "the reply came to no end")
+        raise EventError("server_error", "the reply came to no end", status=500)
     return reply
 
 
 def readable(data: bytes, name: str, most_s: float) -> bytes:
     """A clip that libsndfile reads; webm and m4a are decoded by the `av` package where it is.
 
-    Raises HttpError for one that cannot be decoded, or lasts over most_s seconds: a small file may
-    hold hours.
+    Raises InputError for one that cannot be decoded, or lasts over most_s seconds: a small file
+    may hold hours.
     """
     if not data:
-        raise HttpError(400, "invalid_value", f"{name}: no sound in it")
+        raise InputError(f"{name}: no sound in it")
     if data[:4] != b"\x1a\x45\xdf\xa3" and data[4:8] != b"ftyp":
         return data
     try:
         import av
     except ImportError as error:
-        raise HttpError(415, "unsupported_format", f"{name}: webm and m4a need the `av` package on "
-                        "the server; send wav, flac, mp3 or ogg") from error  # fmt: skip
+        raise EventError("unsupported_format", f"{name}: webm and m4a need the `av` package on the "
+                         "server; send wav, flac, mp3 or ogg", status=415) from error  # fmt: skip
     pieces, left = [], most_s * RATE_HZ
     try:
         with av.open(io.BytesIO(data), "r") as container:
@@ -326,11 +277,11 @@ def readable(data: bytes, name: str, most_s: float) -> bytes:
                     pieces.append(out.to_ndarray().reshape(-1))
                     left -= len(pieces[-1])
                 if left < 0:
-                    raise HttpError(400, "invalid_value", f"{name}: over {most_s:g} s; cut it")
+                    raise InputError(f"{name}: over {most_s:g} s; cut it")
     except (av.error.FFmpegError, ValueError, IndexError) as error:
-        raise HttpError(400, "invalid_value", f"{name}: cannot be decoded ({error})") from error
+        raise InputError(f"{name}: cannot be decoded ({error})") from error
     if not pieces:
-        raise HttpError(400, "invalid_value", f"{name}: no sound in it")
+        raise InputError(f"{name}: no sound in it")
     return encode_file(np.concatenate(pieces), RATE_HZ, "wav")
 
 
@@ -352,16 +303,39 @@ def sse(value: Event) -> bytes:
     return f"data: {json.dumps(value)}\n\n".encode()
 
 
-def as_http(error: Exception) -> HttpError:
-    """Any error as one of the protocol; what is not ours says nothing of the inside."""
-    from starlette.exceptions import HTTPException
+async def streamed(
+    pieces: AsyncIterator[bytes], media_type: str = "text/event-stream"
+) -> "Response":
+    """Pieces as they come. An error before the first still has its status; a later one is told
+    among the events, or cuts a sound off."""
+    from starlette.responses import StreamingResponse
 
-    if isinstance(error, HttpError):
-        return error
-    if isinstance(error, EventError):
-        return HttpError(400, error.code, str(error), error.param)
-    if isinstance(error, InputError):
-        return HttpError(400, "invalid_value", str(error))
-    if isinstance(error, HTTPException):
-        return HttpError(error.status_code, "invalid_request", error.detail)
-    return HttpError(500, "server_error", "the server failed; its log says why")
+    first = await anext(pieces, b"")
+
+    async def sent() -> AsyncIterator[bytes]:
+        yield first
+        try:
+            async for piece in pieces:
+                yield piece
+        except Exception as error:
+            told = client_error(error, "a stream failed")
+            if media_type != "text/event-stream":
+                raise
+            yield sse({"error": told.told()})
+
+    return StreamingResponse(sent(), media_type=media_type)
+
+
+def whole(data: bytes, media_type: str) -> "Response":
+    """An answer in one piece."""
+    from starlette.responses import Response
+
+    return Response(data, media_type=media_type)
+
+
+def as_json(value: Event, status: int = 200) -> "Response":
+    """An object; half a character in it is no trouble."""
+    from starlette.responses import Response
+
+    return Response(json.dumps(value), status, media_type="application/json")
+

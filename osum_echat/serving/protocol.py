@@ -71,14 +71,14 @@ def make_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(10)}"
 
 
-def read_event(text: str | bytes) -> Event:
-    """A client event as it came. Raises EventError for what is no JSON object."""
+def read_object(text: str | bytes, what: str) -> Event:
+    """The JSON object that a client sent. Raises EventError for anything else."""
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise EventError("invalid_json", f"an event must be JSON: {error}") from error
+        raise EventError("invalid_json", f"{what} must be JSON: {error}") from error
     if not isinstance(raw, dict):
-        raise EventError("invalid_json", "an event must be a JSON object")
+        raise EventError("invalid_json", f"{what} must be a JSON object")
     return raw
 
 

@@ -105,7 +105,7 @@ class RealtimeSession:
         """Take one client event; what is wrong with it is told in an `error` event."""
         event: Event = {}
         try:
-            event = protocol.read_event(text)
+            event = protocol.read_object(text, "an event")
             protocol.check_event(event)
             work = HANDLERS[event["type"]](self, event)
             if work is not None:
