@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 
 from osum_echat import cli
-from osum_echat.training import state
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,18 +18,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_threads(parser)
     arguments = parser.parse_args(argv)
 
-    asked = arguments.config, arguments.overrides
-
     def train() -> int:
-        if state.is_finished(*asked):
-            return 0
-        from osum_echat.training import experiment
+        from osum_echat.training import experiment, trainer
 
-        outcome = experiment.train(experiment.load(*asked))
-        if outcome.signal is not None:
-            return 128 + outcome.signal
-        state.remember_finished(*asked, outcome.step)
-        return 0
+        outcome = trainer.train(experiment.load(arguments.config, arguments.overrides))
+        return 0 if outcome.signal is None else 128 + outcome.signal
 
     return cli.run("train.py", train, arguments.quiet)
 

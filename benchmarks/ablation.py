@@ -221,7 +221,7 @@ class Ablation:
             "run.check_steps=0", "run.log_steps=50", "run.keep=1",
             f"engine.encoder_cache_file={self.out / 'heard.safetensors'}", *overrides,
         ])  # fmt: skip
-        outcome = experiment.train(loaded)
+        outcome = trainer.train(loaded)
         if outcome.signal is not None:
             raise KeyboardInterrupt     # as Ctrl-C: its checkpoint is written
         logs.out(f"{output.name}: done in {(time.monotonic() - started) / 60:.1f} minutes, "

@@ -63,7 +63,7 @@ def walks() -> None:
 
 def to_loss() -> list[str]:
     """Files entered while a trained step is made from tars, the model loaded before."""
-    from osum_echat.training import experiment
+    from osum_echat.training import experiment, trainer
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "experiment.yaml"
@@ -71,7 +71,7 @@ def to_loss() -> list[str]:
         path.write_text(
             EXPERIMENT.format(output=Path(folder) / "out", model=TINY, list=tars), encoding="utf-8"
         )
-        training = experiment.build(experiment.load(str(path)))
+        training = trainer.Trainer(experiment.load(str(path)))
         with traced() as files:
             training.engine.step([next(training.batches)], 1e-4)
     return files

@@ -37,7 +37,7 @@ OURS = {  # keys of a DeepSpeed file that would contradict a setting of ours
 }
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(engines.LocalEngine):
     """A model and optimizer parted among processes as the DeepSpeed file says."""
 
     every_process_scores = True  # ZeRO 3 gathers each layer's weights from all
@@ -48,14 +48,10 @@ class DeepSpeedEngine:
     ) -> None:  # fmt: skip
         if settings.encoder_cache_mb or settings.ctc_only:
             raise ConfigError("engine.deepspeed: not with encoder_cache_mb or ctc_only; leave out")
-        self.settings, self.ranks, self.device = settings, ranks, device
-        self.dtype = engines.compute_dtype(settings.precision, device)
-        self.model = engines.prepared(model, stage, settings, device)
+        super().__init__(model, stage, settings, device, ranks)
         self._norm: float | None = None  # of the batch that was learned last
         self._loss = _Loss(self.model, settings.ctc_weight)
-        self._engine = _start(
-            self._loss, engines.adamw(model, stage, settings), settings, self.dtype, device
-        )
+        self._engine = _start(self._loss, self.optimizer, settings, self.dtype, device)
         self.has_pieces = bool(self._engine.zero_optimization_partition_weights())  # ZeRO 3
 
     def step(self, batches: Sequence[Batch], rate: float) -> engines.StepReport:
@@ -70,17 +66,11 @@ class DeepSpeedEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         share = self.ranks.world / max(1.0, float(tokens))
-        scores = engines.summed_scores(self._learned(batch, share) for batch in batches)
+        scores = engines.summed_scores(self._shared(batch, share) for batch in batches)
         norm = self._engine.get_global_grad_norm() if self._norm is None else self._norm
         norm = float(norm or 0.0)
         applied = bool(self._engine.was_step_applied()) and engines.is_finite(norm)
         return engines.StepReport(norm, applied, scores)
-
-    @torch.no_grad()
-    def score(self, batches: Sequence[Batch]) -> dict[str, engines.Score]:
-        """Loss and accuracy by task, without training; every process scores the same batches."""
-        self.model.eval()
-        return engines.summed_scores(self._report(batch) for batch in batches)
 
     def save(self, directory: Path) -> dict[str, Any]:
         """Write every process's weights and optimizer into the directory; nothing is left over."""
@@ -140,7 +130,7 @@ class DeepSpeedEngine:
             total: Tensor = self._engine(batch.to(self.device))
         return self._loss.report._replace(total=total)  # the one that DeepSpeed has hooked into
 
-    def _learned(self, batch: Batch, share: float) -> LossReport:
+    def _shared(self, batch: Batch, share: float) -> LossReport:
         """The loss of a batch, `share` of its gradient added to those of the step."""
         report = self._report(batch)
         self._engine.backward(report.total * share, scale_wrt_gas=False)

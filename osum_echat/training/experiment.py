@@ -1,40 +1,60 @@
-"""One training is one YAML: its settings, and all that it works on made from them."""
+"""One training is one YAML: its settings, the model that it starts from, and what it leaves."""
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 import yaml
 
-from osum_echat import device as devices
-from osum_echat.data import loader as loaders
-from osum_echat.data.clips import AugmentSettings
-from osum_echat.data.prepare import Preparer, PrepareSettings
-from osum_echat.device import Ranks
+from osum_echat.data.loader import DataSettings
+from osum_echat.data.prepare import PrepareSettings
 from osum_echat.errors import ConfigError
-from osum_echat.files import locked, whole_folder
-from osum_echat.logs import is_first_rank, logger
+from osum_echat.files import whole_folder
+from osum_echat.logs import logger
 from osum_echat.models import checkpoint, pretrained
 from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.settings import check_numbers, override, parse, read_mapping
-from osum_echat.tasks import PROMPTS_FILE
-from osum_echat.training import state as states
-from osum_echat.training import trainer
-from osum_echat.training.deepspeed_engine import DeepSpeedEngine
-from osum_echat.training.engine import EngineSettings, LocalEngine
+from osum_echat.tasks import PROMPTS_FILE, Prompts
+from osum_echat.training.engine import EngineSettings
 from osum_echat.training.scheduler import ScheduleSettings
 from osum_echat.training.stages import StageSettings
-from osum_echat.training.trainer import Outcome, RunSettings, Training, finished_step
-from osum_echat.training.validation import Question, answered, figures, questions
 from osum_echat.vocab import TOKENIZER_FILES, Vocab
 
 LOG = logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """How long a training goes on, and what it leaves behind. The first limit reached ends it."""
+
+    steps: int = 0  # optimizer steps; 0 = no limit
+    minutes: float = 0.0  # training time over all resumes; 0 = no limit
+    epochs: int = 0  # passes over the data; 0 = no limit
+    save_minutes: float = 5.0  # a checkpoint this often; 0 = only at the end
+    keep: int = 2  # checkpoints kept
+    log_steps: int = 20
+    check_steps: int = 0  # held-out scores this often; 0 = only at the end
+    bad_steps: int = 10  # gradients in a row that are not finite before giving up
+    best: bool = False  # export the model to `best` whenever the held-out loss was never as low
+    tensorboard: bool = False  # curves in `tensorboard` too; see requirements-train.txt
+    check_answers: int = 0  # held-out understanding utterances answered by generation at each
+    # check, for word error rate and label accuracy; 0 = none
+    answer_tokens: int = 200  # of such an answer, at most
+    average: float = 0.0  # decay of the running mean of weights that is exported; 0 = off
+    changed: bool = False  # go on in an output that was trained with other settings
+
+    def __post_init__(self) -> None:
+        if not (self.steps or self.minutes or self.epochs):
+            raise ConfigError("run: give a limit: steps, minutes or epochs")
+        check_numbers(self, "run", "keep log_steps answer_tokens bad_steps", 1)
+        check_numbers(self, "run", "steps minutes epochs save_minutes check_steps check_answers", 0)
+        if not 0.0 <= self.average < 1.0:
+            raise ConfigError(f"run.average: {self.average}, need 0 (off) to below 1")
+
+
 HARMLESS = (  # settings, or beginnings of them, that change nothing of what a step learns
     "output", "device", *(f"run.{item.name}" for item in fields(RunSettings)
     if item.name != "average"), "schedule.total_steps", "schedule.budget_minutes", "data.held_out",
@@ -47,7 +67,7 @@ class Experiment:
     """Everything that one training needs. Paths are relative to the working directory."""
 
     output: str  # checkpoints, metrics and, in `final`, the trained model
-    data: loaders.DataSettings
+    data: DataSettings
     stage: StageSettings
     schedule: ScheduleSettings
     run: RunSettings
@@ -71,6 +91,10 @@ class Experiment:
             raise ConfigError("engine.ctc_weight: needs prepare.ctc_targets=true")
         if self.run.best and not self.data.held_out:
             raise ConfigError("run.best: needs data.held_out, lists to score")
+        if self.run.check_answers and not self.data.held_out:
+            raise ConfigError("run.check_answers: needs data.held_out with understanding tasks")
+        if self.run.average and self.engine.deepspeed is not None:
+            raise ConfigError("run.average: not with engine.deepspeed, whose weights are in pieces")
         tokenizer = self.tokenizer or self.init_llm
         if self.init is None and (self.model is None or tokenizer is None):
             raise ConfigError("experiment: give `init`, or both `model` and `tokenizer`")
@@ -84,66 +108,11 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
     return parse(Experiment, raw, path.name)
 
 
-def train(experiment: Experiment) -> Outcome:
-    """Train as it says, going on from what its output holds.
-
-    Raises ConfigError where that was trained with other settings that matter, InputError where
-    another training writes there.
-    """
-    output = Path(experiment.output)
-    with locked(output / states.LOCK_FILE) if is_first_rank() else nullcontext():
-        states.tell_changes(output, experiment, HARMLESS, experiment.run.changed, "run.changed")
-        step = finished_step(output, experiment.run)
-        if step is not None:
-            LOG.info("already finished at step %d: see %s", step, output)
-            return Outcome(step, None)
-        return trainer.train(build(experiment), experiment.run, experiment.schedule)
-
-
 def dump(experiment: Experiment) -> str:
     """The experiment as YAML that `load` reads back."""
     plain = json.loads(json.dumps(asdict(experiment)))  # tuples as lists
     text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     return text
-
-
-def build(experiment: Experiment) -> Training:
-    """Vocabulary, model, data and engine of an experiment; OsumError for what is wrong."""
-    torch.manual_seed(experiment.seed)
-    settings = model_settings(experiment)
-    vocab = vocabulary(experiment, settings)
-    settings = replace(settings, llm={**settings.llm, "vocab_size": vocab.text_rows})
-    preparer = Preparer(experiment.prepare, vocab, settings.encoder.mels)
-    device = devices.pick(experiment.device)
-    ranks = Ranks.join(device)
-    loader = loaders.Loader(
-        loaders.open_sources(experiment.data), preparer, experiment.data, experiment.seed,
-        ranks.rank, ranks.world,
-        Path(experiment.output, f"drops_{ranks.rank}.json" if ranks.rank else "drops.json"),
-    )  # fmt: skip
-    model = network(experiment, settings)
-    if experiment.engine.deepspeed is not None and experiment.run.average:
-        raise ConfigError("run.average: not with engine.deepspeed, whose weights are in pieces")
-    kind = LocalEngine if experiment.engine.deepspeed is None else DeepSpeedEngine
-    engine = kind(model, experiment.stage, experiment.engine, device, ranks)
-    held_out = experiment.data.held_out
-    if held_out:
-        loaders.open_lists(held_out, experiment.data.schemes)  # a missing list is told at the start
-    mels = settings.encoder.mels
-    return Training(
-        engine=engine,
-        batches=loader,
-        held_out=lambda: loaders.held_out_batches(
-            held_out, Preparer(_unchanged(experiment.prepare), vocab, mels), experiment.data,
-            experiment.seed,
-        ),
-        export=lambda directory: export(directory, experiment, engine.model, preparer),
-        describe=lambda directory: describe(directory, experiment, engine.model),
-        output=Path(experiment.output),
-        config_text=dump(experiment),
-        accumulate=experiment.engine.accumulate,
-        answers=_answers(experiment, vocab, mels, engine),
-    )
 
 
 def model_settings(experiment: Experiment) -> EChatSettings:
@@ -191,11 +160,11 @@ def network(experiment: Experiment, settings: EChatSettings) -> EChatModel:
     return model
 
 
-def export(directory: Path, experiment: Experiment, model: EChatModel, preparer: Preparer) -> None:
+def export(directory: Path, experiment: Experiment, model: EChatModel, prompts: Prompts) -> None:
     """The trained model as a directory that a later stage or inference loads, whole or not."""
     with whole_folder(directory, replace=True) as part:
         checkpoint.save(part, model, notes=notes(experiment))
-        pools = {tag: list(pool) for tag, pool in preparer.prompts.pools.items()}
+        pools = {tag: list(pool) for tag, pool in prompts.pools.items()}
         if pools:
             text = yaml.safe_dump(pools, sort_keys=False, allow_unicode=True)
             (part / PROMPTS_FILE).write_text(text, encoding="utf-8")
@@ -214,41 +183,6 @@ def describe(directory: Path, experiment: Experiment, model: EChatModel) -> None
 def notes(experiment: Experiment) -> dict[str, str]:
     """What model.yaml says beside the sizes: how the model was taught to think."""
     return {"thinking": experiment.prepare.thinking, "template": experiment.prepare.template}
-
-
-def _answers(
-    experiment: Experiment, vocab: Vocab, mels: int, engine: LocalEngine | DeepSpeedEngine
-) -> Callable[[EChatModel], Mapping[str, float]] | None:  # fmt: skip
-    """Asks the held-out questions of `run.check_answers`, read when first asked."""
-    run, data = experiment.run, experiment.data
-    if not run.check_answers:
-        return None
-    if not data.held_out:
-        raise ConfigError("run.check_answers: needs data.held_out, a list of understanding tasks")
-    if engine.has_pieces:
-        raise ConfigError("run.check_answers: not with ZeRO 3, whose weights are in pieces; "
-                          "set 0, or engine.deepspeed=conf/ds_zero2.json")  # fmt: skip
-    prepare = replace(_unchanged(experiment.prepare), labels_only=0.0, audio_as_text=0.0)
-
-    @cache
-    def asked() -> list[Question]:
-        held_out = Preparer(prepare, vocab, mels)
-        rows = loaders.held_out_rows(data.held_out, held_out, data, experiment.seed)
-        found = questions(rows, vocab, run.check_answers)
-        if not found:
-            LOG.warning("run.check_answers: data.held_out holds no understanding tasks to ask")
-        return found
-
-    def ask(model: EChatModel) -> Mapping[str, float]:
-        said = answered(model, vocab, asked(), run.answer_tokens, engine.dtype)
-        return figures(asked(), said)
-
-    return ask
-
-
-def _unchanged(settings: PrepareSettings) -> PrepareSettings:
-    """Without masks and augmentation."""
-    return replace(settings, time_masks=0, band_masks=0, augment=AugmentSettings())
 
 
 def _tokenizer_directory(experiment: Experiment) -> Path:

@@ -1,26 +1,21 @@
-"""The state of a training on disk: whole directories, the newest few, safe against kills.
-
-That a training is done is known before torch is loaded, which takes seconds.
-"""
+"""The state of a training on disk: whole directories, the newest few, safe against kills."""
 
 import errno
-import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from osum_echat.errors import CheckpointError, ConfigError, InputError, OsumError
-from osum_echat.files import put_in_place, whole_file, write_json
-from osum_echat.logs import is_first_rank, logger
-from osum_echat.settings import differences, override, parse, read_mapping
+import torch
 
-if TYPE_CHECKING:
-    import torch
+from osum_echat.errors import CheckpointError, ConfigError, InputError
+from osum_echat.files import put_in_place, whole_file
+from osum_echat.logs import logger
+from osum_echat.settings import differences, parse, read_mapping
+from osum_echat.weights import DAMAGE
 
 LOG = logger(__name__)
 FOLDER = "checkpoints"
@@ -29,7 +24,6 @@ LOCK_FILE = ".lock"
 MOST_CHANGES = 10  # told in one line
 MOST_REASON = 200  # letters of a reason of torch's, which may name every weight
 LATEST_FILE = "latest"
-RESULT, FINISHED_FILE = "final", "finished.json"
 
 
 def half_done(output: Path, step: int) -> Path:
@@ -43,8 +37,6 @@ def save(output: Path, step: int, state: dict[str, Any], config_text: str, keep:
     What lies in its `half_done` directory already becomes part of it. A kill or a full disk at any
     moment leaves the earlier checkpoints and `latest` as they were; CheckpointError says so.
     """
-    import torch
-
     part = half_done(output, step)
     target = part.with_name(f"step_{step:08d}")
     try:
@@ -128,13 +120,9 @@ def newest(output: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
-def load(checkpoint: Path, device: "torch.device", mapped: bool = False) -> dict[str, Any]:
+def load(checkpoint: Path, device: torch.device, mapped: bool = False) -> dict[str, Any]:
     """Read the state of a checkpoint; plain values and tensors only. mapped: tensors stay on disk.
     """
-    import torch
-
-    from osum_echat.weights import DAMAGE
-
     path = checkpoint / STATE_FILE
     try:
         state: dict[str, Any] = torch.load(
@@ -148,36 +136,6 @@ def load(checkpoint: Path, device: "torch.device", mapped: bool = False) -> dict
     return state
 
 
-def is_finished(config: str, overrides: Sequence[str]) -> bool:
-    """Whether these very settings were trained to their end, and what came of it is still there.
-
-    False where that is not sure. Raises ConfigError for settings that cannot be read.
-    """
-    output, settings = _asked(config, overrides)
-    try:
-        told = json.loads((output / FINISHED_FILE).read_bytes())
-        newest = (output / FOLDER / LATEST_FILE).read_text(encoding="utf-8")
-        same = (told["settings"], told["newest"]) == (settings, newest)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    if same and (output / RESULT).is_dir():
-        LOG.info("already finished at step %s: see %s", told["step"], output)
-        return True
-    return False
-
-
-def remember_finished(config: str, overrides: Sequence[str], step: int) -> None:
-    """Keep that these settings are trained to their end."""
-    if not is_first_rank():
-        return
-    output, settings = _asked(config, overrides)
-    try:
-        newest = (output / FOLDER / LATEST_FILE).read_text(encoding="utf-8")
-        write_json(output / FINISHED_FILE, {"step": step, "settings": settings, "newest": newest})
-    except (OSError, OsumError) as error:       # the next start takes some seconds more
-        LOG.warning("%s: %s", output / FINISHED_FILE, error)
-
-
 def _complete(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
@@ -187,10 +145,3 @@ def _complete(folder: Path) -> list[Path]:
 def _kept(output: Path) -> str:
     earlier = newest(output)
     return f"{earlier} is as it was" if earlier else "there is no checkpoint yet"
-
-
-def _asked(config: str, overrides: Sequence[str]) -> tuple[Path, str]:
-    """The output of an experiment, and a short name of all its settings."""
-    raw: dict[str, Any] = read_mapping(Path(config))
-    override(raw, overrides)
-    return Path(str(raw.get("output"))), sha256(repr(raw).encode()).hexdigest()[:16]

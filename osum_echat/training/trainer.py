@@ -4,81 +4,38 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 
 import torch
 
 from osum_echat import device as devices
+from osum_echat.data import loader as loaders
 from osum_echat.data.batching import Place
-from osum_echat.data.loader import Loader
+from osum_echat.data.clips import AugmentSettings
+from osum_echat.data.prepare import Preparer
+from osum_echat.device import Ranks
 from osum_echat.errors import CheckpointError, ConfigError, DataError
-from osum_echat.logs import logger
-from osum_echat.models.echat import EChatModel
+from osum_echat.files import locked
+from osum_echat.logs import is_first_rank, logger
 from osum_echat.sequence import Batch
-from osum_echat.settings import check_numbers
 from osum_echat.training import engine as engines
+from osum_echat.training import experiment as experiments
 from osum_echat.training import state as states
+from osum_echat.training import validation
 from osum_echat.training.deepspeed_engine import DeepSpeedEngine
+from osum_echat.training.experiment import Experiment, RunSettings
 from osum_echat.training.metric_logger import EarlyWarnings, MetricLogger
-from osum_echat.training.scheduler import ScheduleSettings, ending, learning_rate
+from osum_echat.training.scheduler import ending, learning_rate
 from osum_echat.training.stages import WeightAverage
 
 LOG = logger(__name__)
 METRICS_FILE = "metrics.jsonl"
 FINAL_FOLDER, BEST_FOLDER = "final", "best"
-
-
-@dataclass(frozen=True, slots=True)
-class RunSettings:
-    """How long a training goes on, and what it leaves behind. The first limit reached ends it."""
-
-    steps: int = 0  # optimizer steps; 0 = no limit
-    minutes: float = 0.0  # training time over all resumes; 0 = no limit
-    epochs: int = 0  # passes over the data; 0 = no limit
-    save_minutes: float = 5.0  # a checkpoint this often; 0 = only at the end
-    keep: int = 2  # checkpoints kept
-    log_steps: int = 20
-    check_steps: int = 0  # held-out scores this often; 0 = only at the end
-    bad_steps: int = 10  # gradients in a row that are not finite before giving up
-    best: bool = False  # export the model to `best` whenever the held-out loss was never as low
-    tensorboard: bool = False  # curves in `tensorboard` too; see requirements-train.txt
-    check_answers: int = 0  # held-out understanding utterances answered by generation at each
-    # check, for word error rate and label accuracy; 0 = none
-    answer_tokens: int = 200  # of such an answer, at most
-    average: float = 0.0  # decay of the running mean of weights that is exported; 0 = off
-    changed: bool = False  # go on in an output that was trained with other settings
-
-    def __post_init__(self) -> None:
-        if not (self.steps or self.minutes or self.epochs):
-            raise ConfigError("run: give a limit: steps, minutes or epochs")
-        check_numbers(self, "run", "keep log_steps answer_tokens bad_steps", 1)
-        check_numbers(self, "run", "steps minutes epochs save_minutes check_steps check_answers", 0)
-        if not 0.0 <= self.average < 1.0:
-            raise ConfigError(f"run.average: {self.average}, need 0 (off) to below 1")
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """What the loop works on.
-
-    export: writes the model as a directory to load from; describe: only its settings.
-
-    answers: figures of held-out questions that the model answers by generation; None: not asked.
-    """
-
-    engine: engines.LocalEngine | DeepSpeedEngine
-    batches: Loader
-    held_out: Callable[[], Sequence[Batch]]
-    export: Callable[[Path], None]
-    describe: Callable[[Path], None]
-    output: Path
-    config_text: str
-    accumulate: int = 1
-    answers: Callable[[EChatModel], Mapping[str, float]] | None = None
 
 
 @dataclass(slots=True)
@@ -117,54 +74,103 @@ def finished_step(output: Path, run: RunSettings) -> int | None:
     return progress.step if progress.finished and limit_of(run, progress) else None
 
 
-def train(training: Training, run: RunSettings, schedule: ScheduleSettings) -> Outcome:
-    """Train until a limit or a signal, going on from the newest checkpoint in the output."""
-    torch.set_flush_denormal(True)  # tiny optimizer moments cost a CPU up to half its speed
-    with states.write_errors_told(training.output):
-        loop = _Loop(training, run, ending(schedule, run.steps, run.minutes))
-        loop.resume()
-        with _signals() as caught:
-            while not ((decision := loop.decide(caught)).signal or decision.ended):
-                if decision.saves:
-                    loop.save()
-                loop.one_step()
-        step = loop.progress.step
-        if not decision.signal:
-            loop.finish()
+def train(experiment: Experiment) -> Outcome:
+    """Train as it says until a limit or a signal, going on from what its output holds.
+
+    Raises ConfigError where that was trained with other settings that matter, InputError where
+    another training writes there.
+    """
+    output, run = Path(experiment.output), experiment.run
+    with locked(output / states.LOCK_FILE) if is_first_rank() else nullcontext():
+        states.tell_changes(output, experiment, experiments.HARMLESS, run.changed, "run.changed")
+        step = finished_step(output, run)
+        if step is not None:
+            LOG.info("already finished at step %d: see %s", step, output)
             return Outcome(step, None)
-        loop.save()
-        LOG.warning("stopped by signal %d at step %d; run again to go on", decision.signal, step)
-        return Outcome(step, decision.signal)
+        return Trainer(experiment).train()
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What all processes do next. signal: 0: none was caught."""
+class Trainer:
+    """One training: what it works on, made as its experiment says, and where it is."""
 
-    signal: int
-    ended: bool
-    saves: bool
-
-
-class _Loop:
-    """The moving parts of one call of `train`."""
-
-    def __init__(self, training: Training, run: RunSettings, schedule: ScheduleSettings) -> None:
-        self.training = training
-        self.run = run
-        self.schedule = schedule
+    def __init__(self, experiment: Experiment) -> None:
+        """Raises OsumError for what is wrong with the experiment."""
+        run, data, seed = experiment.run, experiment.data, experiment.seed
+        self.experiment, self.run, self.output = experiment, run, Path(experiment.output)
+        self.schedule = ending(experiment.schedule, run.steps, run.minutes)
+        torch.manual_seed(seed)
+        settings = experiments.model_settings(experiment)
+        self.vocab = experiments.vocabulary(experiment, settings)
+        settings = replace(settings, llm={**settings.llm, "vocab_size": self.vocab.text_rows})
+        self.preparer = Preparer(experiment.prepare, self.vocab, settings.encoder.mels)
+        device = devices.pick(experiment.device)
+        self.ranks = ranks = Ranks.join(device)
+        self.batches = loaders.Loader(
+            loaders.open_sources(data), self.preparer, data, seed, ranks.rank, ranks.world,
+            self.output / (f"drops_{ranks.rank}.json" if ranks.rank else "drops.json"),
+        )  # fmt: skip
+        model = experiments.network(experiment, settings)
+        kind = engines.LocalEngine if experiment.engine.deepspeed is None else DeepSpeedEngine
+        self.engine = kind(model, experiment.stage, experiment.engine, device, ranks)
+        if run.check_answers and self.engine.has_pieces:
+            raise ConfigError("run.check_answers: not with ZeRO 3, whose weights are in pieces; "
+                              "set 0, or engine.deepspeed=conf/ds_zero2.json")  # fmt: skip
+        loaders.open_lists(data.held_out, data.schemes)  # a missing list is told at the start
         self.progress = Progress()
-        self.average = WeightAverage(training.engine.model, run.average) if run.average else None
-        self.ranks = training.engine.ranks
+        self.average = WeightAverage(model, run.average) if run.average else None
         self.rate = 0.0
         self.metrics = MetricLogger(
-            training.output / METRICS_FILE if self.ranks.is_first else None, run.tensorboard
+            self.output / METRICS_FILE if ranks.is_first else None, run.tensorboard
         )
         self.warnings = EarlyWarnings()
-        self._clock = time.monotonic()
-        self._saved_at = self._clock
-        self._held_out: Sequence[Batch] | None = None
         self._checked_at = -1
+        self._clock = self._saved_at = time.monotonic()
+
+    @cached_property
+    def held_out(self) -> list[Batch]:
+        """Batches to score, always the same ones."""
+        return loaders.held_out_batches(
+            self.experiment.data.held_out, self._preparer(), self.experiment.data,
+            self.experiment.seed,
+        )  # fmt: skip
+
+    @cached_property
+    def questions(self) -> list[validation.Question]:
+        """Those of `run.check_answers`."""
+        data = self.experiment.data
+        preparer = self._preparer(labels_only=0.0, audio_as_text=0.0)
+        rows = loaders.held_out_rows(data.held_out, preparer, data, self.experiment.seed)
+        found = validation.questions(rows, self.vocab, self.run.check_answers)
+        if not found:
+            LOG.warning("run.check_answers: data.held_out holds no understanding tasks to ask")
+        return found
+
+    def _preparer(self, **changes: float) -> Preparer:
+        """Of held-out rows, without masks and augmentation."""
+        plain = replace(self.experiment.prepare, time_masks=0, band_masks=0,
+                        augment=AugmentSettings(), **changes)  # type: ignore[arg-type]  # fmt: skip
+        return Preparer(plain, self.vocab, self.engine.model.settings.encoder.mels)
+
+    def train(self) -> Outcome:
+        """Until a limit or a signal, going on from the newest checkpoint in the output."""
+        torch.set_flush_denormal(True)  # tiny optimizer moments cost a CPU up to half its speed
+        with states.write_errors_told(self.output):
+            self.resume()
+            with _signals() as caught:
+                while True:
+                    stopped_by, ended, saves = self.decide(caught)
+                    if stopped_by or ended:
+                        break
+                    if saves:
+                        self.save()
+                    self.one_step()
+            step = self.progress.step
+            if not stopped_by:
+                self.finish()
+                return Outcome(step, None)
+            self.save()
+            LOG.warning("stopped by signal %d at step %d; run again to go on", stopped_by, step)
+            return Outcome(step, stopped_by)
 
     def tick(self) -> None:
         """Add the time since the last tick to the training's minutes."""
@@ -172,8 +178,11 @@ class _Loop:
         self.progress.minutes += (now - self._clock) / 60.0
         self._clock = now
 
-    def decide(self, caught: Sequence[int]) -> Decision:
-        """The first process's clock, rate and limits, and any process's signal, told to all."""
+    def decide(self, caught: Sequence[int]) -> tuple[int, bool, bool]:
+        """What all processes do next: the signal that stops them or 0, whether they end, or save.
+
+        By the first process's clock, rate and limits, and any process's signal.
+        """
         saves = 0 < self.run.save_minutes * 60.0 <= time.monotonic() - self._saved_at
         first = self.ranks.is_first
         minutes, ended, saved, signal_number = self.ranks.all_reduce_max((
@@ -184,16 +193,16 @@ class _Loop:
         ))  # fmt: skip
         self.progress.minutes = minutes
         self.rate = learning_rate(self.schedule, self.progress.step, minutes)
-        return Decision(int(signal_number), bool(ended), bool(saved))
+        return int(signal_number), bool(ended), bool(saved)
 
     def limit_reached(self) -> str | None:
         """The limit that is used up, in words."""
-        self.progress.epoch = self.training.batches.epoch
+        self.progress.epoch = self.batches.epoch
         return limit_of(self.run, self.progress)
 
     def one_step(self) -> None:
         """Batches, optimizer step, and whatever is due after it."""
-        batches = [next(self.training.batches) for _ in range(self.training.accumulate)]
+        batches = [next(self.batches) for _ in range(self.experiment.engine.accumulate)]
         report = self._engine_step(batches, self.rate)
         self._guard(report, batches)
         self.progress.step += 1
@@ -211,8 +220,8 @@ class _Loop:
     def write_metrics(self) -> None:
         """One line for the steps since the last one."""
         self.metrics.write(
-            self.progress.step, self.progress.minutes, self.rate, self.training.batches.epoch,
-            self.minutes_left(), devices.peak_memory_bytes(self.training.engine.device),
+            self.progress.step, self.progress.minutes, self.rate, self.batches.epoch,
+            self.minutes_left(), devices.peak_memory_bytes(self.engine.device),
         )  # fmt: skip
 
     def minutes_left(self) -> float | None:
@@ -228,13 +237,13 @@ class _Loop:
     def _engine_step(self, batches: Sequence[Batch], rate: float) -> engines.StepReport:
         """A step; ConfigError names the settings to lower where memory was not enough."""
         try:
-            return self.training.engine.step(batches, rate)
+            return self.engine.step(batches, rate)
         except (MemoryError, RuntimeError) as error:
             if not devices.is_out_of_memory(error):
                 raise
             rows, tokens = max((batch.ids.shape for batch in batches), key=lambda one: one.numel())
             raise ConfigError(
-                f"step {self.progress.step + 1}: out of memory on {self.training.engine.device} "
+                f"step {self.progress.step + 1}: out of memory on {self.engine.device} "
                 f"with {rows} rows of {tokens} tokens: lower data.rows or data.row_tokens (and "
                 "raise engine.accumulate), or set engine.recompute=true, or "
                 "engine.deepspeed=conf/ds_zero2_offload.json"
@@ -259,20 +268,28 @@ class _Loop:
 
     def check(self) -> dict[str, engines.Score]:
         """Scores on the held-out batches, by the first process, logged and kept in the metrics."""
-        if not (self.ranks.is_first or self.training.engine.every_process_scores):
+        is_first = self.ranks.is_first
+        if not (is_first or self.engine.every_process_scores) or not self.held_out:
             return {}
-        if self._held_out is None:
-            self._held_out = self.training.held_out()
-        if not self._held_out:
-            return {}
-        with self.average.in_place() if self.average is not None else nullcontext():
-            scores = self.training.engine.score(self._held_out)
-            asks = self.training.answers if self.ranks.is_first else None
-            figures = asks(self.training.engine.model) if asks is not None else {}
+        with self._averaged():
+            scores = self.engine.score(self.held_out)
+            figures = self.answer() if is_first and self.run.check_answers else {}
         self.tick()
         self.metrics.write_check(self.progress.step, scores, figures)
         self.warnings.check(scores)
         return scores
+
+    def answer(self) -> dict[str, float]:
+        """Figures of the held-out questions, which the model answers by generation."""
+        said = validation.answered(
+            self.engine.model, self.vocab, self.questions, self.run.answer_tokens,
+            self.engine.dtype,
+        )  # fmt: skip
+        return validation.figures(self.questions, said)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model holds the running mean of its weights, if there is any."""
+        return self.average.in_place() if self.average is not None else nullcontext()
 
     def check_and_keep_best(self) -> None:
         """Held-out scores; where they are the best so far, the model too (run.best)."""
@@ -287,31 +304,30 @@ class _Loop:
         )
         if is_better:
             self.progress.best = loss
-            self.export(self.training.output / BEST_FOLDER)
+            self.export(self.output / BEST_FOLDER)
             LOG.info("step %d  best held-out loss so far: %.4f", self.progress.step, loss)
 
     def export(self, directory: Path) -> None:
         """The model as a directory to load from: the running mean of its weights, if any."""
-        averaged = self.average.in_place() if self.average is not None else nullcontext()
-        with self.training.engine.whole_model(), averaged:
+        with self.engine.whole_model() as model, self._averaged():
             if self.ranks.is_first:
-                self.training.export(directory)
+                experiments.export(directory, self.experiment, model, self.preparer.prompts)
 
     def save(self) -> None:
         """A checkpoint that holds everything the next step depends on."""
         self.tick()
         progress = self.progress
-        places = self.training.batches.state_dict()
+        places = self.batches.state_dict()
         every_place = self.ranks.gather(torch.tensor([places[key] for key in sorted(places)]))
-        every_random = self.ranks.gather(devices.random_state(self.training.engine.device))
-        half_done = states.half_done(self.training.output, progress.step)
+        every_random = self.ranks.gather(devices.random_state(self.engine.device))
+        half_done = states.half_done(self.output, progress.step)
         if self.ranks.is_first:
             for left in half_done.parent.glob(".step_*"):  # by a kill
                 shutil.rmtree(left, ignore_errors=True)
             half_done.mkdir(parents=True)
-            self.training.describe(half_done)
+            experiments.describe(half_done, self.experiment, self.engine.model)
         self.ranks.barrier()
-        engine = self.training.engine.save(half_done)
+        engine = self.engine.save(half_done)
         self.ranks.barrier()
         self._saved_at = time.monotonic()
         if not self.ranks.is_first:
@@ -321,48 +337,47 @@ class _Loop:
             "batches": every_place,
             "random": every_random,
             "average": None if self.average is None else self.average.state_dict(),
-            "progress": asdict(replace(progress, epoch=self.training.batches.epoch)),
+            "progress": asdict(replace(progress, epoch=self.batches.epoch)),
             "metrics_bytes": self.metrics.size(),
-            "visits": self.training.batches.visits,
+            "visits": self.batches.visits,
         }
-        path = states.save(
-            self.training.output, progress.step, state, self.training.config_text, self.run.keep
-        )
+        text = experiments.dump(self.experiment)
+        path = states.save(self.output, progress.step, state, text, self.run.keep)
         LOG.info("saved %s", path)
         self.tick()
         self._saved_at = time.monotonic()
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the output directory, if it holds one."""
-        self.training.output.mkdir(parents=True, exist_ok=True)
-        checkpoint = states.newest(self.training.output)
+        self.output.mkdir(parents=True, exist_ok=True)
+        checkpoint = states.newest(self.output)
         if checkpoint is None:
             self.metrics.cut(0)
             return
-        state = states.load(checkpoint, self.training.engine.device)
+        state = states.load(checkpoint, self.engine.device)
         place = self.ranks.own(state["batches"]).tolist()
         try:
-            self.training.engine.load(state["engine"], checkpoint)
+            self.engine.load(state["engine"], checkpoint)
             if self.average is not None and state["average"] is not None:
                 self.average.load_state_dict(state["average"])
         except (ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(
                 f"{checkpoint}: of another model, or of other trained parts ("
                 f"{' '.join(str(error).split())[:states.MOST_REASON]}); begin in another output, "
-                f"with init={self.training.output / FINAL_FOLDER} to start from what it has learnt"
+                f"with init={self.output / FINAL_FOLDER} to start from what it has learnt"
             ) from error
         if self.average is not None and state["average"] is None:
-            self.average = WeightAverage(self.training.engine.model, self.run.average)
+            self.average = WeightAverage(self.engine.model, self.run.average)
         names = sorted(one.name for one in fields(Place))
-        self.training.batches.load_state_dict(dict(zip(names, place, strict=True)))
-        devices.set_random_state(self.ranks.own(state["random"]), self.training.engine.device)
+        self.batches.load_state_dict(dict(zip(names, place, strict=True)))
+        devices.set_random_state(self.ranks.own(state["random"]), self.engine.device)
         self.progress = Progress(**state["progress"])
         self.metrics.cut(state["metrics_bytes"])
         self._clock = self._saved_at = time.monotonic()
         is_raised = self.progress.finished and self.limit_reached() is None
         raised = ", its limits raised since" if is_raised else ""
         self.progress.finished = False
-        visits = self.training.batches.visits
+        visits = self.batches.visits
         if self.ranks.is_first and state.get("visits", visits) != visits:
             LOG.warning("the lists have changed: an epoch here has %d utterances, not %d; "
                         "what is left of this one is drawn anew", visits, state["visits"])
@@ -374,12 +389,12 @@ class _Loop:
             self.write_metrics()
         if self._checked_at != self.progress.step:
             self.check_and_keep_best()
-        final, reached = self.training.output / FINAL_FOLDER, self.limit_reached()
+        final, reached = self.output / FINAL_FOLDER, self.limit_reached()
         self.export(final)
         self.progress.finished = True
         self.save()
         if self.ranks.is_first:
-            engines.keep_encoder_cache(self.training.engine.model, self.training.engine.settings)
+            engines.keep_encoder_cache(self.engine.model, self.engine.settings)
         LOG.info("finished at step %d (%s): %s", self.progress.step, reached, final)
 
 

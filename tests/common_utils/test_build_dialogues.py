@@ -305,7 +305,7 @@ def test_data_tools_read_the_result_and_a_training_takes_ten_steps_on_it(built, 
     path = write_experiment(
         tmp_path, model=str(model), run={"steps": 10}, prepare={"max_tokens": 4000},
         data={"lists": lists, "held_out": {}, "row_tokens": 4000})  # fmt: skip
-    experiment.train(experiment.load(path))
+    trainer.train(experiment.load(path))
     steps = [one for one in lines(tmp_path / "out" / trainer.METRICS_FILE) if "loss" in one]
     assert len(steps) == 10 and all(np.isfinite(one["loss"]) for one in steps)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from osum_echat.training import experiment, trainer
 
 
-class Recorded(trainer._Loop):
+class Recorded(trainer.Trainer):
     """Writes the keys of a step's batches, and its number, before the step is done."""
 
     log: Path
@@ -27,8 +27,8 @@ class Recorded(trainer._Loop):
 def main() -> None:
     path, log, *overrides = sys.argv[1:]
     Recorded.log = Path(f"{log}.{os.environ.get('RANK', '0')}")
-    trainer._Loop = Recorded
-    experiment.train(experiment.load(path, overrides))
+    trainer.Trainer = Recorded
+    trainer.train(experiment.load(path, overrides))
 
 
 if __name__ == "__main__":

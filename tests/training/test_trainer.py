@@ -24,7 +24,7 @@ from osum_echat.tasks import task_for
 from osum_echat.training import experiment, state, trainer, validation
 from osum_echat.training.engine import StepReport
 from osum_echat.training.metric_logger import QUIET_STEPS, WARM_STEPS, EarlyWarnings
-from osum_echat.training.scheduler import ScheduleSettings, learning_rate
+from osum_echat.training.scheduler import learning_rate
 from osum_echat.training.stages import group_of
 from osum_echat.training.validation import Question
 from osum_echat.vocab import Vocab
@@ -33,7 +33,7 @@ from tests.training.experiment import are_same, losses, metrics, result, write_e
 
 
 def run(path: Path, *overrides: str) -> trainer.Outcome:
-    return experiment.train(experiment.load(path, overrides))
+    return trainer.train(experiment.load(path, overrides))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_the_loss_falls_every_task_is_told_and_what_is_finished_is_left(unbroken
     assert 0 <= line["padding"] < 1 and line["tokens_per_s"] > 0
     assert "s2s_think" in metrics(unbroken)[-1]["held_out"]
     before = losses(unbroken)
-    monkeypatch.setattr(experiment, "build", None)
+    monkeypatch.setattr(trainer, "Trainer", None)
     assert run(unbroken) == trainer.Outcome(6, None) and losses(unbroken) == before
 
 
@@ -89,7 +89,7 @@ def test_the_result_is_a_model_directory_that_a_later_stage_starts_from(unbroken
     assert (final / "prompts.yaml").is_file()
     path = write_experiment(tmp_path, stage={"train": ["adapter"]})
     loaded = replace(experiment.load(path), init=str(final), model=None, tokenizer=None)
-    assert are_same(dict(experiment.build(loaded).engine.model.state_dict()), result(unbroken))
+    assert are_same(dict(trainer.Trainer(loaded).engine.model.state_dict()), result(unbroken))
 
 
 def test_a_result_that_is_gone_is_written_again(path, tmp_path):
@@ -109,26 +109,25 @@ def test_only_the_newest_checkpoints_are_kept(path, tmp_path):
 
 
 def test_all_processes_step_at_the_rate_of_the_first_ones_clock(path):
-    loaded = experiment.load(path)
-    training, schedule = experiment.build(loaded), ScheduleSettings("cosine", budget_minutes=9)
-    ranks = Mock(is_first=False, all_reduce_max=lambda _: (5.0, 0.0, 0.0, 0.0))
-    training.engine.ranks, training.engine.step = ranks, Mock(return_value=StepReport(1, True, {}))
-    loop = trainer._Loop(training, loaded.run, schedule)
-    loop.decide([])
-    loop.progress.minutes += 2.0        # its own saving took so long
-    loop.one_step()
+    loaded = experiment.load(path, ["run.log_steps=2", "schedule.budget_minutes=9"])
+    training, schedule = trainer.Trainer(loaded), loaded.schedule
+    training.ranks = Mock(is_first=False, all_reduce_max=lambda _: (5.0, 0.0, 0.0, 0.0))
+    training.engine.step = Mock(return_value=StepReport(1, True, {}))
+    training.decide([])
+    training.progress.minutes += 2.0        # its own saving took so long
+    training.one_step()
     assert training.engine.step.call_args.args[1] == learning_rate(schedule, 0, 5.0)
 
 
 def test_a_signal_saves_and_ends(path, tmp_path, monkeypatch):
-    one_step = trainer._Loop.one_step
+    one_step = trainer.Trainer.one_step
 
     def with_signal(self: Any) -> None:
         one_step(self)
         if self.progress.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(trainer._Loop, "one_step", with_signal)
+    monkeypatch.setattr(trainer.Trainer, "one_step", with_signal)
     assert run(path) == trainer.Outcome(2, signal.SIGTERM)
     assert not (tmp_path / "out" / trainer.FINAL_FOLDER).exists()
     monkeypatch.undo()
@@ -157,13 +156,12 @@ def test_epochs_end_a_training_and_the_last_steps_are_told_once(path, log):
 
 
 def test_gradients_that_are_not_finite_are_left_out_then_given_up(path, log):
-    loaded = experiment.load(path, ["run.bad_steps=2"])
-    training = experiment.build(loaded)
+    training = trainer.Trainer(experiment.load(path, ["run.bad_steps=2"]))
     with torch.no_grad():
         training.engine.model.speech_head.bias[0] = float("nan")
     before = training.engine.model.speech_head.weight.clone()
     with pytest.raises(DataError, match=r"lower schedule\.rate"):
-        trainer.train(training, loaded.run, loaded.schedule)
+        training.train()
     assert torch.equal(training.engine.model.speech_head.weight, before)
     assert "left out: gradient norm nan; utterances u" in log.text
 
@@ -199,17 +197,14 @@ def test_a_stop_or_full_disk_while_saving_leaves_the_one_before(
 
 
 def test_a_step_without_tokens_moves_nothing_and_one_without_memory_is_told(path, monkeypatch):
-    training = experiment.build(experiment.load(path))
+    training = trainer.Trainer(experiment.load(path))
     batch = next(training.batches)
     empty = replace(batch, targets=torch.full_like(batch.targets, -100))
     report = training.engine.step([empty], 0.1)
     assert not report.applied and report.norm == 0.0
-    loaded = experiment.load(path)
-    training = experiment.build(loaded)
-
     monkeypatch.setattr(training.engine, "step", Mock(side_effect=MemoryError))
     with pytest.raises(ConfigError, match=r"step 1: out of memory.*lower data\.rows"):
-        trainer.train(training, loaded.run, loaded.schedule)
+        training.train()
 
 
 def test_the_best_model_so_far_is_kept_and_later_worse_ones_do_not_replace_it(tmp_path):
@@ -429,7 +424,7 @@ def test_a_training_tells_them_and_is_not_changed_by_asking(tmp_path):
         (tmp_path / name).mkdir()
         held_out = {"understand": {"path": str(tmp_path / name / "understand.list")}}
         paths[name] = write_experiment(tmp_path / name, data={"held_out": held_out})
-        experiment.train(experiment.load(paths[name], ["run.steps=4", *overrides]))
+        trainer.train(experiment.load(paths[name], ["run.steps=4", *overrides]))
     assert losses(paths["plain"]) == losses(paths["asked"])
     told = [one["answers"] for one in metrics(paths["asked"]) if "answers" in one]
     assert len(told) == 2  # steps 2 and 4, which is the end
