@@ -5,7 +5,7 @@ ways that agree.
 one; asked without segments, as in use, it is sdpa.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,14 +19,6 @@ WAYS = {  # our name -> the name that transformers knows it by
     "eager": "eager",  # products and softmax written out, under the same mask
     "segments": "osum_segments",  # scaled_dot_product_attention of one sequence after the other
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Segments:
-    """How long the sequences of each row are, in order; each row ends in `padding` tokens."""
-
-    lengths: tuple[tuple[int, ...], ...]
-    padding: tuple[int, ...]
 
 
 def chosen(name: str, device: torch.device) -> str:
@@ -54,14 +46,13 @@ def use(llm: Any, way: str) -> None:
 def arguments(way: str, segments: Tensor, dtype: torch.dtype) -> dict[str, Any]:
     """What the LLM must be told for sequences of a row to stay apart.
 
-    segments: (rows, tokens), the number of the sequence within its row, -1 on padding; dtype: of
-    the embedded rows. Where a sequence has holes the mask serves.
+    segments: (rows, tokens), the number of the sequence within its row, -1 on the padding at its
+    end; dtype: of the embedded rows.
     """
     if way == "segments":
-        own = segments_of(segments)
-        if own is not None:
-            return {"attention_mask": {"full_attention": None, "sliding_attention": None},
-                    "own_segments": own}  # fmt: skip
+        return {"attention_mask": {"full_attention": None, "sliding_attention": None},
+                "own_lengths": [row.unique_consecutive(return_counts=True)[1].tolist()
+                                for row in segments.cpu()]}  # fmt: skip
     allowed = (segments[:, :, None] == segments[:, None]).tril()
     mask = allowed[:, None]
     if way == "eager":  # adds its mask
@@ -69,31 +60,17 @@ def arguments(way: str, segments: Tensor, dtype: torch.dtype) -> dict[str, Any]:
     return {"attention_mask": mask}
 
 
-def segments_of(segments: Tensor) -> Segments | None:
-    """The sequences of each row, None where one of them has holes or padding is not last."""
-    lengths, padding = [], []
-    for row in segments.cpu():
-        numbers, counts = row.unique_consecutive(return_counts=True)
-        order, sizes = numbers.tolist(), counts.tolist()
-        ends_in_padding = order[-1] < 0
-        whole = order[: len(order) - ends_in_padding]
-        if len({*whole}) < len(whole) or min(whole, default=0) < 0:
-            return None
-        lengths.append(tuple(sizes[: len(whole)]))
-        padding.append(sizes[-1] if ends_in_padding else 0)
-    return Segments(tuple(lengths), tuple(padding))
-
-
 def _by_segments(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     dropout: float = 0.0, scaling: float | None = None,
-    own_segments: Segments | None = None, **others: Any,
+    own_lengths: Sequence[list[int]] | None = None, **others: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """query: (rows, heads, tokens, width); key, value: (rows, fewer heads, tokens, width).
 
-    Returns (rows, tokens, heads, width), zeros on padding.
+    own_lengths: of the sequences of each row, in order, and of its padding, which is as one.
+    Returns (rows, tokens, heads, width).
     """
-    if own_segments is None:
+    if own_lengths is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         found, _ = sdpa_attention_forward(
@@ -101,16 +78,12 @@ def _by_segments(
         )
         return found, None
     rows = []
-    every = zip(own_segments.lengths, own_segments.padding, strict=True)
-    for number, (lengths, padding) in enumerate(every):
-        own = [whole[number : number + 1].split([*lengths, padding], 2)
-               for whole in (query, key, value)]  # fmt: skip
-        found = [
+    for number, lengths in enumerate(own_lengths):
+        own = (whole[number : number + 1].split(lengths, 2) for whole in (query, key, value))
+        rows.append(torch.cat([
             functional.scaled_dot_product_attention(
-                one_query, one_key, one_value, None, dropout, True, scale=scaling, enable_gqa=True
+                *parts, None, dropout, True, scale=scaling, enable_gqa=True
             ).transpose(1, 2)
-            for one_query, one_key, one_value in list(zip(*own, strict=True))[: len(lengths)]
-        ]
-        blank = value.new_zeros(1, padding, query.shape[1], query.shape[3])
-        rows.append(torch.cat((*found, blank), 1))
+            for parts in zip(*own, strict=True)
+        ], 1))  # fmt: skip
     return torch.cat(rows), None

@@ -201,17 +201,6 @@ def test_packed_equals_unpacked_in_values_and_gradients(way, recompute):
             assert torch.allclose(ours.grad / scale, theirs[name].grad / scale, atol=1e-5), name
 
 
-@pytest.mark.parametrize("way", HERE)
-def test_a_sequence_with_holes_is_kept_whole(way):
-    segments = torch.tensor([[0, 0, -1, 0, 1, 1, -1, -1]])
-    positions = torch.tensor([[0, 1, 0, 2, 0, 1, 0, 0]])
-    embedded = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        found = model_of(way).run(embedded, segments, positions)
-        dense = network().run(embedded[:, [0, 1, 3]], torch.zeros(1, 3), positions[:, [0, 1, 3]])
-    assert torch.allclose(found[:, [0, 1, 3]], dense, atol=1e-5)
-
-
 def test_what_fits_the_device_is_chosen_and_another_name_refused():
     assert attention.chosen("auto", CPU) == "segments" and attention.chosen("auto", CARD) == "mask"
     with pytest.raises(ConfigError, match="'spda' is not one of auto, mask, eager, segments"):
