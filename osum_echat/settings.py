@@ -14,7 +14,7 @@ import yaml
 from osum_echat.errors import ConfigError, OsumError
 
 T = TypeVar("T")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times faster
+_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times faster
 _WORDS = {int: "a whole number", bool: "true or false", str: "text", float: "a number"}
 
 
@@ -39,7 +39,7 @@ def mapping(data: bytes, where: str, error: type[OsumError] = ConfigError) -> di
     is_json = where.endswith(".json")
     try:
         text = data.decode("utf-8-sig")
-        raw = json.loads(text, object_pairs_hook=_pairs) if is_json else _read_yaml(text)
+        raw = json.loads(text, object_pairs_hook=_pairs) if is_json else yaml.load(text, _Loader)
     except _NameTwiceError as fault:
         raise error(f"{where}: {fault}") from fault
     except (yaml.YAMLError, ValueError, RecursionError) as fault:
@@ -54,40 +54,23 @@ class _NameTwiceError(ValueError):
     """A mapping that has one name twice: only one of the values could be used."""
 
 
-def _read_yaml(text: str) -> Any:
+class _Loader(_YamlLoader):  # type: ignore[misc, valid-type]
     """Plain values. Raises YAMLError, and _NameTwiceError."""
-    loader = _LOADER(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _check_names(node)
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
 
-
-def _check_names(root: yaml.Node) -> None:
-    """Raise _NameTwiceError for a name that a mapping below this node has twice."""
-    left, seen = [root], {id(root)}
-    while left:
-        node = left.pop()
-        if not isinstance(node, yaml.CollectionNode):
-            continue
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Called before what `<<` merges in stands beside a mapping's own names, and again after.
+        """
         lines: dict[tuple[str, str], int] = {}
-        for item in node.value:
-            if isinstance(node, yaml.MappingNode):
-                name, item = item
-                line, place = name.start_mark.line + 1, (name.tag, str(name.value))
-                if place in lines:
-                    raise _NameTwiceError(
-                        f"{place[1]!r} stands twice, in line {lines[place]} and in line {line}; "
-                        "keep one"
-                    )
-                lines[place] = line
-            if id(item) not in seen:                # one that is named again by an alias
-                seen.add(id(item))
-                left.append(item)
+        for name, _ in () if hasattr(node, "checked") else node.value:
+            line, place = name.start_mark.line + 1, (name.tag, str(name.value))
+            if place in lines:
+                raise _NameTwiceError(
+                    f"{place[1]!r} stands twice, in line {lines[place]} and in line {line}; "
+                    "keep one"
+                )
+            lines[place] = line
+        node.checked = True
+        super().flatten_mapping(node)
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -106,7 +89,7 @@ def override(raw: dict[str, Any], assignments: Iterable[str]) -> None:
         if not equals or not key:
             raise ConfigError(f"override {assignment!r}: write it as key=value, run.steps=100")
         try:
-            value = _read_yaml(text)
+            value = yaml.load(text, _Loader)
         except _NameTwiceError as error:
             raise ConfigError(f"override {assignment!r}: {error}") from error
         except (yaml.YAMLError, ValueError, RecursionError) as error:

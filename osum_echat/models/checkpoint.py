@@ -191,7 +191,7 @@ def published(
 def empty_model(settings: EChatSettings, where: Path) -> EChatModel:
     """A model of these sizes without memory for its weights. Raises CheckpointError."""
     try:
-        with torch.device("meta"):
+        with weights.empty():
             return EChatModel(settings)
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from error
