@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def work() -> None:
-        states = checkpoint.zero3_states(Path(arguments.source))
-        if states is None:
+        states = checkpoint.deepspeed_states(Path(arguments.source))
+        if states is None or states.name == checkpoint.DEEPSPEED_STATES:
             files, raw = pretrained.find(arguments.source, arguments.config), None
         else:
             config = Path(arguments.config or checkpoint.settings_file(states))

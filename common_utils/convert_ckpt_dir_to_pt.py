@@ -32,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         if not directory.is_dir():
             raise CheckpointError(f"{directory}: no such directory; give what DeepSpeed saved")
-        pieces = checkpoint.zero3_states(directory)
-        states = pieces or checkpoint.deepspeed_states(directory)
+        states = checkpoint.deepspeed_states(directory)
         if states is None:
             raise CheckpointError(f"{directory}: holds no DeepSpeed checkpoint")
+        is_piece = states.name != checkpoint.DEEPSPEED_STATES
         has_fp32 = any(states.parent.glob(checkpoint.OPTIMIZER_STATES))
-        raw = zero_weights(states) if pieces or (arguments.fp32 and has_fp32) else None
+        raw = zero_weights(states) if is_piece or (arguments.fp32 and has_fp32) else None
         lines = collect(states, out, raw)
         for line in () if arguments.quiet else lines:
             logs.out(str(line))

@@ -244,9 +244,11 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: object) -> Non
     check(where, wanted, tensors)
     check_finite(where, [f"{name} {_size(tensors[name])}" for name in wanted
                          if not is_finite(tensors[name])])  # fmt: skip
-    fitting = {name: tensors[name].to(value.dtype) for name, value in wanted.items()}
-    is_empty = any(value.is_meta for value in wanted.values())
-    module.load_state_dict(fitting, assign=is_empty)
+    if any(value.is_meta for value in wanted.values()):
+        fitting = {name: tensors[name].to(value.dtype) for name, value in wanted.items()}
+        module.load_state_dict(fitting, assign=True)
+    else:
+        module.load_state_dict(tensors)
 
 
 def shown(faults: Sequence[str]) -> str:

@@ -34,9 +34,10 @@ LOG = logs.logger(__name__)
 Value = TypeVar("Value")
 
 # Ours, upstream's, and what upstream's training leaves beside its states.
+MODEL_NAMES = (WEIGHTS_FILE, INDEX_FILE, "pytorch_model.bin")
 SETTINGS_NAMES = (SETTINGS_FILE, "ct_config.yaml", "train.yaml")
 DEEPSPEED_STATES = "mp_rank_00_model_states.pt"
-ZERO3_STATES = f"zero_pp_rank_*_{DEEPSPEED_STATES}"
+ANY_STATES = f"*{DEEPSPEED_STATES}"     # of all weights, or of the pieces of ZeRO 3
 OPTIMIZER_STATES = "*zero_pp_rank_*_optim_states.pt"
 # Of our own trainings (see training/state.py) and DeepSpeed's: `latest` names the newest step.
 FINISHED, CHECKPOINTS, LATEST, STATE_FILE = "final", "checkpoints", "latest", "state.pt"
@@ -218,83 +219,75 @@ def weights_file(place: Path) -> Path:
     folder = trained_folder(place)
     if folder != place:
         LOG.info("%s: of a training; taking %s", place, folder.relative_to(place))
-    for name in (WEIGHTS_FILE, INDEX_FILE):
-        if (folder / name).is_file():
-            return folder / name
+    if holds_model(folder):
+        return next(folder / name for name in MODEL_NAMES if (folder / name).is_file())
     states = deepspeed_states(folder)
-    if states is not None:
-        return states
-    pieces = zero3_states(folder)
-    if pieces is not None:
+    if states is not None and states.name != DEEPSPEED_STATES:
         raise CheckpointError(
-            f"{pieces.parent}: weights in pieces (ZeRO 3); put them together first: "
+            f"{folder}: weights in pieces (ZeRO 3); put them together first: "
             f"python common_utils/convert_checkpoint.py {place} DIR --to ours"
         )
-    found = sorted(path.name for path in folder.glob("*.pt"))
+    found = [states] if states is not None else sorted(folder.glob("*.pt"))
     if len(found) == 1:
-        return folder / found[0]
-    choices = f", and {len(found)} .pt files to choose from: name one of {', '.join(found)}"
+        return found[0]
+    names = ", ".join(path.name for path in found)
+    choices = f", and {len(found)} .pt files to choose from: name one of {names}"
     raise CheckpointError(
         f"{folder / WEIGHTS_FILE}: no such file{choices if found else '; copy the model again'}"
     )
+
+
+def holds_model(directory: Path) -> bool:
+    """Whether a directory holds the weights of a model as we or transformers write them."""
+    return any((directory / name).is_file() for name in MODEL_NAMES)
 
 
 def trained_folder(place: Path) -> Path:
     """Where the weights of a training lie; a directory of another kind is returned as it is.
 
     Of the output of a training: the finished model, or the newest checkpoint; of a checkpoint:
-    itself, or the folder in it that DeepSpeed wrote.
+    itself, or what DeepSpeed wrote in it; of what DeepSpeed wrote: the step. Raises CheckpointError
+    where a step must be named.
     """
-    if any((place / name).is_file() for name in (WEIGHTS_FILE, INDEX_FILE)):
+    if holds_model(place):
         return place
-    if any((place / FINISHED / name).is_file() for name in (WEIGHTS_FILE, INDEX_FILE)):
+    if holds_model(place / FINISHED):
         return place / FINISHED
     steps = place / CHECKPOINTS if (place / CHECKPOINTS).is_dir() else place
-    latest = steps / LATEST
-    if latest.is_file():
-        step = steps / _named_in(latest)
-        if step.parent == steps and (step / STATE_FILE).is_file():
-            place = step
+    if (steps / LATEST).is_file():
+        place = _step(steps, STATE_FILE) or place
     if (place / STATE_FILE).is_file() and (place / DEEPSPEED).is_dir():
-        return place / DEEPSPEED
-    return place
+        place = place / DEEPSPEED
+    return _step(place, ANY_STATES) or place
+
+
+def _step(directory: Path, holds: str) -> Path | None:
+    """The folder of a step: the one that `latest` names, or the only one; None: there is none.
+
+    holds: the pattern of a file in each, which the directory itself may hold as well.
+    """
+    if any(directory.glob(holds)):
+        return directory
+    steps = sorted({path.parent for path in directory.glob(f"*/{holds}")})
+    latest = directory / LATEST
+    if steps and latest.is_file():
+        named = directory / latest.read_bytes().decode(errors="replace").strip()
+        if named not in steps:
+            raise CheckpointError(f"{latest}: names a folder that is not there; give the folder")
+        return named
+    if len(steps) > 1:
+        names = ", ".join(step.name for step in steps)
+        raise CheckpointError(f"{directory}: no {LATEST} to choose by: give one of {names}")
+    return steps[0] if steps else None
 
 
 def deepspeed_states(directory: Path) -> Path | None:
-    """The file of the whole weights that DeepSpeed saved (ZeRO 0 to 2); None: there is none.
+    """The file of the weights that DeepSpeed saved; None: there is none.
 
-    directory: a step's folder, or one that holds it. CheckpointError: a step must be named.
+    Under the name DEEPSPEED_STATES of all weights (ZeRO 0 to 2), under another of a process's
+    pieces of them (ZeRO 3). directory: as in trained_folder.
     """
-    return _states(trained_folder(directory), DEEPSPEED_STATES)
-
-
-def zero3_states(directory: Path) -> Path | None:
-    """As deepspeed_states, of ZeRO 3, which leaves a file of pieces for each process: the first."""
-    return _states(trained_folder(directory), ZERO3_STATES)
-
-
-def _states(directory: Path, pattern: str) -> Path | None:
-    own = sorted(directory.glob(pattern))
-    if own:
-        return own[0]
-    latest = directory / LATEST
-    if latest.is_file():
-        name = _named_in(latest)
-        if Path(name).name == name and (directory / name).is_dir():
-            return min((directory / name).glob(pattern), default=None)
-    folders = sorted({path.parent for path in directory.glob(f"*/{pattern}")})
-    if latest.is_file() and folders:
-        raise CheckpointError(f"{latest}: names a folder that is not there; give the folder")
-    if len(folders) > 1:
-        names = ", ".join(folder.name for folder in folders)
-        raise CheckpointError(
-            f"{directory}: no {LATEST} to choose by: give one of {names}"
-        )
-    return min(folders[0].glob(pattern)) if folders else None
-
-
-def _named_in(latest: Path) -> str:
-    return latest.read_bytes().decode(errors="replace").strip()
+    return min(trained_folder(directory).glob(ANY_STATES), default=None)
 
 
 def settings_file(path: Path) -> Path:
@@ -303,9 +296,7 @@ def settings_file(path: Path) -> Path:
     Of a checkpoint without any: those of the finished model. A published file alone gets the
     published settings. Raises CheckpointError where none are found.
     """
-    homes = [path.parent]
-    if path.name.endswith(DEEPSPEED_STATES):
-        homes += [path.parent.parent, path.parent.parent.parent]
+    homes = [*path.parents][: 3 if path.name.endswith(DEEPSPEED_STATES) else 1]
     step = next((home for home in homes if (home / STATE_FILE).is_file()), None)
     if step is not None and step.parent.name == CHECKPOINTS:
         homes.append(step.parent.parent / FINISHED)
@@ -347,9 +338,7 @@ def load(
     path = weights_file(place)
     settings = settings or read_settings(settings_file(path))
     found = read_weights(path, settings.tied)
-    settings = replace(settings, lora=lora_of(path, found, settings))
-    if settings.lora is not None and not keep_lora:
-        found, settings = lora.merged(found, settings.lora), replace(settings, lora=None)
+    found, settings = without_lora(path, found, settings, keep_lora)
     model = empty_model(settings, path)
     types = {
         name: dtype
@@ -359,18 +348,20 @@ def load(
     return model.eval()
 
 
-def lora_of(
-    path: Path, found: Mapping[str, Tensor], settings: EChatSettings
-) -> lora.LoraSettings | None:
-    """The settings of the LoRA layers in a file; None: it has none. Raises CheckpointError."""
-    if not lora.is_trained_with(found):
-        return None
-    if settings.lora is None:
-        raise CheckpointError(
-            f"{path}: holds LoRA layers, and its settings no alpha: write lora: {{rank: 64, "
-            f"alpha: 32}} into {SETTINGS_FILE}"
-        )
-    return settings.lora
+def without_lora(
+    path: Path, found: Mapping[str, Tensor], settings: EChatSettings, keep: bool = False
+) -> tuple[dict[str, Tensor], EChatSettings]:
+    """Weights and settings of a file, its LoRA layers merged, or kept. Raises CheckpointError."""
+    if any(name.endswith(lora.DOWN) for name in found):
+        if settings.lora is None:
+            raise CheckpointError(
+                f"{path}: holds LoRA layers, and its settings no alpha: write lora: {{rank: 64, "
+                f"alpha: 32}} into {SETTINGS_FILE}"
+            )
+        if keep:
+            return dict(found), settings
+        found = lora.merged(found, settings.lora)
+    return dict(found), replace(settings, lora=None)
 
 
 def read_weights(path: Path, tied: bool = True) -> dict[str, Tensor]:
@@ -412,8 +403,9 @@ def _fill(
         value = found.pop(name).to(device=device, dtype=types.get(name))
         if not weights.is_finite(value):
             broken.append(f"{name} {list(value.shape)}")
-        twin = twins.get(name)
-        ready[name] = twin if twin is not None and is_same(twin, value) else value
+        twin = twins.get(name, value)
+        is_alike = (twin.dtype, twin.device) == (value.dtype, value.device)
+        ready[name] = twin if is_alike and torch.equal(twin, value) else value
     weights.check_finite(path, broken)
     model.load_state_dict(ready, strict=False, assign=True)
     model.llm.tie_weights()
@@ -421,9 +413,3 @@ def _fill(
         model.llm.model.rotary_emb = type(model.llm.model.rotary_emb)(model.llm.config)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-
-
-def is_same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same type, place, shape and values."""
-    alike = (one.dtype, one.device) == (other.dtype, other.device)
-    return alike and torch.equal(one, other)

@@ -14,7 +14,7 @@ the half of the vocabulary whose turn it is. Prompts enter as embeddings.
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from osum_echat import weights
 from osum_echat.errors import CheckpointError
 from osum_echat.files import whole_folder, write_json
-from osum_echat.models import checkpoint, lora
+from osum_echat.models import checkpoint
 from osum_echat.models.checkpoint import TEXT_HEAD, TEXT_TABLE, TEXT_TABLE_ALIASES
 from osum_echat.models.echat import LLM_KINDS, MARKS, EChatSettings
 from osum_echat.models.encoder import interleaved_sinusoid, split_sinusoid
@@ -110,10 +110,7 @@ def open_model(files: ModelFiles, raw: Mapping[str, Tensor] | None = None) -> Op
     extras |= {checkpoint.our_name(name): value for name, value in raw.items()
                if checkpoint.our_name(name) in EXTRAS}  # fmt: skip
     found = checkpoint.named_as_ours(raw, settings.tied)
-    layers = checkpoint.lora_of(files.weights, found, settings)
-    if layers is not None:
-        found = lora.merged(found, layers)
-    settings = replace(settings, lora=None)
+    found, settings = checkpoint.without_lora(files.weights, found, settings)
     expected = checkpoint.own_weights(checkpoint.empty_model(settings, files.settings))
     weights.check(files.weights, expected, found, checkpoint.OTHER_MODEL)
     return OpenModel(files, settings, {name: found[name] for name in expected}, extras,

@@ -57,11 +57,6 @@ def add_layers(llm: nn.Module, settings: LoraSettings) -> None:
     inject_adapter_in_model(config, llm)
 
 
-def is_trained_with(names: Mapping[str, object]) -> bool:
-    """True for the weights of a model with LoRA layers."""
-    return any(name.endswith(DOWN) for name in names)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Change:
     """A weight, (out, in), and its LoRA layers: scale times up, (out, rank), @ down, (rank, in)."""

@@ -15,18 +15,17 @@ from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from shutil import copyfileobj
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-import torch
 from torch import Tensor
 
 from osum_echat import logs, paths, weights
 from osum_echat.errors import CheckpointError
 from osum_echat.files import locked, sha256_of, whole_folder
 from osum_echat.models import checkpoint
-from osum_echat.models.checkpoint import settings_file, weights_file
+from osum_echat.models.checkpoint import TEXT_HEAD, TEXT_TABLE, settings_file, weights_file
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.models.settings import COPY, UPSTREAM_KEY, read_llm_config
@@ -50,11 +49,9 @@ SILENCE_S = 60.0                # of a server, before it is given up
 
 LLM = "llm."
 LLM_CONFIG_FILE = "config.json"
-ENCODER_ADAPTER = ("encoder.", "adapter.")
 PROJECTION = "adapter.projection."      # to the width of the LLM, which may be another
 
 WHISPER_HEAD_WIDTH = 64         # in every Whisper
-WHISPER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 WHISPER_NAMES = (               # of transformers or of OpenAI, and ours
     (r"^model\.", ""),
     (r"^encoder\.conv1\.", "embed.conv.0."),
@@ -267,7 +264,11 @@ def unpacked(place: str) -> Path:
     end = next((end for end in TAR_ENDS if name.endswith(end)), None)
     if end is None:
         raise CheckpointError(f"{place}: a model in one file ends in {', '.join(TAR_ENDS)}")
-    told = sha256(_version(place).encode()).hexdigest()
+    version = place                     # a web address is taken to keep its content
+    if not place.startswith(WEB):
+        found = Path(place).stat()
+        version = f"{Path(place).resolve()} {found.st_size} {found.st_mtime_ns}"
+    told = sha256(version.encode()).hexdigest()
     folder = paths.cache() / f"{name.removesuffix(end)}-{told[:12]}"
     with locked(folder.with_name(f".{folder.name}.lock"), WAIT_S):
         if not folder.exists():
@@ -280,7 +281,9 @@ def unpacked(place: str) -> Path:
 
 def _unpack(place: str, folder: Path) -> None:
     try:
-        with _opened(place) as file, tarfile.open(fileobj=file, mode="r|*") as packed:
+        address = place if place.startswith(WEB) else Path(place).resolve().as_uri()
+        file = urlopen(address, timeout=SILENCE_S)
+        with file, tarfile.open(fileobj=file, mode="r|*") as packed:
             for member in packed:
                 _extract(packed, member, folder)
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
@@ -301,21 +304,6 @@ def _extract(packed: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> 
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     with (folder / path).open("wb") as written:
         copyfileobj(content, written)
-
-
-def _version(place: str) -> str:
-    """Changes with the file; a web address is taken to keep its content."""
-    if place.startswith(WEB):
-        return place
-    found = Path(place).stat()
-    return f"{Path(place).resolve()} {found.st_size} {found.st_mtime_ns}"
-
-
-def _opened(place: str) -> IO[Any]:
-    if place.startswith(WEB):
-        file: IO[Any] = urlopen(place, timeout=SILENCE_S)
-        return file
-    return Path(place).open("rb")
 
 
 def _model(folder: Path, place: str) -> Path:
@@ -340,7 +328,10 @@ def start_llm(model: EChatModel, directory: Path) -> None:
     """
     path = weights_file(local(directory))
     raw = {f"{LLM}{name}": value for name, value in weights.read(path).items()}
-    _copy(path, _part(checkpoint.own_weights(model), (LLM,)), raw, model.settings.tied)
+    found = checkpoint.named_as_ours(raw, model.settings.tied)
+    if model.settings.tied and TEXT_TABLE in found:
+        found[TEXT_HEAD] = found[TEXT_TABLE]
+    weights.fill(model.llm, {name.removeprefix(LLM): one for name, one in found.items()}, path)
 
 
 def start_encoder_adapter(model: EChatModel, place: Path) -> None:
@@ -349,19 +340,17 @@ def start_encoder_adapter(model: EChatModel, place: Path) -> None:
     A projection to an LLM of another width is left as it is. Raises CheckpointError as `load`.
     """
     path = weights_file(local(place))
-    found = _part(checkpoint.read_weights(path), ENCODER_ADAPTER)
-    wanted = _part(checkpoint.own_weights(model), ENCODER_ADAPTER)
-    weight = f"{PROJECTION}weight"
-    if weight in found and found[weight].shape != wanted[weight].shape:
+    found = checkpoint.read_weights(path)
+    own, bias = model.adapter.projection, found.get(f"{PROJECTION}bias")
+    if bias is not None and len(bias) != own.out_features:
         LOG.warning(
             "%s: its projection leads to an LLM of width %d, here %d: it starts anew",
-            path, found[weight].shape[0], len(wanted[weight]),
+            path, len(bias), own.out_features,
         )  # fmt: skip
-        found, wanted = (
-            {name: value for name, value in part.items() if not name.startswith(PROJECTION)}
-            for part in (found, wanted)
-        )
-    _copy(path, wanted, found, tied=False)
+        found |= {f"{PROJECTION}{name}": one for name, one in own.state_dict().items()}
+    for name, part in (("encoder.", model.encoder), ("adapter.", model.adapter)):
+        weights.fill(part, {key.removeprefix(name): one for key, one in found.items()
+                            if key.startswith(name)}, path)  # fmt: skip
 
 
 def local(place: str | Path) -> Path:
@@ -369,23 +358,6 @@ def local(place: str | Path) -> Path:
     if is_hub(place):
         return fetch(str(place))
     return unpacked(str(place)) if is_packed(str(place)) else Path(paths.model_source(place))
-
-
-def _part(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-    return {name: value for name, value in tensors.items() if name.startswith(prefixes)}
-
-
-@torch.no_grad()
-def _copy(
-    path: Path, wanted: Mapping[str, Tensor], raw: Mapping[str, Tensor], tied: bool
-) -> None:
-    """Copy every weight over the one of its name."""
-    found = checkpoint.named_as_ours(raw, tied)
-    weights.check(path, wanted, found)
-    for name in logs.progress(wanted, f"loading {path.name}", len(wanted)):
-        value = found[name]
-        weights.check_finite(path, [] if weights.is_finite(value) else [name])
-        wanted[name].copy_(value)
 
 
 def start_encoder(encoder: Encoder, source: Path) -> None:
@@ -414,7 +386,7 @@ def encoder_settings(tensors: Mapping[str, Tensor]) -> EncoderSettings:
 
 def read_whisper(source: Path) -> dict[str, Tensor]:
     """The encoder's float32 weights under our names, of transformers' or OpenAI's layout."""
-    path = _whisper_file(source)
+    path = weights_file(source)
     found = {}
     for name, value in weights.read(path).items():
         if "encoder." not in name:
@@ -426,17 +398,3 @@ def read_whisper(source: Path) -> dict[str, Tensor]:
     if "embed.conv.0.weight" not in found:
         raise CheckpointError(f"{path}: holds no Whisper encoder")
     return found
-
-
-def _whisper_file(source: Path) -> Path:
-    """The file of the weights: the source itself, or the one in a folder."""
-    if source.is_file():
-        return source
-    found = [source / name for name in WHISPER_FILES if (source / name).is_file()]
-    found = found or sorted(source.glob("*.pt"))
-    if len(found) < 1 or (found[0].suffix == ".pt" and len(found) > 1):
-        raise CheckpointError(
-            f"{source}: holds no {WHISPER_FILES[0]} (transformers), and {len(found)} .pt (OpenAI); "
-            "give the file of a Whisper"
-        )
-    return found[0]
