@@ -24,6 +24,10 @@ from osum_echat import logs
 from osum_echat.errors import ConfigError, InputError
 
 NAMES = ("auto", "cuda", "npu", "cpu")
+CARDS = {  # of `auto` in this order; what to do where there are none
+    "cuda": "no CUDA device is visible here; see nvidia-smi",
+    "npu": "torch_npu is not installed or sees no card; see requirements-npu.txt",
+}
 RAY_CARDS = {"cuda": "GPU", "npu": "NPU"}  # what Ray calls a card of each kind
 LEAST_SHARED_WIDTH = 512  # of an LLM whose products are worth a second thread
 TRIED_SIDE, TRIES = 512, 5  # a product that tells how fast a type is: 3 ms in float32
@@ -32,12 +36,15 @@ TIMEOUT = timedelta(hours=1)  # how long a process waits for another that scores
 Part = TypeVar("Part")
 
 
-def _has_npu() -> bool:
-    if find_spec("torch_npu") is None:
-        return False
-    import torch_npu  # type: ignore[import-not-found]
+def _cards(kind: str) -> int:
+    """How many cards of a kind are visible here."""
+    if kind == "cuda" and torch.cuda.is_available():
+        return torch.cuda.device_count()
+    if kind == "npu" and find_spec("torch_npu") is not None:
+        import torch_npu  # type: ignore[import-not-found]
 
-    return bool(torch_npu.npu.is_available())
+        return int(torch_npu.npu.device_count()) if torch_npu.npu.is_available() else 0
+    return 0
 
 
 def pick(name: str = "auto") -> torch.device:
@@ -50,26 +57,17 @@ def pick(name: str = "auto") -> torch.device:
         raise InputError(f"device {name!r}: choose one of {', '.join(NAMES)} "
                          "(cuda:1 or npu:1 for one card)")
     index = int(number) if number else int(os.environ.get("LOCAL_RANK", "0"))
-    if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()):
-        if not torch.cuda.is_available():
-            raise InputError("device 'cuda': no CUDA device is visible here; use --device cpu")
-        return _numbered("cuda", index, torch.cuda.device_count())
-    if kind == "npu" or (kind == "auto" and _has_npu()):
-        if not _has_npu():
-            raise InputError("device 'npu': torch_npu is not installed or sees no card; "
-                             "see requirements-npu.txt, or use --device cpu")
-        return _numbered("npu", index, count("npu"))
+    for card in CARDS if kind == "auto" else (kind,):
+        if there := _cards(card):
+            if index >= there:
+                raise InputError(f"device '{card}:{index}': {there} visible here, numbered from 0; "
+                                 "start as many processes as there are cards, or fewer")
+            device = torch.device(card, index)
+            getattr(torch, card).set_device(device)     # the current one of this process
+            return device
+    if kind in CARDS:
+        raise InputError(f"device {kind!r}: {CARDS[kind]}, or use --device cpu")
     return torch.device("cpu")
-
-
-def _numbered(kind: str, index: int, there: int) -> torch.device:
-    """That card, made the current one of this process."""
-    if index >= there:
-        raise InputError(f"device '{kind}:{index}': {there} visible here, numbered from 0; "
-                         "start as many processes as there are cards, or fewer")
-    device = torch.device(kind, index)
-    getattr(torch, kind).set_device(device)
-    return device
 
 
 def count(name: str = "auto") -> int:
@@ -77,16 +75,8 @@ def count(name: str = "auto") -> int:
 
     A numbered device such as cuda:1 counts as one.
     """
-    kind, _, number = name.partition(":")
-    if number:
-        return 1
-    if kind in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.cuda.device_count()
-    if kind in ("auto", "npu") and _has_npu():
-        import torch_npu
-
-        return int(torch_npu.npu.device_count())
-    return 1
+    kinds = CARDS if name == "auto" else (name,)
+    return next((there for kind in kinds if (there := _cards(kind))), 1)
 
 
 def random_state(device: torch.device) -> torch.Tensor:

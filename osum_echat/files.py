@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -241,23 +242,11 @@ class Journal:
             ) from error
 
     def _cut_torn_line(self) -> None:
-        end = self._file.seek(0, os.SEEK_END)
-        whole = _end_of_lines(self._file, end)
-        if whole < end:
+        self._file.seek(0)
+        last = next(iter(deque(self._file, 1)), b"\n")
+        if not last.endswith(b"\n"):
             LOG.warning("%s: the last line was cut short; it is made again", self.path)
-            self._file.truncate(whole)
-
-
-def _end_of_lines(file: BinaryIO, end: int) -> int:
-    """The byte behind the last end of line before `end`."""
-    while end > 0:
-        start = max(0, end - (1 << 16))
-        file.seek(start)
-        last = file.read(end - start).rfind(b"\n")
-        if last >= 0:
-            return start + last + 1
-        end = start
-    return 0
+            self._file.truncate(self._file.tell() - len(last))
 
 
 def read_journal(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
