@@ -61,7 +61,7 @@ class _Loader(_YamlLoader):  # type: ignore[misc, valid-type]
         """Called before what `<<` merges in stands beside a mapping's own names, and again after.
         """
         lines: dict[tuple[str, str], int] = {}
-        for name, _ in () if hasattr(node, "checked") else node.value:
+        for name, _ in () if hasattr(node, "is_checked") else node.value:
             line, place = name.start_mark.line + 1, (name.tag, str(name.value))
             if place in lines:
                 raise _NameTwiceError(
@@ -69,7 +69,7 @@ class _Loader(_YamlLoader):  # type: ignore[misc, valid-type]
                     "keep one"
                 )
             lines[place] = line
-        node.checked = True
+        node.is_checked = True      # type: ignore[attr-defined]
         super().flatten_mapping(node)
 
 

@@ -80,10 +80,11 @@ def _by_segments(
     rows = []
     for number, lengths in enumerate(own_lengths):
         own = (whole[number : number + 1].split(lengths, 2) for whole in (query, key, value))
-        rows.append(torch.cat([
+        found = [
             functional.scaled_dot_product_attention(
-                *parts, None, dropout, True, scale=scaling, enable_gqa=True
+                one_query, one_key, one_value, None, dropout, True, scale=scaling, enable_gqa=True
             ).transpose(1, 2)
-            for parts in zip(*own, strict=True)
-        ], 1))  # fmt: skip
+            for one_query, one_key, one_value in zip(*own, strict=True)
+        ]
+        rows.append(torch.cat(found, 1))
     return torch.cat(rows), None
