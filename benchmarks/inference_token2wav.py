@@ -95,7 +95,7 @@ def streamed_mel(
     model: Token2Wav, tokens: list[int], settings: streaming.StreamSettings, seed: int
 ) -> Tensor:
     """The mel as the vocoder of a stream gets it: (1, mel, frames)."""
-    state = model.flow.voice_state(model.voice, settings.prompt_tokens)
+    state = model.flow.voice_state(model.voice)
     drawn = streaming.generators(seed)
     solver = streaming.MelStream(model.flow, state, drawn, settings.fade_frames)
     solved = (solver.solve(piece) for piece in streaming.pieces(tokens, settings))
@@ -236,15 +236,15 @@ def first_rows(model: Token2Wav, ids: list[int]) -> list[tuple[str, str]]:
     """What the first second of sound costs."""
     made, prepared = timed(model.prepare_voice)
     assert prepared.cache is not None
-    pairs = [pair for step in prepared.cache.steps for pair in step.layers]
+    pairs = [pair for step in prepared.cache.steps for pair in step]
     size_mb = sum(one.nbytes for pair in pairs for one in pair) / 1e6
-    cases: dict[str, tuple[VoiceState | None, int | None]] = {
-        "5 s of the voice": (None, None), "2 s of the voice": (None, 2 * TOKENS_PER_S),
-        f"5 s prepared (once: {made:.1f} CPU s, {size_mb:.0f} MB)": (prepared, None),
-    }  # fmt: skip
+    cases: dict[str, VoiceState | None] = {
+        "5 s of the voice": None,
+        f"5 s prepared (once: {made:.1f} CPU s, {size_mb:.0f} MB)": prepared,
+    }
+    settings = streaming.StreamSettings(first_tokens=FIRST_TOKENS)
     rows = []
-    for name, (voice, prompt_tokens) in cases.items():
-        settings = streaming.StreamSettings(first_tokens=FIRST_TOKENS, prompt_tokens=prompt_tokens)
+    for name, voice in cases.items():
         rate = product_rate(torch.float32)
         cost, _ = timed(partial(next, model.stream(ids, voice, seed=1, settings=settings)))
         rows.append((f"first second, float32, {name}", told(cost, UPSTREAM_FIRST_S, rate)))

@@ -5,7 +5,7 @@ Its layers take and give (batch, frames, width); valid: (batch, frames), None: n
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -30,16 +30,8 @@ class EstimatorSettings:
     mid_blocks: int = 12
 
 
-@dataclass(slots=True)
-class KeyValues:
-    """Keys and values of a prompt's frames in one pass, layer by layer.
-
-    (batch, heads, frames, width) each.
-    """
-
-    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-
+# Of a prompt's frames in one pass, layer by layer: (batch, heads, frames, width) each.
+KeyValues = list[tuple[Tensor, Tensor]]
 # The keys and values of a layer's frames to those that are attended to; asked layer by layer.
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -49,7 +41,7 @@ def keeping(kept: KeyValues, frames: int, keep: int) -> Extend:
 
     def extend(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         first = keep // round(frames / key.shape[2])        # some layers halve the frames
-        kept.layers.append((key[:, :, :first].clone(), value[:, :, :first].clone()))
+        kept.append((key[:, :, :first].clone(), value[:, :, :first].clone()))
         return key, value
 
     return extend
@@ -57,7 +49,7 @@ def keeping(kept: KeyValues, frames: int, keep: int) -> Extend:
 
 def extending(kept: KeyValues) -> Extend:
     """Puts what was kept before a pass that goes on from there, in each of its rows."""
-    layers = iter(kept.layers)
+    layers = iter(kept)
 
     def extend(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         first_key, first_value = next(layers)

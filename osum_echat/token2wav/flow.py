@@ -154,13 +154,8 @@ class LengthRegulator(nn.Module):
         alone: (batch, frames), the frames of each row, which are worked on as if it were alone;
         None for all.
         """
-        if alone is None:
-            return self.model(x)
         for layer in self.model:
-            if isinstance(layer, GroupNorm):
-                x = layer(x, alone)
-            else:
-                x = layer(masked(x, alone) if isinstance(layer, Conv) else x)
+            x = layer(x, alone) if isinstance(layer, GroupNorm) else layer(masked(x, alone))
         return masked(x, alone)
 
 
@@ -173,14 +168,8 @@ def stretch_with_edges(x: Tensor, frames: int, edge_frames: int) -> Tensor:
     if x.shape[1] <= 2 * EDGE_TOKENS:
         return stretch(x, frames)
     head, middle, tail = x[:, :EDGE_TOKENS], x[:, EDGE_TOKENS:-EDGE_TOKENS], x[:, -EDGE_TOKENS:]
-    return torch.cat(
-        (
-            stretch(head, edge_frames),
-            stretch(middle, frames - 2 * edge_frames),
-            stretch(tail, edge_frames),
-        ),
-        dim=1,
-    )
+    middle = stretch(middle, frames - 2 * edge_frames)
+    return torch.cat((stretch(head, edge_frames), middle, stretch(tail, edge_frames)), dim=1)
 
 
 def stretch_in_place(x: Tensor, first: int, start: int, stop: int, pace: float) -> Tensor:
@@ -277,19 +266,13 @@ class Flow(nn.Module):
         return (mel - self.settings.mel_mean) / self.settings.mel_scale
 
     @torch.no_grad()
-    def voice_state(self, voice: VoicePrompt | None, most_tokens: int | None = None) -> VoiceState:
+    def voice_state(self, voice: VoicePrompt | None) -> VoiceState:
         """What all speech in this voice has in common. Raises InputError for another model's voice.
-
-        most_tokens: keep only so many of the recording's last tokens, and the mel beside them.
         """
         voice = voice or VoicePrompt.absent(torch.zeros(1, self.settings.speaker_width))
         self.check_voice(voice, "voice prompt")
         device = self.input_embedding.weight.device
         tokens, mel = voice.tokens.long(), voice.mel
-        if most_tokens is not None and most_tokens < tokens.shape[1]:
-            frames = round(mel.shape[1] * most_tokens / tokens.shape[1])
-            tokens = tokens[:, tokens.shape[1] - most_tokens :]
-            mel = mel[:, mel.shape[1] - frames :]
         known = self.normalise(mel) if tokens.shape[1] else mel[:, :0]
         speaker = self.speaker(voice.speaker.to(device))
         return VoiceState(tokens.to(device), known.to(device), speaker)
@@ -304,18 +287,13 @@ class Flow(nn.Module):
         noise: what they are solved from, (mel, prompt frames), standard normal. A voice of a few
         frames, or none, comes back as it is.
         """
-        frames, settings = voice.known.shape[1], self.settings
+        frames = voice.known.shape[1]
         keep = (frames - AGAIN_FRAMES) // 2 * 2
         if keep <= 0:
             return voice
-        kept = tuple(KeyValues() for _ in range(settings.steps))
+        kept = tuple(KeyValues() for _ in range(self.settings.steps))
         mu = self.mean(stretch(self.encode(voice.tokens), frames), voice.speaker)
-        heated = noise.T[None].to(mu.device) * settings.temperature
-        self.decoder.solve(
-            self.start(mu, heated), mu, voice.speaker,
-            voice.known.to(mu.dtype), solver_times(settings.steps, settings.spacing),
-            settings.guidance, extends=[keeping(one, frames, keep) for one in kept],
-        )  # fmt: skip
+        self._solved(mu, noise.T[None], voice, extends=[keeping(one, frames, keep) for one in kept])
         return voice._replace(cache=PromptCache(keep, kept))
 
     def stretched(self, encoded: Tensor, voice: VoiceState, first: int | None) -> Tensor:
@@ -334,8 +312,7 @@ class Flow(nn.Module):
             start, stop = (frames_for(number, rate) for number in (first, first + own.shape[1]))
             pace = SAMPLE_RATE_HZ / HOP_SAMPLES / rate
             parts = [stretch_in_place(own, first, start, stop, pace)]
-        prompt_frames = voice.known.shape[1]
-        if prompt_frames:
+        if prompt_frames := voice.known.shape[1]:
             parts.insert(0, stretch(encoded[:, :given], prompt_frames))
         return torch.cat(parts, dim=1)
 
@@ -352,6 +329,10 @@ class Flow(nn.Module):
         solver's steps. Returns (1, mel, frames) each. Padding changes nothing but the order in
         which numbers are added. Raises InputError for no tokens, or ids out of range.
         """
+        settings, cache, prompt_frames = self.settings, voice.cache, voice.known.shape[1]
+        if cache is not None and len(cache.steps) != settings.steps:
+            raise InputError(f"a voice prepared for {len(cache.steps)} steps, not "
+                             f"{settings.steps}; prepare it again")  # fmt: skip
         firsts = firsts or [None] * len(rows)
         for row in rows:
             self.check(row)
@@ -364,35 +345,30 @@ class Flow(nn.Module):
         valid = padding_of(paced)
         mu = self.mean(pad_sequence(paced, batch_first=True), voice.speaker, valid)
         noise = pad_sequence([one.T for one in noises], batch_first=True)
-        solved = self._solved(mu, noise, voice, valid, between)
-        ends = [len(row) - voice.known.shape[1] for row in paced]
-        return [row[None, :, :end] for row, end in zip(solved, ends, strict=True)]
+        extends = None if cache is None else list(map(extending, cache.steps))
+        solved = self._solved(mu, noise, voice, valid, extends, between)
+        solved = solved[:, prompt_frames - (cache.frames if cache is not None else 0) :]
+        made = (solved * settings.mel_scale + settings.mel_mean).transpose(1, 2)
+        ends = [len(row) - prompt_frames for row in paced]
+        return [row[None, :, :end] for row, end in zip(made, ends, strict=True)]
 
     def _solved(
-        self, mu: Tensor, noise: Tensor, voice: VoiceState, valid: Tensor | None,
-        between: Callable[[], None],
+        self, mu: Tensor, noise: Tensor, voice: VoiceState, valid: Tensor | None = None,
+        extends: Sequence[Extend] | None = None, between: Callable[[], None] = lambda: None,
     ) -> Tensor:  # fmt: skip
-        """mu, noise: (rows, frames, mel), the prompt's first; valid: (rows, frames), None for all.
-        Returns (rows, mel, frames without the prompt's)."""
-        settings, prompt_frames = self.settings, voice.known.shape[1]
-        known = F.pad(voice.known.to(mu.dtype), (0, 0, 0, mu.shape[1] - prompt_frames))
-        extends, skip = None, 0
-        if voice.cache is not None:
-            extends, skip = list(map(extending, voice.cache.steps)), voice.cache.frames
-            if len(extends) != settings.steps:
-                raise InputError(
-                    f"a voice prepared for {len(extends)} steps, not {settings.steps}; "
-                    "prepare it again"
-                )
+        """The solver's mel, normalised: (rows, frames, mel), without those that the voice keeps.
+
+        mu, noise: (rows, frames, mel), the prompt's first; valid: (rows, frames), None for all.
+        """
+        settings, skip = self.settings, 0 if voice.cache is None else voice.cache.frames
+        known = F.pad(voice.known.to(mu.dtype), (0, 0, 0, mu.shape[1] - voice.known.shape[1]))
         start = self.start(mu, noise.to(mu.device) * settings.temperature)
-        solved = self.decoder.solve(
+        return self.decoder.solve(
             start[:, skip:], mu[:, skip:],
             voice.speaker.expand(len(mu), -1), known.expand(len(mu), -1, -1)[:, skip:],
             solver_times(settings.steps, settings.spacing), settings.guidance, valid, extends,
             between,
         )  # fmt: skip
-        target = solved[:, prompt_frames - skip :]
-        return (target * settings.mel_scale + settings.mel_mean).transpose(1, 2)
 
     def check(self, tokens: Tensor) -> None:
         """Refuse (tokens,) that have no mel: none, or ids that the codebook does not hold."""

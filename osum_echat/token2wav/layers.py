@@ -106,16 +106,11 @@ def masked(x: Tensor, valid: Tensor | None) -> Tensor:
     return x if valid is None else x * valid.unsqueeze(-1).to(x.dtype)
 
 
-def mish(x: Tensor) -> Tensor:
-    """Mish, written out: half the time of the built-in one in training on a CPU."""
-    return x * torch.tanh(F.softplus(x))
-
-
 class Mish(nn.Module):
-    """`mish` as a layer."""
+    """Mish, written out: half the time of the built-in one in training on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return mish(x)
+        return x * torch.tanh(F.softplus(x))
 
 
 def named(**parts: nn.Module) -> nn.Sequential:

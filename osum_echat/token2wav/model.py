@@ -8,7 +8,7 @@ import copy
 import re
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -47,10 +47,6 @@ FILES = (
     *FLOW_FILES, *VOCODER_FILES, *TOKENIZER_FILES, *SPEAKER_FILES,
 )  # fmt: skip
 PUBLISHED_FILES = ("flow.pt", "hift.pt")        # of CosyVoice-300M-25Hz
-FLOW, VOCODER, LANGUAGE_MODEL = "the flow", "the vocoder", "a language model"
-KEY_MARKS = {                   # names that only this kind of published file has
-    "decoder.estimator.": FLOW, "m_source.": VOCODER, "llm_decoder.": LANGUAGE_MODEL,
-}  # fmt: skip
 VOCODERS: dict[str, type[Hift] | type[NsfVocos]] = {"hift": Hift, "nsf_vocos": NsfVocos}
 Files = dict[str, Path | TarMember]
 WAVE_FADE_FRAMES = 1            # of 11.6 ms: over which the sound of a piece goes into the next
@@ -101,15 +97,14 @@ class Token2Wav(nn.Module):
     @classmethod
     def load(
         cls, source: str | Path, device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32, steps: int | None = None, spacing: float | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> "Token2Wav":  # fmt: skip
         """Read a directory, or an uncompressed tar of one, in place: ours or CosyVoice-300M-25Hz.
 
         The weights stay mapped from disk where their type allows. dtype: what the flow computes in
-        (the vocoder keeps to float32: its phases are sums of thousands of cycles). steps,
-        spacing: of the flow's solver, instead of the model's own: its time goes with the steps.
-        Raises CheckpointError for a missing or damaged file and for keys that differ, ConfigError
-        for a setting out of range.
+        (the vocoder keeps to float32: its phases are sums of thousands of cycles). Raises
+        CheckpointError for a missing or damaged file and for keys that differ, ConfigError for a
+        setting out of range.
         """
         source = Path(source)
         files = find_files(source)
@@ -117,13 +112,9 @@ class Token2Wav(nn.Module):
         vocoder_file = first_of(files, VOCODER_FILES, source)
         flow = weights.read(flow_file)
         vocoder = fold(weights.read(vocoder_file), str(vocoder_file))
-        settings = _settings(files, source, flow, vocoder)
-        settings = replace(settings, flow=replace(
-            settings.flow,
-            speaker_width=speaker_width(flow, settings.flow),
-            steps=settings.flow.steps if steps is None else steps,
-            spacing=settings.flow.spacing if spacing is None else spacing,
-        ))  # fmt: skip
+        settings = _settings(files, source)
+        width = speaker_width(flow, settings.flow)
+        settings = replace(settings, flow=replace(settings.flow, speaker_width=width))
         voice = files.get(VOICE_FILE)
         absent = VoicePrompt.absent(torch.zeros(1, settings.flow.speaker_width))
         made = _empty(settings, absent if voice is None else VoicePrompt.load(voice))
@@ -200,7 +191,7 @@ class Token2Wav(nn.Module):
         """
         drawn = streaming.generators(seed)
         with devices.autocast(self.device, self.dtype):
-            state = self._state(voice, settings.prompt_tokens)
+            state = self._state(voice)
         mels = streaming.MelStream(self.flow, state, drawn, settings.fade_frames, self.solver)
         waves = streaming.WaveStream(self.vocoder, drawn.source, WAVE_FADE_FRAMES)
         ends = 0.0                              # the monotonic second at which the sound runs out
@@ -228,15 +219,11 @@ class Token2Wav(nn.Module):
     def device(self) -> torch.device:
         return self.flow.input_embedding.weight.device
 
-    def _state(
-        self, voice: VoicePrompt | VoiceState | None, most_tokens: int | None = None
-    ) -> VoiceState:
+    def _state(self, voice: VoicePrompt | VoiceState | None) -> VoiceState:
         if isinstance(voice, VoiceState):
             return voice
         voice = voice or self.voice
-        if most_tokens is None and id(voice) in self.prepared:
-            return self.prepared[id(voice)]
-        return self.flow.voice_state(voice, most_tokens)
+        return self.prepared.get(id(voice)) or self.flow.voice_state(voice)
 
     def in_voice(self, voice: VoicePrompt) -> "Token2Wav":
         """The same networks, in memory once, with another voice of their own."""
@@ -318,9 +305,7 @@ def measure_voice(source: Path, wav: str | Path) -> VoicePrompt:
     return make_prompt(wav, tokenizer, SpeakerEncoder(first_of(files, SPEAKER_FILES, source)))
 
 
-def _settings(
-    files: Files, source: Path, flow: Mapping[str, Tensor], vocoder: Mapping[str, Tensor]
-) -> Token2WavSettings:
+def _settings(files: Files, source: Path) -> Token2WavSettings:
     """By our yaml; without one the published sizes, which the weights must then have."""
     if SETTINGS_FILE in files:
         with weights.opened(files[SETTINGS_FILE]) as stream:
@@ -331,8 +316,6 @@ def _settings(
             f"{source / SETTINGS_FILE}: no such file; give a directory made for token to wav, "
             f"or the published one with {' and '.join(PUBLISHED_FILES)}"
         )
-    for tensors, kind, name in zip((flow, vocoder), (FLOW, VOCODER), PUBLISHED_FILES, strict=True):
-        check_kind(tensors, kind, str(files[name]))
     check_rate(files.get(PUBLISHED_YAML), Token2WavSettings().flow.tokens_per_s)
     return Token2WavSettings()
 
@@ -351,17 +334,6 @@ def check_rate(file: Path | TarMember | None, tokens_per_s: int) -> None:
         raise CheckpointError(
             f"{file}: a model of {other[0]} speech tokens a second, need {tokens_per_s}; "
             "OSUM-EChat speaks through CosyVoice-300M-25Hz"
-        )
-
-
-def check_kind(tensors: Mapping[str, Tensor], wanted: str, where: str) -> None:
-    """Raise CheckpointError where a weight file holds another part of the model than `wanted`."""
-    found = {kind for mark, kind in KEY_MARKS.items() if any(mark in key for key in tensors)}
-    if wanted not in found:
-        other = ", ".join(sorted(found)) or "weights of another model"
-        raise CheckpointError(
-            f"{where}: holds {other} ({', '.join(list(tensors)[:3])} ...) where {wanted} is "
-            "needed; are files swapped? Copy the published directory again"
         )
 
 

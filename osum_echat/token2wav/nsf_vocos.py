@@ -106,9 +106,13 @@ class NsfVocos(nn.Module):
     frame and bin the network gives the gain of both and the pulses' phase, on top of the
     magnitude that the mel implies."""
 
+    noise_width = HOP_SAMPLES       # one for each sample
+
     def __init__(self, settings: NsfVocosSettings) -> None:
         super().__init__()
-        self.settings = settings
+        layers = 2 + settings.blocks + settings.pitch_blocks
+        # By the kernels: the pitch, the network behind it, and the windows that overlap.
+        self.reach_frames = settings.kernel // 2 * layers + 2 * (WINDOW_SAMPLES // HOP_SAMPLES)
         self.pitch_predictor = PitchPredictor(
             settings.pitch_width, settings.pitch_blocks, settings.kernel
         )
@@ -124,18 +128,6 @@ class NsfVocos(nn.Module):
         self.head = nn.Linear(settings.width, 3 * BINS)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
-
-    @property
-    def noise_width(self) -> int:
-        """Normal numbers of a frame: one for each sample."""
-        return HOP_SAMPLES
-
-    @property
-    def reach_frames(self) -> int:
-        """By the kernels: the pitch, the network behind it, and the windows that overlap."""
-        settings = self.settings
-        layers = 2 + settings.blocks + settings.pitch_blocks
-        return settings.kernel // 2 * layers + 2 * (WINDOW_SAMPLES // HOP_SAMPLES)
 
     def begin(self, generator: torch.Generator | None = None) -> Past:
         """No frames yet. The pulses have no random phase: the first voiced frame begins with one.

@@ -76,24 +76,20 @@ class StreamSettings:
 
     first_tokens: of the first piece, which decides how soon sound comes, and of the second, which
     must be there when the first has been played; each later one is twice as long, up to
-    `most_tokens`. left_tokens, ahead_tokens: context on either side.
-    prompt_tokens: at most so many of a voice's last ones, None for all. fade_frames: over how
-    many mel frames (11.6 ms each) a piece is blended into the next.
+    `most_tokens`. left_tokens, ahead_tokens: context on either side. fade_frames: over how many
+    mel frames (11.6 ms each) a piece is blended into the next.
     """
 
     first_tokens: int = 12
     most_tokens: int = 50
     left_tokens: int = 25
     ahead_tokens: int = 8
-    prompt_tokens: int | None = None
     fade_frames: int = 8
 
     def __post_init__(self) -> None:
         check_numbers(self, "stream", "most_tokens", 1)
         check_numbers(self, "stream", "first_tokens", 1, self.most_tokens)
         check_numbers(self, "stream", "left_tokens ahead_tokens fade_frames", 0)
-        if self.prompt_tokens is not None:
-            check_numbers(self, "stream", "prompt_tokens", 0)
 
     def size(self, number: int) -> int:
         """Tokens of the piece of that number, from 0."""
@@ -274,13 +270,8 @@ class Past:
 class Vocoder(Protocol):
     """What a vocoder does. Its random part comes in, its state goes out as a value."""
 
-    @property
-    def noise_width(self) -> int:
-        """Normal numbers that a frame's source needs."""
-
-    @property
-    def reach_frames(self) -> int:
-        """Frames on either side that can change a frame's sound."""
+    noise_width: int        # normal numbers that a frame's source needs
+    reach_frames: int       # on either side, that can change a frame's sound
 
     def begin(self, generator: torch.Generator | None = None) -> Past:
         """No frames yet; the source's phases are drawn."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,15 +117,7 @@ def prompt_mel(samples: Tensor) -> Tensor:
     return mel.clamp(min=LEAST_LEVEL).log().transpose(1, 2)
 
 
-class Session(Protocol):
-    """What is used of an onnxruntime session."""
-
-    def get_inputs(self) -> Any: """Names and shapes, in order."""
-
-    def run(self, names: list[str] | None, feeds: dict[str, Any]) -> Any: """One pass."""
-
-
-def open_onnx(file: Path | TarMember) -> Session:
+def open_onnx(file: Path | TarMember) -> Any:
     """A session on one thread, on a GPU where onnxruntime finds one."""
     import onnxruntime
 

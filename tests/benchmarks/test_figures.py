@@ -112,7 +112,7 @@ class Trained:
 def test_every_variant_makes_as_many_updates_from_the_same_start(tmp_path, monkeypatch):
     write_split(tmp_path / "train", "train", 900)
     trained = Trained(write_split(tmp_path / "test", "test", 200))
-    monkeypatch.setattr(ablation.experiment, "train", trained.train)
+    monkeypatch.setattr(ablation.trainer, "train", trained.train)
     monkeypatch.setattr(ablation.EChat, "load", lambda place, **_: trained)
     for name in ("start", "whisper"):
         (tmp_path / name).mkdir()

@@ -15,7 +15,7 @@ from osum_echat.errors import CheckpointError
 from osum_echat.settings import parse, read_mapping
 from osum_echat.token2wav import flow as flows
 from osum_echat.token2wav.flow import Draws, Flow, FlowSettings, frames_for, solver_times
-from osum_echat.token2wav.hift import Hift, HiftSettings, fold
+from osum_echat.token2wav.hift import BINS, Hift, HiftSettings, fold
 from osum_echat.token2wav.layers import stretch
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.parity.rows import OTHERWISE, Row, close, not_compared, read_arrays
@@ -46,15 +46,7 @@ FLOW = {                        # our setting -> its place in config.json
     "guidance": "flow.cfm.cfm_params.inference_cfg_rate",
     "smallest_noise": "flow.cfm.cfm_params.sigma_min",
 }  # fmt: skip
-HIFT = {"channels": "hift.base_channels", "pitch_channels": "f0_predictor.cond_channels",
-        "harmonics": "hift.nb_harmonics", "sine_level": "hift.nsf_alpha",
-        "noise_level": "hift.nsf_sigma", "voiced_above_hz": "hift.nsf_voiced_threshold",
-        "upsample": "hift.upsample_rates", "upsample_kernels": "hift.upsample_kernel_sizes",
-        "window_samples": "hift.istft_params.n_fft", "hop_samples": "hift.istft_params.hop_len",
-        "kernels": "hift.resblock_kernel_sizes", "dilations": "hift.resblock_dilation_sizes",
-        "source_kernels": "hift.source_resblock_kernel_sizes",
-        "source_dilations": "hift.source_resblock_dilation_sizes", "slope": "hift.lrelu_slope",
-        "limit": "hift.audio_limit"}  # fmt: skip
+HIFT = {"channels": "hift.base_channels", "pitch_channels": "f0_predictor.cond_channels"}
 
 Arrays = dict[str, Tensor]
 
@@ -312,12 +304,11 @@ def _hift_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]
         parts_first = _flipped(hift.spectrum(source))
     cached = arrays["cache_source"].shape[2] if "cache_source" in arrays else 0
     own_source = torch.cat((source[:, :cached], own_source[:, cached:]), dim=1)
-    bins = hift.settings.window_samples // 2 + 1
     ours: dict[str, Any] = {name: (_flipped(found[0][1]), STEP) for name, found in calls.items()}
     return ours | {"wav": (wave, WAVE), "f0": (pitch, PITCH_HZ), "sine_waves": (sines, STEP),
                    "source": (own_source.unsqueeze(1), STEP),
-                   "stft_real": (parts_first[:, :bins], STEP),
-                   "stft_imag": (parts_first[:, bins:], STEP)}  # fmt: skip
+                   "stft_real": (parts_first[:, :BINS], STEP),
+                   "stft_imag": (parts_first[:, BINS:], STEP)}  # fmt: skip
 
 
 def _pipeline_case(networks: Networks, arrays: Arrays, path: Path) -> dict[str, Any]:

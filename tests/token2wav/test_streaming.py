@@ -41,7 +41,7 @@ def voice() -> VoicePrompt:
 
 
 def mel_of(speaker: Token2Wav, tokens: list[int], settings: StreamSettings) -> torch.Tensor:
-    state = speaker.flow.voice_state(voice(), settings.prompt_tokens)
+    state = speaker.flow.voice_state(voice())
     solver = MelStream(speaker.flow, state, generators(1), settings.fade_frames)
     made = (solver.solve(piece) for piece in pieces(tokens, settings))
     return torch.cat([mel[:, :, :new] for mel, new in made], dim=2)
@@ -101,14 +101,6 @@ def test_streams_at_once_share_nothing(speaker: Token2Wav):
             made.append(piece)
     for one, other in zip(alone, mixed, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def test_a_capped_prompt_keeps_its_last_tokens_and_their_mel(speaker: Token2Wav):
-    whole, capped = (speaker.flow.voice_state(voice(), most) for most in (None, 3))
-    assert torch.equal(capped.tokens, whole.tokens[:, -3:])
-    assert torch.equal(capped.known, whole.known[:, -10:])
-    assert torch.equal(speaker.flow.voice_state(voice(), 12).known, whole.known)
-    assert speaker.flow.voice_state(voice(), 0).known.shape == (1, 0, 80)
 
 
 def test_what_cannot_be_spoken_is_refused(speaker: Token2Wav):
