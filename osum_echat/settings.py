@@ -1,6 +1,7 @@
 """Settings: a YAML or JSON file to a mapping, `key=value` into it, a mapping to its dataclass."""
 
 import json
+import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -73,6 +74,13 @@ class _Loader(_YamlLoader):  # type: ignore[misc, valid-type]
         super().flatten_mapping(node)
 
 
+# 1e-3, which YAML 1.1 takes for text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+$", re.IGNORECASE),
+    list("-+.0123456789"),
+)  # fmt: skip
+
+
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -118,6 +126,7 @@ def parse(kind: type[T], raw: object, where: str, stored: bool = False) -> T:
     A class variable RENAMED of the dataclass names the new key of each old one, for the message.
     stored: by an earlier version: old keys count as the new ones, those that are gone are left out.
     """
+    inside = f"{where}." if where else ""
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: {raw!r} where a mapping of settings is needed")
     known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
@@ -128,16 +137,16 @@ def parse(kind: type[T], raw: object, where: str, stored: bool = False) -> T:
         raw = {key: value for key, value in named.items() if key in known}
     for key in raw:
         if key in renamed:
-            raise ConfigError(f"{where}.{key}: is named {renamed[key]} now; rename it")
+            raise ConfigError(f"{inside}{key}: is named {renamed[key]} now; rename it")
         if key not in known:
             near = get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"{where}.{key}: no such setting; {hint}")
+            raise ConfigError(f"{inside}{key}: no such setting; {hint}")
     for name, item in known.items():
         if item.default is MISSING and item.default_factory is MISSING and name not in raw:
-            raise ConfigError(f"{where}.{name}: missing, and it has no default")
+            raise ConfigError(f"{inside}{name}: missing, and it has no default")
     return kind(**{
-        key: _value(hints[key], value, f"{where}.{key}", stored) for key, value in raw.items()
+        key: _value(hints[key], value, f"{inside}{key}", stored) for key, value in raw.items()
     })  # fmt: skip
 
 
@@ -167,12 +176,11 @@ def _value(hint: Any, value: Any, where: str, stored: bool) -> Any:
 
 
 def _plain(hint: Any, value: Any, where: str) -> Any:
-    """A number, text or truth value; YAML reads 1e-3 as text, so text may be a number."""
-    if hint is float and not isinstance(value, bool) and isinstance(value, int | float | str):
-        try:
-            return float(value)
-        except ValueError as error:
-            raise ConfigError(f"{where}: {value!r} where a number is needed") from error
+    """A number, text or truth value."""
+    if hint is Any:
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
     if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise ConfigError(f"{where}: {value!r} where {_WORDS.get(hint, hint.__name__)} is needed")

@@ -48,10 +48,10 @@ def test_a_name_that_is_merged_in_or_named_elsewhere_stands_once(tmp_path):
 
 
 def test_nested_values_become_their_types():
-    raw = {"inner": {"size": 3, "sizes": [[1, 2], [3]], "rate": "1e-3"},
+    raw = {"inner": {"size": 3, "sizes": [[1, 2], [3]], "rate": 2},
            "named": {"a": {"size": 1}}}  # fmt: skip
     made = settings.parse(Outer, raw, "file")
-    assert made == Outer(Inner(3, ((1, 2), (3,)), 1e-3), {"a": Inner(1)})
+    assert made == Outer(Inner(3, ((1, 2), (3,)), 2.0), {"a": Inner(1)})
 
 
 @pytest.mark.parametrize(("raw", "message"), [
@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_told_with_its_place(raw, message):
 def test_an_override_makes_the_mappings_on_its_way():
     raw = {"a": {"b": 1}}
     settings.override(raw, ["a.b=[2, x]", "c.d.e=1e-3", "f="])
-    assert raw == {"a": {"b": [2, "x"]}, "c": {"d": {"e": "1e-3"}}, "f": None}
+    assert raw == {"a": {"b": [2, "x"]}, "c": {"d": {"e": 1e-3}}, "f": None}
 
 
 @pytest.mark.parametrize(("given", "message"), [

@@ -1,18 +1,17 @@
 """The dialogue model: a batch of rows to embeddings, hidden states, two heads and the loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.models import attention, ctc
 from osum_echat.models.ctc import CtcSettings
-from osum_echat.models.encoder import Adapter, AdapterSettings, Encoder, EncoderSettings
+from osum_echat.models.encoder import Adapter, AdapterSettings, Encoder, EncoderSettings, padded
 from osum_echat.models.encoder_cache import EncoderCache
 from osum_echat.models.lora import LoraSettings, add_layers
 from osum_echat.models.loss import LossReport, by_task, cross_entropy
@@ -41,7 +40,7 @@ class EChatSettings:
 
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
-    llm: Mapping[str, Any] = field(default_factory=dict)
+    llm: dict[str, Any] = field(default_factory=dict)
     speech_codes: int = 4096
     lora: LoraSettings | None = None
     ctc: CtcSettings | None = None
@@ -167,17 +166,11 @@ class EChatModel(nn.Module):
         Returns (clips, steps, llm width) and lengths (clips,) in steps: clip_steps(frames) of each
         clip alone, because clips that share a batch are padded to an odd number of frames.
         """
-        cached, few = self.encoder_cache is not None, len(mels) <= CLIPS_TOGETHER
-        if mels.device.type != "cpu" or few or cached:
+        few = len(mels) <= CLIPS_TOGETHER
+        if mels.device.type != "cpu" or few or self.encoder_cache is not None:
             return self._encode_together(mels, lengths)
-        order = lengths.argsort()
-        parts = [
-            self._encode_together(mels[group, : int(lengths[group].max())], lengths[group])
-            for group in order.split(CLIPS_TOGETHER)
-        ]
-        back = order.argsort()
-        padded = pad_sequence([row for steps, _ in parts for row in steps], batch_first=True)
-        return padded[back], torch.cat([counts for _, counts in parts])[back]
+        clips = [mel[:frames] for mel, frames in zip(mels, lengths.tolist(), strict=True)]
+        return padded(_by_length(clips, CLIPS_TOGETHER, self._encode_together))
 
     def _encode_together(self, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The same for clips that are worked on at one padded length."""
@@ -198,24 +191,11 @@ class EChatModel(nn.Module):
             mel[cut.start : cut.end]
             for mel, own in zip(mels, cuts, strict=True) for cut in own
         ]  # fmt: skip
-        encoded = iter(self._encode_windows(clips))
-        whole = [torch.cat([next(encoded)[cut.kept] for cut in own]) for own in cuts]
-        counts = torch.tensor([len(steps) for steps in whole], device=lengths.device)
-        return pad_sequence(whole, batch_first=True), counts
-
-    def _encode_windows(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """clips: (frames, mel) each. Returns (steps, llm width) each, in the same order."""
         together = CLIPS_TOGETHER if self.device.type == "cpu" else WINDOWS_TOGETHER
-        order = sorted(range(len(clips)), key=lambda number: len(clips[number]))
-        encoded: dict[int, Tensor] = {}
-        for first in range(0, len(order), together):
-            group = order[first : first + together]
-            mels = pad_sequence([clips[number] for number in group], batch_first=True)
-            lengths = torch.tensor([len(clips[number]) for number in group], device=mels.device)
-            steps, counts = self.adapter(*self.encoder(mels.to(self.dtype), lengths, alone=True))
-            for number, own, count in zip(group, steps, counts.tolist(), strict=True):
-                encoded[number] = own[:count]
-        return [encoded[number] for number in range(len(clips))]
+        encoded = iter(_by_length(clips, together, lambda mels, lengths: self.adapter(
+            *self.encoder(mels.to(self.dtype), lengths, alone=True)
+        )))  # fmt: skip
+        return padded([torch.cat([next(encoded)[cut.kept] for cut in own]) for own in cuts])
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         """ids: (...) in joint space. Returns (..., width)."""
@@ -387,6 +367,25 @@ class EChatModel(nn.Module):
             states, targets, joint, self.llm.lm_head.weight, speech.weight, speech.bias, whole
         )
         return LossReport(total, len(losses), by_task(losses, right, task_of, task_names))
+
+
+def _by_length(
+    clips: Sequence[Tensor], together: int,
+    encode: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> list[Tensor]:  # fmt: skip
+    """clips: (frames, mel) each. Returns (steps, llm width) each, in the same order.
+
+    encode: of so many clips of like length, right-padded, and their lengths; what it gives is
+    right-padded too.
+    """
+    order = sorted(range(len(clips)), key=lambda number: len(clips[number]))
+    encoded: dict[int, Tensor] = {}
+    for first in range(0, len(order), together):
+        group = order[first : first + together]
+        steps, counts = encode(*padded([clips[number] for number in group]))
+        for number, own, count in zip(group, steps, counts.tolist(), strict=True):
+            encoded[number] = own[:count]
+    return [encoded[number] for number in range(len(clips))]
 
 
 def common_start(batch: Batch) -> int:

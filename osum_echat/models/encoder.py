@@ -6,11 +6,13 @@ The encoder is Whisper-shaped: frames at 100 Hz in, steps at 50 Hz out. The adap
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from osum_echat.errors import ConfigError
@@ -27,6 +29,12 @@ def valid_mask(lengths: Tensor, steps: int) -> Tensor | None:
     if bool((lengths == steps).all()):
         return None
     return (torch.arange(steps, device=lengths.device) < lengths[:, None])[:, None, None]
+
+
+def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows of any length, (length, width), right-padded with zeros, and their lengths."""
+    lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+    return pad_sequence(list(rows), batch_first=True), lengths
 
 
 def split_sinusoid(steps: int, width: int) -> Tensor:

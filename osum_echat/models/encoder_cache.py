@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from osum_echat.errors import CheckpointError
-from osum_echat.models.encoder import Encoder
+from osum_echat.models.encoder import Encoder, padded
 from osum_echat.weights import write_safetensors_file
 
 WARP = 0.12                     # of the clip: how far its middle may move
@@ -84,9 +84,8 @@ class EncoderCache:
         ]
         if training and self.vary:
             encoded = [augmented(steps.float(), self.vary) for steps in encoded]
-        counts = torch.tensor([len(steps) for steps in encoded], device=lengths.device)
-        padded = torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True)
-        return padded.to(mels.device, mels.dtype), counts
+        steps, counts = padded(encoded)
+        return steps.to(mels.device, mels.dtype), counts.to(lengths.device)
 
     @torch.no_grad()
     def fill(self, mels: Sequence[Tensor]) -> None:
@@ -94,9 +93,7 @@ class EncoderCache:
 
         It differs from what it makes of one at a time in the last digits only.
         """
-        lengths = torch.tensor([len(mel) for mel in mels])
-        padded = torch.nn.utils.rnn.pad_sequence(list(mels), batch_first=True)
-        encoded, counts = self.encoder(padded, lengths, alone=True)
+        encoded, counts = self.encoder(*padded(mels), alone=True)
         for mel, steps, count in zip(mels, encoded, counts.tolist(), strict=True):
             self._keep(_name(mel), steps[:count].half().cpu())
 

@@ -1,16 +1,12 @@
 """The sizes of a model from its YAML: ours, or upstream's with the config.json of its LLM."""
 
-import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from osum_echat.errors import CheckpointError, ConfigError
-from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import EChatSettings
-from osum_echat.models.encoder import AdapterSettings, EncoderSettings
-from osum_echat.models.lora import LoraSettings
 from osum_echat.settings import no_misspelt, parse, read_mapping
 
 SETTINGS_FILE = "model.yaml"
@@ -22,7 +18,6 @@ KEYS = (                            # of our YAML, whoever reads them
     "thinking", "template", "sampling", "text_loop", "ctc_weight", "hearing", "recognizer",
     "safety", "talker", "style", "g2p",
 )  # fmt: skip
-EXPONENT = re.compile(r"[-+]?\d+e[-+]?\d+", re.IGNORECASE)
 # What our network does as the published one; any other value in upstream's YAML is refused.
 UPSTREAM_CHOICES: dict[str, tuple[object, ...]] = {
     "adapter_type": ("osum_echat",),
@@ -33,8 +28,6 @@ UPSTREAM_CHOICES: dict[str, tuple[object, ...]] = {
     "encoder_conf.key_bias": (False,),
     "encoder_conf.normalize_before": (True,),
 }
-
-Settings = TypeVar("Settings", EncoderSettings, AdapterSettings, LoraSettings, CtcSettings)
 
 
 def read_settings(source: Path) -> EChatSettings:
@@ -64,15 +57,12 @@ def our_settings(raw: Mapping[str, Any]) -> EChatSettings:
         if not isinstance(raw.get(key), dict):
             raise ConfigError(f"{key}: missing; it holds the sizes of the {key}")
     no_misspelt(raw, KEYS)
-    lora, classes = raw.get("lora"), raw.get("ctc")
-    return EChatSettings(
-        sizes(EncoderSettings, raw["encoder"], "encoder"),
-        sizes(AdapterSettings, raw["adapter"], "adapter"),
-        {key: number(value) for key, value in raw["llm"].items()},
-        int(raw.get("speech_codes", EChatSettings().speech_codes)),
-        sizes(LoraSettings, lora, "lora") if lora is not None else None,
-        sizes(CtcSettings, classes, "ctc") if classes is not None else None,
-    )
+    for part in ("encoder", "adapter", "lora", "ctc"):
+        for key, value in (raw.get(part) or {}).items():
+            if type(value) is int and value < 1 and key != "dropout":
+                raise ConfigError(f"{part}.{key}: {value}, need 1 or more")
+    sizes = {item.name: raw[item.name] for item in fields(EChatSettings) if item.name in raw}
+    return parse(EChatSettings, sizes, "")
 
 
 def upstream_settings(raw: Mapping[str, Any], llm: Mapping[str, Any]) -> EChatSettings:
@@ -88,34 +78,15 @@ def upstream_settings(raw: Mapping[str, Any], llm: Mapping[str, Any]) -> EChatSe
         "heads": encoder["attention_heads"], "units": encoder["linear_units"],
         "blocks": encoder["num_blocks"], "dropout": encoder["dropout_rate"],
     }  # fmt: skip
-    lora = LoraSettings(
-        int(raw.get("lora_rank", LoraSettings().rank)),
-        float(raw.get("lora_alpha", LoraSettings().alpha)),
-        float(raw.get("lora_dropout", LoraSettings().dropout)),
-    )
-    return EChatSettings(
-        sizes(EncoderSettings, found, UPSTREAM_KEY), AdapterSettings(), llm,
-        int(raw["speech_token_num"]) - 1, lora,
-    )  # fmt: skip
-
-
-def sizes(kind: type[Settings], raw: Mapping[str, Any], where: str) -> Settings:
-    """A settings dataclass from its part of the YAML; no size in it may be below 1."""
-    for key, value in raw.items():
-        if type(value) is int and value < 1 and key != "dropout":
-            raise ConfigError(f"{where}.{key}: {value}, need 1 or more")
-    return parse(kind, raw, where)
+    lora = {key: raw[f"lora_{key}"] for key in ("rank", "alpha", "dropout") if f"lora_{key}" in raw}
+    return our_settings({"encoder": found, "adapter": {}, "llm": llm, "lora": lora,
+                         "speech_codes": raw["speech_token_num"] - 1})  # fmt: skip
 
 
 def as_plain(settings: EChatSettings) -> dict[str, Any]:
     """Settings as `our_settings` reads them: plain values for YAML."""
     raw = asdict(settings) | {"llm": dict(settings.llm)}
     return {name: part for name, part in raw.items() if part is not None}
-
-
-def number(value: Any) -> Any:
-    """A float that YAML took for a string, because it has no point: 1e-6."""
-    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 def llm_config_file(path: Path, raw: Mapping[str, Any]) -> Path:
