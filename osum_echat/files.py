@@ -33,6 +33,15 @@ LOG = logger(__name__)
 
 
 @contextmanager
+def _writing(path: Path, advice: str = "make room, or choose another output") -> Iterator[None]:
+    """Raises InputError where a file or folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: not written ({error.strerror or error}); {advice}") from error
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name when it is complete, or not at all.
 
@@ -40,12 +49,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """
     part = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: not written ({error.strerror or error})") from error
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                yield file
+            part.replace(path)
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -60,15 +68,14 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """
     part = path.with_name(f".{path.name}.part")
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        yield part
-        if replace:
-            put_in_place(part, path)
-        else:
-            part.rename(path)
-    except OSError as error:
-        raise InputError(f"{path}: not written ({error.strerror or error})") from error
+        with _writing(path):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            yield part
+            if replace:
+                put_in_place(part, path)
+            else:
+                part.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -90,13 +97,9 @@ def locked(path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     wait_s: how long another one is waited for. Raises InputError where another one holds it still,
     or it cannot be written.
     """
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another output"
-        ) from error
     with file:
         _lock(file, path, wait_s)
         try:
@@ -205,15 +208,11 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Raises InputError where it cannot be written, or another process holds it."""
         self.path = path
-        try:
+        with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b")
             _lock(self._file, path)
             self._cut_torn_line()
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be written ({error.strerror or error}); choose another output"
-            ) from error
 
     def __enter__(self) -> "Journal":
         return self
@@ -231,15 +230,10 @@ class Journal:
     def write(self, records: Iterable[dict[str, Any]]) -> None:
         """Add records; they are on disk when this returns. Raises InputError on a full disk."""
         data = b"".join(json.dumps(one, ensure_ascii=False).encode() + b"\n" for one in records)
-        try:
+        with _writing(self.path, "make room, then start again: what is done is kept"):
             self._file.write(data)
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: not written ({error.strerror or error}); free or change the place, "
-                "then start again: what is done is kept"
-            ) from error
 
     def _cut_torn_line(self) -> None:
         self._file.seek(0)

@@ -56,13 +56,12 @@ class KeyReport:
 
     name: str
     became: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype | None
+    value: Tensor
     note: str = ""
 
     def __str__(self) -> str:
-        kind = str(self.dtype).removeprefix("torch.") if self.dtype else ""
-        parts = (self.name, "->", self.became or "left out", f"{list(self.shape)}", kind, self.note)
+        shape, kind = list(self.value.shape), str(self.value.dtype).removeprefix("torch.")
+        parts = (self.name, "->", self.became or "left out", f"{shape}", kind, self.note)
         return "  ".join(part for part in parts if part)
 
 
@@ -134,7 +133,7 @@ def _read_report(
         else:
             merged = ours.partition(".lora_")[0].removesuffix(".base_layer.weight")
             became, note = f"{merged}.weight", "LoRA, merged"
-        yield KeyReport(name, became, tuple(value.shape), value.dtype, note)
+        yield KeyReport(name, became, value, note)
 
 
 def _to_ours(model: OpenModel, directory: Path) -> list[KeyReport]:
@@ -153,20 +152,15 @@ def _to_ours(model: OpenModel, directory: Path) -> list[KeyReport]:
 
 def _to_upstream(model: OpenModel, path: Path) -> list[KeyReport]:
     """A .pt with every published key, all names of the text table among them."""
-    computed = {
-        name: value for name, value in _computed(model.settings).items()
-        if name not in model.extras
-    }  # fmt: skip
-    extras = {name: (model.extras | computed)[name] for name in EXTRAS}
-    everything = model.weights | extras
+    extras = _computed(model.settings) | model.extras
+    everything = model.weights | {name: extras[name] for name in EXTRAS}
     named = checkpoint.published(everything, model.settings)
     weights.write_torch_file(path, named)
-    return [
-        *(KeyReport(ours, there, tuple(value.shape), value.dtype)
-          for (theirs, value), ours in zip(named, everything, strict=True) for there in theirs),
-        *(KeyReport("", checkpoint.published_name(name), tuple(value.shape), value.dtype,
-                    "made: upstream has it") for name, value in computed.items()),
-    ]  # fmt: skip
+    placed = [KeyReport(ours, there, value)
+              for (theirs, value), ours in zip(named, everything, strict=True) for there in theirs]
+    made = [KeyReport("", checkpoint.published_name(name), extras[name], "made: upstream has it")
+            for name in EXTRAS if name not in model.extras]  # fmt: skip
+    return placed + made
 
 
 def _computed(settings: EChatSettings) -> dict[str, Tensor]:
@@ -208,7 +202,7 @@ def collect(states: Path, target: Path, raw: Mapping[str, Tensor] | None = None)
         weights.write_safetensors_file(target, raw)
     else:
         weights.write_torch_file(target, [([name], value) for name, value in raw.items()])
-    return [KeyReport(name, name, tuple(value.shape), value.dtype) for name, value in raw.items()]
+    return [KeyReport(name, name, value) for name, value in raw.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,11 +281,8 @@ def _to_hf(model: OpenModel, directory: Path) -> list[KeyReport]:
     pairs.append((SPEECH_BIAS, BIAS_FILE))
     used = {name for name, _ in pairs}
     pairs += [(name, "") for name in own if name not in used]
-    return [
-        KeyReport(name, there, tuple(own[name].shape), own[name].dtype,
-                  "" if there else "not of the LLM")
-        for name, there in pairs
-    ]  # fmt: skip
+    return [KeyReport(name, there, own[name], "" if there else "not of the LLM")
+            for name, there in pairs]  # fmt: skip
 
 
 def write_llm(

@@ -44,7 +44,7 @@ def test_a_stage_trains_from_the_command(tmp_path):
 @pytest.mark.parametrize(("override", "message"), [
     ("run.step=1", "did you mean 'steps'"),
     ("data.lists.t2t.path=gone.list", "gone.list: no such file"),
-    ("output=/dev/null/out", "cannot be written (Not a directory)"),
+    ("output=/dev/null/out", "not written (Not a directory)"),
 ])  # fmt: skip
 def test_what_is_wrong_is_one_line_and_exit_code_2(tmp_path, capsys, override, message):
     path = write_experiment(tmp_path)

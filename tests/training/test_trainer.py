@@ -287,7 +287,7 @@ def test_a_second_training_in_one_output_is_refused_in_one_line(path, tmp_path, 
 def test_an_output_that_cannot_be_written_is_one_line(path, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for place in ("file", "file/out"):
-        with pytest.raises(InputError, match=r"cannot be written \(.*choose another output"):
+        with pytest.raises(InputError, match=r"not written \(.*choose another output"):
             run(path, f"output={tmp_path / place}")
     refused = PermissionError(13, "Permission denied", str(tmp_path / "out" / "metrics.jsonl"))
     monkeypatch.setattr(trainer.MetricLogger, "write", Mock(side_effect=refused))
