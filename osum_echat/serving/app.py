@@ -2,12 +2,13 @@
 
 import argparse
 import contextlib
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from osum_echat import logs
-from osum_echat.cli import MODEL_HELP, OneLineParser, add_threads
+from osum_echat import cli, logs
 from osum_echat.errors import InputError
 from osum_echat.paths import MODELS, model_source
 from osum_echat.serving.session import MEGABYTE, Limits
@@ -29,42 +30,38 @@ LOG = logs.logger(__name__)
 
 def parser() -> argparse.ArgumentParser:
     """The options of the door."""
-    made = OneLineParser(prog="infer_gradio.py", description=DESCRIPTION)
+    made = cli.OneLineParser(
+        prog="infer_gradio.py", description=DESCRIPTION, conflict_handler="resolve"
+    )
     limits = Limits()
     model = made.add_argument_group("models")
+    cli.add_model(model)
     add = model.add_argument
-    add("--checkpoint-a", "--model", type=model_source, default=model_source(), metavar="SOURCE",
-        help=MODEL_HELP)
+    add("--checkpoint-a", dest="model", type=model_source, metavar="SOURCE", help="as --model")
     add("--checkpoint-b", type=model_source, metavar="SOURCE",
         help="a second model, to answer beside the first")
-    add("--config", metavar="YAML", help="the models' settings (default: beside the weights)")
-    add("--tokenizer", metavar="DIR", help="of the models' LLM (default: beside the weights)")
-    add("--token2wav", metavar="SOURCE", help="the model of speech: a directory or .tar of ours or "
-        "of CosyVoice-300M-25Hz, or hub: (default: beside the weights)")
     add("--voice", type=Path, action="append", default=[], metavar="FILE", help="a recording or a "
         "saved voice to offer beside the model's own; give it again for more")
-    add("--device", default="auto", help="auto, cpu, cuda, npu (default: auto)")
-    add("--dtype", default="auto", help="auto, bf16, fp32, on a CPU int8 (default: auto)")
-    add_threads(model)
     server = made.add_argument_group("server")
     add = server.add_argument
     add("--host", default=LOOPBACK, help="address to listen at; 0.0.0.0 is every one of this "
         "machine (default: %(default)s)")
-    add("--port", type=_port, metavar="N", help=f"(default: the first free one from {PORT})")
+    add("--port", type=number(int, 65536), metavar="N",
+        help=f"(default: the first free one from {PORT})")
     add("--share", action="store_true", help="ask Gradio for a public address (needs internet)")
     add("--auth", type=_auth, metavar="USER:PASSWORD", help="ask everybody for these")
-    add("--at-once", type=_count, default=2, metavar="N",
+    add("--at-once", type=number(int), default=2, metavar="N",
         help="answers made at the same time (default: %(default)s)")
-    add("--waiting", type=_count, default=16, metavar="N",
+    add("--waiting", type=number(int), default=16, metavar="N",
         help="questions that may wait; more are turned away (default: %(default)s)")
     add("--open", action="store_true", help="open the page in this machine's browser")
     bound = made.add_argument_group("limits")
     add = bound.add_argument
-    add("--seconds", type=_positive, default=limits.audio_s, metavar="S",
+    add("--seconds", type=number(float), default=limits.audio_s, metavar="S",
         help="of a recording (default: %(default)g)")
-    add("--megabytes", type=_positive, default=limits.audio_bytes / MEGABYTE, metavar="MB",
+    add("--megabytes", type=number(float), default=limits.audio_bytes / MEGABYTE, metavar="MB",
         help="of a sound file (default: %(default)g)")
-    add("--turns", type=_count, default=limits.turns, metavar="N",
+    add("--turns", type=number(int), default=limits.turns, metavar="N",
         help="earlier turns that a reply knows (default: %(default)s)")
     add("--feedback", type=Path, default=FEEDBACK, metavar="FILE", help="jsonl that opinions on "
         "replies go to, their sounds beside it (default: %(default)s)")
@@ -100,11 +97,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from osum_echat.serving.chat import ChatService
     from osum_echat.serving.feedback import Feedback
 
-    sources = [source for source in (arguments.checkpoint_a, arguments.checkpoint_b) if source]
-    models, voices = session.load_models(
-        sources, arguments.voice, device=arguments.device, dtype=arguments.dtype,
-        config=arguments.config, tokenizer=arguments.tokenizer, token2wav=arguments.token2wav,
-    )  # fmt: skip
+    sources = [source for source in (arguments.model, arguments.checkpoint_b) if source]
+    options = cli.loading(arguments) | {"voice": None}
+    models, voices = session.load_models(sources, arguments.voice, **options)
     service = ChatService(models, voices, limits, Feedback(arguments.feedback), _sounds())
     blocks = page.build(service, _samples(sources), KEPT_S)
     blocks.queue(max_size=arguments.waiting, default_concurrency_limit=arguments.at_once)
@@ -145,10 +140,20 @@ def _samples(sources: list[str]) -> list[Path]:
             if path.suffix in SAMPLES]  # fmt: skip
 
 
-def _port(text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 1 to 65535")
-    return int(text)
+def number(kind: type[int] | type[float], beyond: float = math.inf) -> Callable[[str], float]:
+    """What reads an option: a number above 0, below the other."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < beyond:
+            most = "" if beyond == math.inf else f" and below {beyond}"
+            raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0{most}")
+        return value
+
+    return read
 
 
 def _auth(text: str) -> tuple[str, str]:
@@ -156,19 +161,3 @@ def _auth(text: str) -> tuple[str, str]:
     if not user or not password:
         raise argparse.ArgumentTypeError("write it as USER:PASSWORD, neither empty")
     return user, password
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number") from error
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0")
-    return number

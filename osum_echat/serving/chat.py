@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +46,6 @@ MOST_TURNS = 40                 # on show; the oldest goes
 NO_EVENT = ("event", "OTHER")   # what the lists write where nothing is heard beside the words
 WORKING, DONE, STOPPED, FAILED = "working", "done", "stopped", "failed"
 WIDEST = 640                    # pixels of a spectrogram: longer ones are averaged over time
-# From quiet to loud; evenly spaced, blended between.
-SCALE = ((9, 13, 35), (47, 26, 94), (122, 34, 109), (200, 62, 77), (246, 142, 53), (252, 240, 190))
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,22 +322,16 @@ def spectrogram(samples: "Tensor", rate_hz: int) -> str | None:
 
     None for less than a window (25 ms).
     """
-    import numpy as np
-    from PIL import Image
+    from matplotlib.image import imsave
+    from torch.nn.functional import adaptive_avg_pool1d
 
     from osum_echat import audio
 
     samples = audio.resample(samples, rate_hz, audio.SAMPLE_RATE_HZ)
     if len(samples) < audio.WINDOW_SAMPLES:
         return None
-    mel = audio.log_mel(samples).numpy()            # (frames, mels)
-    if len(mel) > WIDEST:
-        edges = np.linspace(0, len(mel), WIDEST + 1).astype(int)
-        mel = np.stack([mel[a:b].mean(0) for a, b in pairwise(edges)])
-    low, high = float(mel.min()), float(mel.max())
-    place = (mel.T[::-1] - low) / max(high - low, 1e-6)
-    stops = np.linspace(0.0, 1.0, len(SCALE))
-    channels = [np.interp(place, stops, [colour[one] for colour in SCALE]) for one in range(3)]
+    mel = audio.log_mel(samples).T                  # (mels, frames)
+    mel = adaptive_avg_pool1d(mel, min(WIDEST, mel.shape[1]))
     file = io.BytesIO()
-    Image.fromarray(np.stack(channels, -1).astype(np.uint8)).save(file, "PNG", optimize=True)
+    imsave(file, mel.numpy(), format="png", origin="lower", cmap="inferno")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -9,10 +9,11 @@ from osum_echat.records import Turn
 from osum_echat.serving import protocol
 from osum_echat.serving.audio_formats import Resampler, encode_file
 from osum_echat.serving.protocol import Event, SessionSettings, make_id, part
-from osum_echat.serving.session import Assistant, Conversation, Question
+from osum_echat.serving.session import Conversation, Question
 from osum_echat.serving.turns import RATE_HZ
 
 if TYPE_CHECKING:
+    from osum_echat.inference.assistant import EChat
     from osum_echat.inference.reply import Event as ReplyEvent
 
 WORD_MS = 300           # that a word takes to say, about
@@ -112,7 +113,7 @@ def read_item(given: Mapping[str, Any], settings: SessionSettings) -> Item:
 
 
 def answer(
-    assistant: Assistant, conversation: Conversation, items: Sequence[Item], modality: str,
+    assistant: "EChat", conversation: Conversation, items: Sequence[Item], modality: str,
     thinking: str, words: str,
 ) -> "Iterator[ReplyEvent]":  # fmt: skip
     """The events of a reply to the last user item, Done last.
@@ -137,7 +138,7 @@ def answer(
 
 
 def transcribe(
-    assistant: Assistant, conversation: Conversation, item: Item
+    assistant: "EChat", conversation: Conversation, item: Item
 ) -> "Iterator[ReplyEvent]":
     """The events of a transcription of a spoken turn, Done last."""
     yield from conversation.ask(assistant, Question("asr", clip=item.clip))
@@ -150,7 +151,7 @@ def spoken_task(modality: str, thinking: str) -> str:
 
 
 def _written(
-    assistant: Assistant, conversation: Conversation, text: str, modality: str
+    assistant: "EChat", conversation: Conversation, text: str, modality: str
 ) -> "Iterator[ReplyEvent]":
     """A written question is answered in text; where sound is wanted, that text is spoken."""
     from osum_echat.inference.reply import AudioPiece, Done

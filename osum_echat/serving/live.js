@@ -2,13 +2,14 @@
    The same file is the page's script and, loaded as an audio worklet, what records. */
 "use strict";
 const RATE = 24000;                          // samples a second
+const SENT = RATE / 10;                      // samples of one message
 if (typeof registerProcessor === "function") {
   const STEP = sampleRate / RATE;            // of this browser's samples in one of ours, their mean
   registerProcessor("recorder", class extends AudioWorkletProcessor {
     sum = 0;
     missing = STEP;
+    made = [];
     process(inputs) {
-      const made = [];
       for (const value of inputs[0][0] || []) {
         for (let rest = 1; rest > 1e-9;) {
           const share = Math.min(rest, this.missing);
@@ -16,17 +17,16 @@ if (typeof registerProcessor === "function") {
           rest -= share;
           this.missing -= share;
           if (this.missing > 1e-9) continue;
-          made.push(this.sum / STEP);
+          this.made.push(Math.max(-32768, Math.min(32767, Math.round(this.sum / STEP * 32768))));
           this.sum = 0;
           this.missing += STEP;
         }
       }
-      if (made.length) this.port.postMessage(made);
+      if (this.made.length >= SENT) this.port.postMessage(Int16Array.from(this.made.splice(0)));
       return true;
     }
   });
 } else {
-  const SENT = RATE / 10;                    // samples of one message
   const LABELS = ["emotion", "age", "gender", "event", "style"];
   const TEXTS = {
     en: { lead: "Talk to it: it hears the words and how they are said.", start: "Talk", stop: "Stop", hold: "Hold to talk",
@@ -118,7 +118,6 @@ if (typeof registerProcessor === "function") {
     send({ type: "conversation.item.truncate", item_id: playing.key, content_index: 0, audio_end_ms: playing.ms });
     if (cards.has(playing.key)) cards.get(playing.key).classList.add("cut");
   };
-  const samples = (base64) => new Int16Array(Uint8Array.from(atob(base64), (c) => c.charCodeAt(0)).buffer);
   const take = {
     "session.created": () => { configure(); show("listening"); },
     "input_audio_buffer.speech_started": (event) => { hush(); heard = card(event.item_id, "user"); stopped = 0; show("listening"); },
@@ -135,7 +134,7 @@ if (typeof registerProcessor === "function") {
     },
     "response.output_audio_transcript.done": (event) => words(card(event.item_id, "reply"), event.transcript),
     "response.output_audio.delta": (event) => {
-      window.osum.add(event.item_id, RATE, samples(event.delta));
+      window.osum.add(event.item_id, RATE, event.delta);
       timing(reply, "sound");
       show("speaking");
     },
@@ -205,22 +204,12 @@ if (typeof registerProcessor === "function") {
     context.resume();
     await context.audioWorklet.addModule("live.js");
     const recorder = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
-    let waiting = [], count = 0;
     recorder.port.onmessage = ({ data }) => {
-      waiting.push(data);
-      count += data.length;
-      if (count < SENT) return;
-      const pcm = new Int16Array(count);
-      let place = 0, level = 0;
-      for (const piece of waiting) for (const value of piece) {
-        level += value * value;
-        pcm[place++] = Math.max(-32768, Math.min(32767, Math.round(value * 32768)));
-      }
-      at("meter").firstElementChild.style.width = `${Math.min(100, 300 * Math.sqrt(level / count))}%`;
-      waiting = []; count = 0;
+      const level = Math.hypot(...data) / Math.sqrt(data.length) / 32768;
+      at("meter").firstElementChild.style.width = `${Math.min(100, 300 * level)}%`;
       if (at("push").checked && !pressed) return;
       pieces++;
-      send({ type: "input_audio_buffer.append", audio: btoa(String.fromCharCode(...new Uint8Array(pcm.buffer))) });
+      send({ type: "input_audio_buffer.append", audio: btoa(String.fromCharCode(...new Uint8Array(data.buffer))) });
     };
     source.connect(recorder);
   };

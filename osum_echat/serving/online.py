@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from osum_echat import cli, logs
 from osum_echat.errors import InputError
 from osum_echat.serving import protocol
+from osum_echat.serving.app import number
 from osum_echat.serving.audio_formats import encode_file
 from osum_echat.serving.feedback import recorder
 from osum_echat.serving.live_metrics import LiveMetrics
@@ -42,7 +43,7 @@ SECRET_S, MOST_SECRETS = range(10, 7201), 1000
 INSECURE_KEY = "openai-insecure-api-key."       # how browsers hand a key over
 POLICY, TOO_SLOW = 1008, 1013                   # close codes
 HERE = Path(__file__).parent
-PAGE_FILES = ("live.js", "live.css", "player.js")
+PAGE_FILES = ("", "live.js", "live.css", "player.js")
 CSP = "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:"
 PAGE_HEADERS = {"Cache-Control": "no-cache", "Content-Security-Policy": CSP}
 
@@ -59,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
     cli.add_model(made)
     add = made.add_argument
     add("--host", default="127.0.0.1", help="default: this machine only")
-    add("--port", type=int, default=8000)
-    add("--sessions", type=int, default=8, help="open at once (default: 8)")
+    add("--port", type=number(int, 65536), default=8000)
+    add("--sessions", type=number(int), default=8, help="open at once (default: 8)")
     add("--api-key", metavar="KEY", help="that clients must show (or OSUM_API_KEY)")
     add("--allow-origin", action="append", default=[], metavar="URL",
         help="a web page that may connect beside our own; may be given again")
@@ -69,8 +70,9 @@ def parser() -> argparse.ArgumentParser:
     add("--turn-model", type=Path, metavar="ONNX", help="Smart Turn v3.2, for semantic_vad")
     add("--record", type=Path, metavar="DIR", help="keep each turn's sound and words there "
         "(default: nothing is kept)")
-    add("--seconds", type=float, default=30.0, help="of a turn at most (default: 30)")
-    add("--idle", type=float, default=IDLE_S, help="seconds after which a silent client is closed")
+    add("--seconds", type=number(float), default=30.0, help="of a turn at most (default: 30)")
+    add("--idle", type=number(float), default=IDLE_S,
+        help="seconds after which a silent client is closed")
     return made
 
 
@@ -88,8 +90,6 @@ def run(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise InputError(f"--certfile {arguments.certfile}, --keyfile {arguments.keyfile}: "
                              f"cannot be used ({error})") from error
-    if arguments.sessions < 1:
-        raise InputError(f"--sessions {arguments.sessions}: give 1 or more")
     import uvicorn
 
     from osum_echat.serving.page import free_port
@@ -194,27 +194,24 @@ class Server:
         from starlette.middleware.cors import CORSMiddleware
         from starlette.routing import Route, WebSocketRoute
 
-        async def health(request: Any) -> Any:
-            return as_json({"status": "ok"})
-
-        async def ready(request: Any) -> Any:
+        def ready(request: Any) -> Any:
             status = "draining" if self.is_draining else "ready"
             return as_json({"status": status, "sessions": len(self.open)},
                            503 if self.is_draining else 200)  # fmt: skip
 
-        async def metrics(request: Any) -> Any:
-            return whole(self.service.metrics.text(), "text/plain; charset=utf-8")
-
-        async def page(request: Any) -> Any:
-            return FileResponse(HERE / "live.html", headers=PAGE_HEADERS)
-
-        async def file(request: Any) -> Any:
-            return FileResponse(HERE / request.url.path.lstrip("/"), headers=PAGE_HEADERS)
+        def file(request: Any) -> Any:
+            name = request.url.path.lstrip("/") or "live.html"
+            return FileResponse(HERE / name, headers=PAGE_HEADERS)
 
         async def unknown(request: Any, error: Any) -> Any:
             return refused(EventError("not_found", f"{request.method} {request.url.path}: no such "
                                       "route", status=error.status_code))  # fmt: skip
 
+        pages = {
+            "/health": lambda _: as_json({"status": "ok"}), "/ready": ready,
+            "/metrics": lambda _: whole(self.service.metrics.text(), "text/plain; charset=utf-8"),
+            **{f"/{name}": file for name in PAGE_FILES},
+        }  # fmt: skip
         calls = [
             ("GET", "models", self._models), ("GET", "models/{name:path}", self._models),
             ("POST", "audio/speech", answered(self.routes.speech)),
@@ -229,8 +226,7 @@ class Server:
             middleware=[Middleware(CORSMiddleware, allow_origins=sorted(self.origins),
                                    allow_methods=["GET", "POST"], allow_headers=["*"])],
             routes=[
-                Route("/", page), Route("/health", health), Route("/ready", ready),
-                Route("/metrics", metrics), *(Route(f"/{name}", file) for name in PAGE_FILES),
+                *(Route(path, answer) for path, answer in pages.items()),
                 WebSocketRoute("/v1/realtime", self.live),
                 *(Route(f"/v1/{path}", self._call(path, answer), methods=[method])
                   for method, path, answer in calls),
@@ -340,10 +336,10 @@ class Server:
         self.service.metrics.opened.inc()
         self.service.metrics.sessions.set(len(self.open))
         writer = asyncio.create_task(_write(socket, outgoing))
-        code, reason = 1000, ""
+        reason = ""
         try:
             session.start()
-            code, reason = await self._read(socket, session)
+            reason = await self._read(socket, session)
         finally:
             del self.open[session.id]
             self.service.metrics.sessions.set(len(self.open))
@@ -354,22 +350,18 @@ class Server:
             writer.cancel()
             await asyncio.to_thread(_return_memory)
             with suppress(RuntimeError, WebSocketDisconnect):
-                await socket.close(code, reason)
+                await socket.close(1000, reason)
 
-    async def _read(self, socket: Any, session: RealtimeSession) -> tuple[int, str]:
-        """Client events until the end. Returns close code and reason."""
-        from fastapi import WebSocketDisconnect
-
+    async def _read(self, socket: Any, session: RealtimeSession) -> str:
+        """Client events until the end. Returns the reason of the close."""
         while True:
             left = session.expires_at - time.time()
             try:
                 message = await asyncio.wait_for(socket.receive(), min(self.idle_s, max(left, 0.1)))
             except TimeoutError:
-                return 1000, "session expired" if left <= self.idle_s else "idle for too long"
-            except (WebSocketDisconnect, RuntimeError):
-                return 1000, ""
+                return "session expired" if left <= self.idle_s else "idle for too long"
             if message["type"] == "websocket.disconnect":
-                return 1000, ""
+                return ""
             await session.handle(message.get("text") or message.get("bytes") or "")
 
     async def drain(self) -> None:

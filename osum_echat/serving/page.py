@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
@@ -10,17 +10,8 @@ from typing import Any
 
 from osum_echat.errors import InputError, OsumError
 from osum_echat.paths import MODELS
-from osum_echat.serving import strings
-from osum_echat.serving.chat import (
-    FAILED,
-    WORKING,
-    Answer,
-    ChatService,
-    Form,
-    Session,
-    Turn,
-    player,
-)
+from osum_echat.serving import chat, strings
+from osum_echat.serving.chat import Answer, ChatService, Form, Session, Turn
 from osum_echat.serving.feedback import LONGEST_NOTE
 from osum_echat.serving.session import FIRST_TASK, HEARABLE, MEGABYTE, MENU, OWN_VOICE
 
@@ -28,23 +19,27 @@ TITLE = "OSUM-EChat"
 PLAYER_JS = "watch('value', () => window.osum.take(props.value));"
 HUSH_JS = "() => { window.osum.hush(); }"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+RECORDED: dict[str, Any] = {"sources": ["upload", "microphone"], "type": "filepath", "buttons": []}
 AT_ONCE = {**PRIVATE, "queue": False}       # these wait for no answer under way
-# Components whose label is one word of the table, by the same name.
-LABELLED = ("task", "clip", "listen_for", "models", "voice", "voice_clip", "remembers", "hear",
-            "greedy", "seed", "language", "samples", "more", "save")  # fmt: skip
+# Components by name, whose label is the word of that name; first those of the form, in its order.
+FORM = ("task", "listen_for", "models", "clip", "text", "voice", "voice_clip", "remembers", "hear",
+        "greedy", "seed")  # fmt: skip
+LABELLED = (*(name for name in FORM if name != "text"), "language", "samples", "more", "save")
 BUTTONS = ("send", "stop", "reset")
-TRANSLATED = ("heading", *LABELLED, *BUTTONS, "note", "limits", "text")
 THUMBS = {"correct": "Like", "incorrect": "Dislike"}     # verdict -> what gr.Chatbot calls it
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """By name, a chat for each model, and `form` in the order of `_form`'s arguments."""
+    """All by name, and a chat for each model."""
 
     named: dict[str, Any]
     chats: tuple[Any, ...]
-    form: tuple[Any, ...]
+
+    def updates(self, by_name: dict[str, Any]) -> dict[Any, Any]:
+        """What a handler gives back: the new state of each component that it names."""
+        return {self.named[name]: update for name, update in by_name.items()}
 
 
 def free_port(host: str, ports: Iterable[int]) -> int:
@@ -98,46 +93,48 @@ def _place(service: ChatService, samples: Sequence[Path]) -> Components:
     """Put every component where it stands, in English."""
     import gradio
 
-    tell = strings.words(strings.FIRST)
+    tell, named = strings.words(strings.FIRST), dict[str, Any]()
+
+    def add(kind: Any, name: str, *given: Any, **options: Any) -> Any:
+        word = {"value" if name in BUTTONS else "label": tell[name]}
+        named[name] = kind(*given, **word, elem_id=name, **options)
+        return named[name]
+
     with gradio.Row(elem_id="head"):
-        heading = gradio.HTML(_heading(strings.FIRST))
-        language = gradio.Radio(
-            [(name, code) for code, name in strings.LANGUAGES.items()], value=strings.FIRST,
-            show_label=False, container=False, elem_id="language", scale=0,
-        )  # fmt: skip
+        named["heading"] = gradio.HTML(_heading(strings.FIRST))
+        add(gradio.Radio, "language", [(name, code) for code, name in strings.LANGUAGES.items()],
+            value=strings.FIRST, show_label=False, container=False, scale=0)  # fmt: skip
     with gradio.Row():
         with gradio.Column(scale=7, min_width=320):
             with gradio.Row(elem_id="chats"):
                 chats = tuple(_chatbot(number) for number in range(len(service.models)))
             with gradio.Row(elem_id="after"):
-                note = gradio.Textbox(placeholder=tell["note"], max_lines=1, container=False,
-                                      max_length=LONGEST_NOTE, elem_id="note", scale=4)
-                save = gradio.DownloadButton(tell["save"], visible=False, elem_id="save",
-                                             size="sm", scale=1, min_width=120)  # fmt: skip
-            sound = gradio.HTML(player("", (), ()), html_template="<i></i>", js_on_load=PLAYER_JS,
-                                visible="hidden")  # fmt: skip
-            problem = gradio.HTML("", elem_id="problem", visible=False)
-            clip = gradio.Audio(sources=["upload", "microphone"], type="filepath", buttons=[],
-                                label=tell["clip"], elem_id="clip")  # fmt: skip
-            text = gradio.Textbox(visible=False, lines=2, elem_id="text",
-                                  max_length=service.limits.text_characters)  # fmt: skip
+                named["note"] = gradio.Textbox(
+                    placeholder=tell["note"], max_lines=1, container=False, elem_id="note",
+                    max_length=LONGEST_NOTE, scale=4,
+                )  # fmt: skip
+                add(gradio.DownloadButton, "save", visible=False, size="sm", scale=1, min_width=120)
+            named["sound"] = gradio.HTML(chat.player("", (), ()), html_template="<i></i>",
+                                         js_on_load=PLAYER_JS, visible="hidden")  # fmt: skip
+            named["problem"] = gradio.HTML("", elem_id="problem", visible=False)
+            clip = add(gradio.Audio, "clip", **RECORDED)
+            named["text"] = gradio.Textbox(visible=False, lines=2, elem_id="text",
+                                           max_length=service.limits.text_characters)  # fmt: skip
             with gradio.Row():
-                reset = gradio.Button(tell["reset"], elem_id="reset", min_width=90)
-                stop = gradio.Button(tell["stop"], elem_id="stop", variant="stop", min_width=90)
-                send = gradio.Button(tell["send"], elem_id="send", variant="primary", scale=2,
-                                     min_width=120)  # fmt: skip
+                add(gradio.Button, "reset", min_width=90)
+                add(gradio.Button, "stop", variant="stop", min_width=90)
+                add(gradio.Button, "send", variant="primary", scale=2, min_width=120)
             tried = gradio.Examples(
                 [[str(path)] for path in samples] or [[None]], clip, label=tell["samples"],
                 example_labels=[path.stem for path in samples] or [""], visible=bool(samples),
                 cache_examples=False, api_visibility="private",
             )  # fmt: skip
+            named["samples"] = tried.dataset
         with gradio.Column(scale=3, min_width=280):
-            settings, form = _settings(service, tell)
-    form = (settings["task"], settings["listen_for"], settings["models"], clip, text, *form)
-    named = {"heading": heading, "language": language, "sound": sound, "clip": clip, "note": note,
-             "problem": problem, "text": text, "reset": reset, "stop": stop, "send": send,
-             "save": save, "samples": tried.dataset, **settings}  # fmt: skip
-    return Components(named, chats, form)
+            _settings(service, add)
+            limits = _limits(service, strings.FIRST)
+            named["limits"] = gradio.Markdown(limits, elem_id="limits")
+    return Components(named, chats)
 
 
 def _chatbot(number: int) -> Any:
@@ -149,99 +146,80 @@ def _chatbot(number: int) -> Any:
     )  # fmt: skip
 
 
-def _settings(
-    service: ChatService, tell: dict[str, str]
-) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """The right-hand column: by name, and those of the form after task, labels and models."""
+def _settings(service: ChatService, add: Callable[..., Any]) -> None:
+    """The right-hand column. add: of a kind, under a name."""
     import gradio
 
-    language = strings.FIRST
-    task = gradio.Dropdown(_tasks(language), value=FIRST_TASK, label=tell["task"], elem_id="task",
-                           filterable=False)  # fmt: skip
-    listen_for = gradio.CheckboxGroup(
-        _hearable(language), value=list(HEARABLE[:-1]), label=tell["listen_for"],
-        visible=False, elem_id="listen_for",
-    )  # fmt: skip
-    models = gradio.CheckboxGroup(
-        _models(service, language), value=[0], label=tell["models"], elem_id="models",
-        visible=len(service.models) > 1,
-    )  # fmt: skip
-    voice = gradio.Dropdown(_voices(service, language), value=OWN_VOICE, label=tell["voice"],
-                            elem_id="voice", filterable=False)  # fmt: skip
-    with gradio.Accordion(tell["more"], open=False, elem_id="more") as more:
-        voice_clip = gradio.Audio(sources=["upload", "microphone"], type="filepath", buttons=[],
-                                  label=tell["voice_clip"], elem_id="voice_clip")  # fmt: skip
-        remembers = gradio.Checkbox(True, label=tell["remembers"], elem_id="remembers")
-        hear = gradio.Checkbox(False, label=tell["hear"])
-        greedy = gradio.Checkbox(False, label=tell["greedy"])
-        seed = gradio.Number(0, label=tell["seed"], precision=0, minimum=0)
-    limits = gradio.Markdown(_limits(service, language), elem_id="limits")
-    named = {"task": task, "listen_for": listen_for, "models": models, "voice": voice,
-             "voice_clip": voice_clip, "remembers": remembers, "hear": hear, "greedy": greedy,
-             "seed": seed, "more": more, "limits": limits}  # fmt: skip
-    return named, (voice, voice_clip, remembers, hear, greedy, seed)
+    offered = _choices(service, strings.FIRST)
+    add(gradio.Dropdown, "task", offered["task"], value=FIRST_TASK, filterable=False)
+    add(gradio.CheckboxGroup, "listen_for", offered["listen_for"], value=list(HEARABLE[:-1]),
+        visible=False)  # fmt: skip
+    add(gradio.CheckboxGroup, "models", offered["models"], value=[0],
+        visible=len(service.models) > 1)  # fmt: skip
+    add(gradio.Dropdown, "voice", offered["voice"], value=OWN_VOICE, filterable=False)
+    with add(gradio.Accordion, "more", open=False):
+        add(gradio.Audio, "voice_clip", **RECORDED)
+        add(gradio.Checkbox, "remembers", True)
+        add(gradio.Checkbox, "hear", False)
+        add(gradio.Checkbox, "greedy", False)
+        add(gradio.Number, "seed", 0, precision=0, minimum=0)
 
 
 def _answering(service: ChatService, parts: Components) -> None:
     """Send, Stop, New conversation."""
     import gradio
 
-    named = parts.named
-    problem, clip, save = named["problem"], named["clip"], named["save"]
-    skipped = [gradio.skip()] * len(parts.chats)
+    named, updates = parts.named, parts.updates
+    quiet = gradio.update(value="", visible=False)
 
-    def send(request: gradio.Request, code: str, *values: Any) -> Iterator[list[Any]]:
+    def send(request: gradio.Request, code: str, *values: Any) -> Iterator[dict[Any, Any]]:
         session, form = service.session(str(request.session_hash)), _form(*values)
-        quiet = gradio.update(value="", visible=False)
-        yield [*skipped, gradio.skip(), quiet, gradio.skip(), gradio.skip()]
+        yield updates({"problem": quiet})
         try:
-            emptied = None if MENU[form.task].is_dialogue else gradio.skip()
+            emptied = {"clip": None} if MENU[form.task].is_dialogue else {}
             for heard in service.answer(session, form):
                 if not session.turns:       # a new chat was begun meanwhile
                     return
-                asked = session.turns[-1].answers
-                shown = [
-                    gradio.update(**_chat(session, number, code)) if number in asked
-                    else gradio.skip() for number in range(len(parts.chats))
-                ]  # fmt: skip
-                yield [*shown, heard, gradio.skip(), emptied, gradio.skip()]
-                emptied = gradio.skip()     # made free for the next turn once
+                shown = {parts.chats[number]: gradio.update(**_chat(session, number, code))
+                         for number in session.turns[-1].answers}  # fmt: skip
+                yield {**shown, **updates({"sound": heard, **emptied})}
+                emptied = {}                # made free for the next turn once
             path = _saved(service, session)
-            yield [*skipped, gradio.skip(), gradio.skip(), gradio.skip(),
-                   gradio.update(value=path, visible=True)]  # fmt: skip
+            yield updates({"save": gradio.update(value=path, visible=True)})
         except OsumError as error:
-            notice = _notice(strings.problem(error, code))
-            yield [*skipped, gradio.skip(), notice, gradio.skip(), gradio.skip()]
+            yield updates({"problem": _notice(strings.problem(error, code))})
 
     def stop(request: gradio.Request) -> None:
         service.session(str(request.session_hash)).interrupt()
 
-    def reset(request: gradio.Request) -> list[Any]:
+    def reset(request: gradio.Request) -> dict[Any, Any]:
         service.session(str(request.session_hash)).reset()
-        emptied = [gradio.update(value=[], feedback_value=[])] * len(parts.chats)
-        return [*emptied, gradio.update(value="", visible=False), None,
-                gradio.update(visible=False), ""]  # fmt: skip
+        emptied = dict.fromkeys(parts.chats, gradio.update(value=[], feedback_value=[]))
+        hidden = gradio.update(visible=False)
+        return emptied | updates({"problem": quiet, "clip": None, "save": hidden, "text": ""})
 
     gradio.on(
-        [named["send"].click, named["text"].submit], send, [named["language"], *parts.form],
-        [*parts.chats, named["sound"], problem, clip, save], trigger_mode="once", **PRIVATE,
+        [named["send"].click, named["text"].submit], send,
+        [named["language"], *(named[name] for name in FORM)],
+        [*parts.chats, *(named[name] for name in ("sound", "problem", "clip", "save"))],
+        trigger_mode="once", **PRIVATE,
     )  # fmt: skip
     named["stop"].click(stop, **AT_ONCE)
-    named["stop"].click(None, js=HUSH_JS, **PRIVATE)
-    named["reset"].click(reset, None, [*parts.chats, problem, clip, save, named["text"]],
-                         **AT_ONCE)  # fmt: skip
-    named["reset"].click(None, js=HUSH_JS, **PRIVATE)
+    named["reset"].click(
+        reset, None, [*parts.chats, *(named[name] for name in ("problem", "clip", "save", "text"))],
+        **AT_ONCE,
+    )  # fmt: skip
+    for name in ("stop", "reset"):
+        named[name].click(None, js=HUSH_JS, **PRIVATE)
 
 
 def _judging(service: ChatService, parts: Components) -> None:
     """The thumbs below each reply: correct, incorrect; what is in the note goes with them."""
     import gradio
 
-    note, problem = parts.named["note"], parts.named["problem"]
-
     def judge(
         request: gradio.Request, data: gradio.LikeData, code: str, note: str, number: int
-    ) -> tuple[Any, Any]:
+    ) -> dict[Any, Any]:
         session = service.session(str(request.session_hash))
         owners = [key for key, _ in _messages(session, number, code)]
         try:
@@ -249,13 +227,14 @@ def _judging(service: ChatService, parts: Components) -> None:
             key = owners[place] if 0 <= place < len(owners) else ""
             service.judge(session, key, "correct" if data.liked else "incorrect", note or "")
         except OsumError as error:
-            return gradio.skip(), _notice(strings.problem(error, code))
+            return parts.updates({"problem": _notice(strings.problem(error, code))})
         gradio.Info(strings.word("saved", code))
-        return "", gradio.skip()
+        return parts.updates({"note": ""})
 
-    for number, chat in enumerate(parts.chats):
-        given = [parts.named["language"], note, gradio.State(number)]
-        chat.like(judge, given, [note, problem], **PRIVATE)     # queued: gr.Info needs it
+    told = [parts.named["note"], parts.named["problem"]]
+    for number, one in enumerate(parts.chats):
+        given = [parts.named["language"], parts.named["note"], gradio.State(number)]
+        one.like(judge, given, told, **PRIVATE)        # queued: gr.Info needs it
 
 
 def _choosing(page: Any, service: ChatService, parts: Components) -> None:
@@ -265,19 +244,19 @@ def _choosing(page: Any, service: ChatService, parts: Components) -> None:
     named = parts.named
     language, task, models = named["language"], named["task"], named["models"]
 
-    def translate(request: gradio.Request, code: str, task: str) -> list[Any]:
+    def translate(request: gradio.Request, code: str, task: str) -> dict[Any, Any]:
         session = service.session(str(request.session_hash))
         empty = strings.word("empty", code)
-        chats = [gradio.update(**_chat(session, number, code), placeholder=empty)
-                 for number in range(len(parts.chats))]  # fmt: skip
-        return [*chats, *_translated(service, code, task)]
+        chats = {one: gradio.update(**_chat(session, number, code), placeholder=empty)
+                 for number, one in enumerate(parts.chats)}  # fmt: skip
+        return chats | parts.updates(_translated(service, code, task))
 
-    def greet(request: gradio.Request, task: str) -> list[Any]:
+    def greet(request: gradio.Request, task: str) -> dict[Any, Any]:
         code = strings.preferred(request.headers.get("accept-language", ""))
-        return [code, *translate(request, code, task)]
+        return translate(request, code, task) | {language: code}
 
-    def fit(code: str, task: str) -> list[Any]:
-        return _fitting(task, code)
+    def fit(code: str, task: str) -> dict[Any, Any]:
+        return parts.updates(_fitting(task, code))
 
     def leave(request: gradio.Request) -> None:
         service.leave(str(request.session_hash))
@@ -285,12 +264,13 @@ def _choosing(page: Any, service: ChatService, parts: Components) -> None:
     def show(ticked: list[int]) -> list[Any]:
         return [gradio.update(visible=number in ticked) for number in range(len(parts.chats))]
 
-    spoken = [*parts.chats, *(named[name] for name in TRANSLATED)]
-    needed = [named[name] for name in ("clip", "text", "listen_for", "voice")]
-    language.input(translate, [language, task], spoken, **AT_ONCE)
+    words = _translated(service, strings.FIRST, FIRST_TASK)
+    told = [*parts.chats, *(named[name] for name in words)]
+    needed = [named[name] for name in _fitting(FIRST_TASK, strings.FIRST)]
+    language.input(translate, [language, task], told, **AT_ONCE)
     task.change(fit, [language, task], needed, **AT_ONCE)
     models.change(show, [models], list(parts.chats), **AT_ONCE)
-    page.load(greet, [task], [language, *spoken], **AT_ONCE)
+    page.load(greet, [task], told, **AT_ONCE)
     page.unload(leave)
 
 
@@ -304,37 +284,33 @@ def _form(task: str, ticked: Sequence[str], models: Sequence[int], clip: str | N
     )  # fmt: skip
 
 
-def _fitting(name: str, code: str) -> list[Any]:
+def _fitting(name: str, code: str) -> dict[str, Any]:
     """Show what the task needs: recording, text, labels, voice."""
     import gradio
 
     item = MENU[name]
     prompt = "free" if item.takes_prompt else "tts" if item.speaks else "t2t"
-    return [
-        gradio.update(visible=item.hears),
-        gradio.update(visible=item.reads, label=strings.word(f"text_{prompt}", code),
-                      placeholder=strings.word(f"hint_{prompt}", code)),
-        gradio.update(visible=item.picks_labels),
-        gradio.update(visible=item.speaks),
-    ]  # fmt: skip
+    return {
+        "clip": gradio.update(visible=item.hears),
+        "text": gradio.update(visible=item.reads, label=strings.word(f"text_{prompt}", code),
+                              placeholder=strings.word(f"hint_{prompt}", code)),
+        "listen_for": gradio.update(visible=item.picks_labels),
+        "voice": gradio.update(visible=item.speaks),
+    }  # fmt: skip
 
 
-def _translated(service: ChatService, code: str, task: str) -> list[Any]:
-    """An update for each of TRANSLATED."""
+def _translated(service: ChatService, code: str, task: str) -> dict[str, Any]:
+    """An update for each component that holds words."""
     import gradio
 
-    tell = strings.words(code)
-    choices = {"task": _tasks(code), "listen_for": _hearable(code),
-               "models": _models(service, code), "voice": _voices(service, code)}  # fmt: skip
-    updates: dict[str, dict[str, Any]] = {name: {"label": tell[name]} for name in LABELLED}
-    for name, offered in choices.items():
-        updates[name]["choices"] = offered
-    labelled = [gradio.update(**updates[name]) for name in LABELLED]
-    pressed = [gradio.update(value=tell[name]) for name in BUTTONS]
-    return [
-        _heading(code), *labelled, *pressed, gradio.update(placeholder=tell["note"]),
-        _limits(service, code), _fitting(task, code)[1],
-    ]  # fmt: skip
+    tell, offered = strings.words(code), _choices(service, code)
+    chosen: dict[str, Any] = {name: {"choices": choices} for name, choices in offered.items()}
+    return {
+        "heading": _heading(code), "limits": _limits(service, code),
+        "note": gradio.update(placeholder=tell["note"]), "text": _fitting(task, code)["text"],
+        **{name: gradio.update(label=tell[name], **chosen.get(name, {})) for name in LABELLED},
+        **{name: gradio.update(value=tell[name]) for name in BUTTONS},
+    }  # fmt: skip
 
 
 def _chat(session: Session, number: int, code: str) -> dict[str, Any]:
@@ -368,7 +344,7 @@ def _asked(turn: Turn, tell: dict[str, str]) -> Iterator[Message]:
 
 def _answered(turn: Turn, answer: Answer, tell: dict[str, str]) -> Iterator[Message]:
     """An answer: the thought, folded; words and labels; sound; pictures and timings, folded."""
-    is_busy = answer.state == WORKING
+    is_busy = answer.state == chat.WORKING
     who = " · ".join([answer.model, *([tell[answer.kind]] if answer.kind else [])])
     parts = [f'<div class="osum-who">{escape(who)}</div>']
     if answer.heard:
@@ -393,7 +369,7 @@ def _answered(turn: Turn, answer: Answer, tell: dict[str, str]) -> Iterator[Mess
         yield _folded(title, _text(answer.thought))
     if answer.wav:
         yield {"role": "assistant", "content": {"path": answer.wav}}
-    if answer.timings and answer.state != FAILED:
+    if answer.timings and answer.state != chat.FAILED:
         yield _folded(tell["details"], _details(turn, answer, tell))
 
 
@@ -458,19 +434,13 @@ def _limits(service: ChatService, code: str) -> str:
     return "\n\n".join([*(strings.word(f"about_{name}", code) for name in sorted(ours)), told])
 
 
-def _tasks(code: str) -> list[tuple[str, str]]:
-    return [(strings.word(f"task_{name}", code), name) for name in MENU]
-
-
-def _hearable(code: str) -> list[tuple[str, str]]:
-    return [(strings.word(name, code), name) for name in HEARABLE]
-
-
-def _models(service: ChatService, code: str) -> list[tuple[str, int]]:
-    return [(f"{model.name} · {strings.word(model.kind, code)}", number)
-            for number, model in enumerate(service.models)]  # fmt: skip
-
-
-def _voices(service: ChatService, code: str) -> list[tuple[str, str]]:
+def _choices(service: ChatService, code: str) -> dict[str, list[tuple[str, Any]]]:
+    """What may be chosen, and how it is called."""
     own = strings.word("own_voice", code)
-    return [(Path(name).stem if name else own, name) for name in service.voices.names]
+    return {
+        "task": [(strings.word(f"task_{name}", code), name) for name in MENU],
+        "listen_for": [(strings.word(name, code), name) for name in HEARABLE],
+        "models": [(f"{model.name} · {strings.word(model.kind, code)}", number)
+                   for number, model in enumerate(service.models)],
+        "voice": [(Path(name).stem if name else own, name) for name in service.voices.names],
+    }  # fmt: skip

@@ -1,11 +1,11 @@
 /* Sound in the browser, played as it comes: 16-bit pieces without a gap, one reply after the other.
 
    window.osum.begin()              a new run: whatever plays is cut off
-   window.osum.add(key, rate, pcm)  the next samples (Int16Array) of a reply
+   window.osum.add(key, rate, pcm)  the next samples of a reply, 16 bits each, in base64
    window.osum.end(key)             the reply has ended: the next one may speak
    window.osum.hush()               silence at once; gives {key, ms}, what was playing and how far
    window.osum.left()               seconds of sound that are still to be played
-   window.osum.take(value)          the page's form of all this: every piece of a run so far, in base64
+   window.osum.take(value)          the page's form of all this: every piece of a run so far
 */
 (() => {
   const LEAD_S = 0.08;               // before the first sound of a run, so that it does not stutter
@@ -42,7 +42,7 @@
       sounds.set(key, { rate, chunks: [], scheduled: 0, ended: false, start: null });
       line.push(key);
     }
-    sounds.get(key).chunks.push(pcm);
+    sounds.get(key).chunks.push(new Int16Array(Uint8Array.from(atob(pcm), (c) => c.charCodeAt(0)).buffer));
     pump();
   };
   const end = (key) => {
@@ -68,13 +68,12 @@
     line = [];
     muted = false;
   };
-  const samplesOf = (base64) => new Int16Array(Uint8Array.from(atob(base64), (c) => c.charCodeAt(0)).buffer);
   const take = (value) => {
     if (!value || !value.run) return;
     if (value.run !== run) { begin(); run = value.run; taken = 0; }
     for (; taken < value.pieces.length; taken++) {
       const { reply, rate, pcm } = value.pieces[taken];
-      add(reply, rate, samplesOf(pcm));
+      add(reply, rate, pcm);
     }
     value.ended.forEach(end);
   };

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,8 +20,11 @@ from osum_echat.serving.listening import Listener
 from osum_echat.serving.live_metrics import LiveMetrics
 from osum_echat.serving.protocol import Event, EventError, SessionSettings, make_id, part
 from osum_echat.serving.reply_stream import Generation, Playout, ReplyStream, Transcriber
-from osum_echat.serving.session import Assistant, Conversation, Limits
+from osum_echat.serving.session import Conversation, Limits
 from osum_echat.serving.turns import LONGEST_TURN_S, RATE_HZ, Turn, TurnModel, VoiceActivity
+
+if TYPE_CHECKING:
+    from osum_echat.inference.assistant import EChat
 
 MOST_ITEMS, MOST_REPLIES = 1000, 4      # of a conversation; under way at once
 LEAST_COMMIT_S = 0.1
@@ -31,7 +34,7 @@ LEAST_COMMIT_S = 0.1
 class Service:
     """What sessions share."""
 
-    assistant: Assistant
+    assistant: "EChat"
     model: str
     activity: VoiceActivity
     turn_model: TurnModel | None

@@ -2,15 +2,17 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from osum_echat import logs
 from osum_echat.errors import CheckpointError, InputError
 from osum_echat.inference.reply import LABEL_FIELDS, Done, Event, Reply
 from osum_echat.records import Turn, Utterance
+from osum_echat.serving.strings import Refused
 from osum_echat.tasks import TASKS, Task, task_for, understanding_tag
 
 if TYPE_CHECKING:
@@ -20,31 +22,12 @@ WAV_NAME = "recording"
 MEGABYTE = 1 << 20              # as Gradio counts them
 THINKING = ("label", "natural")
 OWN_VOICE = ""                  # the name of the model's own
-MOST_UPLOADED = 32              # voices of recordings that are kept measured
+MOST_VOICES = 32                # of recordings, that are kept measured
 WORDS = "words"                 # beside the labels: the transcript
 LABELS = (*LABEL_FIELDS, "style")
 HEARABLE = (WORDS, *LABELS)
 FIRST_TASK = "s2s_think"
 LOG = logs.logger(__name__)
-
-
-class Refused(InputError):
-    """A question over the limits. `reason` and `values` let a page say it in its own language."""
-
-    def __init__(self, reason: str, message: str, **values: object) -> None:
-        super().__init__(message)
-        self.reason, self.values = reason, values
-
-
-class Assistant(Protocol):
-    """What a conversation needs of `osum_echat.EChat`."""
-
-    def expect(self, history: Sequence[Turn], task: str) -> None: ...
-
-    def stream(
-        self, source: Utterance, *, prompt: str | None, thinking: str | None, greedy: bool,
-        seed: int | None, hear: bool, interrupt: Callable[[], bool] | None,
-    ) -> Iterator[Event]: ...  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +66,7 @@ class Conversation:
         self.history: tuple[Turn, ...] = ()
         self._run = threading.Event()   # of the reply under way: set to stop it
 
-    def ask(self, assistant: Assistant, question: Question) -> Generator[Event, None, None]:
+    def ask(self, assistant: "EChat", question: Question) -> Generator[Event, None, None]:
         """Answer a question; a reply still under way is stopped.
 
         Gives the events of `EChat.stream`; Done is last. Closing the iterator stops the reply.
@@ -106,7 +89,7 @@ class Conversation:
         self.history = ()
 
     def _answer(
-        self, assistant: Assistant, question: Question, task: Task, run: threading.Event
+        self, assistant: "EChat", question: Question, task: Task, run: threading.Event
     ) -> Generator[Event, None, None]:
         prompted = task.takes_prompt and question.text.strip()
         utterance = Utterance(
@@ -142,40 +125,29 @@ def check(question: Question, task: Task, limits: Limits) -> None:
     if task.hears:
         _check_clip(question, limits)
     elif not question.text.strip():
-        raise Refused("no_text", f"task {task.name} reads: write a text first")
-    if len(question.text) > limits.text_characters:
-        raise Refused(
-            "long_text", f"the text has {len(question.text)} characters; "
-            f"shorten it to {limits.text_characters} or fewer",
-            found=len(question.text), most=limits.text_characters,
-        )  # fmt: skip
+        raise Refused("no_text")
+    if (found := len(question.text)) > limits.text_characters:
+        raise Refused("long_text", found=found, most=limits.text_characters)
 
 
 def _check_clip(question: Question, limits: Limits) -> None:
     from osum_echat import audio
 
-    if question.clip is None:
-        raise Refused("no_clip", "this task hears: record something or choose a sound file first")
-    found, most = (f"{size / MEGABYTE:.4g}" for size in (len(question.clip), limits.audio_bytes))
-    if len(question.clip) > limits.audio_bytes:
-        raise Refused(
-            "large_clip",
-            f"{question.name}: {found} MB; at most {most} MB, cut it or save it as mp3",
-            name=question.name, found=found, most=most,
-        )  # fmt: skip
+    clip, name = question.clip, question.name
+    if clip is None:
+        raise Refused("no_clip")
+    found, most = (f"{size / MEGABYTE:.4g}" for size in (len(clip), limits.audio_bytes))
+    if len(clip) > limits.audio_bytes:
+        raise Refused("large_clip", name=name, found=found, most=most)
     try:
-        samples = audio.length(question.clip, where=question.name)
+        samples = audio.length(clip, where=name)
         if samples <= limits.audio_s * audio.SAMPLE_RATE_HZ:  # by its header, which may be wrong
-            samples = len(audio.read(question.clip, where=question.name).samples)
+            samples = len(audio.read(clip, where=name).samples)
     except InputError as error:
-        raise Refused("bad_clip", str(error), detail=str(error)) from error
+        raise Refused("bad_clip", detail=error) from error
     seconds = samples / audio.SAMPLE_RATE_HZ
     if seconds > limits.audio_s:
-        raise Refused(
-            "long_clip", f"{question.name}: {seconds:.1f} s; at most {limits.audio_s:g} s, "
-            "cut it or say it in several turns",
-            name=question.name, found=f"{seconds:.1f}", most=f"{limits.audio_s:g}",
-        )  # fmt: skip
+        raise Refused("long_clip", name=name, found=f"{seconds:.1f}", most=f"{limits.audio_s:g}")
 
 
 def _user(question: Question, task: Task) -> Turn:
@@ -241,7 +213,7 @@ def tag_of(name: str, ticked: Sequence[str]) -> str:
         return MENU[name].task
     wanted = tuple(label for label in LABELS if label in ticked)
     if not wanted and WORDS not in ticked:
-        raise Refused("no_label", "nothing to listen for; tick the words or a label")
+        raise Refused("no_label")
     return understanding_tag(wanted, WORDS in ticked)
 
 
@@ -278,8 +250,11 @@ def load_models(
         except CheckpointError:
             if not voices:
                 raise
-            assistant = EChat.load(source, share=first, voice=voices[0], **options)
-        loaded[_unlike(Path(source).stem, loaded)] = assistant
+            assistant = EChat.load(source, share=first, **{**options, "voice": voices[0]})
+        name, number = Path(source).stem, 2
+        while name in loaded:
+            name, number = f"{Path(source).stem} ({number})", number + 1
+        loaded[name] = assistant
     return served(loaded), Voices(loaded.values(), voices)
 
 
@@ -303,7 +278,7 @@ def chosen(models: Sequence[ServedModel], numbers: Sequence[int], thinks: bool) 
             one = models[number]
             picked.setdefault((one.name, one.thinking if thinks else None), number)
     if not picked:
-        raise Refused("no_model", "no model is chosen; tick one or more")
+        raise Refused("no_model")
     return list(picked.values())
 
 
@@ -313,42 +288,33 @@ class Voices:
     def __init__(self, assistants: "Iterable[EChat]", files: Sequence[Path]) -> None:
         self.names = (OWN_VOICE, *(str(file) for file in files))
         self._lock = threading.Lock()
-        self._made: dict[tuple[int, str], EChat] = {}
+        self._made: OrderedDict[tuple[int, str], EChat] = OrderedDict()
         for assistant in assistants:
             for file in files:
-                self.speaking(assistant, str(file))
+                self.recorded(assistant, file)
 
     def named(self, assistant: "EChat", name: str) -> "EChat":
         """The assistant in one of the given voices. Raises InputError for a name never given."""
         if name not in self.names:
             raise InputError(f"voice {name!r}: not one of those given by --voice")
-        return assistant if name == OWN_VOICE else self.speaking(assistant, name)
+        return assistant if name == OWN_VOICE else self.recorded(assistant, Path(name))
 
-    def recorded(self, assistant: "EChat", recording: Path) -> "EChat":
-        """The assistant in the voice of a recording. Raises InputError where there is none."""
-        digest = hashlib.sha256(recording.read_bytes()).hexdigest()
-        return self.speaking(assistant, str(recording), digest)
-
-    def speaking(self, assistant: "EChat", file: str, key: str | None = None) -> "EChat":
-        """The assistant in the voice of a file, which is measured once."""
-        wanted = (id(assistant), key or file)
+    def recorded(self, assistant: "EChat", file: Path) -> "EChat":
+        """The assistant in the voice of a recording, which is measured once. Raises InputError
+        where there is none."""
+        is_given = str(file) in self.names
+        name = str(file) if is_given else hashlib.sha256(file.read_bytes()).hexdigest()
+        wanted = (id(assistant), name)
         with self._lock:
             if wanted not in self._made:
                 speech = assistant.model.voice
                 if speech is None:
                     raise InputError("the model was loaded without speech")
-                model = replace(assistant.model, voice=speech.in_voice(speech.voice_of(file)))
-                other = type(assistant)(model, assistant.seed)
-                uploaded = [made for made in self._made if made[1] not in self.names]
-                if len(uploaded) >= MOST_UPLOADED:
-                    del self._made[uploaded[0]]
-                self._made[wanted] = other
+                voice = speech.in_voice(speech.voice_of(str(file)))
+                self._made[wanted] = type(assistant)(
+                    replace(assistant.model, voice=voice), assistant.seed
+                )
+            self._made.move_to_end(wanted)
+            if len(self._made) > MOST_VOICES:
+                self._made.popitem(last=False)
             return self._made[wanted]
-
-
-def _unlike(name: str, taken: Iterable[str]) -> str:
-    """The name, with a number where it is taken."""
-    taken, number, wanted = set(taken), 2, name
-    while wanted in taken:
-        wanted, number = f"{name} ({number})", number + 1
-    return wanted

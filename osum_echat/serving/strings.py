@@ -1,8 +1,7 @@
 """Every word of the page, in English and Chinese."""
 
-from osum_echat.errors import OsumError
+from osum_echat.errors import InputError, OsumError
 from osum_echat.records import LIST_KEYS
-from osum_echat.serving.session import Refused
 
 LANGUAGES = {"en": "English", "zh": "中文"}
 FIRST = "en"
@@ -107,6 +106,14 @@ def word(key: str, language: str) -> str:
     if key not in _TABLE and (key.startswith(TASK) or name in LIST_KEYS):
         return name
     return _TABLE[key][list(LANGUAGES).index(language)]
+
+
+class Refused(InputError):
+    """A question over the limits; a page tells the reason in its own language."""
+
+    def __init__(self, reason: str, **values: object) -> None:
+        super().__init__(word(reason, FIRST).format(**values))
+        self.reason, self.values = reason, values
 
 
 def words(language: str) -> dict[str, str]:

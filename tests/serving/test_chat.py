@@ -289,10 +289,10 @@ def test_the_text_is_the_prompt_of_a_task_that_listens_and_the_words_of_one_that
 
 
 @pytest.mark.parametrize(("question", "reason", "message"), [
-    (Question("s2s"), "no_clip", "record something"),
-    (Question("tts", text="  "), "no_text", "write a text"),
+    (Question("s2s"), "no_clip", "Record something"),
+    (Question("tts", text="  "), "no_text", "Write a text"),
     (Question("tts", text="a" * 1001), "long_text", "1001 characters"),
-    (Question("s2s", wav(31, 8_000), "a.wav"), "long_clip", r"a\.wav: 31\.0 s; at most 30 s"),
+    (Question("s2s", wav(31, 8_000), "a.wav"), "long_clip", r"a\.wav lasts 31\.0 s; at most 30 s"),
     (Question("s2s", bytes(26 * session.MEGABYTE), "b.wav"), "large_clip", "26 MB; at most 25 MB"),
     (Question("s2s", b"no sound" * 99, "c.wav"), "bad_clip", r"c\.wav: not audio"),
     (Question("s2s", b"", "d.wav"), "bad_clip", r"d\.wav: the file is empty"),
