@@ -64,7 +64,7 @@ class BatchEngine:
         self._changed = threading.Condition()
         self._is_closed = False
         self._live: list[_Job] = []
-        self._rows = CachedLLM(model.llm, ())
+        self._rows = CachedLLM(model.llm)
         self._starts: deque[Prefill] = deque()
         self._steps = 0                 # since the last piece of a start
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
@@ -89,7 +89,8 @@ class BatchEngine:
                 if isinstance(token, BaseException):
                     raise token
                 if job.tokens.qsize() == MOST_AHEAD - 1:
-                    self._wake()
+                    with self._changed:
+                        self._changed.notify()
                 yield token
         finally:
             job.left = True
@@ -98,10 +99,6 @@ class BatchEngine:
         """Read what prompts will begin with, (tokens, width), when there is time. It is kept."""
         with self._changed:
             self._waiting.append(_Job(start, None, None))
-            self._changed.notify()
-
-    def _wake(self) -> None:
-        with self._changed:
             self._changed.notify()
 
     def close(self) -> None:
@@ -150,7 +147,7 @@ class BatchEngine:
             return
         try:
             if job.prefill is None:
-                job.prefill = Prefill(self.model.llm, job.prompt, self._start_of(job.prompt))
+                job.prefill = Prefill(self.model.llm, [job.prompt], self._start_of(job.prompt))
             if not job.prefill.advance(PIECE_TOKENS):
                 return
             self._forget(job)
@@ -164,7 +161,7 @@ class BatchEngine:
         if job.answer is None:
             self._keep(prefill)
             return
-        (logits,) = row_logits(self.model, prefill.state[None], [job.answer])
+        (logits,) = row_logits(self.model, prefill.state, [job.answer])
         job.last = job.answer.choose(logits)
         job.tokens.put(job.last)
         job.prefill = None
@@ -174,14 +171,13 @@ class BatchEngine:
         else:
             job.tokens.put(None)
 
-    def _start_of(self, prompt: Tensor) -> tuple[Prefill, int] | None:
-        """What was read ahead and has most in common with the prompt, and how many tokens."""
-        found = [(one, one.common(prompt)) for one in self._starts]
-        return max(found, key=lambda each: each[1], default=None)
+    def _start_of(self, prompt: Tensor) -> Prefill | None:
+        """What was read ahead and has most in common with the prompt."""
+        return max(self._starts, key=lambda one: one.common(prompt), default=None)
 
     def _keep(self, start: Prefill) -> None:
         """Keep what was read ahead, instead of what it goes on from."""
-        older = [one for one in self._starts if one.common(start.prompt) < len(one.prompt)]
+        older = [one for one in self._starts if one.common(start.prompts[0]) < one.tokens]
         self._starts = deque([*older, start], MOST_STARTS)
         while len(self._starts) > 1 and sum(one.bytes for one in self._starts) > MOST_START_BYTES:
             self._starts.popleft()
@@ -242,4 +238,4 @@ class BatchEngine:
                 job.answer.stopped_by = "interrupt"
             job.tokens.put(error)
         self._live = []
-        self._rows = CachedLLM(self.model.llm, ())
+        self._rows = CachedLLM(self.model.llm)

@@ -89,7 +89,9 @@ class PhaseSampler:
     def choose(self, logits: Tensor, generator: torch.Generator | None) -> int:
         """The next id; logits: (vocab,), those of this phase's head."""
         if self.sampling.penalises and self._seen:
-            logits = self.sampling.penalise(self._seen_tensor(logits.device), logits)
+            if self._seen_ids is None:
+                self._seen_ids = torch.tensor(list(self._seen), device=logits.device)
+            logits = self.sampling.penalise(self._seen_ids, logits)
         for rule in self.rules:
             logits = rule(self.history, logits)
         number = self.sampling.choose(logits, generator)
@@ -98,11 +100,6 @@ class PhaseSampler:
             self._seen[number] = None
             self._seen_ids = None
         return number
-
-    def _seen_tensor(self, device: torch.device) -> Tensor:
-        if self._seen_ids is None:
-            self._seen_ids = torch.tensor(list(self._seen), device=device)
-        return self._seen_ids
 
     @property
     def ids(self) -> list[int]:
@@ -132,17 +129,14 @@ class Answer:
         in_speech = self.phases.in_speech
         own = self.speech if in_speech else self.text
         token = Token(own.choose(logits, self.generator), in_speech)
+        words = len(self.text.history)
         if self.phases.advance(token.id):
             self.stopped_by = "end"
-        elif self._is_too_long():
+        elif words + len(self.speech.history) >= self.limits.total_tokens or (
+            not self.phases.in_speech and words >= self.limits.text_tokens
+        ):
             self.stopped_by = "limit"
         return token
-
-    def _is_too_long(self) -> bool:
-        words = len(self.text.history)
-        return words + len(self.speech.history) >= self.limits.total_tokens or (
-            not self.phases.in_speech and words >= self.limits.text_tokens
-        )
 
 
 class ClipMemory:
@@ -215,7 +209,7 @@ class Starts:
         with self._lock:
             if task.opening not in self._read:
                 ids = torch.tensor(self.vocab.encode(task.opening), device=self.model.device)
-                start = Prefill(self.model.llm, self.model.embed_ids(ids))
+                start = Prefill(self.model.llm, [self.model.embed_ids(ids)])
                 start.advance(len(ids))
                 self._read[task.opening] = start
             return self._read[task.opening]
@@ -235,38 +229,29 @@ def decode(
     live = list(range(len(answers)))
     llm: CachedLLM | None = None
     tokens: list[Token] = []
-    while True:
+    while live:
         if interrupt is not None and interrupt():
-            _stop(answers, live, "interrupt")
+            for row in live:
+                answers[row].stopped_by = "interrupt"
             return
-        if llm is None and start is not None and len(prompts) == 1:
-            llm = CachedLLM.after(model.llm, prompts[0], start)
-        elif llm is None:
-            llm = CachedLLM(model.llm, prompts)
+        if llm is None:
+            llm = CachedLLM(model.llm, prompts, start if len(prompts) == 1 else None)
         else:
             llm.step(embed_tokens(model, tokens))
-        tokens, places = [], []
+        tokens, places, full = [], [], llm.full_rows()
         growing = [answers[row] for row in live]
         for place, logits in enumerate(row_logits(model, llm.state, growing)):
-            answer = answers[live[place]]
+            answer = growing[place]
             token = answer.choose(logits)
             yield live[place], token
+            if answer.stopped_by is None and place in full:
+                answer.stopped_by = "limit"
             if answer.stopped_by is None:
                 tokens.append(token)
                 places.append(place)
-        if llm.is_full:
-            _stop(answers, [live[place] for place in places], "limit")
-            return
-        if not places:
-            return
-        if len(places) < len(live):
+        if places and len(places) < len(live):
             llm.keep(places)
-            live = [live[place] for place in places]
-
-
-def _stop(answers: Sequence[Answer], live: Sequence[int], reason: StoppedBy) -> None:
-    for row in live:
-        answers[row].stopped_by = reason
+        live = [live[place] for place in places]
 
 
 def row_logits(model: EChatModel, state: Tensor, answers: Sequence[Answer]) -> Sequence[Tensor]:

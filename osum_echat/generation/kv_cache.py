@@ -5,7 +5,6 @@ as it takes: at one token a row, most of the stock forward is Python and tensors
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,106 +21,70 @@ SMALL_WEIGHTS = 2**20  # up to here, weights that read the same input are worth 
 Map = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
 class _Layer:
     """One block of the LLM, taken apart. query_norm, key_norm: those of Qwen3."""
 
-    attention_norm: Map
-    query_key_value: Map  # side by side
-    query_norm: Map | None
-    key_norm: Map | None
-    add_output: Callable[[Tensor, Tensor], Tensor]
-    feed_norm: Map
-    gate_up: Map  # side by side
-    add_down: Callable[[Tensor, Tensor], Tensor]
+    def __init__(self, layer: Any) -> None:
+        attention, feed = layer.self_attn, layer.mlp
+        self.attention_norm = _norm(layer.input_layernorm)
+        self.query_key_value = _side_by_side(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.query_norm, self.key_norm = (
+            _norm(getattr(attention, name)) if hasattr(attention, name) else None
+            for name in ("q_norm", "k_norm")
+        )
+        self.add_output = _adding(attention.o_proj)
+        self.feed_norm = _norm(layer.post_attention_layernorm)
+        self.gate_up = _side_by_side(feed.gate_proj, feed.up_proj)
+        self.add_down = _adding(feed.down_proj)
 
 
 class CachedLLM:
     """Rows of one batch and what the LLM keeps of them; `state` is (rows, width), at their ends."""
 
-    def __init__(self, llm: Any, prompts: Sequence[Tensor]) -> None:
-        """llm: a Qwen2ForCausalLM or Qwen3ForCausalLM; prompts: (tokens, width) each, embedded.
+    def __init__(
+        self, llm: Any, prompts: Sequence[Tensor] = (), start: "Prefill | None" = None
+    ) -> None:
+        """llm: a Qwen2ForCausalLM or Qwen3ForCausalLM; prompts, start: as of `Prefill`.
 
         Without prompts there are no rows until some `join`.
         """
         self.model, config = llm.model, llm.config
         self.graph: StepGraph | None = getattr(llm, "step_graph", None)
         self.bound: BoundSteps | None = None
-        self.layers = [_taken_apart(layer) for layer in self.model.layers]
+        self.layers = [_Layer(layer) for layer in self.model.layers]
         self.queries, self.groups = config.num_attention_heads, config.num_key_value_heads
         self.head_width = self.model.layers[0].self_attn.head_dim
         self.scale = self.model.layers[0].self_attn.scaling
         self.norm = _norm(self.model.norm)
         self.limit_tokens = longest_row(config)
-        if not prompts:
-            self._clear()
-            return
-        lengths = [len(prompt) for prompt in prompts]
-        self.tokens = max(lengths)
-        check_length(llm, self.tokens)
-        self.padding = torch.tensor(
-            [self.tokens - length for length in lengths], device=prompts[0].device
-        )
-        self.is_padded = min(lengths) < self.tokens
-        self._prefill(prompts)
-
-    @classmethod
-    def after(cls, llm: Any, prompt: Tensor, start: "Prefill") -> "CachedLLM":
-        """One row whose prompt, (tokens, width), begins with one that is through."""
-        made, rest = cls(llm, ()), Prefill(llm, prompt, (start, start.common(prompt)))
-        rest.advance(len(prompt))
-        made.join(rest)
-        return made
-
-    def _clear(self) -> None:
-        """No rows."""
         some = self.model.embed_tokens.weight
-        self.tokens, self.is_padded = 0, True
+        self.tokens, self.is_padded = 0, False
         self.padding = torch.zeros(0, dtype=torch.long, device=some.device)
         self.state = some.new_zeros(0, some.shape[1])
         self.keys = some.new_zeros(len(self.layers), 0, self.groups, 0, self.head_width)
         self.values = self.keys
+        if prompts:
+            given = Prefill(llm, prompts, start)
+            given.advance(given.tokens)
+            self.join(given)
 
-    def join(self, one: "Prefill") -> None:
-        """Another row beside those that grow; it ends where they end."""
-        length = one.done
-        shift = max(0, length - self.tokens)        # rows that grow are moved to the right
+    def join(self, given: "Prefill") -> None:
+        """More rows beside those that grow; they end where those end."""
+        shift = max(0, given.tokens - self.tokens)      # rows that grow are moved to the right
         self.tokens += shift
-        room = self.keys.shape[3] + shift
-        room += max(0, self.tokens + 1 - room)
-        left = self.tokens - length
-        self.padding = torch.cat((self.padding + shift, self.padding.new_tensor([left])))
-        self.state = torch.cat((self.state, one.state[None]))
+        left, room = self.tokens - given.tokens, self.keys.shape[3] + shift
+        if room <= self.tokens:
+            room = self.tokens + ROOM_TOKENS
+        self.padding = torch.cat((self.padding + shift, given.padding + left))
+        self.state = torch.cat((self.state, given.state))
 
         def joined(kept: Tensor, new: Tensor) -> Tensor:
             old = functional.pad(kept, (0, 0, shift, room - shift - kept.shape[3]))
             return torch.cat((old, functional.pad(new, (0, 0, left, room - self.tokens))), dim=1)
 
-        self.keys, self.values = joined(self.keys, one.keys), joined(self.values, one.values)
+        self.keys, self.values = joined(self.keys, given.keys), joined(self.values, given.values)
         self.is_padded = bool(self.padding.any())
         self._make_tables()
-
-    def _prefill(self, prompts: Sequence[Tensor]) -> None:
-        """Prompts side by side, padded on the left, so that all rows grow at the same place."""
-        from transformers import DynamicCache
-
-        columns = torch.arange(self.tokens, device=self.padding.device)
-        mask = None
-        if self.is_padded:
-            seen = (columns[:, None] >= columns) & (columns >= self.padding[:, None, None])
-            # Padding looks at itself: a softmax over nothing is not a number.
-            mask = (seen | (columns[:, None] == columns))[:, None]
-        embedded = torch.stack(
-            [functional.pad(one, (0, 0, self.tokens - len(one), 0)) for one in prompts]
-        )
-        cache = DynamicCache(config=self.model.config)
-        self.state = self.model(
-            inputs_embeds=embedded, attention_mask=mask, past_key_values=cache, use_cache=True,
-            position_ids=(columns - self.padding[:, None]).clamp(min=0),
-        ).last_hidden_state[:, -1]  # fmt: skip
-        self.keys = torch.stack([layer.keys for layer in cache.layers])
-        self.values = torch.stack([layer.values for layer in cache.layers])
-        self._make_room()
 
     def _make_room(self) -> None:
         """More places in the cache, (layers, rows, groups, places, head width), and the tables."""
@@ -149,7 +112,10 @@ class CachedLLM:
         if self.tokens > self.keys.shape[3]:
             self._make_room()
         if self.graph is not None and len(embedded) == 1 and not self.is_padded:
-            self._step_alone(self.graph, embedded, place)
+            self.keys, self.values = self.keys.contiguous(), self.values.contiguous()
+            if self.bound is None or self.bound.keys is not self.keys:
+                self.bound = BoundSteps(self.graph, self.keys, self.values)
+            self.state = self.bound.step(embedded, place)
             return
         position = place - self.padding if self.is_padded else place
         cosine, sine = self.cosine[position], self.sine[position]
@@ -183,20 +149,10 @@ class CachedLLM:
             state = layer.add_down(state, functional.silu(gate) * up)
         self.state = self.norm(state)
 
-    def _step_alone(self, graph: StepGraph, embedded: Tensor, place: int) -> None:
-        """The same of one row, by its graph."""
-        self.keys, self.values = self.keys.contiguous(), self.values.contiguous()
-        if self.bound is None or self.bound.keys is not self.keys:
-            self.bound = graph.bind(self.keys, self.values)
-        self.state = self.bound.step(embedded, place)
-
-    @property
-    def is_full(self) -> bool:
-        """No row can grow any longer."""
-        return self.tokens >= self.limit_tokens
-
     def full_rows(self) -> set[int]:
         """The rows that can grow no longer."""
+        if self.tokens < self.limit_tokens:
+            return set()
         lengths = (self.tokens - self.padding).tolist()
         return {row for row, length in enumerate(lengths) if length >= self.limit_tokens}
 
@@ -215,30 +171,39 @@ class CachedLLM:
 
 
 class Prefill:
-    """A prompt on its way through the model, a piece at a time. state: (width,), at its end."""
+    """Prompts on their way through the model, a piece at a time. state: (rows, width), at the end.
+
+    They are padded on the left, so that all rows grow at the same place.
+    """
 
     def __init__(
-        self, llm: Any, prompt: Tensor, start: "tuple[Prefill, int] | None" = None
+        self, llm: Any, prompts: Sequence[Tensor], start: "Prefill | None" = None
     ) -> None:
-        """prompt: (tokens, width), embedded; start: a prompt that is through, and how many tokens
-        it has in common with this one. Raises InputError for one that is too long."""
+        """prompts: (tokens, width) each, embedded; start: what one that is alone may begin with,
+        which is through. Raises InputError for one that is too long."""
         from transformers import DynamicCache
 
-        check_length(llm, len(prompt))
-        self.model, self.prompt, self.done = llm.model, prompt, 0
+        self.model, self.done = llm.model, 0
+        self.tokens = max(map(len, prompts))
+        check_length(llm, self.tokens)
+        left = [self.tokens - len(one) for one in prompts]
+        self.padding = torch.tensor(left, device=prompts[0].device)
+        self.is_padded = any(left)
+        self.prompts = torch.stack(
+            [functional.pad(one, (0, 0, more, 0)) for one, more in zip(prompts, left, strict=True)]
+        )
         self.cache = DynamicCache(config=llm.model.config)
-        self.state = prompt[-1]
         if start is not None:
-            self.done = min(start[1], len(prompt) - 1)
+            self.done = min(start.common(prompts[0]), self.tokens - 1)
         if start is not None and self.done:
-            for number, layer in enumerate(start[0].cache.layers):
+            for number, layer in enumerate(start.cache.layers):
                 keys, values = (each[:, :, : self.done] for each in (layer.keys, layer.values))
                 self.cache.update(keys, values, number)
 
     def common(self, prompt: Tensor) -> int:
-        """How many tokens another prompt begins with that this one begins with too."""
-        length = min(len(prompt), len(self.prompt))
-        same = (prompt[:length] == self.prompt[:length]).all(1)
+        """How many tokens another prompt, (tokens, width), begins with that this begins with."""
+        length = min(len(prompt), self.tokens)
+        same = (prompt[:length] == self.prompts[0, :length]).all(1)
         return length if same.all() else int(same.int().argmin())
 
     @property
@@ -248,18 +213,24 @@ class Prefill:
 
     def advance(self, tokens: int) -> bool:
         """Take the next piece of so many tokens. True: that was the last."""
-        piece = self.prompt[None, self.done : self.done + tokens]
-        places = torch.arange(self.done, self.done + piece.shape[1], device=piece.device)
+        end, mask = min(self.done + tokens, self.tokens), None
+        columns = torch.arange(end, device=self.padding.device)
+        places = columns[self.done :]
+        if self.is_padded:
+            seen = (places[:, None] >= columns) & (columns >= self.padding[:, None, None])
+            # Padding looks at itself: a softmax over nothing is not a number.
+            mask = (seen | (places[:, None] == columns))[:, None]
         self.state = self.model(
-            inputs_embeds=piece, past_key_values=self.cache, use_cache=True,
-            position_ids=places[None],
-        ).last_hidden_state[0, -1]  # fmt: skip
-        self.done += piece.shape[1]
-        return self.done == len(self.prompt)
+            inputs_embeds=self.prompts[:, self.done : end], attention_mask=mask,
+            past_key_values=self.cache, use_cache=True,
+            position_ids=(places - self.padding[:, None]).clamp(min=0),
+        ).last_hidden_state[:, -1]  # fmt: skip
+        self.done = end
+        return end == self.tokens
 
     @property
     def keys(self) -> Tensor:
-        """(layers, 1, groups, tokens, head width)."""
+        """(layers, rows, groups, tokens, head width)."""
         return torch.stack([layer.keys for layer in self.cache.layers])
 
     @property
@@ -268,31 +239,11 @@ class Prefill:
         return torch.stack([layer.values for layer in self.cache.layers])
 
 
-def _taken_apart(layer: Any) -> _Layer:
-    attention, feed = layer.self_attn, layer.mlp
-    query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
-    return _Layer(
-        attention_norm=_norm(layer.input_layernorm),
-        query_key_value=_side_by_side(attention.q_proj, attention.k_proj, attention.v_proj),
-        query_norm=_norm(query_norm) if query_norm is not None else None,
-        key_norm=_norm(key_norm) if key_norm is not None else None,
-        add_output=_adding(attention.o_proj),
-        feed_norm=_norm(layer.post_attention_layernorm),
-        gate_up=_side_by_side(feed.gate_proj, feed.up_proj),
-        add_down=_adding(feed.down_proj),
-    )
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Not one with LoRA layers."""
-    return type(module) is nn.Linear
-
-
 def _side_by_side(*modules: Any) -> Map:
     """What linear layers make of one input, side by side: small ones in one operation."""
     if isinstance(modules[0], Int8Linear) and modules[0].joint:
         return modules[0].joint[0]
-    is_plain = all(map(_is_plain, modules))
+    is_plain = all(type(module) is nn.Linear for module in modules)       # without LoRA layers
     if not is_plain or sum(module.weight.numel() for module in modules) > SMALL_WEIGHTS:
         return lambda state: torch.cat([module(state) for module in modules], dim=-1)
     has_bias = modules[0].bias is not None
@@ -305,7 +256,7 @@ def _side_by_side(*modules: Any) -> Map:
 
 def _adding(module: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """A linear layer whose result is added to the first argument."""
-    if not _is_plain(module) or module.bias is not None:
+    if type(module) is not nn.Linear or module.bias is not None:
         return lambda state, change: state + module(change)
     weight = module.weight.t()
     return lambda state, change: torch.addmm(state, change, weight)

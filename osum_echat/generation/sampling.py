@@ -32,18 +32,14 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ConfigError(
-                f"temperature {self.temperature}: must be over 0; use greedy for the best id"
-            )
-        if self.top_k < 0:
-            raise ConfigError(f"top_k {self.top_k}: must be 0 (keep all) or more")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p {self.top_p}: must be over 0 and at most 1")
-        if not self.repetition_penalty > 0:
-            raise ConfigError(
-                f"repetition_penalty {self.repetition_penalty}: must be over 0; 1 is none"
-            )
+        for name, is_right, need in (
+            ("temperature", self.temperature > 0, "over 0; use greedy for the best id"),
+            ("top_k", self.top_k >= 0, "0 (keep all) or more"),
+            ("top_p", 0 < self.top_p <= 1, "over 0 and at most 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "over 0; 1 is none"),
+        ):
+            if not is_right:
+                raise ConfigError(f"{name} {getattr(self, name)}: must be {need}")
 
     @property
     def penalises(self) -> bool:
@@ -55,8 +51,6 @@ class Sampling:
 
         seen: (ids,), each once; logits: (vocab,), returned changed.
         """
-        if not self.penalises or not len(seen):
-            return logits
         scores = logits[seen]
         penalised = torch.where(
             scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty

@@ -39,15 +39,12 @@ class StepGraph:
             model, options, providers=["CPUExecutionProvider"]
         )
 
-    def bind(self, keys: Tensor, values: Tensor) -> "BoundSteps":
-        """The steps of a row; keys, values: (layers, 1, groups, places, head width), contiguous."""
-        return BoundSteps(self, keys, values)
-
 
 class BoundSteps:
     """The graph on the memory of one row, which it changes in place."""
 
     def __init__(self, graph: StepGraph, keys: Tensor, values: Tensor) -> None:
+        """keys, values: (layers, 1, groups, places, head width), contiguous."""
         self.session, self.keys = graph.session, keys
         self.embedded, self.state = torch.empty(2, 1, 1, graph.width).unbind()
         self.counts = torch.zeros(len(COUNTS), dtype=torch.int32)

@@ -269,9 +269,9 @@ def test_rows_that_leave_change_nothing_for_those_that_stay(monkeypatch):
 @torch.inference_mode()
 def test_a_row_goes_on_after_a_start_that_was_read_before():
     model, (row, other) = llm(), rows_of((7, 6))
-    start = Prefill(model, torch.cat((row[:4], other[:2])))     # goes on in another way
+    start = Prefill(model, [torch.cat((row[:4], other[:2]))])     # goes on in another way
     start.advance(6)
-    growing = CachedLLM.after(model, row[:-1], start)
+    growing = CachedLLM(model, [row[:-1]], start)
     growing.step(row[-1:])
     torch.testing.assert_close(growing.state[0], whole(model, row)[-1], atol=2e-5, rtol=1e-4)
 
