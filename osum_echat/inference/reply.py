@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from osum_echat import thinking
 from osum_echat.records import LIST_KEYS, Labels, canonical_label
@@ -165,49 +165,6 @@ class Detokenizer:
         return whole[len(before) :]
 
 
-class _Stripped:
-    """A text without the space around it, as it grows."""
-
-    def __init__(self) -> None:
-        self.text, self._space = "", ""
-
-    def push(self, text: str) -> str:
-        """What can be given out: space waits for a character after it."""
-        waiting = self._space + text
-        if not self.text:
-            waiting = waiting.lstrip()
-        given = waiting.rstrip()
-        self._space = waiting[len(given) :]
-        self.text += given
-        return given
-
-
-class ReplyParser(Protocol):
-    """Takes an answer's text as it grows, and knows what it said."""
-
-    @property
-    def heard(self) -> str | None:
-        """The user's words, once they are known."""
-
-    @property
-    def thought(self) -> str | None:
-        """The thought so far; None: the answer has none."""
-
-    @property
-    def labels(self) -> Labels:
-        """The labels that are known."""
-
-    @property
-    def text(self) -> str:
-        """The words so far."""
-
-    def push(self, text: str) -> list[Event]:
-        """What the next characters tell."""
-
-    def finish(self) -> list[Event]:
-        """What only the end tells."""
-
-
 class UnderstandingParser:
     """The answer of an understanding task: words and labels, e.g. `i lost my kite<CHILD>`."""
 
@@ -218,17 +175,17 @@ class UnderstandingParser:
         self.task, self.fields = task, tuple(fields)
         self.heard: str | None = None
         self.labels = Labels()
-        self._words = _Stripped()
-
-    @property
-    def text(self) -> str:
-        return self._words.text
+        self.text = self._whole = ""
 
     def push(self, text: str) -> list[Event]:
-        piece = self._words.push(text)
+        """What the next characters tell."""
+        self._whole += text
+        piece = self._whole.strip()[len(self.text) :]
+        self.text += piece
         return [TextPiece(piece)] if piece else []
 
     def finish(self) -> list[Event]:
+        """What only the end tells."""
         found = asdict(thinking.read_labels(self.text, self.task.labels))
         self.labels = Labels(**{name: found[name] for name in self.fields})
         if self.task.transcript:
@@ -245,89 +202,64 @@ class DialogueParser:
         """heard, labels: of the user's turn, where they are known before the answer begins."""
         self.template = template
         self.heard, self.labels = heard, labels
+        self.thought: str | None = None
+        self.text = self._whole = ""
         self._is_told = heard is None
-        self._thought, self._words = _Stripped(), _Stripped()
-        self._has_thought = False
-        self._waiting = ""
-        self._state = self._at_start
-
-    @property
-    def thought(self) -> str | None:
-        return self._thought.text if self._has_thought else None
-
-    @property
-    def text(self) -> str:
-        return self._words.text
+        self._has_thought = self._in_words = False
 
     def push(self, text: str) -> list[Event]:
-        told, self._is_told = self._is_told, True
-        self._waiting += text
-        events = [] if told else [*_told(None, self.labels), *_told(self.heard, NO_LABELS)]
-        return [*events, *self._state()] if text else events
+        """What the next characters tell."""
+        return self._read(text, is_last=False)
 
     def finish(self) -> list[Event]:
-        events = self.push("")
-        if self._state == self._in_thought:
-            events += self._think(self._waiting) + self._close_thought()
-            self._waiting = ""
-        self._waiting = self._waiting.strip()
-        if self._state != self._in_words:
-            events += self._begin_words()
-        return events
+        """What only the end tells."""
+        return self._read("", is_last=True)
 
-    def _at_start(self) -> list[Event]:
-        self._waiting = self._waiting.lstrip()
-        if self._waiting.startswith(thinking.THINK_START):
-            self._waiting = self._waiting.removeprefix(thinking.THINK_START)
-            self._has_thought, self._state = True, self._in_thought
-            return self._state()
-        if thinking.THINK_START.startswith(self._waiting):
-            return []
-        self._state = self._before_words
-        return self._state()
-
-    def _in_thought(self) -> list[Event]:
-        end = thinking.THINK_END_MARK.search(self._waiting)
-        if end is None:
-            sure = _before_open_mark(self._waiting)
-            text, self._waiting = self._waiting[:sure], self._waiting[sure:]
-            return self._think(text)
-        events = self._think(self._waiting[: end.start()]) + self._close_thought()
-        self._waiting = self._waiting[end.end() :]
-        self._state = self._before_words
-        return events + self._state()
-
-    def _think(self, text: str) -> list[Event]:
-        piece = self._thought.push(text)
-        return [ThoughtPiece(piece)] if piece else []
-
-    def _close_thought(self) -> list[Event]:
-        heard, labels = thinking.read_thought(self._thought.text, self.template)
-        if self.heard is None:
-            self.heard, self.labels = heard, labels
-            return _told(heard, NO_LABELS)
-        self.labels = replace(self.labels, style=labels.style)
-        return []
-
-    def _before_words(self) -> list[Event]:
-        """A tag that leads the words is their style; one with nothing after it is a word."""
-        self._waiting = self._waiting.lstrip()
-        tag = _STYLE.match(self._waiting)
-        if tag is not None and tag.end() < len(self._waiting):
+    def _read(self, text: str, is_last: bool) -> list[Event]:
+        """What the text so far tells and was not told; space waits for a character after it."""
+        told, self._is_told = self._is_told, True
+        events = [] if told else [*_told(None, self.labels), *_told(self.heard, NO_LABELS)]
+        self._whole += text
+        rest = self._whole.lstrip()
+        if rest.startswith(thinking.THINK_START):
+            rest = rest.removeprefix(thinking.THINK_START)
+            end = thinking.THINK_END_MARK.search(rest)
+            is_whole = is_last or end is not None
+            events += self._think(rest[: end.start() if end else None], is_whole)
+            if not is_whole:
+                return events
+            rest = rest[end.end() :].lstrip() if end else ""
+        elif thinking.THINK_START.startswith(rest) and not is_last:
+            return events
+        # A tag that leads the words is their style; one with nothing after it is a word.
+        tag = _STYLE.match(rest)
+        if tag is not None and tag.end() < len(rest):
             self.labels = replace(self.labels, style=self.labels.style or canonical_label(tag[1]))
-            self._waiting = self._waiting[tag.end() :]
-        elif tag is not None or not self._waiting or _OPEN_STYLE.fullmatch(self._waiting):
-            return []
-        return self._begin_words()
+            rest = rest[tag.end() :]
+        elif not is_last and (tag or not rest or _OPEN_STYLE.fullmatch(rest)):
+            return events
+        if not self._in_words:
+            self._in_words = True
+            events += _told(None, self.labels)
+        piece = rest.strip()[len(self.text) :]
+        self.text += piece
+        return [*events, TextPiece(piece)] if piece else events
 
-    def _begin_words(self) -> list[Event]:
-        self._state = self._in_words
-        return [*_told(None, self.labels), *self._in_words()]
-
-    def _in_words(self) -> list[Event]:
-        piece = self._words.push(self._waiting)
-        self._waiting = ""
-        return [TextPiece(piece)] if piece else []
+    def _think(self, thought: str, is_whole: bool) -> list[Event]:
+        """What a thought tells; before its end, what may be the beginning of the mark waits."""
+        sure = thought if is_whole else thought[: _before_open_mark(thought)]
+        piece = sure.strip()[len(self.thought or "") :]
+        self.thought = sure.strip()
+        events: list[Event] = [ThoughtPiece(piece)] if piece else []
+        if not is_whole or self._has_thought:
+            return events
+        self._has_thought = True
+        heard, labels = thinking.read_thought(self.thought, self.template)
+        if self.heard is not None:
+            self.labels = replace(self.labels, style=labels.style)
+            return events
+        self.heard, self.labels = heard, labels
+        return [*events, *_told(heard, NO_LABELS)]
 
 
 class GivenText:
@@ -345,13 +277,18 @@ class GivenText:
         self._is_told = False
 
     def push(self, text: str) -> list[Event]:
+        """What the beginning of the answer tells."""
         told, self._is_told = self._is_told, True
         if told:
             return []
         return [*_told(self.heard, NO_LABELS), *([TextPiece(self.text)] if self.text else [])]
 
     def finish(self) -> list[Event]:
+        """The same, where it did not begin."""
         return self.push("")
+
+
+ReplyParser = UnderstandingParser | DialogueParser | GivenText     # takes a text as it grows
 
 
 def _told(heard: str | None, labels: Labels) -> list[Event]:
