@@ -36,7 +36,6 @@ from osum_echat.inference.reply import (
 )
 from osum_echat.inference.request import (
     Options,
-    Request,
     RequestState,
     Source,
     dialogue_task,
@@ -189,30 +188,18 @@ class EChat:
         timer, seed = Timer(self.load_s), self.seed if seed is None else seed
         request = make_request(self.model, source, options)
         state = prepare(self.model, request, seed, timer)
-        for event in answer(self.model, state, interrupt, whole):
-            if isinstance(event, Done) and hear and _may_hear_again(request, event.reply):
-                heard = self._hear_again(request, seed, interrupt)
+        hear = hear and request.task.hears
+        for event in _Stream(self.model, state, interrupt, whole).events():
+            reply = event.reply if isinstance(event, Done) else None
+            if hear and reply and reply.heard is None and reply.stopped_by != "interrupt":
+                again = replace(request.utterance, task="asr", history=())
+                asked = self._events(again, Options(greedy=request.greedy), seed, False, interrupt,
+                                     whole=True)  # fmt: skip
+                heard = _last(asked).heard
                 if heard:
                     yield Heard(heard)
-                timings = timer.timings(request.task.hears)
-                event = Done(replace(event.reply, heard=heard, timings=timings))
+                event = Done(replace(reply, heard=heard, timings=timer.timings(hears=True)))
             yield event
-
-    def _hear_again(
-        self, request: Request, seed: int, interrupt: Interrupt | None
-    ) -> str | None:
-        """The user's words, asked for by themselves."""
-        again = replace(request.utterance, task="asr", history=())
-        options = Options(greedy=request.greedy)
-        return _last(self._events(again, options, seed, False, interrupt, whole=True)).heard
-
-
-def answer(
-    model: LoadedModel, state: RequestState, interrupt: Interrupt | None = None,
-    whole: bool = False,
-) -> Iterator[Event]:  # fmt: skip
-    """Answer one request, event by event, Done last. whole: the speech comes in one piece."""
-    return _Stream(model, state, interrupt, whole).events()
 
 
 def answer_many(model: LoadedModel, states: Sequence[RequestState]) -> list[Reply | OsumError]:
@@ -228,7 +215,7 @@ def answer_many(model: LoadedModel, states: Sequence[RequestState]) -> list[Repl
             state.answer.speech.history.extend(codes)
     waves = _speak_many(model, states)
     return [
-        wave if isinstance(wave, OsumError) else _whole_reply(model, state, wave)
+        wave if isinstance(wave, OsumError) else _reply(model, state, wave)
         for state, wave in zip(states, waves, strict=True)
     ]
 
@@ -322,7 +309,6 @@ class _Stream:
         self.model, self.interrupt, self.whole = model, interrupt, whole
         (self.state,), self.prompts = _embed(model, [state])
         self.answer, self.parser = self.state.answer, self.state.parser
-        self.timer = self.state.timer
         self.detokenizer = Detokenizer(model.vocab)
         self.pieces: list[Tensor] = []
         self.is_finished = False
@@ -383,7 +369,7 @@ class _Stream:
             if self.interrupt is not None and self.interrupt():
                 self.answer.stopped_by = "interrupt"
                 return
-            self.timer.mark("speech")
+            self.state.timer.mark("speech")
             self.answer.speech.history.append(code)
             yield code
 
@@ -394,7 +380,7 @@ class _Stream:
             if self.interrupt is not None and self.interrupt():
                 self.answer.stopped_by = "interrupt"
                 break
-            self.timer.mark("audio")
+            self.state.timer.mark("audio")
             self.pieces.append(samples)
             yield from between
             between.clear()
@@ -462,18 +448,13 @@ def _speak_alike(
         return [wave for state in states for wave in _speak_alike(model, [state])]
 
 
-def _whole_reply(model: LoadedModel, state: RequestState, wave: Tensor | None) -> Reply:
-    """The reply of an answer that has ended and was parsed."""
-    if wave is not None:
-        state.timer.mark("audio")
-    return _reply(model, state, wave)
-
-
 def _reply(model: LoadedModel, state: RequestState, wave: Tensor | None) -> Reply:
     """The reply that an answer holds. wave: (samples,)."""
     request, answer, parser = state.request, state.answer, state.parser
     assert answer.stopped_by is not None, "no reply before the answer ended"
     task, voice = request.task, model.voice
+    if wave is not None:
+        state.timer.mark("audio")
     if answer.stopped_by == "limit":
         LOG.warning("task %s: no end within %s", task.name, answer.limits)
     if wave is None and request.speaks and answer.stopped_by != "interrupt":
@@ -487,10 +468,6 @@ def _reply(model: LoadedModel, state: RequestState, wave: Tensor | None) -> Repl
         text_tokens=len(answer.text.ids),
         stopped_by=answer.stopped_by,
     )  # fmt: skip
-
-
-def _may_hear_again(request: Request, reply: Reply) -> bool:
-    return request.task.hears and reply.heard is None and reply.stopped_by != "interrupt"
 
 
 def _last(events: Iterator[Event]) -> Reply:

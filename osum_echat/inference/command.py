@@ -1,6 +1,7 @@
 """What `infer_runtime.py` understands: options, the requests they make, what is printed of them."""
 
 import argparse
+import io
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,13 @@ FORMATS = {                     # by the end of a file's name: what libsndfile c
     "": ("WAV", "PCM_16"), ".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"),
     ".mp3": ("MP3", "MPEG_LAYER_III"), ".ogg": ("OGG", "VORBIS"),
 }  # fmt: skip
+EVENTS = {
+    events.Heard: "heard", events.LabelsFound: "labels", events.ThoughtPiece: "thought",
+    events.TextPiece: "text", events.AudioPiece: "audio",
+}  # fmt: skip
+Shown = (                       # all events but the last
+    events.Heard | events.LabelsFound | events.ThoughtPiece | events.TextPiece | events.AudioPiece
+)
 WIDTH = 8                       # of the names in a printed reply
 DESCRIPTION = (
     "Ask the model once: a wav or a text goes in, a reply comes out; several wavs are answered "
@@ -59,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add("--wav", type=Path, nargs="+", metavar="FILE", help="what the user says; several files are "
         "several questions, answered in batches")
     add("--text", help="the question of t2t, the words of tts")
-    add("--labels", metavar="LIST",
+    add("--labels", metavar="LIST", default=(), type=_names,
         help="what understand is asked for: " + ",".join(events.LABEL_FIELDS))  # fmt: skip
     add("--prompt", help="the text prompt of an understanding task")
     add("--thinking", choices=("label", "natural"), help="the kind of thought of a thinking task")
@@ -83,7 +91,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("--out, --history: say with --task and --wav which reply is meant")
     several = not is_tour and len(arguments.wav or ()) > 1
     jobs = _tour() if is_tour else _jobs(arguments)
-    labels = _wanted_labels(arguments.labels)
     from osum_echat import audio
     from osum_echat.inference.assistant import EChat
 
@@ -94,11 +101,11 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.model, seed=arguments.seed, speaks=speaks, **cli.loading(arguments)
     )
     if several:
-        _answer_together(assistant, jobs, labels, arguments)
+        _answer_together(assistant, jobs, arguments)
         return
     reports = []
     for job in jobs:
-        reply = _answer(assistant, job, labels, arguments, is_tour)
+        reply = _answer(assistant, job, arguments, is_tour)
         reports.append(report(reply, job.task, _write(reply, job.out)))
         if arguments.stream and arguments.json:
             logs.out_json({"event": "done", "reply": reports[-1]})
@@ -109,14 +116,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _answer(
-    assistant: "EChat", job: Job, labels: tuple[str, ...], arguments: argparse.Namespace,
-    is_tour: bool,
-) -> events.Reply:  # fmt: skip
+    assistant: "EChat", job: Job, arguments: argparse.Namespace, is_tour: bool
+) -> events.Reply:
     """The reply to one job; with `--stream`, its events are printed on the way."""
     task = task_for(job.task)
     options: dict[str, Any] = {
         "task": job.task, "greedy": arguments.greedy,
-        "labels": labels if task.understands or not is_tour else (),
+        "labels": arguments.labels if task.understands or not is_tour else (),
         "prompt": arguments.prompt if task.takes_prompt or not is_tour else None,
         "thinking": arguments.thinking if task.thinks or not is_tour else None,
         "hear": arguments.hear and (task.hears or not is_tour),
@@ -137,12 +143,13 @@ def _answer(
 
 
 def _answer_together(
-    assistant: "EChat", jobs: Sequence[Job], labels: tuple[str, ...], arguments: argparse.Namespace
+    assistant: "EChat", jobs: Sequence[Job], arguments: argparse.Namespace
 ) -> None:
     """The replies to all jobs, in batches. Raises InputError at the end, naming what failed."""
     results = assistant.reply_many(
-        [job.source for job in jobs], task=jobs[0].task, labels=labels, prompt=arguments.prompt,
-        thinking=arguments.thinking, greedy=arguments.greedy, batch_size=arguments.batch_size,
+        [job.source for job in jobs], task=jobs[0].task, labels=arguments.labels,
+        prompt=arguments.prompt, thinking=arguments.thinking, greedy=arguments.greedy,
+        batch_size=arguments.batch_size,
     )  # fmt: skip
     reports, faults = [], []
     for job, result in zip(jobs, results, strict=True):
@@ -164,11 +171,9 @@ def _with_history(job: Job, path: Path | None) -> "Path | str | Utterance":
     """What is asked, with the conversation before it."""
     if path is None:
         return job.source
-    from osum_echat import records
-    from osum_echat.records import Turn, Utterance
+    from osum_echat.records import Turn, Utterance, read_turns
 
-    turn = Turn(audio=Path(job.source))
-    return Utterance(str(path), job.task, turn, history=records.read_turns(path))
+    return Utterance(str(path), job.task, Turn(Path(job.source)), history=read_turns(path))
 
 
 def _jobs(arguments: argparse.Namespace) -> list[Job]:
@@ -187,12 +192,19 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
         LOG.warning("task %s does not speak: no %s is written", name, out)
         out = None
     if task.hears and len(arguments.wav) > 1:
-        return _several(arguments, name, out)
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        jobs = _several(arguments, name, out)
+    elif out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise InputError(f"--out {out}: not a file in a directory that exists; make it first")
-    if out is not None:
-        _check_out(out, arguments)
-    return [Job(name, arguments.wav[0] if task.hears else arguments.text, out)]
+    else:
+        jobs = [Job(name, arguments.wav[0] if task.hears else arguments.text, out)]
+    files = (*(arguments.wav or ()), arguments.history, arguments.voice)
+    inputs = [Path(one) for one in files if one is not None]
+    for out in (job.out for job in jobs if job.out is not None):
+        if out.suffix.lower() not in FORMATS:
+            known = ", ".join(filter(None, FORMATS))
+            raise InputError(f"--out {out}: {out.suffix} is not written; choose one of {known}")
+        check_apart(out, inputs)
+    return jobs
 
 
 def _several(arguments: argparse.Namespace, name: str, out: Path | None) -> list[Job]:
@@ -202,23 +214,9 @@ def _several(arguments: argparse.Namespace, name: str, out: Path | None) -> list
             raise InputError(f"--{option}: for one --wav; {len(arguments.wav)} were given")
     if out is not None and not out.is_dir():
         raise InputError(f"--out {out}: for several wavs, a directory that exists; make it first")
-    names = [path.stem for path in arguments.wav]
-    if out is not None and len(set(names)) < len(names):
+    if out is not None and len({path.stem for path in arguments.wav}) < len(arguments.wav):
         raise InputError("--out: two of the wavs have one name; rename one")
-    jobs = [Job(name, path, out / f"{path.stem}.wav" if out else None) for path in arguments.wav]
-    for job in jobs:
-        if job.out is not None:
-            _check_out(job.out, arguments)
-    return jobs
-
-
-def _check_out(out: Path, arguments: argparse.Namespace) -> None:
-    """Raise InputError for a reply that would go over an input, or in an unknown format."""
-    if out.suffix.lower() not in FORMATS:
-        known = ", ".join(name for name in FORMATS if name)
-        raise InputError(f"--out {out}: {out.suffix} is not written; choose one of {known}")
-    given = [*(arguments.wav or ()), arguments.history, arguments.voice]
-    check_apart(out, (Path(one) for one in given if one is not None))
+    return [Job(name, path, out / f"{path.stem}.wav" if out else None) for path in arguments.wav]
 
 
 def _tour() -> list[Job]:
@@ -233,23 +231,14 @@ def _tour() -> list[Job]:
     return jobs
 
 
-def _wanted_labels(text: str | None) -> tuple[str, ...]:
-    """The fields of `--labels emotion,age`."""
-    if text is None:
-        return ()
-    names = tuple(name.strip().lower() for name in text.split(","))
-    for name in names:
-        if name not in events.LABEL_FIELDS:
-            raise InputError(f"--labels: {name!r} is not one of {', '.join(events.LABEL_FIELDS)}")
-    return names
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip().lower() for name in text.split(","))
 
 
 def _write(reply: events.Reply, path: Path | None) -> Path | None:
     """Write the reply's wave; the path it went to."""
     if path is None or reply.wave is None or reply.sample_rate_hz is None:
         return None
-    import io
-
     import soundfile
 
     kind, subtype = FORMATS[path.suffix.lower()]
@@ -283,25 +272,18 @@ def report(reply: events.Reply, task: str, wav: Path | None) -> dict[str, Any]:
     }
 
 
-def event_report(event: events.Event, at_s: float) -> dict[str, Any]:
-    """An event but Done as plain values: what `--stream --json` prints, an object a line."""
-    shown: dict[str, Any] = {"event": "audio", "at_s": round(at_s, 3)}
-    match event:
-        case events.Heard(text):
-            return shown | {"event": "heard", "text": text}
-        case events.LabelsFound(labels):
-            return shown | {"event": "labels", "labels": _labels(labels)}
-        case events.ThoughtPiece(text):
-            return shown | {"event": "thought", "text": text}
-        case events.TextPiece(text):
-            return shown | {"event": "text", "text": text}
-        case events.AudioPiece(samples, rate):
-            return shown | {"samples": len(samples), "sample_rate_hz": rate}
-    raise TypeError(f"{event}: not an event that is shown by itself")
+def event_report(event: Shown, at_s: float) -> dict[str, Any]:
+    """An event as plain values: what `--stream --json` prints, an object a line."""
+    shown: dict[str, Any] = {"event": EVENTS[type(event)], "at_s": round(at_s, 3)}
+    if isinstance(event, events.LabelsFound):
+        return shown | {"labels": _labels(event.labels)}
+    if isinstance(event, events.AudioPiece):
+        return shown | {"samples": len(event.samples), "sample_rate_hz": event.sample_rate_hz}
+    return shown | {"text": event.text}
 
 
-def event_line(event: events.Event, at_s: float) -> str:
-    """An event but Done for people: when, what, and its words."""
+def event_line(event: Shown, at_s: float) -> str:
+    """An event for people: when, what, and its words."""
     shown = event_report(event, at_s)
     if "labels" in shown:
         words = _named(shown["labels"])
