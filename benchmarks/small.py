@@ -40,7 +40,7 @@ from osum_echat.inference import recognizer
 from osum_echat.inference import safety as rules
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.load import place_of_reader
-from osum_echat.inference.recognizer import Recognition, recognize
+from osum_echat.inference.recognizer import Recognition
 from osum_echat.models import pretrained
 from osum_echat.models.whisper_decoder import WhisperDecoder
 
@@ -126,11 +126,9 @@ class Bench:
 
     def hear(self, samples: Tensor, reader: WhisperDecoder | None = None) -> Recognition:
         """samples: (samples,) at 16 kHz."""
-        model, network = self.assistant.model, self.assistant.network
-        mel = audio.log_mel(samples, network.settings.encoder.mels)
-        settings = model.generation.recognizer
-        given = (reader, model.bigrams, model.voice_labels)
-        return recognize(network, model.vocab, mel, settings, *given)
+        model = self.assistant.model
+        mel = audio.log_mel(samples, model.network.settings.encoder.mels)
+        return replace(model.recognizer, reader=reader).recognize(mel)
 
     def answers(self, asked: Sequence[Asked]) -> list[str]:
         return small_replies.replies_of(self.assistant.network, self.assistant.vocab, asked)

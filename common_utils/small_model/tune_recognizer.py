@@ -75,15 +75,14 @@ def clip_of(model: LoadedModel, utterance: Utterance) -> Clip:
     network, user = model.network, utterance.user
     assert user.audio is not None, "a recording has sound"
     mel = audio.log_mel(audio.read(user.audio).samples, network.settings.encoder.mels)
-    log_probs, names = recognizer.heard(network, mel)
+    log_probs, names = model.recognizer.heard(mel)
     spelling = without(log_probs, [*names.values()])
     place = names.get(recognizer.NO_VOICE)
     said = user.text if user.text and user.text.strip() else None
-    settings, reader = model.generation.recognizer, model.reader
+    reader = model.recognizer.reader
     read = [as_heard(reader.read(network, mel))] if reader is not None and said else []
-    given = (model.vocab, spelling, settings)
-    surest = recognizer.surest_labels(network, mel, log_probs, names, model.voice_labels)
-    found = recognizer.candidates(network, *given, read, model.bigrams) if said else []
+    surest = model.recognizer.surest_labels(mel, log_probs, names)
+    found = model.recognizer.candidates(spelling, read) if said else []
     return Clip(
         said, utterance.labels, tuple(found),
         tuple(replace(one, is_read=False) for one in found if one.is_spelt),

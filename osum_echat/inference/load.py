@@ -19,7 +19,7 @@ from osum_echat.generation.decoder import Answer, ClipMemory, Starts, Token
 from osum_echat.generation.sampling import NoLoops, Sampling
 from osum_echat.generation.vllm_engine import VllmEngine
 from osum_echat.inference import recognizer, safety
-from osum_echat.inference.recognizer import RecognizerSettings
+from osum_echat.inference.recognizer import Recognizer, RecognizerSettings
 from osum_echat.inference.talker import Talker
 from osum_echat.models import checkpoint, int8, lora, pretrained
 from osum_echat.models.checkpoint import BASE_KEY, SET_UP, BaseModel
@@ -28,7 +28,7 @@ from osum_echat.models.settings import read_settings
 from osum_echat.models.voice_labels import VoiceLabels
 from osum_echat.models.whisper_decoder import DECODER_FILE, WhisperDecoder
 from osum_echat.paths import PUBLISHED_PROMPTS
-from osum_echat.settings import parse
+from osum_echat.settings import check_word, parse
 from osum_echat.tasks import PROMPTS_FILE, Prompts, Task
 from osum_echat.thinking import CHINESE, LabelTemplate, template_named
 from osum_echat.token2wav import model
@@ -79,7 +79,9 @@ class GenerationSettings:
         kind = raw.get("thinking", "either" if found.is_upstream else "label")
         if kind not in KINDS:
             raise CheckpointError(f"{path}: thinking {kind!r}; write one of {', '.join(KINDS)}")
-        own = raw.get("sampling") or {}
+        own, language = raw.get("sampling") or {}, raw.get("safety")
+        if language is not None:
+            check_word(f"{path}: safety", str(language), safety.FILES)
         return cls(
             kind,
             template_named(raw.get("template", "chinese")),
@@ -88,7 +90,7 @@ class GenerationSettings:
             _own(NoLoops, raw, "text_loop", f"{path}: settings"),
             _weight(raw.get(CTC_WEIGHT, raw.get(OLD_CTC_WEIGHT, 0.0)), f"{path}: {CTC_WEIGHT}"),
             parse(RecognizerSettings, raw.get(RECOGNIZER) or {}, f"{path}: {RECOGNIZER}"),
-            _language(raw.get("safety"), path),
+            language,
         )
 
 
@@ -116,12 +118,10 @@ class LoadedModel:
     network: EChatModel
     vocab: Vocab
     generation: GenerationSettings
+    recognizer: Recognizer              # of a model whose CTC spells
     voice: Token2Wav | None
     prompts: Prompts
     talker: Talker | None = None        # what speaks the words; None: the model itself
-    reader: WhisperDecoder | None = None        # of the recognizers whisper and both
-    bigrams: Bigrams | None = None      # the recognizer's language model
-    voice_labels: VoiceLabels | None = None
     engine: BatchEngine | VllmEngine | None = None      # that many callers share; None: each
                                         # decodes by itself
     memory: ClipMemory | None = None    # of what was heard; None: clips are heard each time
@@ -190,8 +190,9 @@ def load(
     reader = None if reader_place is None else _reader(reader_place, network, shrinks)
     engine = VllmEngine(network) if wanted.engine == VLLM else None
     return LoadedModel(
-        found.home, network, vocab, generation, voice, _prompts(found), talker, reader, bigrams,
-        voice_labels, engine, starts=Starts(network, vocab) if shrinks else None,
+        found.home, network, vocab, generation,
+        Recognizer(network, vocab, generation.recognizer, reader, bigrams, voice_labels),
+        voice, _prompts(found), talker, engine, starts=Starts(network, vocab) if shrinks else None,
     )  # fmt: skip
 
 
@@ -331,17 +332,6 @@ def _own(kind: type[Own], raw: dict[str, Any], name: str, where: str) -> Own | N
         return kind(**raw[name])
     except (TypeError, ConfigError) as error:
         raise ConfigError(f"{where}.{name}: {error}") from error
-
-
-def _language(raw: object, path: Path) -> str | None:
-    """The language of the rules of safety, if there are some. Raises ConfigError."""
-    if raw is None:
-        return None
-    try:
-        safety.rules(str(raw))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return str(raw)
 
 
 def _weight(raw: object, where: str) -> float:

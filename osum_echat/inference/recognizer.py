@@ -8,7 +8,7 @@ would write down.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, takewhile
 
 import torch
 from torch import Tensor
@@ -105,60 +105,6 @@ class Recognition:
         return (self.words if task.transcript else "") + tags
 
 
-@torch.inference_mode()
-def recognize(
-    network: EChatModel, vocab: Vocab, mel: Tensor, settings: RecognizerSettings = SETTINGS,
-    reader: WhisperDecoder | None = None, bigrams: ctc_beam.Bigrams | None = None,
-    voice_labels: VoiceLabels | None = None,
-) -> Recognition:  # fmt: skip
-    """The words and labels of one clip; mel: (frames, mel); reader: of whisper and both.
-
-    bigrams, voice_labels: the settings' files. A clip of over 30 s is weighed in parts, cut where
-    it is quiet.
-    Raises ConfigError for a model whose CTC has no classes of its own (model.yaml: ctc).
-    """
-    log_probs, names = heard(network, mel)
-    surest = surest_labels(network, mel, log_probs, names, voice_labels)
-    found, parts = labels(surest, settings), cut_at_pauses(mel)
-    ends = [end // FRAMES_PER_STEP for end in accumulate(map(len, parts[:-1]))]
-    texts = []
-    for part, scores in zip(parts, log_probs.tensor_split(ends), strict=True):
-        if is_without_voice(scores, names, settings.no_voice):
-            continue
-        spelling = ctc_beam.without(scores, [*names.values()])
-        if reader is not None and settings.kind == WHISPER:
-            texts.append(thinking.as_heard(reader.read(network, part)))
-        elif sureness(spelling) >= settings.words:
-            read = [] if reader is None else [thinking.as_heard(reader.read(network, part))]
-            texts.append(words(network, vocab, spelling, settings, read, bigrams))
-    spelt = " ".join(filter(None, texts))
-    if not spelt:
-        found = {kind: name for kind, name in found.items() if kind == "event"}
-    return Recognition(spelt, found)
-
-
-def heard(network: EChatModel, mel: Tensor) -> tuple[Tensor, dict[str, int]]:
-    """What the CTC makes of one clip, (steps, classes + 1), and the class of each label.
-
-    mel: (frames, mel). Raises ConfigError for a model whose CTC has no classes of its own.
-    """
-    settings = network.settings.ctc
-    if settings is None:
-        raise ConfigError("ctc: missing in model.yaml; this model does not spell what it hears")
-    mel = mel.to(network.device)
-    lengths = torch.tensor([len(mel)], device=mel.device)
-    steps, _ = network.encode_audio_alone(mel[None], lengths)
-    names = {name: settings.pieces + place for place, name in enumerate(settings.labels)}
-    return network.ctc_log_probs(steps[0]).cpu(), names
-
-
-def sureness(log_probs: Tensor) -> float:
-    """Mean log probability of the steps that spell; log_probs: (steps, pieces + 1)."""
-    best, classes = log_probs.max(1)
-    spelt = best[classes < log_probs.shape[1] - 1]
-    return float(spelt.mean()) if len(spelt) else ctc_beam.NEVER
-
-
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A text that may have been said, and the log probabilities of CTC and LLM.
@@ -182,85 +128,137 @@ class Candidate:
         return self.ctc + settings.llm * self.llm + of_word * len(self.text.split())
 
 
-def candidates(
-    network: EChatModel, vocab: Vocab, log_probs: Tensor, settings: RecognizerSettings = SETTINGS,
-    read: Sequence[str] = (), bigrams: ctc_beam.Bigrams | None = None,
-) -> list[Candidate]:  # fmt: skip
-    """The texts that the CTC finds likeliest, if it hears any, and those that were read.
+@dataclass(frozen=True, slots=True)
+class Recognizer:
+    """A model whose CTC spells. reader: of whisper and both; bigrams, voice_labels: the settings'
+    files."""
 
-    log_probs: (steps, pieces + 1).
-    """
-    return weighed(network, vocab, unweighed(vocab, log_probs, settings, read, bigrams))
+    network: EChatModel
+    vocab: Vocab
+    settings: RecognizerSettings = SETTINGS
+    reader: WhisperDecoder | None = None
+    bigrams: ctc_beam.Bigrams | None = None
+    voice_labels: VoiceLabels | None = None
+
+    @torch.inference_mode()
+    def recognize(self, mel: Tensor) -> Recognition:
+        """The words and labels of one clip; mel: (frames, mel).
+
+        A clip of over 30 s is weighed in parts, cut where it is quiet. Raises ConfigError for a
+        model whose CTC has no classes of its own (model.yaml: ctc).
+        """
+        settings, reader = self.settings, self.reader
+        log_probs, names = self.heard(mel)
+        found = labels(self.surest_labels(mel, log_probs, names), settings)
+        parts = cut_at_pauses(mel)
+        ends = [end // FRAMES_PER_STEP for end in accumulate(map(len, parts[:-1]))]
+        texts = []
+        for part, scores in zip(parts, log_probs.tensor_split(ends), strict=True):
+            if is_without_voice(scores, names, settings.no_voice):
+                continue
+            spelling = ctc_beam.without(scores, [*names.values()])
+            if reader is not None and settings.kind == WHISPER:
+                texts.append(thinking.as_heard(reader.read(self.network, part)))
+            elif sureness(spelling) >= settings.words:
+                read = [thinking.as_heard(reader.read(self.network, part))] if reader else []
+                texts.append(self.words(spelling, read))
+        spelt = " ".join(filter(None, texts))
+        if not spelt:
+            found = {kind: name for kind, name in found.items() if kind == "event"}
+        return Recognition(spelt, found)
+
+    def heard(self, mel: Tensor) -> tuple[Tensor, dict[str, int]]:
+        """What the CTC makes of one clip, (steps, classes + 1), and the class of each label.
+
+        mel: (frames, mel). Raises ConfigError for a model whose CTC has no classes of its own.
+        """
+        network, settings = self.network, self.network.settings.ctc
+        if settings is None:
+            raise ConfigError("ctc: missing in model.yaml; this model does not spell what it hears")
+        mel = mel.to(network.device)
+        lengths = torch.tensor([len(mel)], device=mel.device)
+        steps, _ = network.encode_audio_alone(mel[None], lengths)
+        names = {name: settings.pieces + place for place, name in enumerate(settings.labels)}
+        return network.ctc_log_probs(steps[0]).cpu(), names
+
+    def surest_labels(
+        self, mel: Tensor, log_probs: Tensor, names: Mapping[str, int]
+    ) -> dict[str, tuple[str, float]]:
+        """Of each kind the likeliest label of a clip and its log probability; mel: (frames, mel).
+
+        log_probs, names: what the CTC makes of it; it tells where there is nothing else.
+        """
+        if self.voice_labels is not None:
+            return self.voice_labels.surest(self.network.encoder, mel)
+        return surest_of_ctc(log_probs, names)
+
+    def candidates(self, log_probs: Tensor, read: Sequence[str] = ()) -> list[Candidate]:
+        """The texts that the CTC finds likeliest, if it hears any, and those that were read.
+
+        log_probs: (steps, pieces + 1).
+        """
+        return self._weighed(self._found(log_probs, read))
+
+    def words(self, log_probs: Tensor, read: Sequence[str] = ()) -> str:
+        """The text that CTC and LLM together like best; log_probs: (steps, pieces + 1).
+
+        The LLM is not asked about texts that cannot win: it only takes from what they are worth.
+        """
+        settings = self.settings
+        found = sorted(self._found(log_probs, read), key=lambda one: -one.worth(settings))
+        if not found:
+            return ""
+        (first,) = self._weighed(found[:1])
+        rest = [
+            one for one in found[1:]
+            if settings.llm < 0 or self._at_most(one, first).worth(settings) > first.worth(settings)
+        ]  # fmt: skip
+        return max([first, *self._weighed(rest)], key=lambda one: one.worth(settings)).text
+
+    def _found(self, log_probs: Tensor, read: Sequence[str]) -> list[Candidate]:
+        """Candidates before the LLM is asked. A text that is spelt in several ways is one."""
+        settings, vocab, rows, scorer = self.settings, self.vocab, log_probs.shape[1] - 1, None
+        if self.bigrams is not None and settings.ngram:
+            spellings = _spellings(vocab, rows)
+            scorer = ctc_beam.WordScorer(self.bigrams, spellings, settings.ngram, settings.word)
+        texts: dict[str, float] = {}
+        for one in ctc_beam.beam_search(log_probs, settings.beam, settings.beam, scorer):
+            text = vocab.decode(one.ids).strip()
+            texts[text] = max(texts.get(text, ctc_beam.NEVER), one.score)
+        spoken = [(text, score) for text, score in texts.items() if text][: settings.best]
+        if not spoken or not next(iter(texts)):
+            return []
+        found = [Candidate(text, ctc, text in read) for text, ctc in spoken]
+        for text in {*read} - {"", *(text for text, _ in spoken)}:
+            ids = _pieces(vocab, rows).encode(thinking.as_words(text))
+            score = ctc_beam.text_score(log_probs, ids)
+            found.append(Candidate(text, score, is_read=True, is_spelt=False))
+        return found
+
+    def _weighed(self, found: Sequence[Candidate]) -> list[Candidate]:
+        """Candidates with what the LLM finds, all in one batch."""
+        if not found:
+            return []
+        rows = [self._row(one) for one in found]
+        scores = ctc_beam.llm_scores(self.network.llm, self.vocab.encode(USER_START), rows)
+        return [replace(one, each=tuple(own)) for one, own in zip(found, scores, strict=True)]
+
+    def _row(self, one: Candidate) -> tuple[int, ...]:
+        """A text as the LLM is asked about it."""
+        return self.vocab.encode(f" {one.text}")
+
+    def _at_most(self, one: Candidate, known: Candidate) -> Candidate:
+        """With the most that the LLM may find: what it found of the ids with which both begin."""
+        pairs = zip(self._row(one), self._row(known), strict=False)
+        same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        return replace(one, each=known.each[:same])
 
 
-def unweighed(
-    vocab: Vocab, log_probs: Tensor, settings: RecognizerSettings, read: Sequence[str],
-    bigrams: ctc_beam.Bigrams | None,
-) -> list[Candidate]:  # fmt: skip
-    """The same before the LLM is asked. A text that is spelt in several ways is one."""
-    rows, scorer = log_probs.shape[1] - 1, None
-    if bigrams is not None and settings.ngram:
-        spellings = _spellings(vocab, rows)
-        scorer = ctc_beam.WordScorer(bigrams, spellings, settings.ngram, settings.word)
-    texts: dict[str, float] = {}
-    for one in ctc_beam.beam_search(log_probs, settings.beam, settings.beam, scorer):
-        text = vocab.decode(one.ids).strip()
-        texts[text] = max(texts.get(text, ctc_beam.NEVER), one.score)
-    spoken = [(text, score) for text, score in texts.items() if text][: settings.best]
-    if not spoken or not next(iter(texts)):
-        return []
-    found = [Candidate(text, ctc, text in read) for text, ctc in spoken]
-    for text in {*read} - {"", *(text for text, _ in spoken)}:
-        ids = _pieces(vocab, rows).encode(thinking.as_words(text))
-        score = ctc_beam.text_score(log_probs, ids)
-        found.append(Candidate(text, score, is_read=True, is_spelt=False))
-    return found
-
-
-def weighed(
-    network: EChatModel, vocab: Vocab, found: Sequence[Candidate]
-) -> list[Candidate]:
-    """Candidates with what the LLM finds, all in one batch."""
-    if not found:
-        return []
-    rows = [_row(vocab, one) for one in found]
-    scores = ctc_beam.llm_scores(network.llm, vocab.encode(USER_START), rows)
-    return [replace(one, each=tuple(own)) for one, own in zip(found, scores, strict=True)]
-
-
-def _row(vocab: Vocab, one: Candidate) -> tuple[int, ...]:
-    """A text as the LLM is asked about it."""
-    return vocab.encode(f" {one.text}")
-
-
-def _at_most(vocab: Vocab, one: Candidate, known: Candidate) -> Candidate:
-    """With the most that the LLM may find: what it found of the ids with which both begin."""
-    same = 0
-    for own, other in zip(_row(vocab, one), _row(vocab, known), strict=False):
-        if own != other:
-            break
-        same += 1
-    return replace(one, each=known.each[:same])
-
-
-def words(
-    network: EChatModel, vocab: Vocab, log_probs: Tensor, settings: RecognizerSettings = SETTINGS,
-    read: Sequence[str] = (), bigrams: ctc_beam.Bigrams | None = None,
-) -> str:  # fmt: skip
-    """The text that CTC and LLM together like best; log_probs: (steps, pieces + 1).
-
-    The LLM is not asked about texts that cannot win: it only takes from what they are worth.
-    """
-    every = unweighed(vocab, log_probs, settings, read, bigrams)
-    found = sorted(every, key=lambda one: -one.worth(settings))
-    if not found:
-        return ""
-    (first,) = weighed(network, vocab, found[:1])
-    rest = [
-        one for one in found[1:]
-        if settings.llm < 0 or _at_most(vocab, one, first).worth(settings) > first.worth(settings)
-    ]  # fmt: skip
-    return max([first, *weighed(network, vocab, rest)], key=lambda one: one.worth(settings)).text
+def sureness(log_probs: Tensor) -> float:
+    """Mean log probability of the steps that spell; log_probs: (steps, pieces + 1)."""
+    best, classes = log_probs.max(1)
+    spelt = best[classes < log_probs.shape[1] - 1]
+    return float(spelt.mean()) if len(spelt) else ctc_beam.NEVER
 
 
 def labels(
@@ -269,19 +267,6 @@ def labels(
     """Of each kind the surest label, where that is sure enough."""
     return {kind: name for kind, (name, score) in surest.items()
             if score > getattr(settings, kind, ctc_beam.NEVER)}  # fmt: skip
-
-
-def surest_labels(
-    network: EChatModel, mel: Tensor, log_probs: Tensor, names: Mapping[str, int],
-    voice_labels: VoiceLabels | None,
-) -> dict[str, tuple[str, float]]:  # fmt: skip
-    """Of each kind the likeliest label of a clip and its log probability; mel: (frames, mel).
-
-    log_probs, names: what the CTC makes of it, see `heard`; it tells where there is nothing else.
-    """
-    if voice_labels is not None:
-        return voice_labels.surest(network.encoder, mel)
-    return surest_of_ctc(log_probs, names)
 
 
 def surest_of_ctc(

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from osum_echat.generation.kv_cache import check_length
 from osum_echat.generation.sampling import PRESETS, AllowedAfter, EndsAtCue, Rule
 from osum_echat.inference import reply, safety
 from osum_echat.inference.load import LoadedModel
-from osum_echat.inference.recognizer import Recognition, recognize
+from osum_echat.inference.recognizer import Recognition
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Clip, compose
 from osum_echat.sequence import Sequence as Row
@@ -348,10 +347,7 @@ def _spelt(model: LoadedModel, mel: Tensor) -> tuple[Recognition, tuple[int, ...
     """What a clip says, and the ids that the LLM reads in its place. mel: (frames, mel)."""
     settings = model.network.settings.ctc
     assert settings is not None, "asked for what a model without a CTC of its own hears"
-    hear = partial(
-        recognize, model.network, model.vocab, settings=model.generation.recognizer,
-        reader=model.reader, bigrams=model.bigrams, voice_labels=model.voice_labels,
-    )  # fmt: skip
+    hear = model.recognizer.recognize
     found = hear(mel) if model.memory is None else model.memory.recall(mel, hear)
     return found, found.ids(model.vocab, settings.pieces)
 

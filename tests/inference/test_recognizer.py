@@ -17,10 +17,10 @@ from osum_echat.inference import recognizer, request
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.recognizer import (
     Recognition,
+    Recognizer,
     RecognizerSettings,
     labels,
     surest_of_ctc,
-    words,
 )
 from osum_echat.inference.reply import Timer
 from osum_echat.inference.request import Options
@@ -107,7 +107,7 @@ def test_the_llm_decides_between_texts_that_the_steps_like_alike():
     scores = torch.full((1, model.text_rows + 1), -20.0)
     scores[0, one] = scores[0, other] = 0.0
     scores = scores.log_softmax(-1)
-    heard = [words(model, VOCAB, scores, RecognizerSettings(llm=sign, word=0.0))
+    heard = [Recognizer(model, VOCAB, RecognizerSettings(llm=sign, word=0.0)).words(scores)
              for sign in (5.0, -5.0)]  # fmt: skip
     assert sorted(heard) == ["a", "b"]
 
@@ -117,43 +117,45 @@ def test_the_llm_is_not_asked_about_texts_that_cannot_win(monkeypatch, weight):
     torch.manual_seed(0)
     model, asked, real = network(), [], ctc_beam.llm_scores
     settings = RecognizerSettings(llm=weight, word=-1.0)
+    made = Recognizer(model, VOCAB, settings)
     monkeypatch.setattr(
         ctc_beam, "llm_scores", lambda *given: [*map(asked.append, given[2])] and real(*given)
     )
     for _ in range(3):
         scores = (3 * torch.randn(6, model.text_rows + 1)).log_softmax(-1)
-        every = recognizer.candidates(model, VOCAB, scores)
+        every = made.candidates(scores)
         asked.clear()
         best = max(every, key=lambda one: one.worth(settings))
-        assert words(model, VOCAB, scores, settings) == best.text
+        assert made.words(scores) == best.text
         assert len(asked) == 1 if not weight else len(asked) <= len(every)
 
 
 def test_a_clip_gives_words_and_labels_by_classes_of_the_models_own(told):
     with pytest.raises(ConfigError, match=r"missing in model\.yaml"):
-        recognizer.recognize(network(), VOCAB, torch.zeros(40, SETTINGS.encoder.mels))
+        Recognizer(network(), VOCAB).recognize(torch.zeros(40, SETTINGS.encoder.mels))
     with pytest.raises(ConfigError, match="choose one of ear, whisper, both"):
         RecognizerSettings(kind="nose")
     torch.manual_seed(0)
     settings = replace(SETTINGS, ctc=CtcSettings(pieces=20, labels=("CHILD", "ADULT")))
     model, mel = EChatModel(settings).eval(), torch.zeros(80, settings.encoder.mels)
-    found = recognizer.recognize(model, VOCAB, mel)
+    found = Recognizer(model, VOCAB).recognize(mel)
     assert found.labels.keys() <= {"age"} and isinstance(found.words, str)
     told = told(**{"event.SIGH": torch.tensor([0.0, 0, 0, 9])})
-    found = recognizer.recognize(model, VOCAB, mel, voice_labels=told)
+    found = Recognizer(model, VOCAB, voice_labels=told).recognize(mel)
     assert found.labels["event"] == "SIGH" and "age" not in found.labels
 
 
 def test_a_long_clip_is_weighed_in_parts_that_hold_each_step_once(monkeypatch):
     model = EChatModel(replace(SETTINGS, ctc=CtcSettings(pieces=20, labels=("CHILD",)))).eval()
     mel, seen = torch.randn(1003, SETTINGS.encoder.mels), []
-    whole = recognizer.heard(model, mel)[0]
+    made = Recognizer(model, VOCAB, RecognizerSettings(words=-1e9))
+    whole = made.heard(mel)[0]
     monkeypatch.setattr(whisper_decoder, "LONGEST_FRAMES", 400)
     monkeypatch.setattr(
         recognizer, "is_without_voice", lambda part, *_: seen.append(part) or len(seen) == 2
     )
-    monkeypatch.setattr(recognizer, "words", lambda *_: f"part {len(seen)}")
-    found = recognizer.recognize(model, VOCAB, mel, RecognizerSettings(words=-1e9))
+    monkeypatch.setattr(Recognizer, "words", lambda *_: f"part {len(seen)}")
+    found = made.recognize(mel)
     assert torch.equal(torch.cat(seen), whole) and found.words == "part 1 part 3"
     assert all(300 // 8 <= len(part) <= 400 // 8 for part in seen[:2])
 
@@ -162,7 +164,7 @@ def test_a_long_clip_is_weighed_in_parts_that_hold_each_step_once(monkeypatch):
 def small(monkeypatch):
     """The tiny model as one whose CTC spells: it hears what the test puts into `heard`."""
     told = {"heard": Recognition("hi you", {"age": "CHILD", "gender": "FEMALE", "emotion": "SAD"})}
-    monkeypatch.setattr(request, "recognize", lambda *_, **__: told["heard"])
+    monkeypatch.setattr(Recognizer, "recognize", lambda *_: told["heard"])
     echat = EChat.load(TINY, device="cpu", speaks=False)
     classes = CtcSettings(pieces=echat.vocab.text_rows, labels=("CHILD",))
     echat.network.settings = replace(echat.network.settings, ctc=classes)
@@ -208,7 +210,8 @@ def test_a_text_that_was_read_joins_and_wins_by_what_that_counts(small):
     model, vocab = small[0].network, small[0].vocab
     scores = spelled(*vocab.encode(" who are you"), classes=model.text_rows + 1)
     told = [
-        words(model, vocab, scores, RecognizerSettings(kind="both", whisper=worth), ["who is he"])
+        Recognizer(model, vocab, RecognizerSettings(kind="both", whisper=worth)).words(
+            scores, ["who is he"])
         for worth in (0.0, 1000.0)
     ]
     assert told == ["who are you", "who is he"]

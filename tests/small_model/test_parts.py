@@ -222,8 +222,8 @@ def test_the_parts_become_a_model_that_answers(parts, tmp_path, question_wav):
     stored = weights.read(out / WEIGHTS_FILE)
     assert not [name for name in stored if name.startswith("encoder.")]
     echat = EChat.load(out, device="cpu")
-    assert echat.model.bigrams is not None and echat.model.bigrams.words == ("cat", "the")
-    assert echat.model.voice_labels is not None
+    made = echat.model.recognizer
+    assert made.bigrams is not None and made.bigrams.words == ("cat", "the") and made.voice_labels
     assert echat.model.talker is not None and echat.thinking == "both"
     reply = echat.reply(question_wav, task="asr")
     assert reply.heard is not None
