@@ -40,11 +40,10 @@ class ClipSpan:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of a row: ids of the joint space, or a clip (frames, mels) and its steps."""
+    """A stretch of a row: ids of the joint space; those of a clip (frames, mels) are fillers."""
 
-    ids: tuple[int, ...] = ()
+    ids: tuple[int, ...]
     clip: Tensor | None = None
-    steps: int = 0
     trained: bool = False
 
 
@@ -102,8 +101,8 @@ def compose(
     if task.hears:
         if not waiting:
             raise DataError(f"{key}: task {task.name} needs the user's audio")
-        segments += [Segment((vocab.joint(vocab.audio_begin),)), _clip_segment(waiting.pop(0)),
-                     Segment((vocab.joint(vocab.audio_end),))]
+        segments += [Segment((vocab.joint(vocab.audio_begin),)),
+                     _clip_segment(vocab, waiting.pop(0)), Segment((vocab.joint(vocab.audio_end),))]
     if waiting:
         raise DataError(f"{key}: {len(waiting)} clips more than task {task.name} and its history "
                         "take")
@@ -112,9 +111,9 @@ def compose(
     return _lay(task, vocab, segments, key)
 
 
-def _clip_segment(clip: Clip) -> Segment:
+def _clip_segment(vocab: Vocab, clip: Clip) -> Segment:
     if isinstance(clip, Tensor):
-        return Segment(clip=clip, steps=clip_steps(len(clip)))
+        return Segment((vocab.joint(vocab.audio_begin),) * clip_steps(len(clip)), clip)
     return Segment(tuple(clip))
 
 
@@ -125,7 +124,7 @@ def _history(vocab: Vocab, history: Items[Turn], waiting: list[Clip], key: str) 
         if turn.audio is not None:
             if not waiting:
                 raise DataError(f"{key}: fewer clips than earlier turns with audio")
-            segments.append(_clip_segment(waiting.pop(0)))
+            segments.append(_clip_segment(vocab, waiting.pop(0)))
         elif turn.text is not None:
             segments.append(Segment(vocab.encode(turn.text)))
         else:
@@ -231,20 +230,13 @@ def aligned(text: Items[int], speech: Items[int], starts: Items[int], key: str) 
 
 def _lay(task: Task, vocab: Vocab, segments: Iterable[Segment], key: str) -> Sequence:
     row = Sequence(key, task.name, [], [], [], [], task.joint)
-    filler = vocab.joint(vocab.audio_begin)
     for segment in segments:
-        start = len(row.ids)
         if segment.clip is not None:
             row.clips.append(segment.clip)
-            row.spans.append(Span(start, segment.steps))
-            row.ids.extend([filler] * segment.steps)
-            row.trained.extend([False] * segment.steps)
-            continue
+            row.spans.append(Span(len(row.ids), len(segment.ids)))
         row.ids.extend(segment.ids)
-        if segment.trained:
-            row.trained.extend([number != vocab.unknown_label for number in segment.ids])
-        else:
-            row.trained.extend([False] * len(segment.ids))
+        row.trained.extend(segment.trained and number != vocab.unknown_label
+                           for number in segment.ids)  # fmt: skip
     return row
 
 
