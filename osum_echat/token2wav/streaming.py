@@ -178,15 +178,19 @@ class PieceSolver:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting:
-                    self._changed.wait()
+                self._changed.wait_for(lambda: self._waiting)
             self._let_pass(math.inf)
 
     def _let_pass(self, due: float) -> None:
         """Solve all that is due before that monotonic second."""
         while jobs := self._taken(due):
             try:
-                for job, mel in zip(jobs, self._solved(jobs), strict=True):
+                with self.autocast():
+                    mels = self.flow.mels(
+                        [job.tokens for job in jobs], jobs[0].voice, [job.noise for job in jobs],
+                        [job.first for job in jobs], partial(self._let_pass, jobs[0].due),
+                    )  # fmt: skip
+                for job, mel in zip(jobs, mels, strict=True):
                     job.mel.set_result(mel)
             except Exception as error:
                 for job in jobs:
@@ -202,13 +206,6 @@ class PieceSolver:
             jobs = [one for one in self._waiting if one.kind == kind][:MOST_TOGETHER]
             self._waiting = [one for one in self._waiting if one not in jobs]
             return jobs
-
-    def _solved(self, jobs: list[_Job]) -> list[Tensor]:
-        with self.autocast():
-            return self.flow.mels(
-                [job.tokens for job in jobs], jobs[0].voice, [job.noise for job in jobs],
-                [job.first for job in jobs], partial(self._let_pass, jobs[0].due),
-            )  # fmt: skip
 
 
 class MelStream:

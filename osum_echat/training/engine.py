@@ -112,11 +112,17 @@ class LocalEngine:
         self, model: EChatModel, stage: StageSettings, settings: EngineSettings,
         device: torch.device, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
-        self.settings = settings
-        self.ranks = ranks
-        self.device = device
+        self.settings, self.ranks, self.device = settings, ranks, device
         self.dtype = compute_dtype(settings.precision, device)
-        self.model = prepared(model, stage, settings, device)
+        freeze(model, stage)
+        model.attend_by(chosen(settings.attention, device))
+        model.share_start(settings.share_start)
+        if settings.recompute:
+            model.recompute_activations()
+        if settings.compile:
+            model.compile_layers(self.dtype)
+        model.speech_noise = settings.speech_noise
+        self.model = model.to(device)
         if settings.encoder_cache_mb and "encoder" in stage.train:
             raise ConfigError(
                 "engine.encoder_cache_mb: needs a frozen encoder; take encoder out of stage.train"
@@ -129,7 +135,11 @@ class LocalEngine:
             except CheckpointError as error:
                 LOG.warning("engine.encoder_cache_file: %s", error)
             LOG.info("encoder cache: %s", file if known else "empty")
-        self.optimizer = adamw(model, stage, settings)
+        self.optimizer = torch.optim.AdamW(
+            optimizer_groups(model, stage, settings.weight_decay),
+            betas=(settings.beta_1, settings.beta_2), eps=settings.epsilon,
+            fused=True,  # one pass over the weights: 3.6 times faster than foreach on a CPU
+        )  # fmt: skip
 
     def step(self, batches: Sequence[Batch], rate: float) -> StepReport:
         """Gradients of the summed loss are divided by the tokens of all batches and processes."""
@@ -193,31 +203,6 @@ class LocalEngine:
         if report.tokens and report.total.requires_grad:  # not where only what is frozen was used
             report.total.backward()
         return report
-
-
-def prepared(
-    model: EChatModel, stage: StageSettings, settings: EngineSettings, device: torch.device
-) -> EChatModel:
-    """The model on its device, with gradients for what trains in this stage."""
-    freeze(model, stage)
-    model.attend_by(chosen(settings.attention, device))
-    model.share_start(settings.share_start)
-    if settings.recompute:
-        model.recompute_activations()
-    if settings.compile:
-        model.compile_layers(compute_dtype(settings.precision, device))
-    model.speech_noise = settings.speech_noise
-    return model.to(device)
-
-
-def adamw(model: EChatModel, stage: StageSettings, settings: EngineSettings) -> torch.optim.AdamW:
-    """The optimizer of what trains; each group's `scale` is the factor of its rate."""
-    return torch.optim.AdamW(
-        optimizer_groups(model, stage, settings.weight_decay),
-        betas=(settings.beta_1, settings.beta_2),
-        eps=settings.epsilon,
-        fused=True,  # one pass over the weights: 3.6 times faster than foreach on a CPU
-    )
 
 
 @contextmanager

@@ -48,13 +48,13 @@ class MetricLogger:
             self._utterances += sum(len(row) for row in batch.keys)
 
     def write(
-        self, step: int, minutes: float, rate: float, epoch: int,
-        minutes_left: float | None = None, memory_bytes: int = 0,
+        self, step: int, minutes: float, rate: float, epoch: int, minutes_left: float | None,
+        memory_bytes: int,
     ) -> None:  # fmt: skip
         """One log line and one metrics line for the steps since the last."""
         seconds = max(1e-9, time.monotonic() - self._since)
         whole = whole_score(self._scores)
-        line = {
+        line: dict[str, Any] = {
             "step": step,
             "minutes": round(minutes, 3),
             "epoch": epoch,
@@ -70,14 +70,14 @@ class MetricLogger:
             "tasks": _by_task(self._scores),
         }
         self._append(line)
+        left = "?" if minutes_left is None else "{}:{:02d} h".format(*divmod(int(minutes_left), 60))
         LOG.info(
-            "step %d  %.1f min  epoch %d  loss %.4f  %s  norm %.2f  rate %.2e  "
-            "%.0f tokens/s  %.1f utterances/s  padding %.0f %%  %d MB  %s left",
-            step, minutes, epoch, whole.loss, _words(self._scores),
-            line["norm"], rate, line["tokens_per_s"], line["utterances_per_s"],
-            100.0 * self._padding / max(1, self._places), memory_bytes // 2**20,
-            "?" if minutes_left is None else "{}:{:02d} h".format(*divmod(int(minutes_left), 60)),
-        )  # fmt: skip
+            "step %(step)d  %(minutes).1f min  epoch %(epoch)d  loss %(loss).4f  %(words)s  "
+            "norm %(norm).2f  rate %(rate).2e  %(tokens_per_s).0f tokens/s  "
+            "%(utterances_per_s).1f utterances/s  padding %(padding).0f %%  %(memory_mb)d MB  "
+            f"{left} left",
+            line | {"words": _words(self._scores), "padding": 100.0 * line["padding"]},
+        )
         self._clear()
 
     def write_check(
@@ -129,20 +129,18 @@ class EarlyWarnings:
         """
         self._tasks.update(tasks)
         self._steps += 1
-        if norm == 0.0 and tasks and number >= self._quiet_until:
-            LOG.warning("step %d: no gradient: nothing of stage.train had a part in %s",
-                        number, ", ".join(sorted(tasks)))  # fmt: skip
-            self._quiet_until = number + QUIET_STEPS
-        if self._steps > WARM_STEPS and norm > SPIKE * self.usual:
-            if number >= self._quiet_until:
-                LOG.warning(
-                    "step %d: gradient norm %.3g, usually %.3g: if the loss rises now, lower "
-                    "schedule.rate or engine.clip", number, norm, self.usual,
-                )  # fmt: skip
-                self._quiet_until = number + QUIET_STEPS
+        told = None
+        if norm == 0.0 and tasks:
+            told = f"no gradient: nothing of stage.train had a part in {', '.join(sorted(tasks))}"
+        elif self._steps > WARM_STEPS and norm > SPIKE * self.usual:
+            told = (f"gradient norm {norm:.3g}, usually {self.usual:.3g}: if the loss rises now, "
+                    "lower schedule.rate or engine.clip")  # fmt: skip
         elif norm > 0.0:
             keep = min(MEMORY, 1.0 - 1.0 / self._steps)
             self.usual = keep * self.usual + (1.0 - keep) * norm
+        if told and number >= self._quiet_until:
+            LOG.warning("step %d: %s", number, told)
+            self._quiet_until = number + QUIET_STEPS
 
     def check(self, scored: Iterable[str]) -> None:
         """Tell tasks that are scored but had no trained token so far."""

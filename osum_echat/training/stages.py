@@ -88,7 +88,6 @@ def optimizer_groups(
     return [
         {
             "params": parameters,
-            "name": group if decays else f"{group} (no decay)",
             "scale": settings.rates.get(group, 1.0),
             "weight_decay": weight_decay if decays else 0.0,
         }

@@ -60,9 +60,9 @@ class Outcome:
 
 def limit_of(run: RunSettings, progress: Progress) -> str | None:
     """The limit of steps, minutes or epochs that is reached, in words; None: none is."""
-    limits = (("run.steps", run.steps, progress.step), ("run.minutes", run.minutes,
-              progress.minutes), ("run.epochs", run.epochs, progress.epoch))  # fmt: skip
-    return next((f"{name} {limit:g}" for name, limit, now in limits if 0 < limit <= now), None)
+    limits = (("steps", progress.step), ("minutes", progress.minutes), ("epochs", progress.epoch))
+    return next((f"run.{name} {getattr(run, name):g}" for name, now in limits
+                 if 0 < getattr(run, name) <= now), None)  # fmt: skip
 
 
 def finished_step(output: Path, run: RunSettings) -> int | None:
