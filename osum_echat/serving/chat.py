@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from osum_echat.errors import InputError, OsumError
 from osum_echat.inference import reply as events
 from osum_echat.inference.reply import AudioPiece, Done, Event, Reply
-from osum_echat.serving.audio_formats import encode_file
+from osum_echat.serving.audio_formats import FORMATS, encode_file
 from osum_echat.serving.feedback import Feedback
 from osum_echat.serving.session import (
     FIRST_TASK,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from osum_echat.inference.assistant import EChat
 
+PCM = FORMATS["audio/pcm"]
 TICK_S = 0.1                    # text is shown this often at most; sound and ends at once
 MOST_SESSIONS = 500             # beyond it the session that was quiet longest is forgotten
 MOST_TURNS = 40                 # on show; the oldest goes
@@ -251,7 +252,8 @@ class ChatService:
                 if event is not None:
                     answer.take(event, self.folder)
                 if isinstance(event, AudioPiece):
-                    pieces.append(piece(answer.key, event.samples, event.sample_rate_hz))
+                    pcm = base64.b64encode(PCM.encode(event.samples.numpy())).decode()
+                    pieces.append({"reply": answer.key, "rate": event.sample_rate_hz, "pcm": pcm})
                 if isinstance(event, Done):
                     asked = replace(question, thinking=answer.kind or None)
                     session.replies[answer.key] = asked, event.reply, answer.model
@@ -302,14 +304,6 @@ def _told(labels: Any) -> list[tuple[str, str]]:
     """Field and value of each label that tells something."""
     found = [(name, getattr(labels, name)) for name in LABELS]
     return [(name, label.lower()) for name, label in found if label and (name, label) != NO_EVENT]
-
-
-def piece(key: str, samples: "Tensor", rate_hz: int) -> dict[str, Any]:
-    """Sound for the page to play: (samples,) as 16-bit samples in base64."""
-    import torch
-
-    pcm = (samples.clamp(-1, 1) * 32767).round().to(torch.int16).numpy().astype("<i2")
-    return {"reply": key, "rate": rate_hz, "pcm": base64.b64encode(pcm.tobytes()).decode()}
 
 
 def player(run: str, pieces: Sequence[dict[str, Any]], ended: Sequence[str]) -> dict[str, Any]:

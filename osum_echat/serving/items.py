@@ -137,13 +137,6 @@ def answer(
     yield from _written(assistant, conversation, text, modality)
 
 
-def transcribe(
-    assistant: "EChat", conversation: Conversation, item: Item
-) -> "Iterator[ReplyEvent]":
-    """The events of a transcription of a spoken turn, Done last."""
-    yield from conversation.ask(assistant, Question("asr", clip=item.clip))
-
-
 def spoken_task(modality: str, thinking: str) -> str:
     """The task that answers speech. modality, thinking: as in `answer`."""
     base = "s2s" if modality == "audio" else "s2t"

@@ -15,7 +15,7 @@ import numpy as np
 
 from osum_echat.errors import InputError
 from osum_echat.serving import protocol
-from osum_echat.serving.audio_formats import FILE_FORMATS, FORMATS, Resampler, Samples, encode_file
+from osum_echat.serving.audio_formats import FILE_FORMATS, FORMATS, Resampler, encode_file
 from osum_echat.serving.items import Item, answer
 from osum_echat.serving.protocol import Event, EventError, client_error, decode_audio, invalid
 from osum_echat.serving.realtime import Service
@@ -70,7 +70,10 @@ class OpenAiRoutes:
         """The sound of a reply, whole: pcm or one of FILE_FORMATS."""
         if reply.wave is None or reply.sample_rate_hz is None:
             raise EventError("no_speech", "the model gave no speech for this text", status=500)
-        return await self._work(sound_file, reply.wave.numpy(), reply.sample_rate_hz, form)
+        wave, rate_hz = reply.wave.numpy(), reply.sample_rate_hz
+        if form == "pcm":
+            return PCM.encode(Resampler(rate_hz, PCM.rate_hz).push(wave, last=True))
+        return await self._work(encode_file, wave, rate_hz, form)
 
     async def _work(self, call: Callable[..., Any], *given: Any) -> Any:
         """What takes too long for the loop, which serves live sessions."""
@@ -115,7 +118,7 @@ class OpenAiRoutes:
         messages = asked.get("messages")
         if not isinstance(messages, list) or not messages:
             raise invalid("messages", messages, "need a list of messages")
-        items, wanted = await self._work(self._items, messages), asked.get("modalities")
+        items, wanted = await self._work(list, self._items(messages)), asked.get("modalities")
         speaks = isinstance(wanted, list) and "audio" in wanted
         sound = protocol.mapping(asked.get("audio"), "audio")
         form = str(sound.get("format") or "wav").removesuffix("16")
@@ -125,7 +128,7 @@ class OpenAiRoutes:
         events = answer(self.service.assistant, conversation, items,
                         "audio" if speaks else "text", "label", "")  # fmt: skip
         generation = Generation(events, conversation, self._pool)
-        head = {"id": protocol.make_id("chatcmpl"), "created": protocol.now(),
+        head = {"id": protocol.make_id("chatcmpl"), "created": int(time.time()),
                 "model": self.service.model}  # fmt: skip
         if asked.get("stream"):
             options = protocol.mapping(asked.get("stream_options"), "stream_options")
@@ -138,8 +141,8 @@ class OpenAiRoutes:
             data, number = await self._file(reply, form), protocol.make_id("audio")
             self._keep(number, reply.text)
             message |= {"content": None, "audio": {
-                "id": number, "data": base64.b64encode(data).decode(),
-                "expires_at": protocol.now() + KEPT_REPLY_S, "transcript": reply.text}}  # fmt: skip
+                "id": number, "data": base64.b64encode(data).decode(), "transcript": reply.text,
+                "expires_at": int(time.time()) + KEPT_REPLY_S}}  # fmt: skip
         choice = {"index": 0, "message": message, "finish_reason": finish_reason(reply)}
         used = usage_of(reply)
         return as_json({**head, "object": "chat.completion", "choices": [choice], "usage": used})
@@ -179,25 +182,24 @@ class OpenAiRoutes:
                     rest = b"" if resampler is None else PCM.encode(resampler.push(end, last=True))
                     self._keep(number, reply.text)
                     yield chunk({"audio": {"data": base64.b64encode(rest).decode()}})
-                    yield chunk({"audio": {"expires_at": protocol.now() + KEPT_REPLY_S}})
+                    yield chunk({"audio": {"expires_at": int(time.time()) + KEPT_REPLY_S}})
                 found = perceived(reply.labels, "label", reply.thought)
                 yield chunk({"x_osum": found}, finish_reason(reply))
                 if usage:
                     yield sse({**base, "choices": [], "usage": usage_of(reply)})
         yield b"data: [DONE]\n\n"
 
-    def _items(self, messages: list[Any]) -> list[Item]:
-        return [item for number, one in enumerate(messages)
-                for item in self._message(one, f"messages.{number}")]  # fmt: skip
+    def _items(self, messages: list[Any]) -> Iterator[Item]:
+        """Chat messages as items of the conversation; system messages are left out."""
+        for number, given in enumerate(messages):
+            where = f"messages.{number}"
+            if not isinstance(given, dict) or not isinstance(given.get("role"), str):
+                raise invalid(where, given, "need an object with a role")
+            if given["role"] in ("user", "assistant"):
+                yield self._item(given, where)
 
-    def _message(self, given: Any, where: str) -> Iterator[Item]:
-        """A chat message as an item of the conversation; system messages are left out."""
-        if not isinstance(given, dict) or not isinstance(given.get("role"), str):
-            raise invalid(where, given, "need an object with a role")
-        content, role = given.get("content"), given["role"]
-        if role not in ("user", "assistant"):
-            return
-        item = Item(role)
+    def _item(self, given: Mapping[str, Any], where: str) -> Item:
+        content, item = given.get("content"), Item(given["role"])
         if isinstance(given.get("audio"), dict):
             number = given["audio"].get("id")
             until, text = self._replies.get(str(number), (0.0, ""))
@@ -212,19 +214,12 @@ class OpenAiRoutes:
                 item.clip = readable(sound, f"{where}.input_audio", limits.audio_s)
             elif isinstance(one, dict) and isinstance(one.get("text"), str):
                 item.parts.append(protocol.part("input_text", one["text"]))
-        yield item
+        return item
 
     async def _ask(self, question: Question) -> Generation:
         conversation = Conversation(self.service.limits)
         events = await self._work(conversation.ask, self.service.assistant, question)
         return Generation(events, conversation, self._pool)
-
-
-def sound_file(samples: Samples, rate_hz: int, form: str) -> bytes:
-    """A whole sound, (samples,), as pcm or one of FILE_FORMATS."""
-    if form == "pcm":
-        return PCM.encode(Resampler(rate_hz, PCM.rate_hz).push(samples, last=True))
-    return encode_file(samples, rate_hz, form)
 
 
 async def pcm(generation: Generation) -> AsyncIterator[bytes]:

@@ -9,7 +9,6 @@ import binascii
 import json
 import reprlib
 import secrets
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -18,7 +17,6 @@ from typing import Any, get_args
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.logs import logger
 from osum_echat.serving.audio_formats import FORMATS, WireFormat
-from osum_echat.serving.turns import TurnSettings
 
 Event = dict[str, Any]
 LONGEST_SESSION_S = 3600
@@ -118,6 +116,26 @@ def _validate(kind: Any, value: Any, where: str) -> Any:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
         raise EventError("invalid_value", f"{where}: {path}: {first['msg']}", path) from error
+
+
+@dataclass(frozen=True, slots=True)
+class TurnSettings:
+    """turn_detection of a session. kind: server_vad or semantic_vad."""
+
+    kind: str = "server_vad"
+    threshold: float = 0.5
+    prefix_padding_ms: int = 300
+    silence_duration_ms: int = 500
+    create_response: bool = True
+    interrupt_response: bool = True
+    idle_timeout_ms: int | None = None
+    eagerness: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"turn_detection.threshold {self.threshold}: need 0 to 1")
+        if not 0 <= self.prefix_padding_ms <= 5000 or not 0 <= self.silence_duration_ms <= 10_000:
+            raise ConfigError("turn_detection: need 0 to 5000 ms of padding, 10000 of silence")
 
 
 def decode_audio(text: str, most_bytes: int = MOST_AUDIO_BYTES) -> bytes:
@@ -291,8 +309,3 @@ def error_event(error: EventError, event_id: object = None) -> Event:
     """The protocol's error; `error.event_id` names the client event that it answers."""
     own = {"event_id": event_id} if isinstance(event_id, str) else {}
     return {"type": "error", "error": {**error.told(), **own}}
-
-
-def now() -> int:
-    """Seconds since the epoch."""
-    return int(time.time())

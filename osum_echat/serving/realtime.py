@@ -16,15 +16,15 @@ import numpy as np
 from osum_echat.serving import protocol
 from osum_echat.serving.audio_formats import encode_file
 from osum_echat.serving.items import Item, answer, read_item, spoken_task, turns
-from osum_echat.serving.listening import Listener
 from osum_echat.serving.live_metrics import LiveMetrics
 from osum_echat.serving.protocol import Event, EventError, SessionSettings, make_id, part
 from osum_echat.serving.reply_stream import Generation, Playout, ReplyStream, Transcriber
 from osum_echat.serving.session import Conversation, Limits
-from osum_echat.serving.turns import LONGEST_TURN_S, RATE_HZ, Turn, TurnModel, VoiceActivity
+from osum_echat.serving.turns import LONGEST_TURN_S, RATE_HZ, Listener, Turn
 
 if TYPE_CHECKING:
     from osum_echat.inference.assistant import EChat
+    from osum_echat.serving.turns import TurnModel, VoiceActivity
 
 MOST_ITEMS, MOST_REPLIES = 1000, 4      # of a conversation; under way at once
 LEAST_COMMIT_S = 0.1
@@ -36,8 +36,8 @@ class Service:
 
     assistant: "EChat"
     model: str
-    activity: VoiceActivity
-    turn_model: TurnModel | None
+    activity: "VoiceActivity"
+    turn_model: "TurnModel | None"
     pool: ThreadPoolExecutor
     metrics: LiveMetrics
     voice: str = "default"
@@ -57,7 +57,7 @@ class RealtimeSession:
         settings to begin with."""
         self.service, self._send_out = service, send
         self.id, self.conversation_id = make_id("sess"), make_id("conv")
-        self.expires_at = protocol.now() + protocol.LONGEST_SESSION_S
+        self.expires_at = int(time.time()) + protocol.LONGEST_SESSION_S
         self.settings = SessionSettings(
             query.get("model") or service.model, service.voice,
             own_events=query.get("x_osum") == "events",
@@ -146,10 +146,8 @@ class RealtimeSession:
         most_s = self.service.limits.audio_s
         if self.buffer.end - self.begin > most_s * RATE_HZ:
             self.begin = self.buffer.end
-            raise EventError(
-                "audio_too_long",
-                f"input_audio_buffer: over {most_s:g} s without a commit; it is cleared",
-            )
+            raise EventError("audio_too_long", f"input_audio_buffer: over {most_s:g} s without a "
+                             "commit; it is cleared")  # fmt: skip
         self.buffer.drop_before(self.begin)
 
     def _commit(self, event: Event) -> None:
@@ -162,9 +160,8 @@ class RealtimeSession:
             return
         self.listener.use_rate(self.settings.input_format.rate_hz)
         if self.buffer.end - self.begin < LEAST_COMMIT_S * RATE_HZ:
-            raise EventError(
-                "input_audio_buffer_commit_empty", "input_audio_buffer: less than 100 ms to commit"
-            )
+            raise EventError("input_audio_buffer_commit_empty",
+                             "input_audio_buffer: less than 100 ms to commit")  # fmt: skip
         self._add_turn(make_id("item"), self._wav(self.begin, self.buffer.end))
         self.begin = self.buffer.end
 
@@ -178,9 +175,8 @@ class RealtimeSession:
         given = event["item"]
         places: dict[str | None, int] = {one.id: at for at, one in enumerate(self.items, 1)}
         if given.get("id") in places:
-            raise EventError(
-                "item_create_duplicate_item_id", f"item.id {given['id']}: there is one already"
-            )
+            raise EventError("item_create_duplicate_item_id",
+                             f"item.id {given['id']}: there is one already")  # fmt: skip
         if len(self.items) >= MOST_ITEMS:
             raise EventError("too_many_items", f"over {MOST_ITEMS} items in a conversation")
         before = event.get("previous_item_id")
@@ -207,9 +203,8 @@ class RealtimeSession:
     def _truncate(self, event: Event) -> None:
         item = self._item(event["item_id"], "item_truncate_invalid_item_id")
         if item.role != "assistant":
-            raise EventError(
-                "item_truncate_invalid_item_id", f"item {item.id}: only replies are truncated"
-            )
+            raise EventError("item_truncate_invalid_item_id",
+                             f"item {item.id}: only replies are truncated")  # fmt: skip
         audio_ms = max(0, int(event["audio_end_ms"]))
         reply = self.reply
         if reply is not None and reply.item is item:
@@ -222,22 +217,15 @@ class RealtimeSession:
 
     def _respond(self, event: Event) -> None:
         given = event.get("response") or {}
-        settings, alone = self.settings, given.get("conversation") == "none"
-        changes = {name: given[name] for name in ("output_modalities",) if name in given}
-        output = (given.get("audio") or {}).get("output") or {}
-        if "format" in output:
-            changes["audio"] = {"output": {"format": output["format"]}}
-        if changes:
-            settings = settings.merged(changes, self.service.turn_model is not None)
+        alone = given.get("conversation") == "none"
+        own = {name: given[name] for name in ("output_modalities", "audio") if name in given}
+        settings = self.settings.merged(own, self.service.turn_model is not None)
         if not alone and self.reply is not None and self.reply.is_active:
-            raise EventError(
-                "conversation_already_has_active_response",
-                f"response {self.reply.id} is under way; cancel it or wait for its end",
-            )
+            raise EventError("conversation_already_has_active_response", f"response "
+                             f"{self.reply.id} is under way; cancel it or wait")  # fmt: skip
         if len(self.replies) >= MOST_REPLIES:
-            raise EventError(
-                "too_many_responses", f"response.create: {MOST_REPLIES} are under way; wait"
-            )
+            raise EventError("too_many_responses",
+                             f"response.create: {MOST_REPLIES} are under way; wait")  # fmt: skip
         items = self.items
         if given.get("input") is not None:
             items = [self._referred(one) for one in given["input"]]
@@ -253,9 +241,8 @@ class RealtimeSession:
             if reply.is_active and (reply is self.reply if wanted is None else reply.id == wanted):
                 reply.cancel("client_cancelled")
                 return
-        raise EventError(
-            "response_cancel_not_active", "Cancellation failed: no active response found"
-        )
+        raise EventError("response_cancel_not_active",
+                         "Cancellation failed: no active response found")  # fmt: skip
 
     def _clear_output(self, event: Event) -> None:
         if self.reply is not None:

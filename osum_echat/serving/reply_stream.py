@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from osum_echat.serving.audio_formats import Resampler
-from osum_echat.serving.items import Item, transcribe
+from osum_echat.serving.items import Item
 from osum_echat.serving.protocol import Event, SessionSettings, client_error, make_id, part
-from osum_echat.serving.session import LABELS, Conversation
+from osum_echat.serving.session import LABELS, Conversation, Question
 
 if TYPE_CHECKING:
     from osum_echat.inference.reply import Event as ReplyEvent
@@ -152,7 +152,7 @@ class Transcriber:
             self.tried.add(item.id)
             service = self.owner.service
             conversation = Conversation(service.limits)
-            events = transcribe(service.assistant, conversation, item)
+            events = conversation.ask(service.assistant, Question("asr", clip=item.clip))
             try:
                 async for event in Generation(events, conversation, service.pool).events():
                     if isinstance(event, Done):

@@ -1,4 +1,5 @@
-"""Whose turn it is: voice activity of many sessions in one call, and what begins and ends a turn.
+"""Whose turn it is: voice activity of many sessions in one call, and what begins and ends a turn;
+the sound of a session, kept while it may be needed and heard window by window.
 
 Source of the window, context and hysteresis: Silero VAD v6 (MIT), whose ONNX file its package
 brings; of the turn model: Smart Turn v3.2 (BSD-2), an ONNX file of its own.
@@ -7,8 +8,7 @@ brings; of the turn model: Smart Turn v3.2 (BSD-2), an ONNX file of its own.
 import asyncio
 import importlib.util
 import math
-import time
-from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from osum_echat.errors import ConfigError, InputError
-from osum_echat.serving.audio_formats import Samples
+from osum_echat.errors import InputError
+from osum_echat.serving.audio_formats import Resampler, Samples
+from osum_echat.serving.protocol import EventError, TurnSettings
 
 RATE_HZ = 16_000
 WINDOW_SAMPLES, CONTEXT_SAMPLES = 512, 64           # 32 ms, and what the model sees before it
@@ -36,26 +37,10 @@ HANGOVER = 4                                        # windows for which the mode
 LONGEST_TURN_S = 30.0
 WAIT_MS = {"low": 8000, "medium": 4000, "auto": 4000, "high": 2000}     # of semantic_vad, at most
 TURN_MODEL_S = 8                                    # of sound that the turn model hears
-
-
-@dataclass(frozen=True, slots=True)
-class TurnSettings:
-    """turn_detection of a session. kind: server_vad or semantic_vad."""
-
-    kind: str = "server_vad"
-    threshold: float = 0.5
-    prefix_padding_ms: int = 300
-    silence_duration_ms: int = 500
-    create_response: bool = True
-    interrupt_response: bool = True
-    idle_timeout_ms: int | None = None
-    eagerness: str = "auto"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"turn_detection.threshold {self.threshold}: need 0 to 1")
-        if not 0 <= self.prefix_padding_ms <= 5000 or not 0 <= self.silence_duration_ms <= 10_000:
-            raise ConfigError("turn_detection: need 0 to 5000 ms of padding, 10000 of silence")
+MOST_WINDOWS = 960              # waiting for the voice activity: 30 s of sound
+MOST_AT_ONCE = 16               # of them, heard in one call where a busy machine lags behind
+KEPT_BEFORE_S = 6.0             # of sound before a turn begins: padding is cut from it
+MOST_KEPT_S = 120.0             # of all sound: the longest turn, and what waits to be heard
 
 
 class Turn(Enum):
@@ -182,16 +167,9 @@ class VoiceActivity:
 
     def __init__(self, path: Path | None = None) -> None:
         """Raises InputError where the package with the model is missing."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self._model = onnxruntime.InferenceSession(
-            str(path or silero_file()), options, providers=["CPUExecutionProvider"]
-        )
-        self._due: deque[_Heard] = deque()
+        self._model = _onnx_model(path or silero_file())
+        self._due: list[_Heard] = []
         self._work: asyncio.Task[None] | None = None
-        self.seconds, self.windows = 0.0, 0         # spent in the model, and on how many windows
 
     async def probabilities(self, state: VoiceState, windows: list[Samples]) -> list[float]:
         """How likely each window, (512,) at 16 kHz, is speech: those of a session that wait, in
@@ -205,18 +183,15 @@ class VoiceActivity:
 
     async def _serve(self) -> None:
         while self._due:
-            batch = list(self._due)
-            self._due.clear()
+            batch, self._due = self._due, []
+            failed, found = None, [[] for _ in batch]
             try:
                 found = await asyncio.to_thread(self._run_all, batch)
             except Exception as error:
-                for *_, answer in batch:
-                    if not answer.done():
-                        answer.set_exception(error)
-                continue
+                failed = error
             for (*_, answer), value in zip(batch, found, strict=True):
                 if not answer.done():
-                    answer.set_result(value)
+                    answer.set_exception(failed) if failed else answer.set_result(value)
 
     def _run_all(self, batch: list[_Heard]) -> list[list[float]]:
         """The first windows of all sessions in one call, then the second ones."""
@@ -231,7 +206,6 @@ class VoiceActivity:
 
     def run(self, states: list[VoiceState], windows: list[Samples]) -> list[float]:
         """Probabilities of one window of each session; the states go on."""
-        start = time.perf_counter()
         given = np.stack([np.concatenate((state.context, window))
                           for state, window in zip(states, windows, strict=True)])  # fmt: skip
         found, memory = self._model.run(None, {
@@ -241,8 +215,6 @@ class VoiceActivity:
         for number, (state, window) in enumerate(zip(states, windows, strict=True)):
             state.memory = memory[:, number : number + 1]
             state.context = window[-CONTEXT_SAMPLES:]
-        self.seconds += time.perf_counter() - start
-        self.windows += len(windows)
         return [float(value) for value in found[:, 0]]
 
 
@@ -259,6 +231,14 @@ def silero_file() -> Path:
     return Path(found.origin).parent / "data" / "silero_vad.onnx"
 
 
+def _onnx_model(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 class TurnModel:
     """Smart Turn: is the speaker done, judged by how the words so far sound.
 
@@ -267,14 +247,8 @@ class TurnModel:
 
     def __init__(self, path: Path) -> None:
         """Raises InputError for a file that is not there or not this model."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
         try:
-            self._model = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            self._model = _onnx_model(path)
         except Exception as error:
             raise InputError(f"turn model {path}: cannot be read ({error})") from error
 
@@ -292,3 +266,111 @@ class TurnModel:
         features = audio.log_mel(torch.from_numpy(given), 80).T[None]
         (found,) = self._model.run(None, {"input_features": features.numpy()})
         return float(np.asarray(found).reshape(-1)[0]) > 0.5
+
+
+class InputBuffer:
+    """What was heard and may still be needed, (samples,) at 16 kHz, by its place in the session."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Samples] = []
+        self.start = self.end = 0       # samples since the session's first
+
+    def push(self, samples: Samples) -> None:
+        self._pieces.append(samples)
+        self.end += len(samples)
+        self.drop_before(self.end - round(MOST_KEPT_S * RATE_HZ))
+
+    def cut(self, start: int, end: int) -> Samples:
+        """What lies between two places, as far as it is still there."""
+        whole = np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.float32)
+        self._pieces = [whole]
+        return whole[max(0, start - self.start) : max(0, end - self.start)]
+
+    def drop_before(self, place: int) -> None:
+        """Let go of what is older."""
+        while self._pieces and self.start + len(self._pieces[0]) <= place:
+            self.start += len(self._pieces.pop(0))
+
+
+class Listener:
+    """Takes sound and tells turns, one after the other; a window that fails harms no later one."""
+
+    def __init__(
+        self, activity: VoiceActivity, rate_hz: int, turn: TurnSettings | None,
+        replying: Callable[[], bool],
+        told: Callable[[Turn, int], Awaitable[None]], failed: Callable[[Exception], None],
+    ) -> None:  # fmt: skip
+        """rate_hz: of what comes; turn: None hears nothing; replying: whether a reply is given or
+        plays; told: gets each turn and its place, a sample of the session."""
+        self.activity, self._replying, self._told, self._failed = activity, replying, told, failed
+        self.buffer, self.lag_s = InputBuffer(), 0.0    # between what came and what was heard
+        self._left, self._voice = np.zeros(0, np.float32), VoiceState()
+        self._windows: asyncio.Queue[tuple[Samples, int]] = asyncio.Queue(MOST_WINDOWS)
+        self._resampler = Resampler(rate_hz, RATE_HZ)
+        self.use_turn(turn)
+        self.task = asyncio.create_task(self._run())
+
+    def use_rate(self, rate_hz: int) -> None:
+        """From now on; what was still being resampled belongs to the sound before."""
+        self.buffer.push(self._resampler.push(np.zeros(0, np.float32), last=True))
+        self._resampler = Resampler(rate_hz, RATE_HZ)
+
+    def use_turn(self, turn: TurnSettings | None) -> None:
+        self.detector, self._hears = TurnDetector(turn or TurnSettings()), turn is not None
+
+    def push(self, samples: Samples, is_muted: bool) -> int:
+        """Take sound, or as much silence. Returns how many samples it has at 16 kHz.
+
+        Raises EventError where it comes faster than it can be heard.
+        """
+        samples = self._resampler.push(samples)
+        if is_muted:
+            samples = np.zeros_like(samples)
+        self.buffer.push(samples)
+        if not self._hears:
+            return len(samples)
+        self._left = np.concatenate((self._left, samples))
+        end = self.buffer.end - len(self._left)
+        while len(self._left) >= WINDOW_SAMPLES:
+            window, self._left = self._left[:WINDOW_SAMPLES], self._left[WINDOW_SAMPLES:]
+            end += WINDOW_SAMPLES
+            if self._windows.full():
+                self._left = self._left[:0]
+                raise EventError("input_backpressure", "sound comes faster than it can be heard")
+            self._windows.put_nowait((window, end))
+        return len(samples)
+
+    def clear(self) -> None:
+        """Forget a turn that has begun, and what was not heard yet."""
+        while not self._windows.empty():
+            self._windows.get_nowait()
+        self._left = np.zeros(0, np.float32)
+        self.detector.reset()
+
+    def end_turn(self) -> None:
+        """The next sound is heard as if it were the first."""
+        self.detector.reset()
+        self._voice = VoiceState()
+
+    async def _run(self) -> None:
+        while True:
+            waiting = [await self._windows.get()]
+            while len(waiting) < MOST_AT_ONCE and not self._windows.empty():
+                waiting.append(self._windows.get_nowait())
+            try:
+                windows = [window for window, _ in waiting]
+                found = await self.activity.probabilities(self._voice, windows)
+                for (window, end), probability in zip(waiting, found, strict=True):
+                    await self._hear(window, end, probability)
+            except Exception as error:
+                self._failed(error)
+
+    async def _hear(self, window: Samples, end: int, probability: float) -> None:
+        if not self._hears:
+            return
+        turn = self.detector.push(probability, end, self._replying(), level_db(window))
+        self.lag_s = (self.buffer.end - end) / RATE_HZ
+        if turn is not None:
+            await self._told(turn, end)
+        elif not self.detector.in_turn:
+            self.buffer.drop_before(end - round(KEPT_BEFORE_S * RATE_HZ))

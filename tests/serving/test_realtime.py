@@ -18,12 +18,11 @@ from osum_echat.inference import reply
 from osum_echat.records import Labels
 from osum_echat.serving import items, protocol, reply_stream
 from osum_echat.serving.audio_formats import FORMATS, Resampler
-from osum_echat.serving.listening import MOST_KEPT_S, Listener
 from osum_echat.serving.online import Server
 from osum_echat.serving.protocol import EventError, SessionSettings, check_event
 from osum_echat.serving.realtime import HANDLERS, MOST_REPLIES
 from osum_echat.serving.session import Limits
-from osum_echat.serving.turns import TurnDetector, TurnSettings
+from osum_echat.serving.turns import MOST_KEPT_S, Listener, TurnDetector, TurnSettings
 from tests.serving import canned
 from tests.serving.canned import HEARD, LABELS, THOUGHT, WORDS, Canned, Loud, service
 
