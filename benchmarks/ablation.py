@@ -31,7 +31,7 @@ from osum_echat import cli, logs
 from osum_echat.errors import InputError, OsumError
 from osum_echat.evaluation import echat_eval, report
 from osum_echat.evaluation.echat_eval import WORLD_FILE
-from osum_echat.evaluation.report import CATEGORIES, Block, Cell, Measure, Table, Words, share
+from osum_echat.evaluation.report import CATEGORIES, Block, Cell, Measure, Table, share
 from osum_echat.evaluation.runner import read_objects, settle, versions
 from osum_echat.files import write_json, write_jsonl
 from osum_echat.inference.assistant import EChat
@@ -292,12 +292,12 @@ def blocks(part: Part, rows: Sequence[Row]) -> list[Block]:
     less: list[list[Cell]] = [[row.title, _difference(full, row)] for row in main
                               if full and row is not full]  # fmt: skip
     return [
-        Words(f"{len(part.situations)} situations, {len(part.exchanges)} training exchanges, "
-              f"{len(part.questions)} test questions in unseen voices, with unseen names of "
-              "things. A reply is right when it is word for word one that fits the words and the "
-              "voice; in percent, with 95 % bootstrap intervals over questions (not over "
-              "trainings). The paper's figures are GPT-4o's scores from 0 to 100 of another test "
-              "set: compare the order and the gaps, not the figures."),
+        f"{len(part.situations)} situations, {len(part.exchanges)} training exchanges, "
+        f"{len(part.questions)} test questions in unseen voices, with unseen names of things. A "
+        "reply is right when it is word for word one that fits the words and the voice; in "
+        "percent, with 95 % bootstrap intervals over questions (not over trainings). The paper's "
+        "figures are GPT-4o's scores from 0 to 100 of another test set: compare the order and the "
+        "gaps, not the figures.",
         Table("The paper's Table 1 at tiny scale", ("system", *CATEGORIES, "all"), beside,
               own=frozenset(range(1, len(beside), 2))),
         Table("Every variant", ("system", "right reply"), others),

@@ -1,16 +1,21 @@
-"""Units of work on a Ray cluster: each worker loads once, a lost one costs what it was doing.
+"""Units of work in other processes, of this machine or of a Ray cluster: each loads once.
 
-The units are those of one machine, and who asks for them keeps the results: a job may be begun with
-Ray and finished without. All machines see lists, sounds and output under the same paths.
+Who asks for the units keeps the results: a job may be begun with Ray and finished without. All
+machines of a cluster see lists, sounds and output under the same paths.
 """
 
 import os
+import signal
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from logging import ERROR
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 from osum_echat import device as devices
@@ -22,6 +27,7 @@ Result = TypeVar("Result")
 Start = Callable[[], Callable[[Item], Result]]
 Unit = tuple[int, Any]  # an item and its number
 
+AHEAD = 2               # units handed out for each process of this machine, so that none waits
 MOST_LOST = 3           # workers that are lost over one unit
 ANSWER_S = 5.0          # that the head of a cluster is waited for
 SETTINGS = {            # of a local cluster, unless the environment has others
@@ -32,22 +38,27 @@ SETTINGS = {            # of a local cluster, unless the environment has others
 LOG = logs.logger(__name__)
 
 
+class LostError(InputError):
+    """A process was ended from outside."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Workers of a cluster.
+    """Workers of this machine or of a cluster.
 
     device: cuda, npu, cpu, auto (cards where there are any), or None: no model is loaded; workers:
-    None: one for each card, on CPUs one for each machine, without a model one for each CPU.
+    None: one for each card, on CPUs one for each machine, without a model one for each CPU of a
+    cluster.
     """
 
-    address: str  # HOST:PORT, auto or local
+    address: str | None  # of a cluster: HOST:PORT, auto or local; None: this machine
     workers: int | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise InputError(f"workers {self.workers}: give 1 or more")
-        if self.device not in (None, "auto", "cpu", *devices.RAY_CARDS):
+        if self.address and self.device not in (None, "auto", "cpu", *devices.RAY_CARDS):
             raise InputError(f"--device {self.device}: with --ray give auto, cpu, cuda or npu")
 
 
@@ -56,11 +67,12 @@ def as_done(
 ) -> Iterator[tuple[int, Result]]:
     """The result of each item with its number from 0, in the order in which they are done.
 
-    pool: None: this process; start: loads what a worker needs, and gives what makes a result of an
-    item. Raises InputError for no cluster or lost workers, and what a worker raises.
+    pool: None: this process, as is one worker of this machine; start: loads what a worker needs,
+    and gives what makes a result of an item. Raises InputError for no cluster or lost workers, and
+    what a worker raises.
     """
-    if pool is None:
-        yield from enumerate(map(start(), items))
+    if pool is None or pool.address is None:
+        yield from _done_here(pool or Pool(None, 1), start, items)
         return
     ray = _cluster(pool.address)
     run = _Run(ray, pool, start, items)
@@ -69,6 +81,68 @@ def as_done(
     finally:
         for worker in (*run.idle, *(worker for worker, _ in run.doing.values())):
             ray.kill(worker)
+
+
+def _done_here(
+    pool: Pool, start: Start[Item, Result], items: Iterable[Item]
+) -> Iterator[tuple[int, Result]]:
+    cards = devices.count(pool.device) if pool.device else 1
+    count = pool.workers or cards
+    if count == 1:
+        yield from enumerate(map(start(), items))
+        return
+    threads = max(1, (os.cpu_count() or 1) // count) if pool.device else 1
+    context = get_context("spawn")
+    numbers = context.SimpleQueue()
+    for number in range(count):
+        numbers.put(number % cards)
+    waiting: dict[Future[Result], int] = {}
+    with ProcessPoolExecutor(count, context, _begin, (start, numbers, threads)) as executor:
+        try:
+            for number, item in enumerate(items):
+                waiting[executor.submit(_do, item)] = number
+                while len(waiting) >= AHEAD * count:
+                    yield from _taken(waiting)
+            while waiting:
+                yield from _taken(waiting)
+        except BrokenProcessPool as error:
+            raise LostError("a worker process was ended from outside (out of memory?); start "
+                            "again, with fewer workers: what is done is kept") from error
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def _taken(waiting: dict[Future[Result], int]) -> Iterator[tuple[int, Result]]:
+    """The results that are there, at least one."""
+    for one in wait(waiting, return_when=FIRST_COMPLETED).done:
+        yield waiting.pop(one), one.result()
+
+
+_started: list[Callable[..., Any]] = []     # in a worker process: what loads, then what works
+
+
+def _begin(start: Start[Any, Any], numbers: Any, threads: int) -> None:
+    """A process of this machine: it ends with the one that started it, which Ctrl-C is left to."""
+    import torch
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["LOCAL_RANK"] = str(numbers.get())
+    logs.setup(quiet=True)
+    torch.set_num_threads(threads)
+    _started.append(start)
+
+
+def _do(item: Any) -> Any:
+    if len(_started) == 1:              # here its errors are told as those of units are
+        _started.append(_started[0]())
+    return _started[1](item)
 
 
 def _cluster(address: str) -> Any:

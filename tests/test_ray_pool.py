@@ -13,8 +13,8 @@ import pytest
 
 from osum_echat import ray_pool
 from osum_echat.errors import InputError
+from osum_echat.evaluation import __main__ as door
 from osum_echat.evaluation import batch, runner
-from osum_echat.evaluation.__main__ import builders
 from osum_echat.ray_pool import Pool, as_done
 from tests.common_utils.reading import shards, write_noise, write_raw
 from tests.evaluation import answers
@@ -62,11 +62,10 @@ def results(out: Path) -> bytes:
 @pytest.mark.slow
 def test_a_batch_job_loses_two_workers_and_no_utterance(tmp_path, monkeypatch):
     keys = ["--data", str(write_mixed_list(tmp_path)), "--batch-size", "2"]
-    answer_all = batch.answer_all
-    monkeypatch.setattr(batch, "answer_all", partial(answer_all, load=answers.load))
+    monkeypatch.setattr(batch, "load_assistant", answers.load)
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert batch.main([*keys, "--out", str(whole)]) == 1        # three cannot be answered
-    monkeypatch.setattr(batch, "answer_all", partial(answer_all, load=load_dying))
+    monkeypatch.setattr(batch, "load_assistant", load_dying)
     assert batch.main([*keys, "--out", str(out), "--ray", "local", "--processes", "2"]) == 1
     assert len(list(out.glob("*.killed"))) == 2 and results(out) == results(whole)
     part = out / "parts" / "part-00000.jsonl"
@@ -94,20 +93,14 @@ def test_shards_of_a_cluster_are_those_of_one_process(tmp_path):
             assert (tmp_path / "there" / path.name).read_bytes() == path.read_bytes()
 
 
-def spoken_asker(options: Namespace) -> runner.Asker:
-    asked = runner.Run("echat_eval", options, model(Spoken()))
-    return runner.asker(builders()["echat_eval"](asked), asked)
-
-
 @pytest.mark.slow
 def test_predictions_of_a_cluster_are_those_of_one_process(tmp_path):
     data, found = write_queries(tmp_path / "data", ("q0", "bad", "q2")), []
     for name, more in (("here", ()), ("there", ("--ray", "local", "--workers", "1"))):
         options = arguments("echat_eval", data, tmp_path / name, *more)
-        asked = runner.Run("echat_eval", options, model(Spoken()), partial(spoken_asker, options))
-        outcome, failed = runner.run(builders()["echat_eval"](asked), asked)
+        told, failed = door.run_suite("echat_eval", options, model(Spoken()))
         lines = (tmp_path / name / runner.PREDICTIONS).read_text().splitlines()
-        found.append((outcome.measures, failed, sorted(lines)))
+        found.append((told.replace(str(tmp_path / name), ""), failed, sorted(lines)))
     assert found[0] == found[1] and found[0][1] == 2
 
 

@@ -5,7 +5,6 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +15,12 @@ from osum_echat.paths import TINY
 
 if TYPE_CHECKING:
     from osum_echat.evaluation.report import Outcome
-    from osum_echat.evaluation.runner import Asker, Model, Run, Suite
+    from osum_echat.evaluation.runner import Model
 
 LOG = logs.logger(__name__)
 SAMPLES = TINY / "samples" / "samples.jsonl"
 WIDEST = 46                             # name of a measure that is printed
 Parser = argparse.ArgumentParser
-
-
-def builders() -> "Mapping[str, Callable[[Run], Suite[Any]]]":
-    """What makes each suite of its options: `build` of the module of its name. Loads libraries."""
-    return {name: import_module(f"osum_echat.evaluation.{name}").build for name in SUITES}
 
 
 def _add_judge(one: Parser) -> None:
@@ -201,18 +195,10 @@ def run_suite(name: str, options: Namespace, model: "Model") -> tuple[str, int]:
         raise InputError(f"--limit {options.limit}: give 1 or more")
     if options.ray and not SUITES[name].is_shared:
         raise InputError(f"{name}: measures this machine; run it without --ray")
-    asked = runner.Run(name, options, model, partial(asker, name, options))
-    outcome, failed = runner.run(builders()[name](asked), asked)
+    asked = runner.Run(name, options, model)
+    outcome, failed = runner.run(import_module(f"osum_echat.evaluation.{name}").build(asked), asked)
     told = f"{failed} items failed; " if failed else ""
     return f"{summary(outcome)}\n{told}{options.out / 'report.html'}", failed
-
-
-def asker(name: str, options: Namespace) -> "Asker":
-    """What asks a suite's batches in a worker of Ray, with a model of its own."""
-    from osum_echat.evaluation import runner
-
-    asked = runner.Run(name, options, model_of(options, SUITES[name].speaks))
-    return runner.asker(builders()[name](asked), asked)
 
 
 def run_all(options: Namespace) -> int:

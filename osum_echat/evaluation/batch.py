@@ -12,10 +12,10 @@ import argparse
 import json
 import os
 import re
-import signal
 import sys
 import time
 from argparse import Namespace
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,17 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osum_echat import cli, logs
-from osum_echat.errors import InputError, OsumError
+from osum_echat.errors import InputError
 from osum_echat.files import Journal, locked, read_journal, whole_file, write_json
 from osum_echat.tasks import Task, task_for
 
 if TYPE_CHECKING:
-    from multiprocessing.queues import SimpleQueue
-
     from osum_echat.evaluation.understanding import Asked, Grade, UtteranceList
     from osum_echat.inference.assistant import EChat
     from osum_echat.inference.reply import Reply
-    from osum_echat.metrics import Confusion
     from osum_echat.records import Utterance
 
 NAME = "osum_echat.evaluation.batch"
@@ -57,7 +54,6 @@ LOCKED_S = 600.0                        # that another rank may take to put all 
 # What may change from one run of a job to the next.
 FREE = "out device batch_size limit language retry processes overwrite ray".split()
 OF_RUN = ("sounds", "tries", "asked")   # of a record, for this command alone
-WIDEST = 12                             # labels of a confusion that is printed
 SPOKEN, PARTS = re.compile(r"\d{6,}-.*\.wav"), "parts/part-*.jsonl"
 
 LOG = logs.logger(__name__)
@@ -86,8 +82,8 @@ def parser() -> argparse.ArgumentParser:
         help="on this machine (default: one for each card, 1 on a CPU); with --ray its workers")
     cli.add_ray(made)
     add("--limit", type=int, metavar="N", help="only the first N utterances")
-    add("--language", default="auto", metavar="NAME", help="of the words that are compared: "
-        "english, chinese or auto (default: auto, after each reference)")
+    add("--language", default="auto", choices=("auto", "english", "chinese"), help="of the words "
+        "that are compared (default: auto, after each reference)")
     add("--retry", action="store_true", help="answer those again, too, that failed three times")
     add("--overwrite", action="store_true", help="forget what is in --out")
     cli.add_model(made.add_argument_group("model"))
@@ -119,7 +115,7 @@ def run(job: Namespace) -> int:
     parts, alone = job.out.glob(PARTS), partial(locked, job.out / ".lock", LOCKED_S)
     with alone():                       # ranks that begin, or end, at the same time
         runner.settle(job.out, depends | {"tars": utterances.tars()}, answers=parts)
-    lost = answer_all(job, rank, utterances)
+    lost = not answer_all(job, rank, utterances)
     with alone():
         graded = finish(job, len(utterances))
     if graded is None:
@@ -132,14 +128,10 @@ def run(job: Namespace) -> int:
 
 def check(job: Namespace, rank: "Rank") -> None:
     """Raises InputError for options that cannot be used."""
-    from osum_echat.metrics import LANGUAGES
-
     for name in ("batch_size", "processes", "limit"):
         value = getattr(job, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: give 1 or more")
-    if job.language not in LANGUAGES:
-        raise InputError(f"--language {job.language!r}: not one of {', '.join(LANGUAGES)}")
     if job.task is not None:
         task_for(job.task)
     if not job.data:
@@ -210,28 +202,12 @@ def table(graded: "Grade") -> str:
         failed = f", {task.failed} failed" if task.failed else ""
         lines.append(f"{task.task}: {task.answered} answered{failed}")
         lines += [f"  {score}" for score in task.words.values()]
-        for name, score in task.labels.items():
-            lines.append(f"  {name}  {score}")
-            lines += [f"    {line}" for line in _confusion_lines(score.confusion)]
+        lines += [f"  {name}  {score}" for name, score in task.labels.items()]
     if graded.unread:
         lines.append(f"{graded.unread} records could not be read")
     if graded.left_out:
         lines.append(f"{graded.left_out} records are left out by their list")
     return "\n".join(lines)
-
-
-def _confusion_lines(confusion: "Confusion") -> Iterator[str]:
-    """Listed labels down, found ones across; nothing for more labels than a line can hold."""
-    labels = confusion.labels
-    if len(labels) > WIDEST:
-        return
-    width = max(map(len, labels))
-    yield " ".join([f"{'':<{width}}", *(f"{label:>{max(5, len(label))}}" for label in labels)])
-    for label, row in zip(labels, confusion.counts, strict=True):
-        if any(row):
-            cells = (f"{count or '.':>{max(5, len(other))}}"
-                     for count, other in zip(row, labels, strict=True))  # fmt: skip
-            yield " ".join([f"{label:<{width}}", *cells])
 
 
 # Answering
@@ -245,10 +221,23 @@ def load_assistant(job: Namespace) -> "EChat":
     return EChat.load(job.model, seed=job.seed, speaks=speaks, **cli.loading(job))
 
 
-def answer(
-    job: Namespace, rank: "Rank", utterances: "UtteranceList", load: Load = load_assistant
-) -> Iterator[Record]:
-    """Answer what is left of this process's share; each record is on disk when it is given.
+def answer_all(job: Namespace, rank: "Rank", utterances: "UtteranceList") -> bool:
+    """Answer what is left of this rank's share.
+
+    Returns whether no process was ended from outside. Raises an OsumError for what ends the job.
+    """
+    from osum_echat.ray_pool import LostError
+
+    try:
+        deque(answer(job, rank, utterances), maxlen=0)
+    except LostError as error:
+        LOG.error("%s", error)
+        return False
+    return True
+
+
+def answer(job: Namespace, rank: "Rank", utterances: "UtteranceList") -> Iterator[Record]:
+    """Answer what is left of this rank's share; each record is on disk when it is given.
 
     The shares of all ranks together are the whole list. Raises an OsumError that ends the job.
     """
@@ -256,16 +245,21 @@ def answer(
 
     with Journal(job.out / "parts" / f"part-{rank.number:05d}.jsonl") as part:
         windows = left_of(job, rank, utterances)
-        if not windows:
-            return
         left = {index for window in windows for index in window}
+        LOG.info("%s: %d to answer", job.out, len(left))
+        if not left:
+            return
         before = {index: one for index, one in find_results(job.out).items() if index in left}
-        start, units = partial(answerer, job, load), _units(job, utterances, windows)
-        pool = Pool(job.ray, job.processes, job.device) if job.ray else None
-        for _, made in as_done(pool, start, units):
-            records = [_counted(one, before.get(one["index"])) for one in made]
-            part.write(records)
-            yield from records
+        start, units = partial(answerer, job, load_assistant), _units(job, utterances, windows)
+        pool = Pool(job.ray, job.processes, job.device) if rank.world == 1 else None
+
+        def written() -> Iterator[Record]:
+            for _, made in as_done(pool, start, units):
+                records = [_counted(one, before.get(one["index"])) for one in made]
+                part.write(records)
+                yield from records
+
+        yield from _watched(written(), len(left))
 
 
 def _counted(one: Record, before: Record | None) -> Record:
@@ -388,112 +382,40 @@ def _length(utterance: "Utterance", task: Task) -> int:
 
     if not task.hears:
         return len(utterance.user.reply_text or "") + len(utterance.prompt or "")
-    length = 0
-    for turn in (*utterance.history, utterance.user):
-        if turn.audio is not None:
-            with suppress(InputError):  # told when it is answered
-                length += audio.length(turn.audio, audio.SAMPLE_RATE_HZ, turn.segment_s)
-    return length
-
-
-# Several processes
+    sounds = [(turn.audio, turn.segment_s) for turn in (*utterance.history, utterance.user)]
+    with suppress(InputError):          # told when it is answered
+        return sum(audio.length(sound, audio.SAMPLE_RATE_HZ, segment_s)
+                   for sound, segment_s in sounds if sound is not None)  # fmt: skip
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """This process among those that share a list; `local`: its number on this machine."""
+    """This process among those of torchrun that share a list."""
 
     number: int = 0
     world: int = 1
-    local: int = 0
 
     @classmethod
     def from_environment(cls) -> "Rank":
         """As torchrun sets it; alone without. Raises InputError for what cannot be."""
-        names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        given = {name: os.environ.get(name, usual) for name, usual in names.items()}
-        for name, value in given.items():
-            if not value.isdecimal():
-                raise InputError(f"{name}={value}: a whole number is needed, as torchrun sets it")
-        rank = cls(*map(int, given.values()))
-        if rank.number >= rank.world:
-            raise InputError(f"RANK {rank.number} of WORLD_SIZE {rank.world}: ranks go from 0 to "
-                             "the size less 1")
-        return rank
+        given = [os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")]
+        if not all(map(str.isdecimal, given)) or int(given[0]) >= int(given[1]):
+            raise InputError(f"RANK {given[0]} of WORLD_SIZE {given[1]}: whole numbers are needed, "
+                             "ranks from 0 to the size less 1, as torchrun sets them")
+        return cls(*map(int, given))
 
 
-def answer_all(
-    job: Namespace, rank: Rank, utterances: "UtteranceList", load: Load = load_assistant
-) -> bool:
-    """Answer what is left of the list: this rank's share, or all with several processes.
-
-    Returns whether a process was ended from outside. Raises an OsumError for what ends the job.
-    """
-    from osum_echat import device as devices
-
-    cards = devices.count(job.device)
-    others = rank.world > 1 or job.ray is not None
-    processes = 1 if others else min(job.processes or cards, len(utterances))
-    left = sum(map(len, left_of(job, rank, utterances)))
-    LOG.info("%s: %d to answer", job.out, left)
-    if processes > 1 and left:
-        return _spread(job, processes, cards, load)
-    _watched(answer(job, rank, utterances, load), left)
-    return False
-
-
-def _spread(job: Namespace, count: int, cards: int, load: Load) -> bool:
-    """Answer with so many processes of this machine; the cards go round."""
-    from torch import multiprocessing
-
-    faults: SimpleQueue[str] = multiprocessing.get_context("spawn").SimpleQueue()
-    running = multiprocessing.start_processes(
-        _work, (job, count, cards, load, faults), count, join=False, start_method="spawn"
-    )
-    try:
-        while not running.join():
-            continue
-    except multiprocessing.ProcessExitedException as error:
-        if not faults.empty():
-            raise InputError(faults.get()) from error
-        LOG.error("%s (out of memory?); what is done is kept: start again", error)
-        return True
-    return False
-
-
-def _work(
-    number: int, job: Namespace, count: int, cards: int, load: Load, faults: "SimpleQueue[str]"
-) -> None:
-    """One process; torch's wrapper ends it with the one that started it."""
-    import torch
-
-    from osum_echat.evaluation.understanding import UtteranceList
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent died; ignored behind &
-    rank = Rank(number, count, number % cards)
-    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank.local)}
-    logs.setup()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
-    try:
-        utterances = UtteranceList(job.data, job.limit)
-        left = sum(map(len, left_of(job, rank, utterances)))
-        _watched(answer(job, rank, utterances, load), left)
-    except OsumError as error:
-        faults.put(str(error))
-        sys.exit(cli.BAD_INPUT)
-
-
-def _watched(records: Iterator[Record], total: int) -> None:
-    """Take all records behind a bar; where nobody watches one, a line now and then."""
+def _watched(records: Iterator[Record], total: int) -> Iterator[Record]:
+    """The records behind a bar; where nobody watches one, a line now and then."""
     start = last = time.monotonic()
-    count = 0
-    for count, _ in enumerate(logs.progress(records, "answered", total), 1):
+    for count, one in enumerate(logs.progress(records, "answered", total), 1):
+        yield one
         now = time.monotonic()
         if now - last > TELL_S and not sys.stderr.isatty():
             last, rest = now, (now - start) / count * (total - count)
             LOG.info("%d of %d answered, about %.0f min left", count, total, rest / 60)
-    if count:
-        LOG.info("%d answered in %.0f s", count, time.monotonic() - start)
+    LOG.info("%d answered in %.0f s", total, time.monotonic() - start)
 
 
 if __name__ == "__main__":

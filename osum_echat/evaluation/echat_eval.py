@@ -24,12 +24,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from statistics import mode
 from typing import Any
 
 from osum_echat import audio
-from osum_echat.errors import DataError, InputError, OsumError
+from osum_echat.errors import DataError, OsumError
 from osum_echat.evaluation import report, runner
 from osum_echat.evaluation.judge import JUDGEMENTS, Exhibit, Judge, Judged, judge_of
 from osum_echat.evaluation.reply_emotion import EMOTIONS_FILE, NEUTRAL_FILE, HeardEmotions
@@ -69,26 +70,22 @@ class EChatItem:
 
 def read(data: Path) -> tuple[list[EChatItem], dict[str, str]]:
     """The items of a folder or jsonl, and which lines are lost and why. Raises InputError."""
-    if data.is_dir() and not (data / WORLD_FILE).exists():
-        found = sorted(data.glob("*.jsonl"))
-        if len(found) != 1:
-            raise InputError(f"--data {data}: no {WORLD_FILE} and {len(found)} other jsonl files "
-                             "in it; name the jsonl itself")
-        data = found[0]
     if data.is_dir():
-        numbers: list[int] = []         # of the single turns before, which go round the categories
-        return runner.read_objects(data / WORLD_FILE, partial(_of_world, data, numbers))
+        return runner.read_objects(data / WORLD_FILE, partial(_of_world, data, count()))
     return runner.read_objects(data, partial(_item, data.parent))
 
 
-def _of_world(root: Path, singles: list[int], raw: Mapping[str, Any], where: str) -> EChatItem:
-    """An exchange of the tiny world: a dialogue, identity, or a single turn by category."""
+def _of_world(
+    root: Path, singles: Iterator[int], raw: Mapping[str, Any], where: str
+) -> EChatItem:
+    """An exchange of the tiny world: a dialogue, identity, or a single turn by category.
+
+    singles: the numbers of the single turns, which go round the categories.
+    """
     try:
         labels = Labels(**raw["labels"])
         category = {"dialogue": MULTI_TURN, "identity": IDENTITY}.get(raw["kind"])
-        if category is None:
-            category = _world_category(labels, len(singles))
-            singles.append(len(singles))
+        category = category or _world_category(labels, next(singles))
         turns = tuple(Turn(root / turn["wav"], turn["user_text"], turn["reply_text"])
                       for turn in raw["turns"])  # fmt: skip
         replies = tuple(root / turn["reply_wav"] for turn in raw["turns"])
@@ -326,30 +323,31 @@ class Summary:
         values = [one.scores[dimension] if dimension else one.overall for one in own]
         return mean([value for value in values if value is not None])
 
-    def _lengths(self, kind: str) -> list[float]:
-        return [float(len(one["thought"])) for one in self._of(kind) if one["thought"]]
+    def _dimension(self, kind: str, name: str) -> Measure:
+        return self._score(kind, None, name)
 
-    def _malformed(self, kind: str) -> Measure:
-        return share([one["malformed"] for one in self._of(kind)])
+    def _shape(self, kind: str) -> dict[str, Measure]:
+        """How many replies lack something, and how long the thoughts are."""
+        own = self._of(kind)
+        return {"malformed": share([one["malformed"] for one in own]), "thought length": mean(
+            [float(len(one["thought"])) for one in own if one["thought"]], "letters")}
 
-    def _times(self, kind: str, name: str) -> list[float]:
+    def _median_s(self, kind: str, name: str) -> Measure:
+        """Of a time, over the replies that were asked alone."""
         times = [one["timings"][name] for one in self._of(kind) if one["timed"]]
-        return [time for time in times if time is not None]
+        known = [time for time in times if time is not None]
+        return Measure(report.percentile(known, 50), "s", len(known))
 
     def outcome(self) -> Outcome:
         measures = {f"{kind}/{category}": one for kind in self.kinds for category in self.categories
                     if (one := self._score(kind, category)).count}  # fmt: skip
-        timings: dict[str, Measure] = {}
         for kind in self.kinds:
-            measures[f"{kind}/all"] = self._score(kind)
-            for name in self.judge.rubric.names:
-                measures[f"{kind}/{name}"] = self._score(kind, None, name)
-            measures[f"{kind}/malformed"] = self._malformed(kind)
-            measures[f"{kind}/thought length"] = mean(self._lengths(kind), "letters")
-            firsts = self._times(kind, "first_audio_s")
-            timings[f"{kind}/first audio p50"] = Measure(
-                report.percentile(firsts, 50), "s", len(firsts))
+            own = {"all": self._score(kind)} | {
+                name: self._dimension(kind, name) for name in self.judge.rubric.names}
+            measures |= {f"{kind}/{name}": one for name, one in (own | self._shape(kind)).items()}
         measures["judge failed"] = Measure(float(len(self.judged.failed)), "", len(self.made))
+        timings = {f"{kind}/first audio p50": self._median_s(kind, "first_audio_s")
+                   for kind in self.kinds}  # fmt: skip
         details = {
             "judge": self.judge.settings() | asdict(self.judged.bill),
             "judge failed": dict(self.judged.failed),
@@ -360,50 +358,43 @@ class Summary:
         return Outcome(measures, self._blocks(), timings, details)
 
     def _blocks(self) -> list[report.Block]:
-        judge, bill = self.judge, self.judged.bill
+        judge, bill, lost = self.judge, self.judged.bill, list(self.judged.failed.items())
         rows = {kind: [self._score(kind, name) for name in CATEGORIES] for kind in self.kinds}
         own = [(f"this model, {kind} thinking, by {judge.name}", row) for kind, row in rows.items()
                if any(one.count for one in row)]  # fmt: skip
         cost = "" if bill.cost is None else f", cost {bill.cost:.4f}"
-        lost = list(self.judged.failed.items())
         return [
-            report.Words(
-                f"Judge: {judge.name}; rubric {judge.rubric.version}. Scores from 0 to 100, with "
-                "95 % bootstrap intervals over items. Scores of different judges or test sets do "
-                "not compare: the paper's rows stand here for orientation."),
+            f"Judge: {judge.name}; rubric {judge.rubric.version}. Scores from 0 to 100, with 95 % "
+            "bootstrap intervals over items. Scores of different judges or test sets do not "
+            "compare: the paper's rows stand here for orientation.",
             report.paper("echat_eval").beside(own),
             self._table("Every category", self.categories, self._score),
-            report.Bars("Score by category", self.categories, {
-                kind: [self._score(kind, name) for name in self.categories]
-                for kind in self.kinds}),
-            self._table("Dimensions", judge.rubric.names,
-                        lambda kind, name: self._score(kind, None, name)),
+            self._table("Dimensions", judge.rubric.names, self._dimension),
             self._thoughts(),
             self._emotions(),
-            report.Words(
-                f"Judge: {bill.calls} answered requests, {bill.prompt_tokens} + "
-                f"{bill.completion_tokens} tokens{cost}; {bill.unparsable} answers could not be "
-                f"read; {len(lost)} replies without a verdict, left out of every mean."),
+            f"Judge: {bill.calls} answered requests, {bill.prompt_tokens} + "
+            f"{bill.completion_tokens} tokens{cost}; {bill.unparsable} answers could not be read; "
+            f"{len(lost)} replies without a verdict, left out of every mean.",
             *([Table("Replies without a verdict", ("reply", "why"), lost)] if lost else []),
             report.Players("Some replies", self._clips()),
-        ]  # fmt: skip
+        ]
 
     def _table(
         self, title: str, columns: Sequence[str], cell: Callable[[str, str], Measure]
     ) -> Table:
         rows: list[list[Cell]] = [[f"{kind} thinking", *(cell(kind, name) for name in columns)]
                                   for kind in self.kinds]  # fmt: skip
-        return Table(title, ("", *columns), rows)
+        return Table(title, ("", *columns), rows, whole=100)
 
     def _thoughts(self) -> Table:
         """The kinds of thought side by side."""
         rows: list[list[Cell]] = [
-            [kind, self._score(kind), mean(self._lengths(kind)), self._malformed(kind),
-             *(report.percentile(self._times(kind, name), 50)
+            [kind, self._score(kind), *self._shape(kind).values(),
+             *(self._median_s(kind, name).value
                for name in ("first_text_s", "first_audio_s", "total_s"))]
             for kind in self.kinds
         ]  # fmt: skip
-        columns = ("thinking", "score", "thought, letters", "malformed", "first text p50, s",
+        columns = ("thinking", "score", "malformed", "thought, letters", "first text p50, s",
                    "first audio p50, s", "whole reply p50, s")  # fmt: skip
         return Table("Kinds of thought", columns, rows,
                      "Malformed: no closed thought, no answer, or a label missing from a label "

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from osum_echat import logs
 from osum_echat.errors import ConfigError, InputError
@@ -177,23 +177,6 @@ class Judged:
     bill: Bill = field(default_factory=Bill)
 
 
-class Judge(Protocol):
-    """Scores exhibits on the dimensions of a rubric."""
-
-    name: str
-    rubric: Rubric
-
-    def __call__(self, exhibits: Sequence[Exhibit], out: Path) -> Judged:
-        """Verdicts of all; what must be remembered goes to the folder `out`."""
-
-    def settings(self) -> dict[str, Any]: """What its scores depend on, for the report."""
-
-
-def judge_of(options: Namespace) -> Judge:
-    """The judge that the options name. Raises InputError for what it lacks."""
-    return RulesJudge() if options.judge == RULES else ChatJudge(options, Rubric.load())
-
-
 class RulesJudge:
     """`rules-v1`: a judge that needs no network and no model, the same on every machine.
 
@@ -212,7 +195,7 @@ class RulesJudge:
         return {"judge": f"{RULES} (word rules, no model)", "rubric": self.rubric.version}
 
     def __call__(self, exhibits: Sequence[Exhibit], out: Path) -> Judged:
-        """Verdicts of all; nothing is written."""
+        """Verdicts of all; nothing is written to the folder `out`."""
         return Judged({one.key: self.judge(one) for one in exhibits})
 
     def judge(self, exhibit: Exhibit) -> Verdict:
@@ -329,6 +312,8 @@ class ChatJudge:
     def __call__(self, exhibits: Sequence[Exhibit], out: Path) -> Judged:
         """Ask for all, several at a time; one question serves all exhibits that are alike.
 
+        Every answer is kept in the folder `out`.
+
         Raises InputError where the endpoint refuses for good (a wrong key, no such model).
         """
         alike: dict[str, list[Exhibit]] = {}
@@ -342,12 +327,8 @@ class ChatJudge:
                        for asked, own in alike.items()}  # fmt: skip
             try:
                 for done in logs.progress(as_completed(waiting), "judge", len(waiting)):
-                    try:
-                        verdict, answers = done.result()
-                        used += answers
-                        told = verdict or f"none of {len(answers)} answers holds the scores"
-                    except EndpointError as error:
-                        told = str(error)
+                    told, answers = done.result()
+                    used += answers
                     found |= {one.key: told for one in waiting[done]}
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -364,26 +345,32 @@ class ChatJudge:
 
     def _judge(
         self, asked: str, exhibit: Exhibit, kept: KeyedJournal
-    ) -> tuple[Verdict | None, list[dict[str, Any]]]:
-        """The mean of n readable answers (fewer, where rounds run out), and all that was said."""
-        most = self.options.judge_n
+    ) -> tuple[Verdict | str, list[dict[str, Any]]]:
+        """The mean of n readable answers (fewer, where rounds run out), and all that was said.
+
+        Why there is none, in place of the mean.
+        """
+        options, most = self.options, self.options.judge_n
         read: list[Verdict] = []
         answers: list[dict[str, Any]] = []
-        for number in range(self.options.judge_rounds):
+        for number in range(options.judge_rounds):
             if len(read) >= most:
                 break
-            key, seed = f"{asked}:{number}", self.options.judge_seed + number
+            key, seed = f"{asked}:{number}", options.judge_seed + number
             if key not in kept.found:
-                got = self._endpoint.chat(
-                    model=self.name, messages=self.rubric.messages(exhibit), n=most - len(read),
-                    temperature=self.options.judge_temperature, seed=seed,
-                )  # fmt: skip
+                try:
+                    got = self._endpoint.chat(
+                        model=self.name, messages=self.rubric.messages(exhibit), seed=seed,
+                        n=most - len(read), temperature=options.judge_temperature,
+                    )  # fmt: skip
+                except EndpointError as error:
+                    return str(error), answers
                 kept.add({"key": key, "item": exhibit.key, "model": self.name, "seed": seed} | got)
             answers.append(kept.found[key])
             found = map(self.rubric.read, kept.found[key]["answers"])
             read += [verdict for verdict in found if verdict is not None]
         if not read:
-            return None, answers
+            return f"none of {len(answers)} answers holds the scores", answers
         scores: dict[str, float | None] = {}
         for name in self.rubric.names:
             known = [value for one in read[:most] if (value := one.scores[name]) is not None]
@@ -397,3 +384,11 @@ class ChatJudge:
         prices = self.options.judge_prices
         cost = (asked * prices[0] + said * prices[1]) / PER_PRICE_TOKENS if prices else None
         return Bill(len(used), unread, asked, said, cost)
+
+
+Judge = RulesJudge | ChatJudge
+
+
+def judge_of(options: Namespace) -> Judge:
+    """The judge that the options name. Raises InputError for what it lacks."""
+    return RulesJudge() if options.judge == RULES else ChatJudge(options, Rubric.load())

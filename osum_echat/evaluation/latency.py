@@ -1,31 +1,32 @@
 """Where the time of one spoken exchange goes, and how soon the first sound comes.
 
 Each turn is streamed once cold (the first after loading) or warm. Parts of a turn, in seconds:
-decode and features are measured by themselves on the same clip; encoder, prefill and the first
-tokens are the assistant's own timings; the sound is timed as its pieces arrive.
+decode and features are measured by themselves on the same clip; all else are the assistant's own
+timings.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from osum_echat import audio
 from osum_echat import device as devices
-from osum_echat.errors import InputError
 from osum_echat.evaluation import echat_eval, report, runner
 from osum_echat.evaluation.echat_eval import EChatItem, Query
 from osum_echat.evaluation.report import Measure, Outcome, percentile
 from osum_echat.evaluation.runner import Prediction, Run, Suite, limited
-from osum_echat.inference.reply import AudioPiece, Done, TextPiece
+from osum_echat.inference.reply import Done
 
 TASK = "s2s_think"
 COLD, WARM = "cold", "warm"
 TURNS = 20
 PARTS = ("decode", "features", "encoder", "prefill", "to first text", "to first speech token",
          "to first audio")  # fmt: skip
-POINTS = ("first text", "first speech token", "first audio", "whole reply")
+POINTS = {"first text": "first_text_s", "first speech token": "first_speech_token_s",
+          "first audio": "first_audio_s", "whole reply": "total_s"}  # fmt: skip
 UNITS = {"real-time factor": "x", "peak memory": "MB"}      # else s
 Made = TypeVar("Made")
 
@@ -53,39 +54,20 @@ def timed_turn(run: Run, turn: Query) -> Prediction:
     timed = _exchange(run, turn.item)
     run.model.is_warm = True
     peak_mb = devices.peak_memory_bytes(assistant.network.device) / 2**20
-    return {"cold": is_cold, "peak_mb": peak_mb, "load_s": assistant.load_s} | timed
+    return {"cold": is_cold, "peak_mb": peak_mb} | timed
 
 
 def _exchange(run: Run, item: EChatItem) -> Prediction:
     assistant = run.model.assistant
-    try:
-        data = item.wav.read_bytes()
-    except OSError as error:
-        raise InputError(f"{item.wav}: {error.strerror}; give a sound file") from error
-    decode_s, samples = _timed(partial(audio.load, data))
+    decode_s, samples = _timed(partial(audio.load, item.wav))
     mels = assistant.network.settings.encoder.mels
     features_s, _ = _timed(partial(audio.log_mel, samples, mels))
-    firsts: dict[str, float] = {}
-    start = time.perf_counter()
-    reply = None
-    seed = runner.seed_of(run.options.seed, item.key)
-    for event in assistant.stream(data, task=TASK, greedy=run.options.greedy, seed=seed):
-        now = time.perf_counter() - start
-        if isinstance(event, TextPiece):
-            firsts.setdefault("first text", now)
-        elif isinstance(event, AudioPiece):
-            firsts.setdefault("first audio", now)
-        elif isinstance(event, Done):
-            reply = event.reply
-    assert reply is not None
+    events = assistant.stream(item.wav, task=TASK, greedy=run.options.greedy,
+                              seed=runner.seed_of(run.options.seed, item.key))  # fmt: skip
+    reply = next(event.reply for event in events if isinstance(event, Done))
     devices.synchronize(assistant.network.device)
-    return {
-        "decode_s": decode_s, "features_s": features_s, "encode_s": reply.timings.encode_s,
-        "prefill_s": reply.timings.prefill_s, "first_text_s": firsts.get("first text"),
-        "first_speech_token_s": reply.timings.first_speech_token_s,
-        "first_audio_s": firsts.get("first audio"), "total_s": time.perf_counter() - start,
-        "audio_in_s": reply.audio_in_s, "audio_out_s": reply.audio_out_s,
-    }  # fmt: skip
+    return {"decode_s": decode_s, "features_s": features_s, "audio_in_s": reply.audio_in_s,
+            "audio_out_s": reply.audio_out_s, **asdict(reply.timings)}  # fmt: skip
 
 
 def _timed(work: Callable[[], Made]) -> tuple[float, Made]:
@@ -105,16 +87,14 @@ def parts_of(one: Prediction) -> dict[str, float]:
     return dict(zip(PARTS, (one["decode_s"], one["features_s"], encoder, *steps), strict=True))
 
 
-def _figures(group: Sequence[Prediction]) -> Iterator[tuple[str, list[float]]]:
+def _figures(group: Sequence[Prediction]) -> dict[str, list[float]]:
     """Each figure's values over some turns."""
-    for part in PARTS:
-        yield part, [parts_of(one)[part] for one in group]
-    names = ("first_text_s", "first_speech_token_s", "first_audio_s", "total_s")
-    for point, name in zip(POINTS, names, strict=True):
-        yield point, [one[name] for one in group if one[name] is not None]
-    yield "real-time factor", [one["total_s"] / one["audio_out_s"] for one in group
-                               if one["audio_out_s"]]  # fmt: skip
-    yield "peak memory", [one["peak_mb"] for one in group]
+    parts = [parts_of(one) for one in group]
+    points = {point: [one[name] for one in group if one[name] is not None]
+              for point, name in POINTS.items()}  # fmt: skip
+    factors = [one["total_s"] / one["audio_out_s"] for one in group if one["audio_out_s"]]
+    return {part: [one[part] for one in parts] for part in PARTS} | points | {
+        "real-time factor": factors, "peak memory": [one["peak_mb"] for one in group]}
 
 
 def score(found: Sequence[Prediction], out: Path) -> Outcome:
@@ -126,21 +106,23 @@ def score(found: Sequence[Prediction], out: Path) -> Outcome:
     timings = {
         f"{name}/{what} p{percent}": Measure(
             percentile(values, percent), UNITS.get(what, "s"), len(values))
-        for name, group in groups.items() for what, values in _figures(group)
+        for name, group in groups.items() for what, values in _figures(group).items()
         for percent in (50, 90)
     }  # fmt: skip
-    rows: list[list[report.Cell]] = []
-    for what in (*PARTS, *POINTS, *UNITS):
-        cells = (timings[f"{name}/{what} p{percent}"] for name, percent in ways)
-        rows.append([what, *(None if cell.value is None else
-                             f"{cell.value:.3f} {cell.unit}" for cell in cells)])  # fmt: skip
+    cells: dict[str, list[float | None]] = {
+        what: [timings[f"{name}/{what} p{percent}"].value for name, percent in ways]
+        for what in (*PARTS, *POINTS, *UNITS)
+    }
+    times_ms = [[what, *(None if one is None else 1000 * one for one in cells[what])]
+                for what in (*PARTS, *POINTS)]  # fmt: skip
+    longest_ms = 1000 * max((one or 0.0 for one in cells["whole reply"]), default=0.0)
     counts = ", ".join(f"{len(group)} {name}" for name, group in groups.items())
-    columns = [f"{name} p{percent}" for name, percent in ways]
-    stacks = {f"{name} p{percent}": [timings[f"{name}/{part} p{percent}"].value or 0.0
-                                     for part in PARTS] for name, percent in ways}  # fmt: skip
+    columns = ("what", *(f"{name} p{percent}" for name, percent in ways))
     return Outcome({}, [
-        report.Words(f"Task {TASK}, streamed; {counts} turns. Times from the call to the event; "
-                     "cold is the first turn after loading. Percentiles of parts need not add up."),
-        report.Table("Parts and milestones", ("what", *columns), rows),
-        report.Stack("Up to the first sound", PARTS, stacks),
+        f"Task {TASK}, streamed; {counts} turns. Times from the call to the event; cold is the "
+        "first turn after loading. Percentiles of parts need not add up.",
+        report.Table("Parts up to the first sound, and milestones, in ms", columns, times_ms,
+                     whole=longest_ms),
+        report.Table("Other figures", columns,
+                     [[f"{what}, {unit}", *cells[what]] for what, unit in UNITS.items()]),
     ], timings)  # fmt: skip

@@ -20,7 +20,7 @@ import numpy as np
 from osum_echat.errors import InputError
 from osum_echat.evaluation import report, runner
 from osum_echat.evaluation.echat_eval import IDENTITY, MULTI, MULTI_TURN, EChatItem, clip_of, read
-from osum_echat.evaluation.report import CATEGORIES, Clip, Measure, Players, Words, mean
+from osum_echat.evaluation.report import CATEGORIES, Clip, Measure, Players, mean
 from osum_echat.evaluation.runner import Prediction
 from osum_echat.files import read_journal, write_json
 from osum_echat.settings import read_mapping
@@ -91,7 +91,11 @@ def make(options: Namespace) -> str:
     if not shared:
         raise InputError("--make: no item that every system has spoken; use runs of the same data")
     rng = Random(options.seed)
-    picked = _by_turns([items[key] for key in shared], options.items, rng)
+    if options.items < 1:
+        raise InputError(f"--items {options.items}: give 1 or more")
+    drawn = rng.sample([items[one] for one in shared], len(shared))
+    picked = runner.limited(drawn, options.items, lambda item: item.category)
+    rng.shuffle(picked)
     key: dict[str, dict[str, str]] = {}
     clips = []
     for number, item in enumerate(picked):
@@ -112,21 +116,6 @@ def make(options: Namespace) -> str:
     write_json(options.out / "key.json", {"test": test, "slots": key})
     return (f"{options.out / 'test.html'}: {len(picked)} items of {len(systems)} systems; keep "
             f"{options.out / 'key.json'} from the raters")  # fmt: skip
-
-
-def _by_turns(items: Sequence[EChatItem], count: int, rng: Random) -> list[EChatItem]:
-    """So many items, drawn by turns from the categories, shuffled."""
-    if count < 1:
-        raise InputError(f"--items {count}: give 1 or more")
-    queues: dict[str, list[EChatItem]] = defaultdict(list)
-    for item in items:
-        queues[item.category].append(item)
-    for queue in queues.values():
-        rng.shuffle(queue)
-    picked = [queue[turn] for turn in range(len(items)) for queue in queues.values()
-              if turn < len(queue)][:count]  # fmt: skip
-    rng.shuffle(picked)
-    return picked
 
 
 def score(options: Namespace) -> str:
@@ -152,8 +141,8 @@ def score(options: Namespace) -> str:
     own = [(system, [measures.get(f"{system}/{name}") for name in CATEGORIES])
            for system in systems]  # fmt: skip
     blocks: list[report.Block] = [
-        Words(f"{len(raters)} raters. Means with 95 % bootstrap intervals over ratings. Agreement "
-              "is Krippendorff's alpha for intervals: 1 is perfect, 0 is chance."),
+        f"{len(raters)} raters. Means with 95 % bootstrap intervals over ratings. Agreement is "
+        "Krippendorff's alpha for intervals: 1 is perfect, 0 is chance.",
         report.paper("human").beside(own), report.scores(measures, ("what", "mean", "ratings")),
     ]  # fmt: skip
     report.write(report.Page("Rated by people", blocks, {"test": key["test"]}, runner.versions()),

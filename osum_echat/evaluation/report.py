@@ -1,15 +1,14 @@
 """What a suite finds, the paper's figures beside it, and the page that shows both.
 
-report.html holds all its pictures and sounds and asks for nothing else; report.md has the tables.
+report.html holds all its sounds and asks for nothing else; report.md has the tables.
 """
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +23,6 @@ CATEGORIES = ("emotion", "age", "gender", "event", "multi")     # of EChat-eval
 SOUND_TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg",
                ".ogg": "audio/ogg", ".opus": "audio/ogg"}  # fmt: skip
 LARGEST_SOUND_BYTES = 4 << 20
-COLOURS = ("#3b6ea5", "#d98032", "#5a9a5f", "#a5527f", "#8a7f3c", "#5f6b7a", "#4fa3a5", "#b3554d")
-INK = "#010203"                         # stands for the colour of the page's text, light or dark
-WIDTH_IN, ROW_IN, DOTS_PER_IN = 7.6, 0.36, 100
-METADATA = ("Date", "Creator", "Format", "Type")      # of a picture: none is written
 LONG_WORD = 24                          # letters; longer cells may be broken
 
 
@@ -87,24 +82,19 @@ Cell = Measure | str | float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """A paragraph."""
-
-    kind: ClassVar[str] = "words"
-    text: str
-    title: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under columns; the first cell of a row names it. own: rows that are this system's."""
+    """Rows under columns; the first cell of a row names it.
 
-    kind: ClassVar[str] = "table"
+    own: rows that are this system's; whole: what a bar behind a number stands for that fills its
+    cell; None: no bars.
+    """
+
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     own: frozenset[int] = frozenset()
+    whole: float | None = None
 
     def beside(self, own: Sequence[tuple[str, Sequence[Cell]]], note: str = "") -> "Table":
         """This table of the paper with our own rows below, marked as such."""
@@ -112,88 +102,26 @@ class Table:
         marked = frozenset(range(len(self.rows), len(rows)))
         return Table(self.title, self.columns, rows, note, marked)
 
+    def bar(self, cell: Cell) -> float:
+        """How much of its cell the bar of a number fills, in percent."""
+        value = cell.value if isinstance(cell, Measure) else cell
+        if not self.whole or not isinstance(value, float):
+            return 0.0
+        return 100 * min(1.0, max(0.0, value / self.whole))
+
 
 def scores(measures: Mapping[str, Measure], columns: Sequence[str]) -> Table:
     """Every measure with the items behind it."""
     return Table("Scores", columns, [(name, one, str(one.count)) for name, one in measures.items()])
 
 
-@dataclass(frozen=True, slots=True)
-class Bars:
-    """Groups of bars, one bar a series. values[series][group]; a None is a gap."""
-
-    kind: ClassVar[str] = "picture"
-    title: str
-    groups: Sequence[str]
-    values: Mapping[str, Sequence[Measure | None]]
-    unit: str = ""
-
-    def draw(self, axes: Any) -> None:
-        """Whiskers stand for intervals."""
-        width = 0.8 / max(1, len(self.values))
-        for series, (name, row) in enumerate(self.values.items()):
-            places = [group + width * (series - (len(self.values) - 1) / 2)
-                      for group, _ in enumerate(row)]  # fmt: skip
-            tops = [one.value or 0.0 if one else 0.0 for one in row]
-            axes.bar(places, tops, 0.92 * width, label=name, color=COLOURS[series % len(COLOURS)])
-            for place, one in zip(places, row, strict=True):
-                if one and one.low is not None and one.high is not None:
-                    axes.plot([place, place], [one.low, one.high], color=INK, linewidth=1)
-        axes.set_xticks(range(len(self.groups)), self.groups,
-                        rotation=30 if len(self.groups) > 8 else 0)  # fmt: skip
-        axes.set_ylabel(self.unit)
-        axes.set_ylim(bottom=0)
-        _legend(axes)
-
-
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """One lying bar a row, made of parts that add up. rows[name][part]."""
-
-    kind: ClassVar[str] = "picture"
-    title: str
-    parts: Sequence[str]
-    rows: Mapping[str, Sequence[float]]
-    unit: str = "s"
-
-    def draw(self, axes: Any) -> None:
-        lefts = [0.0] * len(self.rows)
-        for part, name in enumerate(self.parts):
-            widths = [max(0.0, row[part]) for row in self.rows.values()]
-            axes.barh(list(self.rows), widths, left=lefts, label=name,
-                      color=COLOURS[part % len(COLOURS)])  # fmt: skip
-            lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
-        for row, end in enumerate(lefts):
-            axes.text(end, row, f" {end:.2f} {self.unit}", va="center", fontsize=8, color=INK)
-        axes.invert_yaxis()
-        axes.margins(x=0.12)
-        _legend(axes)
-
-
-def _legend(axes: Any) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=8)
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """How often one label was taken for another: true ones down, found ones across."""
-
-    kind: ClassVar[str] = "picture"
-    title: str
-    confusion: Confusion
-
-    def draw(self, axes: Any) -> None:
-        """The shade is the share of the row."""
-        labels, counts = self.confusion.labels, self.confusion.counts
-        shares = [[count / max(1, sum(row)) for count in row] for row in counts]
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        for row, line in enumerate(counts):
-            for column, count in enumerate(line):
-                ink = "white" if shares[row][column] > 0.55 else "black"
-                axes.text(column, row, count or "", ha="center", va="center", color=ink)
-        axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
-        axes.set_yticks(range(len(labels)), labels)
+def confusion_table(title: str, confusion: Confusion) -> Table:
+    """How often one label was taken for another, in percent of the true ones."""
+    rows: list[list[Cell]] = [
+        [f"{label} ({sum(row)})", *(100 * count / sum(row) for count in row)]
+        for label, row in zip(confusion.labels, confusion.counts, strict=True) if any(row)
+    ]  # fmt: skip
+    return Table(title, ("listed (down), found (across), %", *confusion.labels), rows, whole=100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,12 +141,11 @@ class Clip:
 class Players:
     """Some items to listen to."""
 
-    kind: ClassVar[str] = "players"
     title: str
     clips: Sequence[Clip]
 
 
-Block = Table | Bars | Stack | Matrix | Players | Words
+Block = Table | Players | str      # str: a paragraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +207,7 @@ def html(page: Page) -> str:
 
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"sound": data_uri, "picture": picture, "plain": plain}
+    environment.filters |= {"sound": data_uri, "plain": plain}
     environment.tests["measure"] = lambda cell: isinstance(cell, Measure) and cell.low is not None
     environment.tests["long"] = lambda cell: isinstance(cell, str) and len(cell) > LONG_WORD
     return environment.get_template("report.html").render(page=page)
@@ -299,26 +226,6 @@ def data_uri(path: Path) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def picture(block: Bars | Stack | Matrix) -> str:
-    """The block as SVG that takes the page's colour of text."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    rows = len(block.confusion.labels) if isinstance(block, Matrix) else 6
-    style = {"svg.fonttype": "none", "svg.hashsalt": block.title, "text.color": INK,
-             "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK,
-             "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
-             "font.size": 9, "font.family": "sans-serif", "text.parse_math": False}  # fmt: skip
-    with matplotlib.rc_context(style):
-        size_in = WIDTH_IN, max(2.0, ROW_IN * (rows + 2))
-        figure = Figure(figsize=size_in, dpi=DOTS_PER_IN, layout="constrained")
-        block.draw(figure.add_subplot())
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(METADATA))
-    drawn = file.getvalue()
-    return drawn[drawn.index("<svg"):].replace(INK, "currentColor")
-
-
 def plain(cell: Cell) -> str:
     """A cell as text."""
     if cell is None:
@@ -327,7 +234,7 @@ def plain(cell: Cell) -> str:
 
 
 def markdown(page: Page) -> str:
-    """The tables and words of the page; pictures and sounds are only in the HTML."""
+    """The tables and words of the page; sounds are only in the HTML."""
     parts = [f"# {page.title}", *filter(None, map(_markdown_of, page.blocks))]
     for title, facts in (("Settings", page.settings), ("Versions", page.versions)):
         lines = [f"- {name}: {_one_line(str(value))}" for name, value in facts.items()]
@@ -336,8 +243,8 @@ def markdown(page: Page) -> str:
 
 
 def _markdown_of(block: Block) -> str:
-    if isinstance(block, Words):
-        return block.text
+    if isinstance(block, str):
+        return block
     if not isinstance(block, Table):
         return ""
     rows = [block.columns, ["---"] * len(block.columns)]

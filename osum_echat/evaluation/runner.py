@@ -28,13 +28,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from osum_echat import cli, logs
+from osum_echat import cli, files, logs
 from osum_echat import device as devices
 from osum_echat.data.sources import Dropped, json_object
 from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import report
 from osum_echat.evaluation.report import Outcome, Table
-from osum_echat.files import KeyedJournal, text_lines, whole_file, write_json
+from osum_echat.files import KeyedJournal, whole_file, write_json
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.reply import Reply
 from osum_echat.inference.request import Source
@@ -61,7 +61,7 @@ class Keyed(Protocol):
 Item = TypeVar("Item", bound=Keyed)
 Thing = TypeVar("Thing")
 Answers = Sequence[Prediction | OsumError]
-Asker = Callable[[int], list[Prediction]]       # what is kept of the answers to a batch
+Ask = Callable[[Sequence[Item], Path], Answers]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Suite(Generic[Item]):
 
     title: str
     items: Sequence[Item]
-    ask: Callable[[Sequence[Item], Path], Answers]
+    ask: Ask[Item]
     score: Callable[[Sequence[Prediction], Path], Outcome]
     kind: Callable[[Item], Hashable | None] = lambda item: ""
     sounds: Callable[[Item], Iterable[Path | str]] = lambda item: ()
@@ -93,6 +93,9 @@ class Model:
     def __init__(self, source: str, load: Callable[[], EChat]) -> None:
         self.source, self._load = source, load
         self.is_warm = False            # has answered something since it was loaded
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Model, (self.source, self._load)     # each worker of Ray loads it anew
 
     @cached_property
     def assistant(self) -> EChat:
@@ -125,15 +128,11 @@ def digest_of(source: str) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a suite: its name, the options of its command, the model.
-
-    elsewhere: gives what asks the same suite in a worker of Ray.
-    """
+    """One run of a suite: its name, the options of its command, the model."""
 
     name: str
     options: Namespace
     model: Model
-    elsewhere: Callable[[], "Asker"] | None = None
 
     def ask(
         self, items: Sequence[Item], source: Callable[[Item], Source],
@@ -213,27 +212,26 @@ def _predict(suite: Suite[Item], asked: Run, lines: KeyedJournal) -> None:
         LOG.info("%s: %d of %d items are there", asked.name, len(stamps) - len(left), len(stamps))
     if not left:
         return
-    told = [[item.key for item in batch] for batch in batches(suite)]
-    todo = [number for number, keys in enumerate(told) if not left.isdisjoint(keys)]
+    todo = [batch for batch in batches(suite) if not left.isdisjoint(item.key for item in batch)]
     options = asked.options
     pool = Pool(options.ray, options.workers, options.device) if options.ray else None
-    start = asked.elsewhere if pool and asked.elsewhere else partial(asker, suite, asked)
+    start = partial(asker, suite.ask, asked)
     for place, answers in logs.progress(as_done(pool, start, todo), asked.name, len(todo)):
-        made = dict(zip(told[todo[place]], answers, strict=True))
-        for key in left.intersection(made):
-            if "error" in made[key]:
-                made[key]["tries"] += lines.found.get(key, {}).get("tries", 0)
-            made[key] |= {"key": key} | ({"sounds": stamps[key]} if stamps[key] else {})
-        lines.add(*(kept for key, kept in made.items() if key in left))
+        made = {item.key: answer for item, answer in zip(todo[place], answers, strict=True)
+                if item.key in left}  # fmt: skip
+        for key, kept in made.items():
+            if "error" in kept:
+                kept["tries"] += lines.found.get(key, {}).get("tries", 0)
+            kept |= {"key": key} | ({"sounds": stamps[key]} if stamps[key] else {})
+        lines.add(*made.values())
 
 
-def asker(suite: Suite[Item], asked: Run) -> Asker:
-    """Load the model, and give what asks it a batch of the suite, by the number of the batch."""
+def asker(ask: Ask[Item], asked: Run) -> Callable[[Sequence[Item]], list[Prediction]]:
+    """Load the model, and give what asks it a batch of the suite."""
     _ = asked.model.assistant           # a model that cannot be loaded is no fault of an item
-    ask: Isolated[Item] = Isolated(lambda batch: suite.ask(batch, asked.options.out))
-    every = batches(suite)
-    return lambda number: [record_of(f"{asked.name}: {item.key}", answer) for item, answer
-                           in zip(every[number], ask(every[number]), strict=True)]  # fmt: skip
+    isolated: Isolated[Item] = Isolated(lambda batch: ask(batch, asked.options.out))
+    return lambda batch: [record_of(f"{asked.name}: {item.key}", answer)
+                          for item, answer in zip(batch, isolated(batch), strict=True)]
 
 
 def is_left(found: Prediction | None, stamp: str | None, most_tries: int = MOST_TRIES) -> bool:
@@ -459,20 +457,18 @@ def read_lines(path: Path, make: Callable[[str, str], Thing]) -> Read[Thing]:
     """
     found: list[Thing] = []
     lost: dict[str, str] = {}
-    try:
-        with path.open("rb") as file:
-            for line in text_lines(file):
-                where = f"{path} line {line.number}"
-                try:
-                    if line.text is None:
-                        raise DataError(f"{where}: {line.problem}; mend or remove the line")
-                    if line.text.strip():
-                        found.append(make(line.text, where))
-                except OsumError as error:
-                    LOG.warning("%s", error)
-                    lost[where] = str(error)
-    except OSError as error:
-        raise InputError(f"--data {path}: cannot be read ({error}); see --help") from error
+
+    def lose(where: str, why: str) -> None:
+        LOG.warning("%s", why)
+        lost[where] = why
+
+    for number, text in files.read_lines(path, "see --help", lambda told: lose(
+            told.rpartition(": ")[0], f"{told}; mend or remove the line")):  # fmt: skip
+        where = f"{path} line {number}"
+        try:
+            found.append(make(text, where))
+        except OsumError as error:
+            lose(where, str(error))
     return found, lost
 
 

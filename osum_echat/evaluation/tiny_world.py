@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from osum_echat.errors import InputError, OsumError
-from osum_echat.evaluation import echat_eval, report, runner
+from osum_echat.evaluation import echat_eval, runner
 from osum_echat.evaluation.echat_eval import CUES, MULTI_TURN, WORLD_FILE, Query
 from osum_echat.evaluation.report import Measure, Outcome, Table, share
 from osum_echat.evaluation.runner import Prediction, Run, Suite, limited
@@ -86,12 +86,10 @@ def score(raw: Exchanges, found: Sequence[Prediction], out: Path) -> Outcome:
     wrong = [(one["key"], raw[one["item"]]["user_text"], one["text"], min(answers[one["key"]]))
              for one in [one for one in made if not right[one["key"]]][:SHOWN]]  # fmt: skip
     return Outcome(measures, [
-        report.Words("A reply is right when it is word for word one of those that the world's "
-                     "script gives for the words and the voice; in percent, with 95 % intervals."),
+        "A reply is right when it is word for word one of those that the world's script gives for "
+        "the words and the voice; in percent, with 95 % intervals.",
         Table("Right replies", ("task", *kinds, "all"),
-              [[way, *(cells[way, kind] for kind in (*kinds, "all"))] for way in ways]),
-        report.Bars("Right replies", kinds,
-                    {way: [cells[way, kind] for kind in kinds] for way in ways}, "%"),
+              [[way, *(cells[way, kind] for kind in (*kinds, "all"))] for way in ways], whole=100),
         Table("Labels of the thought that are right", ("label", "%"), list(labels.items())),
         Table("Replies that are not right", ("exchange", "asked", "reply", "one right reply"),
               wrong),

@@ -202,8 +202,8 @@ def score(
     note = f"Errors as {run.options.asr} hears them, on --data and not on the SEED test set " \
            "unless that was given."  # fmt: skip
     blocks: list[report.Block] = [
-        report.Words(f"Task {run.options.tts_task}, in {voice}. Similarity is the cosine of our "
-                     "speaker encoder's vectors: it does not compare with figures of WavLM."),
+        f"Task {run.options.tts_task}, in {voice}. Similarity is the cosine of our speaker "
+        "encoder's vectors: it does not compare with figures of WavLM.",
         Table("Scores", ("what", "value"), list(measures.items())),
         paper.beside([("this model", [rates.get(name) for name in paper.columns[1:]])], note),
         report.Players("Some sentences", clips),

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,9 @@ class EChatSource:
     def __init__(self, data: Path) -> None:
         self.name = "tiny-world" if data.is_dir() else data.stem
         items, self.lost = echat_eval.read(data)
-        self._all = [Utterance(one.key, task_for(UNDERSTAND).tag, Turn(one.wav, one.transcript),
-                               one.labels) for one in items if not one.earlier]  # fmt: skip
+        tag = task_for(UNDERSTAND).tag
+        self._all = [Utterance(one.key, tag, Turn(one.wav, one.transcript), one.labels)
+                     for one in items if not one.earlier]  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._all)
@@ -53,14 +54,14 @@ class EChatSource:
     def read(self, unit: int) -> Utterance:
         return self._all[unit]
 
-    @staticmethod
-    def fits(data: Path) -> bool:
-        """Whether this is a folder of the tiny world, or a jsonl without the tasks of training."""
-        if data.suffix != ".jsonl" or not data.is_file():
-            return (data / echat_eval.WORLD_FILE).exists()
-        with data.open(encoding="utf-8", errors="replace") as file:
-            first = next(filter(str.strip, file), "")
-        return '"task"' not in first and '"txt"' not in first
+
+def _fits_echat(data: Path) -> bool:
+    """Whether this is a folder of the tiny world, or a jsonl without the tasks of training."""
+    if data.suffix != ".jsonl" or not data.is_file():
+        return (data / echat_eval.WORLD_FILE).exists()
+    with data.open(encoding="utf-8", errors="replace") as file:
+        first = next(filter(str.strip, file), "")
+    return '"task"' not in first and '"txt"' not in first
 
 
 class UtteranceList:
@@ -78,10 +79,10 @@ class UtteranceList:
             self.entries = [entry for entry in read_manifest(place) if entry.weight > 0]
         if not self.entries:
             raise InputError(f"--data {place}: every entry has weight 0; nothing is left to answer")
-        self.sources: list[Any] = []
-        if EChatSource.fits(Path(place)):
+        if _fits_echat(Path(place)):
             source = EChatSource(Path(place))
-            self.sources, self.lost = [source], source.lost
+            self.sources: list[Any] = [source]
+            self.lost = source.lost
         else:
             self.sources = [open_source(entry.name, entry.path) for entry in self.entries]
         self._ends = np.cumsum([len(source) for source in self.sources])
@@ -228,10 +229,7 @@ class LabelScore:
         return percent(self.accuracy, self.utterances, self.low, self.high)
 
     def __str__(self) -> str:
-        return (
-            f"{100 * self.accuracy:.1f} % right [{100 * self.low:.1f}, {100 * self.high:.1f}]"
-            f", macro-F1 {self.macro_f1:.3f}; {self.utterances} utterances"
-        )
+        return f"{self.measure} right, macro-F1 {self.macro_f1:.3f}; {self.utterances} utterances"
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,20 +385,18 @@ def score(players: int, found: Sequence[Prediction], out: Path) -> Outcome:
               for (part, noise), own in sets.items()}  # fmt: skip
     measures = dict(_measures(grades))
     blocks: list[report.Block] = [
-        report.Words("Errors of words (WER, CER: lower is better) and right labels (higher is "
-                     "better), in percent, with 95 % bootstrap intervals over utterances."),
+        "Errors of words (WER, CER: lower is better) and right labels (higher is better), in "
+        "percent, with 95 % bootstrap intervals over utterances.",
         report.scores(measures, ("set / task / what", "%", "items")), report.paper("understanding"),
     ]  # fmt: skip
-    accuracies = {name: one for name, one in measures.items() if not name.endswith("macro-F1")
-                  and "ER " not in name.rpartition("/")[2]}  # fmt: skip
-    if accuracies:
-        names, places = (list(dict.fromkeys(name.rpartition("/")[part] for name in accuracies))
-                         for part in (2, 0))  # fmt: skip
-        blocks.append(report.Bars("Right labels", names, {
-            place: [accuracies.get(f"{place}/{name}") for name in names] for place in places
-        }, "%"))  # fmt: skip
-    blocks += [report.Matrix(f"{name}: {label}", one.confusion) for name, graded in grades.items()
-               for task in graded.tasks for label, one in task.labels.items()]  # fmt: skip
+    labels = dict.fromkeys(label for graded in grades.values() for task in graded.tasks
+                           for label in task.labels)  # fmt: skip
+    rows = [(where, *(measures.get(f"{where}/{label}") for label in labels)) for where in
+            dict.fromkeys(name.rpartition("/")[0] for name in measures)]  # fmt: skip
+    blocks += [Table("Right labels, %", ("set", *labels), rows, whole=100)] if labels else []
+    blocks += [report.confusion_table(f"{name}: {label}", one.confusion)
+               for name, graded in grades.items() for task in graded.tasks
+               for label, one in task.labels.items()]  # fmt: skip
     blocks += [*robustness(made), report.Players("Some utterances", [*_clips(made, players)])]
     told = {name: one.to_json() for name, one in grades.items()}
     return Outcome(measures, blocks, details={"sets": told})
@@ -445,12 +441,7 @@ def robustness(made: Sequence[Prediction]) -> list[report.Block]:
 
     Nothing where voices are not known.
     """
-    voices = [tuple(spelt(one["reference_labels"].get(label)) for label in VOICE) for one in made]
-    groups: dict[tuple[str, ...], list[Prediction]] = defaultdict(list)
-    for voice, one in zip(voices, made, strict=True):
-        if all(voice):
-            groups[(*map(str, voice), one["noise"])].append(one)
-    cells = ((name, *_cell(own)) for name, own in groups.items() if len(own) >= FEWEST)
+    cells = [(name, *_cell(own)) for name, own in _by_voice(made, VOICE) if len(own) >= FEWEST]
     found = [cell for cell in cells if cell[1:3] != (None, None)]
     if not found:
         return []
@@ -458,22 +449,28 @@ def robustness(made: Sequence[Prediction]) -> list[report.Block]:
     name, right, errors, count = found[0]
     worst = ", ".join(f"{figure:.1f} % {of}" for figure, of in (
         (right, "of labels right"), (errors, "word errors")) if figure is not None)
-    traits = []
-    for place, label in enumerate(VOICE):
-        values = sorted({str(voice[place]) for voice in voices if voice[place]})
-        for value, noise in product(values, dict.fromkeys(one["noise"] for one in made)):
-            own = [one for voice, one in zip(voices, made, strict=True)
-                   if voice[place] == value and one["noise"] == noise]  # fmt: skip
-            if own:
-                traits.append((label, value, noise, *_cell(own)))
+    traits = [(label, *name, *_cell(own)) for label in VOICE
+              for name, own in sorted(_by_voice(made, (label,)), key=itemgetter(0))]
     figures = ("noise", "labels right, %", "word errors, %", "items")
     return [
         Table("Robustness: age, gender, emotion, noise; the worst first", (*VOICE, *figures),
               [(*name, *cells) for name, *cells in found[:MOST_CELLS]]),
-        report.Words(f"Worst of {len(found)} cells with {FEWEST} or more items: {', '.join(name)}: "
-                     f"{worst} ({count} items)."),
+        f"Worst of {len(found)} cells with {FEWEST} or more items: {', '.join(name)}: {worst} "
+        f"({count} items).",
         Table("Robustness, one trait at a time", ("trait", "value", *figures), traits),
     ]  # fmt: skip
+
+
+def _by_voice(
+    made: Sequence[Prediction], traits: Sequence[str]
+) -> Iterable[tuple[tuple[str, ...], list[Prediction]]]:
+    """Predictions by these labels of the voice, where all are known, and by noise."""
+    groups: dict[tuple[str, ...], list[Prediction]] = defaultdict(list)
+    for one in made:
+        voice = [spelt(one["reference_labels"].get(label)) or "" for label in traits]
+        if all(voice):
+            groups[(*voice, one["noise"])].append(one)
+    return groups.items()
 
 
 def build(run: Run) -> Suite[Sound]:

@@ -166,7 +166,16 @@ def score(
     whole = _overall(measures)
     if whole is not None:
         measures["overall"] = whole
-    return Outcome(measures, _blocks(measures, parts), details=details)
+    paper, own = report.paper("voicebench"), {part: mean(one) for part, one in parts.items()}
+    return Outcome(measures, [
+        "Open sets (alpacaeval, commoneval, wildvoice) from 1 to 5 by the judge, the others in "
+        "percent by rules of our own: choices and refusals by patterns, sd-qa by whether the "
+        "answer holds the reference, ifeval by the mean of strict and loose, of prompts and "
+        "instructions. For figures that compare with the paper's, run VoiceBench's own evaluators "
+        "on OUT/official.",
+        paper.beside([("this model", [measures.get(name) for name in paper.columns[1:]])]),
+        Table("Parts scored by rules", ("part", "%"), list(own.items()), whole=100),
+    ], details=details)  # fmt: skip
 
 
 def _write_official(answered: Sequence[Question], answers: Mapping[str, str], out: Path) -> None:
@@ -176,28 +185,6 @@ def _write_official(answered: Sequence[Question], answers: Mapping[str, str], ou
             | {"response": answers[one.key]}
             for one in answered if one.part == part
         ))  # fmt: skip
-
-
-def _blocks(
-    measures: Mapping[str, Measure], parts: Mapping[str, Sequence[float]]
-) -> list[report.Block]:
-    paper = report.paper("voicebench")
-    own = [measures.get(name) for name in paper.columns[1:]]
-    blocks: list[report.Block] = [
-        report.Words(
-            "Open sets (alpacaeval, commoneval, wildvoice) from 1 to 5 by the judge, the others in "
-            "percent by rules of our own: choices and refusals by patterns, sd-qa by whether the "
-            "answer holds the reference, ifeval by the mean of strict and loose, of prompts and "
-            "instructions. For figures that compare with the paper's, run VoiceBench's own "
-            "evaluators on OUT/official."),
-        paper.beside([("this model", own)]),
-    ]  # fmt: skip
-    if parts:
-        means = {name: mean(one) for name, one in parts.items()}
-        title = "Parts scored by rules"
-        blocks.append(report.Bars(title, list(means), {"this model": list(means.values())}, "%"))
-        blocks.append(Table(title, ("part", "%"), list(means.items())))
-    return blocks
 
 
 def _overall(measures: Mapping[str, Measure]) -> Measure | None:

@@ -11,7 +11,6 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ JOB = "from tests.evaluation.test_batch import main_with_answers as main; raise 
 
 def main_with_answers() -> int:
     """The door of batches, with an assistant that answers at once in place of a model."""
-    batch.answer_all = partial(batch.answer_all, load=answers.load)  # type: ignore[assignment]
+    batch.load_assistant = answers.load  # type: ignore[assignment]
     return batch.main(sys.argv[1:])
 
 
@@ -46,7 +45,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.setenv(name, "0")       # so that what a job sets is taken back
         monkeypatch.delenv(name)
-    monkeypatch.setattr(batch, "answer_all", partial(batch.answer_all, load=answers.load))
+    monkeypatch.setattr(batch, "load_assistant", answers.load)
 
     def call(*options: object) -> tuple[int, str, str]:
         code = batch.main([str(option) for option in options])
@@ -192,7 +191,9 @@ def records(job: Namespace) -> list[dict[str, Any]]:
 
 
 def steps(job: Namespace, rank: Rank = ALONE, load: Any = answers.load) -> Iterator[Any]:
-    return answer(job, rank, UtteranceList(job.data, job.limit), load)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "load_assistant", load)
+        yield from answer(job, rank, UtteranceList(job.data, job.limit))
 
 
 def finish(job: Namespace, rank: Rank = ALONE) -> Answers:
