@@ -4,6 +4,7 @@ import random
 import re
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 
 from osum_echat import logs
@@ -149,6 +150,7 @@ def understanding_tag(labels: tuple[str, ...], transcript: bool = True) -> str:
     return " ".join((["<TRANSCRIBE>"] if transcript or not asked else []) + asked)
 
 
+@lru_cache(maxsize=1024)
 def task_for(tag: str) -> Task:
     """The task of a tag from a data list, or of our own short name.
 
