@@ -50,9 +50,7 @@ def learning_rate(settings: ScheduleSettings, step: int, minutes: float = 0.0) -
 
 
 def _warm(settings: ScheduleSettings, step: int) -> float:
-    if settings.warmup_steps == 0:
-        return 1.0
-    return min(1.0, (step + 1) / settings.warmup_steps)
+    return min(1.0, (step + 1) / max(1, settings.warmup_steps))
 
 
 def _constant(settings: ScheduleSettings, step: int, minutes: float) -> float:
@@ -74,13 +72,8 @@ def _cosine(settings: ScheduleSettings, step: int, minutes: float) -> float:
 
 def _warmup_inverse_root(settings: ScheduleSettings, step: int, minutes: float) -> float:
     """Upstream's `warmuplr`: linear to the peak at the end of warm-up, then as 1 / sqrt(step)."""
-    count = step + 1
-    if settings.warmup_steps == 0:
-        factor = count**-0.5
-    else:
-        warm = settings.warmup_steps
-        factor = warm**0.5 * min(count**-0.5, count * warm**-1.5)
-    return settings.rate * factor
+    count, warm = step + 1, max(1, settings.warmup_steps)
+    return settings.rate * (warm**0.5 * min(count**-0.5, count * warm**-1.5))
 
 
 def _noam_hold(settings: ScheduleSettings, step: int, minutes: float) -> float:

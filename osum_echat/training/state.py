@@ -15,13 +15,12 @@ from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.files import put_in_place, whole_file
 from osum_echat.logs import logger
 from osum_echat.settings import differences, parse, read_mapping
-from osum_echat.weights import DAMAGE
+from osum_echat.weights import DAMAGE, shown
 
 LOG = logger(__name__)
 FOLDER = "checkpoints"
 STATE_FILE, CONFIG_FILE = "state.pt", "config.yaml"
 LOCK_FILE = ".lock"
-MOST_CHANGES = 10  # told in one line
 MOST_REASON = 200  # letters of a reason of torch's, which may name every weight
 LATEST_FILE = "latest"
 
@@ -81,10 +80,9 @@ def tell_changes(
     told = differences(stored, settings)
     serious = [text for name, text in told.items() if not name.startswith(harmless)]
     if serious and not is_wanted:
-        more = f" and {len(serious) - MOST_CHANGES} more" if len(serious) > MOST_CHANGES else ""
         raise ConfigError(
-            f"{output}: was trained with other settings: {'; '.join(serious[:MOST_CHANGES])}{more}."
-            f" Begin in another output, put them back, or go on with the new ones by {switch}=true"
+            f"{output}: was trained with other settings: {shown(serious)}. "
+            f"Begin in another output, put them back, or go on with the new ones by {switch}=true"
         )
     if told:
         LOG.info("%s goes on with other settings: %s", output, "; ".join(told.values()))

@@ -80,14 +80,9 @@ def figures(asked: Sequence[Question], answers: Sequence[str]) -> dict[str, floa
              for one, answer in pairs if one.task.transcript]  # fmt: skip
     normalised = [normalised_pair(*pair) for pair in words]
     found = {WORDS: error_rate(normalised, "mixed").rate} if words else {}
-    fields = {field: None for one in asked for field in one.task.labels}
-    for field in fields:
-        both = [
-            tuple(getattr(read_labels(text, one.task.labels), field) for text in (one.answer, said))
-            for one, said in pairs
-            if field in one.task.labels
-        ]
-        known = [(right, said) for right, said in both if right is not None]
-        if known:
+    for field in dict.fromkeys(field for one in asked for field in one.task.labels):
+        both = [[getattr(read_labels(text, one.task.labels), field) for text in (one.answer, said)]
+                for one, said in pairs if field in one.task.labels]  # fmt: skip
+        if known := [(right, said) for right, said in both if right is not None]:
             found[field] = Confusion.of(known).accuracy
     return found

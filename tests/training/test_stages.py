@@ -11,7 +11,6 @@ from torch import distributed, multiprocessing, nn
 from osum_echat.device import ALONE, Ranks
 from osum_echat.errors import ConfigError
 from osum_echat.models.echat import EChatModel
-from osum_echat.models.lora import LoraSettings
 from osum_echat.sequence import Batch, collate
 from osum_echat.training.deepspeed_engine import DeepSpeedEngine
 from osum_echat.training.engine import EngineSettings, LocalEngine
@@ -60,30 +59,6 @@ def test_matrices_decay_and_vectors_do_not_and_each_belongs_to_a_group():
     assert {group_of(name) for name, _ in network().named_parameters()} == set(GROUPS)
     with pytest.raises(ConfigError, match="belongs to no group"):
         group_of("tail.weight")
-
-
-def test_of_a_model_with_lora_only_its_matrices_train_in_the_llm():
-    model = nn.Module()
-    model.llm = nn.Module()
-    model.llm.base, model.llm.lora_A = nn.Linear(2, 2), nn.Linear(2, 2)
-    freeze(model, StageSettings(train=("llm",)))
-    trained = [name for name, one in model.named_parameters() if one.requires_grad]
-    assert trained == ["llm.lora_A.weight", "llm.lora_A.bias"]
-
-
-@pytest.mark.parametrize(("kind", "changes", "message"), [
-    (StageSettings, {"train": ()}, "name what trains"),
-    (StageSettings, {"train": ("ears",)}, "'ears' is not one of encoder, adapter"),
-    (StageSettings, {"train": ("adapter",), "lora": LoraSettings()}, r"stage\.lora: trains within"),
-    (EngineSettings, {"ctc_only": True}, r"engine\.ctc_only: needs the weight"),
-    (EngineSettings, {"share_start": True, "recompute": True},
-     r"engine\.share_start: not with engine\.recompute"),
-    (EngineSettings, {"encoder_cache_file": "heard.safetensors"},
-     r"needs the memory engine\.encoder_cache_mb"),
-])  # fmt: skip
-def test_wrong_settings_are_told(kind, changes, message):
-    with pytest.raises(ConfigError, match=message):
-        kind(**changes)
 
 
 @pytest.mark.parametrize(("settings", "rates"), [

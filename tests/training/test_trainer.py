@@ -92,13 +92,6 @@ def test_the_result_is_a_model_directory_that_a_later_stage_starts_from(unbroken
     assert are_same(dict(trainer.Trainer(loaded).engine.model.state_dict()), result(unbroken))
 
 
-def test_a_result_that_is_gone_is_written_again(path, tmp_path):
-    run(path, "run.steps=1")
-    first = result(path)
-    shutil.rmtree(tmp_path / "out" / trainer.FINAL_FOLDER)
-    assert run(path, "run.steps=1").step == 1 and are_same(result(path), first)
-
-
 def test_only_the_newest_checkpoints_are_kept(path, tmp_path):
     folder = tmp_path / "out" / state.FOLDER
     state.half_done(tmp_path / "out", 9).mkdir(parents=True)        # by a kill
@@ -139,6 +132,9 @@ def test_raised_limits_go_on_and_lines_after_the_checkpoint_are_forgotten(path, 
     with (tmp_path / "out" / trainer.METRICS_FILE).open("a") as file:
         file.write('{"step": 99, "loss": 0}\n')
     assert run(path, "run.steps=2") == trainer.Outcome(2, None) and len(losses(path)) == 2
+    first = result(path)
+    shutil.rmtree(tmp_path / "out" / trainer.FINAL_FOLDER)      # it is written again
+    assert run(path, "run.steps=2").step == 2 and are_same(result(path), first)
     assert "the lists have changed" not in log.text
     lines = (tmp_path / "t2t.list").read_text()
     (tmp_path / "t2t.list").write_text(2 * lines)
@@ -340,26 +336,19 @@ def test_a_full_disk_at_the_result_leaves_nothing_half(path, tmp_path, monkeypat
     assert run(path, "run.steps=1").step == 1
 
 
-def test_a_spike_is_told_once_in_a_while_and_does_not_become_usual(log):
-    warnings = EarlyWarnings()
-    warnings.step(1, 50.0, [])      # the first steps are no spikes
-    for number in range(2, WARM_STEPS + 200):
-        warnings.step(number, 1.0 + number % 2, ["s2s"])
-    usual = warnings.usual
-    for number in (500, 501, 500 + QUIET_STEPS):
-        warnings.step(number, 100.0, ["s2s"])
-    assert warnings.usual == usual and 1.0 < usual < 2.0
-    assert log.text.count("gradient norm 100") == 2
-
-
-def test_steps_that_move_nothing_and_tasks_that_never_trained_are_told_once_in_a_while(log):
+def test_spikes_steps_that_move_nothing_and_untrained_tasks_are_told_once_in_a_while(log):
     warnings = EarlyWarnings()
     warnings.check(["tts"])         # before the first step nothing has trained
-    for number, (norm, tasks) in enumerate(((1.0, ["s2s"]), (0.0, []), (-1.0, ["s2s"])), 1):
+    for number, (norm, tasks) in enumerate(((50.0, ["s2s"]), (0.0, []), (-1.0, ["s2s"])), 1):
         warnings.step(number, norm, tasks)
-    assert not log.text
-    for number in (4, 5, 4 + QUIET_STEPS):
-        warnings.step(number, 0.0, ["t2t", "s2s"])
+    for number in range(4, WARM_STEPS + 400):
+        warnings.step(number, 1.0 + number % 2, ["s2s"])
+    assert not log.text and 1.0 < warnings.usual < 2.0
+    usual = warnings.usual          # which a spike does not move
+    for norm, start in ((100.0, 500), (0.0, 700)):
+        for number in (start, start + 1, start + QUIET_STEPS):
+            warnings.step(number, norm, ["t2t", "s2s"])
+    assert warnings.usual == usual and log.text.count("gradient norm 100") == 2
     assert log.text.count("no gradient: nothing of stage.train had a part in s2s, t2t") == 2
     for _ in range(2):
         warnings.check(["s2s", "tts"])
