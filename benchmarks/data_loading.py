@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from common_utils import make_combine_from_shard, make_shard_from_raw
+from common_utils.jobs import Work
 from osum_echat import audio
 from osum_echat.data.loader import DataSettings, ListSettings, Loader, Place, Windows, open_sources
 from osum_echat.data.manifest import open_source
@@ -106,12 +107,8 @@ def make_corpus(folder: Path, size: int) -> dict[str, Path]:
     (folder / "raw" / "audio").mkdir(parents=True, exist_ok=True)
     write_jsonl(lists["raw"], (_row(folder / "raw", number, rng)
                                for number in progress(range(size), "corpus", size)))  # fmt: skip
-    for tool, source, form, *more in (
-        (make_shard_from_raw, "raw", "shard", "--per-tar", str(PER_TAR)),
-        (make_combine_from_shard, "shard", "combine"),
-    ):
-        words = [str(lists[source]), str(folder / form), *more]
-        tool.run_arguments(tool.parser().parse_args(words))
+    make_shard_from_raw.make(lists["raw"], folder / "shard", Work(), PER_TAR)
+    make_combine_from_shard.make(lists["shard"], folder / "combine", Work())
     done.touch()
     return lists
 

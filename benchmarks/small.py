@@ -29,12 +29,12 @@ from benchmarks.small_replies import Asked, share
 from benchmarks.small_voice import Said
 from common_utils.small_model import speak
 from common_utils.small_model.hibari import STYLES
-from common_utils.small_model.ranking import Ranker, right_first
+from common_utils.small_model.ranking import Pair, Ranker
 from common_utils.small_model.speech_rows import Row, RowMaker, UnitFinder
 from common_utils.small_model.texts import chat_sentences as texts_of_chat
-from common_utils.small_model.thinker import with_lora
-from osum_echat import audio, cli, logs
-from osum_echat.errors import InputError, OsumError
+from common_utils.small_model.thinker import LORA
+from osum_echat import audio, cli, logs, weights
+from osum_echat.errors import CheckpointError, InputError, OsumError
 from osum_echat.files import write_json
 from osum_echat.inference import recognizer
 from osum_echat.inference import safety as rules
@@ -42,6 +42,7 @@ from osum_echat.inference.assistant import EChat
 from osum_echat.inference.load import place_of_reader
 from osum_echat.inference.recognizer import Recognition
 from osum_echat.models import pretrained
+from osum_echat.models.echat import EChatModel
 from osum_echat.models.whisper_decoder import WhisperDecoder
 
 PERCENT = 100.0
@@ -372,6 +373,37 @@ def run(chosen: argparse.Namespace) -> None:
         if line.note:
             log.info("%s: %s", line.what, line.note)
     logs.out(table(lines))
+
+
+@torch.no_grad()
+def with_lora(model: EChatModel, file: Path) -> None:
+    """Add exported LoRA layers to the weights of the stock LLM. Raises CheckpointError."""
+    layers = weights.read(file)
+    own = dict(model.named_parameters())
+    downs = [name for name in layers if name.endswith(".lora_A.weight")]
+    if not downs:
+        raise CheckpointError(f"{file}: no LoRA layers; make it by the command export")
+    for name in downs:
+        target = f"{name.removesuffix('.lora_A.weight')}.weight"
+        up = layers[name.replace("lora_A", "lora_B")].float()
+        if target not in own:
+            raise CheckpointError(f"{file}: {target} is not in the model")
+        change = up @ layers[name].float() * (LORA.alpha / LORA.rank)
+        own[target].data = own[target] + change  # a mapped file must not be written to
+
+
+def right_first(ranker: Ranker, pairs: Sequence[Pair], rng: Random, among: int = 10) -> list[bool]:
+    """For each question and its reply, whether that reply ranks first among `among` of the pairs.
+
+    The others are drawn from the replies to other questions that differ from it.
+    """
+    found = []
+    for question, reply in pairs:
+        others = sorted({other for asked, other in pairs if other != reply and asked != question})
+        drawn = rng.sample(others, min(among - 1, len(others)))
+        lifts = ranker.lifts([(question, one) for one in (reply, *drawn)])
+        found.append(lifts[0] > max(lifts[1:], default=float("-inf")))
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

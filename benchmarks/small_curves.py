@@ -2,10 +2,9 @@
 
     python -m benchmarks.small_curves --out docs/small_curves.svg
         ear=build/ear/run talker=build/voice/talker flow=build/voice/flow
-        thinker=build/thinker/stage3 [--heard build/ear/curve.jsonl ...]
+        thinker=build/thinker/stage3
 
 PART=DIR[,DIR ...]: the outputs of its trainings one after another, with a metrics.jsonl each.
---heard: what measure_ear wrote of the same trainings, in that order: word errors beside them.
 """
 
 import sys
@@ -54,20 +53,7 @@ def curve(directories: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, str]:
     return means[0], means[1], SHOWN[name]
 
 
-def heard(files: Sequence[Path]) -> dict[str, list[tuple[float, float]]]:
-    """(minutes, word errors in %) by list, of one file of measure_ear a training."""
-    found, begun = dict[str, list[tuple[float, float]]](), 0.0
-    for file in files:
-        told = lines_of(file)
-        for line in told:
-            for name, score in line.items():
-                if isinstance(score, dict) and "wer" in score:
-                    found.setdefault(name, []).append((begun + line["minutes"], score["wer"]))
-        begun += max((line["minutes"] for line in told), default=0.0)
-    return found
-
-
-def draw(parts: dict[str, list[Path]], measured: Sequence[Path], out: Path) -> None:
+def draw(parts: dict[str, list[Path]], out: Path) -> None:
     """One panel a part, as SVG."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -79,12 +65,6 @@ def draw(parts: dict[str, list[Path]], measured: Sequence[Path], out: Path) -> N
         panel.plot(minutes, values, color="tab:blue", label="training")
         panel.set(title=part, xlabel="minutes", ylabel=name)
         panel.set_ylim(0, min(values.max(), MOST_OF_LAST * values[-1]))
-        if part == "ear" and measured:
-            other = panel.twinx()
-            for one, points in heard(measured).items():
-                other.plot(*zip(*points, strict=True), "o--", label=f"{one}: words wrong, %")
-            other.set_ylim(0, 60)
-            other.legend(fontsize=7, loc="lower right")
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": out.name}), whole_file(out) as file:
         figure.savefig(file, format="svg", metadata={"Date": None})
 
@@ -98,10 +78,9 @@ def part(given: str) -> tuple[str, list[Path]]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("parts", nargs="+", type=part, metavar="PART=DIR[,DIR]")
-    parser.add_argument("--heard", nargs="*", type=Path, default=[], metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="SVG")
     chosen = parser.parse_args(argv)
-    return cli.run("small_curves", lambda: draw(dict(chosen.parts), chosen.heard, chosen.out))
+    return cli.run("small_curves", lambda: draw(dict(chosen.parts), chosen.out))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from benchmarks.small_replies import share, written
 from common_utils.small_model import speak, texts
-from common_utils.small_model.measure_ear import utterances
 from common_utils.small_model.pieces import heard_words
 from common_utils.small_model.tune_recognizer import spread
+from common_utils.small_model.waves import utterances
 from osum_echat import audio, metrics
 from osum_echat.errors import InputError
 from osum_echat.inference.recognizer import Recognition

@@ -5,16 +5,16 @@ published file, and of those like it, is (1, mels, frames), so that a run holds 
 clips in a row would hear each other. What makes it faster is more processes, a core each.
 """
 
-import argparse
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from common_utils import jobs
-from common_utils.jobs import Job, Made, Piece, Report, digest
+from common_utils.jobs import Job, Made, Piece, Report, Work, digest
 from osum_echat import audio
 from osum_echat.data.sources import Dropped, Noted
 from osum_echat.errors import InputError
@@ -40,28 +40,20 @@ class Extraction:
 
     def __call__(self, piece: Piece) -> Made:
         """The records of a piece with their tokens, and those whose audio cannot be used."""
-        lines, left_out = [], []
-        noted: list[Noted] = []
-        for where, raw in jobs.records(piece):
-            made = (raw if isinstance(raw, Dropped)
-                    else self._with_tokens(raw, where, piece.path, noted))  # fmt: skip
-            if isinstance(made, Dropped):
-                left_out.append(made)
-            else:
-                lines.append(json.dumps(made, ensure_ascii=False))
-        return Made(lines, left_out, noted=noted)
+        return Made.of(one for where, raw in jobs.records(piece) for one in (
+            [raw] if isinstance(raw, Dropped) else self._with_tokens(raw, where, piece.path)))
 
     def _with_tokens(
-        self, raw: dict[str, Any], where: str, path: Path, noted: list[Noted]
-    ) -> dict[str, Any] | Dropped:
-        """The record with tokens, or why it has none; what is odd about its sound is noted."""
+        self, raw: dict[str, Any], where: str, path: Path
+    ) -> Iterator[dict[str, Any] | Dropped | Noted]:
+        """What is odd about its sound, and the record with tokens, or why it has none."""
         root = path.parent.resolve()
         try:
             utterance = Utterance.from_json(raw, where, root)
-            if self.keep and utterance.user.reply_speech:
-                return _moved(raw, root, self.beside)
-            if self.field is None and not task_for(utterance.task).speaks:
-                return _moved(raw, root, self.beside)
+            is_silent = self.field is None and not task_for(utterance.task).speaks
+            if is_silent or (self.keep and utterance.user.reply_speech):
+                yield _moved(raw, root, self.beside)
+                return
             given = raw.get("extra") or {}
             extra = dict(json.loads(given) if isinstance(given, str) else given)
             # A task that hears has the user in `wav`; of one that only speaks it is the reply.
@@ -69,48 +61,31 @@ class Extraction:
             field = self.field or (REPLY_AUDIO if hears else USER_AUDIO)
             name = raw.get(USER_AUDIO) if field == USER_AUDIO else extra.get(field)
             if not isinstance(name, str) or not name:
-                return Dropped("no recording of the reply", f"{where}: no {field}; see --field")
+                yield Dropped("no recording of the reply", f"{where}: no {field}; see --field")
+                return
             segment_s = utterance.user.segment_s if field == USER_AUDIO else None
             sound = audio.read(root / name, segment_s=segment_s)
             codes = _tokenizer(self.tokenizer)(sound.samples, str(root / name))
         except InputError as error:
-            return Dropped("audio or task cannot be used", f"{where}: {error}")
+            yield Dropped("audio or task cannot be used", f"{where}: {error}")
+            return
         except ValueError as error:
-            return Dropped("bad record", str(error))
-        noted += [Noted(one.kind, f"{where}: {one.detail}") for one in sound.findings]
-        return _moved(raw | {"extra": extra | {TOKENS: codes}}, root, self.beside)
+            yield Dropped("bad record", str(error))
+            return
+        yield from (Noted(one.kind, f"{where}: {one.detail}") for one in sound.findings)
+        yield _moved(raw | {"extra": extra | {TOKENS: codes}}, root, self.beside)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of extract_speech_tokens.py."""
-    made = argparse.ArgumentParser(
-        prog=NAME,
-        description="Write a raw list again with extra.speech_token: 25 a second of the reply.",
-    )
-    add = made.add_argument
-    add("list", type=Path, help="raw jsonl list; audio paths start at its folder")
-    add("out", type=Path, help="the new list")
-    add("--tokenizer", type=Path, default=TINY, metavar="PLACE",
-        help="ONNX file, or a model or CosyVoice folder (default: the tiny model)")
-    add("--field", help="what to listen to: wav or a field of extra (default: wav for tasks that "
-        "only speak, a_wav_path for those that hear wav)")
-    add("--keep", action="store_true", help="leave records with tokens as they are")
-    jobs.add_job_options(made)
-    return made
-
-
-def run_arguments(chosen: argparse.Namespace) -> Report:
-    """Make the list that parsed arguments ask for."""
-    tokenizer = find_tokenizer(chosen.tokenizer)
-    beside = chosen.out.parent.resolve()
-    settings = digest(tokenizer, chosen.field, chosen.keep, str(beside))
-    extraction = Extraction(tokenizer, beside, chosen.field, chosen.keep)
-    _tokenizer(tokenizer)  # what is wrong with it is told before the work begins
-    job = Job(
-        chosen.out, settings, extraction, jobs.fingerprint, [chosen.list],
-        workers=chosen.workers, overwrite=chosen.overwrite, ray=chosen.ray,
-    )  # fmt: skip
-    return jobs.run(job, jobs.pieces(chosen.list, PORTION), f"{PORTION} recordings")
+def make(
+    raw: Path, out: Path, /, work: Work, tokenizer: Path = TINY, field: str | None = None,
+    keep: bool = False,
+) -> Report:  # fmt: skip
+    """Make the list again with tokens: 25 a second of the reply."""
+    place, beside = find_tokenizer(tokenizer), out.parent.resolve()
+    _tokenizer(place)  # what is wrong with it is told before the work begins
+    job = Job(out, digest(place, field, keep, str(beside)), Extraction(place, beside, field, keep),
+              jobs.fingerprint, [raw], work)  # fmt: skip
+    return jobs.run(job, jobs.pieces(raw, PORTION), f"{PORTION} recordings")
 
 
 def find_tokenizer(place: Path) -> Path:
@@ -143,7 +118,12 @@ def _moved(raw: dict[str, Any], root: Path, beside: Path) -> dict[str, Any]:
     return moved(raw) | ({"extra": moved(extra)} if isinstance(extra, dict) else {})
 
 
-main = jobs.door(NAME, parser, run_arguments)
+main = jobs.tool(
+    NAME, make, raw="raw jsonl list; audio paths start at its folder", out="the new list",
+    tokenizer="ONNX file, or a model or CosyVoice folder (default: the tiny model)",
+    field="what to listen to: wav or a field of extra (default: wav for tasks that only speak, "
+    "a_wav_path for those that hear wav)", keep="leave records with tokens as they are",
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

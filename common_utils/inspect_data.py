@@ -1,6 +1,5 @@
 """What a corpus looks like to the model: the first batch of each list, its statistics, pictures."""
 
-import argparse
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common_utils.jobs import in_order
-from osum_echat import audio, cli, logs
+from osum_echat import audio, logs
 from osum_echat.data.loader import DataSettings, ListSettings, Loader
 from osum_echat.data.manifest import OfKind, open_source, read_manifest
 from osum_echat.data.prepare import Preparer, PrepareSettings
@@ -44,39 +43,32 @@ class Corpus:
     kinds: dict[str, str] = field(default_factory=dict)  # s2t ... of the lists of a manifest
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of do_test_dataloader.py."""
-    made = argparse.ArgumentParser(
-        prog="do_test_dataloader.py",
-        description="Print the first batch of each list: by default of the fake data in its three "
-        "forms.",
-    )
-    add = made.add_argument
-    add("--config", type=Path, metavar="YAML",
-        help="your own experiment, or a data yaml (names with `path` and `weight`)")
-    add("--model", default=str(TINY), metavar="SOURCE",
-        help="whose vocabulary a data yaml is read with (default: the tiny model)")
-    add("--stats", action="store_true", help="scan everything: hours, labels, lengths, bad members")
-    add("--plot", type=int, metavar="N", help="draw mel and speech tokens of N utterances a list")
-    add("--out", type=Path, default=Path("build") / "corpus", metavar="FOLDER",
-        help="where pictures and bad_members.txt go (default: %(default)s)")
-    add("--workers", type=int, default=1, help="processes (default: 1)")
-    cli.add_threads(made)
-    return made
-
-
-def run_arguments(chosen: argparse.Namespace) -> None:
-    """Print and draw what parsed arguments ask for."""
-    corpus = corpus_of(chosen.config, chosen.model)
-    if chosen.stats:
-        for line in report(corpus.lists, chosen.out, chosen.workers, corpus.data.schemes):
+def look(
+    config: Path | None = None, model: str = str(TINY), stats: bool = False,
+    plot: int | None = None, out: Path = Path("build") / "corpus", workers: int = 1,
+) -> None:  # fmt: skip
+    """Print and draw what is asked for: by default the first batches."""
+    corpus = corpus_of(config, model)
+    schemes = corpus.data.schemes
+    if stats:
+        for line in report(corpus.lists, out, workers, schemes):
             logs.out(line)
-    if chosen.plot:
-        for path in draw_items(corpus.lists, chosen.plot, chosen.out, corpus.data.schemes):
+    if plot is not None:
+        for path in draw_items(corpus.lists, plot, out, schemes):
             logs.out(f"drawn: {path}")
-    if not chosen.stats and not chosen.plot:
+    if not stats and plot is None:
         for line in first_batches(corpus):
             logs.out(line)
+
+
+OPTIONS = {
+    "config": "your own experiment, or a data yaml (names with `path` and `weight`); default: the "
+    "fake data in its three forms",
+    "model": "whose vocabulary a data yaml is read with (default: the tiny model)",
+    "stats": "scan everything: hours, labels, lengths, bad members",
+    "plot": "draw mel and speech tokens of so many utterances a list",
+    "out": "where pictures and bad_members.txt go", "workers": "processes",
+}  # fmt: skip
 
 
 def corpus_of(path: Path | None, model: str) -> Corpus:

@@ -9,7 +9,7 @@ has changed since, say a sound that was missing and is there now.
 import argparse
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from common_utils.command import called, parser_of
 from osum_echat import cli, logs, ray_pool
 from osum_echat.data.sources import Dropped, Noted, json_object, record_lines
 from osum_echat.errors import InputError
@@ -41,6 +42,20 @@ class Made:
     count: int | None = None  # records, where a line stands for several of them
     noted: list[Noted] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, found: Iterable[Mapping[str, Any] | str | Dropped | Noted]) -> "Made":
+        """Of rows or lines, and what is told between them, as they come."""
+        made = cls([])
+        for one in found:
+            if isinstance(one, Dropped):
+                made.dropped.append(one)
+            elif isinstance(one, Noted):
+                made.noted.append(one)
+            else:
+                line = one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)
+                made.lines.append(line)
+        return made
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -62,13 +77,27 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """How a job is done. workers: None: this process, or with ray, the address of a cluster, as
+    many as fit; overwrite: make everything again instead of going on."""
+
+    workers: int | None = None
+    overwrite: bool = False
+    ray: str | None = None
+
+    @classmethod
+    def chosen(cls, given: argparse.Namespace) -> "Work":
+        """By the options of `add_job_options`."""
+        return cls(given.workers, given.overwrite, given.ray)
+
+
+@dataclass(frozen=True, slots=True)
 class Job(Generic[Item]):
     """One output made of many items.
 
     settings: what all items depend on; another one begins anew. fingerprint: of an item's input;
     another one makes that item again. inputs: files that are read and never written over.
-    is_intact: whether what a line names is still there. workers: None: this process, or with ray,
-    the address of a cluster, as many as fit.
+    is_intact: whether what a line names is still there.
     """
 
     out: Path
@@ -76,14 +105,12 @@ class Job(Generic[Item]):
     make: Callable[[Item], Made]
     fingerprint: Callable[[Item], str]
     inputs: Sequence[Path] = ()
+    work: Work = Work()
     is_intact: Callable[[str], bool] = lambda line: True
-    workers: int | None = None
-    overwrite: bool = False
-    ray: str | None = None
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise InputError(f"workers {self.workers}: give 1 or more")
+        if self.work.workers is not None and self.work.workers < 1:
+            raise InputError(f"workers {self.work.workers}: give 1 or more")
         check_apart(self.out, self.inputs)
 
 
@@ -107,26 +134,26 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     cli.add_threads(parser)
 
 
-def door(
-    name: str, parser: Callable[[], argparse.ArgumentParser],
-    make: Callable[[argparse.Namespace], Report],
-) -> Callable[..., int]:  # fmt: skip
-    """The `main` of a tool that is one job: it parses, makes, and prints the report.
+def asked(make: Callable[..., Report], argv: Sequence[str] | None, **told: str) -> Report:
+    """What a tool that is one job makes of the words of its command, see command.py."""
+    parser = parser_of(make, told, ("work",))
+    add_job_options(parser)
+    given = parser.parse_args(argv)
+    return called(cli.importable(make), given, work=Work.chosen(given))
 
-    It returns 0, or 2 for what the user can put right, told in one line, and where nothing could be
-    used.
-    """
+
+def used(done: Report) -> Report:
+    """The report. Raises InputError where nothing could be used."""
+    if not done.written:
+        raise InputError(f"{done}: nothing can be used")
+    return done
+
+
+def tool(name: str, make: Callable[..., Report], **told: str) -> Callable[..., int]:
+    """The `main` of such a tool; it returns 0, or 2 for what the user can put right."""
 
     def main(argv: Sequence[str] | None = None) -> int:
-        chosen = parser().parse_args(argv)
-
-        def work() -> None:
-            done = cli.importable(make)(chosen)
-            if not done.written:
-                raise InputError(f"{done}: nothing can be used")
-            logs.out(str(done))
-
-        return cli.run(name, work)
+        return cli.run(name, lambda: logs.out(str(used(asked(make, argv, **told)))))
 
     return main
 
@@ -226,7 +253,7 @@ def run(job: Job[Item], items: Sequence[Item], description: str) -> Report:
     try:
         marks = [f"{number} {job.fingerprint(item)}" for number, item in enumerate(items)]
         path = journal_path(job.out)
-        whole = None if job.overwrite or path.exists() else _whole(job, marks)
+        whole = None if job.work.overwrite or path.exists() else _whole(job, marks)
         if whole is not None:
             LOG.info("%s: already made from the same input; --overwrite makes it again", job.out)
             return whole
@@ -251,11 +278,11 @@ def _make(
     """Make what is missing; each result goes to the journal, and into `done`, at once."""
     wanted = (items[number] for number in missing)
     made: Iterable[tuple[int, Made]]
-    if job.ray is not None:
-        pool = ray_pool.Pool(job.ray, job.workers)
+    if job.work.ray is not None:
+        pool = ray_pool.Pool(job.work.ray, job.work.workers)
         made = ray_pool.as_done(pool, partial(_as_it_is, job.make), wanted)
     else:
-        made = enumerate(in_order(job.make, wanted, job.workers or 1))
+        made = enumerate(in_order(job.make, wanted, job.work.workers or 1))
     for place, one in progress(made, description, len(missing)):
         number = missing[place]
         entry = {
@@ -276,11 +303,11 @@ def _kept(job: Job[Item], journal: Journal) -> dict[str, Any]:
     """Results of earlier runs by the fingerprint of their item; the journal begins with them."""
     begin = {"settings": job.settings}
     entries = [entry for _, entry in read_journal(journal.path)]
-    goes_on = entries[:1] == [begin] and not job.overwrite
+    goes_on = entries[:1] == [begin] and not job.work.overwrite
     if goes_on:
         found = {entry["item"]: {"noted": []} | entry for entry in entries[1:]}
     else:
-        found = {} if entries or job.overwrite else _finished(job)
+        found = {} if entries or job.work.overwrite else _finished(job)
     found = {mark: entry for mark, entry in found.items()
              if all(job.is_intact(line) for line in entry["lines"])}  # fmt: skip
     if not goes_on:

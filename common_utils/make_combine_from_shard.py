@@ -3,7 +3,6 @@
 Editing such a list edits the corpus: a line that is changed or gone needs no new tar.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common_utils import jobs
-from common_utils.jobs import Job, Made, Report, add_job_options, digest, run, stamp
+from common_utils.jobs import Job, Made, Report, Work, digest, stamp
 from common_utils.make_shard_from_raw import UNSAID
 from osum_echat.data.manifest import COMBINES_LIST, RAW_LIST, TAR_ROOT, list_shards
 from osum_echat.data.sources import Dropped, Noted, Shard, json_object
@@ -39,33 +38,16 @@ class Target:
         return self.folder / f"{tar.stem}.list"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of make_combine_from_shard.py."""
-    made = argparse.ArgumentParser(
-        prog=NAME,
-        description="Write the words of shards into jsonl lists, one a tar; the tars stay as they "
-        "are and are read along with the lists.",
-    )
-    add = made.add_argument
-    add("shards", type=Path, help="shards_list.txt, or one .tar")
-    add("out", type=Path, help="folder for combines_list.txt, combines_tar_root.txt, the lists")
-    add("--task", help="one task tag for all utterances in place of their own")
-    add_job_options(made)
-    return made
-
-
-def run_arguments(chosen: argparse.Namespace) -> Report:
-    """Make the lists that parsed arguments ask for."""
-    tars = read_shards(chosen.shards)
-    target = Target(chosen.out, chosen.task)
-    root = _root(tars, chosen.out)
+def make(shards: Path, out: Path, /, work: Work, task: str | None = None) -> Report:
+    """Make the lists of some tars."""
+    tars, target = read_shards(shards), Target(out, task)
+    root = _root(tars, out)
     job = Job(
-        target.folder / COMBINES_LIST, digest(FORMAT, root, chosen.task),
-        partial(write_list, target), lambda tar: digest(stamp(tar)), [chosen.shards, *tars],
-        lambda line: (target.folder / line).is_file(), chosen.workers, chosen.overwrite,
-        chosen.ray,
+        out / COMBINES_LIST, digest(FORMAT, root, task), partial(write_list, target),
+        lambda tar: digest(stamp(tar)), [shards, *tars], work,
+        lambda line: (out / line).is_file(),
     )  # fmt: skip
-    whole = target.folder / RAW_LIST
+    whole = out / RAW_LIST
     lists = list(map(target.list_of, tars))
     if whole in lists:
         raise InputError(f"{tars[lists.index(whole)]}: its list would be {RAW_LIST}, which holds "
@@ -73,12 +55,12 @@ def run_arguments(chosen: argparse.Namespace) -> Report:
     for path in (whole, *lists):
         if path.exists() and not jobs.is_begun(job.out):
             raise InputError(f"{path}: is there and no list of this command; choose another OUT")
-    report = run(job, tars, "tars")
-    with whole_file(target.folder / TAR_ROOT) as file:
+    report = jobs.run(job, tars, "tars")
+    with whole_file(out / TAR_ROOT) as file:
         file.write(f"{root}\n".encode())
-    with whole_file(whole) as out:          # the lines of all lists together
+    with whole_file(whole) as file:         # the lines of all lists together
         for name in job.out.read_text(encoding="utf-8").split("\n")[:-1]:
-            out.write((target.folder / name).read_bytes())
+            file.write((out / name).read_bytes())
     return report
 
 
@@ -173,7 +155,11 @@ def _root(tars: list[Path], out: Path) -> str:
     return str(folder) if seen.count(os.pardir) > 1 else seen
 
 
-main = jobs.door(NAME, parser, run_arguments)
+main = jobs.tool(
+    NAME, make, shards="shards_list.txt, or one .tar",
+    out="folder for combines_list.txt, combines_tar_root.txt, the lists",
+    task="one task tag for all utterances in place of their own",
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,8 @@
-"""Local Hugging Face audio data sets to raw lists: parquet files, or a folder with metadata."""
+"""Local Hugging Face audio data sets to raw lists: parquet files, or a folder with metadata.
 
-import argparse
+Metadata: metadata.jsonl, .csv or .parquet. Parquet needs pyarrow.
+"""
+
 import csv
 import io
 import json
@@ -14,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from common_utils import jobs
-from common_utils.jobs import Job, Made, Report, add_job_options, digest, run, stamp
-from osum_echat import audio
+from common_utils.jobs import Job, Made, Report, Work, digest, stamp
+from osum_echat import audio as sounds
 from osum_echat.data.sources import Dropped, Noted, json_object
 from osum_echat.errors import DataError, InputError
 from osum_echat.files import BYTE_ORDER_MARK, absolute, whole_file
@@ -60,38 +62,20 @@ class Columns:
     key: str | None = None
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of make_raw_from_hf.py."""
-    made = argparse.ArgumentParser(
-        prog=NAME,
-        description="Turn a local Hugging Face audio data set (parquet files, or a folder with "
-        "metadata.jsonl, .csv or .parquet) into a raw list. Parquet needs pyarrow.",
-    )
-    made.add_argument("folder", type=Path, help="the data set as downloaded")
-    made.add_argument("out", type=Path, help="the raw jsonl list; parquet audio goes beside it, "
-                      "into a folder of its name")  # fmt: skip
-    made.add_argument("--split", help="only files whose name begins so: train, test ...")
-    made.add_argument("--task", default=DEFAULT_TASK,
-                      help="task tag where no column tells one (default: %(default)s)")  # fmt: skip
-    for name in ("audio", "text", "key"):
-        made.add_argument(f"--{name}", metavar="COLUMN", help=f"that holds the {name}")
-    add_job_options(made)
-    return made
-
-
-def run_arguments(chosen: argparse.Namespace) -> Report:
-    """Make the list that parsed arguments ask for."""
-    columns = Columns(chosen.audio, chosen.text, chosen.key)
-    out = absolute(chosen.out)
-    places = find_places(chosen.folder, chosen.split)
-    stems = stems_of(chosen.folder, places)
-    items = [rows for place in places for rows in _portions(place, stems[place])]
+def make(
+    folder: Path, out: Path, /, work: Work, split: str | None = None, task: str = DEFAULT_TASK,
+    audio: str | None = None, text: str | None = None, key: str | None = None,
+) -> Report:  # fmt: skip
+    """Make the raw list of a data set."""
+    columns, place = Columns(audio, text, key), absolute(out)
+    places = find_places(folder, split)
+    stems = stems_of(folder, places)
+    items = [rows for one in places for rows in _portions(one, stems[one])]
     job = Job(
-        chosen.out, digest(chosen.task, columns.audio, columns.text, columns.key, str(out)),
-        partial(convert, columns, chosen.task, out), partial(fingerprint, columns), places,
-        workers=chosen.workers, overwrite=chosen.overwrite, ray=chosen.ray,
+        out, digest(task, audio, text, key, str(place)), partial(convert, columns, task, place),
+        partial(fingerprint, columns), places, work,
     )  # fmt: skip
-    return run(job, items, "portions")
+    return jobs.run(job, items, "portions")
 
 
 def fingerprint(columns: Columns, rows: Rows) -> str:
@@ -137,28 +121,31 @@ def stems_of(folder: Path, places: list[Path]) -> dict[Path, str]:
 
 def convert(columns: Columns, task: str, out: Path, rows: Rows) -> Made:
     """The lines of some rows; embedded audio is written beside the list."""
-    lines, left_out, noted = [], [], []
+    return Made.of(_converted(columns, task, out, rows))
+
+
+def _converted(
+    columns: Columns, task: str, out: Path, rows: Rows
+) -> Iterator[dict[str, Any] | Dropped | Noted]:
     for number, row in _read(rows):
         where = f"{rows.place} (row {number + 1})"
         if isinstance(row, Dropped):
-            left_out.append(row)
+            yield row
             continue
         try:
             made = _line(row, columns, task, out, rows, number)
-            line = json.dumps(made, ensure_ascii=False)
-            line.encode()
+            json.dumps(made, ensure_ascii=False).encode()
             Utterance.from_json(made, where, out.parent)    # can it be read as a record?
             if "wav" in made:
-                sound = audio.read(out.parent / made["wav"], None)
-                noted += [Noted(one.kind, f"{where}: {one.detail}") for one in sound.findings]
-            lines.append(line)
+                found = sounds.read(out.parent / made["wav"], None).findings
+                yield from (Noted(one.kind, f"{where}: {one.detail}") for one in found)
+            yield made
         except UnicodeEncodeError as error:
-            left_out.append(Dropped("bad row", f"{where}: half a character or bad bytes: {error}"))
+            yield Dropped("bad row", f"{where}: half a character or bad bytes: {error}")
         except InputError as error:
-            left_out.append(Dropped("bad row", f"{where}: {error}"))
+            yield Dropped("bad row", f"{where}: {error}")
         except DataError as error:
-            left_out.append(Dropped("bad row", str(error)))
-    return Made(lines, left_out, noted=noted)
+            yield Dropped("bad row", str(error))
 
 
 def _line(
@@ -333,7 +320,13 @@ def _parquet(file: Path) -> Any:
         raise InputError(f"{file}: not a parquet file that can be read ({error})") from error
 
 
-main = jobs.door(NAME, parser, run_arguments)
+main = jobs.tool(
+    NAME, make, folder="the data set as downloaded", audio="column that holds the audio",
+    text="column that holds the text", key="column that holds the key",
+    out="the raw jsonl list; parquet audio goes beside it, into a folder of its name",
+    split="only files whose name begins so: train, test ...",
+    task="task tag where no column tells one",
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,5 @@
 """Kaldi data folders to raw lists: wav.scp, text, segments and any utt2* files."""
 
-import argparse
-import json
 import math
 import re
 import sys
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common_utils import jobs
-from common_utils.jobs import Job, Made, Report, add_job_options, digest, run, stamp
+from common_utils.jobs import Job, Made, Report, Work, digest, stamp
 from osum_echat import audio
 from osum_echat.data.sources import Dropped, Noted
 from osum_echat.errors import InputError
@@ -48,43 +46,27 @@ class Entry:
     told: dict[str, str]  # from utt2*: the part after `utt2` -> its value
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of make_raw_from_kaldi.py."""
-    made = argparse.ArgumentParser(
-        prog=NAME,
-        description="Turn a Kaldi data folder (wav.scp, text, segments, utt2*) into a raw list.",
-    )
-    made.add_argument("folder", type=Path, help="with wav.scp and text")
-    made.add_argument("out", type=Path, help="the raw jsonl list to write")
-    made.add_argument("--task", default=DEFAULT_TASK,
-                      help="task tag where utt2task tells none (default: %(default)s)")  # fmt: skip
-    made.add_argument("--root", type=Path, default=Path(),
-                      help="where relative paths of wav.scp start (default: here)")  # fmt: skip
-    add_job_options(made)
-    return made
-
-
-def run_arguments(chosen: argparse.Namespace) -> Report:
-    """Make the list that parsed arguments ask for."""
-    entries, lost = read_folder(chosen.folder)
+def make(
+    folder: Path, out: Path, /, work: Work, task: str = DEFAULT_TASK, root: Path = Path()
+) -> Report:
+    """Make the raw list of a data folder."""
+    entries, lost = read_folder(folder)
     portions: list[list[Entry | Dropped]] = [
         [*entries[at : at + PORTION]] for at in range(0, len(entries), PORTION)
     ]
     if lost:
         portions.append([*lost])
-    root, beside = absolute(chosen.root), absolute(chosen.out.parent)
+    start, beside = absolute(root), absolute(out.parent)
 
     def fingerprint(portion: list[Entry | Dropped]) -> str:
-        told = [(str(one), stamp(root / one.audio) if isinstance(one, Entry) else None)
-                for one in portion]  # fmt: skip
-        return digest(told)
+        return digest([(str(one), stamp(start / one.audio) if isinstance(one, Entry) else None)
+                       for one in portion])  # fmt: skip
 
     job = Job(
-        chosen.out, digest(chosen.task, str(root), str(beside)),
-        partial(describe, root, beside, chosen.task), fingerprint, list(_files(chosen.folder)),
-        workers=chosen.workers, overwrite=chosen.overwrite, ray=chosen.ray,
+        out, digest(task, str(start), str(beside)), partial(describe, start, beside, task),
+        fingerprint, list(_files(folder)), work,
     )  # fmt: skip
-    return run(job, portions, "utterances")
+    return jobs.run(job, portions, "utterances")
 
 
 def read_folder(folder: Path) -> tuple[list[Entry], list[Dropped]]:
@@ -136,26 +118,25 @@ def _segment(told: str) -> tuple[str, tuple[float, float]]:
 
 def describe(root: Path, beside: Path, task: str, portion: list[Entry | Dropped]) -> Made:
     """The lines of some utterances; those whose audio cannot be decoded are left out."""
-    lines, left_out, noted = [], [], []
-    for entry in portion:
-        if isinstance(entry, Dropped):
-            left_out.append(entry)
-            continue
-        path = root / entry.audio
-        try:
-            sound = audio.read(path, None, entry.segment_s)
-        except InputError as error:
-            left_out.append(Dropped("audio cannot be used", f"{entry.key}: {error}"))
-            continue
-        found = [Noted(one.kind, f"{entry.key}: {path}: {one.detail}") for one in sound.findings]
-        beyond = [Dropped("bad segment", one.detail) for one in found if one.reason == audio.BEYOND]
-        if beyond:
-            left_out += beyond
-            continue
-        noted += found
-        row = _row(entry, task, _relative(path, beside), len(sound.samples) / sound.rate_hz)
-        lines.append(json.dumps(row, ensure_ascii=False))
-    return Made(lines, left_out, noted=noted)
+    return Made.of(one for entry in portion for one in (
+        [entry] if isinstance(entry, Dropped) else _described(root, beside, task, entry)))
+
+
+def _described(
+    root: Path, beside: Path, task: str, entry: Entry
+) -> Iterator[dict[str, Any] | Dropped | Noted]:
+    path = root / entry.audio
+    try:
+        sound = audio.read(path, None, entry.segment_s)
+    except InputError as error:
+        yield Dropped("audio cannot be used", f"{entry.key}: {error}")
+        return
+    found = [Noted(one.kind, f"{entry.key}: {path}: {one.detail}") for one in sound.findings]
+    beyond = [Dropped("bad segment", one.detail) for one in found if one.reason == audio.BEYOND]
+    yield from beyond or found
+    if not beyond:
+        length_s = len(sound.samples) / sound.rate_hz
+        yield _row(entry, task, _relative(path, beside), length_s)
 
 
 def _row(entry: Entry, task: str, wav: str, length_s: float) -> dict[str, Any]:
@@ -243,7 +224,11 @@ def _problem(place: str | None) -> str | None:
     return None
 
 
-main = jobs.door(NAME, parser, run_arguments)
+main = jobs.tool(
+    NAME, make, folder="with wav.scp and text", out="the raw jsonl list to write",
+    task="task tag where utt2task tells none",
+    root="where relative paths of wav.scp start (default: here)",
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,7 +4,6 @@ A member is `<key>.<kind>`, all those of a key side by side; the kinds are the o
 Audio is kept as 16 kHz, 16-bit, mono wav whatever it was.
 """
 
-import argparse
 import io
 import json
 import sys
@@ -20,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from common_utils import jobs
-from common_utils.jobs import Job, Made, Piece, Report, digest
+from common_utils.jobs import Job, Made, Piece, Report, Work, digest
 from osum_echat import audio
 from osum_echat.data.manifest import SHARDS_LIST
 from osum_echat.data.sources import Dropped, Noted
@@ -43,8 +42,8 @@ class Target:
     """Where tars go and what they are called."""
 
     folder: Path
-    prefix: str = "shard"
-    per_tar: int = 1000
+    prefix: str
+    per_tar: int
 
     def __post_init__(self) -> None:
         if not self.prefix or Path(self.prefix).name != self.prefix:
@@ -55,30 +54,16 @@ class Target:
         return self.folder / f"{self.prefix}_{number:09d}.tar"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of make_shard_from_raw.py."""
-    made = argparse.ArgumentParser(
-        prog=NAME,
-        description="Turn a raw jsonl list into shards (tars) and their shards_list.txt.",
-    )
-    made.add_argument("list", type=Path, help="raw jsonl list; audio paths start at its folder")
-    made.add_argument("out", type=Path, help="folder for the tars and shards_list.txt")
-    made.add_argument("--per-tar", type=int, default=1000, help="utterances a tar (default: 1000)")
-    made.add_argument("--prefix", default="shard", help="of the tars' names (default: shard)")
-    jobs.add_job_options(made)
-    return made
-
-
-def run_arguments(chosen: argparse.Namespace) -> Report:
-    """Make the shards that parsed arguments ask for."""
-    target = Target(chosen.out, chosen.prefix, chosen.per_tar)
+def make(
+    raw: Path, out: Path, /, work: Work, per_tar: int = 1000, prefix: str = "shard"
+) -> Report:
+    """Make the shards of a raw list, and their shards_list.txt."""
+    target = Target(out, prefix, per_tar)
     job = Job(
-        target.folder / SHARDS_LIST, digest(FORMAT, target.prefix, target.per_tar),
-        partial(write_tar, target), jobs.fingerprint, [chosen.list],
-        lambda line: (target.folder / line).is_file(), chosen.workers, chosen.overwrite,
-        chosen.ray,
+        out / SHARDS_LIST, digest(FORMAT, prefix, per_tar), partial(write_tar, target),
+        jobs.fingerprint, [raw], work, lambda line: (out / line).is_file(),
     )  # fmt: skip
-    return jobs.run(job, jobs.pieces(chosen.list, target.per_tar), "shards")
+    return jobs.run(job, jobs.pieces(raw, per_tar), "shards")
 
 
 def write_tar(target: Target, piece: Piece) -> Made:
@@ -223,7 +208,10 @@ def _fields(raw: dict[str, Any], utterance: Utterance) -> Iterator[tuple[str, by
     yield "extra", json.dumps(extra, ensure_ascii=False).encode()
 
 
-main = jobs.door(NAME, parser, run_arguments)
+main = jobs.tool(
+    NAME, make, raw="raw jsonl list; audio paths start at its folder", per_tar="utterances a tar",
+    out="folder for the tars and shards_list.txt", prefix="of the tars' names",
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

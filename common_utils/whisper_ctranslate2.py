@@ -11,7 +11,6 @@ import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -92,46 +91,42 @@ def read(path: Path) -> dict[str, Tensor]:
     has none.
     """
     try:
-        with path.open("rb") as file:
-            (version,) = _unpack(file, "<I", path)
-            if version != VERSION:
-                raise CheckpointError(
-                    f"{path}: CTranslate2 layout {version}, only {VERSION} can be read"
-                )
-            _string(file, path)
-            _, count = _unpack(file, "<II", path)
-            return dict(_variable(file, path) for _ in range(count))
+        data = memoryview(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    place = 0
 
+    def take(layout: str) -> tuple[int, ...]:
+        nonlocal place
+        place += struct.calcsize(layout)
+        return struct.unpack_from(layout, data, place - struct.calcsize(layout))
 
-def _variable(file: BinaryIO, path: Path) -> tuple[str, Tensor]:
-    name = _string(file, path)
-    (rank,) = _unpack(file, "<B", path)
-    shape = _unpack(file, f"<{rank}I", path)
-    kind, size = _unpack(file, "<BI", path)
-    if kind not in DTYPES:
-        raise CheckpointError(f"{path}: {name} has element type {kind}, known: {sorted(DTYPES)}")
-    values = np.frombuffer(_exactly(file, size, path), DTYPES[kind])
-    if kind == BFLOAT16:
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    return name, torch.from_numpy(values.reshape(shape).copy())
+    def text() -> str:
+        (length,) = take("<H")
+        return bytes(take(f"<{length}B")).rstrip(b"\0").decode()
 
+    def variable() -> tuple[str, Tensor]:
+        name, (rank,) = text(), take("<B")
+        shape = take(f"<{rank}I")
+        kind, size = take("<BI")
+        if kind not in DTYPES:
+            raise CheckpointError(f"{path}: {name} has element type {kind}, not {sorted(DTYPES)}")
+        dtype = np.dtype(DTYPES[kind])
+        values = np.frombuffer(data, dtype, size // dtype.itemsize, place)
+        take(f"<{size}x")
+        if kind == BFLOAT16:
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        return name, torch.from_numpy(values.reshape(shape).copy())
 
-def _string(file: BinaryIO, path: Path) -> str:
-    (length,) = _unpack(file, "<H", path)
-    return _exactly(file, length, path).rstrip(b"\0").decode()
-
-
-def _unpack(file: BinaryIO, layout: str, path: Path) -> tuple[int, ...]:
-    return struct.unpack(layout, _exactly(file, struct.calcsize(layout), path))
-
-
-def _exactly(file: BinaryIO, size: int, path: Path) -> bytes:
-    data = file.read(size)
-    if len(data) < size:
-        raise CheckpointError(f"{path}: ends too early; fetch it again")
-    return data
+    try:
+        (version,) = take("<I")
+        if version != VERSION:
+            raise CheckpointError(f"{path}: CTranslate2 layout {version}, not {VERSION}")
+        text()
+        _, count = take("<II")
+        return dict(variable() for _ in range(count))
+    except (struct.error, ValueError) as error:
+        raise CheckpointError(f"{path}: ends too early; fetch it again") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

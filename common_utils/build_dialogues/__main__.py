@@ -9,7 +9,8 @@ step dropped, and why, stands in *.report.json beside its file; the sum in OUT/c
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ from common_utils.build_dialogues.dialogue import (
     CHECKED,
     HEARD,
     PLAN,
+    PORTION,
     SPOKEN,
     WRITTEN,
     Dialogue,
     bill,
     depends,
-    run_step,
 )
 from common_utils.build_dialogues.listen import Listening, ListenSettings
 from common_utils.build_dialogues.pack import CARD, CORPUS, PackSettings, card, pack_corpus
@@ -33,8 +34,8 @@ from common_utils.build_dialogues.plan import PlanSettings, plan_dialogues, with
 from common_utils.build_dialogues.speak import Speaking, SpeakSettings, check_voices
 from common_utils.build_dialogues.write import WriteSettings, Writing
 from common_utils.extract_speech_tokens import find_tokenizer
+from common_utils.jobs import Job, Made, Piece, Work, digest, used
 from osum_echat import cli, logs
-from osum_echat.errors import InputError
 from osum_echat.files import absolute, whole_file, write_jsonl
 from osum_echat.settings import override, parse, read_mapping
 
@@ -55,13 +56,17 @@ class Settings:
     seed: int = 1
 
 
+FILES = {"plan": PLAN, "write": WRITTEN, "check": CHECKED, "speak": SPOKEN, "listen": HEARD}
+SOURCES = {"write": PLAN, "speak": CHECKED, "listen": SPOKEN}
+
+
 @dataclass(frozen=True, slots=True)
 class Build:
-    """One corpus: its settings, its folder, the options of the command."""
+    """One corpus: its settings, its folder, and how the work is done."""
 
     settings: Settings
     out: Path
-    chosen: argparse.Namespace
+    work: Work
 
     def calls(self, step: str) -> Path:
         return self.out / "calls" / step
@@ -77,29 +82,24 @@ class Build:
     def write(self) -> None:
         own, thoughts = self.settings.write, self.settings.plan.thoughts
         made = Writing(own, thoughts, self.calls("write"))
-        given = [depends(own), thoughts, Path(own.prompts)]
-        self._told(run_step("write", made, self.out / PLAN, self.out / WRITTEN, given, self.chosen))
+        self._run("write", made, [depends(own), thoughts, Path(own.prompts)])
 
     def check(self) -> None:
-        self._told(check_written(self.settings.check, self.out, self.calls("check"), self.chosen))
+        done = check_written(self.settings.check, self.out, self.calls("check"), self.work)
+        logs.out(str(used(done)))
 
     def speak(self) -> None:
-        own = self.settings.speak
-        made = Speaking(own, self.out, self.calls("speak"), self.settings.seed)
-        self._told(run_step(
-            "speak", made, self.out / CHECKED, self.out / SPOKEN,
-            [depends(own), self.settings.seed], self.chosen, self._has_sounds,
-        ))  # fmt: skip
+        own, seed = self.settings.speak, self.settings.seed
+        made = Speaking(own, self.out, self.calls("speak"), seed)
+        self._run("speak", made, [depends(own), seed], self._has_sounds)
 
     def listen(self) -> None:
         own = self.settings.listen
-        made = Listening(own, self.out, self.calls("listen"))
-        self._told(run_step("listen", made, self.out / SPOKEN, self.out / HEARD, [depends(own)],
-                            self.chosen))  # fmt: skip
+        self._run("listen", Listening(own, self.out, self.calls("listen")), [depends(own)])
 
     def pack(self) -> None:
         own = self.settings
-        found = pack_corpus(own.pack, own.plan.counts, self.out, self.chosen)
+        found = pack_corpus(own.pack, own.plan.counts, self.out, self.work)
         made_by = {
             "words": f"{own.write.endpoint.model} by {Path(own.write.prompts).name}",
             "second opinion": own.check.judge.model if own.check.judge else "none",
@@ -113,15 +113,23 @@ class Build:
         asked = sum(own.plan.counts.values())
         logs.out(f"{place}: {found['dialogues']} of {asked} dialogues, rows: {found['rows']}")
 
+    def _run(
+        self, name: str, make: Callable[[Piece], Made], given: Sequence[Any],
+        is_intact: Callable[[str], bool] = lambda line: True,
+    ) -> None:  # fmt: skip
+        """Make every portion that is not made yet. given: what all portions depend on."""
+        source = self.out / SOURCES[name]
+        job = Job(self.out / FILES[name], digest(name, *given), make, jobs.fingerprint, [source],
+                  self.work, is_intact)  # fmt: skip
+        told = f"{name}, {PORTION} dialogues at a time"
+        logs.out(str(used(jobs.run(job, jobs.pieces(source, PORTION), told))))
+
     def _summary(self) -> dict[str, dict[str, Any]]:
         """What each step kept and dropped, and its bill."""
         summary: dict[str, dict[str, Any]] = {}
-        for name, file in (("write", WRITTEN), ("check", CHECKED), ("speak", SPOKEN),
-                           ("listen", HEARD)):  # fmt: skip
-            raw = json.loads(jobs.report_path(self.out / file).read_bytes())
-            dropped: dict[str, int] = {}
-            for reason, _ in raw["left_out"]:
-                dropped[reason] = dropped.get(reason, 0) + 1
+        for name in STEPS[1:-1]:
+            raw = json.loads(jobs.report_path(self.out / FILES[name]).read_bytes())
+            dropped = Counter(reason for reason, _ in raw["left_out"])
             summary[name] = {"kept": raw["written"], "dropped": dropped,
                              "bill": bill(self.calls(name))}  # fmt: skip
         return summary
@@ -130,11 +138,6 @@ class Build:
         turns = json.loads(line)["turns"]
         return all((self.out / wav).is_file() for one in turns
                    for wav in (one["wav"], one["reply_wav"]) if wav)  # fmt: skip
-
-    def _told(self, done: jobs.Report) -> None:
-        if not done.written:
-            raise InputError(f"{done}: nothing can be used")
-        logs.out(str(done))
 
 
 def _engine(one: Any) -> str:
@@ -163,7 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         raw = read_mapping(chosen.config)
         override(raw, chosen.settings)
-        build = Build(parse(Settings, raw, str(chosen.config)), absolute(chosen.out), chosen)
+        build = Build(parse(Settings, raw, str(chosen.config)), absolute(chosen.out),
+                      Work.chosen(chosen))  # fmt: skip
         if "speak" in chosen.steps:
             check_voices(build.settings.speak, build.planned())
         if "pack" in chosen.steps:

@@ -2,7 +2,6 @@
 content, near-duplicates, and a second opinion by a judge."""
 
 import re
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -23,7 +22,7 @@ from common_utils.build_dialogues.dialogue import (
     made,
     read_dialogues,
 )
-from common_utils.jobs import Job, Made, Piece, Report, digest
+from common_utils.jobs import Job, Made, Piece, Report, Work, digest
 from osum_echat.data.sources import Dropped
 from osum_echat.errors import ConfigError
 from osum_echat.evaluation.judge import Exhibit, Rubric, holds
@@ -96,7 +95,7 @@ class Checking:
         return Dropped("judge: no readable answer", dialogue.key)
 
 
-def check_written(settings: CheckSettings, folder: Path, calls: Path, chosen: Namespace) -> Report:
+def check_written(settings: CheckSettings, folder: Path, calls: Path, work: Work) -> Report:
     """The step. What is wrong by itself is never shown to a judge."""
     source, out = folder / WRITTEN, folder / CHECKED
     dialogues = read_dialogues(source)
@@ -109,7 +108,7 @@ def check_written(settings: CheckSettings, folder: Path, calls: Path, chosen: Na
         out, digest("check", depends(settings), Path(settings.rubric)), Checking(settings, calls),
         lambda item: digest(jobs.fingerprint(item[0]),
                             {key: one.reason for key, one in item[1].items()}),
-        [source], workers=chosen.workers, overwrite=chosen.overwrite, ray=chosen.ray,
+        [source], work,
     )  # fmt: skip
     return jobs.run(job, items, f"check, {PORTION} dialogues at a time")
 

@@ -7,7 +7,6 @@ file for each portion, so that no call is made twice, whenever the work is stopp
 
 import json
 import os
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common_utils import jobs
-from common_utils.jobs import Job, Made, Piece, Report, digest
+from common_utils.jobs import Made, Piece, digest
 from osum_echat.data.sources import Dropped
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.evaluation.endpoint import DEFAULT_URL, ContentRefusedError, Endpoint, EndpointError
@@ -223,21 +222,7 @@ def depends(settings: Any) -> str:
 
 def made(found: Iterable[Dialogue | Dropped]) -> Made:
     """What a portion became."""
-    every = list(found)
-    return Made([one.line for one in every if isinstance(one, Dialogue)],
-                [one for one in every if isinstance(one, Dropped)])  # fmt: skip
-
-
-def run_step(
-    name: str, make: Callable[[Piece], Made], source: Path, out: Path, given: Sequence[Any],
-    chosen: Namespace, is_intact: Callable[[str], bool] = lambda line: True,
-) -> Report:  # fmt: skip
-    """Make every portion of a file that is not made yet. given: what all portions depend on."""
-    job = Job(
-        out, digest(name, *given), make, jobs.fingerprint, [source], is_intact,
-        chosen.workers, chosen.overwrite, chosen.ray,
-    )  # fmt: skip
-    return jobs.run(job, jobs.pieces(source, PORTION), f"{name}, {PORTION} dialogues at a time")
+    return Made.of(one.line if isinstance(one, Dialogue) else one for one in found)
 
 
 def bill(folder: Path) -> dict[str, float]:

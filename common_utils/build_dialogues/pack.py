@@ -7,7 +7,6 @@
     OUT/corpus/NAME/shard, NAME/combine, statistics.json, README.md
 """
 
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,9 +17,9 @@ import yaml
 
 from common_utils import extract_speech_tokens, make_combine_from_shard, make_shard_from_raw
 from common_utils.build_dialogues.dialogue import HEARD, LANGUAGES, Dialogue, read_dialogues
-from common_utils.jobs import Report
-from osum_echat import audio, logs
-from osum_echat.data.manifest import COMBINES_LIST
+from common_utils.jobs import Work, used
+from osum_echat import audio
+from osum_echat.data.manifest import COMBINES_LIST, SHARDS_LIST
 from osum_echat.data.prepare import REPLY_STYLES
 from osum_echat.errors import InputError
 from osum_echat.files import read_journal, whole_file, write_json, write_jsonl
@@ -33,7 +32,6 @@ DIALOGUES, REPLIES, WRITTEN = "dialogues", "replies", "written"
 THINK_TAG, HISTORY_TAG = "<S2TCHAT> <TEXT2TOKEN> <THINK>", "<S2TCHAT> <TEXT2TOKEN> <HISTORY>"
 PLAIN_TAG, TTS_TAG, T2T_TAG = "<S2TCHAT> <TEXT2TOKEN>", "<TEXT2TOKEN>", "<TEXT2TEXT>"
 CALM = "CALM"
-LOG = logs.logger(__name__)
 Row = dict[str, Any]
 
 
@@ -61,22 +59,19 @@ class PackSettings:
 
 
 def pack_corpus(
-    settings: PackSettings, counts: Mapping[str, int], folder: Path, chosen: Namespace
+    settings: PackSettings, counts: Mapping[str, int], folder: Path, work: Work
 ) -> dict[str, Any]:
     """Make OUT/corpus of what is heard; returns its statistics."""
     corpus = folder / CORPUS
     kept = first_of_each(read_dialogues(folder / HEARD), counts)
     spoken = [one for one in kept if one.last.wav]
-    options = ["--workers", str(chosen.workers)] if chosen.workers else []
-    options += ["--ray", chosen.ray] if chosen.ray else []
-    options += ["--overwrite"] if chosen.overwrite else []
     made: dict[str, list[Row]] = {WRITTEN: [row for one in kept if not one.last.wav
                                             for row in written_rows(one)]}  # fmt: skip
     if spoken:
-        untold, lists = corpus / f".{REPLIES}.list", corpus / f"{REPLIES}.list"
+        untold, coded = corpus / f".{REPLIES}.list", corpus / f"{REPLIES}.list"
         write_jsonl(untold, (row for one in spoken for row in reply_rows(one)))
-        _run(extract_speech_tokens, [untold, lists, "--tokenizer", settings.tokenizer, *options])
-        replies = {str(row["key"]): row for _, row in read_journal(lists)}
+        used(extract_speech_tokens.make(untold, coded, work, Path(settings.tokenizer)))
+        replies = {str(row["key"]): row for _, row in read_journal(coded)}
         codes = {key: row["extra"]["speech_token"] for key, row in replies.items()}
         made[REPLIES] = list(replies.values())
         made[DIALOGUES] = [
@@ -89,7 +84,9 @@ def pack_corpus(
         if rows:
             place = corpus / f"{name}.list"
             write_jsonl(place, rows)
-            _shards(place, corpus / name, settings.per_tar, options)
+            shards, lists = corpus / name / "shard", corpus / name / "combine"
+            used(make_shard_from_raw.make(place, shards, work, settings.per_tar))
+            used(make_combine_from_shard.make(shards / SHARDS_LIST, lists, work))
             data[name] = {"path": f"{name}/combine/{COMBINES_LIST}", "weight": 1}
     if not data:
         raise InputError(f"{folder / HEARD}: nothing to pack")
@@ -173,21 +170,6 @@ def _beside(wav: str | None) -> str:
 
 def _key(dialogue: Dialogue, number: int) -> str:
     return f"{dialogue.key}-{number + 1}-reply"
-
-
-def _shards(place: Path, folder: Path, per_tar: int, options: list[str]) -> None:
-    """Shards of a list, and combine lists of these."""
-    shards = folder / "shard"
-    _run(make_shard_from_raw, [place, shards, "--per-tar", str(per_tar), *options])
-    _run(make_combine_from_shard, [shards / make_shard_from_raw.SHARDS_LIST, folder / "combine",
-                                   *options])  # fmt: skip
-
-
-def _run(tool: Any, words: Sequence[str | Path]) -> None:
-    done: Report = tool.run_arguments(tool.parser().parse_args(list(map(str, words))))
-    LOG.info("%s", done)
-    if not done.written:
-        raise InputError(f"{done}: nothing can be used")
 
 
 def statistics(

@@ -2,10 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -15,7 +14,7 @@ from osum_echat.errors import ConfigError
 from osum_echat.files import read_lines
 from osum_echat.metrics import language_of
 from osum_echat.records import Labels
-from osum_echat.settings import check_numbers, read_mapping
+from osum_echat.settings import check_numbers, check_word, read_mapping
 from osum_echat.thinking import DEFAULT_LABELS, VALUES
 
 MULTI = "multi"
@@ -58,43 +57,33 @@ class PlanSettings:
     recorded: float = 0.3
 
     def __post_init__(self) -> None:
-        for name, count in self.counts.items():
-            _known("plan.counts", name, (*VALUES, MULTI))
-            if count < 0:
-                raise ConfigError(f"plan.counts.{name}: {count}, need 0 or more")
-        for language, share in self.languages.items():
-            _known("plan.languages", language, LANGUAGES)
-            if not 0 <= share < math.inf:
-                raise ConfigError(f"plan.languages.{language}: {share}, need 0 or more")
-        for name in ("counts", "languages"):
-            if not sum(getattr(self, name).values()):
+        known: dict[str, tuple[Iterable[str], Iterable[str]]] = {
+            "counts": (self.counts, (*VALUES, MULTI)), "languages": (self.languages, LANGUAGES),
+            "labels": (self.labels, VALUES), "pairs": (chain(*self.pairs), VALUES),
+            "thoughts": (self.thoughts, THOUGHTS),
+        }
+        for name, values in self.labels.items():
+            known[f"labels.{name}"] = values, sorted(VALUES.get(name, ()))
+        for place, (given, words) in known.items():
+            for word in given:
+                check_word(f"plan.{place}", word, words)
+        for name, shares in (("counts", self.counts), ("languages", self.languages)):
+            if not all(0 <= share < math.inf for share in shares.values()):
+                raise ConfigError(f"plan.{name}: {shares}, need 0 or more of each")
+            if not any(shares.values()):
                 raise ConfigError(f"plan.{name}: nothing to plan; give one above 0")
         for name, values in self.labels.items():
-            _known("plan.labels", name, VALUES)
             if not values:
                 raise ConfigError(f"plan.labels.{name}: empty; leave it out for the usual ones")
-            for value in values:
-                _known(f"plan.labels.{name}", value, sorted(VALUES[name]))
         for one in self.pairs:
             if len(set(one)) != 2:
                 raise ConfigError(f"plan.pairs: {list(one)}, need two different fields")
-            for name in one:
-                _known("plan.pairs", name, VALUES)
-        for thought in self.thoughts:
-            _known("plan.thoughts", thought, THOUGHTS)
         check_numbers(self, "plan", "explicit multi_turn recorded", 0, 1)
         check_numbers(self, "plan", "spare", 0, MOST_SPARE)
         check_numbers(self, "plan", "most_turns", 2)
 
     def values(self, name: str) -> tuple[str, ...]:
         return self.labels.get(name) or USUAL.get(name) or tuple(sorted(VALUES[name]))
-
-
-def _known(where: str, name: str, known: Sequence[str] | Mapping[str, object]) -> None:
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        raise ConfigError(f"{where}: {name!r} does not exist; {hint}")
 
 
 def plan_dialogues(settings: PlanSettings, seed: int) -> list[Dialogue]:
@@ -115,10 +104,11 @@ def plan_dialogues(settings: PlanSettings, seed: int) -> list[Dialogue]:
             cues = found[number % len(found)]
             labels = Labels(**DEFAULT_LABELS | {"gender": rng.choice(GENDERS)} | cues)
             turns = rng.randint(2, settings.most_turns) if several[number] else 1
+            styles = map(settings.styles.get, (str(labels.event), str(labels.emotion)))
             planned.append(Dialogue(
                 f"{category}-{number:06d}", category, languages[number],
                 next(topics[languages[number]]), tuple(cues), explicit[number],
-                replace(labels, style=_style(labels, settings.styles)), (Exchange(),) * turns,
+                replace(labels, style=next(filter(None, styles), "CALM")), (Exchange(),) * turns,
             ))  # fmt: skip
     return planned
 
@@ -153,10 +143,6 @@ def _topics(path: Path, language: str, seed: int) -> Iterator[str]:
         rng.shuffle(every)
         yield from map(" / ".join, every)
     raise ConfigError(f"{path}: no topics for {language}")
-
-
-def _style(labels: Labels, styles: Mapping[str, str]) -> str:
-    return styles.get(str(labels.event)) or styles.get(str(labels.emotion)) or "CALM"
 
 
 def with_recordings(

@@ -9,13 +9,13 @@ directory that has it is whole.
 
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from common_utils.command import command
 from common_utils.small_model import language_model, voice_labels
 from common_utils.small_model.base_models import ORIGINS
 from common_utils.small_model.export_ear import CLASSES_FILE, EAR_FILE, SPEECH_MARKS
@@ -85,8 +85,14 @@ def write_model(ear: Path, thinker: Path, codes: int, out: Path) -> None:
     checkpoint.write_settings(out, settings, {**MANNER, checkpoint.BASE_KEY: named})
 
 
-def assemble(ear: Path, thinker: Path, voice: Path, out: Path) -> None:
-    """Write OUT and load it once. Raises an OsumError; OUT then has no model.yaml."""
+def assemble(
+    ear: Path, thinker: Path, voice: Path, out: Path, books: tuple[Path, ...] = (),
+    trainings: Path | None = None,
+) -> None:  # fmt: skip
+    """Write OUT, load it once, and write its card.
+
+    Raises an OsumError; OUT then has no model.yaml.
+    """
     settings = out / checkpoint.SETTINGS_FILE
     settings.unlink(missing_ok=True)
     for part in ("talker", "token2wav"):
@@ -102,18 +108,11 @@ def assemble(ear: Path, thinker: Path, voice: Path, out: Path) -> None:
     except OsumError:
         settings.unlink(missing_ok=True)
         raise
+    card.write(out, books, trainings, CARD.read_text(encoding="utf-8"))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    for part in ("ear", "thinker", "voice", "out"):
-        parser.add_argument(f"--{part}", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--books", type=Path, nargs="*", default=[], metavar="JSON",
-                        help="times of the recipe's steps, for the card")  # fmt: skip
-    parser.add_argument("--trainings", type=Path, metavar="DIR", help="their outputs, for the card")
-    chosen = parser.parse_args(argv)
-    assemble(chosen.ear, chosen.thinker, chosen.voice, chosen.out)
-    card.write(chosen.out, chosen.books, chosen.trainings, CARD.read_text(encoding="utf-8"))
+main = command(assemble, books="times of the recipe's steps, for the card",
+               trainings="their outputs, for the card")  # fmt: skip
 
 
 if __name__ == "__main__":

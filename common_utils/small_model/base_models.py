@@ -69,18 +69,14 @@ def _packed_encoder(source: Path, out: Path) -> None:
     shutil.copyfile(source / TOKENIZER_FILE, out / TOKENIZER_FILE)
 
 
-def _asset(name: str) -> Asset:
-    return next(one for one in (*ASSETS, *parts.OWN) if one.name == name)
-
-
 ORIGINS = {                             # by the part of a model
     "encoder": Origin(
-        parts.ENCODER, _asset(parts.ENCODER),
+        parts.ENCODER, ASSETS[parts.ENCODER],
         "33ed6123e760d1862bca05a696368a0f32dcee79c9c20a09fcfe49d425d64949",
         _packed_encoder, "hub:openai/whisper-base", _encoder, (DECODER_FILE, TOKENIZER_FILE),
     ),
     "llm": Origin(
-        parts.LLM_FOLDER, _asset("smollm2_gguf"),
+        parts.LLM_FOLDER, ASSETS["smollm2_gguf"],
         "d753a481bc8270bdf4ad608c739dd7f998e0529419294984b53845c3c7d5fd0d",
         parts.convert_llm, "hub:HuggingFaceTB/SmolLM2-135M-Instruct",
         partial(parts.convert_llm, file=None),

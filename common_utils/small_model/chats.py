@@ -10,14 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from common_utils.small_model.texts import Conversation
-from common_utils.small_model.topics import sentence, words, words_of
+from common_utils.small_model.topics import any_of, sentence, words, words_of
 
 QUESTION_WORDS, REPLY_WORDS = (2, 18), (4, 14)
 KNOWN = 20  # times that people write a word: what is rarer is often a slip
 _NOISE = re.compile(
-    r"\b(?:lol|lmao|rofl|haha\w*|hehe\w*|xd|omg|hmm+|umm*|uhh*|ahh*|ooh+|oo+)\b[,!.]*|"
-    r"[:;=][-']?[)(DPpOo/\\|]+|[()]|<3|\^\^",
-    re.IGNORECASE,
+    rf"\b(?:{any_of('noise')})\b[,!.]*|[:;=][-']?[)(DPpOo/\\|]+|[()]|<3|\^\^", re.IGNORECASE
 )
 _TIDY = (
     (re.compile(r"\.{2,}"), "."),
@@ -27,36 +25,11 @@ _TIDY = (
 )
 _TOKEN = re.compile(r"[A-Za-z']+")
 _SPOKEN = re.compile(r"[A-Za-z ,.!?'-]+")
-# What only a person can say of himself, and talk about the chat itself.
-_LIFE = re.compile(
-    r"\b(?:my|mine|myself|we|we're|we've|our|us|ours|me too|byu|utah|provo|"
-    r"mission|prompt|chat\w*|typing|conversation|topic|points?|study|class(?:es)?|"
-    r"semester|major\w*|"
-    r"i (?:am|was|have|had|went|go|live|work|lived|worked|got|just|grew|ate|eat|watch\w*|play\w*|"
-    r"read|took|take|did|do|saw|study|studied|drive|served|learned|took|made|usually|always|never|"
-    r"used|don't|can't|didn't|haven't|need|want|tried|started|moved|love|like|loved|liked|really|"
-    r"wish|actually|also|still|only|even|miss|ran|run|met|bought|buy|feel|felt|hate|wanted|enjoy|"
-    r"prefer|mean|totally|probably|definitely|honestly|could|can)|"
-    r"i'm|i've|i'd|i'll)\b",
-    re.IGNORECASE,
-)
-# What a listener says: he asks back, or says what he makes of it.
-_LEAD = re.compile(
-    r"\A(?:(?:yeah|yes|oh|ah|haha|well|okay|ok|ya|ooh|aw+|sweet|right|true|hey|so|and|but)\b"
-    r"[,.! ]*)+",
-    re.IGNORECASE,
-)
-_LISTENS = re.compile(
-    r"(?:that|it|it's|that's|this|how|what|you|your|you're|good|great|nice|cool|awesome|amazing|"
-    r"sounds|congrat\w*|fun|sorry|hopefully|maybe|i (?:hope|bet|think|imagine|wonder|see|agree))\b",
-    re.IGNORECASE,
-)
+_LIFE = re.compile(rf"\b(?:{any_of('life')}|i (?:{any_of('life_of_i')}))\b", re.IGNORECASE)
+_LEAD = re.compile(rf"\A(?:(?:{any_of('lead')})\b[,.! ]*)+", re.IGNORECASE)
+_LISTENS = re.compile(rf"(?:{any_of('listens')})\b", re.IGNORECASE)
 _NAME = re.compile(r"(?<=[a-z,] )(?!I\b)[A-Z][a-z']+")
-_SLANG = re.compile(
-    r"\b(?:dude|bro|man|yo|yep|yup|nah|nope|gotcha|dang|wow|huh|super|kk?|idk|tbh|btw|"
-    r"ppl|def|prob|sup|hbu|wbu|ikr)\b",
-    re.IGNORECASE,
-)
+_SLANG = re.compile(rf"\b(?:{any_of('slang')})\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

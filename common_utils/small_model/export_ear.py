@@ -10,14 +10,17 @@ model.yaml.
 import sys
 from pathlib import Path
 
+import torch
 import yaml
 from torch import Tensor
 
-from common_utils.small_model.measure_ear import open_model
+from common_utils.command import command
 from common_utils.small_model.pieces import LABELS
 from osum_echat import cli
+from osum_echat.models import checkpoint
 from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import MARKS, EChatModel
+from osum_echat.training import state
 from osum_echat.weights import write_safetensors_file
 
 EAR_FILE, CLASSES_FILE, SPEECH_MARKS = "ear.safetensors", "ear.yaml", "speech_marks"
@@ -33,18 +36,20 @@ def parts_of(model: EChatModel) -> tuple[dict[str, Tensor], CtcSettings]:
     return found, CtcSettings(len(table) - len(LABELS), LABELS)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="a training, or its `final`")
-    parser.add_argument("--start", type=Path, default=Path("build/ear/start"))
-    parser.add_argument("--out", type=Path, required=True)
-    chosen = parser.parse_args(argv)
-    model, _ = open_model(chosen.model, chosen.start)
-    found, classes = parts_of(model)
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    write_safetensors_file(chosen.out / EAR_FILE, found)
+def export(model: Path, out: Path, start: Path = Path("build/ear/start")) -> None:
+    """Write the parts of a training's newest checkpoint, or of a model's directory."""
+    newest = state.newest(model)
+    own = checkpoint.load(model if newest is None else start)
+    if newest is not None:
+        own.load_state_dict(state.load(newest, torch.device("cpu"), mapped=True)["engine"]["model"])
+    found, classes = parts_of(own)
+    out.mkdir(parents=True, exist_ok=True)
+    write_safetensors_file(out / EAR_FILE, found)
     raw = {"pieces": classes.pieces, "labels": list(classes.labels)}
-    (chosen.out / CLASSES_FILE).write_text(yaml.safe_dump({"ctc": raw}, sort_keys=False), "utf-8")
+    (out / CLASSES_FILE).write_text(yaml.safe_dump({"ctc": raw}, sort_keys=False), "utf-8")
+
+
+main = command(export, model="a training, or its `final`")
 
 
 if __name__ == "__main__":

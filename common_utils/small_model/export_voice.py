@@ -14,10 +14,12 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from common_utils.command import command
 from common_utils.small_model.hibari import STYLES
 from common_utils.small_model.speech_rows import VOICE
 from common_utils.small_model.thinker import TOKENIZER_FILES
@@ -96,26 +98,25 @@ def write_token2wav(voice: Path, out: Path) -> Token2Wav:
     return Token2Wav.load(out)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("what", choices=("styles", "parts", "tokenizer"))
-    parser.add_argument("--voice", type=Path, default=Path("build/voice"), metavar="DIR",
-                        help="talker, flow, vocoder, units and voice.list")  # fmt: skip
-    parser.add_argument("--whisper", type=Path, default=Path("build/parts/whisper_base"),
-                        metavar="DIR", help="with model.safetensors")  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, metavar="PLACE")
-    chosen = parser.parse_args(argv)
-    voice, out = chosen.voice, chosen.out
-    if chosen.what == "styles":
+def export(
+    what: Literal["styles", "parts", "tokenizer"], /, out: Path, voice: Path = Path("build/voice"),
+    whisper: Path = Path("build/parts/whisper_base"),
+) -> None:  # fmt: skip
+    """Write OUT."""
+    if what == "styles":
         write_styles(out)
-    elif chosen.what == "parts":
+    elif what == "parts":
         made = write_token2wav(voice, out / "token2wav")
         write_talker(voice / "talker" / "final", out / "talker")
         Talker.load(out / "talker", made.settings.flow.codes, torch.device("cpu"))  # do they fit?
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
-        export_units(with_learnt(chosen.whisper, voice / UNITS_FILE), out)
+        export_units(with_learnt(whisper, voice / UNITS_FILE), out)
         SpeechTokenizer(out)(torch.zeros(audio.SAMPLE_RATE_HZ))     # tried on a second of silence
+
+
+main = command(export, voice="talker, flow, vocoder, units and voice.list",
+               whisper="with model.safetensors")  # fmt: skip
 
 
 if __name__ == "__main__":

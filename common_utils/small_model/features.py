@@ -1,7 +1,7 @@
 """What the frozen encoder makes of every clip of lists, made once, in files that training maps.
 
-    python -m common_utils.small_model.features --model build/ear/start --out build/ear/features \\
-        build/ear/people/train_0.list ... [--lists FOLDER ...]
+    python -m common_utils.small_model.features --model build/ear/start --out build/ear/features
+        --lists build/ear/people build/ear/made
 
 A list has one file; a list whose file is newer than itself, and of the same encoder, is not heard
 again.
@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common_utils.small_model.measure_ear import clips
+from common_utils.command import command
+from common_utils.small_model.waves import clips, lists_in
 from osum_echat import cli
 from osum_echat import device as devices
-from osum_echat.errors import InputError
 from osum_echat.logs import logger
 from osum_echat.models import checkpoint
 from osum_echat.models.encoder_cache import EncoderCache
@@ -43,41 +43,26 @@ def groups(found: Iterator[Tensor]) -> Iterator[list[Tensor]]:
         yield group
 
 
-def is_joined(path: Path) -> bool:
-    """Whether a list holds what the lists beside it hold already."""
-    return bool(list(path.parent.glob(f"{path.stem}_[0-9][0-9][0-9].list")))
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="whose encoder hears")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("lists", type=Path, nargs="*")
-    parser.add_argument("--lists", dest="folders", type=Path, nargs="*", default=[],
-                        help="folders of lists")
-    chosen = parser.parse_args(argv)
+def listen(model: Path, out: Path, lists: tuple[Path, ...]) -> None:
+    """Write a file of caches for each list."""
     torch.set_num_threads(1)
-    model = checkpoint.load(chosen.model)
-    cpu = torch.device("cpu")
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    every = [one for folder in chosen.folders for one in sorted(folder.glob("*.list"))]
-    if not (chosen.lists or every):
-        raise InputError(f"no *.list in {', '.join(map(str, chosen.folders)) or 'no folder'}; give "
-                         "lists, or folders of lists")  # fmt: skip
-    for path in (*chosen.lists, *(one for one in every if not is_joined(one))):
-        target = chosen.out / f"{path.parent.name}_{path.stem}.safetensors"
-        cache, frames = EncoderCache(model.encoder, LIMIT_BYTES), 0
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; give raw lists")
+    own, cpu = checkpoint.load(model), torch.device("cpu")
+    out.mkdir(parents=True, exist_ok=True)
+    for path in lists_in(lists):
+        target = out / f"{path.parent.name}_{path.stem}.safetensors"
+        cache, frames = EncoderCache(own.encoder, LIMIT_BYTES), 0
         is_newer = target.is_file() and target.stat().st_mtime > path.stat().st_mtime
         if is_newer and cache.load(target):
             continue
-        for group in groups(mel for _, mel in clips(path, model.settings.encoder.mels)):
+        for group in groups(mel for _, mel in clips(path, own.settings.encoder.mels)):
             with devices.autocast(cpu, compute_dtype("auto", cpu)):
                 cache.fill(group)
             frames += sum(map(len, group))
         cache.save(target)
         log.info("%s: %.2f h", target, frames / 360_000)
+
+
+main = command(listen, model="whose encoder hears", lists="folders of lists")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Writes language_model.safetensors.
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common_utils.command import command
 from common_utils.small_model import texts
 from common_utils.small_model.pieces import heard_words
 from osum_echat import cli
@@ -124,19 +125,18 @@ def tensors(counts: Counts) -> dict[str, Tensor]:
     return dict(zip(TENSORS, map(torch.from_numpy, made), strict=True))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--parts", type=Path, default=Path("build/parts"))
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    chosen = parser.parse_args(argv)
-    parts = chosen.parts
+def make(out: Path, parts: Path = Path("build/parts")) -> None:
+    """Count the recipe's texts and write the model."""
     lists = [frequencies(parts / name) for name in (WORD_LIST, PAIR_LIST)]
     found = tensors(counted((
         *texts.chat_sentences(parts, False, WORDS), *texts.wordnet_sentences(parts, WORDS),
         *texts.world_sentences(),
     ), *lists))  # fmt: skip
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    write_safetensors_file(chosen.out / FILE, found)
+    out.mkdir(parents=True, exist_ok=True)
+    write_safetensors_file(out / FILE, found)
+
+
+main = command(make)
 
 
 if __name__ == "__main__":

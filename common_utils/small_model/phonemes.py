@@ -5,9 +5,9 @@
 
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+from common_utils.command import command
 from common_utils.small_model.hibari import STYLES
 from common_utils.tiny_world.text_tokenizer import save
 from osum_echat import cli
@@ -51,10 +51,7 @@ def write(out: Path) -> None:
     save(tokenizer, out, TEXT_END, PAD)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    write(parser.parse_args(argv).out)
+main = command(write)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from common_utils.command import command
 from osum_echat import cli, weights
 from osum_echat.errors import CheckpointError
 from osum_echat.models import checkpoint
@@ -100,13 +101,7 @@ def start(llm: Path, whisper: Path, out: Path, seed: int = 1) -> None:
     checkpoint.save(out, model, dtype=torch.float32)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--llm", type=Path, required=True, help="SmolLM2 as a Qwen2 directory")
-    parser.add_argument("--whisper", type=Path, required=True, help="Whisper base")
-    parser.add_argument("--out", type=Path, required=True)
-    chosen = parser.parse_args(argv)
-    start(chosen.llm, chosen.whisper, chosen.out)
+main = command(start, llm="SmolLM2 as a Qwen2 directory", whisper="Whisper base")
 
 
 if __name__ == "__main__":

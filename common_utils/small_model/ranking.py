@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
@@ -79,17 +78,3 @@ class Ranker:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-
-
-def right_first(ranker: Ranker, pairs: Sequence[Pair], rng: Random, among: int = 10) -> list[bool]:
-    """For each question and its reply, whether that reply ranks first among `among` of the pairs.
-
-    The others are drawn from the replies to other questions that differ from it.
-    """
-    found = []
-    for question, reply in pairs:
-        others = sorted({other for asked, other in pairs if other != reply and asked != question})
-        drawn = rng.sample(others, min(among - 1, len(others)))
-        lifts = ranker.lifts([(question, one) for one in (reply, *drawn)])
-        found.append(lifts[0] > max(lifts[1:], default=float("-inf")))
-    return found

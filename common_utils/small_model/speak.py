@@ -13,13 +13,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
 import soxr
 from numpy.random import Generator
 
+from common_utils.command import command
 from common_utils.small_model import texts, waves
 from common_utils.small_model.hibari import SAMPLE_RATE_HZ as HIBARI_HZ
 from common_utils.small_model.hibari import Hibari, Style
@@ -198,33 +199,25 @@ def is_made(path: Path, seconds: float) -> bool:
     return sum(lengths[:-1]) < seconds <= sum(lengths)
 
 
-def join(out: Path, engine: str) -> None:
-    """Write all lists of an engine's pieces as one."""
-    pieces = sorted(out.glob(f"{engine}_*.list"))
-    with whole_file(out / f"{engine}.list") as file:
-        file.write(b"".join(one.read_bytes() for one in pieces))
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--parts", type=Path, required=True)
-    parser.add_argument("--people", type=Path, required=True, help="for its noises and rooms")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--engine", choices=sorted(ENGINES), required=True)
-    parser.add_argument("--pieces", type=int, nargs="+", required=True)
-    parser.add_argument("--minutes", type=float, default=30.0, help="of speech in each piece")
-    chosen = parser.parse_args(argv)
-    say = ENGINES[chosen.engine](chosen.parts)
-    around, pools = waves.Surroundings.of(chosen.people), readable(chosen.parts)
-    for piece in chosen.pieces:
-        name = f"{chosen.engine}_{piece:03d}"
-        if is_made(chosen.out / f"{name}.list", chosen.minutes * 60):
+def speak(
+    parts: Path, people: Path, out: Path, engine: Literal["espeak", "hibari", "kokoro"],
+    pieces: tuple[int, ...], minutes: float = 30.0,
+) -> None:  # fmt: skip
+    """Make the pieces that are not there yet, and the list of all."""
+    say = ENGINES[engine](parts)
+    around, pools = waves.Surroundings.of(people), readable(parts)
+    for piece in pieces:
+        name = f"{engine}_{piece:03d}"
+        if is_made(out / f"{name}.list", minutes * 60):
             continue
         rng = np.random.default_rng([piece, *name.encode()])
-        said = sentences(pools, rng)
-        count = make_piece(name, say, said, around, chosen.out, chosen.minutes * 60, rng)
+        count = make_piece(name, say, sentences(pools, rng), around, out, minutes * 60, rng)
         log.info("%s: %d clips", name, count)
-    join(chosen.out, chosen.engine)
+    with whole_file(out / f"{engine}.list") as file:
+        file.write(b"".join(one.read_bytes() for one in sorted(out.glob(f"{engine}_*.list"))))
+
+
+main = command(speak, people="for its noises and rooms", minutes="of speech in each piece")
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
 import torch
 
+from common_utils.command import command
 from common_utils.jobs import digest
 from common_utils.small_model import texts
 from common_utils.small_model.hibari import SAMPLE_RATE_HZ, STYLES, Hibari, Spoken, Wave, sentences
@@ -257,30 +258,27 @@ def units_in(raw: dict[str, Any]) -> int:
     return sum(len(codes) for name, codes in raw["extra"].items() if "speech_token" in name)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    add = parser.add_argument
-    add("what", choices=("waves", "codes", "rows"))
-    add("--parts", type=Path, default=Path("build/parts"), metavar="DIR")
-    add("--out", type=Path, required=True, metavar="PLACE")
-    add("--hours", type=float, default=2.0)
-    add("--first", type=int, default=0, metavar="N", help="the first row's number (default: 0)")
-    add("--held-out", action="store_true", help="rows of the conversations kept for tests")
-    add("--units", type=Path, metavar="FILE", help="what train_tokenizer keeps as `learnt`")
-    add("--whisper", type=Path, default=Path("build/parts/whisper_base"), metavar="DIR")
-    chosen = parser.parse_args(argv)
+def make(
+    what: Literal["waves", "codes", "rows"], /, out: Path, parts: Path = Path("build/parts"),
+    hours: float = 2.0, first: int = 0, held_out: bool = False, units: Path | None = None,
+    whisper: Path = Path("build/parts/whisper_base"),
+) -> None:  # fmt: skip
+    """Write OUT."""
     torch.set_num_threads(1)
-    if chosen.what != "waves" and chosen.units is None:
+    if what == "waves":
+        write_waves(RowMaker(parts, held_out), out, hours)
+        return
+    if units is None:
         raise InputError("--units: give the file that train_tokenizer keeps as `learnt`")
-    if chosen.what == "waves":
-        write_waves(RowMaker(chosen.parts, chosen.held_out), chosen.out, chosen.hours)
-    elif chosen.what == "codes":
-        write_codes(UnitFinder(chosen.units, chosen.whisper), chosen.out)
+    find = UnitFinder(units, whisper)
+    if what == "codes":
+        write_codes(find, out)
     else:
-        find = UnitFinder(chosen.units, chosen.whisper)
-        maker = RowMaker(chosen.parts, chosen.held_out)
-        settings = digest(chosen.units, chosen.held_out)
-        write_rows(maker, find, chosen.out, chosen.hours, chosen.first, settings)
+        write_rows(RowMaker(parts, held_out), find, out, hours, first, digest(units, held_out))
+
+
+main = command(make, first="the first row's number", units="what train_tokenizer keeps as `learnt`",
+               held_out="rows of the conversations kept for tests")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from common_utils.small_model.topics import any_of
 from common_utils.tiny_world.world import fraction, load_world
 from osum_echat.errors import DataError
 
@@ -22,22 +23,10 @@ WORLD_EXCHANGES = 4000
 # Kokoro's voices that nothing is trained on, alone or mixed.
 HELD_OUT_VOICES = ("af_nova", "af_sarah", "am_eric", "am_puck", "bf_emma", "bm_george")
 LONGEST_WORD = 20  # letters
-
-# Insults, and what is not for a training: sex, drugs, slurs.
-UNWANTED = re.compile(
-    r"\b(fuck\w*|f+u+c+k+\w*|motherf\w+|shit\w*|bullshit|bitch\w*|cunt\w*|dick|dicks|cock|pussy"
-    r"|asshole\w*|ass|arse|bastard\w*|slut\w*|whore\w*|fag\w*|dyke|nigg\w+|retard\w*|rape\w*|raping"
-    r"|porn\w*|penis|vagina|boob\w*|tits?|horny|sex\w*|nude\w*|naked|cum|masturbat\w*|idiot\w*"
-    r"|moron\w*|stupid|dumbass|wtf|stfu|kys|nazi\w*|hitler|suicid\w*|kill|killed|killing|murder\w*"
-    r"|cocaine|heroin|meth|weed|hooker\w*|tranny|damn\w*|hell|crap\w*|piss\w*|jerk|loser\w*"
-    r"|shut up|hate you|screw you)\b",
-    re.IGNORECASE,
-)
+UNWANTED = re.compile(rf"\b({any_of('unwanted')})\b", re.IGNORECASE)
 PRIVATE = re.compile(
     r"@|https?:|www\.|\.(com|net|org|io|edu|gov)\b|\d{4,}|\d{3}[ -]\d{3}"
-    r"|\b(snapchat|instagram|insta|facebook|whatsapp|kik|discord|skype|twitter|venmo|linkedin"
-    r"|phone number|my number|my email|e-?mail|my address|my name is|my name'?s|last name"
-    r"|zip ?code|password)\b",
+    rf"|\b({any_of('private')})\b",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")

@@ -49,23 +49,6 @@ def start(llm: Path, ear: Path, out: Path, codes: int = 500, seed: int = 1) -> N
         (out / name).write_bytes((llm / name).read_bytes())
 
 
-@torch.no_grad()
-def with_lora(model: EChatModel, file: Path) -> None:
-    """Add exported LoRA layers to the weights of the stock LLM. Raises CheckpointError."""
-    layers = weights.read(file)
-    own = dict(model.named_parameters())
-    downs = [name for name in layers if name.endswith(".lora_A.weight")]
-    if not downs:
-        raise CheckpointError(f"{file}: no LoRA layers; make it by the command export")
-    for name in downs:
-        target = f"{name.removesuffix('.lora_A.weight')}.weight"
-        up = layers[name.replace("lora_A", "lora_B")].float()
-        if target not in own:
-            raise CheckpointError(f"{file}: {target} is not in the model")
-        change = up @ layers[name].float() * (LORA.alpha / LORA.rank)
-        own[target].data = own[target] + change  # a mapped file must not be written to
-
-
 def export(run: Path, out: Path) -> None:
     """The LoRA layers of a run's newest checkpoint in fp16, and how they were trained."""
     newest = state.newest(run)

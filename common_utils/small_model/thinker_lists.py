@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from common_utils.command import command
 from common_utils.small_model.dialogues import Example, examples
 from common_utils.small_model.manner import NO_EVENT
 from common_utils.small_model.pieces import heard_words
@@ -97,20 +98,16 @@ def write(found: list[Example], out: Path, seed: int = 0) -> dict[str, int]:
     return sizes
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--parts", type=Path, required=True, help="what parts.py unpacked")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stock", type=Path, help="the stock LLM, which "
-                        "chooses replies that fit (10 CPU minutes)")  # fmt: skip
-    chosen = parser.parse_args(argv)
-    ranker = None if chosen.stock is None else Ranker(chosen.stock)
-    found = examples(chosen.parts, chosen.seed, ranker=ranker)
-    sizes = write(found, chosen.out, chosen.seed)
-    by_source = Counter(one.source for one in found)
-    log.info("examples: %s", ", ".join(f"{name} {size}" for name, size in by_source.items()))
-    log.info("rows: %s", ", ".join(f"{name} {size}" for name, size in sizes.items()))
+def make(parts: Path, out: Path, seed: int = 0, stock: Path | None = None) -> None:
+    """Make the examples and write their lists."""
+    found = examples(parts, seed, ranker=None if stock is None else Ranker(stock))
+    sizes = write(found, out, seed)
+    for what, counts in (("examples", Counter(one.source for one in found)), ("rows", sizes)):
+        log.info("%s: %s", what, ", ".join(f"{name} {size}" for name, size in counts.items()))
+
+
+main = command(make, parts="what parts.py unpacked", stock="the stock LLM, which chooses replies "
+               "that fit (10 CPU minutes)")  # fmt: skip
 
 
 if __name__ == "__main__":

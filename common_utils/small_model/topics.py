@@ -52,6 +52,12 @@ def words(name: str) -> Mapping[str, Any]:
     return read_mapping(WORDS / f"{name}.yaml")
 
 
+@cache
+def any_of(kind: str) -> str:
+    """A pattern of any of the words of that kind in words/chats.yaml."""
+    return "|".join(words("chats")[kind].split(" | "))
+
+
 def words_of(text: str) -> list[str]:
     """Its words in lower case."""
     return _WORD.findall(text.lower().replace("’", "'"))

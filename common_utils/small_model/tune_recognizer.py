@@ -10,19 +10,19 @@ as many of the clips without words as may be while 1 % of those with words do. T
 `recognizer` into DIR/model.yaml.
 """
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 
-from common_utils.small_model.measure_ear import utterances
+from common_utils.command import command
+from common_utils.small_model.waves import utterances
 from osum_echat import audio, cli, logs
 from osum_echat.errors import ConfigError
 from osum_echat.files import whole_file
@@ -165,38 +165,33 @@ def tuned(clips: Sequence[Clip], before: RecognizerSettings) -> RecognizerSettin
     return found
 
 
-def tune(chosen: argparse.Namespace) -> None:
+def tune(
+    model: Path, words: Path, bursts: Path | None = None,
+    recognizer: Literal["ear", "both"] | None = None, most: int = 150, dry: bool = False,
+) -> None:  # fmt: skip
     """Hear the lists, choose, and put the settings into the model's YAML."""
-    wanted = LoadOptions(chosen.model, recognizer=chosen.recognizer)
-    model = load(wanted, torch.device("cpu"), speaks=False)
+    torch.set_num_threads(1)
+    options = LoadOptions(model, recognizer=recognizer)
+    loaded = load(options, torch.device("cpu"), speaks=False)
     clips: list[Clip] = []
-    for path in [one for one in (chosen.words, chosen.bursts) if one is not None]:
-        every = list(utterances(path, sys.maxsize))
-        for utterance in logs.progress(spread(every, chosen.most), path.name, chosen.most):
-            clips.append(clip_of(model, utterance))
-    path = chosen.model / SETTINGS_FILE
+    for path in [one for one in (words, bursts) if one is not None]:
+        for utterance in logs.progress(spread([*utterances(path)], most), path.name, most):
+            clips.append(clip_of(loaded, utterance))
+    path = model / SETTINGS_FILE
     raw = read_mapping(path)
     found = tuned(clips, parse(RecognizerSettings, raw.get(RECOGNIZER) or {}, RECOGNIZER))
     logs.out_json(asdict(found))
-    if not chosen.dry:
+    if not dry:
         raw[RECOGNIZER] = asdict(found)
         with whole_file(path) as file:
             file.write(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True).encode())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="DIR")
-    add("--words", type=Path, required=True, metavar="LIST", help="recordings with their words")
-    add("--bursts", type=Path, metavar="LIST", help="laughs, sighs, groans and noises")
-    add("--recognizer", choices=(recognizer.EAR, recognizer.BOTH), help="both: with the weight of "
-        "Whisper's text, which is kept for `--recognizer both`")
-    add("--most", type=int, default=150, help="clips of each list")
-    add("--dry", action="store_true", help="choose, but write nothing")
-    chosen = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    tune(chosen)
+main = command(
+    tune, words="list of recordings with their words", most="clips of each list",
+    bursts="list of laughs, sighs, groans and noises", dry="choose, but write nothing",
+    recognizer="both: with the weight of Whisper's text, kept for `--recognizer both`",
+)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -9,15 +9,15 @@ told. Who reads words without a feeling named is calm; a sound without a name is
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common_utils.small_model.features import is_joined
-from common_utils.small_model.measure_ear import clips
+from common_utils.command import command
+from common_utils.small_model.waves import clips, lists_in
 from osum_echat import cli, thinking, weights
 from osum_echat.errors import DataError
 from osum_echat.logs import logger
@@ -145,34 +145,32 @@ def tensors(network: Network, center: Tensor, scale: Tensor) -> Mapping[str, Ten
     return {name: one.half().contiguous() for name, one in found.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="whose encoder hears")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kept", type=Path, required=True, help="folder of statistics")
-    parser.add_argument("--lists", type=Path, nargs="+", required=True, help="folders of lists")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    chosen = parser.parse_args(argv)
+def learn(
+    model: Path, out: Path, kept: Path, lists: tuple[Path, ...], epochs: int = EPOCHS
+) -> None:
+    """Write what is learnt from the lists, and tell what is right of those not learnt from."""
     torch.set_num_threads(1)
-    paths = [one for folder in chosen.lists for one in sorted(folder.glob("*.list"))
-             if not is_joined(one)]  # fmt: skip
-    model = checkpoint.load(chosen.model)
-    for folder in (chosen.kept, chosen.out):
+    start = checkpoint.load(model)
+    for folder in (kept, out):
         folder.mkdir(parents=True, exist_ok=True)
-    given = (model.encoder, model.settings.encoder.mels)
-    found = {path: kept_statistics(*given, path, chosen.kept) for path in paths}
+    found = {path: kept_statistics(start.encoder, start.settings.encoder.mels, path, kept)
+             for path in lists_in(lists)}  # fmt: skip
     learnt = [one for path, one in found.items() if not path.stem.endswith("dev")]
     if not learnt:
-        raise DataError(f"--lists: no list to learn from in {', '.join(map(str, chosen.lists))}")
+        raise DataError(f"--lists: no list to learn from in {', '.join(map(str, lists))}")
     rows = torch.cat([one["statistics"] for one in learnt]).float()
     center, scale = rows.mean(0), rows.std(0) + 1e-3
     known = torch.cat([one["targets"] for one in learnt])
-    network = train((rows - center) / scale, known, chosen.epochs)
+    network = train((rows - center) / scale, known, epochs)
     for path, one in found.items():
         if path.stem.endswith("dev"):
             own = (one["statistics"].float() - center) / scale
             log.info("%s: %s", path, right(network, own, one["targets"]))
-    weights.write_safetensors_file(chosen.out / FILE, tensors(network, center, scale))
+    weights.write_safetensors_file(out / FILE, tensors(network, center, scale))
+
+
+main = command(learn, model="whose encoder hears", kept="folder of statistics",
+               lists="folders of lists")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ All waves are (samples,) float32 at 16 kHz.
 """
 
 import io
+import random
+import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,12 +16,16 @@ import numpy as np
 import soundfile
 import soxr
 from numpy.random import Generator
+from torch import Tensor
 
 from common_utils.tiny_world import effects
 from common_utils.tiny_world.voices import Wave
-from osum_echat.errors import DataError
+from osum_echat.data.clips import ClipReader, ClipSettings
+from osum_echat.data.manifest import open_source
+from osum_echat.data.sources import Dropped
+from osum_echat.errors import DataError, InputError
 from osum_echat.files import read_jsonl
-from osum_echat.records import LIST_KEYS
+from osum_echat.records import LIST_KEYS, Utterance
 
 RATE_HZ = effects.SAMPLE_RATE_HZ
 TRANSCRIBE = "<TRANSCRIBE>"
@@ -160,3 +166,32 @@ def record(key: str, wav: str, words: str, labels: Mapping[str, str | None]) -> 
         "task": TRANSCRIBE, "key": key, "wav": wav, "txt": words.strip() or "".join(extra.values()),
         "extra": {**extra, "q_txt": words or None},
     }  # fmt: skip
+
+
+def utterances(path: Path, most: int = sys.maxsize) -> Iterator[Utterance]:
+    """The first so many of a list."""
+    source = open_source(path.stem, str(path))
+    for unit in range(min(most, len(source))):
+        one = source.read(unit)
+        if not isinstance(one, Dropped):
+            yield one
+
+
+def clips(path: Path, mels: int) -> Iterator[tuple[Utterance, Tensor]]:
+    """Those of a list with the features of each clip as training reads them: (frames, mels)."""
+    reader = ClipReader(ClipSettings(cache_mb=1), mels)  # as with a cache: half precision
+    for utterance in utterances(path):
+        yield utterance, reader.read(reader.draft(utterance.user, random.Random(0)))[0]
+
+
+def lists_in(folders: tuple[Path, ...]) -> list[Path]:
+    """The lists of folders but those that hold what the lists beside them hold already.
+
+    Raises InputError for none.
+    """
+    every = [one for folder in folders for one in sorted(folder.glob("*.list"))
+             if not [*folder.glob(f"{one.stem}_[0-9][0-9][0-9].list")]]  # fmt: skip
+    if not every:
+        raise InputError(f"no *.list in {', '.join(map(str, folders)) or 'no folder'}; give "
+                         "folders of lists")  # fmt: skip
+    return every

@@ -7,16 +7,16 @@
         --samples build/world/test --out pretrained/tiny
 """
 
-import argparse
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from common_utils.command import command
 from common_utils.tiny_world import card
 from common_utils.tiny_world.lists import read_jsonl
 from osum_echat import audio, cli, logs, weights
@@ -26,7 +26,7 @@ from osum_echat.models import checkpoint
 from osum_echat.settings import read_mapping
 from osum_echat.tasks import PROMPTS_FILE
 from osum_echat.token2wav.model import SETTINGS_FILE, VOICE_FILE, Token2Wav
-from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, VoicePrompt, make_prompt
+from osum_echat.token2wav.voice import VoicePrompt
 from osum_echat.training.experiment import TOKENIZER_FILES
 
 MB = 1_000_000
@@ -43,27 +43,17 @@ SHOWN = ("user_text", "labels", "reply_text", "reply_style")
 log = logs.logger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    add = parser.add_argument
-    add("--model", type=Path, required=True, help="`final` of the last stage")
-    add("--flow", type=Path, required=True, help="folder with flow.safetensors and flow.yaml")
-    add("--vocoder", type=Path, required=True, help="folder with vocoder.safetensors and .yaml")
-    add("--speech-tokenizer", type=Path, required=True, help="onnx file")
-    add("--speaker", type=Path, required=True, help="onnx file")
-    add("--voice", type=Path, help="recording of the voice to speak in; default: no prompt, for a "
-        "flow that was trained on one voice")
-    add("--samples", type=Path, required=True, help="test split to take questions from")
-    add("--count", type=int, default=6, help="sample questions (default 6)")
-    add("--out", type=Path, required=True)
-    add("--book", type=Path, help="times of the recipe's steps, for the card")
-    add("--stages", type=Path, help="folder of the trainings' outputs, for the card")
-    chosen = parser.parse_args(argv)
-    write_model(chosen.model, chosen.out)
-    write_token2wav(chosen, chosen.out / "token2wav")
-    write_samples(chosen.samples, chosen.out / "samples", chosen.count)
-    card.write(chosen.out, [chosen.book] if chosen.book else [], chosen.stages)
-    log.info("%s: %.1f MB", chosen.out, check_sizes(chosen.out))
+def assemble(
+    model: Path, flow: Path, vocoder: Path, speech_tokenizer: Path, speaker: Path, samples: Path,
+    out: Path, count: int = 6, book: tuple[Path, ...] = (), stages: Path | None = None,
+) -> None:  # fmt: skip
+    """Write OUT, with its card."""
+    write_model(model, out)
+    write_token2wav({"vocoder": vocoder, "flow": flow}, speech_tokenizer, speaker,
+                    out / "token2wav")  # fmt: skip
+    write_samples(samples, out / "samples", count)
+    card.write(out, book, stages)
+    log.info("%s: %.1f MB", out, check_sizes(out))
 
 
 def write_model(source: Path, out: Path) -> None:
@@ -77,15 +67,12 @@ def write_model(source: Path, out: Path) -> None:
             shutil.copyfile(source / name, out / name)
 
 
-def write_token2wav(chosen: argparse.Namespace, out: Path) -> None:
-    """Flow, vocoder, the two ONNX models and the voice."""
-    write_halves({part: getattr(chosen, part) for part in ("vocoder", "flow")}, out)
-    shutil.copyfile(chosen.speech_tokenizer, out / "speech_tokenizer.onnx")
-    shutil.copyfile(chosen.speaker, out / "speaker.onnx")
-    voice = VoicePrompt.absent() if chosen.voice is None else make_prompt(
-        chosen.voice, SpeechTokenizer(chosen.speech_tokenizer), SpeakerEncoder(chosen.speaker)
-    )  # fmt: skip
-    voice.save(out / VOICE_FILE)
+def write_token2wav(parts: Mapping[str, Path], tokenizer: Path, speaker: Path, out: Path) -> None:
+    """Flow, vocoder, the two ONNX models, and no voice prompt: the flow knows one voice."""
+    write_halves(parts, out)
+    shutil.copyfile(tokenizer, out / "speech_tokenizer.onnx")
+    shutil.copyfile(speaker, out / "speaker.onnx")
+    VoicePrompt.absent().save(out / VOICE_FILE)
     Token2Wav.load(out)                 # so that parts that do not fit are told now
 
 
@@ -137,6 +124,14 @@ def check_sizes(directory: Path, most: float = LARGEST_MB) -> float:
         raise CheckpointError(f"{directory}: {total:.1f} MB; at most {most} may ship")
     return total
 
+
+main = command(
+    assemble, model="`final` of the last stage", flow="folder with flow.safetensors and flow.yaml",
+    vocoder="folder with vocoder.safetensors and .yaml", speech_tokenizer="onnx file",
+    speaker="onnx file", samples="test split to take questions from", count="sample questions",
+    book="times of the recipe's steps, for the card", stages="folder of the trainings' outputs, "
+    "for the card",
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(cli.run("assemble", main))

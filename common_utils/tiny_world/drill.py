@@ -16,6 +16,7 @@ from random import Random
 
 import numpy as np
 
+from common_utils.command import command
 from common_utils.tiny_world import lists
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.effects import SAMPLE_RATE_HZ
@@ -106,20 +107,21 @@ def spoken_rows(
         yield lists.row_of({"key": key}, turn, tag, text, "understand")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--corpus", type=Path, required=True, help="what the tiny world made")
-    parser.add_argument("--spoken", type=int, default=2500, help="drills with sound")
-    parser.add_argument("--silent", type=int, default=30_000, help="drills without")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--assets", type=Path, default=Path("build/assets"))
-    chosen = parser.parse_args(argv)
-    folder = chosen.corpus / "train"
+def write(
+    corpus: Path, spoken: int = 2500, silent: int = 30_000, seed: int = 1,
+    assets: Path = Path("build/assets"),
+) -> None:  # fmt: skip
+    """Write both lists."""
+    folder = corpus / "train"
     drill = Drill.of(lists.read_jsonl(folder / "exchanges.jsonl"))
-    silent = silent_rows(drill, chosen.silent, chosen.seed)
-    write_jsonl(folder / SILENT_LIST, progress(silent, "silent drills", chosen.silent))
-    spoken = spoken_rows(drill, folder, chosen.spoken, chosen.seed, chosen.assets)
-    write_jsonl(folder / SPOKEN_LIST, progress(spoken, "spoken drills", chosen.spoken))
+    unheard = silent_rows(drill, silent, seed)
+    write_jsonl(folder / SILENT_LIST, progress(unheard, "silent drills", silent))
+    heard = spoken_rows(drill, folder, spoken, seed, assets)
+    write_jsonl(folder / SPOKEN_LIST, progress(heard, "spoken drills", spoken))
+
+
+main = command(write, corpus="what the tiny world made", spoken="drills with sound",
+               silent="drills without")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ wavs in tokens-*.jsonl. Without a speech tokenizer only the lists that need no s
     python -m common_utils.tiny_world.lists --corpus OUT [--speech-tokenizer FILE.onnx]
 """
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from common_utils.command import command
 from common_utils.tiny_world.world import SPLITS, World, load_world, normalise
 from osum_echat import audio, cli, files
 from osum_echat.errors import DataError
@@ -47,26 +48,13 @@ TEXT_ONLY = "text-only"                  # the wav of an earlier turn that was n
 log = logger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--corpus", type=Path, required=True, help="what the tiny world made")
-    parser.add_argument("--split", choices=SPLITS, nargs="*", default=SPLITS)
-    parser.add_argument("--speech-tokenizer", type=Path, help="onnx file; none: no speech lists")
-    parser.add_argument("--sentences", type=Path,
-                        help="list of single reply sentences with wavs (reply_set), for tts.list")
-    parser.add_argument("--pretrain-size", type=int, default=0,
-                        help="exchanges more in train/pretrain.list, without any sound")
-    parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args(argv)
-    make_lists(chosen.corpus, chosen.split, chosen.speech_tokenizer, chosen.sentences,
-               chosen.pretrain_size, chosen.seed)  # fmt: skip
-
-
-def make_lists(corpus: Path, splits: Sequence[str], speech_tokenizer: Path | None = None,
-               sentences: Path | None = None, pretrain_size: int = 0, seed: int = 0) -> None:
-    """Write the lists of each split; the arguments are those of the command line."""
+def make_lists(
+    corpus: Path, speech_tokenizer: Path | None = None, sentences: Path | None = None,
+    pretrain_size: int = 0, seed: int = 0,
+) -> None:  # fmt: skip
+    """Write the lists of both splits."""
     world = load_world()
-    for split in splits:
+    for split in SPLITS:
         folder, is_train = corpus / split, split == "train"
         codec = None if speech_tokenizer is None else SpeechTokens(speech_tokenizer, folder)
         silent = world.exchanges("train", seed + UNSPOKEN_SEED, pretrain_size if is_train else 0)
@@ -231,6 +219,12 @@ def _beside(rows: Iterable[Row], path: Path | None) -> Iterator[Row]:
     for row in rows:
         yield row if path is None else row | {"wav": str((path.parent / row["wav"]).resolve())}
 
+
+main = command(
+    make_lists, corpus="what the tiny world made", pretrain_size="exchanges more in "
+    "train/pretrain.list, without any sound", speech_tokenizer="onnx file; none: no speech lists",
+    sentences="list of single reply sentences with wavs (reply_set), for tts.list",
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(cli.run("lists", main))

@@ -8,26 +8,26 @@ in OUT/sentences. Stopped and started again, it goes on; the same seed always gi
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from common_utils.jobs import Job, Made, Report, digest, run
+from common_utils.command import command
+from common_utils.jobs import Job, Made, Report, Work, digest, run
 from common_utils.tiny_world import reply_voice
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.effects import SAMPLE_RATE_HZ
 from common_utils.tiny_world.reply_voice import ReplyVoice, file_name
 from common_utils.tiny_world.speaking import speak, write_wav
 from common_utils.tiny_world.voices import ESPEAK, KOKORO, Studio, Voice, all_voices, varied
-from common_utils.tiny_world.world import SPLITS, Exchange, SaidTurn, load_world
+from common_utils.tiny_world.world import Exchange, SaidTurn, load_world
 from osum_echat import cli, logs
 from osum_echat.errors import DataError
 
@@ -43,27 +43,14 @@ class Plan:
     seed: int
     assets: Path
     kokoro_share: float
-    sentences: Path
 
     @property
     def folder(self) -> Path:
         return self.out / self.split
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--split", choices=SPLITS, required=True)
-    parser.add_argument("--size", type=int, required=True, help="exchanges")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--assets", type=Path, default=Path("build/assets"))
-    parser.add_argument("--kokoro-share", type=float, default=0.04, help="of the users' voices")
-    parser.add_argument("--sentences", type=Path, help="keeps reply sentences; OUT/sentences")
-    parser.add_argument("--processes", type=int, default=1)
-    chosen = parser.parse_args(argv)
-    plan = Plan(chosen.out, chosen.split, chosen.seed, chosen.assets, chosen.kokoro_share,
-                chosen.sentences or chosen.out / "sentences")
-    logs.out(str(make(plan, chosen.size, chosen.processes)))
+    @property
+    def sentences(self) -> Path:
+        return self.out / "sentences"
 
 
 def make(plan: Plan, size: int, processes: int = 1) -> Report:
@@ -78,7 +65,7 @@ def make(plan: Plan, size: int, processes: int = 1) -> Report:
     job = Job(
         plan.folder / LIST_FILE, digest(plan.seed, plan.kokoro_share), partial(_line, plan),
         lambda exchange: digest(exchange.to_json()),
-        is_intact=partial(_has_sounds, plan.folder), workers=processes,
+        work=Work(processes), is_intact=partial(_has_sounds, plan.folder),
     )  # fmt: skip
     exchanges = list(load_world().exchanges(plan.split, plan.seed, size))
     return run(job, exchanges, f"{plan.split} exchanges")
@@ -155,6 +142,16 @@ def _rng(seed: int, key: str) -> Generator:
     """Randomness of one exchange, whatever was made before it."""
     return np.random.default_rng(list(sha256(f"{seed}:{key}".encode()).digest()))
 
+
+def make_split(
+    out: Path, split: Literal["train", "test"], size: int, seed: int = 0,
+    assets: Path = Path("build/assets"), kokoro_share: float = 0.04, processes: int = 1,
+) -> None:  # fmt: skip
+    """Make the split and tell what was made."""
+    logs.out(str(make(Plan(out, split, seed, assets, kokoro_share), size, processes)))
+
+
+main = command(make_split, size="exchanges", kokoro_share="of the users' voices")
 
 if __name__ == "__main__":
     sys.exit(cli.run("make", main))

@@ -1,58 +1,27 @@
 """How a voice of the tiny world is answered: the opener, the style, and the thought about it."""
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from string import Template
 from typing import Protocol
 
 from osum_echat.errors import DataError
+from osum_echat.settings import read_mapping
 
 AGES = ("CHILD", "ADULT", "OLD")
 GENDERS = ("MALE", "FEMALE")
 EMOTIONS = ("NEUTRAL", "HAPPY", "SAD", "ANGER", "SURPRISE")
 STYLES = ("CALM", "CHEERFUL", "SOFT", "BRISK")
-EVENTS: dict[str, dict[str, float]] = {  # how often each sound event comes with an emotion
-    "NEUTRAL": {"OTHER": 0.50, "LAUGH": 0.12, "COUGH": 0.18, "SIGH": 0.20},
-    "HAPPY": {"OTHER": 0.50, "LAUGH": 0.34, "COUGH": 0.16},
-    "SAD": {"OTHER": 0.50, "CRY": 0.34, "COUGH": 0.08, "SIGH": 0.08},
-    "ANGER": {"OTHER": 0.50, "CRY": 0.22, "COUGH": 0.14, "SIGH": 0.14},
-    "SURPRISE": {"OTHER": 0.50, "LAUGH": 0.18, "COUGH": 0.14, "SIGH": 0.18},
+_TABLE = read_mapping(Path(__file__).with_suffix(".yaml"))
+EVENTS: dict[str, dict[str, float]] = _TABLE["events"]
+PERSONS: dict[tuple[str, ...], str] = {
+    tuple(cell.split()): person for cell, person in _TABLE["persons"].items()
 }
-# Styles, feelings and sounds are those of the small model too, which knows more labels.
-EVENT_STYLES = {"CRY": "SOFT", "LAUGH": "CHEERFUL", "COUGH": "CALM", "SIGH": "CALM",
-                "SNEEZE": "CALM", "SCREAMING": "CALM", "THROAT CLEARING": "CALM", "GROAN": "SOFT"}
-EMOTION_STYLES = {"SAD": "SOFT", "HAPPY": "CHEERFUL", "SURPRISE": "BRISK", "ANGER": "CALM",
-                  "NEUTRAL": "CALM", "FEAR": "SOFT", "DISGUST": "CALM", "OTHER": "CALM"}
-EVENT_OPENERS = {
-    "LAUGH": "What a lovely laugh, $you.",
-    "CRY": "Please do not cry, $you.",
-    "COUGH": "Bless you, $you.",
-    "SIGH": "Take a deep breath, $you.",
-}
-EMOTION_OPENERS = {
-    "NEUTRAL": "I see, $you.",
-    "HAPPY": "How wonderful, $you!",
-    "SAD": "I am so sorry, $you.",
-    "ANGER": "I understand, $you.",
-    "SURPRISE": "Wow, $you!",
-}
-PERSONS = {
-    ("CHILD", "MALE"): "boy", ("CHILD", "FEMALE"): "girl",
-    ("ADULT", "MALE"): "man", ("ADULT", "FEMALE"): "woman",
-    ("OLD", "MALE"): "old man", ("OLD", "FEMALE"): "old woman",
-}
-PRONOUNS = {"MALE": {"he": "he", "his": "his", "him": "him"},
-            "FEMALE": {"he": "she", "his": "her", "him": "her"}}
-FEELINGS = {"NEUTRAL": "calm", "HAPPY": "happy", "SAD": "sad", "ANGER": "angry",
-            "SURPRISE": "surprised", "FEAR": "scared", "DISGUST": "disgusted"}
-SOUNDS = {"OTHER": "", "LAUGH": " who laughs", "CRY": " who cries", "COUGH": " who coughs",
-          "SIGH": " who sighs", "SNEEZE": " who sneezes", "SCREAMING": " who screams",
-          "THROAT CLEARING": " who clears the throat", "GROAN": " who groans"}
-MANNERS = {"CALM": "calmly", "CHEERFUL": "cheerfully", "SOFT": "softly", "BRISK": "quickly"}
-THOUGHTS = (
-    "I hear {person}{sound}. {Gist}. I will speak {manner}.",
-    "I hear {person}{sound}, and {gist}. I will speak {manner}.",
-    "I hear {person}{sound}. {Gist}, so I will speak {manner}.",
-)
+PRONOUNS: dict[str, dict[str, str]] = _TABLE["pronouns"]
+FEELINGS: dict[str, str] = _TABLE["feelings"]
+SOUNDS: dict[str, str] = _TABLE["sounds"]
+MANNERS: dict[str, str] = _TABLE["manners"]
+THOUGHTS: list[str] = _TABLE["thoughts"]
 
 
 class Heard(Protocol):
@@ -73,13 +42,11 @@ class Traits:
 
 
 def style_for(labels: Heard) -> str:
-    """CALM, CHEERFUL, SOFT or BRISK, as EVENT_STYLES says, or else EMOTION_STYLES."""
-    emotion = labels.emotion or "NEUTRAL"
-    if labels.event in EVENT_STYLES:
-        return EVENT_STYLES[labels.event]
-    if emotion not in EMOTION_STYLES:
-        raise DataError(f"emotion {emotion!r}: not one of {', '.join(EMOTION_STYLES)}")
-    return EMOTION_STYLES[emotion]
+    """CALM, CHEERFUL, SOFT or BRISK, by the event, or else the emotion."""
+    styles, emotion = _TABLE["emotion_styles"], labels.emotion or "NEUTRAL"
+    if emotion not in styles:
+        raise DataError(f"emotion {emotion!r}: not one of {', '.join(styles)}")
+    return str(_TABLE["event_styles"].get(labels.event) or styles[emotion])
 
 
 def address(age: str, gender: str) -> str:
@@ -91,16 +58,16 @@ def address(age: str, gender: str) -> str:
 
 def opener(labels: Traits) -> str:
     """The first sentence of a reply."""
-    wording = EVENT_OPENERS.get(labels.event) or EMOTION_OPENERS[labels.emotion]
+    wording = _TABLE["event_openers"].get(labels.event)
+    wording = wording or _TABLE["emotion_openers"][labels.emotion]
     return Template(wording).substitute(you=address(labels.age, labels.gender))
 
 
 def natural_thought(labels: Traits, gist: str, variant: int = 0) -> str:
     """The thought in plain words; `gist`: its clause about what was said, `variant` 0 to 2."""
     person = f"a {FEELINGS[labels.emotion]} {PERSONS[labels.age, labels.gender]}"
-    said = gist[0].upper() + gist[1:]
-    return with_articles(THOUGHTS[variant % len(THOUGHTS)].format(
-        person=person, sound=SOUNDS[labels.event], gist=gist, Gist=said,
+    return with_articles(Template(THOUGHTS[variant]).substitute(
+        person=person, sound=SOUNDS[labels.event], gist=gist, Gist=gist[0].upper() + gist[1:],
         manner=MANNERS[style_for(labels)]))
 
 

@@ -6,17 +6,18 @@ python -m common_utils.tiny_world.reply_set --out DIR [--sentences FILE] [--minu
 import json
 import random
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import soundfile
 
+from common_utils.command import command
 from common_utils.tiny_world.lists import read_jsonl, said_by_users
 from common_utils.tiny_world.reply_voice import SAMPLE_RATE_HZ, STYLES, ReplyVoice, file_name
 from common_utils.tiny_world.speaking import write_wav
 from common_utils.tiny_world.world import load_world
 from osum_echat import cli
-from osum_echat.files import read_lines
 from osum_echat.logs import logger, progress
 
 LIST_FILE = "reply.list"
@@ -24,36 +25,6 @@ LIST_FILE = "reply.list"
 log = logger(__name__)
 
 Pair = tuple[str, str]                                       # sentence, style
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="gets wav/ and " + LIST_FILE)
-    parser.add_argument("--assets", type=Path, default=Path("build/assets"))
-    parser.add_argument("--sentences", type=Path,
-                        help="one a line, or exchanges.jsonl for what users say there; default: "
-                             "the replies of the tiny world")
-    parser.add_argument("--styles", type=int, default=len(STYLES), metavar="N",
-                        choices=range(1, len(STYLES) + 1),
-                        help="of --sentences: each in so many styles, drawn; default: in all")
-    parser.add_argument("--minutes", type=float, default=60.0, help="of audio, at most")
-    parser.add_argument("--seed", type=int, default=7)
-    chosen = parser.parse_args(argv)
-    rng = random.Random(chosen.seed)
-    pairs = (read_pairs(chosen.sentences, chosen.styles, rng) if chosen.sentences
-             else sorted(load_world().all_reply_sentences()))
-    rng.shuffle(pairs)
-    minutes = speak(pairs, ReplyVoice(chosen.assets), chosen.out, chosen.minutes)
-    log.info("%s: %.1f minutes in all", chosen.out / LIST_FILE, minutes)
-
-
-def read_pairs(path: Path, styles: int, rng: random.Random) -> list[Pair]:
-    """Each line of `path`, or what users say in a corpus (.jsonl), in so many of the styles."""
-    if path.suffix == ".jsonl":
-        lines = sorted(said_by_users(read_jsonl(path)))
-    else:
-        lines = [line.strip() for _, line in read_lines(path)]
-    return [(line, style) for line in lines for style in rng.sample([*STYLES], styles)]
 
 
 def speak(pairs: Iterable[Pair], voice: ReplyVoice, out: Path, minutes: float) -> float:
@@ -75,6 +46,28 @@ def speak(pairs: Iterable[Pair], voice: ReplyVoice, out: Path, minutes: float) -
                 break
     return seconds / 60
 
+
+def make(
+    out: Path, assets: Path = Path("build/assets"), sentences: Path | None = None,
+    styles: Literal[1, 2, 3, 4] = 4, minutes: float = 60.0, seed: int = 7,
+) -> None:  # fmt: skip
+    """Speak the replies of the tiny world in every style, or what users say in some of them."""
+    rng = random.Random(seed)
+    if sentences is None:
+        pairs = sorted(load_world().all_reply_sentences())
+    else:
+        said = sorted(said_by_users(read_jsonl(sentences)))
+        pairs = [(line, style) for line in said for style in rng.sample([*STYLES], styles)]
+    rng.shuffle(pairs)
+    made = speak(pairs, ReplyVoice(assets), out, minutes)
+    log.info("%s: %.1f minutes in all", out / LIST_FILE, made)
+
+
+main = command(
+    make, out=f"gets wav/ and {LIST_FILE}", minutes="of audio, at most", sentences="exchanges.jsonl"
+    ", for what users say there; default: the replies of the tiny world",
+    styles="of --sentences: each in so many styles, drawn; default: in all",
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(cli.run("reply_set", main))

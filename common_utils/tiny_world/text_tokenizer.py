@@ -11,9 +11,11 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from common_utils.command import command
 from common_utils.tiny_world.manner import AGES, EMOTIONS, EVENTS, GENDERS, STYLES
 from common_utils.tiny_world.world import Exchange, SaidTurn, World, load_world, normalise
 from osum_echat import cli
@@ -33,23 +35,6 @@ PROMPT_WEIGHT = 40                       # of a prompt, against one exchange
 LEAST_PIECES = 256 + 64                  # every byte, and room for marks and tags
 
 log = logger(__name__)
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True,
-                        help="folder for tokenizer.json and tokenizer_config.json")
-    parser.add_argument("--pieces", type=int, default=PIECES)
-    parser.add_argument("--size", type=int, default=WORLD_TEXTS, help="exchanges to learn from")
-    parser.add_argument("--prompts", type=Path, default=Path("conf/prompt_config.yaml"),
-                        help="prompts of understanding tasks; the English ones are learned from")
-    parser.add_argument("--texts", type=Path, nargs="*", default=[], help="more text to learn from")
-    chosen = parser.parse_args(argv)
-    prompts = [one for pool in Prompts.from_file(chosen.prompts, "english").pools.values()
-               for one in pool] * PROMPT_WEIGHT  # fmt: skip
-    texts = [*world_texts(load_world(), chosen.size), *prompts,
-             *(text for path in chosen.texts for _, text in read_lines(path))]  # fmt: skip
-    log.info("%s: %d pieces", chosen.out, train(texts, chosen.out, chosen.pieces))
 
 
 def single_pieces() -> tuple[str, ...]:
@@ -120,6 +105,20 @@ def _without_tags(text: str) -> str:
         text = text.replace(piece, "\n")
     return text
 
+
+def make(
+    out: Path, pieces: int = PIECES, size: int = WORLD_TEXTS,
+    prompts: Path = Path("conf/prompt_config.yaml"), texts: tuple[Path, ...] = (),
+) -> None:  # fmt: skip
+    """Learn from the tiny world, prompts and more texts."""
+    pools = Prompts.from_file(prompts, "english").pools.values()
+    learnt = [*world_texts(load_world(), size), *([*chain(*pools)] * PROMPT_WEIGHT),
+              *(text for path in texts for _, text in read_lines(path))]  # fmt: skip
+    log.info("%s: %d pieces", out, train(learnt, out, pieces))
+
+
+main = command(make, size="exchanges to learn from", texts="more text to learn from", prompts="of "
+               "understanding tasks; the English ones are learned from")  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(cli.run("text_tokenizer", main))

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.reply_voice import Phonemes, one_thread
-from osum_echat.errors import DataError, InputError
+from osum_echat.errors import InputError
+from osum_echat.settings import parse, read_mapping
 
 Wave = NDArray[np.floating[Any]]        # (samples,); float32 where it leaves a function
 
@@ -93,57 +94,25 @@ class Manner:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What all voices of one age and gender have in common; (from, to) bounds."""
+    """What all voices of one age and gender have in common, see voices.yaml; (from, to) bounds."""
 
-    f0_hz: tuple[float, float]
-    formants: tuple[float, float]
-    rate: tuple[float, float]
-    breath: tuple[float, float] = (0.0, 0.02)
-    tremor: tuple[float, float] = (0.0, 0.0)
-    tilt_db: tuple[float, float] = (-0.7, 0.7)
+    f0_hz: tuple[float, ...]
+    formants: tuple[float, ...]
+    rate: tuple[float, ...]
+    breath: tuple[float, ...] = (0.0, 0.02)
+    tremor: tuple[float, ...] = (0.0, 0.0)
+    tilt_db: tuple[float, ...] = (-0.7, 0.7)
 
 
-CELLS = {
-    ("CHILD", "MALE"): Cell((236, 260), (1.23, 1.28), (0.92, 1.0)),
-    ("CHILD", "FEMALE"): Cell((305, 335), (1.38, 1.44), (0.92, 1.0), breath=(0.08, 0.14)),
-    ("ADULT", "MALE"): Cell((88, 122), (0.96, 1.02), (0.98, 1.08)),
-    ("ADULT", "FEMALE"): Cell((190, 224), (1.13, 1.18), (0.98, 1.08)),
-    ("OLD", "MALE"): Cell(
-        (94, 122), (0.89, 0.93), (0.76, 0.82), (0.07, 0.12), (0.8, 1.0), (-1.3, -0.6)
-    ),
-    ("OLD", "FEMALE"): Cell(
-        (174, 198), (1.07, 1.11), (0.76, 0.82), (0.08, 0.13), (0.8, 1.0), (-1.3, -0.6)
-    ),
-}
-
-# Variants of espeak that whisper understands: men's lend their timbre to boys, women's to girls.
-ESPEAK_TRAIN = {
-    "MALE": "m3 m4 m6 m7 m8 Alex Mike max klatt4 klatt6 edward iven3 john adam Reed ian".split(),
-    "FEMALE": "f1 f2 f3 f5 grandma steph2 linda".split(),
-}
-ESPEAK_TEST = {"MALE": "m1 m2 klatt3 Nguyen".split(), "FEMALE": "f4 Annie aunty".split()}
-ACCENTS = {"MALE": ("en-us",), "FEMALE": ("en-us", "en-gb-x-rp")}   # fewer women: two accents
-WOMEN = frozenset((*ESPEAK_TRAIN["FEMALE"], *ESPEAK_TEST["FEMALE"]))
+_TABLE = read_mapping(Path(__file__).with_suffix(".yaml"))
+CELLS = {tuple(cell.split()): parse(Cell, one, f"voices.yaml: {cell}")
+         for cell, one in _TABLE["cells"].items()}  # fmt: skip
+WOMEN = frozenset(" ".join(one["FEMALE"] for one in _TABLE["espeak"].values()).split())
 WOMEN_FORMANTS = 1.15
-
-# Kokoro's styles: f0 heard, and the length of the vocal tract as above.
-KOKORO_STYLES = {
-    "jf_alpha": (262.0, 1.15), "jf_gongitsune": (234.0, 1.15), "jf_nezumi": (228.0, 1.15),
-    "jf_tebukuro": (330.0, 1.25), "jm_kumo": (91.0, 1.0),
-}  # fmt: skip
-KOKORO_TRAIN = {
-    "CHILD": ("jf_tebukuro*1", "jf_alpha*1", "jf_alpha*0.5+jf_tebukuro*0.5"),
-    "FEMALE": ("jf_alpha*1", "jf_nezumi*1", "jf_alpha*0.5+jf_nezumi*0.5"),
-    "MALE": ("jm_kumo*1", "jm_kumo*0.8+jf_alpha*0.2", "jm_kumo*0.8+jf_nezumi*0.2"),
-}
-KOKORO_TEST = {
-    "CHILD": ("jf_gongitsune*0.6+jf_tebukuro*0.4", "jf_gongitsune*0.8+jf_alpha*0.2"),
-    "FEMALE": ("jf_gongitsune*1", "jf_gongitsune*0.7+jf_nezumi*0.3"),
-    "MALE": ("jm_kumo*0.85+jf_gongitsune*0.15",),
-}
+KOKORO_STYLES: dict[str, tuple[float, float]] = _TABLE["kokoro_styles"]
 
 
-def _between(bounds: tuple[float, float], step: int, of: int) -> float:
+def _between(bounds: tuple[float, ...], step: int, of: int) -> float:
     """Spread evenly: the middle of the given of so many equal parts."""
     return round(bounds[0] + (bounds[1] - bounds[0]) * (step % of + 0.5) / of, 4)
 
@@ -166,19 +135,15 @@ def _voice(
 
 def all_voices(split: str) -> list[Voice]:
     """Every voice of a split; no variant or style of one split speaks in the other."""
-    if split not in ("train", "test"):
-        raise DataError(f"split {split!r}: not one of train, test")
-    variants, styles = (
-        (ESPEAK_TRAIN, KOKORO_TRAIN) if split == "train" else (ESPEAK_TEST, KOKORO_TEST)
-    )
+    variants, styles = (_TABLE[engine][split] for engine in (ESPEAK, KOKORO))
     shift = 0 if split == "train" else 1
     made = []
     for cell in CELLS:
         age, gender = cell
         natural = "CHILD" if age == "CHILD" else gender
-        sources = [(ESPEAK, f"{accent}+{variant}")
-                   for accent, variant in product(ACCENTS[gender], variants[gender])]
-        sources += [(KOKORO, one) for one in styles[natural]]
+        both = product(_TABLE["accents"][gender].split(), variants[gender].split())
+        sources = [(ESPEAK, "+".join(one)) for one in both]
+        sources += [(KOKORO, one) for one in styles[natural].split()]
         for index, (engine, variant) in enumerate(sources):
             name = f"{split}-{age}-{gender}-{index:02d}".lower()
             made.append(_voice(name, engine, variant, cell, index, shift))

@@ -5,8 +5,10 @@ python -m common_utils.token2wav_recipe.train_flow CONFIG.yaml [key=value ...]
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +18,8 @@ from torch import Tensor, nn
 
 from common_utils.token2wav_recipe import runs
 from common_utils.token2wav_recipe.runs import LimitSettings, Progress, VoiceRow
-from osum_echat import audio, logs, weights
 from osum_echat import device as devices
+from osum_echat import logs, weights
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.settings import check_numbers, check_word
 from osum_echat.token2wav import voice
@@ -56,13 +58,9 @@ class FlowTraining:
     precision: str = "auto"             # auto | fp32 | bf16
     device: str = "auto"
     init: str | None = None             # weights to start from
-    voice: str | None = None            # voice file whose speaker vector all rows get
     voices: dict[str, str] = field(default_factory=dict)    # voice files by the rows' `voice`
-    speaker_onnx: str | None = None     # speaker encoder: a vector for each row
 
     def __post_init__(self) -> None:
-        if sum(map(bool, (self.voice, self.voices, self.speaker_onnx))) > 1:
-            raise ConfigError("flow training: give one of voice, voices and speaker_onnx")
         check_numbers(self, "flow training", "held_out_tokens clip weight_decay mu_weight", 0)
         check_numbers(self, "flow training", "drop prefix average", 0, 1)
         check_word("flow training.precision", self.precision, ("auto", *PRECISIONS))
@@ -122,11 +120,8 @@ def speech_tokens(row: VoiceRow) -> tuple[int, ...]:
 def record(training: FlowTraining) -> Recordings:
     """Read every wav once, ordered by voice: its mel fitted to its tokens, its speaker vector."""
     rate, codes = training.flow.tokens_per_s, training.flow.codes
-    encoder = voice.SpeakerEncoder(training.speaker_onnx) if training.speaker_onnx else None
-    constant = torch.zeros(1, training.flow.speaker_width)
     known = {name: voice.VoicePrompt.load(path).speaker for name, path in training.voices.items()}
-    if training.voice:
-        constant = voice.VoicePrompt.load(training.voice).speaker
+    known = known or defaultdict(partial(torch.zeros, 1, training.flow.speaker_width))
     tokens: list[int] = []
     mels, starts, speakers = [], [], []
     ordered = sorted(runs.read_lists(training.data), key=lambda row: row.voice or "")
@@ -143,13 +138,9 @@ def record(training: FlowTraining) -> Recordings:
         first = frames_for(len(tokens), rate)
         tokens.extend(ids)
         mels.append(fit(voice.prompt_mel(samples)[0], frames_for(len(tokens), rate) - first).half())
-        if encoder:
-            constant = encoder(audio.resample(samples, voice.SAMPLE_RATE_HZ, audio.SAMPLE_RATE_HZ))
-        if known:
-            if row.voice not in known:
-                raise DataError(f"{row.where}: voice {row.voice!r} is none of {', '.join(known)}")
-            constant = known[row.voice]
-        speakers.append(constant)
+        if training.voices and row.voice not in known:
+            raise DataError(f"{row.where}: voice {row.voice!r} is none of {', '.join(known)}")
+        speakers.append(known[str(row.voice)])
     LOG.info("%d recordings, %.1f min", len(starts), len(tokens) / rate / 60)
     return Recordings(
         torch.tensor(tokens), torch.cat(mels), torch.tensor(starts), torch.cat(speakers), rate

@@ -4,7 +4,6 @@ python -m common_utils.token2wav_recipe.train_tokenizer CONFIG [key=value ...]
 """
 
 import json
-import math
 import random
 import sys
 from collections.abc import Sequence
@@ -214,7 +213,7 @@ def train(settings: TokenizerSettings) -> Path:
 
 
 def make_units(rows: Sequence[VoiceRow], settings: TokenizerSettings) -> SpeechUnits:
-    """The filled tokenizer, its quality logged."""
+    """The filled tokenizer; how evenly its codes are used is logged."""
     model = on_whisper(Path(settings.whisper), settings.units)
     generator = torch.Generator().manual_seed(settings.seed)
     drawn = random.Random(settings.seed).sample(list(rows), len(rows))
@@ -232,7 +231,9 @@ def make_units(rows: Sequence[VoiceRow], settings: TokenizerSettings) -> SpeechU
     with torch.no_grad():
         points = torch.cat([model.features(clip.feats) for clip in progress(clips, "features")])
         model.codebook.copy_(kmeans(points, settings.units.codes, settings.iterations, generator))
-    report(model, clips, points, last)
+        shares = torch.bincount(nearest(points, model.codebook)).double() / len(points)
+        perplexity = -(shares * shares.clamp(min=1e-12).log()).sum()
+        log.info("%d units; perplexity %.1f", len(points), perplexity.exp())
     return model
 
 
@@ -361,39 +362,6 @@ def stacked(feats: Tensor) -> Tensor:
     short = -feats.shape[2] % FRAMES_PER_UNIT
     padded = F.pad(feats, (0, short), mode="replicate")[0]
     return padded.unflatten(1, (-1, FRAMES_PER_UNIT)).transpose(0, 1)
-
-
-def report(model: SpeechUnits, clips: list[Clip], points: Tensor, last: Tensor) -> dict[str, float]:
-    """Log how much of each thing the codes tell: the share of its variance."""
-    codes = nearest(points, model.codebook)
-    counts = torch.bincount(codes, minlength=len(model.codebook)).double()
-    shares = counts / counts.sum()
-    hertz = torch.cat([clip.pitch_hz for clip in clips])
-    voiced = hertz > 0
-    mel = torch.cat([stacked(clip.feats).flatten(1) for clip in clips])
-    with torch.no_grad():
-        loudness = torch.cat([model.energy(clip.feats) for clip in clips])
-    loud = loudness > ENERGY_FLOOR
-    figures = {
-        "perplexity": math.exp(float(-(shares * shares.clamp(min=1e-12).log()).sum())),
-        "pitch": explained_variance(hertz[voiced].log()[:, None], codes[voiced]),
-        "level": explained_variance(loudness[loud][:, None], codes[loud]),
-        "mel": explained_variance(mel, codes),
-        "layer": explained_variance(last / last.std(0), codes),
-    }
-    log.info("%d units; %s", len(codes), ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
-    return figures
-
-
-def explained_variance(values: Tensor, codes: Tensor) -> float:
-    """Share of the variance of values (units, width) that their codes' means explain."""
-    if not len(codes):
-        return math.nan
-    size = int(codes.max()) + 1
-    counts = torch.bincount(codes, minlength=size).clamp(min=1)
-    means = torch.zeros(size, values.shape[1]).index_add(0, codes, values) / counts[:, None]
-    rest = (values - means[codes]).square().sum()
-    return float(1 - rest / (values - values.mean(0)).square().sum())
 
 
 def export_units(model: SpeechUnits, path: Path) -> None:

@@ -354,7 +354,7 @@ def test_an_endpoint_that_is_down_a_label_or_a_voice_that_is_missing_is_one_line
     assert "no answer in 1 tries" in told_in_one_line([*words, *chats], capsys)
     assert len(lines(tmp_path / "out" / "plan.jsonl")) == 29
     line = told_in_one_line([*words, "plan.labels.age=[CHILD, ANCIENT]"], capsys)
-    assert "'ANCIENT' does not exist; known: ADULT, CHILD, OLD" in line
+    assert "'ANCIENT' is not one of ADULT, CHILD, OLD" in line
     for setting, told in {"plan.languages={en: 0}": "nothing to plan", "pack.per_tar=0": "need 1",
                           "plan.labels.age=[]": "age: empty", "plan.spare=.nan": "need 0 to 100",
                           "pack.tokenizer=gone": "give --tokenizer"}.items():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from common_utils import extract_speech_tokens
-from common_utils.jobs import Job, Made, Report, in_order, pieces, records, run
+from common_utils.jobs import Job, Made, Report, Work, in_order, pieces, records, run
 from osum_echat import audio, files
 from osum_echat.data.sources import Dropped
 from osum_echat.errors import CheckpointError, DataError, InputError
@@ -39,11 +39,11 @@ def failing(stop: int, seen: list[int], number: int) -> Made:
     return double(number)
 
 
-def job(out: Path, make, settings: str = "same", overwrite: bool = False, **more) -> Report:
+def job(out: Path, make, settings: str = "same", is_intact=bool, **more) -> Report:
     """Numbers below `count`, each its own input unless `marks` says otherwise."""
     count, marks = more.pop("count", 10), more.pop("marks", {})
     made = Job(out, settings, make, lambda number: marks.get(number, str(number)),
-               overwrite=overwrite, **more)  # fmt: skip
+               (), Work(**more), is_intact)  # fmt: skip
     return run(made, range(count), "numbers")
 
 

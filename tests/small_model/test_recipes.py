@@ -28,7 +28,6 @@ from common_utils.small_model.export_ear import parts_of
 from common_utils.small_model.export_voice import style_voice
 from common_utils.small_model.hibari import SAMPLE_RATE_HZ, STYLES, Spoken
 from common_utils.small_model.manner import ends_properly, is_fit
-from common_utils.small_model.measure_ear import Heard, figures
 from common_utils.small_model.people import is_dev
 from common_utils.small_model.pieces import heard_words
 from common_utils.small_model.speech_rows import Clause, Row, clauses_of, coded
@@ -41,11 +40,10 @@ from osum_echat.files import write_jsonl
 from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.voice_labels import VoiceLabels
-from osum_echat.records import Labels, Turn, Utterance
+from osum_echat.records import Labels, Utterance
 from osum_echat.sequence import compose
 from osum_echat.tasks import TASKS
 from osum_echat.vocab import Vocab
-from tests.letters import letter_vocab
 from tests.tiny_network import SETTINGS, network
 
 # The ear: what it writes with, what it hears, and what it is measured by.
@@ -74,18 +72,6 @@ def test_speakers_are_kept_out_whole():
     lines = [{"speaker": f"eg_{number % 40:06d}", "name": str(number)} for number in range(400)]
     kept = {line["speaker"] for line in lines if is_dev(line)}
     assert 0 < len(kept) < 12 and not kept & {line["speaker"] for line in lines if not is_dev(line)}
-
-
-def test_the_ear_is_measured_by_words_and_labels():
-    vocab = letter_vocab()
-    scores = torch.full((4, vocab.text_rows + 1), -9.0)
-    for step, letter in enumerate("hi"):
-        scores[2 * step, vocab.encode(letter)[0]] = 0.0
-        scores[2 * step + 1, -1] = 0.0
-    told = Utterance("k", "asr", Turn(text="hi", reply_text="hi"))
-    other = replace(told, user=Turn(text="ho", reply_text="ho"))
-    made = figures([Heard(told, scores), Heard(other, scores)], vocab)
-    assert made["wer"] == 50.0 and made["n"] == 2 and made["substitutions"] == 1
 
 
 def test_voice_labels_are_learnt_from_lists_whose_statistics_are_kept(tmp_path, monkeypatch):

@@ -25,7 +25,6 @@ from osum_echat.errors import CheckpointError, OsumError
 from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.models.pretrained import encoder_settings, read_whisper, start_encoder
 from osum_echat.paths import TINY
-from osum_echat.token2wav.voice import VoicePrompt
 
 ROOT = Path(__file__).parents[2]
 
@@ -208,13 +207,10 @@ def parts(
                      "user_text": "hello", "reply_text": "Hi.", "reply_style": "CALM"})  # fmt: skip
     (split / "exchanges.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setattr(assemble, "LEAST_S", 0.5)
-    monkeypatch.setattr(assemble, "SpeechTokenizer", lambda path: None)
-    monkeypatch.setattr(assemble, "SpeakerEncoder", lambda path: None)
-    monkeypatch.setattr(assemble, "make_prompt", lambda *args: VoicePrompt.absent())
     named = {
         "model": model_directory, "flow": tmp_path / "flow", "vocoder": tmp_path / "vocoder",
         "speech-tokenizer": tmp_path / "any.onnx", "speaker": tmp_path / "any.onnx",
-        "voice": question_wav, "samples": split, "count": 2, "out": tmp_path / "shipped",
+        "samples": split, "count": 2, "out": tmp_path / "shipped",
     }  # fmt: skip
     return [f"--{name}={value}" for name, value in named.items()]
 
