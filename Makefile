@@ -109,7 +109,7 @@ vllm: .venv-vllm/stamp
 	@touch $@
 
 test-vllm: .venv-vllm/stamp
-	$(VLLM_PYTHON) -m pytest tests/generation/test_vllm_engine.py
+	$(VLLM_PYTHON) -m pytest tests/generation/test_engines.py
 
 lint: $(VENV)/dev.stamp
 	$(RUN) -m ruff check .

@@ -7,7 +7,7 @@ it. An answer whose caller is busy is not made far ahead: others, and the voice,
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
@@ -31,15 +31,16 @@ LOG = logger(__name__)
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """One caller's answer. tokens: what it is told; None ends it, an error too.
+    """One row of a call. told: what the call is told of its rows; None ends one, an error too.
 
     answer: None for the start of a prompt that is only read.
     """
 
     prompt: Tensor
-    answer: Answer | None
-    interrupt: Callable[[], bool] | None
-    tokens: "SimpleQueue[Token | BaseException | None]" = field(default_factory=SimpleQueue)
+    answer: Answer | None = None
+    place: int = 0
+    interrupt: Callable[[], bool] | None = None
+    told: "SimpleQueue[tuple[int, Token | Exception | None]]" = field(default_factory=SimpleQueue)
     left: bool = False          # the caller waits no longer
     last: Token | None = None
     prefill: Prefill | None = None
@@ -51,7 +52,7 @@ class _Job:
     @property
     def is_ahead(self) -> bool:
         """Its caller has enough to do."""
-        return self.tokens.qsize() >= MOST_AHEAD
+        return self.told.qsize() >= MOST_AHEAD
 
 
 class BatchEngine:
@@ -71,34 +72,43 @@ class BatchEngine:
         self._thread.start()
 
     def decode(
-        self, prompt: Tensor, answer: Answer, interrupt: Callable[[], bool] | None = None
-    ) -> Iterator[Token]:
-        """The tokens of one answer, which grows. prompt: (tokens, width), embedded.
+        self, prompts: Sequence[Tensor], answers: Sequence[Answer],
+        interrupt: Callable[[], bool] | None = None,
+    ) -> Iterator[tuple[int, Token]]:  # fmt: skip
+        """As `decoder.decode`: the number of a row and its next token, while the answers grow.
 
-        interrupt: asked before every step. Closing the iterator ends the answer. Raises what the
-        model raised.
+        prompts: (tokens, width) each, embedded. Closing the iterator ends the answers. Raises what
+        the model or a rule raised.
         """
-        job = _Job(prompt, answer, interrupt)
+        told: SimpleQueue[tuple[int, Token | Exception | None]] = SimpleQueue()
+        jobs = [_Job(prompt, answer, place, interrupt, told)
+                for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))]
         with self._changed:
             if self._is_closed:
                 raise RuntimeError("the engine is closed")
-            self._waiting.append(job)
+            self._waiting.extend(jobs)
             self._changed.notify()
+        left = len(jobs)
         try:
-            while (token := job.tokens.get()) is not None:
-                if isinstance(token, BaseException):
+            while left:
+                place, token = told.get()
+                if isinstance(token, Exception):
                     raise token
-                if job.tokens.qsize() == MOST_AHEAD - 1:
+                if told.qsize() == MOST_AHEAD - 1:
                     with self._changed:
                         self._changed.notify()
-                yield token
+                if token is None:
+                    left -= 1
+                else:
+                    yield place, token
         finally:
-            job.left = True
+            for job in jobs:
+                job.left = True
 
     def read_ahead(self, start: Tensor) -> None:
         """Read what prompts will begin with, (tokens, width), when there is time. It is kept."""
         with self._changed:
-            self._waiting.append(_Job(start, None, None))
+            self._waiting.append(_Job(start))
             self._changed.notify()
 
     def close(self) -> None:
@@ -123,7 +133,7 @@ class BatchEngine:
                 LOG.exception("a step of the decoding loop failed")
                 self._fail(error)
         for job in (*self._live, *self._waiting):
-            self._interrupt(job)
+            self._end(job)
 
     def _may_admit(self) -> bool:
         return bool(self._waiting) and len(self._live) < self.most_rows
@@ -143,7 +153,7 @@ class BatchEngine:
             self._steps = 0
         if job.is_interrupted:
             self._forget(job)
-            self._interrupt(job)
+            self._end(job)
             return
         try:
             if job.prefill is None:
@@ -154,7 +164,7 @@ class BatchEngine:
             self._begin(job, job.prefill)
         except Exception as error:
             self._forget(job)
-            job.tokens.put(error)
+            self._end(job, error)
 
     def _begin(self, job: _Job, prefill: Prefill) -> None:
         """A prompt is through: choose the first token and let the row join."""
@@ -163,13 +173,13 @@ class BatchEngine:
             return
         (logits,) = row_logits(self.model, prefill.state, [job.answer])
         job.last = job.answer.choose(logits)
-        job.tokens.put(job.last)
+        job.told.put((job.place, job.last))
         job.prefill = None
         if job.answer.stopped_by is None:
             self._rows.join(prefill)
             self._live.append(job)
         else:
-            job.tokens.put(None)
+            self._end(job)
 
     def _start_of(self, prompt: Tensor) -> Prefill | None:
         """What was read ahead and has most in common with the prompt."""
@@ -191,7 +201,7 @@ class BatchEngine:
         """One token for every answer in the batch."""
         left = [place for place, job in enumerate(self._live) if job.is_interrupted]
         for place in left:
-            self._interrupt(self._live[place])
+            self._end(self._live[place])
         self._remove(left)
         if all(job.is_ahead for job in self._live):
             return
@@ -207,15 +217,14 @@ class BatchEngine:
             try:
                 job.last = answer.choose(own)
             except Exception as error:
-                job.tokens.put(error)
-                answer.stopped_by = "interrupt"
+                self._end(job, error)
                 ended.append(place)
                 continue
-            job.tokens.put(job.last)
+            job.told.put((job.place, job.last))
             if answer.stopped_by is None and place in full:
                 answer.stopped_by = "limit"
             if answer.stopped_by is not None:
-                job.tokens.put(None)
+                self._end(job)
                 ended.append(place)
         self._remove(ended)
 
@@ -225,17 +234,15 @@ class BatchEngine:
             self._live = [self._live[place] for place in kept]
             self._rows.keep(kept)
 
-    def _interrupt(self, job: _Job) -> None:
-        """End an answer that is not whole, and tell its caller."""
+    def _end(self, job: _Job, error: Exception | None = None) -> None:
+        """Tell a caller that its answer is over; one that is not whole was interrupted."""
         if job.answer is not None:
             job.answer.stopped_by = job.answer.stopped_by or "interrupt"
-        job.tokens.put(None)
+        job.told.put((job.place, error))
 
     def _fail(self, error: Exception) -> None:
         """All answers in the batch have lost their rows."""
         for job in self._live:
-            if job.answer is not None:
-                job.answer.stopped_by = "interrupt"
-            job.tokens.put(error)
+            self._end(job, error)
         self._live = []
         self._rows = CachedLLM(self.model.llm)

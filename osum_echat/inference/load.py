@@ -132,11 +132,8 @@ class LoadedModel:
         interrupt: Callable[[], bool] | None = None,
     ) -> Iterator[tuple[int, Token]]:  # fmt: skip
         """As `decoder.decode`, by the engine that there is. task: of the first prompt."""
-        if isinstance(self.engine, VllmEngine):
+        if self.engine is not None:
             return self.engine.decode(prompts, answers, interrupt)
-        if self.engine is not None and len(answers) == 1:
-            made = self.engine.decode(prompts[0], answers[0], interrupt)
-            return ((0, token) for token in made)
         start = None if self.starts is None else self.starts.of(task)
         return decoder.decode(self.network, prompts, answers, interrupt, start)
 
