@@ -24,7 +24,7 @@ from osum_echat.inference.talker import Talker
 from osum_echat.models import checkpoint, int8, lora, pretrained
 from osum_echat.models.checkpoint import BASE_KEY, SET_UP, BaseModel
 from osum_echat.models.echat import EChatModel, EChatSettings
-from osum_echat.models.settings import read_settings
+from osum_echat.models.settings import UPSTREAM_KEY, read_settings
 from osum_echat.models.voice_labels import VoiceLabels
 from osum_echat.models.whisper_decoder import DECODER_FILE, WhisperDecoder
 from osum_echat.paths import PUBLISHED_PROMPTS
@@ -76,7 +76,7 @@ class GenerationSettings:
     def of(cls, found: pretrained.ModelFiles) -> "GenerationSettings":
         """Those of a model's YAML; upstream's has none."""
         raw, path = found.settings_yaml(), found.settings
-        kind = raw.get("thinking", "either" if found.is_upstream else "label")
+        kind = raw.get("thinking", "either" if UPSTREAM_KEY in raw else "label")
         if kind not in KINDS:
             raise CheckpointError(f"{path}: thinking {kind!r}; write one of {', '.join(KINDS)}")
         own, language = raw.get("sampling") or {}, raw.get("safety")

@@ -28,7 +28,7 @@ from osum_echat.models.echat import EChatModel, EChatSettings
 from osum_echat.models.settings import COPY, SETTINGS_FILE, as_plain, read_settings
 from osum_echat.paths import PUBLISHED_SETTINGS, cache
 from osum_echat.settings import parse, read_mapping
-from osum_echat.weights import INDEX_FILE, SHARD_BYTES, WEIGHTS_FILE
+from osum_echat.weights import INDEX_FILE, WEIGHTS_FILE
 
 LOG = logs.logger(__name__)
 Value = TypeVar("Value")
@@ -151,21 +151,20 @@ def named_as_ours(raw: Mapping[str, Value], tied: bool) -> dict[str, Value]:
 
 
 def save(
-    directory: Path, model: EChatModel, settings: EChatSettings | None = None, *,
-    dtype: torch.dtype | None = None, notes: Mapping[str, Any] | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    directory: Path, model: EChatModel, *, dtype: torch.dtype | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write the weights (model.safetensors, or several files with an index) and model.yaml.
 
-    dtype: of the stored weights, None as they are; notes: further keys for model.yaml; shard_bytes:
-    largest size of one file. Raises InputError where they cannot be written.
+    dtype: of the stored weights, None as they are; notes: further keys for model.yaml. Raises
+    InputError where they cannot be written.
     """
     stored = {
         name: value.detach().to(device="cpu", dtype=dtype)
         for name, value in own_weights(model).items()
     }
-    weights.write_safetensors(directory, stored, shard_bytes)
-    write_settings(directory, settings or model.settings, notes)
+    weights.write_safetensors(directory, stored)
+    write_settings(directory, model.settings, notes)
 
 
 def write_settings(

@@ -26,6 +26,7 @@ LEAST_SHARED = 24  # tokens: a shorter common start is not worth a pass of its o
 WINDOWS_TOGETHER = 16  # of up to 30 s, elsewhere
 CLIPS_TOGETHER = 4  # on a CPU; of like length, so that little of the work goes into padding
 FRAMES_PER_STEP = 8  # mel frames (10 ms) that become one step of the adapter
+# Multiples of FRAMES_PER_STEP.
 LONGEST_FRAMES = 3000  # 30 s: what Whisper's encoder was trained on, and OSUM-EChat's clips
 MARGIN_FRAMES = 200  # 2 s that a window holds beyond what is kept of it
 
@@ -419,24 +420,21 @@ class Window:
     kept: slice
 
 
-def windows(
-    frames: int, longest: int = LONGEST_FRAMES, margin: int = MARGIN_FRAMES
-) -> list[Window]:
+def windows(frames: int) -> list[Window]:
     """Cut a clip; its windows' kept steps, one after another, are those of the whole clip.
 
-    longest, margin: in frames, multiples of FRAMES_PER_STEP. A clip of up to `longest` is one
-    window. Inside, a window begins `margin` before what is kept of it and ends as much after it.
+    A clip of up to LONGEST_FRAMES is one window. Inside, a window begins MARGIN_FRAMES before what
+    is kept of it and ends as much after it.
     """
-    if frames <= longest:
+    if frames <= LONGEST_FRAMES:
         return [Window(0, frames, slice(None))]
     found = []
     kept = 0
     while kept < frames:
-        start = max(0, kept - margin)
-        is_last = start + longest >= frames
-        until = frames if is_last else start + longest - margin
-        first = (kept - start) // FRAMES_PER_STEP
-        last = None if is_last else (until - start) // FRAMES_PER_STEP
-        found.append(Window(start, min(start + longest, frames), slice(first, last)))
+        start = max(0, kept - MARGIN_FRAMES)
+        end = min(start + LONGEST_FRAMES, frames)
+        until = end if end == frames else end - MARGIN_FRAMES
+        last = None if end == frames else (until - start) // FRAMES_PER_STEP
+        found.append(Window(start, end, slice((kept - start) // FRAMES_PER_STEP, last)))
         kept = until
     return found

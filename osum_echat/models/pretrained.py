@@ -28,7 +28,7 @@ from osum_echat.models import checkpoint
 from osum_echat.models.checkpoint import TEXT_HEAD, TEXT_TABLE, settings_file, weights_file
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.encoder import Encoder, EncoderSettings
-from osum_echat.models.settings import COPY, UPSTREAM_KEY, read_llm_config
+from osum_echat.models.settings import COPY, read_llm_config
 from osum_echat.settings import read_mapping
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -84,11 +84,6 @@ class ModelFiles:
     def settings_yaml(self) -> dict[str, Any]:
         """The settings file as plain values."""
         return read_mapping(self.settings, CheckpointError, COPY)
-
-    @property
-    def is_upstream(self) -> bool:
-        """True where the settings are upstream's."""
-        return UPSTREAM_KEY in self.settings_yaml()
 
     def tokenizer(self) -> Path:
         """The directory of the tokenizer: beside weights or settings, or as the settings say.
