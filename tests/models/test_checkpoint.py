@@ -74,8 +74,13 @@ def resave(path: Path, change: Callable[[dict], object]) -> None:
 
 
 def same(ours, theirs) -> bool:
-    pairs = zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True)
-    return all(one == two and torch.equal(a, b) for (one, a), (two, b) in pairs)
+    """Whether two models or files of weights hold the same names, types and bits."""
+    one, other = (each.state_dict() if isinstance(each, EChatModel) else each
+                  for each in (ours, theirs))  # fmt: skip
+    return one.keys() == other.keys() and all(
+        value.dtype == other[name].dtype and torch.equal(value, other[name])
+        for name, value in one.items()
+    )
 
 
 def test_of_several_text_tables_the_last_wins_and_an_untied_head_is_its_own():
@@ -136,16 +141,18 @@ def test_what_does_not_fit_is_one_clear_error(good: Path, keep: str, change, mes
     assert str(good) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [checkpoint.WEIGHTS_FILE, checkpoint.SETTINGS_FILE])
-def test_a_missing_file_is_named(saved: Path, name: str):
-    (saved / name).unlink()
-    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
-        checkpoint.load(saved)
-    with pytest.raises(CheckpointError, match="nowhere: no such model"):
-        checkpoint.load(saved / "nowhere")
-    (saved / "notes.txt").write_text("no weights")
-    with pytest.raises(CheckpointError, match=r"notes\.txt: no file of weights"):
-        checkpoint.load(saved / "notes.txt", SETTINGS)
+@pytest.mark.parametrize(("change", "place", "message"), [
+    ({"model.safetensors": "a"}, "", r"model\.safetensors: no such file"),
+    ({"model.yaml": "a"}, "", r"model\.yaml: No such file"),
+    ({"model.yaml": "config.json"}, "", r"an LLM alone.*init_llm"),
+    ({}, "nowhere", "nowhere: no such model"),
+    ({"model.yaml": "notes.txt"}, "notes.txt", r"notes\.txt: no file of weights"),
+])  # fmt: skip
+def test_what_holds_no_model_is_told(saved: Path, change: dict[str, str], place: str, message: str):
+    for name, other in change.items():
+        (saved / name).rename(saved / other)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(saved / place)
 
 
 def test_sizes_that_no_llm_can_have_are_told(saved: Path):
@@ -183,12 +190,6 @@ def test_a_published_file_takes_the_settings_beside_it_those_given_or_the_publis
     shutil.copyfile(good, good.with_name("second.pt"))
     with pytest.raises(CheckpointError, match=r"name one of model\.pt, second\.pt"):
         pretrained.find(good.parent)
-
-
-def test_an_llm_alone_is_no_model_and_the_error_says_what_it_is_good_for(saved: Path):
-    (saved / "model.yaml").rename(saved / "config.json")
-    with pytest.raises(CheckpointError, match=r"an LLM alone.*init_llm"):
-        pretrained.find(saved)
 
 
 def test_the_folders_of_a_training_are_resolved(tmp_path: Path):
@@ -401,13 +402,6 @@ def state(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)
 
 
-def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return set(one) == set(other) and all(
-        value.dtype == other[name].dtype and torch.equal(value, other[name])
-        for name, value in one.items()
-    )
-
-
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
     """A published file with every key that upstream has, in several types, with its settings."""
@@ -438,12 +432,12 @@ def test_a_published_file_comes_back_bit_for_bit_each_key_told(published: Path, 
     assert lines["embed_tokens.weight"].note == "another name of it"
     assert lines["ln_speech.bias"].note == "not read: a norm that upstream never applies"
     assert str(lines["lm_head.weight"]).startswith("lm_head.weight  ->  llm.model.embed_tokens")
-    assert alike(state(tmp_path / "back.pt"), original)
-    assert alike(state(tmp_path / "straight.pt"), original)
+    assert same(state(tmp_path / "back.pt"), original)
+    assert same(state(tmp_path / "straight.pt"), original)
     convert(tmp_path / "back.pt", tmp_path / "again", "ours", published / "model.yaml")
     for name in ("model.safetensors", EXTRAS_FILE):
         one, other = load_file(tmp_path / "ours" / name), load_file(tmp_path / "again" / name)
-        assert alike(one, other)
+        assert same(one, other)
 
 
 def test_a_model_of_ours_gets_every_key_that_upstream_has(tmp_path: Path):
@@ -458,7 +452,7 @@ def test_a_model_of_ours_gets_every_key_that_upstream_has(tmp_path: Path):
     assert theirs["speech_transformer.embed.pos_enc.pe"].shape == (1, 5_000, 8)
     assert sum(line.note.startswith("made") for line in lines) == 4
     loaded = checkpoint.load(tmp_path / "theirs.pt", SETTINGS)
-    assert alike(dict(loaded.state_dict()), dict(network().state_dict()))
+    assert same(loaded, network())
 
 
 def test_what_the_assistant_reads_and_small_files_go_along(tmp_path: Path):
