@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from osum_echat.errors import ConfigError
-from osum_echat.models.loss import LossReport, TaskLoss
+from osum_echat.models.loss import LossReport, Score
 
 CTC = "ctc"                     # the name of the CTC loss in reports by task
 SHARPNESS = 12.0                # score of a step that equals the embedding of its piece
@@ -73,6 +73,4 @@ def ctc_loss(scores: Tensor, lengths: Tensor, targets: Sequence[Sequence[int]]) 
         path = best_path(own[:length])
         blocks = SequenceMatcher(None, path, list(wanted), autojunk=False).get_matching_blocks()
         right += sum(block.size for block in blocks)
-    return LossReport(
-        total, len(flat), {CTC: TaskLoss(float(total.detach()), len(flat), right)}
-    )
+    return LossReport(total, len(flat), {CTC: Score(float(total.detach()), len(flat), right)})

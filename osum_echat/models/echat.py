@@ -101,7 +101,7 @@ class EChatModel(nn.Module):
         self.attends_by = "mask"
         self.speech_noise = 0.0  # in training: share of speech codes that are read as random ones
         self.runs_in: torch.dtype | None = None  # what the LLM's layers hand on; None: as embedded
-        self.shares_start = False
+        self.shares_start = False  # what rows begin with is computed once: for batches of one task
         self.text_head: nn.Module | None = None  # in the LLM's place for a few rows; see int8
         self.llm = build_llm(settings.llm)
         if settings.lora is not None:
@@ -240,10 +240,6 @@ class EChatModel(nn.Module):
         embedded = self.embed(batch) if embedded is None else embedded
         shared = common_start(batch) if self.shares_start else 0
         return self.run(embedded, batch.segments, batch.positions, shared)
-
-    def share_start(self, shares: bool = True) -> None:
-        """Compute what all rows of a batch begin with once: for batches of one task."""
-        self.shares_start = shares
 
     def run(
         self, embedded: Tensor, segments: Tensor, positions: Tensor, shared: int = 0

@@ -11,6 +11,7 @@ be copied (1.1 GB of the published model in bf16, and the gradient as much again
 used. Its other kernels patch the LLM, which stays stock here.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +23,27 @@ CHUNK_TOKENS = 4096  # and not more tokens than this: small vocabularies stay ne
 BLOCK_COLUMNS = 2**15  # of a head's gradient that are added at a time where types differ
 
 
-class TaskLoss(NamedTuple):
-    """What one task contributed to a loss: loss sum, tokens trained, tokens guessed."""
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Summed loss, trained tokens and rightly guessed tokens."""
 
-    loss_sum: float
-    tokens: int
-    correct: int
+    loss_sum: float = 0.0
+    tokens: int = 0
+    correct: int = 0
+
+    def __add__(self, more: "Score") -> "Score":
+        return Score(self.loss_sum + more.loss_sum, self.tokens + more.tokens,
+                     self.correct + more.correct)  # fmt: skip
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of a token."""
+        return self.loss_sum / max(1, self.tokens)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens guessed rightly from the true ones before them."""
+        return self.correct / max(1, self.tokens)
 
 
 class LossReport(NamedTuple):
@@ -35,7 +51,7 @@ class LossReport(NamedTuple):
 
     total: Tensor
     tokens: int
-    by_task: dict[str, TaskLoss]
+    by_task: dict[str, Score]
 
 
 class TokenLosses(NamedTuple):
@@ -180,12 +196,12 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def by_task(
     losses: Tensor, right: Tensor, task_of: Tensor, names: list[str]
-) -> dict[str, TaskLoss]:
+) -> dict[str, Score]:
     """losses, right, task_of: (tokens,): loss, whether it was guessed, number of its task."""
     count = len(names)
     sums = torch.zeros(count, device=losses.device).index_add_(0, task_of, losses).tolist()
     tokens = torch.bincount(task_of, minlength=count).tolist()
     hits = torch.bincount(task_of[right], minlength=count).tolist()
     return {
-        name: TaskLoss(*row) for name, *row in zip(names, sums, tokens, hits, strict=True) if row[1]
+        name: Score(*row) for name, *row in zip(names, sums, tokens, hits, strict=True) if row[1]
     }

@@ -15,6 +15,7 @@ from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.logs import logger
 from osum_echat.models.attention import chosen
 from osum_echat.models.echat import EChatModel, LossReport
+from osum_echat.models.loss import Score
 from osum_echat.sequence import Batch
 from osum_echat.settings import check_numbers, check_word
 from osum_echat.training.stages import StageSettings, freeze, optimizer_groups
@@ -71,29 +72,6 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """Summed loss, trained tokens and rightly guessed tokens."""
-
-    loss_sum: float = 0.0
-    tokens: int = 0
-    correct: int = 0
-
-    def __add__(self, more: "Score") -> "Score":
-        return Score(self.loss_sum + more.loss_sum, self.tokens + more.tokens,
-                     self.correct + more.correct)  # fmt: skip
-
-    @property
-    def loss(self) -> float:
-        """Mean loss of a token."""
-        return self.loss_sum / max(1, self.tokens)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of tokens guessed rightly from the true ones before them."""
-        return self.correct / max(1, self.tokens)
-
-
-@dataclass(frozen=True, slots=True)
 class StepReport:
     """What a step did. `applied` is false where the gradient was not finite: nothing moved."""
 
@@ -116,7 +94,7 @@ class LocalEngine:
         self.dtype = compute_dtype(settings.precision, device)
         freeze(model, stage)
         model.attend_by(chosen(settings.attention, device))
-        model.share_start(settings.share_start)
+        model.shares_start = settings.share_start
         if settings.recompute:
             model.recompute_activations()
         if settings.compile:
@@ -247,8 +225,7 @@ def summed_scores(reports: Iterable[LossReport]) -> dict[str, Score]:
     """What the losses of several batches tell of each task, each read before the next is made."""
     scores: dict[str, Score] = {}
     for report in reports:
-        for task, (loss_sum, tokens, correct) in report.by_task.items():
-            score = Score(float(loss_sum), int(tokens), int(correct))
+        for task, score in report.by_task.items():
             scores[task] = scores.get(task, Score()) + score
     return scores
 

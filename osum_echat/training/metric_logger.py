@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from osum_echat.logs import logger
+from osum_echat.models.loss import Score
 from osum_echat.sequence import Batch
-from osum_echat.training.engine import Score, StepReport, whole_score
+from osum_echat.training.engine import StepReport, whole_score
 
 LOG = logger(__name__)
 SPIKE = 10.0  # times the usual gradient norm

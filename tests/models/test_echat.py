@@ -137,7 +137,7 @@ def test_a_common_start_ends_before_clips_and_answers_and_changes_no_state_or_gr
     assert common_start(batch) >= LEAST_SHARED
     found = []
     for shares in (False, True):
-        model.share_start(shares)
+        model.shares_start = shares
         model.zero_grad()
         report = model.loss(batch)
         report.total.backward()
