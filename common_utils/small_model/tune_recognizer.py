@@ -160,7 +160,8 @@ def tuned(clips: Sequence[Clip], before: RecognizerSettings) -> RecognizerSettin
         no_voice=min(-0.05, round(highest + 0.01, 3)),
     )  # fmt: skip
     mute = [clip for clip in clips if clip.said is None and clip.labels.event == "NOISE"]
-    nothing = sum(one.no_voice > found.no_voice or one.sureness < found.words for one in mute)
+    nothing = sum(one.no_voice > found.no_voice >= one.sureness or one.sureness < found.words
+                  for one in mute)  # fmt: skip
     log.info("noise: %d of %d told as nothing heard", nothing, len(mute))
     return found
 

@@ -41,7 +41,8 @@ class RecognizerSettings:
     alone; voice_labels: a file beside model.yaml that tells labels (models/voice_labels.py), None:
     the CTC does; beam: texts kept in it; best: so many different ones are weighed by the LLM;
     event, emotion, age, gender: log probability that a label has at least (the CTC's at some step)
-    to be told; other kinds always are told; no_voice: that NOISE has where nobody speaks;
+    to be told; other kinds always are told; no_voice: that NOISE has where nobody speaks, and
+    spelling steps on average have not;
     words: mean log probability of the spelling steps, below which there are no words but a guess.
     """
 
@@ -288,9 +289,12 @@ def surest_of_ctc(
 def is_without_voice(
     log_probs: Tensor, names: Mapping[str, int], sure: float = SETTINGS.no_voice
 ) -> bool:
-    """Whether a step is sure that nobody speaks; sure: log probability; others as of `heard`."""
+    """Whether a step is sure that nobody speaks, and those that spell are not: words may follow a
+    long silence. sure: log probability; others as of `heard`."""
     place = names.get(NO_VOICE)
-    return place is not None and float(log_probs[:, place].max()) > sure
+    if place is None or float(log_probs[:, place].max()) <= sure:
+        return False
+    return sureness(ctc_beam.without(log_probs, [*names.values()])) <= sure
 
 
 @lru_cache(maxsize=VOCABULARIES)

@@ -52,6 +52,7 @@ def test_a_label_is_the_surest_of_its_kind_and_left_out_where_none_is_sure():
     assert labels(surest_of_ctc(scores, NAMES)) == {"age": "ADULT"}
     assert not recognizer.is_without_voice(scores, NAMES)
     assert recognizer.is_without_voice(spelled(6, classes=8), NAMES)
+    assert not recognizer.is_without_voice(spelled(6, 0, classes=8), NAMES)    # noise, then words
 
 
 @pytest.fixture
