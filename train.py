@@ -1,6 +1,5 @@
 """Train one stage: python train.py --config conf/tiny/stage1_understanding.yaml key=value ..."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -9,7 +8,7 @@ from osum_echat import cli
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when finished, 2 for what the user can put right, 128 + signal when stopped."""
-    parser = argparse.ArgumentParser(
+    parser = cli.OneLineParser(
         description="Train one stage, or go on with it: the output directory remembers."
     )
     parser.add_argument("--config", required=True, help="YAML of the experiment, see conf/")

@@ -1,6 +1,5 @@
 """Convert a model: python common_utils/convert_checkpoint.py SRC DST --to ours|upstream|hf."""
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ def zero_weights(states: Path) -> dict[str, Tensor]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
-    parser = argparse.ArgumentParser(
+    parser = cli.OneLineParser(
         description="Convert a model, bit for bit, and tell what became of every key. The pieces "
         "of ZeRO 3 are put together by DeepSpeed's own code, which runs what a file says: give "
         "only directories of your own trainings."

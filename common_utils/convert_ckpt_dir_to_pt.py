@@ -1,6 +1,5 @@
 """One file from a DeepSpeed directory: python common_utils/convert_ckpt_dir_to_pt.py DIR [OUT]."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from osum_echat.models.convert import collect
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
-    parser = argparse.ArgumentParser(
+    parser = cli.OneLineParser(
         description="Collect the weights that DeepSpeed has saved. Pieces (ZeRO 3, --fp32) are put "
         "together by DeepSpeed's own code, which runs what a file says: give only directories of "
         "your own trainings."

@@ -1,6 +1,5 @@
 """Make a voice to speak in from a recording, once: a small file for --voice. See --help."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ SUFFIX = ".safetensors"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 2 for input that cannot be used, with one line on standard error."""
-    made = argparse.ArgumentParser(prog="make_voice.py", description=__doc__)
+    made = cli.OneLineParser(prog="make_voice.py", description=__doc__)
     add = made.add_argument
     add("wav", type=Path, help="a recording of one speaker, up to 30 s, of any sample rate")
     add("--model", type=model_source, default=str(TINY), metavar="SOURCE", help="the "

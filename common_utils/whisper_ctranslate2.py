@@ -5,7 +5,6 @@
 The small models start from such a Whisper, as faster-whisper uses it.
 """
 
-import argparse
 import re
 import struct
 import sys
@@ -131,7 +130,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
-    parser = argparse.ArgumentParser(description="Read the encoder of a CTranslate2 Whisper.")
+    parser = cli.OneLineParser(description="Read the encoder of a CTranslate2 Whisper.")
     parser.add_argument("directory", type=Path, help=f"holds {SOURCE}; gets {TARGET}")
     directory = parser.parse_args(argv).directory
 

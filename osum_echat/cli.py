@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from osum_echat import logs
-from osum_echat.errors import InputError, OsumError
+from osum_echat.errors import OsumError
 from osum_echat.paths import HOUSE, model_source
 
 SOME_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -23,15 +23,15 @@ MODEL_HELP = (
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line: for what is parsed inside of `run`."""
+    """Says what is wrong in one line, without all options."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
+        self.exit(BAD_INPUT, f"{self.prog}: {' '.join(message.split())}; see --help\n")
 
 
-def parser(about: str | None, prog: str | None = None) -> argparse.ArgumentParser:
+def parser(about: str | None, prog: str | None = None) -> OneLineParser:
     """A parser whose help shows a module's docstring as it is written."""
-    return argparse.ArgumentParser(
+    return OneLineParser(
         prog=prog, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 

@@ -110,7 +110,7 @@ SUITES: Mapping[str, Row] = {           # latency is first: its cold turn needs 
 
 def parser() -> Parser:
     """All commands and their options."""
-    made = argparse.ArgumentParser(
+    made = cli.OneLineParser(
         prog="python -m osum_echat.evaluation",
         description="Measure a model: predictions, scores.json, report.html and report.md in --out."
         " A run that was stopped goes on where it was when started again. Exit code: 0; 1 some "

@@ -64,7 +64,7 @@ Unit = tuple[list[Record], list["Asked"]]
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    made = argparse.ArgumentParser(prog=NAME, description=DESCRIPTION, epilog=EPILOG)
+    made = cli.OneLineParser(prog=NAME, description=DESCRIPTION, epilog=EPILOG)
     add = made.add_argument
     add("--data", required=True, metavar="LIST", help="raw jsonl, list of tars (shard, combine), "
         "tar, folder of these, or a data yaml")

@@ -69,8 +69,6 @@ MADE_OF_LISTS = ("extract_speech_tokens", "make_combine_from_shard", "make_raw_f
     ("common_utils.make_raw_from_public", "meld . --part test --out a.list", "a table of MELD"),
     ("common_utils.make_raw_from_public", "meld . --part test --task s2s --out a.list",
      "not a task of understanding"),
-    ("infer_gradio", "--seconds 0", "above 0"),
-    ("infer_online", "--port 99999", "below 65536"),
     ("infer_online", f"--certfile {__file__} --keyfile {__file__}", "cannot be used ("),
 ])  # fmt: skip
 def test_what_is_wrong_is_one_line_exit_code_2_and_leaves_nothing(
@@ -81,6 +79,20 @@ def test_what_is_wrong_is_one_line_exit_code_2_and_leaves_nothing(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"{door.rpartition('.')[2]}.py: ") and told in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("door", "words", "told"), [
+    ("train", "", "--config"), ("infer_runtime", "--threads none", "from 1"),
+    ("infer_gradio", "--seconds 0", "above 0"), ("infer_online", "--port 99999", "below 65536"),
+    ("osum_echat.evaluation.__main__", "lateness", "'lateness'"),
+    ("osum_echat.evaluation.batch", "", "--data"), ("common_utils.make_voice", "", "wav"),
+    ("common_utils.small_model.features", "--model", "--model"),
+])  # fmt: skip
+def test_wrong_options_are_one_line_and_exit_code_2(door, words, told, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        import_module(door).main(words.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line and line.endswith("; see --help")
 
 
 # train.sh
