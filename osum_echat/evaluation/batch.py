@@ -15,7 +15,6 @@ import re
 import sys
 import time
 from argparse import Namespace
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -103,6 +102,7 @@ def run(job: Namespace) -> int:
     named = [name for name in (Path(job.data).parent.name, Path(job.data).stem) if name]
     job.out = job.out or Path("exp", "batch", "-".join(named))
     from osum_echat.evaluation import runner, understanding  # heavy: the options are known good
+    from osum_echat.ray_pool import LostError
 
     utterances = understanding.UtteranceList(job.data, job.limit)
     if job.overwrite:
@@ -115,15 +115,23 @@ def run(job: Namespace) -> int:
     parts, alone = job.out.glob(PARTS), partial(locked, job.out / ".lock", LOCKED_S)
     with alone():                       # ranks that begin, or end, at the same time
         runner.settle(job.out, depends | {"tars": utterances.tars()}, answers=parts)
-    lost = not answer_all(job, rank, utterances)
+    try:
+        for _ in answer(job, rank, utterances):
+            pass
+    except LostError as error:
+        LOG.error("%s", error)
     with alone():
         graded = finish(job, len(utterances))
+    if graded is None and rank.world > 1:
+        LOG.info("%s: this rank is done; the last one puts all together", job.out)
+        return 0
     if graded is None:
-        return _unfinished(job, rank.world, lost)
+        sys.stderr.write(f"{NAME}: {job.out}: not all is answered; the same command goes on\n")
+        return cli.SOME_FAILED
     if not graded.answered:
         raise InputError(f"{job.data}: nothing was answered: {graded.failed} failed, "
                          f"{graded.left_out} are left out by the list; see {job.out}/results.jsonl")
-    return cli.SOME_FAILED if graded.failed or lost or utterances.lost else 0
+    return cli.SOME_FAILED if graded.failed or utterances.lost else 0
 
 
 def check(job: Namespace, rank: "Rank") -> None:
@@ -143,15 +151,6 @@ def check(job: Namespace, rank: "Rank") -> None:
         )
 
 
-def _unfinished(job: Namespace, world: int, lost: bool) -> int:
-    """Not all is there: under torchrun the last rank to end puts all together."""
-    if world > 1 and not lost:
-        LOG.info("%s: this rank is done; the last one puts all together", job.out)
-        return 0
-    sys.stderr.write(f"{NAME}: {job.out}: not all is answered; the same command goes on\n")
-    return cli.SOME_FAILED
-
-
 def find_results(out: Path) -> dict[int, Record]:
     """The results in all parts by the number of their utterance.
 
@@ -159,14 +158,16 @@ def find_results(out: Path) -> dict[int, Record]:
     as often one that did not fail.
     """
     found: dict[int, Record] = {}
-    best: dict[int, tuple[int, bool, int]] = {}
+
+    def worth(one: Record) -> tuple[int, bool, int]:
+        return one.get("asked", 1), one.get("error") is None, one.get("tries", 1)
+
     for path in sorted(out.glob(PARTS)):
         for number, one in read_journal(path):
             if not isinstance(one.get("index"), int):
                 raise InputError(f"{path} line {number}: no result; remove the line")
-            worth = one.get("asked", 1), one.get("error") is None, one.get("tries", 1)
-            if worth >= best.get(one["index"], worth):
-                best[one["index"]], found[one["index"]] = worth, one
+            if worth(one) >= worth(found.get(one["index"], one)):
+                found[one["index"]] = one
     return found
 
 
@@ -219,21 +220,6 @@ def load_assistant(job: Namespace) -> "EChat":
 
     speaks = job.speak and (job.task is None or task_for(job.task).speaks)
     return EChat.load(job.model, seed=job.seed, speaks=speaks, **cli.loading(job))
-
-
-def answer_all(job: Namespace, rank: "Rank", utterances: "UtteranceList") -> bool:
-    """Answer what is left of this rank's share.
-
-    Returns whether no process was ended from outside. Raises an OsumError for what ends the job.
-    """
-    from osum_echat.ray_pool import LostError
-
-    try:
-        deque(answer(job, rank, utterances), maxlen=0)
-    except LostError as error:
-        LOG.error("%s", error)
-        return False
-    return True
 
 
 def answer(job: Namespace, rank: "Rank", utterances: "UtteranceList") -> Iterator[Record]:

@@ -20,7 +20,6 @@ HumDial-like: {"id", "category"?, "turns": [{"role": "user", "audio", "text", "e
 Relative paths start at the folder of the jsonl. A line that cannot be used costs itself only.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -33,10 +32,11 @@ from osum_echat import audio
 from osum_echat.errors import DataError, OsumError
 from osum_echat.evaluation import report, runner
 from osum_echat.evaluation.judge import JUDGEMENTS, Exhibit, Judge, Judged, judge_of
-from osum_echat.evaluation.reply_emotion import EMOTIONS_FILE, NEUTRAL_FILE, HeardEmotions
+from osum_echat.evaluation.reply_emotion import EMOTIONS_FILE, NEUTRAL_FILE, reply_emotions
 from osum_echat.evaluation.report import CATEGORIES, Cell, Measure, Outcome, Table, mean, share
 from osum_echat.evaluation.runner import Model, Prediction, Run, Suite, limited
 from osum_echat.inference.reply import Reply
+from osum_echat.metrics import Confusion
 from osum_echat.records import Labels, Turn, Utterance, canonical_label
 from osum_echat.token2wav.model import TOKENIZER_FILES, find_files, first_of
 from osum_echat.token2wav.voice import SpeechTokenizer
@@ -105,26 +105,14 @@ def _world_category(labels: Labels, number: int) -> str:
 
 
 def _item(root: Path, raw: Mapping[str, Any], where: str) -> EChatItem:
+    """A query; of a conversation the last user turn, with the exchanges before it as history."""
     turns = raw.get("turns") or raw.get("dialogue")
-    if isinstance(turns, list):
-        return _conversation(root, raw, turns, where)
-    wav, labels = root / _text(raw, SOUNDS, where), _labels(raw, where)
-    return EChatItem(
-        key=_text({**raw, "": wav.stem}, (*KEYS, ""), where), wav=wav, labels=labels,
-        category=_category(raw, labels), transcript=_text(_merged(raw), TRANSCRIPTS, where),
-    )  # fmt: skip
-
-
-def _conversation(
-    root: Path, raw: Mapping[str, Any], turns: Sequence[Any], where: str
-) -> EChatItem:
-    """The last user turn, with the exchanges before it as history."""
+    turns = turns if isinstance(turns, list) else [{**raw, "role": "user"}]
     places = [place for place, turn in enumerate(turns) if _is_user(turn, where)]
     if not places:
         raise DataError(f"{where}: no turn with the role user; one is needed")
     earlier: list[Turn] = []
     replies: list[Path | None] = []
-    question, labels = turns[places[-1]], _labels(turns[places[-1]], where)
     for place in places[:-1]:
         asked, answer = turns[place : place + 2]
         if not _is_user(answer, where):
@@ -132,10 +120,12 @@ def _conversation(
             earlier.append(Turn(root / _text(asked, SOUNDS, where), said, answered))
             sounds = _first(answer, SOUNDS)
             replies.append(root / _text(answer, SOUNDS, where) if sounds else None)
+    question = _merged(turns[places[-1]])
+    wav, labels = root / _text(question, SOUNDS, where), _labels(question, where)
     return EChatItem(
-        key=_text(raw, KEYS, where), wav=root / _text(question, SOUNDS, where),
+        key=_text({**raw, "": wav.stem}, (*KEYS, ""), where), wav=wav, labels=labels,
         category=_category(raw, labels, MULTI_TURN if earlier else None),
-        transcript=_text(question, TRANSCRIPTS, where), labels=labels,
+        transcript=_text(question, TRANSCRIPTS, where),
         earlier=tuple(earlier), earlier_replies=tuple(replies),
     )  # fmt: skip
 
@@ -169,7 +159,7 @@ def _merged(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _labels(raw: Mapping[str, Any], where: str) -> Labels:
-    found = {cue: _first(_merged(raw), names) for cue, names in LABELS.items()}
+    found = {cue: _first(raw, names) for cue, names in LABELS.items()}
     for cue, value in found.items():
         if value is not None and not isinstance(value, str):
             raise DataError(f"{where}: {cue} is {value!r}, need a string")
@@ -215,13 +205,12 @@ def build(run: Run) -> Suite[Query]:
              for one in [one for one in asked if one[1] == kind][:TIMED]}  # fmt: skip
     queries = tuple(Query(*one, id(one) in timed) for one in asked)
     judge, languages = judge_of(options), [exhibit(item, "", None).language for item in every]
-    emotions = HeardEmotions(model, options.reply_emotion, mode(languages or ["en"]),
-                             options.neutral_style)  # fmt: skip
+    spoken = mode(languages or ["en"])
 
     def score(found: Sequence[Prediction], out: Path) -> Outcome:
         made = runner.made(found)
         by_key = {query.key: query.item for query in queries}
-        heard = emotions.of(made, out)
+        heard = reply_emotions(model, options, spoken, made, out)
         exhibits = [exhibit(by_key[one["key"]], one["text"], heard.get(one["key"]), one["key"])
                     for one in made]  # fmt: skip
         verdicts = judge(exhibits, out)
@@ -230,7 +219,7 @@ def build(run: Run) -> Suite[Query]:
     return Suite(
         "EChat-eval", queries, partial(ask, run), score,
         kind=lambda query: None if query.is_timed else query.way, sounds=Query.sounds,
-        lost=lost, shown=judge.settings() | {"reply emotion": emotions.name},
+        lost=lost, shown=judge.settings() | {"reply emotion": options.reply_emotion},
         keeps=(JUDGEMENTS, EMOTIONS_FILE, NEUTRAL_FILE),
     )  # fmt: skip
 
@@ -403,15 +392,10 @@ class Summary:
 
     def _emotions(self) -> Table:
         """Which emotion the sound of replies carries, by that of the user."""
-        counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        for one in self.made:
-            user = self.items[one["key"]].labels.emotion or "not known"
-            counts[user][self.heard.get(one["key"], "not told")] += 1
-        columns = sorted({name for row in counts.values() for name in row})
-        rows: list[list[Cell]] = [[user, *(str(counts[user][name] or "-") for name in columns)]
-                for user in sorted(counts)]  # fmt: skip
-        return Table("Emotion heard in the reply (across) by the user's (down)",
-                     ("user", *columns), rows)  # fmt: skip
+        pairs = [(self.items[one["key"]].labels.emotion or "not known", self.heard.get(one["key"]))
+                 for one in self.made]  # fmt: skip
+        title = "Emotion heard in the reply (across) by the user's (down)"
+        return report.confusion_table(title, Confusion.of(pairs))
 
     def _clips(self) -> list[report.Clip]:
         sounding = [one for one in self.made if one["wav"]]

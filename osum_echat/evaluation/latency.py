@@ -6,11 +6,9 @@ timings.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from osum_echat import audio
 from osum_echat import device as devices
@@ -28,7 +26,6 @@ PARTS = ("decode", "features", "encoder", "prefill", "to first text", "to first 
 POINTS = {"first text": "first_text_s", "first speech token": "first_speech_token_s",
           "first audio": "first_audio_s", "whole reply": "total_s"}  # fmt: skip
 UNITS = {"real-time factor": "x", "peak memory": "MB"}      # else s
-Made = TypeVar("Made")
 
 
 def build(run: Run) -> Suite[Query]:
@@ -59,21 +56,18 @@ def timed_turn(run: Run, turn: Query) -> Prediction:
 
 def _exchange(run: Run, item: EChatItem) -> Prediction:
     assistant = run.model.assistant
-    decode_s, samples = _timed(partial(audio.load, item.wav))
-    mels = assistant.network.settings.encoder.mels
-    features_s, _ = _timed(partial(audio.log_mel, samples, mels))
+    start = time.perf_counter()
+    samples = audio.load(item.wav)
+    decoded = time.perf_counter()
+    audio.log_mel(samples, assistant.network.settings.encoder.mels)
+    measured = time.perf_counter()
     events = assistant.stream(item.wav, task=TASK, greedy=run.options.greedy,
                               seed=runner.seed_of(run.options.seed, item.key))  # fmt: skip
     reply = next(event.reply for event in events if isinstance(event, Done))
     devices.synchronize(assistant.network.device)
-    return {"decode_s": decode_s, "features_s": features_s, "audio_in_s": reply.audio_in_s,
-            "audio_out_s": reply.audio_out_s, **asdict(reply.timings)}  # fmt: skip
-
-
-def _timed(work: Callable[[], Made]) -> tuple[float, Made]:
-    start = time.perf_counter()
-    made = work()
-    return time.perf_counter() - start, made
+    return {"decode_s": decoded - start, "features_s": measured - decoded,
+            "audio_in_s": reply.audio_in_s, "audio_out_s": reply.audio_out_s,
+            **asdict(reply.timings)}  # fmt: skip
 
 
 def parts_of(one: Prediction) -> dict[str, float]:

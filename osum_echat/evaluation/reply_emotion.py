@@ -15,9 +15,10 @@ again. It tells arousal well and pleasure badly: read its labels as a manner of 
 """
 
 import re
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -190,42 +191,35 @@ def read_neutral(assistant: EChat, language: str, style: str | None = None) -> D
     return neutral
 
 
-@dataclass(frozen=True, slots=True)
-class HeardEmotions:
-    """A recogniser by name; what it hears is kept beside the predictions.
+def reply_emotions(
+    model: Model, options: Namespace, language: str, made: Sequence[Prediction], out: Path
+) -> dict[str, str]:
+    """Key -> emotion of the replies that sound and whose emotion can be told, as the options say.
 
-    language, style: of the plain sentences that show the voice's neutral.
+    language: of the plain sentences that show the voice's neutral. What is heard is kept in `out`.
     """
+    style = options.neutral_style
 
-    model: Model
-    name: str
-    language: str
-    style: str | None = None
-
-    def of(self, made: Sequence[Prediction], out: Path) -> dict[str, str]:
-        """Key -> emotion of the replies that sound and whose emotion can be told."""
-
-        @cache
-        def recogniser() -> Recogniser:
-            return self._as_heard if self.name == MODEL else Acoustic(self._neutral(out))
-
-        def hear(one: Prediction) -> dict[str, Any] | None:
-            told = recogniser()(out / one["wav"], one["text"])
-            return None if told is None else asdict(told)
-
-        sounding = [one for one in made if one["wav"] is not None]
-        by = f"{self.name}:{self.style}" if self.style else self.name
-        heard = measured(out / EMOTIONS_FILE, sounding, "emotion", hear, by)
-        return {key: one["label"] for key, one in heard.items() if one is not None}
-
-    def _as_heard(self, wav: Path, text: str) -> ReplyEmotion | None:
-        """The understanding task of the model, asked for the emotion of its reply."""
-        reply = self.model.assistant.reply(wav, task="understand", labels=("emotion",), greedy=True)
-        return ReplyEmotion(reply.labels.emotion) if reply.labels.emotion else None
-
-    def _neutral(self, out: Path) -> Delivery:
-        """The voice's neutral, read out once a run."""
-        key = f"{self.language}:{self.style or ''}"
+    @cache
+    def recogniser() -> Recogniser:
+        if options.reply_emotion == MODEL:
+            return partial(_as_heard, model)
+        key = f"{language}:{style or ''}"
         found = measured(out / NEUTRAL_FILE, [{"key": key}], "neutral", lambda _: asdict(
-            read_neutral(self.model.assistant, self.language, self.style)))  # fmt: skip
-        return Delivery(**found[key])
+            read_neutral(model.assistant, language, style)))  # fmt: skip
+        return Acoustic(Delivery(**found[key]))
+
+    def hear(one: Prediction) -> dict[str, Any] | None:
+        told = recogniser()(out / one["wav"], one["text"])
+        return None if told is None else asdict(told)
+
+    sounding = [one for one in made if one["wav"] is not None]
+    by = f"{options.reply_emotion}:{style}" if style else options.reply_emotion
+    heard = measured(out / EMOTIONS_FILE, sounding, "emotion", hear, by)
+    return {key: one["label"] for key, one in heard.items() if one is not None}
+
+
+def _as_heard(model: Model, wav: Path, text: str) -> ReplyEmotion | None:
+    """As the understanding task of the model hears its own reply."""
+    reply = model.assistant.reply(wav, task="understand", labels=("emotion",), greedy=True)
+    return ReplyEmotion(reply.labels.emotion) if reply.labels.emotion else None

@@ -112,7 +112,8 @@ class Table:
 
 def scores(measures: Mapping[str, Measure], columns: Sequence[str]) -> Table:
     """Every measure with the items behind it."""
-    return Table("Scores", columns, [(name, one, str(one.count)) for name, one in measures.items()])
+    rows = [(name, one, str(one.count)) for name, one in measures.items()]
+    return Table("Scores", columns, rows, whole=100)
 
 
 def confusion_table(title: str, confusion: Confusion) -> Table:

@@ -101,16 +101,11 @@ class Model:
     def assistant(self) -> EChat:
         return self._load()
 
-    @cached_property
-    def digest(self) -> str:
-        """Changes with the files of the model; for a model of the hub, its name."""
-        return digest_of(self.source)
-
 
 def digest_of(source: str) -> str:
     """A digest of a model's files: their names, sizes and pieces of each, so that it is quick.
 
-    Those of folders in its folders are no part of it.
+    Those of folders in its folders are no part of it. Of a model of the hub, of its name.
     """
     place = Path(source)
     digest = sha256(source.encode() if not place.exists() else b"")
@@ -184,7 +179,7 @@ def run(suite: Suite[Item], asked: Run) -> tuple[Outcome, int]:
     outcome = suite.score(predictions, out)
     failed = {one["key"]: one["error"] for one in predictions if "error" in one}
     failed |= suite.lost
-    _write(suite, asked, outcome, predictions, failed)
+    _write(suite, asked, outcome, predictions, failed, fixed)
     return outcome, len(failed)
 
 
@@ -193,8 +188,9 @@ def _fixed(suite: Suite[Item], asked: Run) -> dict[str, Any]:
     options = asked.options
     loaded = {name: value and str(value) for name, value in cli.loading(options).items()
               if name != "device"}  # fmt: skip
+    source = asked.model.source
     return {
-        "suite": asked.name, "model": asked.model.source, "model files": asked.model.digest,
+        "suite": asked.name, "model": source, "model files": digest_of(source),
         "data": str(Path(options.data).resolve()), "seed": options.seed, "greedy": options.greedy,
         **loaded, **suite.fixed,
     }  # fmt: skip
@@ -324,9 +320,8 @@ def settle(
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{place}: not read ({error}); {advice}") from error
     if other:
-        told = (json.dumps(one[other[0]], ensure_ascii=False) for one in (earlier, wanted))
-        was, now = (one if len(one) <= SHOWN_LETTERS else f"{one[:SHOWN_LETTERS]}..."
-                    for one in told)  # fmt: skip
+        was, now = (json.dumps(one[other[0]], ensure_ascii=False)[:SHOWN_LETTERS]
+                    for one in (earlier, wanted))  # fmt: skip
         raise InputError(f"--out {out}: holds answers of another {', '.join(other)} ({was}, not "
                          f"{now}); {advice}")  # fmt: skip
 
@@ -342,11 +337,10 @@ def clear(out: Path, made: Iterable[Path]) -> None:
 
 def _write(
     suite: Suite[Item], asked: Run, outcome: Outcome, predictions: Sequence[Prediction],
-    failed: Mapping[str, str],
+    failed: Mapping[str, str], fixed: Mapping[str, Any],
 ) -> None:  # fmt: skip
     options = asked.options
-    settings = _fixed(suite, asked) | {"device": options.device, "limit": options.limit,
-                                       **suite.shown}  # fmt: skip
+    settings = {**fixed, **suite.shown, "device": options.device, "limit": options.limit}
     used = versions()
     write_json(options.out / "scores.json", {
         "suite": asked.name, "items": len(predictions), "failed": failed, "settings": settings,

@@ -389,11 +389,6 @@ def score(players: int, found: Sequence[Prediction], out: Path) -> Outcome:
         "percent, with 95 % bootstrap intervals over utterances.",
         report.scores(measures, ("set / task / what", "%", "items")), report.paper("understanding"),
     ]  # fmt: skip
-    labels = dict.fromkeys(label for graded in grades.values() for task in graded.tasks
-                           for label in task.labels)  # fmt: skip
-    rows = [(where, *(measures.get(f"{where}/{label}") for label in labels)) for where in
-            dict.fromkeys(name.rpartition("/")[0] for name in measures)]  # fmt: skip
-    blocks += [Table("Right labels, %", ("set", *labels), rows, whole=100)] if labels else []
     blocks += [report.confusion_table(f"{name}: {label}", one.confusion)
                for name, graded in grades.items() for task in graded.tasks
                for label, one in task.labels.items()]  # fmt: skip
