@@ -5,8 +5,9 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,7 @@ from tests.serving.canned import HEARD, LABELS, THOUGHT, WORDS, Canned, Loud, se
 
 PCM = FORMATS["audio/pcm"]
 WINDOW = 512
-
-
-class Done:
-    """A turn model for which every pause is an end."""
-
-    def is_complete(self, samples: Any) -> bool:
-        return True
+DONE = SimpleNamespace(is_complete=lambda samples: True)     # a turn model: every pause is an end
 
 
 @contextmanager
@@ -79,6 +74,20 @@ class Client:
         self.speak(0.5)
         self.speak(0.8, 0.0)
 
+    def turn(self, seconds: float = 0.3) -> str:
+        """A turn by hand. Returns its id."""
+        self.speak(seconds)
+        self.send("input_audio_buffer.commit")
+        return self.until("conversation.item.done")["item"]["id"]
+
+    def ask(self, **response: Any) -> None:
+        """A reply, to the words x where the conversation holds no turn."""
+        self.send("response.create", response={"instructions": "x", **response})
+
+    def done(self) -> dict[str, Any]:
+        """The next reply, at its end."""
+        return self.until("response.done")["response"]
+
     def settle(self) -> None:
         """All that was on its way is seen."""
         self.send("input_audio_buffer.clear")
@@ -87,6 +96,13 @@ class Client:
     def update(self, **audio_input: Any) -> dict[str, Any]:
         self.send("session.update", session={"type": "realtime", "audio": {"input": audio_input}})
         return self.until("session.updated")["session"]
+
+
+def until(held: Callable[[], Any]) -> None:
+    """Wait for what holds within some seconds."""
+    end = time.monotonic() + 3
+    while not held() and time.monotonic() < end:
+        time.sleep(0.02)
 
 
 RESPONSE = [
@@ -112,7 +128,7 @@ def test_a_spoken_turn_goes_through_all_events_in_order():
         assert heard["transcript"] == HEARD and heard["usage"]["type"] == "duration"
         perception = client.until("osum.perception")
         assert perception["emotion"] == {"label": LABELS.emotion}
-        done = client.until("response.done")["response"]
+        done = client.done()
         types = client.types()[client.types().index("response.created") :]
         assert sorted(RESPONSE, key=types.index) == RESPONSE
         assert (done["status"], done["metadata"]) == ("completed", None)
@@ -132,12 +148,8 @@ def test_nothing_optional_is_null_and_types_belong_to_their_places():
         content = [{"type": "input_text", "text": "hi"}]
         client.send("conversation.item.create",
                     item={"type": "message", "role": "user", "content": content})  # fmt: skip
-        client.send("response.create", response={"metadata": {"a": "b"}})
-        done = client.until("response.done")
-        assert done["response"]["metadata"] == {"a": "b"}
-        assert client.seen[client.types().index("response.created")]["response"]["metadata"] == {
-            "a": "b"
-        }
+        client.ask(metadata={"a": "b"})
+        assert client.done()["metadata"] == {"a": "b"}
         for event in client.seen:
             for item in (event.get("item"), *event.get("response", {}).get("output", ())):
                 if item:
@@ -161,7 +173,7 @@ def test_speaking_over_a_reply_ends_it_first_and_then_tells_that_speech_began():
         client.until("input_audio_buffer.speech_started")
         assert client.types().index("response.done") < len(client.types()) - 1
         client.speak(0.8, 0.0)
-        client.until("response.done")
+        client.done()
 
 
 def test_a_cough_does_not_stop_a_reply_and_half_duplex_hears_nothing_then():
@@ -173,7 +185,7 @@ def test_a_cough_does_not_stop_a_reply_and_half_duplex_hears_nothing_then():
         client.say()
         client.until("response.output_audio.delta")
         client.speak(0.3)
-        client.until("response.done")
+        client.done()
         client.settle()
         assert client.types().count("input_audio_buffer.speech_started") == 1
 
@@ -188,7 +200,7 @@ def test_a_turn_without_words_is_not_answered(
     kind: str, heard: str, event: str, is_answered: bool, is_recognized: bool
 ):
     assistant = Canned(heard=heard, labels=Labels(event=event), is_recognized=is_recognized)
-    with connected(Server(service(assistant, Done()))) as client:
+    with connected(Server(service(assistant, DONE))) as client:
         told = client.update(turn_detection={"type": kind}, transcription={"model": "own"})
         assert told["audio"]["input"]["turn_detection"]["type"] == kind
         client.say()
@@ -196,7 +208,7 @@ def test_a_turn_without_words_is_not_answered(
         assert words["transcript"] == heard
         assert words.get("x_osum", {}).get("event") == ({"label": event} if is_recognized else None)
         if is_answered:
-            client.until("response.done")
+            client.done()
         client.settle()
         assert client.types().count("response.created") == is_answered
 
@@ -204,26 +216,25 @@ def test_a_turn_without_words_is_not_answered(
 def test_a_user_who_says_nothing_is_spoken_to_after_the_idle_timeout():
     with connected(Server(service())) as client:
         client.update(turn_detection={"type": "server_vad", "idle_timeout_ms": 50})
-        client.send("response.create", response={"instructions": "x"})
-        first = client.until("response.done")["response"]["id"]
+        client.ask()
+        first = client.done()["id"]
         client.speak(0.3, 0.0)
         waited = client.until("input_audio_buffer.timeout_triggered")
         assert 0 <= waited["audio_start_ms"] <= waited["audio_end_ms"] <= 300
         assert client.until("conversation.item.done")["item"]["id"] == waited["item_id"]
-        assert client.until("response.done")["response"]["id"] != first
+        assert client.done()["id"] != first
 
 
-def test_manual_turns_need_commit_and_response_create():
-    with connected(Server(service())) as client:
+def test_manual_turns_need_commit_and_response_create_and_begin_after_what_was_heard_before():
+    with connected(Server(service(limits=Limits(audio_s=1)))) as client:
+        client.speak(3.0, 0.0)
         assert client.update(turn_detection=None)["audio"]["input"]["turn_detection"] is None
         client.send("input_audio_buffer.commit", event_id="mine")
         error = client.until("error")["error"]
         assert (error["code"], error["event_id"]) == ("input_audio_buffer_commit_empty", "mine")
-        client.speak(0.1)
-        client.send("input_audio_buffer.commit")
-        client.until("conversation.item.done")
+        client.turn()
         client.send("response.create")
-        assert client.until("response.done")["response"]["status"] == "completed"
+        assert client.done()["status"] == "completed" and client.types().count("error") == 1
 
 
 def test_the_second_turn_knows_the_first_as_far_as_it_was_heard():
@@ -231,10 +242,9 @@ def test_the_second_turn_knows_the_first_as_far_as_it_was_heard():
     with connected(Server(service(assistant))) as client:
         client.update(turn_detection=None)
         for number in range(2):
-            client.speak(0.5)
-            client.send("input_audio_buffer.commit")
-            client.send("response.create")
-            item = client.until("response.done")["response"]["output"][0]
+            client.turn()
+            client.ask()
+            item = client.done()["output"][0]
             if number == 0:
                 client.send("conversation.item.truncate", item_id=item["id"], content_index=0,
                             audio_end_ms=200)  # fmt: skip
@@ -250,16 +260,13 @@ def test_a_reply_that_was_prepared_knows_what_was_heard_of_the_one_before():
     assistant = Canned(words=("one ", "two ", "three ", "four"))
     with connected(Server(service(assistant))) as client:
         client.say()
-        item = client.until("response.done")["response"]["output"][0]["id"]
+        item = client.done()["output"][0]["id"]
         client.speak(0.5)
         client.speak(0.2, 0.0)
-        for _ in range(100):
-            if len(assistant.asked) == 2:
-                break
-            time.sleep(0.02)
+        until(lambda: len(assistant.asked) == 2)
         client.send("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=200)
         client.speak(0.8, 0.0)
-        client.until("response.done")
+        client.done()
     assert [one.reply_text for one in assistant.asked[-1][0].history] == ["one two"]
 
 
@@ -268,9 +275,7 @@ def test_a_session_keeps_the_sound_of_no_more_turns_than_it_remembers():
     with connected(server) as client:
         client.update(turn_detection=None)
         for _ in range(4):
-            client.speak(0.2)
-            client.send("input_audio_buffer.commit")
-            client.until("conversation.item.done")
+            client.turn()
         (session,) = server.open.values()
         assert [item.clip is not None for item in session.items] == [False, False, True, True]
 
@@ -297,27 +302,31 @@ def test_items_are_created_placed_deleted_and_refused():
             assert client.until("error")["error"]["code"] == f"item_{kind}_invalid_item_id"
 
 
-def test_one_response_at_a_time_and_nothing_to_cancel():
-    with connected(Server(service())) as client:
+def test_nothing_to_cancel_or_to_answer_and_a_reply_that_fails_leave_the_session_open():
+    assistant = Canned(error=RuntimeError("inside"))
+    with connected(Server(service(assistant))) as client:
         client.send("response.cancel")
         error = client.until("error")["error"]
         assert error["code"] == "response_cancel_not_active"
         assert error["message"].startswith("Cancellation failed")
-        client.send("response.create")
-        done = client.until("response.done")["response"]
-        assert done["status"] == "failed" and done["status_details"]["error"]["code"]
-        client.send("response.create", response={"instructions": "Say hello."})
-        assert client.until("response.done")["response"]["status"] == "completed"
+        for words in ("", "x"):
+            client.ask(instructions=words)
+            done = client.done()
+            assert done["status"] == "failed" and done["status_details"]["error"]["code"]
+            assert "inside" not in json.dumps(done)
+        assistant.error = None
+        client.ask()
+        assert client.done()["status"] == "completed"
 
 
 def test_a_response_that_was_asked_for_is_told_at_once():
     waiting = threading.Event()
     with connected(Server(service(Canned(waits=waiting)))) as client:
         half = {"a": "\ud83d"}          # half a character ends nothing
-        client.send("response.create", response={"instructions": "x", "metadata": half})
+        client.ask(metadata=half)
         assert client.until("response.created")["response"]["metadata"] == half
         waiting.set()
-        assert client.until("response.done")["response"]["status"] == "completed"
+        assert client.done()["status"] == "completed"
         assert client.types().count("response.created") == 1
 
 
@@ -341,11 +350,11 @@ def test_nothing_of_a_cancelled_reply_comes_after_its_end():
             yield reply.AudioPiece(torch.zeros(8 * canned.RATE_HZ), canned.RATE_HZ)
 
     with connected(Server(service(InOnePiece()))) as client:
-        client.send("response.create", response={"instructions": "x"})
+        client.ask()
         for _ in range(round(reply_stream.LEAD_S / reply_stream.SLICE_S)):
             client.until("response.output_audio.delta")
         client.send("response.cancel")
-        client.until("response.done")
+        client.done()
         time.sleep(reply_stream.SLICE_S + 0.1)
         client.settle()
         kinds = client.types()
@@ -362,25 +371,14 @@ def test_first_sounds_are_held_for_as_long_as_later_ones_were_late():
     slow, waits = service(Slow()), []
     with connected(Server(slow)) as client:
         for _ in range(2):
-            client.send("response.create", response={"instructions": "x"})
+            client.ask()
             first, second = (client.until("response.output_audio.delta") and time.monotonic()
                              for _ in range(2))  # fmt: skip
             waits.append(second - first)
-            client.until("response.done")
+            client.done()
     assert waits[0] > 0.2 > 0.15 > waits[1]
     slow.playout.ended(-1.0, 0)
     assert 0 < slow.playout.hold_s(0) < slow.playout.hold_s(1) <= reply_stream.MOST_HOLD_S
-
-
-def test_a_reply_that_fails_ends_and_the_session_goes_on():
-    assistant = Canned(error=RuntimeError("inside"))
-    with connected(Server(service(assistant))) as client:
-        client.send("response.create", response={"instructions": "x"})
-        done = client.until("response.done")["response"]
-        assert done["status"] == "failed" and "inside" not in json.dumps(done)
-        assistant.error = None
-        client.send("response.create", response={"instructions": "x"})
-        assert client.until("response.done")["response"]["status"] == "completed"
 
 
 def test_every_client_event_of_the_protocol_is_handled():
@@ -473,7 +471,7 @@ def test_a_session_that_was_left_begins_nothing():
         with http.websocket_connect("/v1/realtime") as socket:
             client = Client(socket)
             client.update(turn_detection={"type": "server_vad", "idle_timeout_ms": 1})
-            client.send("response.create", response={"instructions": "x"})
+            client.ask()
             client.until("response.output_audio_transcript.delta")
         time.sleep(0.2)
         waiting.set()
@@ -484,41 +482,25 @@ def test_a_silent_client_is_told_the_end_of_the_reply_before_it_is_closed():
     from starlette.websockets import WebSocketDisconnect
 
     with connected(Server(service(Canned(times=20)), idle_s=0.3)) as client:
-        client.send("response.create", response={"instructions": "x"})
-        assert client.until("response.done")["response"]["status"] == "cancelled"
+        client.ask()
+        assert client.done()["status"] == "cancelled"
         with pytest.raises(WebSocketDisconnect) as closed:
             client.until("session.updated")
         assert closed.value.code == 1000
-
-
-def test_the_silence_before_turns_by_hand_is_not_of_the_first_of_them():
-    with connected(Server(service(limits=Limits(audio_s=1)))) as client:
-        client.speak(3.0, 0.0)
-        client.update(turn_detection=None)
-        client.speak(0.3)
-        client.send("input_audio_buffer.commit")
-        client.until("input_audio_buffer.committed")
-        client.send("response.create")
-        client.until("response.done")
-        assert "error" not in client.types()
 
 
 def test_words_are_told_of_the_turn_that_holds_them():
     waiting = threading.Event()
     with connected(Server(service(Canned(waits=waiting)))) as client:
         client.update(turn_detection=None, transcription={"model": "own"})
-        turns = []
-        for _ in range(2):
-            client.speak(0.3)
-            client.send("input_audio_buffer.commit")
-            turns.append(client.until("input_audio_buffer.committed")["item_id"])
-            if len(turns) == 1:
-                client.send("response.create")
-                client.until("response.created")
+        first = client.turn()
+        client.ask()
+        client.until("response.created")
+        client.turn()
         waiting.set()
         heard = client.until("conversation.item.input_audio_transcription.completed")
-        assert heard["item_id"] == turns[0]
-        client.until("response.done")
+        assert heard["item_id"] == first
+        client.done()
 
 
 @pytest.mark.parametrize("error", [None, InputError("too loud")])
@@ -539,22 +521,21 @@ def test_a_turn_that_no_reply_answers_has_words_too(error, monkeypatch):
 
 
 def test_responses_beside_the_conversation_are_few_and_are_cancelled_by_their_ids():
-    aside = {"conversation": "none", "instructions": "x"}
     with connected(Server(service(Canned(times=20)))) as client:
         for _ in range(MOST_REPLIES):
-            client.send("response.create", response=aside)
+            client.ask(conversation="none")
         first = client.until("response.output_audio.delta")["response_id"]
-        client.send("response.create", response=aside)
+        client.ask(conversation="none")
         assert client.until("error")["error"]["code"] == "too_many_responses"
         client.send("response.cancel", response_id=first)
-        done = client.until("response.done")["response"]
+        done = client.done()
         assert (done["id"], done["status"]) == (first, "cancelled")
         assert not any(kind.startswith("conversation.item") for kind in client.types())
 
 
 def test_nothing_of_an_item_is_told_after_it_was_deleted():
     with connected(Server(service(Canned(times=20)))) as client:
-        client.send("response.create", response={"instructions": "x"})
+        client.ask()
         item = client.until("response.output_item.added")["item"]["id"]
         client.send("conversation.item.delete", item_id=item)
         client.until("conversation.item.deleted")
