@@ -5,7 +5,7 @@ import io
 import threading
 import time
 import uuid
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
@@ -68,11 +68,14 @@ class Form:
 
 @dataclass(slots=True)
 class Answer:
-    """One model's answer while it grows. `key` is unique in the page."""
+    """One model's answer to a question while it grows. `key` is unique in the page."""
 
     key: str
     model: str
     kind: str                       # of thought; "" where the task has none
+    question: Question
+    reply: Reply | None = None      # at its end
+    verdict: str = ""
     state: str = WORKING
     heard: str | None = None
     labels: list[tuple[str, str]] = field(default_factory=list)
@@ -99,7 +102,7 @@ class Answer:
                 self._finish(reply, folder)
 
     def _finish(self, reply: Reply, folder: Path) -> None:
-        self.heard, self.labels = reply.heard, _told(reply.labels)
+        self.reply, self.heard, self.labels = reply, reply.heard, _told(reply.labels)
         self.thought, self.text = reply.thought or "", reply.text
         if task_for(reply.task).understands:
             said = reply.text.removeprefix(reply.heard or "")
@@ -137,10 +140,8 @@ class Session:
     """What is kept for one tab. A conversation for each model, so that they do not mix."""
 
     limits: Limits
-    turns: list[Turn] = field(default_factory=list)
+    turns: deque[Turn] = field(default_factory=lambda: deque(maxlen=MOST_TURNS))
     conversations: dict[int, Conversation] = field(default_factory=dict)
-    replies: dict[str, tuple[Question, Reply, str]] = field(default_factory=dict)
-    verdicts: dict[str, str] = field(default_factory=dict)      # by key of the answer
 
     def conversation(self, model: int) -> Conversation:
         return self.conversations.setdefault(model, Conversation(self.limits))
@@ -154,15 +155,7 @@ class Session:
         """Begin anew."""
         for conversation in self.conversations.values():
             conversation.reset()
-        self.turns, self.replies, self.verdicts = [], {}, {}
-
-    def add(self, turn: Turn) -> None:
-        """Add a turn; the oldest beyond MOST_TURNS goes, with what was kept to judge it by."""
-        self.turns.append(turn)
-        for old in self.turns[:-MOST_TURNS]:
-            for answer in old.answers.values():
-                self.replies.pop(answer.key, None)
-        del self.turns[:-MOST_TURNS]
+        self.turns.clear()
 
 
 class ChatService:
@@ -215,18 +208,17 @@ class ChatService:
                 streams[number] = session.conversation(number).ask(speaker, asked)
                 stack.enter_context(closing(streams[number]))  # type: ignore[type-var]
                 kind = model.kind if task.thinks else ""
-                turn.answers[number] = Answer(f"{run}-{number}", model.name, kind)
-            session.add(turn)
+                turn.answers[number] = Answer(f"{run}-{number}", model.name, kind, asked)
+            session.turns.append(turn)
             yield player(run, (), ())
-            yield from self._grow(session, turn, streams, run, question)
+            yield from self._grow(turn, streams, run)
 
-    def judge(self, session: Session, key: str, verdict: str, note: str) -> None:
-        """Save a verdict on a reply. Raises InputError for a reply that is no longer there."""
-        if key not in session.replies:
+    def judge(self, answer: Answer | None, verdict: str, note: str) -> None:
+        """Save a verdict on an answer. Raises InputError for one that has no reply."""
+        if answer is None or answer.reply is None:
             raise InputError("that reply is no longer here; ask again")
-        question, reply, model = session.replies[key]
-        self.feedback.add(verdict, note, question, reply, model)
-        session.verdicts[key] = verdict
+        self.feedback.add(verdict, note, answer.question, answer.reply, answer.model)
+        answer.verdict = verdict
 
     def _in_voice(self, model: ServedModel, form: Form, speaks: bool) -> "EChat":
         """The model's assistant in the voice that was asked for."""
@@ -237,9 +229,8 @@ class ChatService:
         return self.voices.named(model.assistant, form.voice)
 
     def _grow(
-        self, session: Session, turn: Turn, streams: dict[int, Iterator[Event]], run: str,
-        question: Question,
-    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        self, turn: Turn, streams: dict[int, Iterator[Event]], run: str
+    ) -> Iterator[dict[str, Any]]:
         """Take an event of each stream by turns until all have ended, and say when to show it."""
         pieces: list[dict[str, Any]] = []
         ended: list[str] = []
@@ -254,9 +245,6 @@ class ChatService:
                 if isinstance(event, AudioPiece):
                     pcm = base64.b64encode(PCM.encode(event.samples.numpy())).decode()
                     pieces.append({"reply": answer.key, "rate": event.sample_rate_hz, "pcm": pcm})
-                if isinstance(event, Done):
-                    asked = replace(question, thinking=answer.kind or None)
-                    session.replies[answer.key] = asked, event.reply, answer.model
                 if event is None or isinstance(event, Done):
                     ended.append(answer.key)
                 at_once = event is None or isinstance(event, AudioPiece | Done)

@@ -78,10 +78,6 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal. Raises InputError for options that cannot be used."""
-    for name in ("certfile", "keyfile", "turn_model"):
-        path = getattr(arguments, name)
-        if path is not None and not path.is_file():
-            raise InputError(f"--{name.replace('_', '-')} {path}: no such file; check the path")
     if (arguments.certfile is None) != (arguments.keyfile is None):
         raise InputError("--certfile and --keyfile belong together")
     if arguments.certfile is not None:
@@ -110,9 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     with suppress(SystemExit, KeyboardInterrupt):
         served.run()
     if not served.started:
-        raise InputError(
-            f"port {arguments.port} of {arguments.host}: cannot be opened; give another --port"
-        )
+        raise InputError(f"{arguments.host}: port {arguments.port} cannot be opened; give another")
     return 0
 
 
@@ -123,9 +117,9 @@ def load(arguments: argparse.Namespace) -> Service:
     from osum_echat.serving.turns import RATE_HZ, TurnModel, VoiceActivity
 
     _spare_memory()
+    turn_model = None if arguments.turn_model is None else TurnModel(arguments.turn_model)
     assistant = EChat.load(arguments.model, **cli.loading(arguments))
     assistant.share()
-    turn_model = None if arguments.turn_model is None else TurnModel(arguments.turn_model)
     service = Service(
         assistant, Path(str(arguments.model)).name, VoiceActivity(), turn_model,
         ThreadPoolExecutor(4 * arguments.sessions, "reply"), LiveMetrics(),

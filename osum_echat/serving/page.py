@@ -3,7 +3,7 @@
 import json
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ FORM = ("task", "listen_for", "models", "clip", "text", "voice", "voice_clip", "
 LABELLED = (*(name for name in FORM if name != "text"), "language", "samples", "more", "save")
 BUTTONS = ("send", "stop", "reset")
 THUMBS = {"correct": "Like", "incorrect": "Dislike"}     # verdict -> what gr.Chatbot calls it
+SAVED = ("model", "kind", "state", "heard", "thought", "text", "raw", "problem", "timings")
 Message = dict[str, Any]
 
 
@@ -221,11 +222,11 @@ def _judging(service: ChatService, parts: Components) -> None:
         request: gradio.Request, data: gradio.LikeData, code: str, note: str, number: int
     ) -> dict[Any, Any]:
         session = service.session(str(request.session_hash))
-        owners = [key for key, _ in _messages(session, number, code)]
+        shown = _messages(session, number, code)
+        owners: dict[Any, Answer | None] = {at: one for at, (one, _) in enumerate(shown)}
         try:
-            place = data.index if isinstance(data.index, int) else -1
-            key = owners[place] if 0 <= place < len(owners) else ""
-            service.judge(session, key, "correct" if data.liked else "incorrect", note or "")
+            verdict = "correct" if data.liked else "incorrect"
+            service.judge(owners.get(data.index), verdict, note or "")
         except OsumError as error:
             return parts.updates({"problem": _notice(strings.problem(error, code))})
         gradio.Info(strings.word("saved", code))
@@ -316,20 +317,19 @@ def _translated(service: ChatService, code: str, task: str) -> dict[str, Any]:
 def _chat(session: Session, number: int, code: str) -> dict[str, Any]:
     """The messages of one model's chat, and the thumbs that were pressed."""
     shown = _messages(session, number, code)
-    thumbs = [THUMBS.get(session.verdicts.get(key, "")) for key, one in shown
-              if one["role"] == "assistant"]  # fmt: skip
+    thumbs = [THUMBS.get(answer.verdict) for answer, _ in shown if answer is not None]
     return {"value": [message for _, message in shown], "feedback_value": thumbs}
 
 
-def _messages(session: Session, number: int, code: str) -> list[tuple[str, Message]]:
-    """One model's chat: the key of the answer that a message belongs to, and the message."""
+def _messages(session: Session, number: int, code: str) -> list[tuple[Answer | None, Message]]:
+    """One model's chat: each message, and the answer that it belongs to."""
     tell = strings.words(code)
-    shown: list[tuple[str, Message]] = []
-    for turn in session.turns:
+    shown: list[tuple[Answer | None, Message]] = []
+    for turn in list(session.turns):
         if number in turn.answers:
             answer = turn.answers[number]
-            shown += [("", one) for one in _asked(turn, tell)]
-            shown += [(answer.key, one) for one in _answered(turn, answer, tell)]
+            shown += [(None, one) for one in _asked(turn, tell)]
+            shown += [(answer, one) for one in _answered(turn, answer, tell)]
     return shown
 
 
@@ -403,7 +403,7 @@ def _saved(service: ChatService, session: Session) -> str:
     """The conversation as a JSON file."""
     turns = [
         {"task": turn.task, "text": turn.text, "file": turn.name, "replies": [
-            asdict(answer) | {"labels": dict(answer.labels), "mel": None, "wav": None}
+            {name: getattr(answer, name) for name in SAVED} | {"labels": dict(answer.labels)}
             for answer in turn.answers.values()]}
         for turn in session.turns
     ]  # fmt: skip
