@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import takewhile
 from typing import ClassVar
 
 import torch
@@ -105,7 +104,9 @@ class CtcPrefixScorer:
         self.voice = torch.where(self.labels, surest, torch.zeros_like(surest))
         if self.begins:
             self.prefix = CtcPrefix(self.log_probs)
-            for number in leading_labels(self.log_probs, self.words):
+            for number in best_path(self.log_probs):
+                if self.words[number]:
+                    break
                 self.prefix.advance(number)
 
     def __call__(self, history: Sequence[int], logits: Tensor) -> Tensor:
@@ -131,14 +132,6 @@ class CtcPrefixScorer:
             self.prefix.advance(int(self.first[number]) if self.taken == 0 else number)
             self.taken += 1
         return self.prefix
-
-
-def leading_labels(log_probs: Tensor, words: Tensor) -> list[int]:
-    """The ids on the steps' best path before its first word.
-
-    log_probs: (steps, ids + 1), the blank last; words: (ids,), True for words.
-    """
-    return list(takewhile(lambda number: not words[number], best_path(log_probs)))
 
 
 @lru_cache(maxsize=VOCABULARIES)

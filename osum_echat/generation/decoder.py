@@ -4,10 +4,9 @@ Everything that changes during a run lives in values made for that run.
 """
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
@@ -139,6 +138,14 @@ class Answer:
         return token
 
 
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    """One is another where it holds the same."""
+
+    digest: bytes
+    hear: Callable[[], Any] = field(compare=False)
+
+
 class ClipMemory:
     """What one model made of its last clips, by their features. For any number of threads.
 
@@ -146,22 +153,12 @@ class ClipMemory:
     """
 
     def __init__(self, most: int = MOST_CLIPS) -> None:
-        self.most, self._made = most, OrderedDict[bytes, Any]()
-        self._lock = threading.Lock()
+        self._made = lru_cache(most)(lambda clip: clip.hear())
 
     def recall(self, clip: Tensor, hear: Callable[[Tensor], Any]) -> Any:
         """What `hear` makes of a clip, (frames, mel), or made of an equal one before."""
-        key = blake2b(clip.contiguous().cpu().numpy().tobytes()).digest()
-        with self._lock:
-            if key in self._made:
-                self._made.move_to_end(key)
-                return self._made[key]
-        made = hear(clip)
-        with self._lock:
-            self._made[key] = made
-            while len(self._made) > self.most:
-                self._made.popitem(last=False)
-        return made
+        digest = blake2b(clip.contiguous().cpu().numpy().tobytes()).digest()
+        return self._made(_Clip(digest, partial(hear, clip)))
 
     def encode(self, network: EChatModel, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As `EChatModel.encode_audio_alone`."""

@@ -208,8 +208,8 @@ def answer_many(model: LoadedModel, states: Sequence[RequestState]) -> list[Repl
     for _ in _decode(model, states, prompts):
         pass
     for state in states:
-        state.parser.push(model.vocab.decode((*state.opening, *state.answer.text.ids)))
-        state.parser.finish()
+        text = model.vocab.decode((*state.opening, *state.answer.text.ids))
+        state.parser.push(text, is_last=True)
         if model.talker is not None and state.request.speaks:
             codes = model.talker.say(state.parser.text, state.parser.labels.style)
             state.answer.speech.history.extend(codes)
@@ -348,7 +348,7 @@ class _Stream:
         if self.is_finished:
             return []
         self.is_finished = True
-        return [*self.parser.push(self.detokenizer.rest()), *self.parser.finish()]
+        return self.parser.push(self.detokenizer.push((), is_last=True), is_last=True)
 
     def _talked(
         self, parts: Iterator[Event | int], talker: Talker
@@ -361,7 +361,7 @@ class _Stream:
                 speech = speech or talker.begin(self.parser.labels.style)
                 yield from self._told(speech.push(part.text))
         if speech is not None:
-            yield from self._told(speech.finish())
+            yield from self._told(speech.push("", is_last=True))
 
     def _told(self, codes: Iterator[int]) -> Iterator[int]:
         """A talker's codes, noted as the answer's."""

@@ -146,20 +146,13 @@ class Detokenizer:
         self.ids: list[int] = []
         self._start = self._given = 0  # ids before `given` are out; `start` is where that began
 
-    def push(self, ids: Iterable[int]) -> str:
-        """The characters that are whole now."""
+    def push(self, ids: Iterable[int], is_last: bool = False) -> str:
+        """The characters that are whole now; at the end, half a one too."""
         self.ids.extend(ids)
-        return self._take(keep_half=True)
-
-    def rest(self) -> str:
-        """What is left at the end, if it ends within a character."""
-        return self._take(keep_half=False)
-
-    def _take(self, keep_half: bool) -> str:
         # Decoded with the ids before: some tokenizers drop a space at the start.
         before = self.vocab.decode(self.ids[self._start : self._given])
         whole = self.vocab.decode(self.ids[self._start :])
-        if keep_half and whole.endswith(HALF_CHARACTER):
+        if whole.endswith(HALF_CHARACTER) and not is_last:
             return ""
         self._start, self._given = self._given, len(self.ids)
         return whole[len(before) :]
@@ -177,20 +170,19 @@ class UnderstandingParser:
         self.labels = Labels()
         self.text = self._whole = ""
 
-    def push(self, text: str) -> list[Event]:
-        """What the next characters tell."""
+    def push(self, text: str, is_last: bool = False) -> list[Event]:
+        """What the next characters tell, and what only the end tells."""
         self._whole += text
         piece = self._whole.strip()[len(self.text) :]
         self.text += piece
-        return [TextPiece(piece)] if piece else []
-
-    def finish(self) -> list[Event]:
-        """What only the end tells."""
+        events: list[Event] = [TextPiece(piece)] if piece else []
+        if not is_last:
+            return events
         found = asdict(thinking.read_labels(self.text, self.task.labels))
         self.labels = Labels(**{name: found[name] for name in self.fields})
         if self.task.transcript:
             self.heard = thinking.transcript(self.text)
-        return _told(self.heard, self.labels)
+        return events + _told(self.heard, self.labels)
 
 
 class DialogueParser:
@@ -207,15 +199,7 @@ class DialogueParser:
         self._is_told = heard is None
         self._has_thought = self._in_words = False
 
-    def push(self, text: str) -> list[Event]:
-        """What the next characters tell."""
-        return self._read(text, is_last=False)
-
-    def finish(self) -> list[Event]:
-        """What only the end tells."""
-        return self._read("", is_last=True)
-
-    def _read(self, text: str, is_last: bool) -> list[Event]:
+    def push(self, text: str, is_last: bool = False) -> list[Event]:
         """What the text so far tells and was not told; space waits for a character after it."""
         told, self._is_told = self._is_told, True
         events = [] if told else [*_told(None, self.labels), *_told(self.heard, NO_LABELS)]
@@ -276,16 +260,12 @@ class GivenText:
         self.labels = Labels(style=style or (canonical_label(tag[1]) if tag else None))
         self._is_told = False
 
-    def push(self, text: str) -> list[Event]:
+    def push(self, text: str, is_last: bool = False) -> list[Event]:
         """What the beginning of the answer tells."""
         told, self._is_told = self._is_told, True
         if told:
             return []
         return [*_told(self.heard, NO_LABELS), *([TextPiece(self.text)] if self.text else [])]
-
-    def finish(self) -> list[Event]:
-        """The same, where it did not begin."""
-        return self.push("")
 
 
 ReplyParser = UnderstandingParser | DialogueParser | GivenText     # takes a text as it grows

@@ -46,19 +46,17 @@ class ClauseSplitter:
     def __init__(self) -> None:
         self._text = ""
 
-    def push(self, text: str) -> list[str]:
-        """The clauses that are whole now."""
+    def push(self, text: str, is_last: bool = False) -> list[str]:
+        """The clauses that are whole now; at the end of the text, what is left too."""
         self._text += text
         found = []
         while (end := self._end()) is not None:
-            found.append(self._text[:end].strip())
+            found.append(self._text[:end])
             self._text = self._text[end:]
-        return [clause for clause in found if clause]
-
-    def rest(self) -> list[str]:
-        """What is left at the end of the text."""
-        left, self._text = self._text.strip(), ""
-        return [left] if left else []
+        if is_last:
+            found.append(self._text)
+            self._text = ""
+        return [clause for clause in map(str.strip, found) if clause]
 
     def _end(self) -> int | None:
         # No mark beyond the place of the cut below counts, or a text that comes whole would be cut
@@ -110,8 +108,7 @@ class Talker:
 
     def say(self, text: str, style: str | None) -> list[int]:
         """The codes of a whole text."""
-        speech = self.begin(style)
-        return [*speech.push(text), *speech.finish()]
+        return list(self.begin(style).push(text, is_last=True))
 
     def _knows(self, style: str) -> bool:
         return len(self.vocab.encode(f"<{style}>")) == 1
@@ -160,14 +157,9 @@ class Speech:
         self._clauses = ClauseSplitter()
         self._past: list[Turn] = []
 
-    def push(self, text: str) -> Iterator[int]:
+    def push(self, text: str, is_last: bool = False) -> Iterator[int]:
         """The codes of the clauses that these next letters complete."""
-        for clause in self._clauses.push(text):
-            yield from self._spoken(clause)
-
-    def finish(self) -> Iterator[int]:
-        """The codes of what is left."""
-        for clause in self._clauses.rest():
+        for clause in self._clauses.push(text, is_last):
             yield from self._spoken(clause)
 
     def _spoken(self, clause: str) -> Iterator[int]:

@@ -1,5 +1,6 @@
 """Claims about the loop: the cache changes nothing, phases turn in place, no state stays."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -234,36 +235,25 @@ def whole(model, row: torch.Tensor) -> torch.Tensor:
     return model.model(inputs_embeds=row[None], use_cache=False).last_hidden_state[0]
 
 
-@pytest.mark.parametrize("lengths", [(5,), (4, 4), LENGTHS])
+@pytest.mark.parametrize(("lengths", "leaving"), [
+    ((5,), {}), ((4, 4), {}), (LENGTHS, {}), (LENGTHS, {2: [1, 2], 5: [1]}),
+])  # fmt: skip
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
 @torch.inference_mode()
-def test_every_step_says_what_the_stock_model_says(kind: str, lengths, monkeypatch):
+def test_every_step_says_what_the_stock_model_says(kind, lengths, leaving, monkeypatch):
+    """Whoever leaves, at a step of `leaving`: the places of those that stay."""
     monkeypatch.setattr(kv_cache, "ROOM_TOKENS", 4)  # room is made on the way
     model, rows = llm(kind), rows_of(lengths)
-    wanted = [whole(model, row) for row in rows]
+    live = list(zip(rows, map(partial(whole, model), rows), lengths, strict=True))
     growing = CachedLLM(model, [row[:-STEPS] for row in rows])
     for step in range(STEPS + 1):
-        for state, want, length in zip(growing.state, wanted, lengths, strict=True):
+        for state, (_, want, length) in zip(growing.state, live, strict=True):
             torch.testing.assert_close(state, want[length - 1 + step], atol=2e-5, rtol=1e-4)
+        if step in leaving:
+            growing.keep(leaving[step])
+            live = [live[place] for place in leaving[step]]
         if step < STEPS:
-            pairs = zip(rows, lengths, strict=True)
-            growing.step(torch.stack([row[length + step] for row, length in pairs]))
-
-
-@torch.inference_mode()
-def test_rows_that_leave_change_nothing_for_those_that_stay(monkeypatch):
-    monkeypatch.setattr(kv_cache, "ROOM_TOKENS", 4)
-    model, rows = llm(), rows_of(LENGTHS)
-    wanted = whole(model, rows[2])
-    growing = CachedLLM(model, [row[:-STEPS] for row in rows])
-    for step in range(STEPS):
-        if step == 2:
-            growing.keep([1, 2])
-        if step == 5:
-            growing.keep([1])
-        live = [row for row in range(3) if step < 2 or (row > 0 and step < 5) or row == 2]
-        growing.step(torch.stack([rows[row][LENGTHS[row] + step] for row in live]))
-    torch.testing.assert_close(growing.state[0], wanted[-1], atol=2e-5, rtol=1e-4)
+            growing.step(torch.stack([row[length + step] for row, _, length in live]))
 
 
 @torch.inference_mode()

@@ -83,11 +83,6 @@ def test_a_spoken_question_gets_a_spoken_reply(echat, question_wav):
     assert times.first_speech_token_s < times.first_audio_s <= times.total_s
 
 
-def test_a_text_is_spoken_and_its_style_tag_is_not(echat):
-    reply = echat.reply("<SOFT>I am sorry.", task="tts")
-    assert reply.text == "I am sorry." and reply.wave is not None and reply.audio_in_s is None
-
-
 def test_a_label_thought_is_taken_apart(echat, question_wav, scripted):
     rows = scripted(THOUGHT.removeprefix("<think>The user said:") + "I am so sorry, little one.")
     reply = echat.reply(question_wav, task="s2s_think", thinking="label")
@@ -408,15 +403,12 @@ def published(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -
     return home
 
 
-def options(home: Path, model_directory: Path) -> dict[str, Path]:
-    return {"config": home / "conf" / "tiny.yaml", "tokenizer": home / "text",
-            "token2wav": model_directory / "token2wav"}  # fmt: skip
-
-
 def test_a_published_file_answers_as_the_directory_does(published, model_directory, question_wav):
     ours = EChat.load(model_directory, device="cpu")
-    theirs = EChat.load(published / "weights" / "final.pt", device="cpu",
-                        **options(published, model_directory))  # fmt: skip
+    theirs = EChat.load(
+        published / "weights" / "final.pt", device="cpu", config=published / "conf" / "tiny.yaml",
+        tokenizer=published / "text", token2wav=model_directory / "token2wav",
+    )  # fmt: skip
     one, other = (model.reply(question_wav, task="s2s", seed=3) for model in (ours, theirs))
     assert one.speech_tokens == other.speech_tokens and one.text == other.text
     assert theirs.prompts.first("<TRANSCRIBE>")     # of the published tasks

@@ -35,7 +35,7 @@ def read(parser, text: str, cuts: list[int]) -> list:
     events = []
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         events += parser.push(text[start:end])
-    return events + parser.finish()
+    return events + parser.push("", is_last=True)
 
 
 def told(parser: DialogueParser) -> tuple[str | None, str | None, Labels, str]:
@@ -114,7 +114,7 @@ def test_the_pieces_of_an_understanding_answer_are_the_whole_text():
 
 def test_a_reply_behind_the_words_was_not_heard():
     parser = reply.UnderstandingParser(task_for("<TRANSCRIBE> <S2TCHAT>"), ())
-    events = [*parser.push("你好<开始回答>你也好"), *parser.finish()]
+    events = parser.push("你好<开始回答>你也好", is_last=True)
     assert parser.heard == "你好" and events[-1] == Heard("你好")
 
 
@@ -136,7 +136,7 @@ def test_things_are_told_in_the_order_in_which_they_are_known():
 def test_what_was_heard_before_the_answer_is_told_first(text: str):
     """That there are no words, too: who answers words alone must know it before the reply."""
     parser = DialogueParser(ENGLISH, "", Labels(event="LAUGH"))
-    told = [event for character in text for event in parser.push(character)] + parser.finish()
+    told = read(parser, text, [*range(len(text))])
     assert told[:2] == [LabelsFound(Labels(event="LAUGH")), Heard("")]
     assert sum(isinstance(event, Heard) for event in told) == 1
     assert [type(event) for event in told].index(TextPiece) > 1
@@ -149,13 +149,10 @@ def test_no_half_characters_are_given(text: str):
     vocab = Vocab(Bytes(), 300, 10)
     characters = Detokenizer(vocab)
     pieces = [characters.push([number]) for number in vocab.encode(text)]
-    assert "".join([*pieces, characters.rest()]) == text
+    assert "".join([*pieces, characters.push((), is_last=True)]) == text
     assert all(len(piece) <= 2 for piece in pieces)
     if "\ufffd" not in text:
         assert not any("\ufffd" in piece for piece in pieces)
-
-
-def test_bytes_that_never_make_a_character_are_told_at_the_end():
-    characters = Detokenizer(Vocab(Bytes(), 300, 10))
+    characters = Detokenizer(vocab)         # bytes that never make one are told at the end
     assert [characters.push([number]) for number in (98, 1 + 0xE4, 1 + 0xBD)] == ["a", "", ""]
-    assert characters.rest() == "\ufffd"
+    assert characters.push((), is_last=True) == "\ufffd"

@@ -37,7 +37,7 @@ def test_a_growing_text_is_cut_into_clauses_as_soon_as_they_are_whole():
     letters = [splitter.push(letter) for letter in "Yes. Well, if you like, 3.5 of them. Bye"]
     assert [found for found in letters if found] == [["Yes."], ["Well, if you like,"],
                                                     ["3.5 of them."]]  # fmt: skip
-    assert splitter.rest() == ["Bye"] and splitter.rest() == []
+    assert splitter.push("", is_last=True) == ["Bye"] and splitter.push("", is_last=True) == []
     assert list(map(len, splitter.push("word " * 70))) == [159, 159]
 
 
@@ -46,7 +46,7 @@ def test_a_text_that_comes_whole_is_cut_as_one_that_grows(before: int):
     text = ("word " * 60)[:before] + 'x."  Then, well, it goes on. ' + "and on " * 40
     whole, grown = ClauseSplitter(), ClauseSplitter()
     letters = [clause for letter in text for clause in grown.push(letter)]
-    assert whole.push(text) + whole.rest() == letters + grown.rest()
+    assert whole.push(text, is_last=True) == letters + grown.push("", is_last=True)
 
 
 def test_given_words_are_spoken_by_the_talker_alone(echat, monkeypatch):
@@ -78,8 +78,8 @@ def test_speech_begins_with_the_first_clause_while_words_are_still_written(echat
     codes_at = []
     spoken = Speech.push
 
-    def push(speech, text):
-        for code in spoken(speech, text):
+    def push(*given, **more):
+        for code in spoken(*given, **more):
             codes_at.append(len(asked))
             yield code
 
