@@ -1,6 +1,5 @@
 """Claims about weight files: all of it comes back, mapped; a hostile one is refused, unrun."""
 
-import io
 import json
 import os
 import pickle
@@ -121,23 +120,18 @@ def test_a_pointer_in_the_place_of_any_file_is_told(tmp_path: Path, read: Callab
         read(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("is_member", [False, True])
-def test_a_damaged_file_is_refused_or_read(tmp_path: Path, is_member: bool):
+def test_a_damaged_file_is_refused_or_read(tmp_path: Path):
     path = saved(tmp_path / "a.pt", OrderedDict(a=SQUARE, b=torch.zeros(50)))
     generator, data = torch.Generator().manual_seed(3), path.read_bytes()
     outcomes: Counter[str] = Counter()
-    for _ in range(60):
+    for number in range(120):
         wrong = bytearray(data)
         for place in torch.randint(len(data), (6,), generator=generator).tolist():
             wrong[place] ^= 0x41
         path.write_bytes(wrong)
-        source: Path | TarMember = path
-        if is_member:
-            with tarfile.open(tmp_path / "a.tar", "w") as archive:
-                member = tarfile.TarInfo("a.pt")
-                member.size = len(wrong)
-                archive.addfile(member, io.BytesIO(wrong))
-            source = TarMember(tmp_path / "a.tar", "a.pt")
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            archive.add(path, "a.pt")
+        source = path if number % 2 else TarMember(tmp_path / "a.tar", "a.pt")
         try:
             found = weights.read(source)
         except CheckpointError as error:

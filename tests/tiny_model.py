@@ -1,5 +1,6 @@
 """A whole model directory with tiny random weights, as the tiny model's directory is laid out."""
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -87,15 +88,8 @@ def write_token2wav(directory: Path) -> None:
     )  # fmt: skip
     raw = asdict(settings)
     raw = {name: raw[name] for name in ("vocoder", "flow", "nsf_vocos")}
-    (directory / "token2wav.yaml").write_text(yaml.safe_dump(_lists(raw)))
+    (directory / "token2wav.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(raw))))
     whole = Token2Wav(settings, VoicePrompt.absent())
     save_file(whole.flow.state_dict(), directory / "flow.safetensors")
     save_file(whole.vocoder.state_dict(), directory / "vocoder.safetensors")
     VoicePrompt.absent(torch.randn(1, 192)).save(directory / "voice.safetensors")
-
-
-def _lists(value: object) -> object:
-    """Tuples as lists, for YAML."""
-    if isinstance(value, dict):
-        return {key: _lists(one) for key, one in value.items()}
-    return list(value) if isinstance(value, tuple) else value
