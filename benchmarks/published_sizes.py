@@ -88,7 +88,7 @@ def write(path: Path, settings: EChatSettings, seed: int = 1) -> None:
     }  # fmt: skip
     shapes = {name: tuple(value.shape) for name, value in weights.items()} | extras
     own = {name: made(name, shape) for name, shape in shapes.items()}
-    write_torch_file(path, checkpoint.published(own, replace(settings, lora=None)))
+    write_torch_file(path, checkpoint.published(own, settings.tied))
 
 
 def loaded(path: Path, settings: EChatSettings, shown: Figures, **options: Any) -> EChatModel:

@@ -1,5 +1,6 @@
 """A tiny seeded network over the letters of tests.letters, and rows for it."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -36,8 +37,11 @@ def network(seed: int = 0, settings: EChatSettings = SETTINGS, scale: float = 8.
 
 def save_published(path: Path, model: EChatModel) -> None:
     """Write a .pt with the published key names, all aliases of the text table among them."""
-    own = checkpoint.own_weights(model)
-    weights.write_torch_file(path, checkpoint.published(own, model.settings))
+    named = checkpoint.published(checkpoint.own_weights(model), model.settings.tied)
+    if model.settings.lora is not None:     # as peft names them
+        named = [([re.sub(r"^llama_model\.(?!speech)", "llama_model.base_model.model.", name)
+                   for name in names], value) for names, value in named]  # fmt: skip
+    weights.write_torch_file(path, named)
 
 
 def row(

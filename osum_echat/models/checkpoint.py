@@ -53,11 +53,10 @@ TEXT_TABLE, TEXT_HEAD = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
 # The other names of the text table. Where several differ, upstream keeps the last of this order.
 TEXT_TABLE_ALIASES = (TEXT_TABLE, TEXT_HEAD, "embed_tokens.weight", "lm_head.weight")
 TABLE_NAMES, HEAD_NAMES = TEXT_TABLE_ALIASES[0::2], TEXT_TABLE_ALIASES[1::2]
-LORA_PREFIX = "base_model.model."  # peft's, on the way to the LLM
 UPSTREAM_PREFIXES = (
     ("llama_model.speech_token_emded.", "speech_embedding."),
     ("llama_model.speech_head.", "speech_head."),
-    (f"llama_model.{LORA_PREFIX}", "llm."),
+    ("llama_model.base_model.model.", "llm."),  # of a model with LoRA layers
     ("llama_model.", "llm."),
     ("down_sample_2.conv.", "adapter.convs."),
     ("speech_transformer.", "adapter.transformer."),
@@ -114,12 +113,11 @@ def our_name(name: str) -> str:
     return name
 
 
-def published_name(name: str, lora: bool = False) -> str:
-    """The published name of one of our keys; lora: of a model whose LLM has LoRA layers."""
+def published_name(name: str) -> str:
+    """The published name of one of our keys."""
     for theirs, ours in reversed(UPSTREAM_PREFIXES):
         if name.startswith(ours):
-            inner = LORA_PREFIX if lora and ours == "llm." else ""
-            return theirs + inner + name[len(ours) :]
+            return theirs + name[len(ours) :]
     return name
 
 
@@ -177,13 +175,10 @@ def write_settings(
         file.write(text.encode())
 
 
-def published(
-    own: Mapping[str, Tensor], settings: EChatSettings
-) -> list[tuple[list[str], Tensor]]:
-    """Weights under our names with all their names in a published file."""
-    has_lora = settings.lora is not None
+def published(own: Mapping[str, Tensor], tied: bool) -> list[tuple[list[str], Tensor]]:
+    """Weights under our names, LoRA layers merged, with all their names in a published file."""
     return [
-        ([published_name(alias, has_lora) for alias in aliases(name, settings.tied)], value)
+        ([published_name(alias) for alias in aliases(name, tied)], value)
         for name, value in own.items()
     ]
 

@@ -154,7 +154,7 @@ def _to_upstream(model: OpenModel, path: Path) -> list[KeyReport]:
     """A .pt with every published key, all names of the text table among them."""
     extras = _computed(model.settings) | model.extras
     everything = model.weights | {name: extras[name] for name in EXTRAS}
-    named = checkpoint.published(everything, model.settings)
+    named = checkpoint.published(everything, model.settings.tied)
     weights.write_torch_file(path, named)
     placed = [KeyReport(ours, there, value)
               for (theirs, value), ours in zip(named, everything, strict=True) for there in theirs]
@@ -252,24 +252,16 @@ class PhaseMask:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """input_ids: (batch, answered); scores: (batch, text rows + speech rows). As scores."""
         masked = torch.full_like(scores, -torch.inf)
+        text, speech = slice(self.text_rows), slice(self.text_rows, self.edge + 1)
         for row, ids in enumerate(input_ids.tolist()):
-            is_over, in_speech = self._phase(ids)
-            if is_over:
-                masked[row, self.end] = 0.0
-            elif in_speech:
-                spoken = slice(self.text_rows, self.edge + 1)
-                masked[row, spoken] = scores[row, spoken] + self.bias.to(scores)
+            edges = ids.count(self.edge) + self.from_speech
+            if not self.from_speech and self.text_end not in ids:
+                masked[row, text] = scores[row, text]
+            elif self.speaks and edges < 2:
+                masked[row, speech] = scores[row, speech] + self.bias.to(scores)
             else:
-                masked[row, : self.text_rows] = scores[row, : self.text_rows]
+                masked[row, self.end] = 0.0
         return masked
-
-    def _phase(self, ids: list[int]) -> tuple[bool, bool]:
-        """Whether the answer is whole, and whether speech comes next."""
-        if self.from_speech:
-            return self.edge in ids, True
-        if self.text_end not in ids:
-            return False, False
-        return not self.speaks or ids.count(self.edge) >= 2, True
 
 
 def _to_hf(model: OpenModel, directory: Path) -> list[KeyReport]:
