@@ -85,6 +85,12 @@ def train(experiment: Experiment) -> Outcome:
         states.tell_changes(output, experiment, experiments.HARMLESS, run.changed, "run.changed")
         step = finished_step(output, run)
         if step is not None:
+            end_s, data = (output / FINAL_FOLDER).stat().st_mtime, experiment.data
+            read = map(Path, [*(one.path for one in data.lists.values()), *data.manifests.values()])
+            if newer := [one for one in read if one.exists() and one.stat().st_mtime > end_s]:
+                LOG.warning("%s: written after the training ended, which has not seen what is new; "
+                            "raise its limits, or begin in another output",
+                            ", ".join(map(str, newer)))  # fmt: skip
             LOG.info("already finished at step %d: see %s", step, output)
             return Outcome(step, None)
         return Trainer(experiment).train()

@@ -138,6 +138,9 @@ def test_raised_limits_go_on_and_lines_after_the_checkpoint_are_forgotten(path, 
     assert "the lists have changed" not in log.text
     lines = (tmp_path / "t2t.list").read_text()
     (tmp_path / "t2t.list").write_text(2 * lines)
+    os.utime(tmp_path / "t2t.list", (2**31, 2**31))
+    assert "after the training ended" not in log.text and run(path, "run.steps=2").step == 2
+    assert f"{tmp_path / 't2t.list'}: written after the training ended" in log.text
     assert run(path, "run.steps=3").step == 3
     assert "an epoch here has 40 utterances, not 32;" in log.text
 
