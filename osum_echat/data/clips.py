@@ -188,6 +188,7 @@ class PendingClip:
     frames: int  # as its header promises
     change: Change
     mask: float | None  # seed of the masks
+    name: _Name | None  # what its features are kept by
 
 
 class ClipReader:
@@ -209,24 +210,24 @@ class ClipReader:
         seed = rng.random() if self._masks else None
         change = self.augmenter.draw(rng)
         assert turn.audio is not None, "asked for the clip of a turn without audio"
-        kept = self._kept.get(self._name(turn, change))
+        name = self._name(turn, change)
+        kept = self._kept.get(name)
         if kept is not None:
-            return PendingClip(turn, len(kept), change, seed)
+            return PendingClip(turn, len(kept), change, seed, name)
         samples = audio.length(turn.audio, audio.SAMPLE_RATE_HZ, turn.segment_s)
-        return PendingClip(turn, change.length(samples) // audio.HOP_SAMPLES, change, seed)
+        return PendingClip(turn, change.length(samples) // audio.HOP_SAMPLES, change, seed, name)
 
     def read(self, clip: PendingClip) -> tuple[Tensor, tuple[audio.Finding, ...]]:
         """(frames, mels) float32, and what was found when it was decoded.
 
         Raises InputError for audio that cannot be used.
         """
-        name = self._name(clip.turn, clip.change)
-        kept = self._kept.get(name)
+        kept = self._kept.get(clip.name)
         findings: tuple[audio.Finding, ...] = ()
         if kept is None:
             kept, findings = self._features(clip)
-            if name and kept.nbytes <= self._free_bytes:
-                self._kept[name] = kept
+            if clip.name and kept.nbytes <= self._free_bytes:
+                self._kept[clip.name] = kept
                 self._free_bytes -= kept.nbytes
         features = kept.float()
         if clip.mask is None:
