@@ -4,8 +4,9 @@
         --kept build/ear/statistics --lists build/ear/people build/ear/made
 
 Writes voice_labels.safetensors. The statistics of each list's clips are kept, and not made again
-where they are newer than it. Lists named *dev.list are not learnt from: what is right of them is
-told. Who reads words without a feeling named is calm; a sound without a name is OTHER.
+where they are newer than it and of the same encoder. Lists named *dev.list are not learnt from:
+what is right of them is told. Who reads words without a feeling named is calm; a sound without a
+name is OTHER.
 """
 
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,6 +25,7 @@ from osum_echat.errors import DataError
 from osum_echat.logs import logger
 from osum_echat.models import checkpoint
 from osum_echat.models.encoder import Encoder
+from osum_echat.models.encoder_cache import fingerprint
 from osum_echat.models.voice_labels import BIAS, CENTER, HIDDEN, NO_EVENT, SCALE, statistics
 from osum_echat.records import Utterance
 
@@ -56,9 +59,11 @@ def targets(one: Utterance) -> list[int]:
 
 def kept_statistics(encoder: Encoder, mels: int, path: Path, folder: Path) -> dict[str, Tensor]:
     """Of a list's clips: statistics (clips, statistics) float16, targets (clips, kinds)."""
-    target = folder / f"{path.parent.name}_{path.stem}.safetensors"
+    target, owner = folder / f"{path.parent.name}_{path.stem}.safetensors", fingerprint(encoder)
     if target.is_file() and target.stat().st_mtime > path.stat().st_mtime:
-        return weights.read(target)
+        with safe_open(target, framework="pt") as file:
+            if file.metadata().get("encoder") == owner:
+                return weights.read(target)
     rows, known = [], []
     for one, mel in clips(path, mels):
         rows.append(statistics(encoder, mel.float()).half())
@@ -66,7 +71,7 @@ def kept_statistics(encoder: Encoder, mels: int, path: Path, folder: Path) -> di
     if not rows:
         raise DataError(f"{path}: no clip can be heard; leave it out")
     made = {"statistics": torch.stack(rows), "targets": torch.tensor(known)}
-    weights.write_safetensors_file(target, made)
+    weights.write_safetensors_file(target, made, {"encoder": owner})
     log.info("%s: %d clips", target, len(rows))
     return made
 

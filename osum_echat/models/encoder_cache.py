@@ -17,6 +17,15 @@ BIAS, SCALE, GRAIN = 0.15, 0.1, 0.1     # of a dimension's deviation
 LONGEST_GAP = 12                # steps without anything: a quarter of a second
 
 
+def fingerprint(encoder: Encoder) -> str:
+    """Tells an encoder by its weights."""
+    digest = blake2b(digest_size=16)
+    for name, part in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(part.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 class EncoderCache:
     """Stands in for a frozen encoder. Keeps outputs by the content of their clip, up to a limit.
 
@@ -34,7 +43,7 @@ class EncoderCache:
     def save(self, path: Path) -> None:
         """Write what is kept, and whose it is, for a later stage with the same encoder."""
         kept = {name.hex(): steps for name, steps in self._kept.items()}
-        write_safetensors_file(path, kept, {"encoder": self._fingerprint()})
+        write_safetensors_file(path, kept, {"encoder": fingerprint(self.encoder)})
 
     def load(self, path: Path) -> bool:
         """Take over what `save` wrote; False if there is none or another encoder made it.
@@ -49,7 +58,7 @@ class EncoderCache:
             return False
         try:
             with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("encoder") != self._fingerprint():
+                if (file.metadata() or {}).get("encoder") != fingerprint(self.encoder):
                     return False
                 for name in file.keys():  # noqa: SIM118 (no mapping)
                     self._keep(bytes.fromhex(name), file.get_tensor(name))
@@ -58,13 +67,6 @@ class EncoderCache:
                 f"{path}: cannot be read ({error}); remove it, and it is made again"
             ) from error
         return True
-
-    def _fingerprint(self) -> str:
-        digest = blake2b(digest_size=16)
-        for name, part in sorted(self.encoder.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(part.detach().cpu().float().contiguous().numpy().tobytes())
-        return digest.hexdigest()
 
     def _keep(self, name: bytes, steps: Tensor) -> None:
         if steps.nbytes <= self._free_bytes:

@@ -94,6 +94,9 @@ def test_voice_labels_are_learnt_from_lists_whose_statistics_are_kept(tmp_path, 
         assert told["gender"][0] == name and "event" not in told
     monkeypatch.setattr(voice_labels, "statistics", None)
     voice_labels.main([*words, "--epochs", "1"])
+    checkpoint.save(tmp_path / "start", network(seed=1))
+    with pytest.raises(TypeError):      # those of another encoder are not kept ones
+        voice_labels.main([*words, "--epochs", "1"])
 
 
 def test_what_is_exported_gives_the_same_classes_in_another_model():
