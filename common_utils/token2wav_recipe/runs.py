@@ -173,7 +173,7 @@ def run(
     have changed, InputError where another training writes there or nothing can be written.
     """
     output, limits = Path(training.output), training.limits
-    with locked(output / states.LOCK_FILE), states.write_errors_told(output):
+    with locked(output / states.LOCK_FILE):
         states.tell_changes(output, training, HARMLESS, limits.changed, "limits.changed")
         checkpoint = states.newest(output)
         read = digest(*map(Path, lists)) if all(Path(one).is_file() for one in lists) else None

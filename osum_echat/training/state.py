@@ -1,10 +1,7 @@
 """The state of a training on disk: whole directories, the newest few, safe against kills."""
 
-import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -86,24 +83,6 @@ def tell_changes(
         )
     if told:
         LOG.info("%s goes on with other settings: %s", output, "; ".join(told.values()))
-
-
-@contextmanager
-def write_errors_told(output: Path) -> Iterator[None]:
-    """Raises CheckpointError in place of the system's error where `output` cannot be written.
-
-    For what is written beside checkpoints: metrics, the exported model.
-    """
-    try:
-        yield
-    except OSError as error:
-        is_own = str(error.filename or "").startswith(str(output))
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) and not is_own:
-            raise
-        raise CheckpointError(
-            f"{error.filename or output}: {error.strerror}; {_kept(output)}: make room or choose "
-            "another output, then run again"
-        ) from error
 
 
 def newest(output: Path) -> Path | None:

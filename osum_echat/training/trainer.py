@@ -160,23 +160,22 @@ class Trainer:
     def train(self) -> Outcome:
         """Until a limit or a signal, going on from the newest checkpoint in the output."""
         torch.set_flush_denormal(True)  # tiny optimizer moments cost a CPU up to half its speed
-        with states.write_errors_told(self.output):
-            self.resume()
-            with _signals() as caught:
-                while True:
-                    stopped_by, ended, saves = self.decide(caught)
-                    if stopped_by or ended:
-                        break
-                    if saves:
-                        self.save()
-                    self.one_step()
-            step = self.progress.step
-            if not stopped_by:
-                self.finish()
-                return Outcome(step, None)
-            self.save()
-            LOG.warning("stopped by signal %d at step %d; run again to go on", stopped_by, step)
-            return Outcome(step, stopped_by)
+        self.resume()
+        with _signals() as caught:
+            while True:
+                stopped_by, ended, saves = self.decide(caught)
+                if stopped_by or ended:
+                    break
+                if saves:
+                    self.save()
+                self.one_step()
+        step = self.progress.step
+        if not stopped_by:
+            self.finish()
+            return Outcome(step, None)
+        self.save()
+        LOG.warning("stopped by signal %d at step %d; run again to go on", stopped_by, step)
+        return Outcome(step, stopped_by)
 
     def tick(self) -> None:
         """Add the time since the last tick to the training's minutes."""

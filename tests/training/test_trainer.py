@@ -283,15 +283,11 @@ def test_a_second_training_in_one_output_is_refused_in_one_line(path, tmp_path, 
     assert run(path, "run.steps=1").step == 1
 
 
-def test_an_output_that_cannot_be_written_is_one_line(path, tmp_path, monkeypatch):
+def test_an_output_that_cannot_be_written_is_one_line(path, tmp_path):
     (tmp_path / "file").touch()
     for place in ("file", "file/out"):
         with pytest.raises(InputError, match=r"not written \(.*choose another output"):
             run(path, f"output={tmp_path / place}")
-    refused = PermissionError(13, "Permission denied", str(tmp_path / "out" / "metrics.jsonl"))
-    monkeypatch.setattr(trainer.MetricLogger, "write", Mock(side_effect=refused))
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: Permission denied; there is no"):
-        run(path, "run.steps=1")
 
 
 @pytest.mark.parametrize("is_there", [True, False])
