@@ -257,7 +257,7 @@ def _question(form: Form) -> Question:
     """The form as a question. Raises InputError for a choice that is not in the menu."""
     tag = tag_of(form.task, form.ticked)
     item = MENU[form.task]
-    clip = form.clip if item.hears else None
+    clip = form.clip if item.task.hears else None
     return Question(
         tag, clip.read_bytes() if clip else None, clip.name if clip else "",
         form.text if item.reads else "", remembers=form.remembers, hear=form.hear,

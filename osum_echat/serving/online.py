@@ -356,7 +356,7 @@ class Server:
                 return "session expired" if left <= self.idle_s else "idle for too long"
             if message["type"] == "websocket.disconnect":
                 return ""
-            await session.handle(message.get("text") or message.get("bytes") or "")
+            session.handle(message.get("text") or message.get("bytes") or "")
 
     async def drain(self) -> None:
         """Take nobody in any more, and give replies some time to end."""

@@ -177,7 +177,7 @@ def _answering(service: ChatService, parts: Components) -> None:
         session, form = service.session(str(request.session_hash)), _form(*values)
         yield updates({"problem": quiet})
         try:
-            emptied = {"clip": None} if MENU[form.task].is_dialogue else {}
+            emptied = {"clip": None} if MENU[form.task].task.is_dialogue else {}
             for heard in service.answer(session, form):
                 if not session.turns:       # a new chat was begun meanwhile
                     return
@@ -290,13 +290,13 @@ def _fitting(name: str, code: str) -> dict[str, Any]:
     import gradio
 
     item = MENU[name]
-    prompt = "free" if item.takes_prompt else "tts" if item.speaks else "t2t"
+    prompt = "free" if item.takes_prompt else "tts" if item.task.speaks else "t2t"
     return {
-        "clip": gradio.update(visible=item.hears),
+        "clip": gradio.update(visible=item.task.hears),
         "text": gradio.update(visible=item.reads, label=strings.word(f"text_{prompt}", code),
                               placeholder=strings.word(f"hint_{prompt}", code)),
         "listen_for": gradio.update(visible=item.picks_labels),
-        "voice": gradio.update(visible=item.speaks),
+        "voice": gradio.update(visible=item.task.speaks),
     }  # fmt: skip
 
 

@@ -104,15 +104,13 @@ class RealtimeSession:
 
     # What comes in
 
-    async def handle(self, text: str | bytes) -> None:
+    def handle(self, text: str | bytes) -> None:
         """Take one client event; what is wrong with it is told in an `error` event."""
         event: Event = {}
         try:
             event = protocol.read_object(text, "an event")
             protocol.check_event(event)
-            work = HANDLERS[event["type"]](self, event)
-            if work is not None:
-                await work
+            HANDLERS[event["type"]](self, event)
         except Exception as error:
             self._failed(error, event.get("event_id"))
 
@@ -447,7 +445,7 @@ class RealtimeSession:
                        "previous_item_id": before})  # fmt: skip
 
 
-HANDLERS: dict[str, Callable[[RealtimeSession, Event], Any]] = {
+HANDLERS: dict[str, Callable[[RealtimeSession, Event], None]] = {
     "session.update": RealtimeSession._update,
     "input_audio_buffer.append": RealtimeSession._append,
     "input_audio_buffer.commit": RealtimeSession._commit,

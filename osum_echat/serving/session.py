@@ -160,39 +160,29 @@ def _user(question: Question, task: Task) -> Turn:
 
 @dataclass(frozen=True, slots=True)
 class MenuItem:
-    """One line of the page's menu. `task`: a name or tag; empty: made of the labels ticked."""
+    """One line of the page's menu. tag: a task's name or tag, with all labels where some may be
+    ticked; takes_prompt: beside the clip."""
 
     name: str
-    task: str = ""
-    takes_prompt: bool = False  # beside the clip
+    tag: str
+    picks_labels: bool = False
+    takes_prompt: bool = False
 
     @property
-    def picks_labels(self) -> bool:
-        return not self.task
-
-    @property
-    def hears(self) -> bool:
-        return self.picks_labels or task_for(self.task).hears
+    def task(self) -> Task:
+        return task_for(self.tag)
 
     @property
     def reads(self) -> bool:
         """True where the text box is used."""
-        return self.takes_prompt or not self.hears
-
-    @property
-    def speaks(self) -> bool:
-        return not self.picks_labels and task_for(self.task).speaks
-
-    @property
-    def is_dialogue(self) -> bool:
-        return not self.picks_labels and task_for(self.task).is_dialogue
+        return self.takes_prompt or not self.task.hears
 
 
 _TASKS = sorted((task for task in TASKS.values() if task.in_menu),
                 key=lambda task: (not task.speaks, not task.thinks))  # fmt: skip
 MENU = {item.name: item for item in (
     *(MenuItem(task.name, task.name) for task in _TASKS if task.hears),
-    MenuItem("listen"),
+    MenuItem("listen", understanding_tag(LABELS, True), picks_labels=True),
     MenuItem("asr_punctuation", "<TRANSCRIBE> <PUNCTUATION>"),
     MenuItem("asr_align", "<TRANSCRIBE> <ALIGN>"),
     MenuItem("asr_reply", "<TRANSCRIBE> <S2TCHAT>"),
@@ -210,7 +200,7 @@ def tag_of(name: str, ticked: Sequence[str]) -> str:
     if name not in MENU:
         raise InputError(f"task {name!r}: not one of {', '.join(MENU)}")
     if not MENU[name].picks_labels:
-        return MENU[name].task
+        return MENU[name].tag
     wanted = tuple(label for label in LABELS if label in ticked)
     if not wanted and WORDS not in ticked:
         raise Refused("no_label")

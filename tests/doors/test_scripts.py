@@ -70,6 +70,7 @@ MADE_OF_LISTS = ("extract_speech_tokens", "make_combine_from_shard", "make_raw_f
     ("common_utils.make_raw_from_public", "meld . --part test --task s2s --out a.list",
      "not a task of understanding"),
     ("infer_online", f"--certfile {__file__} --keyfile {__file__}", "cannot be used ("),
+    ("infer_gradio", "--voice no/such.wav", "no/such.wav: no such file"),
 ])  # fmt: skip
 def test_what_is_wrong_is_one_line_exit_code_2_and_leaves_nothing(
     door, words, told, tmp_path, monkeypatch, capsys
@@ -83,7 +84,9 @@ def test_what_is_wrong_is_one_line_exit_code_2_and_leaves_nothing(
 
 @pytest.mark.parametrize(("door", "words", "told"), [
     ("train", "", "--config"), ("infer_runtime", "--threads none", "from 1"),
-    ("infer_gradio", "--seconds 0", "above 0"), ("infer_online", "--port 99999", "below 65536"),
+    ("infer_gradio", "--seconds 0", "above 0"), ("infer_gradio", "--auth nobody", "USER:PASSWORD"),
+    ("infer_gradio", "--auth :me", "USER:PASSWORD"), ("infer_gradio", "--at-once 1.5", "above 0"),
+    ("infer_online", "--port 99999", "below 65536"),
     ("osum_echat.evaluation.__main__", "lateness", "'lateness'"),
     ("osum_echat.evaluation.batch", "", "--data"), ("common_utils.make_voice", "", "wav"),
     ("common_utils.small_model.features", "--model", "--model"),

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-import infer_gradio
 from osum_echat.errors import InputError
 from osum_echat.paths import TINY
 from osum_echat.serving import app, page, strings
@@ -113,19 +112,6 @@ def test_a_new_chat_ends_the_answer_under_way(service, tmp_path):
     shown = [next(answer) for _ in range(3)]
     service.session("reset").reset()
     assert len(shown) == 3 and list(answer) == []
-
-
-# The door
-
-@pytest.mark.parametrize(("options", "message"), [
-    (("--auth", "nobody"), "USER:PASSWORD"), (("--auth", ":secret"), "USER:PASSWORD"),
-    (("--port", "99999"), "below 65536"), (("--seconds", "-3"), "above 0"),
-    (("--at-once", "1.5"), "above 0"), (("--voice", "no/such.wav"), "no/such.wav: no such file"),
-    (("--checkpoint-a", "no/model"), "no such model directory"),
-])  # fmt: skip
-def test_what_cannot_be_used_is_told(options, message, capsys):
-    assert infer_gradio.main([*options, "--device", "cpu"]) == 2
-    assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.slow
