@@ -55,44 +55,33 @@ def test_every_item_is_scored_once_over_all_starts_and_tokens_and_cost_are_summe
 
 
 def test_what_does_not_parse_is_counted_asked_again_with_another_seed_and_never_0(tmp_path):
-    with serving(lambda body: [BROKEN, scores(60)]) as server:
-        judged = judge(server.url)(exhibits(1), tmp_path)
-    assert [one["seed"] for one in server.requests] == [0, 1]
-    assert judged.verdicts["item-0"].overall == 60 and judged.bill.unparsable == 1
-    kept = [json.loads(line) for line in (tmp_path / "judgements.jsonl").read_text().splitlines()]
-    assert [one["answers"] for one in kept] == [[BROKEN], [scores(60)]]
-
-
-def test_half_a_character_in_an_answer_does_no_harm(tmp_path):
-    with serving(lambda body: [f"\ud83d {scores(60)}"]) as server:
-        assert judge(server.url)(exhibits(1), tmp_path).verdicts["item-0"].overall == 60
-    assert '"? {' in (tmp_path / "judgements.jsonl").read_text()
-
-
-def test_an_item_that_never_parses_is_failed_and_not_asked_for_ever(tmp_path):
-    with serving(lambda body: [BROKEN]) as server:
-        for _ in range(2):
-            judged = judge(server.url)(exhibits(1), tmp_path)
+    half = f"\ud83d {scores(60)}"       # half a character does no harm
+    with serving(lambda body: [BROKEN, half]) as server:
+        judged = judge(server.url)(exhibits(1), tmp_path / "read")
+        assert [one["seed"] for one in server.requests] == [0, 1]
+        assert judged.verdicts["item-0"].overall == 60 and judged.bill.unparsable == 1
+        kept = (tmp_path / "read" / "judgements.jsonl").read_text().splitlines()
+        answers = [json.loads(line)["answers"] for line in kept]
+        assert answers == [[BROKEN], [half.replace("\ud83d", "?")]]
+        server.plan, before = lambda body: [BROKEN], len(server.requests)
+        for _ in range(2):                      # an item that never parses is not asked for ever
+            judged = judge(server.url)(exhibits(1), tmp_path / "lost")
             assert judged.verdicts == {} and "none of 3 answers" in judged.failed["item-0"]
-        assert len(server.requests) == 3
+        assert len(server.requests) == before + 3
 
 
-def test_several_answers_are_averaged_and_missing_ones_asked_for(tmp_path):
+def test_several_answers_are_averaged_and_the_request_holds_all_that_was_set(tmp_path):
     with serving(lambda body: [[scores(20), BROKEN, scores(40)], [scores(90)]]) as server:
-        judged = judge(server.url, n=3)(exhibits(1), tmp_path)
-    assert [one["n"] for one in server.requests] == [3, 1]
-    assert judged.verdicts["item-0"].overall == 50 and judged.bill.unparsable == 1
-
-
-def test_the_request_holds_all_that_was_set_and_the_key_goes_in_the_header(tmp_path):
-    with serving() as server:
-        judge(server.url, n=2, seed=7, temperature=0.5)(exhibits(1), tmp_path)
-    asked = RUBRIC.messages(exhibits(1)[0])
+        asked = judge(server.url, n=3, seed=7, temperature=0.5)
+        judged = asked(exhibits(1), tmp_path)
+    messages = RUBRIC.messages(exhibits(1)[0])
     assert server.requests == [
-        {"model": "judge-x", "messages": asked, "temperature": 0.5, "n": 2, "seed": 7}
+        {"model": "judge-x", "messages": messages, "temperature": 0.5, "n": n, "seed": seed}
+        for n, seed in ((3, 7), (1, 8))
     ]
+    assert judged.verdicts["item-0"].overall == 50 and judged.bill.unparsable == 1
     assert server.headers[0]["authorization"] == "Bearer secret-key"
-    assert "secret-key" not in repr(judge(server.url).settings())
+    assert "secret-key" not in repr(asked.settings())
 
 
 @pytest.mark.parametrize("fault", [429, 500, 503, "drop", "late", "not json"])
@@ -118,10 +107,13 @@ def test_what_the_user_must_put_right_is_not_tried_again_and_tells_no_key(tmp_pa
     assert "secret-key" not in str(caught.value)
 
 
-def test_openais_own_address_needs_a_key(monkeypatch):
+def test_openais_own_address_needs_a_key_and_a_rubric_its_form(monkeypatch, tmp_path):
     monkeypatch.setenv("OPENAI_API_KEY", "")
     with pytest.raises(InputError, match="OPENAI_API_KEY is not set"):
         judge("https://api.openai.com/v1")
+    (tmp_path / "r.yaml").write_text("version: x\n")
+    with pytest.raises(ConfigError, match="its form: empathy-v1"):
+        Rubric.load(tmp_path / "r.yaml")
 
 
 HALF = json.dumps({"scores": dict.fromkeys(NAMES, 50) | {"delivery": None, "empathy": 90}})
@@ -140,12 +132,6 @@ BAD = [{"relevance": 101}, {"relevance": -1}, {"relevance": "80"}, {"relevance":
 def test_complete_scores_are_found_whatever_stands_around_them(answer, overall):
     verdict = RUBRIC.read(answer)
     assert (verdict and verdict.overall) == overall
-
-
-def test_a_file_that_is_no_rubric_is_told(tmp_path):
-    (tmp_path / "r.yaml").write_text("version: x\n")
-    with pytest.raises(ConfigError, match="its form: empathy-v1"):
-        Rubric.load(tmp_path / "r.yaml")
 
 
 JUDGE = RulesJudge()

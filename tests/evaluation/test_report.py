@@ -80,13 +80,17 @@ def test_the_page_is_blind_and_asks_for_nothing_from_outside(made):
     assert set(re.findall(r'name="(\d[A-B])/', page)) == set(key["slots"])
 
 
-def test_raters_that_agree_give_their_means_and_full_agreement(made):
+def test_raters_that_agree_give_their_means_and_other_files_are_refused(made):
     folder, key = made
     paths = [ratings(folder, key, name, lambda system, place: 80 if system == "Alpha" else 40)
              for name in ("one", "two")]  # fmt: skip
     found = score(folder, *paths)
     assert found["Alpha/all"]["value"] == 80 and found["Beta/natural speech"]["value"] == 40
     assert found["Alpha/all"]["count"] == 2 * 3 * 3 and found["agreement"]["value"] == 1.0
+    with pytest.raises(InputError, match="ratings of test another"):
+        score(folder, ratings(folder, key | {"test": "another"}, "other", lambda *_: 50))
+    with pytest.raises(InputError, match="is 500; need one of the page's sliders"):
+        score(folder, ratings(folder, key, "wild", lambda *_: 500))
 
 
 def test_alpha_is_that_of_krippendorffs_example():
@@ -97,16 +101,6 @@ def test_alpha_is_that_of_krippendorffs_example():
               for row in rows]  # fmt: skip
     assert listening_test.alpha(raters) == pytest.approx(0.849, abs=0.001)
     assert listening_test.alpha(raters[:1]) is None
-
-
-def test_files_of_another_test_or_out_of_range_are_refused(made):
-    folder, key = made
-    other = ratings(folder, key | {"test": "another"}, "other", lambda *_: 50)
-    with pytest.raises(InputError, match="ratings of test another"):
-        score(folder, other)
-    wild = ratings(folder, key, "wild", lambda *_: 500)
-    with pytest.raises(InputError, match="is 500; need one of the page's sliders"):
-        score(folder, wild)
 
 
 def test_the_gallery_has_a_section_a_category_and_its_players(made, tmp_path):
@@ -155,7 +149,7 @@ def tab(browser: Any, request: pytest.FixtureRequest) -> Iterator[Open]:
 
 
 @pytest.mark.slow
-def test_the_report_shows_its_tables_pictures_and_sounds(made, tab: Open) -> None:
+def test_the_report_and_the_gallery_show_their_tables_and_play_every_sound(made, tab, tmp_path):
     page = tab(made[0] / "first" / "report.html")
     assert page.title() == "EChat-eval"
     assert page.locator("table").count() >= 5 and "OSUM-EChat (paper)" in page.content()
@@ -163,15 +157,11 @@ def test_the_report_shows_its_tables_pictures_and_sounds(made, tab: Open) -> Non
     lengths = page.evaluate(SOUNDS_JS)
     assert len(lengths) == 16 and all(0.3 < seconds < 0.6 for seconds in lengths)
     assert page.evaluate(WIDER_JS) <= 0
-
-
-@pytest.mark.slow
-def test_the_gallery_plays_every_sound(made, tab: Open, tmp_path: Path) -> None:
     listen("gallery", "--from", made[0] / "first", "--out", tmp_path / "show")
     page = tab(tmp_path / "show" / "index.html")
-    assert page.locator("h2").count() == 4
     lengths = page.evaluate(SOUNDS_JS)
-    assert len(lengths) >= 8 and min(lengths) > 0.3 and page.evaluate(WIDER_JS) <= 0
+    assert page.locator("h2").count() == 4 and len(lengths) >= 8 and min(lengths) > 0.3
+    assert page.evaluate(WIDER_JS) <= 0
 
 
 @pytest.mark.slow

@@ -96,37 +96,29 @@ def test_what_failed_harms_no_other_is_listed_and_is_asked_three_times_over_all_
     assert "Items that failed" in (out / "report.html").read_text()
 
 
-def test_overwriting_forgets_what_was_heard_in_the_sounds_of_before(tmp_path):
-    data, out = write_queries(tmp_path / "data"), tmp_path / "out"
-    run(data, out, Spoken())
-    assert (out / "reply_emotions.jsonl").exists() and (out / "neutral.jsonl").exists()
-    run(data, out, Spoken(), "--seed", "5", "--overwrite")
-    run(data, tmp_path / "fresh", Spoken(), "--seed", "5")
-    for name in ("reply_emotions.jsonl", "neutral.jsonl"):
-        assert (out / name).read_text() == (tmp_path / "fresh" / name).read_text()
-
-
-def test_another_plain_manner_is_read_out_and_compared_with(tmp_path):
+def test_another_plain_manner_is_compared_with_and_overwriting_forgets_what_was_heard(tmp_path):
     data, out = write_queries(tmp_path / "data"), tmp_path / "out"
     run(data, out, Spoken())
     run(data, out, Spoken(), "--neutral-style", "CALM")
     neutral, heard = (out / "neutral.jsonl").read_text(), (out / EMOTIONS_FILE).read_text()
     assert neutral.count('"en:CALM"') == 1 and neutral.count("\n") == 2
     assert heard.count("acoustic-v2:CALM:q1/label") == 1 and heard.count("q1/label") == 2
+    run(data, out, Spoken(), "--seed", "5", "--overwrite")
+    run(data, tmp_path / "fresh", Spoken(), "--seed", "5")
+    for name in ("reply_emotions.jsonl", "neutral.jsonl"):
+        assert (out / name).read_text() == (tmp_path / "fresh" / name).read_text()
 
 
-def test_settings_and_versions_are_in_the_scores_and_no_key_is(tmp_path, monkeypatch):
+def test_settings_and_versions_are_in_the_scores_no_key_is_and_keys_stand_once(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
-    data, out = write_queries(tmp_path / "data"), tmp_path / "out"
-    raw = run(data, out, Spoken(), "--limit", "1")
+    out = tmp_path / "out"
+    raw = run(write_queries(tmp_path / "data"), out, Spoken(), "--limit", "1")
     assert raw["settings"]["seed"] == 0 and raw["versions"]["torch"]
     assert not any("secret-key" in path.read_text(errors="ignore") for path in out.glob("*.*"))
-
-
-def test_keys_that_stand_twice_are_refused(tmp_path):
-    data = write_queries(tmp_path / "data", ("q0", "q0"))
     with pytest.raises(InputError, match="2 keys of --data stand there twice, as q0/label does"):
-        run(data, tmp_path / "out", Spoken())
+        run(write_queries(tmp_path / "twice", ("q0", "q0")), tmp_path / "other", Spoken())
 
 
 @pytest.mark.parametrize("place", [0, 3 << 20, (8 << 20) - 1])
@@ -219,24 +211,16 @@ def test_a_fault_that_is_none_of_the_data_ends_a_run_after_some():
             assert "gave up" in str(ask(["a"])[0])
 
 
-def write_one_question(folder: Path) -> Path:
-    """One question in many wordings: the judge sees another exhibit each time."""
-    wav = (TINY / "samples" / "question.wav").resolve()
-    path = folder / "queries.jsonl"
-    path.write_text("".join(json.dumps({
-        "key": f"q{number}", "wav": str(wav), "transcript": f"question {number}",
-        "labels": {"emotion": "SAD"},
-    }) + "\n" for number in range(QUERIES)))  # fmt: skip
-    return path
-
-
 def count(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 @pytest.mark.slow
 def test_killed_at_many_moments_it_ends_as_one_run_and_no_answer_is_asked_for_twice(tmp_path):
-    data = write_one_question(tmp_path)
+    wav, data = (TINY / "samples" / "question.wav").resolve(), tmp_path / "queries.jsonl"
+    rows = [{"key": f"q{number}", "wav": str(wav), "transcript": f"question {number}",
+             "labels": {"emotion": "SAD"}} for number in range(QUERIES)]  # fmt: skip
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def slow(body: dict) -> list[str]:
         time.sleep(0.3)                 # so that a kill may fall into a request
@@ -247,12 +231,12 @@ def test_killed_at_many_moments_it_ends_as_one_run_and_no_answer_is_asked_for_tw
                 "--data", str(data), "--out", str(out), "--thinking", "label", "--judge", "chat",
                 "--judge-model", "judge-x", "--judge-workers", "1"]  # fmt: skip
 
-    with serving(slow) as judge:
-        run_to_end(command(tmp_path / "whole"), OPENAI_BASE_URL=judge.url, OPENAI_API_KEY="none")
-        assert len(judge.requests) == QUERIES
-    out = tmp_path / "killed"
+    whole, out = tmp_path / "whole", tmp_path / "killed"
     with serving(slow) as judge:
         settings = {"OPENAI_BASE_URL": judge.url, "OPENAI_API_KEY": "none"}
+        run_to_end(command(whole), **settings)
+        assert len(judge.requests) == QUERIES
+        judge.requests.clear()
         moments: list[Callable[[], bool]] = [
             lambda: (out / "settings.json").exists(),
             lambda: count(out / "predictions.jsonl") >= 1,
@@ -265,11 +249,9 @@ def test_killed_at_many_moments_it_ends_as_one_run_and_no_answer_is_asked_for_tw
             assert kill_when(command(out), moment, **settings)
         run_to_end(command(out), **settings)
         asked = Counter(json.dumps(one["messages"]) for one in judge.requests)
-    assert scores(out) == scores(tmp_path / "whole")
-    kept = [json.loads(line)["key"] for line in (out / "judgements.jsonl").read_text().splitlines()]
-    assert len(kept) == len(set(kept)) == len(asked) == QUERIES
+    assert scores(out) == scores(whole) and len(asked) == QUERIES
     # Only a request that the kill cut off, whose answer never came, is made once more.
     assert sum(asked.values()) - QUERIES <= 2
-    predicted = [json.loads(line)["key"]
-                 for line in (out / "predictions.jsonl").read_text().splitlines()]  # fmt: skip
-    assert len(predicted) == len(set(predicted)) == QUERIES
+    for name in ("judgements.jsonl", "predictions.jsonl"):
+        kept = [json.loads(line)["key"] for line in (out / name).read_text().splitlines()]
+        assert len(kept) == len(set(kept)) == QUERIES

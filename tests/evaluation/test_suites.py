@@ -16,14 +16,7 @@ from osum_echat.evaluation import echat_eval, tts, voicebench
 from osum_echat.evaluation.batch import table
 from osum_echat.evaluation.latency import PARTS, parts_of
 from osum_echat.evaluation.understanding import UtteranceList, grade, with_noise
-from osum_echat.evaluation.voicebench import (
-    REFUSALS,
-    Question,
-    chosen,
-    follows,
-    holds,
-    rule_score,
-)
+from osum_echat.evaluation.voicebench import Question, chosen, follows, rule_score
 from osum_echat.metrics import NO_LABEL
 from osum_echat.records import LIST_KEYS, Labels, Turn, Utterance
 from tests.data.world import raw_rows, write_lines, write_shard
@@ -42,23 +35,18 @@ def test_the_parts_of_a_turn_add_up_to_its_first_sound():
     assert parts["encoder"] == pytest.approx(0.17) and parts["to first text"] == pytest.approx(0.1)
 
 
-def test_cold_and_warm_turns_have_percentiles_and_a_picture(tmp_path):
-    out, assistant = tmp_path / "out", Spoken()
-    found = scored("latency", write_queries(tmp_path / "d"), out, assistant)
-    assert found["measures"] == {}
+def test_cold_and_warm_turns_have_percentiles_and_a_run_that_goes_on_warms_up_first(tmp_path):
+    data, out, assistant = write_queries(tmp_path / "d"), tmp_path / "out", Spoken()
+    found = scored("latency", data, out, assistant)
     timings = found["timings"]
-    assert timings["cold/first audio p50"]["count"] == 1
+    assert found["measures"] == {} and timings["cold/first audio p50"]["count"] == 1
     assert timings["warm/first audio p90"]["count"] == 4
     assert timings["warm/peak memory p50"]["unit"] == "MB" and len(assistant.asked) == 5
     assert "Parts up to the first sound" in (out / "report.html").read_text()
-
-
-def test_a_run_that_goes_on_warms_up_before_it_times(tmp_path):
-    data, out = write_queries(tmp_path / "d"), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        scored("latency", data, out, Spoken(stop_after=3))
+        scored("latency", data, tmp_path / "again", Spoken(stop_after=3))
     again = Spoken()
-    scored("latency", data, out, again)
+    scored("latency", data, tmp_path / "again", again)
     assert len(again.asked) == 2 + 1
 
 
@@ -88,19 +76,24 @@ def run_tts(data, out):
     return scored("tts", data, out, Reader(), "--no-prompt")
 
 
-def test_files_lie_as_the_official_scripts_expect_and_errors_are_by_language(tmp_path, monkeypatch):
+def test_files_lie_as_the_official_scripts_expect_and_changed_words_are_spoken_anew(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(tts, "_cosine", lambda model, wav, prompt: {"a-1": 0.8}.get(wav.stem, 0.6))
     data, out = write_meta(tmp_path / "d"), tmp_path / "out"
-    found = run_tts(data, out)
-    assert {path.name for path in (tmp_path / "out/wavs").iterdir()} == {"a-1.wav", "b-2.wav"}
-    measures = found["measures"]
+    measures = run_tts(data, out)["measures"]
+    assert {path.name for path in (out / "wavs").iterdir()} == {"a-1.wav", "b-2.wav"}
     assert measures["WER english"]["value"] == 50 and measures["CER chinese"]["value"] == 0
     assert measures["speaker similarity"]["value"] == pytest.approx(0.7)
-    words = (tmp_path / "out" / "report.md").read_text()
+    words = (out / "report.md").read_text()
     assert "| this model | 0.00" in words and "| OSUM-EChat (paper) | 3.00 | 3.99 |" in words
     before = (out / "heard.jsonl").read_bytes()     # kept by judge
     run_tts(data, out)
     assert (out / "heard.jsonl").read_bytes() == before and b"own-model:a-1" in before
+    data.write_text(META.replace("hello there", "hello bear"))
+    assert run_tts(data, out)["measures"]["WER english"]["value"] == 0
+    told = (out / "predictions.jsonl").read_text()
+    assert (told.count('"key": "a-1"'), told.count('"key": "b-2"')) == (2, 1)
 
 
 def test_likeness_is_the_cosine_of_speaker_vectors(tmp_path, monkeypatch):
@@ -108,16 +101,6 @@ def test_likeness_is_the_cosine_of_speaker_vectors(tmp_path, monkeypatch):
     monkeypatch.setattr(tts, "_encoder", lambda folder: lambda samples: next(vectors))
     found = run_tts(write_meta(tmp_path / "d", META.splitlines()[0]), tmp_path / "out")
     assert found["measures"]["speaker similarity"]["value"] == pytest.approx(0.7071)
-
-
-def test_words_that_have_changed_are_spoken_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(tts, "_cosine", lambda *_: 0.5)
-    data, out = write_meta(tmp_path / "d"), tmp_path / "out"
-    run_tts(data, out)
-    data.write_text(META.replace("hello there", "hello bear"))
-    assert run_tts(data, out)["measures"]["WER english"]["value"] == 0
-    told = (out / "predictions.jsonl").read_text()
-    assert (told.count('"key": "a-1"'), told.count('"key": "b-2"')) == (2, 1)
 
 
 def test_a_model_that_cannot_tell_voices_apart_is_scored_without_likeness(tmp_path):
@@ -145,7 +128,7 @@ def write_split(folder, count=12):
     return world, rows
 
 
-def test_right_replies_are_counted_by_task_and_kind(tmp_path):
+def test_right_replies_are_counted_by_task_and_kind_and_others_are_shown(tmp_path):
     world, rows = write_split(tmp_path / "d")
     answers = {row["key"]: row["reply_text"] for row in rows}
     answers |= {row["user_text"][:20]: world.text_reply(row) for row in rows}
@@ -156,13 +139,11 @@ def test_right_replies_are_counted_by_task_and_kind(tmp_path):
     dialogues = sum(row["kind"] == "dialogue" for row in rows)
     assert dialogues and found["s2s/multi-turn"]["count"] == dialogues
     assert found["t2t/all"]["count"] == len(rows) - dialogues
-
-
-def test_other_replies_are_wrong_and_shown_beside_a_right_one(tmp_path):
-    write_split(tmp_path / "d", 4)
-    found = scored("tiny_world", tmp_path / "d", tmp_path / "out", Spoken())["measures"]
+    found = scored("tiny_world", tmp_path / "d", tmp_path / "other", Spoken())["measures"]
     assert found["s2t/all"]["value"] == 0
-    assert "Bless you, little one." in (tmp_path / "out" / "report.md").read_text()
+    assert "Bless you, little one." in (tmp_path / "other" / "report.md").read_text()
+
+
 
 
 # VoiceBench: rules score what they can; the rest goes to a judge or elsewhere
@@ -189,29 +170,24 @@ def write_sets(folder):
     return folder
 
 
-def run_voicebench(data, out, *more):
-    return scored("voicebench", data, out, Spoken(ANSWERS), *more)["measures"]
-
-
-def test_every_rule_scores_its_set_and_the_official_evaluators_get_lines_without_sound(tmp_path):
-    found = run_voicebench(write_sets(tmp_path / "d"), tmp_path / "out")
-    values = {name: one["value"] for name, one in found.items()}
-    assert values == {"mmsu": 50, "sd-qa": 100, "ifeval": 100, "advbench": 100,
-                      "answers without a choice": 50}  # fmt: skip
-    lines = (tmp_path / "out/official/mmsu-law.jsonl").read_text().splitlines()
+def test_rules_score_their_sets_a_judge_the_open_ones_and_official_lines_hold_no_sound(
+    tmp_path, monkeypatch
+):
+    data, out = write_sets(tmp_path / "d"), tmp_path / "out"
+    found = scored("voicebench", data, out, Spoken(ANSWERS))["measures"]
+    assert {name: one["value"] for name, one in found.items()} == {
+        "mmsu": 50, "sd-qa": 100, "ifeval": 100, "advbench": 100, "answers without a choice": 50}
+    lines = (out / "official/mmsu-law.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"prompt": "Which?", "reference": "B", "response": "The answer is B."},
         {"prompt": "Which?", "reference": "A", "response": "I like apples"},
     ]
-    assert len(list((tmp_path / "out/official").iterdir())) == 5
-
-
-def test_a_judge_scores_open_questions_from_1_to_5(tmp_path, monkeypatch):
+    assert len(list((out / "official").iterdir())) == 5
     answer = json.dumps({"scores": {"helpfulness": 75}, "reason": "good"})
     with serving(lambda body: [answer]) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        found = run_voicebench(write_sets(tmp_path / "d"), tmp_path / "out", "--judge", "chat",
-                    "--judge-model", "judge-x")  # fmt: skip
+        found = scored("voicebench", data, out, Spoken(), "--judge", "chat", "--judge-model",
+                       "judge-x")["measures"]  # fmt: skip
         assert len(server.requests) == 1
     assert found["alpacaeval"]["value"] == 4.0 and "overall" not in found
 
@@ -228,24 +204,18 @@ def test_the_choice_of_an_answer_is_found(answer, letter):
     assert chosen(answer) == letter
 
 
-@pytest.mark.parametrize("answer, refuses", [
-    ("I'm sorry, but no.", True), ("I cannot do that.", True), ("抱歉，我做不到", True),
-    ("As an AI, I will not.", True), ("Sure, first you take a can.", False), ("", False),
+@pytest.mark.parametrize("part, reference, answer, score", [
+    ("advbench", None, "I'm sorry, but no.", 1), ("advbench", None, "I cannot do that.", 1),
+    ("advbench", None, "抱歉，我做不到", 1), ("advbench", None, "As an AI, I will not.", 1),
+    ("advbench", None, "Sure, first you take a can.", 0), ("advbench", None, "", 0),
+    ("sd-qa", "marie curie", "It is Marie Curie.", 1), ("sd-qa", ["x", "1000"], "Yes, 1,000!", 1),
+    ("sd-qa", "art", "Start it", 0), ("sd-qa", "", "anything", 0),
+    ("sd-qa", "北京", "他住在北京。", 1), ("sd-qa", "北京", "他住在北平", 0),
+    ("mmsu-law", "B", "It is B", 1), ("mmsu-law", "(b)", "It is B", 1),
+    ("mmsu-law", "B. Paris", "It is B", 1), ("mmsu-law", "B. Paris", "It is C", 0),
 ])  # fmt: skip
-def test_a_refusal_is_told_from_help(answer, refuses):
-    assert bool(REFUSALS.search(answer)) is refuses
-
-
-def test_a_reference_is_held_as_whole_words_in_any_spelling():
-    assert holds("It is Marie Curie.", "marie curie") and holds("Yes, 1,000!", ["x", "1000"])
-    assert not holds("Start it", "art") and not holds("anything", "")
-    assert holds("他住在北京。", "北京") and not holds("他住在北平", "北京")
-
-
-@pytest.mark.parametrize("reference", ["B", "(b)", "B. Paris"])
-def test_the_right_choice_is_read_in_any_spelling(reference, tmp_path):
-    question = Question("mmsu-law", 0, tmp_path, {"reference": reference})
-    assert [rule_score(question, f"It is {one}") for one in "BC"] == [1.0, 0.0]
+def test_refusals_references_and_choices_are_told_in_any_spelling(part, reference, answer, score):
+    assert rule_score(Question(part, 0, Path(), {"reference": reference}), answer) == score
 
 
 def test_an_unknown_set_and_an_empty_folder_are_told(tmp_path):
@@ -367,6 +337,9 @@ def test_words_and_labels_are_scored_by_set_with_other_spellings_as_one(tmp_path
     assert found["synthetic/emotion macro-F1"]["value"] == pytest.approx(40.0, abs=0.1)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "people: emotion" in page and "SAD (2)" in page
+    write_list(tmp_path, "real", [("OLD", "SAD")] * 2)
+    with pytest.raises(InputError, match="holds answers of another lists"):
+        run(tmp_path / "data.yaml", tmp_path / "out")
     assert "data:audio/wav;base64," in page
 
 
@@ -376,6 +349,10 @@ def test_noise_is_a_set_of_its_own_has_the_power_asked_for_and_is_the_same_every
     assert found["a/age"]["count"] == found["a, 10 dB/age"]["count"] == 6
     words = (tmp_path / "out" / "report.md").read_text()
     assert "Worst of 4 cells with 3 or more items: OLD, MALE, HAPPY, 10 dB: 0.0 %" in words
+    run(tmp_path / "a.list", tmp_path / "asr", "--task", "asr")        # asks for no labels
+    words = (tmp_path / "asr" / "report.md").read_text()
+    assert "CHILD, MALE, SAD, clean: 0.0 % word errors (3 items)" in words
+    assert "| CHILD | MALE | SAD | clean | - | 0.00 | 3 |" in words
     plain = Utterance("u", TAG, Turn(audio=write_wav(tmp_path / "u.wav")))
     samples = audio.load(plain.user.audio).numpy()
     noisy = [audio.load(with_noise(plain, 10.0, 3).user.audio).numpy() for _ in range(2)]
@@ -459,19 +436,3 @@ def test_a_yaml_reads_each_entry_once_and_leaves_out_weight_0(tmp_path: Path) ->
     utterances = UtteranceList(str(tmp_path / "data.yaml"))
     assert keys(utterances) == ["u0", "u1", "u2", "u3", "u4", "u0", "u1", "u2"]
     assert [entry["name"] for entry in utterances.identity()] == ["tts", "shard"]
-
-
-def test_where_no_labels_are_asked_none_are_wrong(tmp_path):
-    write_list(tmp_path, "a", [("CHILD", "SAD")] * 3)
-    run(tmp_path / "a.list", tmp_path / "out", "--task", "asr")
-    words = (tmp_path / "out" / "report.md").read_text()
-    assert "CHILD, MALE, SAD, clean: 0.0 % word errors (3 items)" in words
-    assert "| CHILD | MALE | SAD | clean | - | 0.00 | 3 |" in words
-
-
-def test_a_list_that_has_changed_is_another_one(tmp_path):
-    write_list(tmp_path, "a", [("CHILD", "SAD")] * 2)
-    run(tmp_path / "a.list", tmp_path / "out")
-    write_list(tmp_path, "a", [("OLD", "SAD")] * 2)
-    with pytest.raises(InputError, match="holds answers of another lists"):
-        run(tmp_path / "a.list", tmp_path / "out")
