@@ -37,18 +37,24 @@ def read_mapping(
 
 def mapping(data: bytes, where: str, error: type[OsumError] = ConfigError) -> dict[str, Any]:
     """The mapping in the bytes of a file called `where`. Raises `error`, for a name twice too."""
+    raw = _plain_values(data, where, error)
+    if not isinstance(raw, dict):
+        raise error(f"{where}: holds no settings; a mapping of names to values is needed")
+    return raw
+
+
+def _plain_values(data: bytes, where: str, error: type[OsumError]) -> Any:
     is_json = where.endswith(".json")
     try:
         text = data.decode("utf-8-sig")
-        raw = json.loads(text, object_pairs_hook=_pairs) if is_json else yaml.load(text, _Loader)
+        if is_json:
+            return json.loads(text, object_pairs_hook=_pairs)
+        return yaml.load(text, _Loader)
     except _NameTwiceError as fault:
         raise error(f"{where}: {fault}") from fault
     except (yaml.YAMLError, ValueError, RecursionError) as fault:
         said = " ".join(str(fault).split())
         raise error(f"{where}: not {'JSON' if is_json else 'YAML'}: {said}") from fault
-    if not isinstance(raw, dict):
-        raise error(f"{where}: holds no settings; a mapping of names to values is needed")
-    return raw
 
 
 class _NameTwiceError(ValueError):
@@ -96,13 +102,8 @@ def override(raw: dict[str, Any], assignments: Iterable[str]) -> None:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise ConfigError(f"override {assignment!r}: write it as key=value, run.steps=100")
-        try:
-            value = yaml.load(text, _Loader)
-        except _NameTwiceError as error:
-            raise ConfigError(f"override {assignment!r}: {error}") from error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            said = " ".join(str(error).split())
-            raise ConfigError(f"override {assignment!r}: its value is not YAML: {said}") from error
+        data = text.encode(errors="surrogateescape")
+        value = _plain_values(data, f"override {assignment!r}", ConfigError)
         *path, last = key.split(".")
         place = raw
         for part in path:

@@ -153,9 +153,7 @@ def _read_safetensors(source: Path | TarMember) -> dict[str, Tensor]:
             if isinstance(source, Path):
                 return safetensors.torch.load_file(source)
             return safetensors.torch.load(file.read())
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except SafetensorError as error:
         raise CheckpointError(f"{source}: cannot be read ({error}); copy it again") from error
 
 
