@@ -334,12 +334,27 @@ def load(
     found = read_weights(path, settings.tied)
     found, settings = without_lora(path, found, settings, keep_lora)
     model = empty_model(settings, path)
-    types = {
-        name: dtype
-        for name in found if as_stored is None or not as_stored.fullmatch(name)
-    }  # fmt: skip
-    _fill(path, model, found, types, torch.device(device), share)
-    return model.eval()
+    expected = own_weights(model)
+    weights.check(path, expected, found, OTHER_MODEL)
+    twins = own_weights(share) if share is not None else {}
+    ready: dict[str, Tensor] = {}
+    broken = []
+    for name in logs.progress(expected, f"loading {path.name}", len(expected)):
+        stays = as_stored is not None and as_stored.fullmatch(name)
+        value = found.pop(name).to(device=device, dtype=None if stays else dtype)
+        if not weights.is_finite(value):
+            broken.append(f"{name} {list(value.shape)}")
+        twin = twins.get(name)
+        if (twin is not None and (twin.dtype, twin.device) == (value.dtype, value.device)
+                and torch.equal(twin, value)):
+            value = twin
+        ready[name] = value
+    weights.check_finite(path, broken)
+    model.load_state_dict(ready, strict=False, assign=True)
+    model.llm.tie_weights()
+    with torch.device(device):
+        model.llm.model.rotary_emb = type(model.llm.model.rotary_emb)(model.llm.config)
+    return model.requires_grad_().eval()
 
 
 def without_lora(
@@ -378,32 +393,3 @@ def stored_weights(path: Path) -> dict[str, Tensor]:
             inner = lora.BASE if f"{layer}{lora.DOWN}" in own else "."
             own.setdefault(f"{layer}{inner}{kind}", value)
     return own
-
-
-def _fill(
-    path: Path, model: EChatModel, found: dict[str, Tensor],
-    types: Mapping[str, torch.dtype | None], device: torch.device, share: EChatModel | None,
-) -> None:  # fmt: skip
-    """Give a model without memory its weights, one after the other.
-
-    types: of the weights by name; None, or not there: as stored.
-    """
-    expected = own_weights(model)
-    weights.check(path, expected, found, OTHER_MODEL)
-    twins = own_weights(share) if share is not None else {}
-    ready: dict[str, Tensor] = {}
-    broken = []
-    for name in logs.progress(expected, f"loading {path.name}", len(expected)):
-        value = found.pop(name).to(device=device, dtype=types.get(name))
-        if not weights.is_finite(value):
-            broken.append(f"{name} {list(value.shape)}")
-        twin = twins.get(name, value)
-        is_alike = (twin.dtype, twin.device) == (value.dtype, value.device)
-        ready[name] = twin if is_alike and torch.equal(twin, value) else value
-    weights.check_finite(path, broken)
-    model.load_state_dict(ready, strict=False, assign=True)
-    model.llm.tie_weights()
-    with torch.device(device):
-        model.llm.model.rotary_emb = type(model.llm.model.rotary_emb)(model.llm.config)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)

@@ -159,15 +159,12 @@ def shrunk(layers: Sequence[nn.Linear], changes: Sequence[Change | None]) -> lis
         made.append(Int8Linear(numbers.part(first, last), layer.bias, change))
         first = last
     if len(layers) > 1:
-        joint = Int8Linear(numbers, _joint_bias(layers), _joint_change(layers, changes))
+        biases = [layer.bias for layer in layers if layer.bias is not None]     # all have, or none
+        bias = torch.cat(biases) if biases else None
+        joint = Int8Linear(numbers, bias, _joint_change(layers, changes))
         for one in made:
             one.joint = (joint,)    # in a tuple: no module of this one's
     return made
-
-
-def _joint_bias(layers: Sequence[nn.Linear]) -> Tensor | None:
-    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    return torch.cat(biases) if len(biases) == len(layers) else None
 
 
 def _joint_change(layers: Sequence[nn.Linear], changes: Sequence[Change | None]) -> Change | None:
