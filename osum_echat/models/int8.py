@@ -159,7 +159,8 @@ def shrunk(layers: Sequence[nn.Linear], changes: Sequence[Change | None]) -> lis
         made.append(Int8Linear(numbers.part(first, last), layer.bias, change))
         first = last
     if len(layers) > 1:
-        biases = [layer.bias for layer in layers if layer.bias is not None]     # all have, or none
+        # All have one, or none.
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
         bias = torch.cat(biases) if biases else None
         joint = Int8Linear(numbers, bias, _joint_change(layers, changes))
         for one in made:
