@@ -235,8 +235,7 @@ def told(cost: float, upstream_s: float, rate: float) -> str:
 def first_rows(model: Token2Wav, ids: list[int]) -> list[tuple[str, str]]:
     """What the first second of sound costs."""
     made, prepared = timed(model.prepare_voice)
-    assert prepared.cache is not None
-    pairs = [pair for step in prepared.cache.steps for pair in step]
+    pairs = [pair for step in prepared.kept for pair in step]
     size_mb = sum(one.nbytes for pair in pairs for one in pair) / 1e6
     cases: dict[str, VoiceState | None] = {
         "5 s of the voice": None,

@@ -78,20 +78,18 @@ class Draws(NamedTuple):
     kept: Tensor        # (batch,) bool: False drops all that guides
 
 
-class PromptCache(NamedTuple):
-    """The first frames of a voice's recording as each step of the solver saw them."""
-
-    frames: int
-    steps: tuple[KeyValues, ...]
-
-
 class VoiceState(NamedTuple):
-    """A voice as the solver is told of it: made once, and used for every piece of a stream."""
+    """A voice as the solver is told of it: made once, and used for every piece of a stream.
+
+    kept: of a prepared one, its first `kept_frames` as each step of the solver saw them: they are
+    not solved again.
+    """
 
     tokens: Tensor      # (1, tokens)
     known: Tensor       # (1, frames, mel), normalised; no frames where the voice has no tokens
     speaker: Tensor     # (1, mel)
-    cache: PromptCache | None = None    # of its frames, where they are not to be solved again
+    kept: tuple[KeyValues, ...] = ()
+    kept_frames: int = 0
 
 
 class FlowLoss(NamedTuple):
@@ -294,7 +292,7 @@ class Flow(nn.Module):
         kept = tuple(KeyValues() for _ in range(self.settings.steps))
         mu = self.mean(stretch(self.encode(voice.tokens), frames), voice.speaker)
         self._solved(mu, noise.T[None], voice, extends=[keeping(one, frames, keep) for one in kept])
-        return voice._replace(cache=PromptCache(keep, kept))
+        return voice._replace(kept=kept, kept_frames=keep)
 
     def stretched(self, encoded: Tensor, voice: VoiceState, first: int | None) -> Tensor:
         """What `encode` gave of the prompt and a row's tokens, at the mel's pace.
@@ -329,9 +327,9 @@ class Flow(nn.Module):
         solver's steps. Returns (1, mel, frames) each. Padding changes nothing but the order in
         which numbers are added. Raises InputError for no tokens, or ids out of range.
         """
-        settings, cache, prompt_frames = self.settings, voice.cache, voice.known.shape[1]
-        if cache is not None and len(cache.steps) != settings.steps:
-            raise InputError(f"a voice prepared for {len(cache.steps)} steps, not "
+        settings, prompt_frames = self.settings, voice.known.shape[1]
+        if voice.kept and len(voice.kept) != settings.steps:
+            raise InputError(f"a voice prepared for {len(voice.kept)} steps, not "
                              f"{settings.steps}; prepare it again")  # fmt: skip
         firsts = firsts or [None] * len(rows)
         for row in rows:
@@ -345,9 +343,9 @@ class Flow(nn.Module):
         valid = padding_of(paced)
         mu = self.mean(pad_sequence(paced, batch_first=True), voice.speaker, valid)
         noise = pad_sequence([one.T for one in noises], batch_first=True)
-        extends = None if cache is None else list(map(extending, cache.steps))
+        extends = [extending(one) for one in voice.kept] or None
         solved = self._solved(mu, noise, voice, valid, extends, between)
-        solved = solved[:, prompt_frames - (cache.frames if cache is not None else 0) :]
+        solved = solved[:, prompt_frames - voice.kept_frames :]
         made = (solved * settings.mel_scale + settings.mel_mean).transpose(1, 2)
         ends = [len(row) - prompt_frames for row in paced]
         return [row[None, :, :end] for row, end in zip(made, ends, strict=True)]
@@ -360,7 +358,7 @@ class Flow(nn.Module):
 
         mu, noise: (rows, frames, mel), the prompt's first; valid: (rows, frames), None for all.
         """
-        settings, skip = self.settings, 0 if voice.cache is None else voice.cache.frames
+        settings, skip = self.settings, voice.kept_frames
         known = F.pad(voice.known.to(mu.dtype), (0, 0, 0, mu.shape[1] - voice.known.shape[1]))
         start = self.start(mu, noise.to(mu.device) * settings.temperature)
         return self.decoder.solve(

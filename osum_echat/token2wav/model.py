@@ -160,7 +160,7 @@ class Token2Wav(nn.Module):
             state = self._state(voice)
         if most_frames is None:
             most_frames = 0 if self.device.type == "cpu" else CARD_FRAMES
-        if state.cache is not None:             # which goes with rows of one length only
+        if state.kept:                          # which goes with rows of one length only
             most_frames = 0
         prompt_frames, rate = state.known.shape[1], self.settings.flow.tokens_per_s
         lengths = [prompt_frames + frames_for(len(tokens), rate) for tokens in lists]

@@ -14,6 +14,7 @@ from osum_echat.token2wav.voice import HOP_SAMPLES, MELS, SAMPLE_RATE_HZ, WINDOW
 
 BINS = WINDOW_SAMPLES // 2 + 1
 EDGE_SAMPLES = (WINDOW_SAMPLES - HOP_SAMPLES) // 2          # as the mel's own padding
+WINDOW = torch.hann_window(WINDOW_SAMPLES)
 MEL_MEAN, MEL_SCALE = -5.5, 2.2
 LEAST_MAGNITUDE = 1e-3
 LARGEST_LOG_GAIN = 8.0
@@ -187,11 +188,6 @@ def _inverse_basis() -> Tensor:
     return torch.linalg.pinv(mel_bank().T.contiguous().double()).float()
 
 
-@cache
-def _window() -> Tensor:
-    return torch.hann_window(WINDOW_SAMPLES)
-
-
 def implied_magnitude(mel: Tensor) -> Tensor:
     """The spectrum's magnitude that a mel implies: (rows, 80, frames) -> (rows, frames, bins).
 
@@ -267,14 +263,14 @@ def spectrum(samples: Tensor) -> Tensor:
     samples: (rows, frames * 256). Returns (rows, frames, bins), complex.
     """
     padded = F.pad(samples[:, None], (EDGE_SAMPLES, EDGE_SAMPLES), mode="reflect")[:, 0]
-    window = _window().to(samples.device)
+    window = WINDOW.to(samples.device)
     pieces = padded.unfold(1, WINDOW_SAMPLES, HOP_SAMPLES) * (window / window.norm())
     return torch.fft.rfft(pieces, dim=2)
 
 
 def joined(frames: Tensor) -> Tensor:
     """Inverse short-time spectrum: (rows, frames, bins), complex -> (rows, frames * 256)."""
-    window = _window().to(frames.device)
+    window = WINDOW.to(frames.device)
     pieces = torch.fft.irfft(frames, WINDOW_SAMPLES, dim=2) * window
     share = overlapped(window.square().expand(1, frames.shape[1], -1))
     samples = overlapped(pieces) / share.clamp(min=1e-6)

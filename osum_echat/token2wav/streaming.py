@@ -105,10 +105,6 @@ class Piece(NamedTuple):
     stop: int
     is_last: bool
 
-    @property
-    def is_whole(self) -> bool:
-        return self.start == 0 and self.is_last
-
 
 def pieces(tokens: Iterable[int], settings: StreamSettings) -> Iterator[Piece]:
     """Cut tokens while they come; a piece is given out as soon as those ahead of it are there.
@@ -234,7 +230,7 @@ class MelStream:
             for number in (piece.first, piece.start, piece.stop, piece.first + len(piece.tokens))
         )
         noise = torch.cat((self.prompt_noise, self.noise.take(first, end))).T
-        place = None if piece.is_whole else piece.first
+        place = None if piece.start == 0 and piece.is_last else piece.first
         if self.solver is None:
             (mel,) = self.flow.mels([ids], self.voice, [noise], [place])
         else:

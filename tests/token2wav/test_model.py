@@ -81,13 +81,12 @@ def voice(tokens: int = 18, frames: int = 61) -> VoicePrompt:
 
 def test_a_prepared_voice_gives_nearly_the_sound_of_one_that_is_solved_anew(speaker: Token2Wav):
     tokens, state = torch.arange(40) % CODES, speaker.prepare_voice(voice(), seed=3)
-    assert state.cache is not None and state.cache.frames == 44
-    assert len(state.cache.steps) == FLOW.steps
+    assert state.kept_frames == 44 and len(state.kept) == FLOW.steps
     noise = torch.randn(80, 61 + 137, generator=torch.Generator().manual_seed(2))
     whole = speaker.flow.voice_state(voice())
     anew, prepared = (speaker.flow.mels([tokens], one, [noise])[0] for one in (whole, state))
     assert anew.shape == prepared.shape and (anew - prepared).abs().mean() < 0.1 * anew.std()
-    for kept in state.cache.steps:          # speech does attend to what was kept
+    for kept in state.kept:                 # speech does attend to what was kept
         kept[:] = [(key * 0 + 3, value * 0 + 3) for key, value in kept]
     (other,) = speaker.flow.mels([tokens], state, [noise])
     assert not torch.allclose(other, prepared, atol=1e-3)
@@ -97,7 +96,7 @@ def test_a_short_voice_is_solved_each_time_and_other_steps_need_another_preparat
     flow = tiny_flow()
     for one in (voice(18, 17), None):
         state = flow.voice_state(one)
-        assert flow.prepared(state, torch.zeros(80, state.known.shape[1])).cache is None
+        assert flow.prepared(state, torch.zeros(80, state.known.shape[1])).kept == ()
     state = flow.prepared(flow.voice_state(voice()), torch.zeros(80, 61))
     flow.settings = replace(flow.settings, steps=3)
     with pytest.raises(InputError, match="prepared for 2 steps, not 3"):

@@ -121,12 +121,9 @@ def test_the_shipped_model_streams_without_clicks():
 
 # The noise of a call: pieces, seeds and uses do not change each other's numbers.
 
-def rows(seed: int = 1) -> NoiseRows:
-    return NoiseRows(80, torch.Generator().manual_seed(seed))
-
-
 def test_noise_that_is_passed_is_forgotten_and_the_uses_of_one_seed_differ():
-    stream, whole = rows(), rows().take(0, 100)
+    stream, other = (NoiseRows(80, torch.Generator().manual_seed(1)) for _ in range(2))
+    whole = other.take(0, 100)
     assert torch.equal(stream.take(0, 50), whole[:50])
     assert torch.equal(stream.take(30, 100), whole[30:]) and len(stream.rows) <= 100 - 30 + 64
     with pytest.raises(AssertionError, match="row 29 was forgotten"):
