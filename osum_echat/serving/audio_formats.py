@@ -82,15 +82,17 @@ FILE_FORMATS = {
     "flac": ("FLAC", "PCM_16", "audio/flac"),
     "mp3": ("MP3", "MPEG_LAYER_III", "audio/mpeg"),
     "opus": ("OGG", "OPUS", "audio/ogg"),
+    "pcm": ("RAW", "PCM_16", "audio/pcm"),
 }
 
 
 def encode_file(samples: Samples, rate_hz: int, name: str) -> bytes:
-    """A whole sound file. name: one of FILE_FORMATS. Opus takes 24 kHz, so it is made of that."""
+    """A whole sound file, clipped at full scale. name: one of FILE_FORMATS; opus and pcm have 24
+    kHz."""
     import soundfile
 
     kind, subtype, _ = FILE_FORMATS[name]
-    if name == "opus" and rate_hz != PCM_RATE_HZ:
+    if name in ("opus", "pcm") and rate_hz != PCM_RATE_HZ:
         samples, rate_hz = Resampler(rate_hz, PCM_RATE_HZ).push(samples, last=True), PCM_RATE_HZ
     held = io.BytesIO()
     soundfile.write(held, samples, rate_hz, format=kind, subtype=subtype)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from osum_echat.errors import InputError, OsumError
 from osum_echat.inference import reply as events
 from osum_echat.inference.reply import AudioPiece, Done, Event, Reply
-from osum_echat.serving.audio_formats import FORMATS, encode_file
-from osum_echat.serving.feedback import Feedback
+from osum_echat.serving.audio_formats import FORMATS
+from osum_echat.serving.feedback import Feedback, reply_wav
 from osum_echat.serving.session import (
     FIRST_TASK,
     HEARABLE,
@@ -28,7 +28,6 @@ from osum_echat.serving.session import (
     Question,
     ServedModel,
     Voices,
-    check,
     chosen,
     tag_of,
 )
@@ -115,10 +114,9 @@ class Answer:
             for name, seconds in asdict(reply.timings).items()
             if seconds is not None and name != "load_s"
         }
-        if reply.wave is not None and reply.sample_rate_hz:
+        if (wav := reply_wav(reply)) is not None:
             path = folder / f"reply_{self.key}.wav"
-            wave = reply.wave.clamp(-1, 1).numpy()
-            path.write_bytes(encode_file(wave, reply.sample_rate_hz, "wav"))
+            path.write_bytes(wav)
             self.wav, self.mel = str(path), spectrogram(reply.wave, reply.sample_rate_hz)
 
 
@@ -127,12 +125,12 @@ class Turn:
     """A question and the answers to it, by the number of the model."""
 
     task: str                       # of the menu
+    answers: dict[int, Answer]
     text: str = ""
     clip: str | None = None         # path of the sound file
     name: str = ""
     seconds: float | None = None
     mel: str | None = None
-    answers: dict[int, Answer] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -196,10 +194,9 @@ class ChatService:
         """
         question = _question(form)
         task = task_for(question.task)
-        check(question, task, self.limits)
         numbers = chosen(self.models, form.models, task.thinks)
         speakers = [self._in_voice(self.models[one], form, task.speaks) for one in numbers]
-        run, turn = uuid.uuid4().hex[:12], _turn(form, question, task.hears)
+        run, answers = uuid.uuid4().hex[:12], dict[int, Answer]()
         with ExitStack() as stack:
             streams: dict[int, Iterator[Event]] = {}
             for number, speaker in zip(numbers, speakers, strict=True):
@@ -208,7 +205,8 @@ class ChatService:
                 streams[number] = session.conversation(number).ask(speaker, asked)
                 stack.enter_context(closing(streams[number]))  # type: ignore[type-var]
                 kind = model.kind if task.thinks else ""
-                turn.answers[number] = Answer(f"{run}-{number}", model.name, kind, asked)
+                answers[number] = Answer(f"{run}-{number}", model.name, kind, asked)
+            turn = _turn(form, question, task.hears, answers)
             session.turns.append(turn)
             yield player(run, (), ())
             yield from self._grow(turn, streams, run)
@@ -265,8 +263,8 @@ def _question(form: Form) -> Question:
     )  # fmt: skip
 
 
-def _turn(form: Form, question: Question, hears: bool) -> Turn:
-    turn = Turn(form.task, question.text)
+def _turn(form: Form, question: Question, hears: bool, answers: dict[int, Answer]) -> Turn:
+    turn = Turn(form.task, answers, question.text)
     if hears and question.clip is not None:
         from osum_echat import audio
 

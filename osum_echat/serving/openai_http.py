@@ -32,7 +32,6 @@ PCM = FORMATS["audio/pcm"]
 CALLS_AT_ONCE = 8                               # in threads of their own: live sessions need theirs
 KEPT_REPLIES, KEPT_REPLY_S = 256, 3600         # that a later message may name by their audio's id
 TEXT_FORMATS = ("json", "text", "verbose_json")
-SOUND_FORMATS = ("pcm", *FILE_FORMATS)
 
 
 class OpenAiRoutes:
@@ -47,9 +46,9 @@ class OpenAiRoutes:
         text, form = asked.get("input"), asked.get("response_format") or "mp3"
         if not isinstance(text, str):
             raise invalid("input", text, "need a text")
-        if form not in SOUND_FORMATS:
-            raise invalid("response_format", form, f"not one of {', '.join(SOUND_FORMATS)}")
-        media = "audio/pcm" if form == "pcm" else FILE_FORMATS[form][2]
+        if form not in FILE_FORMATS:
+            raise invalid("response_format", form, f"not one of {', '.join(FILE_FORMATS)}")
+        *_, media = FILE_FORMATS[form]
         generation = await self._ask(Question("tts", text=text))
         if asked.get("stream_format") == "sse":
             return await streamed(self._speech_events(generation, form))
@@ -67,13 +66,10 @@ class OpenAiRoutes:
             "input_tokens": 0, "output_tokens": 0, "total_tokens": 0}})  # fmt: skip
 
     async def _file(self, reply: "Reply", form: str) -> bytes:
-        """The sound of a reply, whole: pcm or one of FILE_FORMATS."""
+        """The sound of a reply, whole: one of FILE_FORMATS."""
         if reply.wave is None or reply.sample_rate_hz is None:
             raise EventError("no_speech", "the model gave no speech for this text", status=500)
-        wave, rate_hz = reply.wave.numpy(), reply.sample_rate_hz
-        if form == "pcm":
-            return PCM.encode(Resampler(rate_hz, PCM.rate_hz).push(wave, last=True))
-        return await self._work(encode_file, wave, rate_hz, form)
+        return await self._work(encode_file, reply.wave.numpy(), reply.sample_rate_hz, form)
 
     async def _work(self, call: Callable[..., Any], *given: Any) -> Any:
         """What takes too long for the loop, which serves live sessions."""
@@ -122,8 +118,8 @@ class OpenAiRoutes:
         speaks = isinstance(wanted, list) and "audio" in wanted
         sound = protocol.mapping(asked.get("audio"), "audio")
         form = str(sound.get("format") or "wav").removesuffix("16")
-        if speaks and form not in SOUND_FORMATS:
-            raise invalid("audio.format", form, f"not one of {', '.join(SOUND_FORMATS)}")
+        if speaks and form not in FILE_FORMATS:
+            raise invalid("audio.format", form, f"not one of {', '.join(FILE_FORMATS)}")
         conversation = Conversation(self.service.limits)
         events = answer(self.service.assistant, conversation, items,
                         "audio" if speaks else "text", "label", "")  # fmt: skip
