@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from itertools import islice
@@ -15,7 +15,7 @@ from osum_echat.data.loader import DataSettings, ListSettings, Loader
 from osum_echat.data.manifest import OfKind, open_source, read_manifest
 from osum_echat.data.prepare import Preparer, PrepareSettings
 from osum_echat.data.sources import Dropped, Noted, Source
-from osum_echat.errors import DataError, InputError, OsumError
+from osum_echat.errors import InputError, OsumError
 from osum_echat.files import Files, whole_file
 from osum_echat.logs import progress
 from osum_echat.models.pretrained import find
@@ -57,7 +57,7 @@ def look(
         for path in draw_items(corpus.lists, plot, out, schemes):
             logs.out(f"drawn: {path}")
     if not stats and plot is None:
-        for line in first_batches(corpus):
+        for line in _each(corpus.lists, partial(_first_batch, corpus)):
             logs.out(line)
 
 
@@ -115,25 +115,25 @@ def _preparer(model: str) -> Preparer:
     return Preparer(prepare, vocab, settings.encoder.mels, prompts)
 
 
-def first_batches(corpus: Corpus) -> Iterator[str]:
-    """A table for each list: what its first batch holds, and what was dropped on the way.
-
-    Raises InputError at the end where no list can be used.
-    """
+def _each(
+    lists: Mapping[str, ListSettings], told: Callable[[str, ListSettings], Iterator[str]]
+) -> Iterator[str]:
+    """What is told of each list, or why it cannot be used; InputError at the end where none can."""
     lost = 0
-    for name, entry in corpus.lists.items():
+    for name, entry in lists.items():
         yield f"== {name}: {entry.path}"
         try:
-            yield from _first_batch(name, entry, corpus)
+            yield from told(name, entry)
         except OsumError as error:
             lost += 1
             yield f"   cannot be used: {error}"
         yield ""
-    if lost == len(corpus.lists):
+    if lost == len(lists):
         raise InputError(f"none of {lost} lists can be used; what is wrong stands above")
 
 
-def _first_batch(name: str, entry: ListSettings, corpus: Corpus) -> Iterator[str]:
+def _first_batch(corpus: Corpus, name: str, entry: ListSettings) -> Iterator[str]:
+    """A table of what the first batch holds, and what was dropped on the way."""
     start = time.perf_counter()
     settings = replace(
         corpus.data, lists={name: entry}, manifests={}, held_out=None, prefetch=0, workers=0
@@ -168,6 +168,7 @@ def _table(batch: Batch, vocab: Vocab) -> Iterator[str]:
             last = first + int(inside.sum())
             targets = batch.targets[number][inside]
             answer = targets[targets != IGNORED].tolist()
+            text = " ".join(vocab.decode(answer).split())
             frames = [
                 str(length) for span, length in clips
                 if span.row == number and first <= span.start < last
@@ -175,7 +176,7 @@ def _table(batch: Batch, vocab: Vocab) -> Iterator[str]:
             rows.append((
                 str(number), key, batch.tasks[number][place], str(last - first),
                 "+".join(frames) or "-", str(sum(map(vocab.is_speech, answer))),
-                _short(vocab.decode(answer)),
+                text if len(text) <= TEXT_WIDTH else f"{text[: TEXT_WIDTH - 1]}…",
             ))  # fmt: skip
     # Longest first, as rows are packed; those of one length by key, whatever form they came in.
     rows[1:] = sorted(rows[1:], key=lambda cells: (int(cells[0]), -int(cells[3]), cells[1]))
@@ -183,11 +184,6 @@ def _table(batch: Batch, vocab: Vocab) -> Iterator[str]:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         yield f"   {'  '.join(cells).rstrip()}"
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= TEXT_WIDTH else f"{line[: TEXT_WIDTH - 1]}…"
 
 
 PORTION = 100  # units that a process reads in one go
@@ -226,14 +222,12 @@ def report(
     if workers < 1:
         raise InputError(f"workers {workers}: give 1 or more")
     tallies: dict[str, Tally] = {}
-    for name, entry in lists.items():
-        yield f"== {name}: {entry.path}"
-        try:
-            tallies[name] = scan(name, entry, workers, schemes)
-            yield from _lines(tallies[name])
-        except DataError as error:
-            yield f"   cannot be used: {error}"
-        yield ""
+
+    def told(name: str, entry: ListSettings) -> Iterator[str]:
+        tallies[name] = scan(name, entry, workers, schemes)
+        yield from _lines(tallies[name])
+
+    yield from _each(lists, told)
     with whole_file(out / BAD_FILE) as file:
         for name, tally in tallies.items():
             for one in tally.bad:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,7 +23,15 @@ from common_utils.command import called, parser_of
 from osum_echat import cli, logs, ray_pool
 from osum_echat.data.sources import Dropped, Noted, json_object, record_lines
 from osum_echat.errors import InputError
-from osum_echat.files import Files, Journal, check_apart, read_journal, whole_file, write_json
+from osum_echat.files import (
+    Files,
+    Journal,
+    check_apart,
+    read_journal,
+    sha256_of,
+    whole_file,
+    write_json,
+)
 from osum_echat.logs import progress
 
 Item = TypeVar("Item")
@@ -162,7 +170,14 @@ def digest(*values: Any) -> str:
     """A short name of plain values; a Path stands for the content of its file."""
     told = sha256()
     for value in values:
-        told.update(_content(value) if isinstance(value, Path) else json.dumps(value).encode())
+        if isinstance(value, Path):
+            try:
+                told.update(bytes.fromhex(sha256_of(value)))
+            except OSError as error:
+                raise InputError(f"{value}: cannot be read ({error.strerror}); check the path"
+                                 ) from error  # fmt: skip
+        else:
+            told.update(json.dumps(value).encode())
         told.update(b"\0")
     return told.hexdigest()[:16]
 
@@ -174,14 +189,6 @@ def stamp(path: Path) -> tuple[str, int, int]:
     except (OSError, ValueError):
         return str(path), 0, 0
     return str(path), found.st_size, found.st_mtime_ns
-
-
-def _content(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
 
 
 def pieces(path: Path, size: int) -> list[Piece]:

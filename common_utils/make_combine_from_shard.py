@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,28 +26,17 @@ IN_TAR = "only-meta"  # what a line says in the place of audio
 FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where jsonl files go. task: one tag for all in place of their own."""
-
-    folder: Path
-    task: str | None = None
-
-    def list_of(self, tar: Path) -> Path:
-        return self.folder / f"{tar.stem}.list"
-
-
 def make(shards: Path, out: Path, /, work: Work, task: str | None = None) -> Report:
     """Make the lists of some tars."""
-    tars, target = read_shards(shards), Target(out, task)
+    tars = read_shards(shards)
     root = _root(tars, out)
     job = Job(
-        out / COMBINES_LIST, digest(FORMAT, root, task), partial(write_list, target),
+        out / COMBINES_LIST, digest(FORMAT, root, task), partial(write_list, out, task),
         lambda tar: digest(stamp(tar)), [shards, *tars], work,
         lambda line: (out / line).is_file(),
     )  # fmt: skip
     whole = out / RAW_LIST
-    lists = list(map(target.list_of, tars))
+    lists = [out / f"{tar.stem}.list" for tar in tars]
     if whole in lists:
         raise InputError(f"{tars[lists.index(whole)]}: its list would be {RAW_LIST}, which holds "
                          "the lines of all; give the tar another name")  # fmt: skip
@@ -77,20 +65,20 @@ def read_shards(shards: Path) -> list[Path]:
     return [Path(shard.tar) for shard in found]
 
 
-def write_list(target: Target, tar: Path) -> Made:
+def write_list(folder: Path, task: str | None, tar: Path) -> Made:
     """Write the jsonl of one tar; the line of the list of lists, and what was left out.
 
     One that was edited since the last run stays beside it.
     """
     left_out: list[Dropped] = []
     noted: list[Noted] = []
-    count, path = 0, target.list_of(tar)
-    report = jobs.report_path(target.folder / COMBINES_LIST)
+    count, path = 0, folder / f"{tar.stem}.list"
+    report = jobs.report_path(folder / COMBINES_LIST)
     if path.exists() and report.exists() and stamp(path)[2] > stamp(report)[2]:
         kept = path.replace(path.with_name(f"{path.name}.before"))
         noted.append(Noted("list edited since it was made", f"{path}: as it was: {kept}"))
     with whole_file(path) as out:
-        for row in rows(tar, target.task):
+        for row in rows(tar, task):
             if isinstance(row, Dropped):
                 left_out.append(row)
                 continue

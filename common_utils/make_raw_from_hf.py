@@ -160,7 +160,9 @@ def _line(
     own = row.get(key_column) if key_column else None
     name = f"{rows.stem}-{number:08d}"
     key = ("" if own is None else _UNFIT.sub("_", str(own).strip()).strip(".")) or name
-    audio_column = columns.audio or _audio_column(row)
+    named = "file_name" if "file_name" in row else None
+    held = (name for name, value in row.items() if _is_sound(value))
+    audio_column = columns.audio or named or next(held, None)
     wav = _audio(row[audio_column], out, rows, name) if audio_column else None
     line: dict[str, Any] = {"key": key, **({"wav": wav} if wav else {}), "txt": text, "task": task}
     extra: dict[str, Any] = {}
@@ -178,13 +180,6 @@ def _line(
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
     return next((name for name in names if name in row), None)
-
-
-def _audio_column(row: Mapping[str, Any]) -> str | None:
-    """The column of a sound: file_name, or one that holds bytes and a path."""
-    if "file_name" in row:
-        return "file_name"
-    return next((name for name, value in row.items() if _is_sound(value)), None)
 
 
 def _is_sound(value: object) -> bool:
@@ -276,18 +271,16 @@ def _listed(file: Path) -> list[Mapping[str, Any] | Dropped]:
         if file.suffix == ".csv":
             text = file.read_bytes().removeprefix(BYTE_ORDER_MARK)
             told = io.StringIO(text.decode(errors="surrogateescape"), newline="\n")
-            return [_cells(row, file) for row in csv.DictReader(told)]
+            return [
+                row if None not in (*row, *row.values())    # a comma without quotation marks, say
+                else Dropped("bad row", f"{file}: {[*row.values()]}: not a cell for each column")
+                for row in csv.DictReader(told)
+            ]
         with file.open("rb") as lines:
             return [_object(line, f"{file} line {number}", file)
                     for number, line in enumerate(lines, 1) if line.strip()]  # fmt: skip
     except (OSError, csv.Error) as error:
         raise InputError(f"{file}: cannot be read ({error})") from error
-
-
-def _cells(row: dict[str, Any], file: Path) -> Mapping[str, Any] | Dropped:
-    if None in row or None in row.values():     # a comma in a text without quotation marks, say
-        return Dropped("bad row", f"{file}: {list(row.values())}: not a cell for each column")
-    return row
 
 
 def _object(line: bytes, where: str, file: Path) -> Mapping[str, Any] | Dropped:

@@ -200,17 +200,11 @@ def _table(path: Path, lost: list[Dropped] | None = None) -> dict[str, str]:
             lost.append(Dropped("text is not UTF-8", told))
 
     for number, text in read_lines(path, "wav.scp and text are needed", left_out):
-        key, rest = _split(text)
+        key, *rest = re.split(r"\s", text.strip(BLANKS), maxsplit=1)
         if key in table:
             raise InputError(f"{path} line {number}: {key} for the second time; sort out the ids")
-        table[key] = rest
+        table[key] = rest[0].strip(BLANKS) if rest else ""
     return table
-
-
-def _split(line: str) -> tuple[str, str]:
-    """The id and the rest, parted by white space of any kind."""
-    found = re.split(r"\s", line.strip(BLANKS), maxsplit=1)
-    return found[0], found[1].strip(BLANKS) if len(found) > 1 else ""
 
 
 def _problem(place: str | None) -> str | None:

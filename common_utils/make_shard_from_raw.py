@@ -4,13 +4,13 @@ A member is `<key>.<kind>`, all those of a key side by side; the kinds are the o
 Audio is kept as 16 kHz, 16-bit, mono wav whatever it was.
 """
 
+import contextlib
 import io
 import json
 import sys
 import tarfile
 import wave
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -37,38 +37,24 @@ _FULL_SCALE = 32_768
 _SPOKEN_FIELDS = ("lang", "speaker", "emotion", "gender")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where tars go and what they are called."""
-
-    folder: Path
-    prefix: str
-    per_tar: int
-
-    def __post_init__(self) -> None:
-        if not self.prefix or Path(self.prefix).name != self.prefix:
-            raise InputError(f"prefix {self.prefix!r}: give the beginning of a file name")
-
-    def tar(self, piece: Piece) -> Path:
-        number = (piece.first - 1) // self.per_tar
-        return self.folder / f"{self.prefix}_{number:09d}.tar"
-
-
 def make(
     raw: Path, out: Path, /, work: Work, per_tar: int = 1000, prefix: str = "shard"
 ) -> Report:
     """Make the shards of a raw list, and their shards_list.txt."""
-    target = Target(out, prefix, per_tar)
+    if not prefix or Path(prefix).name != prefix:
+        raise InputError(f"prefix {prefix!r}: give the beginning of a file name")
     job = Job(
-        out / SHARDS_LIST, digest(FORMAT, prefix, per_tar), partial(write_tar, target),
-        jobs.fingerprint, [raw], work, lambda line: (out / line).is_file(),
+        out / SHARDS_LIST, digest(FORMAT, prefix, per_tar),
+        partial(write_tar, out / prefix, per_tar), jobs.fingerprint, [raw], work,
+        lambda line: (out / line).is_file(),
     )  # fmt: skip
     return jobs.run(job, jobs.pieces(raw, per_tar), "shards")
 
 
-def write_tar(target: Target, piece: Piece) -> Made:
+def write_tar(beginning: Path, per_tar: int, piece: Piece) -> Made:
     """Write one tar, whole or not at all; the line of its list, and what was left out."""
-    path = target.tar(piece)
+    number = (piece.first - 1) // per_tar
+    path = beginning.with_name(f"{beginning.name}_{number:09d}.tar")
     marker = path.with_name(path.name + FINISHED)
     keys: set[str] = set()
     left_out: list[Dropped] = []
@@ -163,15 +149,10 @@ def _sound(utterance: Utterance, noted: list[Noted]) -> Iterator[tuple[str, byte
     try:
         yield "wav", _load(utterance.user, utterance.key, noted)
     except InputError:
-        if _hears(utterance):
-            raise
-
-
-def _hears(utterance: Utterance) -> bool:
-    try:
-        return task_for(utterance.task).hears
-    except OsumError:
-        return True
+        with contextlib.suppress(OsumError):
+            if not task_for(utterance.task).hears:
+                return
+        raise
 
 
 def _earlier(

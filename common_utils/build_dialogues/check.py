@@ -153,7 +153,12 @@ def near_duplicates(dialogues: Sequence[Dialogue], similar: float) -> dict[str, 
     found: dict[str, Dropped] = {}
     for one in dialogues:
         own = MinHash(num_perm=PERMUTATIONS, seed=1)
-        own.update_batch([piece.encode() for piece in shingles(one)])
+        text = " ".join(f"{turn.question} {turn.reply}" for turn in one.turns)
+        language = language_of(text)
+        plain = as_heard(text) if language == "english" else "".join(UNIT.findall(text))
+        size = SHINGLE[language]
+        starts = range(max(1, len(plain) - size + 1))
+        own.update_batch([plain[start : start + size].encode() for start in starts])
         alike = [key for key in index.query(own) if kept[key].jaccard(own) >= similar]
         if alike:
             found[one.key] = Dropped("near-duplicate", f"{one.key}: like {min(alike)}")
@@ -161,15 +166,6 @@ def near_duplicates(dialogues: Sequence[Dialogue], similar: float) -> dict[str, 
             index.insert(one.key, own)
             kept[one.key] = own
     return found
-
-
-def shingles(dialogue: Dialogue) -> set[str]:
-    """The overlapping pieces of its questions and replies."""
-    text = " ".join(f"{one.question} {one.reply}" for one in dialogue.turns)
-    language = language_of(text)
-    plain = as_heard(text) if language == "english" else "".join(UNIT.findall(text))
-    size = SHINGLE[language]
-    return {plain[start : start + size] for start in range(max(1, len(plain) - size + 1))}
 
 
 @lru_cache

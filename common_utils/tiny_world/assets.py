@@ -21,23 +21,11 @@ from osum_echat.errors import DataError
 from osum_echat.files import sha256_of, whole_folder
 from osum_echat.settings import parse, read_mapping
 
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """Whence packages come. command: brings one into the working directory; file: its name."""
-
-    command: tuple[str, ...]
-    file: str
-
-
-INDEXES = {
-    "pip": Index(
-        (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-         "--only-binary=:all:", "{name}=={version}"),
-        "{stem}-{version}-*.whl",
-    ),
-    "npm": Index(("npm", "pack", "--silent", "{name}@{version}"), "{name}-{version}.tgz"),
-    "apt": Index(("apt-get", "download", "{name}={version}"), "{name}_*.deb"),
+INDEXES = {     # what brings a package into the working directory, and what its file is called
+    "pip": ("{python} -m pip download --quiet --no-deps --only-binary=:all: {name}=={version}",
+            "{stem}-{version}-*.whl"),
+    "npm": ("npm pack --silent {name}@{version}", "{name}-{version}.tgz"),
+    "apt": ("apt-get download {name}={version}", "{name}_*.deb"),
 }  # fmt: skip
 
 
@@ -53,16 +41,13 @@ class Package:
     @property
     def pattern(self) -> str:
         """What its file is called."""
-        return INDEXES[self.index].file.format(
-            name=self.name, version=self.version, stem=self.name.replace("-", "_")
-        )
+        stem = self.name.replace("-", "_")
+        return INDEXES[self.index][1].format(name=self.name, version=self.version, stem=stem)
 
     @property
     def command(self) -> list[str]:
-        return [
-            word.format(name=self.name, version=self.version)
-            for word in INDEXES[self.index].command
-        ]
+        return [word.format(python=sys.executable, name=self.name, version=self.version)
+                for word in INDEXES[self.index][0].split()]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,10 +58,12 @@ def make_lists(
         folder, is_train = corpus / split, split == "train"
         codec = None if speech_tokenizer is None else SpeechTokens(speech_tokenizer, folder)
         silent = world.exchanges("train", seed + UNSPOKEN_SEED, pretrain_size if is_train else 0)
-        single = read_jsonl(sentences) if sentences and codec and is_train else []
+        single = [] if sentences is None or codec is None or not is_train else [
+            row | {"wav": str((sentences.parent / row["wav"]).resolve())}
+            for row in read_jsonl(sentences)
+        ]
         sizes = write_lists(folder, Maker(world, Random(f"{split}:{seed}"), codec), split,
-                            (exchange.to_json() for exchange in silent),
-                            _beside(single, sentences))
+                            (exchange.to_json() for exchange in silent), single)
         log.info("%s: %s", folder, ", ".join(f"{name} {size}" for name, size in sizes.items()))
 
 
@@ -163,8 +165,15 @@ def write_lists(folder: Path, maker: Maker, split: str, silent: Iterable[Row] = 
             rows.setdefault(name, []).append(row)
         if not exchange["turns"]:
             rows["t2t"].append(maker.written(exchange))
-        if maker.codec is not None:
-            _add_speech_rows(rows, exchange, maker)
+        if maker.codec is None:
+            continue
+        for name, row in maker.chats(exchange, SPEECH_TAGS, speech=True):
+            rows.setdefault(name, []).append(row)
+        if exchange["turns"]:
+            rows.setdefault("history", []).append(maker.dialogue(exchange, speech=True))
+        rows.setdefault("tts", []).append(maker.spoken(
+            exchange["key"], exchange["reply_text"], exchange["reply_style"],
+            exchange["reply_wav"]))
     for exchange in silent:
         rows["pretrain"] += maker.pretraining(exchange)
     for number, sentence in enumerate(sentences):
@@ -173,15 +182,6 @@ def write_lists(folder: Path, maker: Maker, split: str, silent: Iterable[Row] = 
     for name, listed in rows.items():
         write_jsonl(folder / f"{name}.list", listed)
     return {name: len(listed) for name, listed in rows.items()}
-
-
-def _add_speech_rows(rows: dict[str, list[Row]], exchange: Row, maker: Maker) -> None:
-    for name, row in maker.chats(exchange, SPEECH_TAGS, speech=True):
-        rows.setdefault(name, []).append(row)
-    if exchange["turns"]:
-        rows.setdefault("history", []).append(maker.dialogue(exchange, speech=True))
-    rows.setdefault("tts", []).append(maker.spoken(
-        exchange["key"], exchange["reply_text"], exchange["reply_style"], exchange["reply_wav"]))
 
 
 def understanding_text(tag: str, turn: Row) -> str:
@@ -212,12 +212,6 @@ def read_jsonl(path: Path) -> list[Row]:
 def said_by_users(exchanges: Iterable[Row]) -> set[str]:
     """What users say in any turn of a corpus."""
     return {turn["user_text"] for one in exchanges for turn in (*one["turns"], one)}
-
-
-def _beside(rows: Iterable[Row], path: Path | None) -> Iterator[Row]:
-    """Rows with their wavs found from anywhere: names in a list start at its folder."""
-    for row in rows:
-        yield row if path is None else row | {"wav": str((path.parent / row["wav"]).resolve())}
 
 
 main = command(

@@ -115,7 +115,11 @@ class ReplyVoice:
         wave = np.asarray(spoken, np.float32).reshape(-1)
         # Played faster by the pitch factor: the length above was stretched by as much.
         wave = soxr.resample(wave, SAMPLE_RATE_HZ * manner.pitch, SAMPLE_RATE_HZ)
-        return _faded(levelled(trimmed(wave), manner.gain_db))
+        wave = levelled(trimmed(wave), manner.gain_db)
+        fade = np.linspace(0, 1, SAMPLE_RATE_HZ // 100, dtype=np.float32)[: len(wave)]   # 10 ms
+        wave[: len(fade)] *= fade
+        wave[len(wave) - len(fade) :] *= fade[::-1]
+        return wave
 
     def _phoneme_ids(self, sentence: str) -> list[int]:
         pad = self._ids["_"]
@@ -153,14 +157,6 @@ def levelled(wave: Wave, gain_db: float) -> Wave:
     wanted = LEVEL_RMS * 10 ** (gain_db / 20)
     peak = float(np.abs(wave).max(initial=1e-9))
     return wave * np.float32(min(wanted / _spoken_rms(wave), PEAK / peak))
-
-
-def _faded(wave: Wave) -> Wave:
-    """`wave`, changed in place: faded in and out over 10 ms."""
-    fade = np.linspace(0, 1, SAMPLE_RATE_HZ // 100, dtype=np.float32)[: len(wave)]
-    wave[: len(fade)] *= fade
-    wave[len(wave) - len(fade) :] *= fade[::-1]
-    return wave
 
 
 def _frame_rms(wave: Wave) -> NDArray[np.float64]:

@@ -68,7 +68,13 @@ def staged(
     if event is not None:
         wave = placed(wave, event, rng)
     wave = np.concatenate((_silence(rng.uniform(*EDGE_S)), wave, _silence(rng.uniform(*EDGE_S))))
-    return effects.limited(_surrounded(wave, speech_level, surroundings, rng))
+    if rng.random() < surroundings.room_share:
+        wave = effects.room(wave, rng)
+    if rng.random() < surroundings.noise_share:
+        snr_db = rng.uniform(*surroundings.snr_db)
+        name = str(rng.choice(list(effects.NOISES)))
+        wave = wave + effects.noise(name, len(wave), speech_level / 10 ** (snr_db / 20), rng)
+    return effects.limited(wave)
 
 
 def placed(wave: Wave, event: Wave, rng: Generator) -> Wave:
@@ -93,18 +99,6 @@ def middle_pause(wave: Wave) -> int | None:
     if length < GAP_FRAMES:
         return None
     return (last + 1 - length // 2) * effects.FRAME_SAMPLES
-
-
-def _surrounded(
-    wave: Wave, speech_level: float, surroundings: Surroundings, rng: Generator
-) -> Wave:
-    if rng.random() < surroundings.room_share:
-        wave = effects.room(wave, rng)
-    if rng.random() < surroundings.noise_share:
-        snr_db = rng.uniform(*surroundings.snr_db)
-        name = str(rng.choice(list(effects.NOISES)))
-        wave = wave + effects.noise(name, len(wave), speech_level / 10 ** (snr_db / 20), rng)
-    return wave
 
 
 def _silence(seconds: float) -> Wave:

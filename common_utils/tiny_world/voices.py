@@ -260,7 +260,8 @@ class Kokoro:
 
     def say(self, text: str, voice: Voice, manner: Manner = Manner()) -> Spoken:
         """`text` as this voice says it: (samples,) at 24000 Hz."""
-        parts = _parts(voice.variant)
+        named = (part.split("*") for part in voice.variant.split("+"))
+        parts = [(name, float(share)) for name, share in named]
         plain = math.exp(sum(share * math.log(KOKORO_STYLES[name][0]) for name, share in parts))
         tract = sum(share * KOKORO_STYLES[name][1] for name, share in parts)
         # Both pitch and resonances move with the speed: meet half-way between the two wishes.
@@ -275,25 +276,17 @@ class Kokoro:
         ids = [self._ids[sign] for sign in self._phonemes(text) if sign in self._ids]
         if not ids:
             raise InputError(f"text {text!r}: nothing in it can be spoken")
+        mixed = np.zeros((1, STYLE_WIDTH), np.float32)
+        for name, share in parts:
+            table = self._styles[name]
+            mixed += np.float32(share) * table[min(len(ids), len(table)) - 1].reshape(mixed.shape)
         samples = self._session.run(None, {
             "tokens": np.array([[0, *ids, 0]], np.int64),
-            "style": self._style(parts, len(ids)),
+            "style": mixed,
             "speed": np.array([rate], np.float32),
         })[0]
         return np.asarray(samples, np.float32).reshape(-1)
 
-    def _style(self, parts: Sequence[tuple[str, float]], length: int) -> NDArray[np.float32]:
-        mixed = np.zeros((1, STYLE_WIDTH), np.float32)
-        for name, share in parts:
-            table = self._styles[name]
-            mixed += np.float32(share) * table[min(length, len(table)) - 1].reshape(mixed.shape)
-        return mixed
-
-
-def _parts(variant: str) -> list[tuple[str, float]]:
-    """The styles of a mixture and their shares."""
-    named = (part.split("*") for part in variant.split("+"))
-    return [(name, float(share)) for name, share in named]
 
 
 ENGINES: dict[str, type[Espeak] | type[Kokoro]] = {ESPEAK: Espeak, KOKORO: Kokoro}

@@ -129,16 +129,12 @@ def read(training: SpeakerTraining) -> Voices:
     for name in logs.progress(names, "reading"):
         rows = by_voice[name]
         random.Random(f"{training.seed} {name}").shuffle(rows)
-        found = [_features(row) for row in rows[: training.rows_per_voice]]
+        found = [speaker_features(row.load())[0].half() for row in rows[: training.rows_per_voice]]
         aside = max(1, len(found) // HELD_OUT_SHARE)
         held_out.append(tuple(found[:aside]))
         learnt.append(tuple(found[aside:]))
     log.info("%d voices, %d rows", len(names), sum(map(len, learnt)))
     return Voices(names, tuple(learnt), tuple(held_out))
-
-
-def _features(row: VoiceRow) -> Tensor:
-    return speaker_features(row.load())[0].half()
 
 
 class SpeakerTrainer:

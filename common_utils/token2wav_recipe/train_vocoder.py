@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from common_utils.jobs import digest, stamp
 from common_utils.token2wav_recipe import pitch, runs
-from common_utils.token2wav_recipe.runs import LimitSettings, Progress, VoiceRow
+from common_utils.token2wav_recipe.runs import LimitSettings, Progress
 from osum_echat import device as devices
 from osum_echat import logs, weights
 from osum_echat.errors import CheckpointError, ConfigError, DataError
@@ -95,37 +95,26 @@ def read(training: VocoderTraining) -> list[Recording]:
     """Every row's wave, mel and true pitch, up to the minutes asked for."""
     rows = runs.read_lists(training.lists)
     random.Random(training.seed).shuffle(rows)
-    kept = Path(training.output) / PITCH_FILE
-    known = _known(kept)
+    kept, known = Path(training.output) / PITCH_FILE, dict[str, Tensor]()
+    try:
+        known = weights.read(kept) if kept.is_file() else known
+    except CheckpointError as error:
+        log.warning("%s; the pitch is found again", error)
     used: dict[str, Tensor] = {}
     recordings, seconds = [], 0.0
     for row in logs.progress(rows, "reading"):
         name = digest(stamp(row.wav), row.segment_s)
-        recordings.append(_recording(row, known.get(name)))
-        used[name] = recordings[-1].hertz
-        seconds += len(recordings[-1].wave) / SAMPLE_RATE_HZ
+        wave, hertz = row.load(SAMPLE_RATE_HZ), known.get(name)
+        if hertz is None:
+            hertz = torch.from_numpy(pitch.track(wave.numpy(), SAMPLE_RATE_HZ, HOP_SAMPLES))
+        wave, used[name] = wave[: len(hertz) * HOP_SAMPLES], hertz
+        recordings.append(Recording(wave.half(), prompt_mel(wave)[0].T, hertz))
+        seconds += len(wave) / SAMPLE_RATE_HZ
         if seconds > 60 * training.minutes:
             break
     weights.write_safetensors_file(kept, used)
     log.info("%d recordings, %.1f min", len(recordings), seconds / 60)
     return recordings
-
-
-def _known(kept: Path) -> dict[str, Tensor]:
-    """Pitches of an earlier start; none where their file is not there or damaged."""
-    try:
-        return weights.read(kept) if kept.is_file() else {}
-    except CheckpointError as error:
-        log.warning("%s; the pitch is found again", error)
-        return {}
-
-
-def _recording(row: VoiceRow, hertz: Tensor | None) -> Recording:
-    wave = row.load(SAMPLE_RATE_HZ)
-    if hertz is None:
-        hertz = torch.from_numpy(pitch.track(wave.numpy(), SAMPLE_RATE_HZ, HOP_SAMPLES))
-    wave = wave[: len(hertz) * HOP_SAMPLES]
-    return Recording(wave.half(), prompt_mel(wave)[0].T, hertz)
 
 
 class VocoderTrainer:

@@ -391,7 +391,7 @@ def lay_out(root: Path, texts: dict[str, str], sounds: Sequence[str]) -> Path:
 @pytest.mark.parametrize(("name", "part", "texts", "sounds", "wanted"), LAYOUTS,
                          ids=[f"{row[0]}-{row[1]}" for row in LAYOUTS])  # fmt: skip
 def test_each_corpus_is_read_as_it_lies(tmp_path, monkeypatch, name, part, texts, sounds, wanted):
-    monkeypatch.setattr("common_utils.public_corpora.READ_BYTES", 50)
+    monkeypatch.setattr("common_utils.make_raw_from_public.READ_BYTES", 50)
     found = made(name, lay_out(tmp_path / "root", texts, sounds), part)
     assert [(one.key, one.user.reply_text, one.labels,
              *((one.user.segment_s,) if one.user.segment_s else ())) for one in found] == wanted
