@@ -11,10 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from timeit import repeat
 from typing import TypeVar, cast
 
 import torch
@@ -30,7 +28,7 @@ CARDS = {  # of `auto` in this order; what to do where there are none
 }
 RAY_CARDS = {"cuda": "GPU", "npu": "NPU"}  # what Ray calls a card of each kind
 LEAST_SHARED_WIDTH = 512  # of an LLM whose products are worth a second thread
-TRIED_SIDE, TRIES = 512, 5  # a product that tells how fast a type is: 3 ms in float32
+BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")  # of Intel, AMD and Arm
 TIMEOUT = timedelta(hours=1)  # how long a process waits for another that scores or saves
 
 Part = TypeVar("Part")
@@ -134,12 +132,9 @@ def choose_threads(width: int) -> None:
 
 
 def is_fast_in_bfloat16() -> bool:
-    """Whether this CPU has units for products in bfloat16 (AMX), tried on one."""
-    times = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        side = torch.ones(TRIED_SIDE, TRIED_SIDE, dtype=dtype)
-        times[dtype] = min(repeat(partial(torch.mm, side, side), number=1, repeat=TRIES))
-    return 2 * times[torch.bfloat16] < times[torch.float32]
+    """Whether this CPU has instructions for products in bfloat16."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in BFLOAT16_INSTRUCTIONS)
 
 
 def dist_backend(device: torch.device) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.models import attention, ctc
@@ -399,12 +400,9 @@ def tasks_at(batch: Batch, rows: Tensor, columns: Tensor) -> tuple[list[str], Te
     rows, columns: (tokens,). Returns names and (tokens,).
     """
     names = sorted({name for row in batch.tasks for name in row})
-    numbers = {name: number for number, name in enumerate(names)}
-    longest = max(len(row) for row in batch.tasks)
-    table = torch.tensor(
-        [[numbers[name] for name in row] + [0] * (longest - len(row)) for row in batch.tasks]
-    )
-    return names, table.to(rows.device)[rows, batch.segments[rows, columns]]
+    numbers = [torch.tensor([names.index(name) for name in row]) for row in batch.tasks]
+    table = pad_sequence(numbers, batch_first=True).to(rows.device)
+    return names, table[rows, batch.segments[rows, columns]]
 
 
 @dataclass(frozen=True, slots=True)
