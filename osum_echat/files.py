@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from osum_echat.errors import ConfigError, DataError, InputError, OsumError
 from osum_echat.logs import logger
@@ -214,7 +214,7 @@ class Journal:
             _lock(self._file, path)
             self._cut_torn_line()
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -289,12 +289,13 @@ def _lock(file: BinaryIO, path: Path, wait_s: float = LOCK_WAIT_S) -> None:
         time.sleep(LOCK_POLL_S)
 
 
-class KeyedJournal:
+class KeyedJournal(Journal):
     """A journal of objects with a `key`, the last line of a key counts; several threads may add."""
 
     def __init__(self, path: Path) -> None:
         """Raises InputError where it cannot be read or written."""
-        self._lock, self._journal = Lock(), Journal(path)
+        super().__init__(path)
+        self._lock = Lock()
         self.found: dict[str, dict[str, Any]] = {}
         for number, one in read_journal(path):
             if not isinstance(one.get("key"), str):
@@ -304,14 +305,8 @@ class KeyedJournal:
     def add(self, *records: dict[str, Any]) -> None:
         """Write lines, safe on disk when this returns."""
         with self._lock:
-            self._journal.write(records)
+            self.write(records)
             self.found |= {one["key"]: one for one in records}
-
-    def __enter__(self) -> "KeyedJournal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._journal.close()
 
 
 @dataclass(frozen=True, slots=True)
