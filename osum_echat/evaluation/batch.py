@@ -58,7 +58,7 @@ SPOKEN, PARTS = re.compile(r"\d{6,}-.*\.wav"), "parts/part-*.jsonl"
 LOG = logs.logger(__name__)
 Record = dict[str, Any]
 Load = Callable[[Namespace], "EChat"]
-Unit = tuple[list[Record], list["Asked"]]
+Unit = tuple[list[Record], list["Asked"]]       # what cannot be asked, and what is
 
 
 def parser() -> argparse.ArgumentParser:
@@ -199,11 +199,11 @@ def finish(job: Namespace, length: int) -> "Grade | None":
 def table(graded: "Grade") -> str:
     """A grade for people."""
     lines = []
-    for task in graded.tasks:
+    for name, task in graded.tasks.items():
         failed = f", {task.failed} failed" if task.failed else ""
-        lines.append(f"{task.task}: {task.answered} answered{failed}")
+        lines.append(f"{name}: {task.answered} answered{failed}")
         lines += [f"  {score}" for score in task.words.values()]
-        lines += [f"  {name}  {score}" for name, score in task.labels.items()]
+        lines += [f"  {label}  {score}" for label, score in task.labels.items()]
     if graded.unread:
         lines.append(f"{graded.unread} records could not be read")
     if graded.left_out:

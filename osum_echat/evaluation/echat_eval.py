@@ -21,7 +21,7 @@ Relative paths start at the folder of the jsonl. A line that cannot be used cost
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
@@ -338,7 +338,7 @@ class Summary:
         timings = {f"{kind}/first audio p50": self._median_s(kind, "first_audio_s")
                    for kind in self.kinds}  # fmt: skip
         details = {
-            "judge": self.judge.settings() | asdict(self.judged.bill),
+            "judge": self.judge.settings() | dict(self.judged.bill),
             "judge failed": dict(self.judged.failed),
             "verdicts": {key: {"overall": one.overall, **one.scores}
                          for key, one in self.judged.verdicts.items()},
@@ -351,7 +351,7 @@ class Summary:
         rows = {kind: [self._score(kind, name) for name in CATEGORIES] for kind in self.kinds}
         own = [(f"this model, {kind} thinking, by {judge.name}", row) for kind, row in rows.items()
                if any(one.count for one in row)]  # fmt: skip
-        cost = "" if bill.cost is None else f", cost {bill.cost:.4f}"
+        cost = "" if bill["cost"] is None else f", cost {bill['cost']:.4f}"
         return [
             f"Judge: {judge.name}; rubric {judge.rubric.version}. Scores from 0 to 100, with 95 % "
             "bootstrap intervals over items. Scores of different judges or test sets do not "
@@ -361,8 +361,9 @@ class Summary:
             self._table("Dimensions", judge.rubric.names, self._dimension),
             self._thoughts(),
             self._emotions(),
-            f"Judge: {bill.calls} answered requests, {bill.prompt_tokens} + "
-            f"{bill.completion_tokens} tokens{cost}; {bill.unparsable} answers could not be read; "
+            f"Judge: {bill['calls']} answered requests, {bill['prompt_tokens']} + "
+            f"{bill['completion_tokens']} tokens{cost}; {bill['unparsable']} answers could not be "
+            f"read; "
             f"{len(lost)} replies without a verdict, left out of every mean.",
             *([Table("Replies without a verdict", ("reply", "why"), lost)] if lost else []),
             report.Players("Some replies", self._clips()),

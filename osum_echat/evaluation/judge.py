@@ -34,6 +34,8 @@ JUDGEMENTS = "judgements.jsonl"
 ENOUGH_TAKEN_UP = 1 / 3
 FEWEST_WORDS, MOST_WORDS = 3, 80
 PER_PRICE_TOKENS = 1_000_000
+NO_BILL: Mapping[str, float | None] = {
+    "calls": 0, "unparsable": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": None}
 _WORD = re.compile(r"[a-z0-9']+|[\u4e00-\u9fff]")
 _MARKUP = re.compile(r"<[^<>]*>|\*\*|^#+ |^[-*] |\|.*\|", re.MULTILINE)
 _END = (".", "!", "?", "。", "！", "？", "~", "…", '"', "”")
@@ -158,23 +160,16 @@ def _is_score(value: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Bill:
-    """What a judge has cost, over all runs. cost: None without prices."""
-
-    calls: int = 0
-    unparsable: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Judged:
-    """What a judge made of some exhibits. failed: key -> why there is no verdict."""
+    """What a judge made of some exhibits. failed: key -> why there is no verdict.
+
+    bill: calls, unparsable answers, prompt_tokens, completion_tokens and cost, over all runs; cost:
+    None without prices.
+    """
 
     verdicts: Mapping[str, Verdict]
     failed: Mapping[str, str] = field(default_factory=dict)
-    bill: Bill = field(default_factory=Bill)
+    bill: Mapping[str, float | None] = field(default_factory=lambda: NO_BILL)
 
 
 class RulesJudge:
@@ -377,13 +372,13 @@ class ChatJudge:
             scores[name] = sum(known) / len(known) if known else None
         return self.rubric.verdict(scores), answers
 
-    def _bill(self, used: Sequence[dict[str, Any]]) -> Bill:
+    def _bill(self, used: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         unread = sum(self.rubric.read(text) is None for one in used for text in one["answers"])
         asked, said = (sum(one[name] for one in used)
                        for name in ("prompt_tokens", "completion_tokens"))  # fmt: skip
         prices = self.options.judge_prices
         cost = (asked * prices[0] + said * prices[1]) / PER_PRICE_TOKENS if prices else None
-        return Bill(len(used), unread, asked, said, cost)
+        return dict(zip(NO_BILL, (len(used), unread, asked, said, cost), strict=True))
 
 
 Judge = RulesJudge | ChatJudge

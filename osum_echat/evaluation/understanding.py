@@ -234,9 +234,8 @@ class LabelScore:
 
 @dataclass(frozen=True, slots=True)
 class TaskGrade:
-    """One task of the list. words: by language; labels: by field."""
+    """One task of a list. words: by language; labels: by field."""
 
-    task: str
     answered: int
     failed: int
     words: dict[str, WordScore]
@@ -245,25 +244,23 @@ class TaskGrade:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """All tasks of a list. unread: records that could not be read, and so belong to no task."""
+    """A list by task. unread: records that could not be read, and so belong to no task."""
 
-    tasks: tuple[TaskGrade, ...]
+    tasks: dict[str, TaskGrade]
     unread: int
     left_out: int
 
     @property
     def answered(self) -> int:
-        return sum(task.answered for task in self.tasks)
+        return sum(task.answered for task in self.tasks.values())
 
     @property
     def failed(self) -> int:
-        return sum(task.failed for task in self.tasks) + self.unread
+        return sum(task.failed for task in self.tasks.values()) + self.unread
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for scores.json."""
-        tasks = [asdict(one) for one in self.tasks]
-        return {"answered": self.answered, "failed": self.failed, "unread": self.unread,
-                "left_out": self.left_out, "tasks": {one.pop("task"): one for one in tasks}}
+        return {"answered": self.answered, "failed": self.failed, **asdict(self)}
 
 
 def grade(records: Iterable[Record], language: str = "auto") -> Grade:
@@ -280,14 +277,14 @@ def grade(records: Iterable[Record], language: str = "auto") -> Grade:
             unread += 1
         else:
             by_task[record["task"]].append(record)
-    tasks = []
-    for name in sorted(by_task):
-        answered = [record for record in by_task[name] if record["error"] is None]
-        tasks.append(TaskGrade(
-            name, len(answered), len(by_task[name]) - len(answered),
+    tasks = {}
+    for name, own in sorted(by_task.items()):
+        answered = [record for record in own if record["error"] is None]
+        tasks[name] = TaskGrade(
+            len(answered), len(own) - len(answered),
             dict(_word_scores(name, answered, language)), dict(_label_scores(name, answered)),
-        ))  # fmt: skip
-    return Grade(tuple(tasks), unread, left_out)
+        )  # fmt: skip
+    return Grade(tasks, unread, left_out)
 
 
 def _word_scores(
@@ -390,7 +387,7 @@ def score(players: int, found: Sequence[Prediction], out: Path) -> Outcome:
         report.scores(measures, ("set / task / what", "%", "items")), report.paper("understanding"),
     ]  # fmt: skip
     blocks += [report.confusion_table(f"{name}: {label}", one.confusion)
-               for name, graded in grades.items() for task in graded.tasks
+               for name, graded in grades.items() for task in graded.tasks.values()
                for label, one in task.labels.items()]  # fmt: skip
     blocks += [*robustness(made), report.Players("Some utterances", [*_clips(made, players)])]
     told = {name: one.to_json() for name, one in grades.items()}
@@ -399,8 +396,8 @@ def score(players: int, found: Sequence[Prediction], out: Path) -> Outcome:
 
 def _measures(grades: Mapping[str, Grade]) -> Iterator[tuple[str, Measure]]:
     for name, graded in grades.items():
-        for task in graded.tasks:
-            where = f"{name}/{task.task}" if len(graded.tasks) > 1 else name
+        for tag, task in graded.tasks.items():
+            where = f"{name}/{tag}" if len(graded.tasks) > 1 else name
             for language, words in task.words.items():
                 yield f"{where}/{words.name} {language}", words.measure
             for label, one in task.labels.items():

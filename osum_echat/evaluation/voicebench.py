@@ -11,7 +11,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def score(
         judged = judge([Exhibit(one.key, family(one.part), str(one.raw["prompt"]), Labels(),
                                 answers[one.key], None) for one in opened], out)  # fmt: skip
         details["judge failed"] = dict(judged.failed)
-        details["judge"] = judge.settings() | asdict(judged.bill)
+        details["judge"] = judge.settings() | dict(judged.bill)
         for one in opened:
             if one.key in judged.verdicts:
                 overall = judged.verdicts[one.key].overall

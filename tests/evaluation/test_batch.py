@@ -11,6 +11,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from osum_echat.evaluation.batch import Rank, answer, find_results
 from osum_echat.evaluation.understanding import UtteranceList
 from osum_echat.files import Journal
 from osum_echat.paths import FAKE_DATA, HOUSE
+from osum_echat.ray_pool import LostError, Pool, as_done
 from tests.data.world import write_list, write_world
 from tests.evaluation import answers
 from tests.evaluation.answers import Answers, job_of, write_mixed_list, write_texts
+from tests.ray_work import work
 
 ALONE = Rank()
 Run = Callable[..., tuple[int, str, str]]
@@ -183,6 +186,16 @@ def test_killed_three_times_at_random_gives_every_result_once(tmp_path: Path) ->
     lines = [json.loads(line) for path in (out / "parts").iterdir()
              for line in path.read_bytes().splitlines()]  # fmt: skip
     assert sorted(one["index"] for one in lines) == list(range(600))    # and none twice
+
+
+@pytest.mark.slow
+def test_processes_of_this_machine_share_units_and_a_lost_one_is_told(tmp_path: Path) -> None:
+    start, pool = partial(work, tmp_path), Pool(None, 2)
+    assert sorted(as_done(pool, start, "abcd")) == list(enumerate("ABCD"))
+    with pytest.raises(InputError, match=r"^bad word; say another$"):
+        list(as_done(pool, start, ["a", "bad"]))
+    with pytest.raises(LostError, match=r"ended from outside .* what is done is kept"):
+        list(as_done(pool, start, ["a", "end"]))
 
 
 def records(job: Namespace) -> list[dict[str, Any]]:

@@ -381,7 +381,7 @@ def test_words_are_counted_by_language_after_normalising() -> None:
         record("<TRANSCRIBE>", "今天3点", "今天三点。"),
         record("<TRANSCRIBE>", "我爱 python", "我 python"),
     ])  # fmt: skip
-    (task,) = found.tasks
+    (task,) = found.tasks.values()
     english, chinese = task.words["english"], task.words["chinese"]
     assert (english.name, english.found.errors, english.found.total) == ("WER", 1, 6)
     assert (chinese.name, chinese.found.deletions, chinese.found.total) == ("CER", 1, 7)
@@ -397,7 +397,7 @@ def test_labels_that_are_asked_or_told_are_counted_in_any_spelling() -> None:
         record(think, "a", "a", labels=labels(emotion="angry", style="SOFT"),
                reference_labels=labels(emotion="ANGER", style="CALM", age="OLD")),
     ])  # fmt: skip
-    scores = {task.task: task.labels for task in found.tasks}
+    scores = {name: task.labels for name, task in found.tasks.items()}
     assert list(scores[understand]) == ["age"] and list(scores[think]) == ["emotion"]
     age = scores[understand]["age"].confusion
     assert (age.labels, age.accuracy) == (("ADULT", "CHILD", NO_LABEL), 0.5)
@@ -413,7 +413,7 @@ def test_failures_are_counted_and_in_no_figure() -> None:
         {"task": "<SING>", "error": "task '<SING>': not one of"},
     ])  # fmt: skip
     assert (found.answered, found.failed, found.unread, found.left_out) == (1, 3, 1, 1)
-    assert found.tasks[1].words["english"].found.total == 1
+    assert found.tasks["<TRANSCRIBE>"].words["english"].found.total == 1
     told = table(found)
     assert "<TRANSCRIBE>: 1 answered, 1 failed" in told and "<SING>: 0 answered, 1 failed" in told
     assert "1 records could not be read" in told and "1 records are left out" in told
