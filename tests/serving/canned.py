@@ -91,9 +91,11 @@ class Loud:
         return [float(np.abs(window).mean() > 0.05) for window in windows]
 
 
-def service(assistant: Any = None, turn_model: Any = None, **more: Any) -> Service:
-    return Service(assistant or Canned(), "tiny", Loud(), turn_model, ThreadPoolExecutor(4),
-                   LiveMetrics(), **more)  # fmt: skip
+def service(
+    assistant: Any = None, turn_model: Any = None, activity: Any = None, **more: Any
+) -> Service:
+    return Service(assistant or Canned(), "tiny", activity or Loud(), turn_model,
+                   ThreadPoolExecutor(4), LiveMetrics(), **more)  # fmt: skip
 
 
 def wav(seconds: float = 1.0, rate_hz: int = 16_000) -> bytes:

@@ -4,7 +4,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,11 @@ import pytest
 import soundfile
 
 from osum_echat import audio
-from osum_echat.inference import reply
 from osum_echat.paths import TINY
-from osum_echat.serving.live_metrics import LiveMetrics
 from osum_echat.serving.online import Server
-from osum_echat.serving.realtime import Service
 from osum_echat.serving.turns import VoiceActivity
 from tests.browsing import chromium
-from tests.serving.canned import HEARD, LABELS, THOUGHT, WORDS, Canned
+from tests.serving.canned import HEARD, LABELS, THOUGHT, WORDS, Canned, service
 
 pytestmark = pytest.mark.slow
 WAIT_MS = 30_000
@@ -32,9 +28,7 @@ def serving(assistant: Any, port: int = 0) -> Iterator[tuple[str, Server]]:
     """The server of a canned assistant, in a thread. Gives its address."""
     import uvicorn
 
-    pool = ThreadPoolExecutor(4)
-    service = Service(assistant, "tiny", VoiceActivity(), None, pool, LiveMetrics())
-    server = Server(service)
+    server = Server(service(assistant, activity=VoiceActivity()))
     held = socket.create_server(("127.0.0.1", port))
     port = held.getsockname()[1]
     config = uvicorn.Config(server.app(), log_level="warning", timeout_graceful_shutdown=1)
@@ -61,26 +55,14 @@ def spoken(tmp_path_factory) -> Path:
     return path
 
 
-def flags(spoken: Path) -> list[str]:
-    return ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
-            f"--use-file-for-fake-audio-capture={spoken}",
-            "--autoplay-policy=no-user-gesture-required"]  # fmt: skip
-
-
-class Talkative(Canned):
-    """Speaks for twelve seconds."""
-
-    def _events(self, task: Any, stopped: Any) -> Iterator[Any]:
-        for event in super()._events(task, stopped):
-            yield event
-            if isinstance(event, reply.AudioPiece):
-                yield from (event for _ in range(30))
-
-
 @contextmanager
-def page(address: str, spoken: Path, **options: Any) -> Iterator[Any]:
-    with chromium(*flags(spoken)) as browser:
+def page(address: str, spoken: Path, script: str = "", **options: Any) -> Iterator[Any]:
+    """The page of a browser that hears a file. script: run before the page's own."""
+    with chromium("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+                  f"--use-file-for-fake-audio-capture={spoken}",
+                  "--autoplay-policy=no-user-gesture-required") as browser:  # fmt: skip
         context = browser.new_context(permissions=["microphone"], **options)
+        context.add_init_script(script)
         opened = context.new_page()
         problems: list[str] = []
         opened.on("pageerror", lambda error: problems.append(str(error)))
@@ -89,14 +71,18 @@ def page(address: str, spoken: Path, **options: Any) -> Iterator[Any]:
         assert not problems
 
 
+def answered(opened: Any) -> None:
+    """Wait for a reply's sound; nothing has been complained of."""
+    opened.wait_for_selector(".reply .times", timeout=WAIT_MS)
+    assert not opened.locator("#notice").is_visible()
+
+
 def test_what_is_spoken_is_answered_with_words_labels_and_sound(spoken: Path, tmp_path: Path):
     with serving(Canned()) as (address, _), page(address, spoken) as opened:
         opened.click("#go")
-        opened.wait_for_selector(".reply .times", timeout=WAIT_MS)
-        opened.wait_for_function(
-            f"document.querySelector('.reply .words').textContent === {''.join(WORDS)!r}",
-            timeout=WAIT_MS,
-        )
+        answered(opened)
+        words = f"document.querySelector('.reply .words').textContent === {''.join(WORDS)!r}"
+        opened.wait_for_function(words, timeout=WAIT_MS)
         user = opened.locator(".turn.user").first
         assert user.locator(".words").inner_text() == HEARD
         assert LABELS.emotion.lower() in user.locator(".chips").inner_text()
@@ -108,7 +94,7 @@ def test_what_is_spoken_is_answered_with_words_labels_and_sound(spoken: Path, tm
 
 
 def test_speaking_over_a_reply_silences_it(spoken: Path):
-    with serving(Talkative()) as (address, server), page(address, spoken) as opened:
+    with serving(Canned(times=30)) as (address, server), page(address, spoken) as opened:
         opened.click("#go")
         opened.wait_for_selector(".reply.cut", timeout=2 * WAIT_MS)
         opened.wait_for_function("document.querySelectorAll('.turn.user').length > 1")
@@ -131,7 +117,7 @@ def test_two_tabs_talk_side_by_side(spoken: Path):
         for tab in (one, other):
             tab.click("#go")
         for tab in (one, other):
-            tab.wait_for_selector(".reply .times", timeout=WAIT_MS)
+            answered(tab)
         assert len(server.open) == 2
 
 
@@ -155,8 +141,7 @@ def test_a_server_that_goes_is_told_and_comes_back(spoken: Path):
         thread.join()
         with serving(Canned(), port):
             opened.click("#go")
-            opened.wait_for_selector(".reply .times", timeout=WAIT_MS)
-            assert not opened.locator("#notice").is_visible()
+            answered(opened)
 
 
 def test_it_fits_a_phone_speaks_chinese_and_knows_the_dark(spoken: Path, tmp_path: Path):
@@ -171,18 +156,15 @@ def test_it_fits_a_phone_speaks_chinese_and_knows_the_dark(spoken: Path, tmp_pat
 
 
 def test_a_browser_that_records_at_the_rate_of_its_device_is_heard(spoken: Path):
-    with serving(Canned()) as (address, _), chromium(*flags(spoken)) as browser:
-        opened = browser.new_context(permissions=["microphone"]).new_page()
-        opened.add_init_script("""
-            const made = AudioContext.prototype.createMediaStreamSource;
-            AudioContext.prototype.createMediaStreamSource = function (stream) {
-              if (this.sampleRate === 24000) throw new DOMException("rates", "NotSupportedError");
-              return made.call(this, stream);
-            };""")
-        opened.goto(address)
+    rates = """
+        const made = AudioContext.prototype.createMediaStreamSource;
+        AudioContext.prototype.createMediaStreamSource = function (stream) {
+          if (this.sampleRate === 24000) throw new DOMException("rates", "NotSupportedError");
+          return made.call(this, stream);
+        };"""
+    with serving(Canned()) as (address, _), page(address, spoken, rates) as opened:
         opened.click("#go")
-        opened.wait_for_selector(".reply .times", timeout=WAIT_MS)
-        assert not opened.locator("#notice").is_visible()
+        answered(opened)
 
 
 def test_a_change_of_device_begins_one_new_connection(spoken: Path):
@@ -191,8 +173,8 @@ def test_a_change_of_device_begins_one_new_connection(spoken: Path):
         opened.wait_for_selector("#state.listening", timeout=WAIT_MS)
         assert len(server.open) == 1
         opened.evaluate("document.getElementById('echo').click()")
-        opened.wait_for_selector(".reply .times", timeout=WAIT_MS)
-        assert len(server.open) == 1 and not opened.locator("#notice").is_visible()
+        answered(opened)
+        assert len(server.open) == 1
 
 
 def test_a_button_that_is_hardly_pressed_asks_nothing(spoken: Path):
@@ -209,4 +191,4 @@ def test_a_button_that_is_hardly_pressed_asks_nothing(spoken: Path):
         opened.keyboard.down(" ")
         opened.wait_for_timeout(600)
         opened.keyboard.up(" ")
-        opened.wait_for_selector(".reply .times", timeout=WAIT_MS)
+        answered(opened)
