@@ -344,21 +344,26 @@ def test_words_ahead_of_the_sound_of_a_reply_cut_short_were_not_heard(
     assert item.text == " ".join(words.split()[:kept])
 
 
-def test_nothing_of_a_cancelled_reply_comes_after_its_end():
+@pytest.mark.parametrize(("how", "told"), [
+    ("response.cancel", []), ("conversation.item.delete", ["conversation.item.deleted"]),
+])  # fmt: skip
+def test_nothing_of_a_reply_is_told_after_it_was_cancelled_or_deleted(how: str, told: list[str]):
     class InOnePiece(Canned):
         def stream(self, *_: Any, **__: Any) -> Any:
             yield reply.AudioPiece(torch.zeros(8 * canned.RATE_HZ), canned.RATE_HZ)
 
     with connected(Server(service(InOnePiece()))) as client:
         client.ask()
+        item = client.until("response.output_item.added")["item"]["id"]
         for _ in range(round(reply_stream.LEAD_S / reply_stream.SLICE_S)):
             client.until("response.output_audio.delta")
-        client.send("response.cancel")
+        client.send(how, item_id=item)
         client.done()
         time.sleep(reply_stream.SLICE_S + 0.1)
         client.settle()
         kinds = client.types()
-        assert kinds[kinds.index("response.done") + 1 :] == ["input_audio_buffer.cleared"]
+        rest = kinds[kinds.index("response.done") + 1 :]
+        assert rest == [*told, "input_audio_buffer.cleared"]
 
 
 def test_first_sounds_are_held_for_as_long_as_later_ones_were_late():
@@ -531,17 +536,6 @@ def test_responses_beside_the_conversation_are_few_and_are_cancelled_by_their_id
         done = client.done()
         assert (done["id"], done["status"]) == (first, "cancelled")
         assert not any(kind.startswith("conversation.item") for kind in client.types())
-
-
-def test_nothing_of_an_item_is_told_after_it_was_deleted():
-    with connected(Server(service(Canned(times=20)))) as client:
-        client.ask()
-        item = client.until("response.output_item.added")["item"]["id"]
-        client.send("conversation.item.delete", item_id=item)
-        client.until("conversation.item.deleted")
-        assert client.types()[-2] == "response.done"
-        client.settle()
-        assert client.types()[-2] == "conversation.item.deleted"
 
 
 def test_sound_that_comes_too_fast_is_not_kept():
