@@ -184,7 +184,7 @@ class RealtimeSession:
         item = read_item(given, self.settings)
         self._drop_prepared()       # it does not know of this
         self.items.insert(places[before], item)
-        self._tell_item(item)
+        self.tell_item(item, "added", "done")
 
     def _retrieve(self, event: Event) -> None:
         item = self._item(event["item_id"], "item_retrieve_invalid_item_id")
@@ -346,7 +346,7 @@ class RealtimeSession:
             old.clip = None         # too old to be heard again: its words are enough
         self.send({"type": "input_audio_buffer.committed", "item_id": number,
                    "previous_item_id": before})  # fmt: skip
-        self._tell_item(item)
+        self.tell_item(item, "added", "done")
         self.transcriber.look()
 
     def _wav(self, start: int, end: int) -> bytes:
@@ -394,15 +394,16 @@ class RealtimeSession:
 
     # What a reply tells its session
 
-    def add_item(self, item: Item) -> str | None:
-        """A reply of the conversation begins. Returns the id of the item before it."""
-        self.items.append(item)
-        return self.before(item)
-
     def before(self, item: Item) -> str | None:
         """The id of the item before one."""
         places = [number for number, one in enumerate(self.items) if one is item]
         return self.items[places[0] - 1].id if places and places[0] else None
+
+    def tell_item(self, item: Item, *kinds: str) -> None:
+        """Tell of an item of the conversation. kinds: added, done."""
+        for kind in kinds:
+            self.send({"type": f"conversation.item.{kind}", "item": item.told(),
+                       "previous_item_id": self.before(item)})  # fmt: skip
 
     def words_known(self, item: Item | None, text: str) -> None:
         """The words of a turn are known; told once, where the client wants a transcription."""
@@ -437,12 +438,6 @@ class RealtimeSession:
         if (record := self.service.record) is not None and reply.asked is not None:
             self.recorded += 1
             self.service.pool.submit(record, self.id, self.recorded, reply.asked, reply)
-
-    def _tell_item(self, item: Item) -> None:
-        before = self.before(item)
-        for kind in ("added", "done"):
-            self.send({"type": f"conversation.item.{kind}", "item": item.told(),
-                       "previous_item_id": before})  # fmt: skip
 
 
 HANDLERS: dict[str, Callable[[RealtimeSession, Event], None]] = {

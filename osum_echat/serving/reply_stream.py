@@ -349,8 +349,8 @@ class ReplyStream:
         self._send("response.output_item.added", response_id=self.id, output_index=0,
                    item=self.item.told())  # fmt: skip
         if not self.alone:
-            before = self.owner.add_item(self.item)
-            self._send("conversation.item.added", item=self.item.told(), previous_item_id=before)
+            self.owner.items.append(self.item)
+            self.owner.tell_item(self.item, "added")
         self._send("response.content_part.added", part=self._part(""), **self._place())
 
     def _end_item(self) -> None:
@@ -368,8 +368,7 @@ class ReplyStream:
         self._send("response.output_item.done", response_id=self.id, output_index=0,
                    item=self.item.told())  # fmt: skip
         if not self.alone:
-            self._send("conversation.item.done", item=self.item.told(),
-                       previous_item_id=self.owner.before(self.item))  # fmt: skip
+            self.owner.tell_item(self.item, "done")
 
     def _part(self, text: str) -> Event:
         """As content_part events tell it: their types are audio and text."""
