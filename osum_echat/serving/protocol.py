@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, get_args
 
-from osum_echat.errors import ConfigError, InputError
+from osum_echat.errors import InputError
 from osum_echat.logs import logger
 from osum_echat.serving.audio_formats import FORMATS, WireFormat
 
@@ -133,9 +133,17 @@ class TurnSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"turn_detection.threshold {self.threshold}: need 0 to 1")
-        if not 0 <= self.prefix_padding_ms <= 5000 or not 0 <= self.silence_duration_ms <= 10_000:
-            raise ConfigError("turn_detection: need 0 to 5000 ms of padding, 10000 of silence")
+            raise invalid("turn_detection.threshold", self.threshold, "need 0 to 1")
+        for name, most in (("prefix_padding_ms", 5000), ("silence_duration_ms", 10_000)):
+            if not 0 <= getattr(self, name) <= most:
+                raise invalid(f"turn_detection.{name}", getattr(self, name), f"need 0 to {most}")
+
+    def told(self) -> Event:
+        """The object that a session tells."""
+        own = ("eagerness",) if self.kind == "semantic_vad" else (
+            "threshold", "prefix_padding_ms", "silence_duration_ms", "idle_timeout_ms")  # fmt: skip
+        names = ("create_response", "interrupt_response", *own)
+        return {"type": self.kind, **{name: getattr(self, name) for name in names}}
 
 
 def decode_audio(text: str, most_bytes: int = MOST_AUDIO_BYTES) -> bytes:
@@ -186,8 +194,10 @@ class SessionSettings:
         spoken = mapping(audio.get("output"), "session.audio.output")
         changed: dict[str, Any] = {}
         if "output_modalities" in given:
-            changed["modality"] = _modality(given["output_modalities"])
-            told["output_modalities"] = [changed["modality"]]
+            wanted = told["output_modalities"] = given["output_modalities"]
+            if wanted not in (["audio"], ["text"]):
+                raise invalid("output_modalities", wanted, "need ['audio'] or ['text']")
+            (changed["modality"],) = wanted
         if "format" in heard:
             changed["input_format"] = _format(heard["format"], "session.audio.input.format")
         if "format" in spoken:
@@ -197,24 +207,17 @@ class SessionSettings:
                 changed[name] = heard[name]
         if "turn_detection" in heard:
             changed["turn"] = _turn(heard["turn_detection"], self.turn, has_turn_model)
-        if spoken.get("speed") is not None:
-            changed["speed"] = _speed(spoken["speed"])
-            ignored = ignored - {"speed"} if spoken["speed"] == 1 else ignored | {"speed"}
+        if (speed := spoken.get("speed")) is not None:
+            if not isinstance(speed, int | float) or not 0 < speed < 100:
+                raise invalid("audio.output.speed", speed, "need a number")
+            changed["speed"] = float(speed)
+            ignored = ignored - {"speed"} if speed == 1 else ignored | {"speed"}
         changed |= _own(mapping(given.get("x_osum"), "session.x_osum"))
         return replace(self, told=told, ignored=tuple(sorted(ignored)), **changed)
 
     def session(self, number: str, expires_at: int) -> Event:
         """The session object, whole."""
-        turn = self.turn
-        detection = None if turn is None else {
-            "type": turn.kind, "create_response": turn.create_response,
-            "interrupt_response": turn.interrupt_response,
-            **({"eagerness": turn.eagerness} if turn.kind == "semantic_vad" else {
-                "threshold": turn.threshold, "prefix_padding_ms": turn.prefix_padding_ms,
-                "silence_duration_ms": turn.silence_duration_ms,
-                "idle_timeout_ms": turn.idle_timeout_ms,
-            }),
-        }  # fmt: skip
+        detection = None if self.turn is None else self.turn.told()
         return {
             "type": "realtime", "object": "realtime.session", "id": number,
             "expires_at": expires_at, "model": self.model, **self.told,
@@ -245,12 +248,6 @@ def mapping(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _modality(value: Any) -> str:
-    if value not in (["audio"], ["text"]):
-        raise invalid("output_modalities", value, "need ['audio'] or ['text']")
-    return str(value[0])
-
-
 def _format(value: Any, where: str) -> WireFormat:
     name = value.get("type") if isinstance(value, dict) else value
     found = FORMATS.get(str(name))
@@ -259,12 +256,6 @@ def _format(value: Any, where: str) -> WireFormat:
         pcm_hz = FORMATS["audio/pcm"].rate_hz
         raise invalid(where, value, f"not one of {', '.join(FORMATS)}; audio/pcm has rate {pcm_hz}")
     return found
-
-
-def _speed(value: Any) -> float:
-    if not isinstance(value, int | float) or not 0 < value < 100:
-        raise invalid("audio.output.speed", value, "need a number")
-    return float(value)
 
 
 def _turn(value: Any, before: TurnSettings | None, has_model: bool) -> TurnSettings | None:
@@ -284,10 +275,7 @@ def _turn(value: Any, before: TurnSettings | None, has_model: bool) -> TurnSetti
     own = {name: one for name, one in checked.model_dump(exclude_unset=True).items()
            if name in known and (one is not None or name == "idle_timeout_ms")}  # fmt: skip
     start = before if before is not None and before.kind == kind else TurnSettings(kind)
-    try:
-        return replace(start, **own, kind=kind)
-    except (ConfigError, TypeError) as error:
-        raise EventError("invalid_value", str(error), "turn_detection") from error
+    return replace(start, **own, kind=kind)
 
 
 def _own(given: Mapping[str, Any]) -> dict[str, Any]:
