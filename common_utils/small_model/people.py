@@ -18,7 +18,6 @@ from common_utils.command import command
 from common_utils.small_model import waves
 from common_utils.small_model.pieces import heard_words
 from common_utils.tiny_world.world import fraction
-from osum_echat import cli
 from osum_echat.errors import DataError
 from osum_echat.files import write_jsonl
 from osum_echat.logs import logger
@@ -142,4 +141,4 @@ main = command(write, people="folder of tars and manifests", copies="0: as recor
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("people", main))
+    sys.exit(main())

@@ -10,7 +10,6 @@ from pathlib import Path
 from common_utils.command import command
 from common_utils.small_model.hibari import STYLES
 from common_utils.tiny_world.text_tokenizer import save
-from osum_echat import cli
 from osum_echat.inference.talker import PHONEME
 from osum_echat.sequence import NEXT_CLAUSE
 from osum_echat.tasks import SWITCH, TASKS
@@ -55,4 +54,4 @@ main = command(write)
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("phonemes", main))
+    sys.exit(main())

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from common_utils.command import command
-from osum_echat import cli, weights
+from osum_echat import weights
 from osum_echat.errors import CheckpointError
 from osum_echat.models import checkpoint
 from osum_echat.models.echat import EChatModel, EChatSettings
@@ -105,4 +105,4 @@ main = command(start, llm="SmolLM2 as a Qwen2 directory", whisper="Whisper base"
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("pieces", main))
+    sys.exit(main())

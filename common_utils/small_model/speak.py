@@ -27,7 +27,6 @@ from common_utils.small_model.hibari import Hibari, Style
 from common_utils.small_model.pieces import heard_words
 from common_utils.tiny_world import effects, voices
 from common_utils.tiny_world.assets import AssetPaths
-from osum_echat import cli
 from osum_echat.errors import InputError
 from osum_echat.files import read_jsonl, whole_file, write_jsonl
 from osum_echat.logs import logger
@@ -221,4 +220,4 @@ main = command(speak, people="for its noises and rooms", minutes="of speech in e
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("speak", main))
+    sys.exit(main())

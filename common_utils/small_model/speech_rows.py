@@ -29,7 +29,7 @@ from common_utils.small_model.hibari import SAMPLE_RATE_HZ, STYLES, Hibari, Spok
 from common_utils.small_model.phonemes import pieces_of
 from common_utils.tiny_world.speaking import write_wav
 from common_utils.token2wav_recipe.train_tokenizer import UNITS_PER_S, nearest, with_learnt
-from osum_echat import audio, cli
+from osum_echat import audio
 from osum_echat.errors import InputError
 from osum_echat.files import Journal, read_journal, whole_file, write_jsonl
 from osum_echat.logs import logger, progress
@@ -287,4 +287,4 @@ main = command(make, first="the first row's number", units="what train_tokenizer
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("speech_rows", main))
+    sys.exit(main())

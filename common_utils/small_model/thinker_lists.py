@@ -27,7 +27,6 @@ from common_utils.tiny_world.lists import (
     TEXT_TAGS,
 )
 from common_utils.tiny_world.world import fraction
-from osum_echat import cli
 from osum_echat.files import write_jsonl
 from osum_echat.logs import logger
 from osum_echat.records import LIST_KEYS
@@ -111,4 +110,4 @@ main = command(make, parts="what parts.py unpacked", stock="the stock LLM, which
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("thinker_lists", main))
+    sys.exit(main())

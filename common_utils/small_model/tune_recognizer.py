@@ -23,7 +23,7 @@ import yaml
 
 from common_utils.command import command
 from common_utils.small_model.waves import utterances
-from osum_echat import audio, cli, logs
+from osum_echat import audio, logs
 from osum_echat.errors import ConfigError
 from osum_echat.files import whole_file
 from osum_echat.generation.ctc_beam import NEVER, without
@@ -196,4 +196,4 @@ main = command(
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("tune_recognizer", main))
+    sys.exit(main())

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from common_utils.command import command
 from common_utils.small_model.waves import clips, lists_in
-from osum_echat import cli, thinking, weights
+from osum_echat import thinking, weights
 from osum_echat.errors import DataError
 from osum_echat.logs import logger
 from osum_echat.models import checkpoint
@@ -179,4 +179,4 @@ main = command(learn, model="whose encoder hears", kept="folder of statistics",
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("voice_labels", main))
+    sys.exit(main())

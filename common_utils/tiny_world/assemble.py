@@ -19,7 +19,7 @@ import yaml
 from common_utils.command import command
 from common_utils.tiny_world import card
 from common_utils.tiny_world.lists import read_jsonl
-from osum_echat import audio, cli, logs, weights
+from osum_echat import audio, logs, weights
 from osum_echat.errors import CheckpointError
 from osum_echat.files import write_jsonl
 from osum_echat.models import checkpoint
@@ -134,4 +134,4 @@ main = command(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(cli.run("assemble", main))
+    sys.exit(main())

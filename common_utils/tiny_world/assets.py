@@ -16,7 +16,6 @@ from typing import IO
 
 from common_utils import whisper_ctranslate2
 from common_utils.command import command
-from osum_echat import cli
 from osum_echat.errors import DataError
 from osum_echat.files import sha256_of, whole_folder
 from osum_echat.settings import parse, read_mapping
@@ -196,4 +195,4 @@ main = command(fetch_all, wheels="a folder of wheels to use, not the network",
                only="some of them; all: what the tiny world needs")  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(cli.run("assets", main))
+    sys.exit(main())

@@ -24,7 +24,6 @@ from common_utils.tiny_world.manner import AGES, EMOTIONS, EVENTS, GENDERS
 from common_utils.tiny_world.speaking import speak, write_wav
 from common_utils.tiny_world.voices import ESPEAK, Studio, Voice, all_voices, varied
 from common_utils.tiny_world.world import normalise
-from osum_echat import cli
 from osum_echat.files import write_jsonl
 from osum_echat.logs import progress
 
@@ -125,4 +124,4 @@ main = command(write, corpus="what the tiny world made", spoken="drills with sou
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run("drill", main))
+    sys.exit(main())

@@ -14,7 +14,7 @@ from typing import Any
 
 from common_utils.command import command
 from common_utils.tiny_world.world import SPLITS, World, load_world, normalise
-from osum_echat import audio, cli, files
+from osum_echat import audio, files
 from osum_echat.errors import DataError
 from osum_echat.files import KeyedJournal, sha256_of, write_jsonl
 from osum_echat.logs import logger, progress
@@ -221,4 +221,4 @@ main = command(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(cli.run("lists", main))
+    sys.exit(main())

@@ -28,7 +28,7 @@ from common_utils.tiny_world.reply_voice import ReplyVoice, file_name
 from common_utils.tiny_world.speaking import speak, write_wav
 from common_utils.tiny_world.voices import ESPEAK, KOKORO, Studio, Voice, all_voices, varied
 from common_utils.tiny_world.world import Exchange, SaidTurn, load_world
-from osum_echat import cli, logs
+from osum_echat import logs
 from osum_echat.errors import DataError
 
 LIST_FILE, REPLY_RATE_HZ = "exchanges.jsonl", reply_voice.SAMPLE_RATE_HZ
@@ -154,4 +154,4 @@ def make_split(
 main = command(make_split, size="exchanges", kokoro_share="of the users' voices")
 
 if __name__ == "__main__":
-    sys.exit(cli.run("make", main))
+    sys.exit(main())

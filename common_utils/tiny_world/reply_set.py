@@ -17,7 +17,6 @@ from common_utils.tiny_world.lists import read_jsonl, said_by_users
 from common_utils.tiny_world.reply_voice import SAMPLE_RATE_HZ, STYLES, ReplyVoice, file_name
 from common_utils.tiny_world.speaking import write_wav
 from common_utils.tiny_world.world import load_world
-from osum_echat import cli
 from osum_echat.logs import logger, progress
 
 LIST_FILE = "reply.list"
@@ -70,4 +69,4 @@ main = command(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(cli.run("reply_set", main))
+    sys.exit(main())

@@ -18,7 +18,6 @@ from typing import Any
 from common_utils.command import command
 from common_utils.tiny_world.manner import AGES, EMOTIONS, EVENTS, GENDERS, STYLES
 from common_utils.tiny_world.world import Exchange, SaidTurn, World, load_world, normalise
-from osum_echat import cli
 from osum_echat.errors import ConfigError
 from osum_echat.files import read_lines
 from osum_echat.logs import logger
@@ -121,4 +120,4 @@ main = command(make, size="exchanges to learn from", texts="more text to learn f
                "understanding tasks; the English ones are learned from")  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(cli.run("text_tokenizer", main))
+    sys.exit(main())

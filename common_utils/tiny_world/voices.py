@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.reply_voice import Phonemes, one_thread
 from osum_echat.errors import InputError
-from osum_echat.settings import parse, read_mapping
+from osum_echat.settings import read_mapping
 
 Wave = NDArray[np.floating[Any]]        # (samples,); float32 where it leaves a function
 
@@ -92,45 +92,22 @@ class Manner:
     range: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """What all voices of one age and gender have in common, see voices.yaml; (from, to) bounds."""
-
-    f0_hz: tuple[float, ...]
-    formants: tuple[float, ...]
-    rate: tuple[float, ...]
-    breath: tuple[float, ...] = (0.0, 0.02)
-    tremor: tuple[float, ...] = (0.0, 0.0)
-    tilt_db: tuple[float, ...] = (-0.7, 0.7)
-
-
 _TABLE = read_mapping(Path(__file__).with_suffix(".yaml"))
-CELLS = {tuple(cell.split()): parse(Cell, one, f"voices.yaml: {cell}")
-         for cell, one in _TABLE["cells"].items()}  # fmt: skip
+CELLS: dict[tuple[str, ...], dict[str, tuple[float, float]]] = {
+    tuple(cell.split()): _TABLE["usual"] | one for cell, one in _TABLE["cells"].items()
+}
+# How a cell's voices walk between its bounds: so many of so many equal parts a voice.
+PACES = {"f0_hz": (3, 7), "formants": (2, 5), "rate": (1, 4), "breath": (2, 3), "tremor": (1, 3),
+         "tilt_db": (4, 9)}  # fmt: skip
 WOMEN = frozenset(" ".join(one["FEMALE"] for one in _TABLE["espeak"].values()).split())
 WOMEN_FORMANTS = 1.15
 KOKORO_STYLES: dict[str, tuple[float, float]] = _TABLE["kokoro_styles"]
 
 
-def _between(bounds: tuple[float, ...], step: int, of: int) -> float:
-    """Spread evenly: the middle of the given of so many equal parts."""
-    return round(bounds[0] + (bounds[1] - bounds[0]) * (step % of + 0.5) / of, 4)
-
-
-def _voice(
-    name: str, engine: str, variant: str, cell: tuple[str, str], index: int, shift: int
-) -> Voice:
-    """The index-th voice of a cell; each trait walks its bounds at another pace."""
-    traits = CELLS[cell]
-    return Voice(
-        name, engine, variant, *cell,
-        f0_hz=_between(traits.f0_hz, 3 * index + shift, 7),
-        formants=_between(traits.formants, 2 * index + shift, 5),
-        rate=_between(traits.rate, index + shift, 4),
-        breath=_between(traits.breath, 2 * index + shift, 3),
-        tremor=_between(traits.tremor, index + shift, 3),
-        tilt_db=_between(traits.tilt_db, 4 * index + shift, 9),
-    )  # fmt: skip
+def _trait(cell: tuple[str, str], name: str, index: int, shift: int) -> float:
+    """Of the index-th voice of a cell: the middle of a part of the bounds."""
+    (low, high), (step, parts) = CELLS[cell][name], PACES[name]
+    return round(low + (high - low) * ((step * index + shift) % parts + 0.5) / parts, 4)
 
 
 def all_voices(split: str) -> list[Voice]:
@@ -146,13 +123,14 @@ def all_voices(split: str) -> list[Voice]:
         sources += [(KOKORO, one) for one in styles[natural].split()]
         for index, (engine, variant) in enumerate(sources):
             name = f"{split}-{age}-{gender}-{index:02d}".lower()
-            made.append(_voice(name, engine, variant, cell, index, shift))
+            traits = {one: _trait((age, gender), one, index, shift) for one in PACES}
+            made.append(Voice(name, engine, variant, age, gender, **traits))
     return made
 
 
 def varied(voice: Voice, rng: Generator) -> Voice:
     """The voice on another day, or of another person much like it: of the same cell."""
-    low, high = CELLS[voice.cell].f0_hz
+    low, high = CELLS[voice.cell]["f0_hz"]
     return replace(
         voice,
         f0_hz=float(np.clip(voice.f0_hz * rng.uniform(0.95, 1.05), low, high)),

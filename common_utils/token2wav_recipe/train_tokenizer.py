@@ -52,10 +52,8 @@ class UnitSettings:
     energy_weight: float = 0.4         # the same, among loud units
 
     def __post_init__(self) -> None:
-        if not 2 <= self.codes <= 4096:
-            raise ConfigError(f"units.codes {self.codes}: need 2 to 4096")
-        if self.layers < 1 or self.phonetic < 1:
-            raise ConfigError("units.layers and units.phonetic: need 1 or more")
+        check_numbers(self, "units", "codes", 2, 4096)
+        check_numbers(self, "units", "layers phonetic", 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,13 @@
 """Claims about raw lists made of Kaldi folders, Hugging Face data sets and public corpora."""
 
 import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pytest
+import yaml
 from pyarrow import parquet
 
 from common_utils import make_raw_from_hf, make_raw_from_kaldi, make_raw_from_public
@@ -323,87 +323,35 @@ def made(name: str, root: Path, part: str, *more: str) -> list[Utterance]:
     return found
 
 
-SEGMENTS = [
-    {"sid": "A_S1", "begin_time": 0.05, "end_time": 0.15, "text": "你好", "subsets": ["L"]},
-    {"sid": "A_S2", "begin_time": 0.1, "end_time": 0.2, "text": "再见", "subsets": ["TEST_NET"]},
-]
-RECORDING = {"aid": "A", "path": "audio/a.wav", "segments": SEGMENTS}
-VOCAL = ("f0003_0_cough.wav", "m0051_0_throatclearing.wav")
-# Corpus, part, texts and sounds below its folder; key, reply and labels of what is found.
-LAYOUTS = (
-    ("aishell1", "test", {
-        "transcript/aishell_transcript_v0.8.txt":
-            "BAC009S0002W0122 而 对 楼市\nBAC009S0764W0121 甚至 出现\n",
-        "../resource_aishell/speaker.info": "0002 F\n0764 M\n",
-    }, ("wav/train/S0002/BAC009S0002W0122.wav", "wav/test/S0764/BAC009S0764W0121.wav"),
-     [("BAC009S0764W0121", "甚至出现", Labels(gender="MALE"))]),
-    ("aishell2", "iOS/test", {
-        "iOS/test/trans.txt": "IT0011W0001\t换一首歌\n",
-        "iOS/test/wav.scp": "IT0011W0001\twav/T0011/IT0011W0001.wav\n",
-    }, ("iOS/test/wav/T0011/IT0011W0001.wav",), [("IT0011W0001", "换一首歌", Labels())]),
-    ("sphinx", "cards", {
-        "cards/cards.transcription": "<s> ten of clubs  </s> (001)\nfive five (002)\n",
-    }, ("cards/001.wav", "cards/002.wav"),
-     [("001", "ten of clubs", Labels()), ("002", "five five", Labels())]),
-    ("librispeech", "test-clean", {
-        "SPEAKERS.TXT": "; a comment | x\n61   | M | test-clean | 8.08 | Paul\n",
-        "test-clean/61/70968/61-70968.trans.txt": "61-70968-0000 HE BEGAN A COMPLAINT\n",
-    }, ("test-clean/61/70968/61-70968-0000.flac",),
-     [("61-70968-0000", "he began a complaint", Labels(gender="MALE"))]),
-    ("wenetspeech", "TEST_NET", {"WenetSpeech.json": json.dumps({"audios": [RECORDING]}, indent=1)},
-     ("audio/a.wav",), [("A_S2", "再见", Labels(), (0.1, 0.2))]),
-    ("common_voice", "test", {
-        "test.tsv": 'client_id\tpath\tsentence\tage\tgender\n'
-        'a\t1.wav\tHe said "no.\ttwenties\tmale_masculine\nb\t2.wav\tHi\tteens\tmale\n'
-        "c\t3.wav\tHo\tsixties\tfemale\nd\t4.wav\tHa\t\t\n",
-    }, [f"clips/{number}.wav" for number in range(1, 5)],
-     [("1", 'He said "no.<ADULT><MALE>', Labels(age="ADULT", gender="MALE")),
-      ("3", "Ho<OLD><FEMALE>", Labels(age="OLD", gender="FEMALE"))]),
-    ("common_voice", "cv-valid-test", {      # Kaggle's, in its nested folder
-        "cv-valid-test.csv": "filename,text,age,gender\n"
-        "cv-valid-test/sample-000000.wav,hello there,fifties,female\n",
-    }, ("cv-valid-test/cv-valid-test/sample-000000.wav",),
-     [("sample-000000", "hello there<ADULT><FEMALE>", Labels(age="ADULT", gender="FEMALE"))]),
-    ("vocalsound", "te", {
-        "datafiles/te.json": json.dumps({"data": [{"wav": f"/other/{name}"} for name in VOCAL]}),
-    }, [f"audio_16k/{name}" for name in VOCAL],
-     [("f0003_0_cough", "<COUGH>", Labels(gender="FEMALE", event="COUGH")),
-      ("m0051_0_throatclearing", "<THROAT CLEARING>",
-       Labels(gender="MALE", event="THROAT CLEARING"))]),
-    ("meld", "test", {
-        "test_sent_emo.csv": "Sr No.,Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID\n"
-        '1,"Why do all you\'re, er",Mark,surprise,0,0\n2,Yes,Rachel,joy,0,1\n',
-    }, ("sounds/dia0_utt0.wav",),
-     [("test_dia0_utt0", "Why do all you're, er<SURPRISE>", Labels(emotion="SURPRISE"))]),
-    ("mer2023", "test1", {"test1-label.csv": "name,discrete,valence\nsample_1,worried,-1\n"},
-     ("audio/sample_1.wav",), [("sample_1", "<FEAR>", Labels(emotion="FEAR"))]),
-)  # fmt: skip
+LAYOUTS = yaml.safe_load(Path(__file__).with_name("layouts.yaml").read_text(encoding="utf-8"))
 
 
-def lay_out(root: Path, texts: dict[str, str], sounds: Sequence[str]) -> Path:
-    for name, text in texts.items():
+def lay_out(root: Path, layout: dict[str, Any]) -> Path:
+    for name, text in layout["texts"].items():
         write(root / name, text)
-    for name in sounds:
+    for name in layout["sounds"]:
         write_noise(root / name)
     return root
 
 
-@pytest.mark.parametrize(("name", "part", "texts", "sounds", "wanted"), LAYOUTS,
-                         ids=[f"{row[0]}-{row[1]}" for row in LAYOUTS])  # fmt: skip
-def test_each_corpus_is_read_as_it_lies(tmp_path, monkeypatch, name, part, texts, sounds, wanted):
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda one: f"{one['corpus']}-{one['part']}")
+def test_each_corpus_is_read_as_it_lies(tmp_path, monkeypatch, layout):
     monkeypatch.setattr("common_utils.make_raw_from_public.READ_BYTES", 50)
-    found = made(name, lay_out(tmp_path / "root", texts, sounds), part)
-    assert [(one.key, one.user.reply_text, one.labels,
-             *((one.user.segment_s,) if one.user.segment_s else ())) for one in found] == wanted
+    found = made(layout["corpus"], lay_out(tmp_path / "root", layout), layout["part"])
+    assert [one.key for one in found] == [one["key"] for one in layout["found"]]
+    for one, wanted in zip(found, layout["found"], strict=True):
+        assert one.user.reply_text == wanted["reply"]
+        assert one.labels == Labels(**wanted.get("labels", {}))
+        assert one.user.segment_s == (tuple(wanted.get("segment_s", ())) or None)
 
 
 def test_what_is_asked_for_decides_what_is_left_out(tmp_path):
-    name, part, texts, sounds, _ = LAYOUTS[0]
-    root = lay_out(tmp_path / "aishell", texts, sounds)
-    (one,) = made(name, root, part, "--task", "<TRANSCRIBE> <GENDER>")
+    aishell, voices = LAYOUTS[0], LAYOUTS[5]
+    root = lay_out(tmp_path / "aishell", aishell)
+    (one,) = made("aishell1", root, "test", "--task", "<TRANSCRIBE> <GENDER>")
     assert one.user.reply_text == "甚至出现<MALE>" and one.user.text == "甚至出现"
-    name, part, texts, sounds, _ = LAYOUTS[5]
-    assert len(made(name, lay_out(tmp_path / "en", texts, sounds), part, "--task", "asr")) == 4
+    root = lay_out(tmp_path / "en", voices)
+    assert len(made("common_voice", root, "test", "--task", "asr")) == 4
 
 
 def test_a_line_of_a_corpus_that_cannot_be_used_costs_its_utterance(tmp_path, capsys):

@@ -19,7 +19,7 @@ from common_utils.small_model.base_models import Origin
 from common_utils.small_model.export_ear import SPEECH_MARKS
 from common_utils.small_model.parts import as_qwen2
 from common_utils.tiny_world.assets import Asset, Package, contents, unpack_all
-from osum_echat import EChat, cli, paths, weights
+from osum_echat import EChat, paths, weights
 from osum_echat.files import sha256_of
 from osum_echat.generation.ctc_beam import Bigrams
 from osum_echat.models.echat import EChatModel, EChatSettings
@@ -212,7 +212,7 @@ def parts(
 
 def put_together(parts: dict[str, Path], out: Path) -> int:
     words = [f"--{name}={place}" for name, place in (parts | {"out": out}).items()]
-    return cli.run("assemble", lambda: assemble.main(words))
+    return assemble.main(words)
 
 
 def test_the_parts_become_a_model_that_answers(parts, tmp_path, question_wav):

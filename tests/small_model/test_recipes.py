@@ -34,7 +34,7 @@ from common_utils.small_model.speech_rows import Clause, Row, clauses_of, coded
 from common_utils.small_model.texts import CHITCHAT_FILE
 from common_utils.small_model.topics import words as topic_words
 from common_utils.token2wav_recipe.runs import read_lists
-from osum_echat import audio, cli
+from osum_echat import audio
 from osum_echat.errors import DataError, InputError
 from osum_echat.files import write_jsonl
 from osum_echat.models import checkpoint
@@ -140,7 +140,7 @@ def test_each_phoneme_with_its_stress_is_one_id_and_fixed_words_too(vocab):
 @pytest.mark.parametrize("place", ["file", "file/x"])
 def test_an_output_that_cannot_be_is_one_line(place, tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert cli.run("phonemes", lambda: phonemes.main(["--out", str(tmp_path / place)])) == 2
+    assert phonemes.main(["--out", str(tmp_path / place)]) == 2
     assert capsys.readouterr().err.endswith("choose another place\n")
 
 

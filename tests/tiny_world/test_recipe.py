@@ -21,7 +21,7 @@ from common_utils import whisper_ctranslate2
 from common_utils.small_model import features, pieces
 from common_utils.tiny_world import assemble, card, make, step, text_tokenizer
 from osum_echat import EChat, cli
-from osum_echat.errors import CheckpointError, OsumError
+from osum_echat.errors import CheckpointError
 from osum_echat.models.encoder import Encoder, EncoderSettings
 from osum_echat.models.pretrained import encoder_settings, read_whisper, start_encoder
 from osum_echat.paths import TINY
@@ -74,14 +74,13 @@ def test_a_step_that_makes_nothing_is_told(tmp_path: Path, capsys) -> None:
     (pieces.main, "--llm gone --whisper gone --out out", "gone/tokenizer.json: No such file"),
     (text_tokenizer.main, "--texts latin.txt --out out", "latin.txt line 2: byte 4 is not UTF-8"),
     (make.main, "--size 0 --split train --out out", "--size 0: give 1 or more"),
-    (features.main, f"--model {TINY} --out out --lists conf", r"no \*\.list in conf"),
+    (features.main, f"--model {TINY} --out out --lists conf", "no *.list in conf"),
 ])  # fmt: skip
-def test_what_a_step_cannot_use_is_one_line(main, words, told, tmp_path: Path, monkeypatch):
+def test_what_a_step_cannot_use_is_one_line(main, words, told, tmp_path, monkeypatch, capsys):
     (tmp_path / "latin.txt").write_bytes(b"ol\xc3\xa9\ncaf\xe9\n")
     (tmp_path / "conf").symlink_to(ROOT / "conf")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OsumError, match=told):
-        main(words.split())
+    assert main(words.split()) == 2 and told in capsys.readouterr().err
 
 
 def test_the_minutes_of_a_training_are_told_up_to_a_line_that_a_kill_cut_short(tmp_path: Path):
@@ -229,5 +228,5 @@ def test_the_parts_become_a_model_that_answers_with_the_most_telling_sample_firs
 
 def test_a_part_that_is_missing_is_told_in_one_line(parts, tmp_path, capsys):
     (tmp_path / "flow" / "flow.safetensors").unlink()
-    assert cli.run("assemble", lambda: assemble.main(parts)) == 2
+    assert assemble.main(parts) == 2
     assert "flow.safetensors" in capsys.readouterr().err
