@@ -122,7 +122,7 @@ _started: list[Callable[..., Any]] = []     # in a worker process: what loads, t
 
 
 def _begin(start: Start[Any, Any], numbers: Any, threads: int) -> None:
-    """A process of this machine: it ends with the one that started it, which Ctrl-C is left to."""
+    """A process of this machine: it ends with the one that started it, and at Ctrl-C at once."""
     import torch
 
     def watch() -> None:
@@ -132,7 +132,7 @@ def _begin(start: Start[Any, Any], numbers: Any, threads: int) -> None:
         os._exit(1)
 
     Thread(target=watch, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
     os.environ["LOCAL_RANK"] = str(numbers.get())
     logs.setup(quiet=True)
     torch.set_num_threads(threads)

@@ -31,8 +31,8 @@ from typing import Any
 from osum_echat import audio
 from osum_echat.errors import DataError, OsumError
 from osum_echat.evaluation import report, runner
-from osum_echat.evaluation.judge import JUDGEMENTS, Exhibit, Judge, Judged, judge_of
-from osum_echat.evaluation.reply_emotion import EMOTIONS_FILE, NEUTRAL_FILE, reply_emotions
+from osum_echat.evaluation.judge import Exhibit, Judge, Judged, judge_of
+from osum_echat.evaluation.reply_emotion import reply_emotions
 from osum_echat.evaluation.report import CATEGORIES, Cell, Measure, Outcome, Table, mean, share
 from osum_echat.evaluation.runner import Model, Prediction, Run, Suite, limited
 from osum_echat.inference.reply import Reply
@@ -220,7 +220,6 @@ def build(run: Run) -> Suite[Query]:
         "EChat-eval", queries, partial(ask, run), score,
         kind=lambda query: None if query.is_timed else query.way, sounds=Query.sounds,
         lost=lost, shown=judge.settings() | {"reply emotion": options.reply_emotion},
-        keeps=(JUDGEMENTS, EMOTIONS_FILE, NEUTRAL_FILE),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from osum_echat import logs
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.evaluation.endpoint import DEFAULT_URL, Endpoint, EndpointError, objects_in
+from osum_echat.evaluation.runner import JUDGEMENTS
 from osum_echat.files import KeyedJournal
 from osum_echat.metrics import HANZI
 from osum_echat.records import Labels
@@ -30,7 +31,6 @@ RUBRICS = Path(__file__).parent / "rubrics"
 EMPATHY, OPEN = RUBRICS / "empathy-v1.yaml", RUBRICS / "open-v1.yaml"
 LANGUAGES = ("en", "zh")
 RULES = "rules-v1"
-JUDGEMENTS = "judgements.jsonl"
 ENOUGH_TAKEN_UP = 1 / 3
 FEWEST_WORDS, MOST_WORDS = 3, 80
 PER_PRICE_TOKENS = 1_000_000

@@ -26,12 +26,11 @@ import numpy as np
 
 from osum_echat import audio
 from osum_echat.errors import InputError
-from osum_echat.evaluation.runner import Model, Prediction, measured
+from osum_echat.evaluation.runner import EMOTIONS, NEUTRAL, Model, Prediction, measured
 from osum_echat.inference.assistant import EChat
 from osum_echat.metrics import HANZI, TAG
 
 ACOUSTIC, MODEL = "acoustic-v2", "own-model"
-EMOTIONS_FILE, NEUTRAL_FILE = "reply_emotions.jsonl", "neutral.jsonl"
 # One step: pitch 1 semitone, range 2 semitones, rate 10 %, level 2 dB.
 PITCH_STEP_SEMITONES, RANGE_STEP_SEMITONES, RATE_STEP, LEVEL_STEP_DB = 1.0, 2.0, 0.10, 2.0
 MOST_STEPS = 4.0
@@ -205,7 +204,7 @@ def reply_emotions(
         if options.reply_emotion == MODEL:
             return partial(_as_heard, model)
         key = f"{language}:{style or ''}"
-        found = measured(out / NEUTRAL_FILE, [{"key": key}], "neutral", lambda _: asdict(
+        found = measured(out / NEUTRAL, [{"key": key}], "neutral", lambda _: asdict(
             read_neutral(model.assistant, language, style)))  # fmt: skip
         return Acoustic(Delivery(**found[key]))
 
@@ -215,7 +214,7 @@ def reply_emotions(
 
     sounding = [one for one in made if one["wav"] is not None]
     by = f"{options.reply_emotion}:{style}" if style else options.reply_emotion
-    heard = measured(out / EMOTIONS_FILE, sounding, "emotion", hear, by)
+    heard = measured(out / EMOTIONS, sounding, "emotion", hear, by)
     return {key: one["label"] for key, one in heard.items() if one is not None}
 
 

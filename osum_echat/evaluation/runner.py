@@ -42,6 +42,8 @@ from osum_echat.ray_pool import Pool, as_done
 
 LOG = logs.logger(__name__)
 SETTINGS, PREDICTIONS = "settings.json", "predictions.jsonl"
+JUDGEMENTS, EMOTIONS, NEUTRAL, HEARD, LIKENESS = (      # what is kept of measuring predictions
+    f"{name}.jsonl" for name in ("judgements", "reply_emotions", "neutral", "heard", "similarity"))
 PACKAGES = ("torch", "transformers", "numpy", "onnxruntime", "soundfile")
 DIGESTED, PIECE_BYTES = 1024, 4096      # pieces of each file of a model, spread over it
 ASKED_AT_ONCE = 8                       # items that share a batch
@@ -72,7 +74,7 @@ class Suite(Generic[Item]):
     there is none, files go to the folder; score: what all answers amount to; kind: items of one
     kind may be asked together, None: alone; sounds: files and words that an item's answer depends
     on; lost: where a line of the data cannot be used, and why; fixed: settings that predictions
-    depend on; shown: other ones; keeps: files of its own in OUT, which --overwrite removes too.
+    depend on; shown: other ones.
     """
 
     title: str
@@ -84,7 +86,6 @@ class Suite(Generic[Item]):
     lost: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     shown: Mapping[str, Any] = field(default_factory=dict)
-    keeps: Sequence[str] = ()
 
 
 class Model:
@@ -164,7 +165,8 @@ def run(suite: Suite[Item], asked: Run) -> tuple[Outcome, int]:
     """
     out, fixed = asked.options.out, _fixed(suite, asked)
     if asked.options.overwrite:
-        clear(out, [out / name for name in (PREDICTIONS, *suite.keeps, SETTINGS)])
+        clear(out, [out / name for name in (PREDICTIONS, JUDGEMENTS, EMOTIONS, NEUTRAL, HEARD,
+                                            LIKENESS, SETTINGS)])  # fmt: skip
     settle(out, fixed, answers=[out / PREDICTIONS])
     if not suite.items:
         why = f" ({next(iter(suite.lost.values()))})" if suite.lost else ""

@@ -26,7 +26,6 @@ from osum_echat.token2wav.model import SPEAKER_FILES, find_files, first_of
 from osum_echat.token2wav.voice import SpeakerEncoder, make_prompt
 
 OWN = "own-model"
-HEARD_FILE, LIKENESS_FILE = "heard.jsonl", "similarity.jsonl"
 WHISPER_FILES = ("model.bin", "tokenizer.json")
 LANGUAGES = {"english": "en", "chinese": "zh"}
 COLUMNS = {"english": "test-en", "chinese": "test-zh"}
@@ -105,7 +104,6 @@ def build(run: Run) -> Suite[Sentence]:
         "Speech synthesis", sentences, ask, partial(score, run, sentences, own_voice),
         sounds=lambda one: [one.words, *([one.prompt] if one.prompt else ())], lost=lost,
         fixed={"tts task": options.tts_task, "own voice": own_voice}, shown={"asr": options.asr},
-        keeps=(HEARD_FILE, LIKENESS_FILE),
     )  # fmt: skip
 
 
@@ -171,11 +169,11 @@ def score(
     made, said = runner.made(found), {one.key: one for one in sentences}
     asr = run.options.asr
     hear = cache(lambda: recogniser(asr, run.model))
-    heard = runner.measured(out / HEARD_FILE, made, "heard", lambda one: hear()(
+    heard = runner.measured(out / runner.HEARD, made, "heard", lambda one: hear()(
         out / one["wav"], language_of(said[one["key"]].text)), by=asr)  # fmt: skip
     prompts = {one.key: one.prompt for one in sentences if one.prompt is not None}
     cosines = runner.measured(
-        out / LIKENESS_FILE, [one for one in made if one["key"] in prompts], "cosine",
+        out / runner.LIKENESS, [one for one in made if one["key"] in prompts], "cosine",
         lambda one: _cosine(run.model, out / one["wav"], prompts[one["key"]]),
     )  # fmt: skip
     likeness = {key: one for key, one in cosines.items() if one is not None}

@@ -19,7 +19,7 @@ from typing import Any
 from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.evaluation import report, runner
 from osum_echat.evaluation.echat_eval import SOUNDS
-from osum_echat.evaluation.judge import JUDGEMENTS, OPEN, RULES, ChatJudge, Exhibit, Rubric
+from osum_echat.evaluation.judge import OPEN, RULES, ChatJudge, Exhibit, Rubric
 from osum_echat.evaluation.report import Measure, Outcome, Table, mean, share
 from osum_echat.evaluation.runner import Prediction, Run, Suite, limited
 from osum_echat.files import write_jsonl
@@ -131,7 +131,6 @@ def build(run: Run) -> Suite[Question]:
         "VoiceBench", questions, ask, partial(score, questions, judge),
         sounds=lambda one: [one.wav], lost=lost, fixed={"task": TASK},
         shown=judge.settings() if judge else {"judge": "none for open questions"},
-        keeps=(JUDGEMENTS,),
     )  # fmt: skip
 
 

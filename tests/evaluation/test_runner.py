@@ -12,8 +12,7 @@ import pytest
 from osum_echat.errors import CheckpointError, InputError
 from osum_echat.evaluation import __main__ as door
 from osum_echat.evaluation.echat_eval import TIMED
-from osum_echat.evaluation.reply_emotion import EMOTIONS_FILE
-from osum_echat.evaluation.runner import FAULTS_IN_A_ROW, Isolated, Model, digest_of
+from osum_echat.evaluation.runner import EMOTIONS, FAULTS_IN_A_ROW, Isolated, Model, digest_of
 from osum_echat.files import KeyedJournal
 from osum_echat.paths import TINY
 from tests.evaluation.judge_server import scores as judged_scores
@@ -100,7 +99,7 @@ def test_another_plain_manner_is_compared_with_and_overwriting_forgets_what_was_
     data, out = write_queries(tmp_path / "data"), tmp_path / "out"
     run(data, out, Spoken())
     run(data, out, Spoken(), "--neutral-style", "CALM")
-    neutral, heard = (out / "neutral.jsonl").read_text(), (out / EMOTIONS_FILE).read_text()
+    neutral, heard = (out / "neutral.jsonl").read_text(), (out / EMOTIONS).read_text()
     assert neutral.count('"en:CALM"') == 1 and neutral.count("\n") == 2
     assert heard.count("acoustic-v2:CALM:q1/label") == 1 and heard.count("q1/label") == 2
     run(data, out, Spoken(), "--seed", "5", "--overwrite")
