@@ -271,7 +271,7 @@ def _hear(model: LoadedModel, state: RequestState, prompt: Tensor) -> tuple[Requ
         else:
             state = nothing_heard(model, state)
             return state, decoder.embed_prompts(model.network, [state.row], model.vocab)[0]
-    if request.writes_heard:
+    if request.task.understands or request.kind == "label":     # words or labels are written down
         rules.append(CtcPrefixScorer(
             log_probs, words, first, labels, weight=model.generation.ctc_weight,
             begins=request.task.transcript or (request.kind == "label" and bool(request.opening)),

@@ -75,11 +75,6 @@ class Request:
     greedy: bool
     recognition: Recognition | None = None      # where the CTC spells: what was heard
 
-    @property
-    def writes_heard(self) -> bool:
-        """Whether the answer writes the user's words or labels down."""
-        return self.task.understands or self.kind == "label"
-
 
 @dataclass(frozen=True, slots=True)
 class RequestState:
@@ -145,7 +140,8 @@ def prepare(model: LoadedModel, request: Request, seed: int, timer: reply.Timer)
     history = read_again(model, request.utterance.history)
     request = replace(request, utterance=replace(request.utterance, history=history))
     task, utterance = request.task, request.utterance
-    clips, seconds, is_silent = _clips(model, request)
+    turns = [*history, *([utterance.user] if task.hears else [])]
+    clips, seconds, is_silent = _clips(model, task, turns)
     if model.network.settings.ctc is not None and task.hears and not is_silent:
         request, clips, is_silent = _recognized(model, request, clips)
     row = compose(
@@ -180,12 +176,8 @@ def prepare(model: LoadedModel, request: Request, seed: int, timer: reply.Timer)
 
 def opening_row(model: LoadedModel, history: Sequence[Turn], task: Task) -> Row:
     """What a dialogue's prompt begins with: all up to the sound of the user's next turn."""
-    clips: list[Clip] = []
     history = read_again(model, history)
-    for turn in history:
-        if turn.audio is not None:
-            samples = audio.read(turn.audio, segment_s=turn.segment_s).samples
-            clips.append(audio.log_mel(samples, model.network.settings.encoder.mels))
+    clips, _, _ = _clips(model, task, history)
     if model.network.settings.ctc is not None:
         clips = [_spelt(model, one)[1] for one in clips if isinstance(one, Tensor)]
     sound = torch.zeros(1, model.network.settings.encoder.mels)     # in the place of the next one
@@ -300,29 +292,29 @@ def _kind(model: LoadedModel, wanted: str | None) -> str:
     return able
 
 
-def _clips(model: LoadedModel, request: Request) -> tuple[list[Clip], float | None, bool]:
-    """The features of earlier turns and of the user's own; the latter's length, and its silence."""
-    turns = [turn for turn in request.utterance.history if turn.audio is not None]
-    if request.task.hears:
-        turns.append(request.utterance.user)
+def _clips(
+    model: LoadedModel, task: Task, turns: Sequence[Turn]
+) -> tuple[list[Clip], float | None, bool]:
+    """The features of turns that have sound; the length of the last one's, and its silence."""
     clips: list[Clip] = []
     seconds, is_silent = None, False
     for turn in turns:
-        assert turn.audio is not None
+        if turn.audio is None:
+            continue
         sound = audio.read(turn.audio, segment_s=turn.segment_s)
         name = turn.audio if isinstance(turn.audio, Path) else "audio"
         for finding in sound.findings:
             LOG.warning("%s: %s", name, finding)
         samples = sound.samples
         seconds, is_silent = len(samples) / audio.SAMPLE_RATE_HZ, _is_silent(samples)
-        if seconds > LONGEST_TURN_S and not request.task.understands:
+        if seconds > LONGEST_TURN_S and not task.understands:
             raise InputError(
-                f"{name}: {seconds:.0f} s of audio; task {request.task.name} takes up to "
+                f"{name}: {seconds:.0f} s of audio; task {task.name} takes up to "
                 f"{LONGEST_TURN_S} s a turn: cut it, or use asr or understand (up to "
                 f"{audio.LONGEST_S // 60} minutes)"
             )
         clips.append(audio.log_mel(samples, model.network.settings.encoder.mels, name))
-    return (clips, seconds, is_silent) if request.task.hears else (clips, None, False)
+    return (clips, seconds, is_silent) if task.hears else (clips, None, False)
 
 
 def _recognized(

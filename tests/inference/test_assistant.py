@@ -268,7 +268,9 @@ def test_threads_share_no_state(echat, question_wav):
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_many_answered_together_are_as_one_by_one(echat, question_wav, tmp_path, greedy):
+def test_many_answered_together_are_as_one_by_one(
+    echat, question_wav, tmp_path, greedy, model_directory
+):
     samples, rate = soundfile.read(question_wav)
     sources = []
     for number, task in enumerate(("s2s", "asr", "s2s_think", "understand", "s2s", "s2t")):
@@ -277,8 +279,10 @@ def test_many_answered_together_are_as_one_by_one(echat, question_wav, tmp_path,
         sources.append(Utterance(str(number), task, Turn(audio=path)))
     sources.append(Utterance("7", "tts", Turn(reply_text="<SOFT>I am sorry.")))
     alone = [echat.reply(source, greedy=greedy, seed=4) for source in sources]
-    for batch_size in (3, 8):
-        many = echat.reply_many(sources, greedy=greedy, seed=4, batch_size=batch_size)
+    shared = EChat.load(model_directory, device="cpu", share=echat)
+    shared.share()
+    for answering, batch_size in ((echat, 3), (echat, 8), (shared, 8)):
+        many = answering.reply_many(sources, greedy=greedy, seed=4, batch_size=batch_size)
         for one, reply in zip(many, alone, strict=True):
             same = {"wave": None, "timings": reply.timings}
             assert replace(one, **same) == replace(reply, **same)
@@ -286,6 +290,7 @@ def test_many_answered_together_are_as_one_by_one(echat, question_wav, tmp_path,
             if reply.wave is not None:
                 torch.testing.assert_close(one.wave, reply.wave)
             assert 0 < one.timings.prefill_s < one.timings.total_s
+    shared.model.engine.close()
 
 
 def test_each_of_many_may_have_a_seed_of_its_own(echat, question_wav):
