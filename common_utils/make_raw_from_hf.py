@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,10 @@ def make(
     """Make the raw list of a data set."""
     columns, place = Columns(audio, text, key), absolute(out)
     places = find_places(folder, split)
+    if any(one.suffix == ".parquet" or one.is_dir() for one in places):
+        for name in ("datasets", "pyarrow"):
+            if find_spec(name) is None:
+                raise InputError(f"{folder}: {NEEDS}")
     stems = stems_of(folder, places)
     items = [rows for one in places for rows in _portions(one, stems[one])]
     job = Job(
@@ -291,10 +296,8 @@ def _object(line: bytes, where: str, file: Path) -> Mapping[str, Any] | Dropped:
 @lru_cache(maxsize=1)
 def _saved(folder: Path) -> Any:
     """What save_to_disk wrote."""
-    try:
-        from datasets import load_from_disk
-    except ImportError as error:
-        raise InputError(f"{folder}: {NEEDS}") from error
+    from datasets import load_from_disk
+
     try:
         return load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
@@ -302,11 +305,8 @@ def _saved(folder: Path) -> Any:
 
 
 def _parquet(file: Path) -> Any:
-    try:
-        import datasets  # noqa: F401  (reads what parquet holds; its absence is told here)
-        from pyarrow import lib, parquet
-    except ImportError as error:
-        raise InputError(f"{file}: {NEEDS}") from error
+    from pyarrow import lib, parquet
+
     try:
         return parquet.ParquetFile(file)
     except (lib.ArrowException, OSError) as error:

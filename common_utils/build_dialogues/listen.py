@@ -23,6 +23,7 @@ from osum_echat.evaluation.runner import Model
 from osum_echat.evaluation.tts import Recogniser, recogniser
 from osum_echat.inference.assistant import EChat
 from osum_echat.inference.load import token2wav_place
+from osum_echat.settings import check_word
 from osum_echat.thinking import VALUES
 from osum_echat.token2wav.model import SPEAKER_FILES, find_files, first_of
 from osum_echat.token2wav.voice import SpeakerEncoder
@@ -49,9 +50,7 @@ class ListenSettings:
         if self.recognizer == "endpoint" and self.endpoint is None:
             raise ConfigError("listen.endpoint: missing; recognizer: endpoint needs model and url")
         for name in self.labels:
-            if name not in VALUES:
-                raise ConfigError(f"listen.labels: {name!r} cannot be heard; choose of "
-                                  f"{', '.join(VALUES)}")  # fmt: skip
+            check_word("listen.labels", name, VALUES)
 
 
 @dataclass(frozen=True, slots=True)

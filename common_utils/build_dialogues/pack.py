@@ -32,6 +32,8 @@ DIALOGUES, REPLIES, WRITTEN = "dialogues", "replies", "written"
 THINK_TAG, HISTORY_TAG = "<S2TCHAT> <TEXT2TOKEN> <THINK>", "<S2TCHAT> <TEXT2TOKEN> <HISTORY>"
 PLAIN_TAG, TTS_TAG, T2T_TAG = "<S2TCHAT> <TEXT2TOKEN>", "<TEXT2TOKEN>", "<TEXT2TEXT>"
 CALM = "CALM"
+COUNTED = ("rows", "category", "language", "turns", "words", "questions", "age", "gender",
+           "emotion", "event", "style", "cues")  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -195,23 +197,12 @@ def card(
     steps: Mapping[str, Mapping[str, Any]],
 ) -> str:  # fmt: skip
     """The data card. made_by: what made which part; steps: kept, dropped and bill of each."""
-    lines = [f"# {settings.title}", "", f"{found['dialogues']} dialogues, "
-             f"{found['hours']['questions']:.2f} h of questions and "
-             f"{found['hours']['replies']:.2f} h of replies. Licence: {settings.licence}.", "",
-             "Made by common_utils/build_dialogues: nobody said or lived what stands here, but for "
-             "recordings that are counted below.", "", "## How it was made", "",
-             "| part | by |", "|---|---|"]  # fmt: skip
-    lines += [f"| {name} | {value} |" for name, value in made_by.items()]
-    lines += ["", "| step | kept | dropped | calls | cost |", "|---|---|---|---|---|"]
-    for name, one in steps.items():
-        dropped = ", ".join(f"{reason}: {count}" for reason, count in one["dropped"].items())
-        calls, cost = one["bill"].get("calls", 0), one["bill"].get("cost", 0.0)
-        lines.append(f"| {name} | {one['kept']} | {dropped or 'none'} | {calls:g} | {cost:.4f} |")
-    lines += ["", "## What is in it", "", "| what | how often |", "|---|---|"]
-    for name in ("rows", "category", "language", "turns", "words", "questions", "age", "gender",
-                 "emotion", "event", "style", "cues"):  # fmt: skip
-        told = ", ".join(f"{value} {count}" for value, count in found[name].items())
-        lines.append(f"| {name} | {told} |")
-    lines += ["", "## Sources", "", "| source | licence | use |", "|---|---|---|"]
-    lines += [f"| {one.name} | {one.licence} | {one.use} |" for one in settings.sources]
-    return "\n".join([*lines, ""])
+    from jinja2 import Template
+
+    def told(counts: Mapping[str, int], between: str) -> str:
+        return ", ".join(f"{name}{between}{count}" for name, count in counts.items())
+
+    text = Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
+    return Template(text, keep_trailing_newline=True).render(
+        settings=settings, found=found, made_by=made_by, steps=steps, told=told, counted=COUNTED
+    )

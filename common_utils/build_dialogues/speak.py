@@ -38,6 +38,7 @@ from osum_echat.data.sources import Dropped
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.evaluation.endpoint import EndpointError
 from osum_echat.records import Labels
+from osum_echat.settings import check_word
 from osum_echat.token2wav.voice import VoicePrompt
 
 ASSISTANT = "assistant"  # the key of the replies' voice
@@ -62,8 +63,7 @@ class EngineSettings:
     recordings: str | None = None
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ConfigError(f"speak.engine: {self.engine!r}, choose {', '.join(ENGINES)}")
+        check_word("speak.engine", self.engine, ENGINES)
         if self.engine == "endpoint" and self.endpoint is None:
             raise ConfigError("speak.endpoint: missing; engine: endpoint needs model and url")
 

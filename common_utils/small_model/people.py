@@ -21,30 +21,15 @@ from common_utils.tiny_world.world import fraction
 from osum_echat.errors import DataError
 from osum_echat.files import write_jsonl
 from osum_echat.logs import logger
+from osum_echat.settings import read_mapping
 
-WORDS = (
-    "librispeech_train_clean5", "librispeech_dev_clean_part", "librispeech_train_clean100_4spk",
-    "common_voice_en", "vctk_samples", "misc_en", "picovoice_wakewords",
-)  # fmt: skip
+SETS = read_mapping(Path(__file__).with_suffix(".yaml"))
 SAID = ("text", "speaker", "seconds")  # what a line of these tells
 KEYWORDS = "picovoice_wakewords"
 KEYWORD_SHARE = 0.25  # of these one-word clips: there are many of few words
-DEV_SPEAKERS = frozenset({
-    "ls1272", "ls2428", "ls1462", "ls3000", "vctk_p225", "vctk_p226", "vctk_p302",
-})  # fmt: skip
 DEV_SHARE = 0.1  # of the speakers of the sets with a clip or some each
-ADULT_SETS = frozenset({"vctk_samples", "librispeech_train_clean5", "librispeech_dev_clean_part",
-                        "librispeech_train_clean100_4spk"})  # fmt: skip
-OLD_AGES = frozenset({"60s", "70s", "80s", "90s"})
 LONGEST_S = 20.0
 NOISES = 1200  # where nobody speaks
-EMOTIONS = {
-    "elation": "HAPPY", "triumph": "HAPPY", "amusement": "HAPPY", "sadness": "SAD",
-    "anger": "ANGER", "fear": "FEAR", "disgust": "DISGUST", "neutral": "NEUTRAL",
-    "surprise (positive)": "SURPRISE", "surprise (negative)": "SURPRISE",
-}  # fmt: skip
-EVENTS = {"amusement": "LAUGH", "relief": "SIGH", "pain": "GROAN", "baby_cry": "CRY",
-          "sneeze": "SNEEZE", "laughter": "LAUGH"}  # fmt: skip
 
 log = logger(__name__)
 
@@ -52,14 +37,14 @@ log = logger(__name__)
 def is_dev(line: dict[str, Any]) -> bool:
     """Whether a clip's speaker is kept for choosing between models."""
     speaker: str = line["speaker"]
-    if speaker in DEV_SPEAKERS:
+    if speaker in SETS["dev_speakers"]:
         return True
     return speaker.startswith(("cv_", "eg_", "fs_")) and fraction(f"dev {speaker}") < DEV_SHARE
 
 
 def spoken(people: Path, most: int) -> Iterator[tuple[str, dict[str, Any], waves.Wave, str]]:
     """Set, manifest line, clip and words of what can be learnt from; most: clips of a set."""
-    for name in WORDS:
+    for name in SETS["words"]:
         for line, wave in islice(waves.recordings(people, name, SAID), most):
             words = heard_words(line["text"])
             if not words or line["seconds"] > LONGEST_S or len(wave) < waves.RATE_HZ // 3:
@@ -72,9 +57,9 @@ def spoken(people: Path, most: int) -> Iterator[tuple[str, dict[str, Any], waves
 def labels_of(name: str, line: dict[str, Any]) -> dict[str, str | None]:
     """Age and gender as far as they are known."""
     gender = str(line.get("gender", "")).upper()
-    age = "ADULT" if name in ADULT_SETS else None
+    age = "ADULT" if name in SETS["adults"] else None
     if told := str(line.get("age", "")):
-        age = "OLD" if told in OLD_AGES else "ADULT"
+        age = "OLD" if told in SETS["old"] else "ADULT"
     return {"age": age, "gender": gender if gender in ("MALE", "FEMALE") else None}
 
 
@@ -103,10 +88,10 @@ def words_lists(people: Path, out: Path, copy: int, around: waves.Surroundings, 
 def burst_lists(people: Path, out: Path, around: waves.Surroundings, most: int) -> None:
     """Sounds without words: bursts of a voice with their labels, and noises where nobody speaks."""
     lists: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-    for name in ("emogator", "esc10_human"):
+    for name in SETS["bursts"]:
         for line, wave in islice(waves.recordings(people, name, ("speaker",)), most):
             kind = str(line.get("emotion") or line.get("event"))
-            labels = {"emotion": EMOTIONS.get(kind), "event": EVENTS.get(kind)}
+            labels = {name: SETS[f"{name}s"].get(kind) for name in ("emotion", "event")}
             if not any(labels.values()) or len(wave) < waves.RATE_HZ // 3:
                 continue
             key = Path(line["name"]).stem

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from common_utils.small_model.topics import any_of
 from common_utils.tiny_world.world import fraction, load_world
@@ -50,14 +49,17 @@ def is_clean(text: str) -> bool:
     return not UNWANTED.search(text) and not PRIVATE.search(text)
 
 
-def conversations(parts: Path) -> list[Conversation]:
+@lru_cache(maxsize=1)
+def conversations(parts: Path) -> tuple[Conversation, ...]:
     """All conversations of chitchat-dataset, without the messages that are not clean.
 
     parts: the folder that parts.py unpacks to. A turn without clean messages ends what is used of
     a conversation. Raises DataError where the file is missing.
     """
-    found = []
-    for key, raw in _chitchat(parts).items():
+    path, found = parts / CHITCHAT_FILE, []
+    if not path.is_file():
+        raise DataError(f"{path}: missing; run common_utils.small_model.parts")
+    for key, raw in json.loads(path.read_text("utf-8")).items():
         turns = []
         for turn in raw["messages"]:
             messages = tuple(_SPACES.sub(" ", one["text"]).strip() for one in turn)
@@ -65,7 +67,7 @@ def conversations(parts: Path) -> list[Conversation]:
                 break
             turns.append(tuple(message for message in messages if message))
         found.append(Conversation(key, tuple(turns), fraction(f"chitchat {key}") < HELD_OUT_SHARE))
-    return found
+    return tuple(found)
 
 
 def chat_sentences(parts: Path, held_out: bool, words: tuple[int, int] = (3, 14)) -> list[str]:
@@ -125,12 +127,3 @@ def world_sentences(split: str = "train", size: int = WORLD_EXCHANGES) -> list[s
         for said in (*(turn.user_text for turn in exchange.turns), exchange.user_text):
             found.setdefault(said)
     return sorted(found, key=lambda one: fraction(f"order {one}"))
-
-
-@lru_cache(maxsize=1)
-def _chitchat(parts: Path) -> dict[str, Any]:
-    path = parts / CHITCHAT_FILE
-    if not path.is_file():
-        raise DataError(f"{path}: missing; run common_utils.small_model.parts")
-    raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return raw

@@ -71,7 +71,7 @@ def test_held_out_chats_share_no_sentence_and_private_data_ends_a_conversation(t
     path = tmp_path / texts.CHITCHAT_FILE
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(raw))
-    texts._chitchat.cache_clear()
+    texts.conversations.cache_clear()
     train, held_out = (set(texts.chat_sentences(tmp_path, held_out=one)) for one in (False, True))
     assert train and held_out and not train & held_out
     assert len(train) + len(held_out) == 40
