@@ -43,7 +43,8 @@ def parser_of(
 
 def called(function: Callable[..., Result], given: argparse.Namespace, **more: Any) -> Result:
     """Call the function with what was parsed, and more."""
-    values = vars(given) | more
+    lists = {name: tuple(one) for name, one in vars(given).items() if isinstance(one, list)}
+    values = vars(given) | lists | more
     arguments = inspect.signature(function).parameters
     words = [values.pop(name) for name, one in arguments.items() if one.kind is one.POSITIONAL_ONLY]
     return function(*words, **{name: values[name] for name in arguments if name in values})

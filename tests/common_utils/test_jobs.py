@@ -7,11 +7,12 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from common_utils import extract_speech_tokens
+from common_utils.command import command
 from common_utils.jobs import Job, Made, Report, Work, in_order, pieces, records, run
 from osum_echat import audio, files
 from osum_echat.data.sources import Dropped
@@ -45,6 +46,23 @@ def job(out: Path, make, settings: str = "same", is_intact=bool, **more) -> Repo
     made = Job(out, settings, make, lambda number: marks.get(number, str(number)),
                (), Work(**more), is_intact)  # fmt: skip
     return run(made, range(count), "numbers")
+
+
+def test_what_a_function_takes_are_the_options_of_its_command():
+    taken = []
+
+    def take(
+        what: Literal["a", "b"], /, size: int, places: tuple[Path, ...] = (), fast: bool = False,
+        name: str | None = None,
+    ) -> None:  # fmt: skip
+        taken.append((what, size, places, fast, name))
+
+    main = command(take, size="how large")
+    assert main("a --size 3 --places x y --fast".split()) == main("b --size 4".split()) == 0
+    assert taken == [("a", 3, (Path("x"), Path("y")), True, None), ("b", 4, (), False, None)]
+    for wrong in ("c --size 3", "a", "a --size x", "a --size 3 more"):
+        with pytest.raises(SystemExit):
+            main(wrong.split())
 
 
 @pytest.mark.parametrize("stop", [0, 1, 7, 99])
