@@ -161,7 +161,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     """The tensors of the files that an index names; all must lie beside it."""
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(places.values()))
+        files = sorted({str(name) for name in places.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: no index of safetensors files ({error})") from error
     outside = [name for name in files if Path(name).name != name]
