@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from osum_echat.errors import InputError, OsumError
 from osum_echat.inference import reply as events
 from osum_echat.inference.reply import AudioPiece, Done, Event, Reply
-from osum_echat.serving.audio_formats import FORMATS
-from osum_echat.serving.feedback import Feedback, reply_wav
+from osum_echat.serving.audio_formats import FORMATS, encode_file
+from osum_echat.serving.feedback import Feedback
 from osum_echat.serving.session import (
     FIRST_TASK,
     HEARABLE,
@@ -114,9 +114,9 @@ class Answer:
             for name, seconds in asdict(reply.timings).items()
             if seconds is not None and name != "load_s"
         }
-        if (wav := reply_wav(reply)) is not None:
+        if reply.wave is not None and reply.sample_rate_hz is not None:
             path = folder / f"reply_{self.key}.wav"
-            path.write_bytes(wav)
+            path.write_bytes(encode_file(reply.wave.numpy(), reply.sample_rate_hz, "wav"))
             self.wav, self.mel = str(path), spectrogram(reply.wave, reply.sample_rate_hz)
 
 

@@ -44,7 +44,7 @@ class Feedback:
             with self._lock:
                 line = _line(verdict, note[:LONGEST_NOTE], question, reply, model, now)
                 line["wav"] = self._keep(question.clip, Path(question.name).suffix.lower())
-                line["extra"]["a_wav_path"] = self._keep(reply_wav(reply), ".wav")
+                line["extra"]["a_wav_path"] = self._keep(_sound(reply), ".wav")
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
         except OSError as error:
@@ -88,7 +88,7 @@ def _line(
     }  # fmt: skip
 
 
-def reply_wav(reply: "Reply") -> bytes | None:
+def _sound(reply: "Reply") -> bytes | None:
     """The sound of a reply as a wav file, if it has one."""
     if reply.wave is None or reply.sample_rate_hz is None:
         return None

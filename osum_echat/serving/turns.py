@@ -184,14 +184,18 @@ class VoiceActivity:
     async def _serve(self) -> None:
         while self._due:
             batch, self._due = self._due, []
-            failed, found = None, [[] for _ in batch]
+            found: list[Any]                # of each session: its probabilities, or what failed
             try:
                 found = await asyncio.to_thread(self._run_all, batch)
             except Exception as error:
-                failed = error
+                found = [error] * len(batch)
             for (*_, answer), value in zip(batch, found, strict=True):
-                if not answer.done():
-                    answer.set_exception(failed) if failed else answer.set_result(value)
+                if answer.done():           # its session is gone
+                    continue
+                if isinstance(value, Exception):
+                    answer.set_exception(value)
+                else:
+                    answer.set_result(value)
 
     def _run_all(self, batch: list[_Heard]) -> list[list[float]]:
         """The first windows of all sessions in one call, then the second ones."""
