@@ -121,7 +121,6 @@ def test_several_wavs_are_answered_together(run, question_wav, tmp_path):
 
 @pytest.mark.parametrize(("options", "message"), [
     (("--task", "s2x", "--wav", "q.wav"), "task 's2x': not one of"),
-    (("--threads", "many"), "--threads: 'many': give a whole number from 1"),
     (("--task", "s2s"), "give what it answers by --wav"),
     (("--text", ""), "give what it answers by --text"),
     (("--task", "tts", "--text", "<SOFT> "), "give it a text that is not empty"),
