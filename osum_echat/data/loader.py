@@ -1,5 +1,6 @@
 """Endless batches from weighted lists: prefetched, counted drops, exact resume."""
 
+import os
 import random
 import signal
 import sys
@@ -9,10 +10,11 @@ from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.multiprocessing import get_sharing_strategy
 from torch.utils.data import DataLoader
 
 from osum_echat.data.batching import (
@@ -263,16 +265,27 @@ def _collected(made: Iterator[MadeBatch]) -> list[MadeBatch | OsumError]:
 
 
 def _shared(batch: Batch) -> Batch:
-    """The tensors of a batch as parts of one shared block: one file to hand over, not a dozen."""
+    """The tensors of a batch as parts of one shared block: one file to hand over, not a dozen.
+
+    They are written into the file, as a copy through memory stops at each new page.
+    """
     values = {one.name: getattr(batch, one.name) for one in fields(batch)}
     tensors = {name: one for name, one in values.items() if isinstance(one, Tensor)}
     sizes = [-(-one.nbytes // _ALIGNED) * _ALIGNED for one in tensors.values()]
-    block = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(sum(sizes)))
-    parts = zip(tensors.items(), block.split(sizes), strict=True)
-    return replace(batch, **{
-        name: part[: one.nbytes].view(one.dtype).view(one.shape).copy_(one)
-        for (name, one), part in parts
-    })  # fmt: skip
+    storage = torch.UntypedStorage._new_shared(sum(sizes))
+    file = storage._share_fd_cpu_()[0] if get_sharing_strategy() == "file_descriptor" else None
+    block, at = torch.empty(0, dtype=torch.uint8).set_(storage), 0
+    shared: dict[str, Any] = {}
+    for (name, one), size in zip(tensors.items(), sizes, strict=True):
+        shared[name] = block[at : at + one.nbytes].view(one.dtype).view(one.shape)
+        if file is None or os.pwrite(file, _bytes(one), at) < one.nbytes:
+            shared[name].copy_(one)
+        at += size
+    return replace(batch, **shared)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 class Loader:
