@@ -17,6 +17,7 @@ from osum_echat.errors import CheckpointError
 from osum_echat.models.encoder import Encoder
 
 LONGEST_FRAMES = 1500           # of a clip, its first 15 s
+QUIET, EDGE_FRAMES = 1.0, 5     # of log-mel features below the loudest, 40 dB; kept of 10 ms
 BLOCKS = 2                      # of the encoder
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 CENTER, SCALE, HIDDEN, BIAS = "center", "scale", "hidden.weight", "hidden.bias"
@@ -28,8 +29,11 @@ def statistics(encoder: Encoder, mel: Tensor) -> Tensor:
     """mel: (frames, mel). Returns (8 * mel + 2 * width,) float32 on the CPU.
 
     Of each mel: mean, deviation, quantiles, deviation of its changes; mean and deviation of what
-    the encoder's first blocks make of the clip.
+    the encoder's first blocks make of the clip. What is quiet before and after it does not count.
     """
+    level = mel.amax(1)
+    loud = (level > level.max() - QUIET).nonzero()
+    mel = mel[max(0, int(loud[0]) - EDGE_FRAMES) : int(loud[-1]) + 1 + EDGE_FRAMES]
     mel = mel[:LONGEST_FRAMES]
     steps = encoder.embed(mel[None].to(encoder.after_norm.weight))
     for block in encoder.encoders[:BLOCKS]:

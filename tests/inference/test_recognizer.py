@@ -73,12 +73,15 @@ def told(tmp_path):
 
 @pytest.mark.parametrize("frames", [1, 40, 3000])
 def test_voice_labels_take_the_place_of_the_ctcs(told, frames):
-    model, mel = network(), torch.randn(frames, SETTINGS.encoder.mels)
+    model, mel = network(), torch.rand(frames, SETTINGS.encoder.mels)
     ((kind, (name, score)),) = told().surest(model.encoder, mel).items()
     assert (kind, name) == ("emotion", "HAPPY") and score == pytest.approx(-0.0067, abs=1e-4)
     sigh = told(**{"event.SIGH": torch.tensor([0.0, 0, 0, 9])})
     assert sigh.surest(model.encoder, mel)["event"][0] == "SIGH"
-    assert torch.equal(statistics(model.encoder, mel), statistics(model.encoder, mel[:1500]))
+    known, silence = statistics(model.encoder, mel), torch.full((1600, mel.shape[1]), -1.0)
+    assert torch.equal(known, statistics(model.encoder, mel[:1500]))
+    padded = [torch.cat((silence[:count], mel, silence[:count])) for count in (5, 1600)]
+    assert torch.equal(*(statistics(model.encoder, one) for one in padded))
 
 
 @pytest.mark.parametrize(("changes", "message"), [
