@@ -211,6 +211,11 @@ class Ranks:
         """Whether this process logs, scores and writes."""
         return self.rank == 0
 
+    def leave(self) -> None:
+        """Part from the others at the end: threads that still serve them may abort the process."""
+        if self.world > 1:
+            distributed.destroy_process_group()
+
     def all_reduce_sum(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its sum over the processes: the same bits in all of them."""
         if self.world == 1:

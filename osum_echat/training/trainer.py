@@ -93,7 +93,11 @@ def train(experiment: Experiment) -> Outcome:
                             ", ".join(map(str, newer)))  # fmt: skip
             LOG.info("already finished at step %d: see %s", step, output)
             return Outcome(step, None)
-        return Trainer(experiment).train()
+        trainer = Trainer(experiment)
+        outcome = trainer.train()
+        trainer.batches.close()
+        trainer.ranks.leave()
+        return outcome
 
 
 class Trainer:
