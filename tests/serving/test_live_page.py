@@ -71,16 +71,16 @@ def page(address: str, spoken: Path, script: str = "", **options: Any) -> Iterat
         assert not problems
 
 
-def answered(opened: Any) -> None:
-    """Wait for a reply's sound; nothing has been complained of."""
+def answered(opened: Any) -> bool:
+    """Wait for a reply's sound. Whether nothing has been complained of."""
     opened.wait_for_selector(".reply .times", timeout=WAIT_MS)
-    assert not opened.locator("#notice").is_visible()
+    return not opened.locator("#notice").is_visible()
 
 
 def test_what_is_spoken_is_answered_with_words_labels_and_sound(spoken: Path, tmp_path: Path):
     with serving(Canned()) as (address, _), page(address, spoken) as opened:
         opened.click("#go")
-        answered(opened)
+        assert answered(opened)
         words = f"document.querySelector('.reply .words').textContent === {''.join(WORDS)!r}"
         opened.wait_for_function(words, timeout=WAIT_MS)
         user = opened.locator(".turn.user").first
@@ -117,7 +117,7 @@ def test_two_tabs_talk_side_by_side(spoken: Path):
         for tab in (one, other):
             tab.click("#go")
         for tab in (one, other):
-            answered(tab)
+            assert answered(tab)
         assert len(server.open) == 2
 
 
@@ -141,7 +141,7 @@ def test_a_server_that_goes_is_told_and_comes_back(spoken: Path):
         thread.join()
         with serving(Canned(), port):
             opened.click("#go")
-            answered(opened)
+            assert answered(opened)
 
 
 def test_it_fits_a_phone_speaks_chinese_and_knows_the_dark(spoken: Path, tmp_path: Path):
@@ -164,7 +164,7 @@ def test_a_browser_that_records_at_the_rate_of_its_device_is_heard(spoken: Path)
         };"""
     with serving(Canned()) as (address, _), page(address, spoken, rates) as opened:
         opened.click("#go")
-        answered(opened)
+        assert answered(opened)
 
 
 def test_a_change_of_device_begins_one_new_connection(spoken: Path):
@@ -173,7 +173,7 @@ def test_a_change_of_device_begins_one_new_connection(spoken: Path):
         opened.wait_for_selector("#state.listening", timeout=WAIT_MS)
         assert len(server.open) == 1
         opened.evaluate("document.getElementById('echo').click()")
-        answered(opened)
+        assert answered(opened)
         assert len(server.open) == 1
 
 
@@ -191,4 +191,4 @@ def test_a_button_that_is_hardly_pressed_asks_nothing(spoken: Path):
         opened.keyboard.down(" ")
         opened.wait_for_timeout(600)
         opened.keyboard.up(" ")
-        answered(opened)
+        assert answered(opened)
