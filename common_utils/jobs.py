@@ -8,14 +8,11 @@ has changed since, say a sound that was missing and is there now.
 
 import argparse
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -36,7 +33,6 @@ from osum_echat.logs import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-AHEAD = 4  # items handed out for each process, so that none waits for the slowest
 
 LOG = logs.logger(__name__)
 
@@ -284,12 +280,8 @@ def _make(
 ) -> None:  # fmt: skip
     """Make what is missing; each result goes to the journal, and into `done`, at once."""
     wanted = (items[number] for number in missing)
-    made: Iterable[tuple[int, Made]]
-    if job.work.ray is not None:
-        pool = ray_pool.Pool(job.work.ray, job.work.workers)
-        made = ray_pool.as_done(pool, partial(_as_it_is, job.make), wanted)
-    else:
-        made = enumerate(in_order(job.make, wanted, job.work.workers or 1))
+    pool = ray_pool.Pool(job.work.ray, job.work.workers)
+    made = ray_pool.as_done(pool, partial(_as_it_is, job.make), wanted)
     for place, one in progress(made, description, len(missing)):
         number = missing[place]
         entry = {
@@ -302,7 +294,7 @@ def _make(
         done[marks[number]] = entry
 
 
-def _as_it_is(make: Callable[[Item], Made]) -> Callable[[Item], Made]:
+def _as_it_is(make: Callable[[Item], Result]) -> Callable[[Item], Result]:
     return make
 
 
@@ -384,32 +376,11 @@ def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Iterator[Result]:
     """The results in the order of the items; one worker is this very process."""
-    if workers == 1:
-        yield from map(function, items)
-        return
-    waiting: deque[Future[Result]] = deque()
-    with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= AHEAD * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a worker process was ended from outside (out of memory?); start again, with "
-                "fewer workers: what is done is kept"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _one_thread() -> None:
-    """Each process computes on one thread, and leaves Ctrl-C to the one that started it."""
-    import signal
-
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    early: dict[int, Result] = {}
+    wanted = 0
+    pool = ray_pool.Pool(None, workers)
+    for number, result in ray_pool.as_done(pool, partial(_as_it_is, function), items):
+        early[number] = result
+        while wanted in early:
+            yield early.pop(wanted)
+            wanted += 1
