@@ -8,44 +8,55 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from osum_echat import cli
+from common_utils.jobs import Work, add_job_options
+from osum_echat import cli, logs
 
 Result = TypeVar("Result")
 
 
-def command(function: Callable[..., None], **told: str) -> Callable[..., int]:
+def command(function: Callable[..., object], **told: str) -> Callable[..., int]:
     """The `main` of a module: an option for each argument of the function, by its type.
 
     Positional-only ones are words, not options. What has no default must be given; a bool is a
-    flag, a tuple takes several words, a Literal names the choices. told: what --help says of each.
-    It returns 0, or 2 for what the user can put right, told in one line.
+    flag, a tuple takes several words, a Literal names the choices, a Work has the options of jobs.
+    told: what --help says of each. It prints what the function returns, if anything, and returns 0,
+    or 2 for what the user can put right, told in one line.
     """
 
     def main(argv: Sequence[str] | None = None) -> int:
         given = parser_of(function, told).parse_args(argv)
-        return cli.run(Path(inspect.getfile(function)).stem, lambda: called(function, given))
+
+        def work() -> None:
+            made = called(cli.importable(function), given)
+            if made is not None:
+                logs.out(str(made))
+
+        return cli.run(Path(inspect.getfile(function)).name, work)
 
     return main
 
 
 def parser_of(
-    function: Callable[..., object], told: Mapping[str, str], more: Sequence[str] = ()
+    function: Callable[..., object], told: Mapping[str, str]
 ) -> argparse.ArgumentParser:
-    """The parser of a function's command, but for the arguments called `more`."""
+    """The parser of a function's command."""
     parser = cli.parser(sys.modules[function.__module__].__doc__)
     for name, one in inspect.signature(function).parameters.items():
-        if name not in more:
+        if one.annotation is Work:
+            add_job_options(parser)
+        else:
             is_word = one.kind is one.POSITIONAL_ONLY
             flag = name if is_word else f"--{name.replace('_', '-')}"
             parser.add_argument(flag, help=told.get(name), **_option(one))
     return parser
 
 
-def called(function: Callable[..., Result], given: argparse.Namespace, **more: Any) -> Result:
-    """Call the function with what was parsed, and more."""
+def called(function: Callable[..., Result], given: argparse.Namespace) -> Result:
+    """Call the function with what was parsed."""
     lists = {name: tuple(one) for name, one in vars(given).items() if isinstance(one, list)}
-    values = vars(given) | lists | more
-    arguments = inspect.signature(function).parameters
+    values, arguments = vars(given) | lists, inspect.signature(function).parameters
+    values |= {name: Work.chosen(given) for name, one in arguments.items()
+               if one.annotation is Work}  # fmt: skip
     words = [values.pop(name) for name, one in arguments.items() if one.kind is one.POSITIONAL_ONLY]
     return function(*words, **{name: values[name] for name in arguments if name in values})
 

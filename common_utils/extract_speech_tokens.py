@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common_utils import jobs
+from common_utils.command import command
 from common_utils.jobs import Job, Made, Piece, Report, Work, digest
 from osum_echat import audio
 from osum_echat.data.sources import Dropped, Noted
@@ -24,7 +25,6 @@ from osum_echat.tasks import task_for
 from osum_echat.token2wav.model import TOKENIZER_FILES
 from osum_echat.token2wav.voice import SpeechTokenizer
 
-NAME = "extract_speech_tokens.py"
 PORTION = 16  # recordings that a process listens to in one go
 TOKENS, REPLY_AUDIO, USER_AUDIO = "speech_token", "a_wav_path", "wav"
 
@@ -83,8 +83,8 @@ def make(
     """Make the list again with tokens: 25 a second of the reply."""
     place, beside = find_tokenizer(tokenizer), out.parent.resolve()
     _tokenizer(place)  # what is wrong with it is told before the work begins
-    job = Job(out, digest(place, field, keep, str(beside)), Extraction(place, beside, field, keep),
-              jobs.fingerprint, [raw], work)  # fmt: skip
+    job = Job(out, digest(place, field, keep, str(beside), raw),
+              Extraction(place, beside, field, keep), [raw], work)  # fmt: skip
     return jobs.run(job, jobs.pieces(raw, PORTION), f"{PORTION} recordings")
 
 
@@ -118,8 +118,8 @@ def _moved(raw: dict[str, Any], root: Path, beside: Path) -> dict[str, Any]:
     return moved(raw) | ({"extra": moved(extra)} if isinstance(extra, dict) else {})
 
 
-main = jobs.tool(
-    NAME, make, raw="raw jsonl list; audio paths start at its folder", out="the new list",
+main = command(
+    make, raw="raw jsonl list; audio paths start at its folder", out="the new list",
     tokenizer="ONNX file, or a model or CosyVoice folder (default: the tiny model)",
     field="what to listen to: wav or a field of extra (default: wav for tasks that only speak, "
     "a_wav_path for those that hear wav)", keep="leave records with tokens as they are",

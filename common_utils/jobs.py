@@ -2,8 +2,7 @@
 
 Results go to a journal beside the output as they come; started again, the same job goes on behind
 the last complete line. When all is done the output appears whole, with a report of what was left
-out; the journal goes. Started once more, a finished job makes again only the items whose input
-has changed since, say a sound that was missing and is there now.
+out; the journal goes. Of other settings or another input all is made again.
 """
 
 import argparse
@@ -16,7 +15,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from common_utils.command import called, parser_of
 from osum_echat import cli, logs, ray_pool
 from osum_echat.data.sources import Dropped, Noted, json_object, record_lines
 from osum_echat.errors import InputError
@@ -33,6 +31,7 @@ from osum_echat.logs import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Row = Mapping[str, Any] | str | Dropped | Noted     # or what is told between rows
 
 LOG = logs.logger(__name__)
 
@@ -47,7 +46,7 @@ class Made:
     noted: list[Noted] = field(default_factory=list)
 
     @classmethod
-    def of(cls, found: Iterable[Mapping[str, Any] | str | Dropped | Noted]) -> "Made":
+    def of(cls, found: Iterable[Row]) -> "Made":
         """Of rows or lines, and what is told between them, as they come."""
         made = cls([])
         for one in found:
@@ -70,14 +69,24 @@ class Report:
     dropped: dict[str, int]
     noted: dict[str, int] = field(default_factory=dict)  # used, but to be looked at
 
+    @classmethod
+    def of(cls, path: Path, raw: Mapping[str, Any]) -> "Report":
+        """By what lies beside the output; of nothing that can be used: InputError."""
+        dropped, noted = (dict(Counter(reason for reason, _ in raw[what]))
+                          for what in ("left_out", "noted"))  # fmt: skip
+        made = cls(path, raw["written"], dropped, noted)
+        if not made.written:
+            first = f"; the first: {raw['left_out'][0][1]}" if dropped else ""
+            raise InputError(f"{made}: nothing can be used{first}")
+        return made
+
     def __str__(self) -> str:
         words = f"{self.path}: {self.written} records"
         for what, counts in (("left out", self.dropped), ("to be looked at", self.noted)):
             if counts:
                 told = ", ".join(f"{reason} {count}" for reason, count in counts.items())
                 words += f"; {what}: {told}"
-        told_in = f" (see {report_path(self.path).name})"
-        return words + told_in if self.dropped or self.noted else words
+        return words
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +108,15 @@ class Work:
 class Job(Generic[Item]):
     """One output made of many items.
 
-    settings: what all items depend on; another one begins anew. fingerprint: of an item's input;
-    another one makes that item again. inputs: files that are read and never written over.
-    is_intact: whether what a line names is still there.
+    settings: all that they depend on, input lists among it, as `digest` gives it: another one
+    begins anew. inputs: files that are read and never written over.
     """
 
     out: Path
     settings: str
     make: Callable[[Item], Made]
-    fingerprint: Callable[[Item], str]
     inputs: Sequence[Path] = ()
     work: Work = Work()
-    is_intact: Callable[[str], bool] = lambda line: True
 
     def __post_init__(self) -> None:
         if self.work.workers is not None and self.work.workers < 1:
@@ -136,30 +142,6 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true",
                         help="make everything again instead of going on")  # fmt: skip
     cli.add_threads(parser)
-
-
-def asked(make: Callable[..., Report], argv: Sequence[str] | None, **told: str) -> Report:
-    """What a tool that is one job makes of the words of its command, see command.py."""
-    parser = parser_of(make, told, ("work",))
-    add_job_options(parser)
-    given = parser.parse_args(argv)
-    return called(cli.importable(make), given, work=Work.chosen(given))
-
-
-def used(done: Report) -> Report:
-    """The report. Raises InputError where nothing could be used."""
-    if not done.written:
-        raise InputError(f"{done}: nothing can be used")
-    return done
-
-
-def tool(name: str, make: Callable[..., Report], **told: str) -> Callable[..., int]:
-    """The `main` of such a tool; it returns 0, or 2 for what the user can put right."""
-
-    def main(argv: Sequence[str] | None = None) -> int:
-        return cli.run(name, lambda: logs.out(str(used(asked(make, argv, **told)))))
-
-    return main
 
 
 def digest(*values: Any) -> str:
@@ -208,20 +190,6 @@ def records(piece: Piece) -> Iterator[tuple[str, dict[str, Any] | Dropped]]:
         yield where, json_object(line, where, str(piece.path))
 
 
-def fingerprint(piece: Piece) -> str:
-    """Of the lines of a piece and of every file that they name."""
-    told: list[Any] = []
-    for line in _lines(piece):
-        told.append(line.decode(errors="replace"))
-        raw = json_object(line, "", "")
-        if isinstance(raw, dict):
-            extra = raw.get("extra")
-            values = [*raw.values(), *(extra.values() if isinstance(extra, dict) else ())]
-            named = {one for one in values if isinstance(one, str) and "." in one[-6:]}
-            told += [stamp(piece.path.parent / name) for name in sorted(named) if len(name) < 4096]
-    return digest(told)
-
-
 def _lines(piece: Piece) -> Iterator[bytes]:
     with piece.path.open("rb") as file:
         file.seek(piece.start)
@@ -253,122 +221,92 @@ def run(job: Job[Item], items: Sequence[Item], description: str) -> Report:
 
     Raises InputError for what cannot be written, or another process makes at this time.
     """
+    begin, path = {"settings": job.settings, "items": len(items)}, journal_path(job.out)
+    finished = None if job.work.overwrite or path.exists() else _finished(job)
+    if finished is not None:
+        LOG.info("%s: already made from the same input; --overwrite makes it again", job.out)
+        return finished
     try:
-        marks = [f"{number} {job.fingerprint(item)}" for number, item in enumerate(items)]
-        path = journal_path(job.out)
-        whole = None if job.work.overwrite or path.exists() else _whole(job, marks)
-        if whole is not None:
-            LOG.info("%s: already made from the same input; --overwrite makes it again", job.out)
-            return whole
         with Journal(path) as journal:
-            done = _kept(job, journal)
-            missing = [number for number, mark in enumerate(marks) if mark not in done]
+            entries = [] if job.work.overwrite else [entry for _, entry in read_journal(path)]
+            if entries[:1] != [begin]:
+                journal.clear()
+                journal.write([begin])
+            done = {entry["item"]: entry for entry in entries[1:] if entries[0] == begin}
             if done:
-                LOG.info("%s: %d of %d parts are there already", job.out,
-                         len(marks) - len(missing), len(marks))  # fmt: skip
-            _make(job, items, marks, missing, journal, done, description)
-            report = _finish(job, marks, done)
+                LOG.info("%s: %d of %d parts are there already", job.out, len(done), len(items))
+            missing = [number for number in range(len(items)) if number not in done]
+            pool = ray_pool.Pool(job.work.ray, job.work.workers)
+            wanted = (items[number] for number in missing)
+            made = ray_pool.as_done(pool, partial(_as_it_is, job.make), wanted)
+            for place, one in progress(made, description, len(missing)):
+                done[missing[place]] = entry = _entry(missing[place], one)
+                journal.write([entry])
+            report = _finish(job, [done[number] for number in range(len(items))])
             path.unlink(missing_ok=True)
-        return report
     except OSError as error:
         raise InputError(f"{job.out}: not written ({error}); free or change the place") from error
+    return Report.of(job.out, report)
 
 
-def _make(
-    job: Job[Item], items: Sequence[Item], marks: Sequence[str], missing: Sequence[int],
-    journal: Journal, done: dict[str, Any], description: str,
-) -> None:  # fmt: skip
-    """Make what is missing; each result goes to the journal, and into `done`, at once."""
-    wanted = (items[number] for number in missing)
-    pool = ray_pool.Pool(job.work.ray, job.work.workers)
-    made = ray_pool.as_done(pool, partial(_as_it_is, job.make), wanted)
-    for place, one in progress(made, description, len(missing)):
-        number = missing[place]
-        entry = {
-            "item": marks[number], "lines": one.lines,
-            "records": len(one.lines) if one.count is None else one.count,
-            "dropped": [[each.reason, each.detail] for each in one.dropped],
-            "noted": [[each.reason, each.detail] for each in one.noted],
-        }  # fmt: skip
-        journal.write([entry])
-        done[marks[number]] = entry
+def _entry(number: int, made: Made) -> dict[str, Any]:
+    """An item's line of the journal."""
+    return {
+        "item": number, "lines": made.lines,
+        "records": len(made.lines) if made.count is None else made.count,
+        "left_out": [[one.reason, one.detail] for one in made.dropped],
+        "noted": [[one.reason, one.detail] for one in made.noted],
+    }  # fmt: skip
 
 
 def _as_it_is(make: Callable[[Item], Result]) -> Callable[[Item], Result]:
     return make
 
 
-def _kept(job: Job[Item], journal: Journal) -> dict[str, Any]:
-    """Results of earlier runs by the fingerprint of their item; the journal begins with them."""
-    begin = {"settings": job.settings}
-    entries = [entry for _, entry in read_journal(journal.path)]
-    goes_on = entries[:1] == [begin] and not job.work.overwrite
-    if goes_on:
-        found = {entry["item"]: {"noted": []} | entry for entry in entries[1:]}
-    else:
-        found = {} if entries or job.work.overwrite else _finished(job)
-    found = {mark: entry for mark, entry in found.items()
-             if all(job.is_intact(line) for line in entry["lines"])}  # fmt: skip
-    if not goes_on:
-        journal.clear()
-        journal.write([begin, *found.values()])
-    return found
-
-
-def _whole(job: Job[Item], marks: Sequence[str]) -> Report | None:
-    """The report of a finished run over the very same items, all of it still there."""
-    found = _finished(job)
-    is_there = all(job.is_intact(line) for entry in found.values() for line in entry["lines"])
-    if not found or set(found) != set(marks) or not is_there:
-        return None
-    return _report(job, found.values())
-
-
-def _finished(job: Job[Item]) -> dict[str, Any]:
-    """What a finished run of the same settings left, its lines taken from the output."""
+def _finished(job: Job[Any]) -> Report | None:
+    """That of a run of the same settings whose output is there."""
     try:
         raw = json.loads(report_path(job.out).read_bytes())
-        lines = job.out.read_bytes().decode().split("\n")[:-1]
-        if raw["settings"] != job.settings or len(lines) != sum(row[1] for row in raw["items"]):
-            return {}
-        found: dict[str, Any] = {}
-        left, notes, place = iter(raw["left_out"]), iter(raw["noted"]), 0
-        for mark, count, written, dropped, noted in raw["items"]:
-            found[mark] = {
-                "item": mark, "lines": lines[place : place + count], "records": written,
-                "dropped": [next(left) for _ in range(dropped)],
-                "noted": [next(notes) for _ in range(noted)],
-            }  # fmt: skip
-            place += count
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
-        return {}
-    return found
+        same = raw["settings"] == job.settings and raw["written"] and job.out.is_file()
+        return Report.of(job.out, raw) if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _report(job: Job[Item], entries: Iterable[dict[str, Any]]) -> Report:
-    every = list(entries)
-
-    def counts(what: str) -> dict[str, int]:
-        return dict(Counter(reason for entry in every for reason, _ in entry[what]))
-
-    written = sum(entry["records"] for entry in every)
-    return Report(job.out, written, counts("dropped"), counts("noted"))
-
-
-def _finish(job: Job[Item], marks: Sequence[str], done: dict[str, Any]) -> Report:
+def _finish(job: Job[Any], entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Write the output and its report."""
-    entries = [done[mark] for mark in marks]
     with whole_file(job.out) as out:
         for entry in entries:
             out.writelines(f"{line}\n".encode() for line in entry["lines"])
-    made = _report(job, entries)
-    write_json(report_path(job.out), {
-        "settings": job.settings, "written": made.written,
-        "left_out": [one for entry in entries for one in entry["dropped"]],
+    report = {
+        "settings": job.settings, "written": sum(entry["records"] for entry in entries),
+        "left_out": [one for entry in entries for one in entry["left_out"]],
         "noted": [one for entry in entries for one in entry["noted"]],
-        "items": [[entry["item"], len(entry["lines"]), entry["records"], len(entry["dropped"]),
-                   len(entry["noted"])] for entry in entries],
-    })  # fmt: skip
+    }  # fmt: skip
+    write_json(report_path(job.out), report)
+    return report
+
+
+def write_list(out: Path, rows: Iterable[Row], inputs: Iterable[Path] = ()) -> Report:
+    """A raw list that is made in one go, with its report; nothing where no row can be used.
+
+    Raises InputError for that.
+    """
+    check_apart(out, inputs)
+    report: dict[str, Any] = {"written": 0, "left_out": [], "noted": []}
+    with whole_file(out) as file:
+        for row in rows:
+            if isinstance(row, Dropped | Noted):
+                report["left_out" if isinstance(row, Dropped) else "noted"].append(
+                    [row.reason, row.detail])
+                continue
+            try:
+                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                report["written"] += 1
+            except UnicodeEncodeError as error:
+                report["left_out"].append(["text is not Unicode", f"{row!a:.200}: {error}"])
+        made = Report.of(out, report)
+    write_json(report_path(out), report)
     return made
 
 

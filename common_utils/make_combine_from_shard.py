@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common_utils import jobs
+from common_utils.command import command
 from common_utils.jobs import Job, Made, Report, Work, digest, stamp
 from common_utils.make_shard_from_raw import UNSAID
 from osum_echat.data.manifest import COMBINES_LIST, RAW_LIST, TAR_ROOT, list_shards
@@ -21,7 +22,6 @@ from osum_echat.errors import DataError, InputError
 from osum_echat.files import Files, whole_file
 from osum_echat.records import DEFAULT_TASK
 
-NAME = "make_combine_from_shard.py"
 IN_TAR = "only-meta"  # what a line says in the place of audio
 FORMAT = 1
 
@@ -31,9 +31,8 @@ def make(shards: Path, out: Path, /, work: Work, task: str | None = None) -> Rep
     tars = read_shards(shards)
     root = _root(tars, out)
     job = Job(
-        out / COMBINES_LIST, digest(FORMAT, root, task), partial(write_list, out, task),
-        lambda tar: digest(stamp(tar)), [shards, *tars], work,
-        lambda line: (out / line).is_file(),
+        out / COMBINES_LIST, digest(FORMAT, root, task, [stamp(tar) for tar in tars]),
+        partial(write_list, out, task), [shards, *tars], work,
     )  # fmt: skip
     whole = out / RAW_LIST
     lists = [out / f"{tar.stem}.list" for tar in tars]
@@ -143,8 +142,8 @@ def _root(tars: list[Path], out: Path) -> str:
     return str(folder) if seen.count(os.pardir) > 1 else seen
 
 
-main = jobs.tool(
-    NAME, make, shards="shards_list.txt, or one .tar",
+main = command(
+    make, shards="shards_list.txt, or one .tar",
     out="folder for combines_list.txt, combines_tar_root.txt, the lists",
     task="one task tag for all utterances in place of their own",
 )  # fmt: skip

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common_utils import jobs
+from common_utils.command import command
 from common_utils.jobs import Job, Made, Report, Work, digest, stamp
 from osum_echat import audio as sounds
 from osum_echat.data.sources import Dropped, Noted, json_object
@@ -24,7 +25,6 @@ from osum_echat.errors import DataError, InputError
 from osum_echat.files import BYTE_ORDER_MARK, absolute, whole_file
 from osum_echat.records import DEFAULT_TASK, Utterance
 
-NAME = "make_raw_from_hf.py"
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SAVED = "dataset_info.json"          # beside the arrow files of save_to_disk
 NEEDS = "needs one more package: pip install datasets (or -r requirements-train.txt)"
@@ -77,20 +77,10 @@ def make(
     stems = stems_of(folder, places)
     items = [rows for one in places for rows in _portions(one, stems[one])]
     job = Job(
-        out, digest(task, audio, text, key, str(place)), partial(convert, columns, task, place),
-        partial(fingerprint, columns), places, work,
+        out, digest(task, audio, text, key, str(place), [stamp(one) for one in places]),
+        partial(convert, columns, task, place), places, work,
     )  # fmt: skip
     return jobs.run(job, items, "portions")
-
-
-def fingerprint(columns: Columns, rows: Rows) -> str:
-    """Of some rows: the file or folder they are in, and the sounds that metadata names."""
-    told: list[Any] = [rows.stem, rows.start, rows.count, stamp(rows.place)]
-    if rows.place.name in METADATA and rows.group is None:
-        for _, row in _read(rows):
-            name = None if isinstance(row, Dropped) else row.get(columns.audio or "file_name")
-            told.append(stamp(rows.place.parent / name) if isinstance(name, str) else None)
-    return digest(told)
 
 
 def find_places(folder: Path, split: str | None = None) -> list[Path]:
@@ -313,8 +303,8 @@ def _parquet(file: Path) -> Any:
         raise InputError(f"{file}: not a parquet file that can be read ({error})") from error
 
 
-main = jobs.tool(
-    NAME, make, folder="the data set as downloaded", audio="column that holds the audio",
+main = command(
+    make, folder="the data set as downloaded", audio="column that holds the audio",
     text="column that holds the text", key="column that holds the key",
     out="the raw jsonl list; parquet audio goes beside it, into a folder of its name",
     split="only files whose name begins so: train, test ...",

@@ -1,30 +1,24 @@
 """Kaldi data folders to raw lists: wav.scp, text, segments and any utt2* files."""
 
-import math
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from common_utils import jobs
-from common_utils.jobs import Job, Made, Report, Work, digest, stamp
+from common_utils.command import command
+from common_utils.jobs import Report, write_list
 from osum_echat import audio
-from osum_echat.data.sources import Dropped, Noted
+from osum_echat.data.sources import Dropped
 from osum_echat.errors import InputError
 from osum_echat.files import absolute, read_lines
 from osum_echat.logs import logger
 from osum_echat.records import DEFAULT_TASK
 
-NAME = "make_raw_from_kaldi.py"
-PORTION = 200  # utterances that a process looks at in one go
 NAMES = {"spk": "speaker", "lang": "lang", "gender": "gender", "emotion": "emotion", "task": "task"}
 LABELS = {"gender": "gender", "emotion": "q_emotion"}  # also wanted as labels of the voice
-NUMBERS = {"dur": "duration"}
-NOT_TOLD = {"num_frames", "uniq", "num_samples"}  # utt2* files of features and recipes
-SPEAKER_FILES = {"spk2gender": "gender"}
+GENDERS = {"m": "MALE", "f": "FEMALE"}
+NOT_TOLD = {"dur", "num_frames", "uniq", "num_samples"}  # utt2* files of features and recipes
 BLANKS = " \t\r\n"
 ARCHIVE = re.compile(r"\.ark(:\d+(\[[\d:,]*\])?)?$")  # raw.ark, raw.ark:17, raw.ark:17[0:99]
 TO_FILES = (
@@ -35,155 +29,75 @@ TO_FILES = (
 LOG = logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One utterance as the folder's files tell it."""
-
-    key: str
-    text: str
-    audio: str
-    segment_s: tuple[float, float] | None
-    told: dict[str, str]  # from utt2*: the part after `utt2` -> its value
+def make(folder: Path, out: Path, /, task: str = DEFAULT_TASK, root: Path = Path()) -> Report:
+    """Make the raw list of a data folder. Sounds are looked for, and decoded when they are used."""
+    found = rows(folder, absolute(root), absolute(out.parent), task)
+    return write_list(out, found, folder.glob("*"))
 
 
-def make(
-    folder: Path, out: Path, /, work: Work, task: str = DEFAULT_TASK, root: Path = Path()
-) -> Report:
-    """Make the raw list of a data folder."""
-    entries, lost = read_folder(folder)
-    portions: list[list[Entry | Dropped]] = [
-        [*entries[at : at + PORTION]] for at in range(0, len(entries), PORTION)
-    ]
-    if lost:
-        portions.append([*lost])
-    start, beside = absolute(root), absolute(out.parent)
+def rows(folder: Path, root: Path, beside: Path, task: str) -> Iterator[dict[str, Any] | Dropped]:
+    """The utterances of `text` in order, and why some cannot be used.
 
-    def fingerprint(portion: list[Entry | Dropped]) -> str:
-        return digest([(str(one), stamp(start / one.audio) if isinstance(one, Entry) else None)
-                       for one in portion])  # fmt: skip
-
-    job = Job(
-        out, digest(task, str(start), str(beside)), partial(describe, start, beside, task),
-        fingerprint, list(_files(folder)), work,
-    )  # fmt: skip
-    return jobs.run(job, portions, "utterances")
-
-
-def read_folder(folder: Path) -> tuple[list[Entry], list[Dropped]]:
-    """The utterances of `text` in order, and those without audio or with a broken segment.
-
-    Raises InputError for a folder without wav.scp or text, or without one that can be used.
+    beside: the folder of the list, from which audio below it is named; other audio is absolute, as
+    written: a link stays one. Raises InputError for a folder without wav.scp or text.
     """
     lost: list[Dropped] = []
     recordings, texts = _table(folder / "wav.scp"), _table(folder / "text", lost)
     segments = _table(folder / "segments") if (folder / "segments").exists() else None
     told = _told(folder)
-    entries: list[Entry] = []
+    yield from lost
     for key, text in texts.items():
-        recording, segment = key, None
-        if segments is not None:
-            if key not in segments:
-                lost.append(Dropped("not in segments", f"{folder / 'segments'}: {key}"))
-                continue
-            try:
-                recording, segment = _segment(segments[key])
-            except ValueError:
-                lost.append(Dropped("bad segment", f"{folder / 'segments'}: {key}"))
-                continue
-        where = f"{folder / 'wav.scp'}: {recording}"
-        problem = _problem(recordings.get(recording))
-        if problem is not None:
-            lost.append(Dropped("no sound file in wav.scp", f"{where}: {problem}"))
+        recording, *times = [key] if segments is None else segments.get(key, "").split() or [""]
+        if not recording:
+            yield Dropped("not in segments", f"{folder / 'segments'}: {key}")
             continue
+        place = recordings.get(recording)
+        if problem := _problem(place, root):
+            where = f"{folder / 'wav.scp'}: {recording}"
+            yield Dropped("no sound file in wav.scp", f"{where}: {problem}")
+            continue
+        path = absolute(root / str(place))
+        try:
+            segment = _segment(times, path) if segments is not None else {}
+        except (ValueError, InputError) as error:
+            yield Dropped("bad segment", f"{folder / 'segments'}: {key}: {error}")
+            continue
+        wav = str(path.relative_to(beside)) if path.is_relative_to(beside) else str(path)
         own = {name: table[key] for name, table in told.items() if key in table}
-        entries.append(Entry(key, text, recordings[recording], segment, own))
-    if not entries:
-        first = f"; the first: {lost[0].detail}" if lost else ""
-        raise InputError(f"{folder}: no utterance of `text` has audio that can be used{first}")
-    return entries, lost
+        named = {NAMES[name]: value for name, value in own.items() if name in NAMES}
+        yield {"key": key, "wav": wav, "txt": text, "task": task, **named, **segment,
+               "extra": _extra(own)}  # fmt: skip
 
 
-def _segment(told: str) -> tuple[str, tuple[float, float]]:
-    """Recording, start and end in seconds; an end of -1 is that of the recording: infinity.
+def _extra(told: Mapping[str, str]) -> dict[str, str]:
+    """What goes into `extra`: labels of the voice, and what the lists have no name for."""
+    found = {LABELS.get(name, name): value for name, value in told.items()
+             if name in LABELS or name not in NAMES}  # fmt: skip
+    gender = GENDERS.get(told.get("gender", "").lower())
+    return found | ({"gender": gender} if gender else {})
 
-    Raises ValueError.
+
+def _segment(times: list[str], path: Path) -> dict[str, float]:
+    """Start and end in seconds; an end of -1 is that of the recording.
+
+    Raises ValueError, InputError.
     """
-    recording, *times = told.split()
     start, end = map(float, times)
-    end = math.inf if end == -1 else end
+    if end == -1:
+        end = round(audio.length(path) / audio.SAMPLE_RATE_HZ, 3)
     if not 0 <= start < end:
-        raise ValueError
-    return recording, (start, end)
-
-
-def describe(root: Path, beside: Path, task: str, portion: list[Entry | Dropped]) -> Made:
-    """The lines of some utterances; those whose audio cannot be decoded are left out."""
-    return Made.of(one for entry in portion for one in (
-        [entry] if isinstance(entry, Dropped) else _described(root, beside, task, entry)))
-
-
-def _described(
-    root: Path, beside: Path, task: str, entry: Entry
-) -> Iterator[dict[str, Any] | Dropped | Noted]:
-    path = root / entry.audio
-    try:
-        sound = audio.read(path, None, entry.segment_s)
-    except InputError as error:
-        yield Dropped("audio cannot be used", f"{entry.key}: {error}")
-        return
-    found = [Noted(one.kind, f"{entry.key}: {path}: {one.detail}") for one in sound.findings]
-    beyond = [Dropped("bad segment", one.detail) for one in found if one.reason == audio.BEYOND]
-    yield from beyond or found
-    if not beyond:
-        length_s = len(sound.samples) / sound.rate_hz
-        yield _row(entry, task, _relative(path, beside), length_s)
-
-
-def _row(entry: Entry, task: str, wav: str, length_s: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"key": entry.key, "wav": wav, "txt": entry.text, "task": task}
-    extra: dict[str, Any] = {}
-    for name, value in entry.told.items():
-        if name in NAMES:
-            row[NAMES[name]] = value
-        if name in LABELS:
-            extra[LABELS[name]] = {"m": "MALE", "f": "FEMALE"}.get(value.lower(), value)
-        elif name not in NAMES and name not in NUMBERS:
-            extra[name] = value
-    if entry.segment_s is not None:
-        start, end = entry.segment_s
-        row["start"], row["end"] = start, end if end < math.inf else round(start + length_s, 3)
-    extra["duration"] = round(length_s, 3)
-    return row | {"extra": extra}
-
-
-def _relative(path: Path, folder: Path) -> str:
-    """As seen from the folder of the list where it lies below, or else absolute.
-
-    As written: a link stays one.
-    """
-    path = absolute(path)
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+        raise ValueError(f"{start} to {end} s")
+    return {"start": start, "end": end}
 
 
 def _told(folder: Path) -> dict[str, dict[str, str]]:
     """The tables of utt2* by what they tell, and of spk2gender for each utterance."""
-    told = {}
-    for path in _files(folder):
-        name = path.name.removeprefix("utt2")
-        if path.name.startswith("utt2") and name not in NOT_TOLD:
-            told[name] = _table(path)
-    for file, name in SPEAKER_FILES.items():
-        if (folder / file).exists() and "spk" in told and name not in told:
-            table = _table(folder / file)
-            told[name] = {key: table[who] for key, who in told["spk"].items() if who in table}
+    told = {path.name.removeprefix("utt2"): _table(path) for path in sorted(folder.glob("utt2*"))
+            if path.is_file() and path.name.removeprefix("utt2") not in NOT_TOLD}  # fmt: skip
+    if (folder / "spk2gender").exists() and "spk" in told and "gender" not in told:
+        table = _table(folder / "spk2gender")
+        told["gender"] = {key: table[who] for key, who in told["spk"].items() if who in table}
     return told
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        is_ours = path.name in {"wav.scp", "text", "segments", *SPEAKER_FILES}
-        if path.is_file() and (is_ours or path.name.startswith("utt2")):
-            yield path
 
 
 def _table(path: Path, lost: list[Dropped] | None = None) -> dict[str, str]:
@@ -207,7 +121,7 @@ def _table(path: Path, lost: list[Dropped] | None = None) -> dict[str, str]:
     return table
 
 
-def _problem(place: str | None) -> str | None:
+def _problem(place: str | None, root: Path) -> str | None:
     """Why a place in wav.scp names no sound file; commands are never run, archives not read."""
     if not place:
         return "no path of an audio file behind the id" if place == "" else "no such id"
@@ -215,11 +129,11 @@ def _problem(place: str | None) -> str | None:
         return f"a command ({place[:60]!r}); commands are not run: {TO_FILES}"
     if ARCHIVE.search(place):
         return f"{place!r} is a place in an archive of Kaldi's own: {TO_FILES}"
-    return None
+    return None if (root / place).is_file() else f"{root / place}: no such file"
 
 
-main = jobs.tool(
-    NAME, make, folder="with wav.scp and text", out="the raw jsonl list to write",
+main = command(
+    make, folder="with wav.scp and text", out="the raw jsonl list to write",
     task="task tag where utt2task tells none",
     root="where relative paths of wav.scp start (default: here)",
 )  # fmt: skip

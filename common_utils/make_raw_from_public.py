@@ -7,25 +7,24 @@ than words: VocalSound, MELD, MER2023.
         --out data/librispeech_test_clean.list
 """
 
-import argparse
 import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from osum_echat import cli, logs
+from common_utils.command import command
+from common_utils.jobs import Report, write_list
+from osum_echat import logs
+from osum_echat.data.sources import Dropped
 from osum_echat.errors import InputError
-from osum_echat.files import absolute, read_lines, whole_file
+from osum_echat.files import absolute, read_lines
 from osum_echat.records import LIST_KEYS, Labels
-from osum_echat.tasks import task_for, understanding_tag
+from osum_echat.tasks import Task, task_for, understanding_tag
 
-NAME = "make_raw_from_public.py"
-LOG = logs.logger(__name__)
-TOLD = 5                                # files that are missing, by name
 GENDERS = {"f": "FEMALE", "m": "MALE", "female": "FEMALE", "male": "MALE",
            "female_feminine": "FEMALE", "male_masculine": "MALE"}  # fmt: skip
 # Common Voice tells decades. `teens` are neither children nor adults: no label.
@@ -318,59 +317,32 @@ CORPORA: Mapping[str, Corpus] = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    layouts = "\n".join(f"  {name:<13}{' '.join((one.find.__doc__ or '').split())}"
-                        for name, one in CORPORA.items())  # fmt: skip
-    about = "Turn a public corpus, as it is unpacked, into a raw list of labels and words."
-    made = cli.parser(f"{about}\n\nlayouts:\n{layouts}", NAME)
-    add = made.add_argument
-    add("corpus", choices=tuple(CORPORA))
-    add("root", type=Path, help="its folder; see above")
-    add("--part", required=True, help="the set: test, test-clean, TEST_NET, te ...")
-    add("--out", type=Path, required=True, metavar="LIST", help="the raw list to write")
-    add("--task", metavar="TAG", help="what to ask, such as '<TRANSCRIBE> <GENDER>' "
-        "(default: the corpus's own labels)")
-    return made
-
-
-def run(arguments: argparse.Namespace) -> str:
-    """Write the list; what came of it. Raises InputError where nothing can be used."""
-    corpus = CORPORA[arguments.corpus]
-    task = task_for(arguments.task or corpus.task)
-    if task.name != "understand":
-        raise InputError(f"--task {arguments.task}: not a task of understanding")
-    written, unlabelled, missing = 0, 0, []
-    lost: Lost = []
-    root = absolute(arguments.root)
+def make(corpus: str, root: Path, /, part: str, out: Path, task: str | None = None) -> Report:
+    """Write the list of a part of a corpus. Raises InputError where nothing can be used."""
+    if corpus not in CORPORA:
+        raise InputError(f"{corpus}: no corpus that is known; they are {', '.join(CORPORA)}")
+    tag = task_for(task or CORPORA[corpus].task)
+    if tag.name != "understand":
+        raise InputError(f"--task {task}: not a task of understanding")
     if not root.is_dir():
-        raise InputError(f"{arguments.root}: no such folder; give the unpacked corpus")
-    with whole_file(arguments.out) as file:
-        for one in logs.progress(corpus.find(root, arguments.part, lost), arguments.corpus):
-            wanted = asdict(one.labels)
-            if not one.audio.is_file():
-                missing.append(str(one.audio))
-            elif any(wanted[field] is None for field in task.labels):
-                unlabelled += 1
-            else:
-                made = row(one, task.tag, task.labels, task.transcript)
-                try:
-                    file.write(json.dumps(made, ensure_ascii=False).encode() + b"\n")
-                    written += 1
-                except UnicodeEncodeError as error:
-                    lost.append(f"{one.audio!a}: half a character or bytes, no text: {error}")
-        if not written:
-            first = f", the first {missing[0]}" if missing else ""
-            raise InputError(
-                f"{arguments.root}: no utterance of {arguments.part!r} can be used; "
-                f"{len(missing)} sounds are missing{first}, {unlabelled} lack a label, {len(lost)} "
-                f"lines cannot be used{f', the first {lost[0]}' if lost else ''}"
-            )
-    for problem, those in (("not there", missing), ("left out", lost)):
-        for told in those[:TOLD]:
-            LOG.warning("%s: %s", problem, told)
-    return (f"{arguments.out}: {written} utterances, {task.tag}; left out: {len(missing)} without "
-            f"sound, {unlabelled} without a label, {len(lost)} lines")  # fmt: skip
+        raise InputError(f"{root}: no such folder; give the unpacked corpus")
+    return write_list(out, logs.progress(found_rows(corpus, absolute(root), part, tag), corpus))
+
+
+def found_rows(
+    corpus: str, root: Path, part: str, task: Task
+) -> Iterator[dict[str, Any] | Dropped]:
+    """The lines of the list, and why utterances are left out."""
+    lost: Lost = []
+    for one in CORPORA[corpus].find(root, part, lost):
+        labels = asdict(one.labels)
+        if not one.audio.is_file():
+            yield Dropped("no sound", str(one.audio))
+        elif any(labels[field] is None for field in task.labels):
+            yield Dropped("no label", f"{one.key}: asked for {', '.join(task.labels)}")
+        else:
+            yield row(one, task.tag, task.labels, task.transcript)
+    yield from (Dropped("line that cannot be used", told) for told in lost)
 
 
 def row(one: Found, task: str, labels: tuple[str, ...], words: bool) -> dict[str, Any]:
@@ -386,11 +358,14 @@ def row(one: Found, task: str, labels: tuple[str, ...], words: bool) -> dict[str
     return made | {"extra": extra}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 for what the user can put right, told in one line."""
-    arguments = parser().parse_args(argv)
-    return cli.run(NAME, lambda: logs.out(run(arguments)))
-
+__doc__ += "\nlayouts:\n" + "\n".join(      # for --help
+    f"  {name:<13}{' '.join(str(one.find.__doc__).split())}" for name, one in CORPORA.items()
+)
+main = command(
+    make, corpus="one of the layouts above", root="its folder", out="the raw list to write",
+    part="the set: test, test-clean, TEST_NET, te ...",
+    task="what to ask, such as '<TRANSCRIBE> <GENDER>' (default: the corpus's own labels)",
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from common_utils import jobs
+from common_utils.command import command
 from common_utils.jobs import Job, Made, Piece, Report, Work, digest
 from osum_echat import audio
 from osum_echat.data.manifest import SHARDS_LIST
@@ -28,7 +29,6 @@ from osum_echat.files import whole_file
 from osum_echat.records import Turn, Utterance
 from osum_echat.tasks import task_for
 
-NAME = "make_shard_from_raw.py"
 FINISHED = ".finished"  # an empty file of this ending beside each complete tar
 UNSAID = "none"  # what stands for a field that a record does not have
 FORMAT = 1  # goes up when the same list would give other tars
@@ -44,9 +44,8 @@ def make(
     if not prefix or Path(prefix).name != prefix:
         raise InputError(f"prefix {prefix!r}: give the beginning of a file name")
     job = Job(
-        out / SHARDS_LIST, digest(FORMAT, prefix, per_tar),
-        partial(write_tar, out / prefix, per_tar), jobs.fingerprint, [raw], work,
-        lambda line: (out / line).is_file(),
+        out / SHARDS_LIST, digest(FORMAT, prefix, per_tar, raw),
+        partial(write_tar, out / prefix, per_tar), [raw], work,
     )  # fmt: skip
     return jobs.run(job, jobs.pieces(raw, per_tar), "shards")
 
@@ -189,8 +188,8 @@ def _fields(raw: dict[str, Any], utterance: Utterance) -> Iterator[tuple[str, by
     yield "extra", json.dumps(extra, ensure_ascii=False).encode()
 
 
-main = jobs.tool(
-    NAME, make, raw="raw jsonl list; audio paths start at its folder", per_tar="utterances a tar",
+main = command(
+    make, raw="raw jsonl list; audio paths start at its folder", per_tar="utterances a tar",
     out="folder for the tars and shards_list.txt", prefix="of the tars' names",
 )  # fmt: skip
 

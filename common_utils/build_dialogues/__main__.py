@@ -34,7 +34,7 @@ from common_utils.build_dialogues.plan import PlanSettings, plan_dialogues, with
 from common_utils.build_dialogues.speak import Speaking, SpeakSettings, check_voices
 from common_utils.build_dialogues.write import WriteSettings, Writing
 from common_utils.extract_speech_tokens import find_tokenizer
-from common_utils.jobs import Job, Made, Piece, Work, digest, used
+from common_utils.jobs import Job, Made, Piece, Work, digest
 from osum_echat import cli, logs
 from osum_echat.files import absolute, whole_file, write_jsonl
 from osum_echat.settings import override, parse, read_mapping
@@ -86,12 +86,12 @@ class Build:
 
     def check(self) -> None:
         done = check_written(self.settings.check, self.out, self.calls("check"), self.work)
-        logs.out(str(used(done)))
+        logs.out(str(done))
 
     def speak(self) -> None:
         own, seed = self.settings.speak, self.settings.seed
         made = Speaking(own, self.out, self.calls("speak"), seed)
-        self._run("speak", made, [depends(own), seed], self._has_sounds)
+        self._run("speak", made, [depends(own), seed])
 
     def listen(self) -> None:
         own = self.settings.listen
@@ -113,16 +113,12 @@ class Build:
         asked = sum(own.plan.counts.values())
         logs.out(f"{place}: {found['dialogues']} of {asked} dialogues, rows: {found['rows']}")
 
-    def _run(
-        self, name: str, make: Callable[[Piece], Made], given: Sequence[Any],
-        is_intact: Callable[[str], bool] = lambda line: True,
-    ) -> None:  # fmt: skip
+    def _run(self, name: str, make: Callable[[Piece], Made], given: Sequence[Any]) -> None:
         """Make every portion that is not made yet. given: what all portions depend on."""
         source = self.out / SOURCES[name]
-        job = Job(self.out / FILES[name], digest(name, *given), make, jobs.fingerprint, [source],
-                  self.work, is_intact)  # fmt: skip
-        told = f"{name}, {PORTION} dialogues at a time"
-        logs.out(str(used(jobs.run(job, jobs.pieces(source, PORTION), told))))
+        portions = jobs.pieces(source, PORTION)
+        job = Job(self.out / FILES[name], digest(name, *given, source), make, [source], self.work)
+        logs.out(str(jobs.run(job, portions, f"{name}, {PORTION} dialogues at a time")))
 
     def _summary(self) -> dict[str, dict[str, Any]]:
         """What each step kept and dropped, and its bill."""
@@ -133,11 +129,6 @@ class Build:
             summary[name] = {"kept": raw["written"], "dropped": dropped,
                              "bill": bill(self.calls(name))}  # fmt: skip
         return summary
-
-    def _has_sounds(self, line: str) -> bool:
-        turns = json.loads(line)["turns"]
-        return all((self.out / wav).is_file() for one in turns
-                   for wav in (one["wav"], one["reply_wav"]) if wav)  # fmt: skip
 
 
 def _engine(one: Any) -> str:

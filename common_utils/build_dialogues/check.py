@@ -104,12 +104,8 @@ def check_written(settings: CheckSettings, folder: Path, calls: Path, work: Work
     refused |= near_duplicates(sound, settings.similar)
     items = [(portion, {one.key: refused[one.key] for one in dialogues_of(portion)
                         if one.key in refused}) for portion in jobs.pieces(source, PORTION)]
-    job = Job(
-        out, digest("check", depends(settings), Path(settings.rubric)), Checking(settings, calls),
-        lambda item: digest(jobs.fingerprint(item[0]),
-                            {key: one.reason for key, one in item[1].items()}),
-        [source], work,
-    )  # fmt: skip
+    given = digest("check", depends(settings), Path(settings.rubric), Path(settings.words), source)
+    job = Job(out, given, Checking(settings, calls), [source], work)
     return jobs.run(job, items, f"check, {PORTION} dialogues at a time")
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from common_utils import extract_speech_tokens, make_combine_from_shard, make_shard_from_raw
 from common_utils.build_dialogues.dialogue import HEARD, LANGUAGES, Dialogue, read_dialogues
-from common_utils.jobs import Work, used
+from common_utils.jobs import Work
 from osum_echat import audio
 from osum_echat.data.manifest import COMBINES_LIST, SHARDS_LIST
 from osum_echat.data.prepare import REPLY_STYLES
@@ -78,7 +78,7 @@ def pack_corpus(
     if spoken:
         untold, coded = corpus / f".{REPLIES}.list", corpus / f"{REPLIES}.list"
         write_jsonl(untold, (row for one in spoken for row in reply_rows(one)))
-        used(extract_speech_tokens.make(untold, coded, work, Path(settings.tokenizer)))
+        extract_speech_tokens.make(untold, coded, work, Path(settings.tokenizer))
         replies = {str(row["key"]): row for _, row in read_journal(coded)}
         codes = {key: row["extra"]["speech_token"] for key, row in replies.items()}
         made[REPLIES] = list(replies.values())
@@ -93,8 +93,8 @@ def pack_corpus(
             place = corpus / f"{name}.list"
             write_jsonl(place, rows)
             shards, lists = corpus / name / "shard", corpus / name / "combine"
-            used(make_shard_from_raw.make(place, shards, work, settings.per_tar))
-            used(make_combine_from_shard.make(shards / SHARDS_LIST, lists, work))
+            make_shard_from_raw.make(place, shards, work, settings.per_tar)
+            make_combine_from_shard.make(shards / SHARDS_LIST, lists, work)
             data[name] = {"path": f"{name}/combine/{COMBINES_LIST}", "weight": 1}
     if not data:
         raise InputError(f"{folder / HEARD}: nothing to pack")

@@ -28,7 +28,6 @@ from common_utils.tiny_world.reply_voice import ReplyVoice, file_name
 from common_utils.tiny_world.speaking import speak, write_wav
 from common_utils.tiny_world.voices import ESPEAK, KOKORO, Studio, Voice, all_voices, varied
 from common_utils.tiny_world.world import Exchange, SaidTurn, load_world
-from osum_echat import logs
 from osum_echat.errors import DataError
 
 LIST_FILE, REPLY_RATE_HZ = "exchanges.jsonl", reply_voice.SAMPLE_RATE_HZ
@@ -54,7 +53,7 @@ class Plan:
 
 
 def make(plan: Plan, size: int, processes: int = 1) -> Report:
-    """Write the split's first `size` exchanges; those already there with their wavs are kept.
+    """Write the split's first `size` exchanges; stopped, it goes on.
 
     Raises InputError when a worker process dies.
     """
@@ -62,19 +61,13 @@ def make(plan: Plan, size: int, processes: int = 1) -> Report:
         raise DataError(f"--size {size}: give 1 or more exchanges")
     for folder in (plan.folder / "audio", plan.folder / "replies", plan.sentences):
         folder.mkdir(parents=True, exist_ok=True)
-    job = Job(
-        plan.folder / LIST_FILE, digest(plan.seed, plan.kokoro_share), partial(_line, plan),
-        lambda exchange: digest(exchange.to_json()),
-        work=Work(processes), is_intact=partial(_has_sounds, plan.folder),
-    )  # fmt: skip
     exchanges = list(load_world().exchanges(plan.split, plan.seed, size))
+    job = Job(
+        plan.folder / LIST_FILE,
+        digest(plan.kokoro_share, [exchange.to_json() for exchange in exchanges]),
+        partial(_line, plan), work=Work(processes),
+    )  # fmt: skip
     return run(job, exchanges, f"{plan.split} exchanges")
-
-
-def _has_sounds(folder: Path, line: str) -> bool:
-    row = json.loads(line)
-    return all((folder / one[name]).exists() for one in (row, *row["turns"])
-               for name in ("wav", "reply_wav"))  # fmt: skip
 
 
 def _line(plan: Plan, exchange: Exchange) -> Made:
@@ -146,9 +139,9 @@ def _rng(seed: int, key: str) -> Generator:
 def make_split(
     out: Path, split: Literal["train", "test"], size: int, seed: int = 0,
     assets: Path = Path("build/assets"), kokoro_share: float = 0.04, processes: int = 1,
-) -> None:  # fmt: skip
-    """Make the split and tell what was made."""
-    logs.out(str(make(Plan(out, split, seed, assets, kokoro_share), size, processes)))
+) -> Report:  # fmt: skip
+    """Make the split; what was made is told."""
+    return make(Plan(out, split, seed, assets, kokoro_share), size, processes)
 
 
 main = command(make_split, size="exchanges", kokoro_share="of the users' voices")

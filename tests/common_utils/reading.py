@@ -12,7 +12,8 @@ import numpy as np
 import soundfile
 import torch
 
-from common_utils import jobs, make_combine_from_shard, make_shard_from_raw
+from common_utils import make_combine_from_shard, make_shard_from_raw
+from common_utils.command import called, parser_of
 from common_utils.jobs import Report
 from osum_echat import audio
 from osum_echat.data.manifest import open_source
@@ -24,7 +25,8 @@ ROUNDING = 0.5001 / 32_768  # of 16-bit samples
 
 def run_tool(tool: ModuleType, source: Path, out: Path, *words: str) -> Report:
     """What a tool that is one job does."""
-    return jobs.asked(tool.make, [str(source), str(out), *words])
+    given = parser_of(tool.make, {}).parse_args([str(source), str(out), *words])
+    return called(tool.make, given)
 
 
 shards = partial(run_tool, make_shard_from_raw)

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -40,12 +39,9 @@ def failing(stop: int, seen: list[int], number: int) -> Made:
     return double(number)
 
 
-def job(out: Path, make, settings: str = "same", is_intact=bool, **more) -> Report:
-    """Numbers below `count`, each its own input unless `marks` says otherwise."""
-    count, marks = more.pop("count", 10), more.pop("marks", {})
-    made = Job(out, settings, make, lambda number: marks.get(number, str(number)),
-               (), Work(**more), is_intact)  # fmt: skip
-    return run(made, range(count), "numbers")
+def job(out: Path, make, settings: str = "same", count: int = 10, **more) -> Report:
+    """Numbers below `count`."""
+    return run(Job(out, settings, make, (), Work(**more)), range(count), "numbers")
 
 
 def test_what_a_function_takes_are_the_options_of_its_command():
@@ -93,33 +89,19 @@ def test_a_torn_last_line_of_the_journal_is_made_again(tmp_path: Path, torn: byt
     assert (tmp_path / "out").read_text().split() == [str(2 * number) for number in range(10)]
 
 
-def test_a_job_is_left_as_it_is_until_its_settings_change_or_its_work_has_gone(tmp_path: Path):
+def test_a_job_is_left_as_it_is_until_its_settings_change_or_nothing_could_be_used(tmp_path):
     with pytest.raises(RuntimeError):
         job(tmp_path / "out", partial(failing, 5, []), "unfinished")
     seen: list[int] = []
     for _ in range(2):
-        job(tmp_path / "out", partial(failing, -1, seen))
+        assert job(tmp_path / "out", partial(failing, -1, seen)).written == 10
     assert len(seen) == 10
     job(tmp_path / "out", partial(failing, -1, seen), "other")
     job(tmp_path / "out", partial(failing, -1, seen), "other", overwrite=True)
     assert len(seen) == 30
-    job(tmp_path / "out", double)
-    seen: list[int] = []
-    job(tmp_path / "out", partial(failing, -1, seen), is_intact=lambda line: line != "4")
-    assert seen == [2]
-
-
-@pytest.mark.parametrize("finished", [True, False])
-def test_only_what_has_changed_is_made_again(tmp_path: Path, finished: bool):
-    with nullcontext() if finished else pytest.raises(RuntimeError):
-        job(tmp_path / "out", partial(failing, -1 if finished else 9, []))
-    seen: list[int] = []
-    report = job(tmp_path / "out", partial(failing, -1, seen), marks={3: "repaired"})
-    assert seen == ([3] if finished else [3, 9]) and report.written == 10
-    assert (tmp_path / "out").read_text().split() == [str(2 * number) for number in range(10)]
-    job(tmp_path / "out", partial(failing, -1, seen), count=4, marks={3: "repaired"})
-    assert (tmp_path / "out").read_text().split() == ["0", "2", "4", "6"]
-    assert len(seen) == (1 if finished else 2)
+    with pytest.raises(InputError, match="left out: worn 10: nothing can be used; the first: out"):
+        job(tmp_path / "out", lambda number: Made([], [Dropped("worn", "out")]))
+    assert job(tmp_path / "out", double).written == 10
 
 
 def test_a_job_that_another_process_is_doing_is_not_begun(tmp_path: Path, monkeypatch):
@@ -131,20 +113,12 @@ def test_a_job_that_another_process_is_doing_is_not_begun(tmp_path: Path, monkey
     assert job(tmp_path / "out", double).written == 10 and len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_sound_that_is_there_now_is_made_after_all(tmp_path: Path):
+def test_rows_that_are_added_to_a_list_are_made(tmp_path: Path):
     write_noise(tmp_path / "a.wav")
-    rows = [{"key": key, "wav": f"{key}.wav", "txt": key} for key in "abcd"]
-    raw = write_raw(tmp_path, rows)
-    assert shards(raw, tmp_path / "out", "--per-tar", "2").written == 1
-    assert [one.name for one in (tmp_path / "out").glob("*.tar")] == ["shard_000000000.tar"]
-    before = (tmp_path / "out/shard_000000000.tar").stat().st_mtime_ns
-    write_noise(tmp_path / "d.wav")
-    assert shards(raw, tmp_path / "out", "--per-tar", "2").written == 2
-    assert (tmp_path / "out/shard_000000000.tar").stat().st_mtime_ns == before
-    assert [one.key for one in read_all(tmp_path / "out/shards_list.txt")] == ["a", "d"]
-    write_noise(tmp_path / "b.wav")
-    write_noise(tmp_path / "a.wav", seconds=0.5)
-    assert shards(raw, tmp_path / "out", "--per-tar", "2").written == 3
+    rows = [{"key": key, "wav": "a.wav", "txt": key} for key in "abcd"]
+    assert shards(write_raw(tmp_path, rows[:2]), tmp_path / "out", "--per-tar", "2").written == 2
+    assert shards(write_raw(tmp_path, rows), tmp_path / "out", "--per-tar", "2").written == 4
+    assert [one.key for one in read_all(tmp_path / "out/shards_list.txt")] == list("abcd")
 
 
 def end_itself(number: int) -> int:
