@@ -167,7 +167,7 @@ tiny: tiny-data $(CONF)
 	$(RUN) -m common_utils.tiny_world.assemble --model $(STAGES)/stage3/final --flow $(TOKEN2WAV)/flow \
 		--vocoder $(TOKEN2WAV)/vocoder_training --speaker $(TOKEN2WAV)/speaker.onnx \
 		--speech-tokenizer $(TOKEN2WAV)/speech_tokenizer.onnx \
-		--samples $(WORLD)/test --book $(BOOK) --stages $(STAGES) --out $(OUT)
+		--samples $(WORLD)/test --books $(BOOK) --out $(OUT)
 
 # In miniature: every step with little of everything. What comes out has learnt next to nothing.
 TRIAL := build/tiny-trial
@@ -196,7 +196,7 @@ small:
 	$(MAKE) small-thinker
 	$(RUN) -m common_utils.small_model.base_models $(PACKAGES)
 	$(RUN) -m common_utils.small_model.assemble --ear $(EAR)/export --thinker $(THINKER)/export \
-		--voice $(VOICE)/export --out $(SMALL_OUT) --trainings $(WORK) \
+		--voice $(VOICE)/export --out $(SMALL_OUT) \
 		--books $(foreach part,$(EAR) $(VOICE) $(THINKER),$(part)/steps.json)
 
 # The ear: what it hears, what the frozen encoder makes of that, and its training.

@@ -21,8 +21,8 @@ from common_utils.small_model.base_models import ORIGINS
 from common_utils.small_model.export_ear import CLASSES_FILE, EAR_FILE, SPEECH_MARKS
 from common_utils.small_model.pieces import ADAPTER
 from common_utils.small_model.thinker import LORA, LORA_FILE, TOKENIZER_FILES
-from common_utils.tiny_world import card
 from common_utils.tiny_world.assemble import check_sizes
+from common_utils.tiny_world.step import write_card
 from osum_echat import weights
 from osum_echat.errors import CheckpointError, OsumError
 from osum_echat.inference.assistant import EChat
@@ -78,9 +78,8 @@ def write_model(ear: Path, thinker: Path, codes: int, out: Path) -> None:
 
 
 def assemble(
-    ear: Path, thinker: Path, voice: Path, out: Path, books: tuple[Path, ...] = (),
-    trainings: Path | None = None,
-) -> None:  # fmt: skip
+    ear: Path, thinker: Path, voice: Path, out: Path, books: tuple[Path, ...] = ()
+) -> None:
     """Write OUT, load it once, and write its card.
 
     Raises an OsumError; OUT then has no model.yaml.
@@ -100,11 +99,10 @@ def assemble(
     except OsumError:
         settings.unlink(missing_ok=True)
         raise
-    card.write(out, books, trainings, CARD.read_text(encoding="utf-8"))
+    write_card(out, books, CARD.read_text(encoding="utf-8"))
 
 
-main = command(assemble, books="times of the recipe's steps, for the card",
-               trainings="their outputs, for the card")  # fmt: skip
+main = command(assemble, books="times of the recipe's steps, for the card")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import torch
 import yaml
 
 from common_utils.command import command
-from common_utils.tiny_world import card
 from common_utils.tiny_world.lists import read_jsonl
+from common_utils.tiny_world.step import write_card
 from osum_echat import audio, logs, weights
 from osum_echat.errors import CheckpointError
 from osum_echat.files import write_jsonl
@@ -45,14 +45,14 @@ log = logs.logger(__name__)
 
 def assemble(
     model: Path, flow: Path, vocoder: Path, speech_tokenizer: Path, speaker: Path, samples: Path,
-    out: Path, count: int = 6, book: tuple[Path, ...] = (), stages: Path | None = None,
+    out: Path, count: int = 6, books: tuple[Path, ...] = (),
 ) -> None:  # fmt: skip
     """Write OUT, with its card."""
     write_model(model, out)
     write_token2wav({"vocoder": vocoder, "flow": flow}, speech_tokenizer, speaker,
                     out / "token2wav")  # fmt: skip
     write_samples(samples, out / "samples", count)
-    card.write(out, book, stages)
+    write_card(out, books)
     log.info("%s: %.1f MB", out, check_sizes(out))
 
 
@@ -129,8 +129,7 @@ main = command(
     assemble, model="`final` of the last stage", flow="folder with flow.safetensors and flow.yaml",
     vocoder="folder with vocoder.safetensors and .yaml", speech_tokenizer="onnx file",
     speaker="onnx file", samples="test split to take questions from", count="sample questions",
-    book="times of the recipe's steps, for the card", stages="folder of the trainings' outputs, "
-    "for the card",
+    books="times of the recipe's steps, for the card",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m common_utils.tiny_world.step --book build/steps.json --makes FILE "corpus" -- COMMAND
 
 A step is done when its command has succeeded and what it makes is there. When one runs after all,
-those behind it in the book count as undone.
+those behind it in the book count as undone. The model's card shows the book's times.
 """
 
 import signal
@@ -11,66 +11,40 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from osum_echat import cli
 from osum_echat.errors import DataError
 from osum_echat.files import write_json
 from osum_echat.logs import logger
-from osum_echat.settings import parse, read_mapping
+from osum_echat.settings import read_mapping
 
-WRITE_EVERY_S = 5.0  # what a kill can take from the time at most
+CARD_FILE = "README.md"
+TIMES = "## Time of each step"
+TITLE = """# A model of the tiny world
+
+Made by the recipe of the Makefile from synthetic speech; it knows nothing but its small world.
+"""
 
 log = logger(__name__)
 
 
-@dataclass(slots=True)
-class Entry:
-    """What the book knows of a step."""
+def run(book: Path, name: str, command: Sequence[str], makes: Path | None) -> int:
+    """Run the command unless it is done; returns how it ended. SIGTERM goes on to it.
 
-    command: tuple[str, ...]
-    seconds: float = 0.0  # over all runs
-    done: bool = False
-
-
-class Book:
-    """The steps of a recipe in their order, in a JSON file."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises DataError for a file that is no such book."""
-        self.path = path
-        raw = read_mapping(path, DataError, "remove it") if path.exists() else {}
-        self.steps = {name: parse(Entry, one, f"{path}: {name}") for name, one in raw.items()}
-
-    def is_done(self, name: str, command: Sequence[str], makes: Path | None) -> bool:
-        """Whether the very same command has succeeded and what it made is there."""
-        entry = self.steps.get(name)
-        there = makes is None or makes.exists()
-        return entry is not None and entry.done and entry.command == tuple(command) and there
-
-    def begin(self, name: str, command: Sequence[str]) -> Entry:
-        """The step's entry; it and those behind it are not done."""
-        entry = self.steps.setdefault(name, Entry(()))
-        entry.command = tuple(command)
-        names = list(self.steps)
-        for later in names[names.index(name) :]:
-            self.steps[later].done = False
-        return entry
-
-    def save(self) -> None:
-        """Write it, whole or not at all."""
-        write_json(self.path, {name: asdict(entry) for name, entry in self.steps.items()})
-
-
-def run(book: Book, name: str, command: Sequence[str], makes: Path | None) -> int:
-    """Run the command unless it is done; returns how it ended. SIGTERM goes on to it."""
-    if book.is_done(name, command, makes):
+    book: a JSON file of the steps in their order: command, seconds over all runs, and done.
+    """
+    steps = read_mapping(book, DataError, "remove it") if book.exists() else {}
+    entry = steps.setdefault(name, {"seconds": 0.0, "done": False})
+    if entry["done"] and entry["command"] == [*command] and (makes is None or makes.exists()):
         log.info("%s: done before", name)
         return 0
-    entry = book.begin(name, command)
-    book.save()             # a kill from here on leaves it undone, whatever it was before
-    before, start = entry.seconds, time.monotonic()
+    names = list(steps)
+    for later in names[names.index(name) :]:
+        steps[later]["done"] = False
+    entry["command"] = [*command]
+    write_json(book, steps)             # a kill from here on leaves it undone
+    start = time.monotonic()
     try:
         running = subprocess.Popen(command)
     except OSError as error:
@@ -79,20 +53,27 @@ def run(book: Book, name: str, command: Sequence[str], makes: Path | None) -> in
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: running.terminate()),
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C reaches both
     }
-    ended = None
-    while ended is None:
-        try:
-            ended = running.wait(WRITE_EVERY_S)
-        except subprocess.TimeoutExpired:
-            log.debug("%s: still running", name)
-        entry.seconds = before + time.monotonic() - start
-        entry.done = ended == 0 and (makes is None or makes.exists())
-        book.save()
+    ended = running.wait()
     for one, handler in held.items():
         signal.signal(one, handler)
-    if ended == 0 and not entry.done:
+    entry["seconds"] += time.monotonic() - start
+    entry["done"] = ended == 0 and (makes is None or makes.exists())
+    write_json(book, steps)
+    if ended == 0 and not entry["done"]:
         raise DataError(f"{name}: ended well, but {makes} is not there")
     return 128 - ended if ended < 0 else ended
+
+
+def write_card(out: Path, books: Sequence[Path], title: str = TITLE) -> None:
+    """Write the card of the model in `out`; of one that is there only the times are made new."""
+    path = out / CARD_FILE
+    text = path.read_text(encoding="utf-8") if path.is_file() else title
+    before, _, rest = text.partition(TIMES)
+    _, mark, behind = rest.partition("\n## ")
+    lines = [f"| {name} | {one['seconds'] / 60:.1f} |\n" for book in books
+             for name, one in read_mapping(book, DataError).items()]  # fmt: skip
+    times = f"{TIMES}\nBy the clock, over all runs.\n\n| step | minutes |\n|---|---|\n"
+    path.write_text("".join((before.rstrip(), "\n\n", times, *lines, mark, behind)), "utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,9 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help="of the step, as the model card shows it")
     parser.add_argument("command", nargs="+", help="behind --")
     chosen = parser.parse_args(argv)
-    return cli.run(
-        "step", lambda: run(Book(chosen.book), chosen.name, chosen.command, chosen.makes)
-    )
+    return cli.run("step", lambda: run(chosen.book, chosen.name, chosen.command, chosen.makes))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from common_utils import whisper_ctranslate2
 from common_utils.small_model import features, pieces
-from common_utils.tiny_world import assemble, card, make, step, text_tokenizer
+from common_utils.tiny_world import assemble, make, step, text_tokenizer
 from osum_echat import EChat, cli
 from osum_echat.errors import CheckpointError
 from osum_echat.models.encoder import Encoder, EncoderSettings
@@ -83,10 +83,16 @@ def test_what_a_step_cannot_use_is_one_line(main, words, told, tmp_path, monkeyp
     assert main(words.split()) == 2 and told in capsys.readouterr().err
 
 
-def test_the_minutes_of_a_training_are_told_up_to_a_line_that_a_kill_cut_short(tmp_path: Path):
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / card.METRICS_FILE).write_text('{"minutes": 2.5}\n{"minu')
-    assert card.training_minutes(tmp_path) == {"one": 2.5}
+def test_a_card_has_the_times_of_the_steps_and_keeps_the_rest(tmp_path: Path):
+    book = tmp_path / "steps.json"
+    book.write_text('{"corpus": {"seconds": 150, "done": true}}')
+    step.write_card(tmp_path, [book])
+    first = (tmp_path / step.CARD_FILE).read_text()
+    assert first.startswith(step.TITLE) and first.endswith("\n| corpus | 2.5 |\n")
+    (tmp_path / step.CARD_FILE).write_text(first + "\n## Figures\nnone\n")
+    step.write_card(tmp_path, [])
+    told = (tmp_path / step.CARD_FILE).read_text()
+    assert "corpus" not in told and told.endswith("|---|---|\n\n## Figures\nnone\n")
 
 
 def test_a_signal_reaches_the_command_and_the_time_is_kept(tmp_path: Path) -> None:
