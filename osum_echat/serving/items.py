@@ -4,13 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from osum_echat.errors import InputError
 from osum_echat.records import Turn
 from osum_echat.serving import protocol
 from osum_echat.serving.audio_formats import Resampler, encode_file
 from osum_echat.serving.protocol import Event, SessionSettings, make_id, part
 from osum_echat.serving.session import Conversation, Question
-from osum_echat.serving.turns import RATE_HZ
+from osum_echat.serving.turns import LONGEST_TURN_S, RATE_HZ
 
 if TYPE_CHECKING:
     from osum_echat.inference.assistant import EChat
@@ -21,7 +23,8 @@ WORD_MS = 300           # that a word takes to say, about
 
 @dataclass(slots=True)
 class Item:
-    """A message of the conversation. clip: a whole wav of a user's turn."""
+    """A message of the conversation. clip: a whole wav of a user's turn; continues: the turn that
+    goes on in this one, as no sound of a reply to it was heard."""
 
     role: str
     parts: list[Event] = field(default_factory=list)
@@ -31,6 +34,7 @@ class Item:
     speech_tokens: tuple[int, ...] = ()
     audio_ms: int = 0
     perception: Event | None = None
+    continues: "Item | None" = None
     other: Mapping[str, Any] | None = None      # an item that is no message, as the client gave it
 
     @property
@@ -125,9 +129,11 @@ def answer(
     item = None if asked is None else items[asked]
     text = words if item is None else item.text
     if item is not None and item.clip:
-        conversation.history = turns(items[:asked])[-conversation.limits.turns :]
+        said = whole(item)
+        earlier = [one for one in items[:asked] if one not in said]
+        conversation.history = turns(earlier)[-conversation.limits.turns :]
         question = Question(
-            spoken_task(modality, thinking), clip=item.clip,
+            spoken_task(modality, thinking), clip=joined(said, conversation.limits.audio_s),
             thinking=None if thinking == "none" else thinking, hear=thinking != "label",
         )  # fmt: skip
         yield from conversation.ask(assistant, question)
@@ -171,12 +177,34 @@ def _written(
 
 def turns(items: Sequence[Item]) -> tuple[Turn, ...]:
     """Earlier exchanges, the oldest first: a user's item and the reply that followed it."""
+    continued = [one.continues for one in items if one.continues is not None]
     found, asked = [], None
     for item in items:
         if item.role == "user":
-            asked = item
+            asked = None if item in continued else item
         elif item.role == "assistant" and asked is not None and item.text.strip():
-            if asked.clip or asked.text:
-                found.append(Turn(asked.clip, asked.text or None, item.text, item.speech_tokens))
+            said = whole(asked)
+            texts, clip = [one.text for one in said], joined(said)
+            text = " ".join(filter(None, texts)) if all(texts) or not clip else ""
+            if clip or text:
+                found.append(Turn(clip, text or None, item.text, item.speech_tokens))
             asked = None
     return tuple(found)
+
+
+def whole(item: Item) -> list[Item]:
+    """A turn and those that go on in it, the first first."""
+    return [*(() if item.continues is None else whole(item.continues)), item]
+
+
+def joined(said: Sequence[Item], longest_s: float = LONGEST_TURN_S) -> bytes | None:
+    """The sound of turns as one wav; the last of them where all would be longer."""
+    from osum_echat import audio
+
+    clips = [one.clip for one in said if one.clip]
+    if len(clips) < 2:
+        return clips[0] if clips else None
+    samples = [audio.load(clip).numpy() for clip in clips]
+    while len(samples) > 1 and sum(map(len, samples)) > longest_s * RATE_HZ:
+        del samples[0]
+    return encode_file(np.concatenate(samples), RATE_HZ, "wav")

@@ -72,6 +72,7 @@ class RealtimeSession:
         self.buffer = self.listener.buffer
         self.begin = 0                  # of what the next commit takes
         self.speech_item = ""           # id of the turn that is being spoken
+        self.continued: Item | None = None      # the one before, if it goes on in that
         self.prepared: Generation | None = None         # of a reply begun at a short pause
         self.prepared_clip = b""
         self.stopped_at = 0.0           # monotonic: the user's last turn ended
@@ -196,6 +197,9 @@ class RealtimeSession:
             self.reply.cancel("client_cancelled")
         self._drop_prepared()
         self.items.remove(item)
+        for one in self.items:
+            if one.continues is item:
+                one.continues = item.continues
         self.send({"type": "conversation.item.deleted", "item_id": item.id})
 
     def _truncate(self, event: Event) -> None:
@@ -264,9 +268,11 @@ class RealtimeSession:
         match turn:
             case Turn.STARTED:
                 self._wait_idle(None)
-                if settings.interrupt_response and self.reply is not None and self._plays():
+                reply, self.continued = self.reply, None
+                if settings.interrupt_response and reply is not None and self._plays():
                     self.service.metrics.interrupts.inc()
-                    self.reply.cancel("turn_detected")
+                    self.continued = None if reply.was_noticed else reply.asked
+                    reply.cancel("turn_detected")
                 self.speech_item = make_id("item")
                 self._read_ahead()
                 start_ms = self.listener.detector.start_sample * 1000 // RATE_HZ
@@ -292,7 +298,8 @@ class RealtimeSession:
         if self.listener.detector.settings.create_response and not is_busy:
             self._drop_prepared()
             self.prepared_clip = self._wav(start, end)
-            item = Item("user", [part("input_audio", None)], clip=self.prepared_clip)
+            item = Item("user", [part("input_audio", None)], clip=self.prepared_clip,
+                        continues=self.continued)  # fmt: skip
             self.prepared = self._generation([*self.items, item], self.settings, "")
         if self.listener.detector.settings.kind == "semantic_vad" and model is not None:
             samples = self.buffer.cut(start, end)
@@ -306,7 +313,7 @@ class RealtimeSession:
         clip = self.prepared_clip if prepared is not None else self._wav(start, end)
         self.send({"type": "input_audio_buffer.speech_stopped", "item_id": self.speech_item,
                    "audio_end_ms": end * 1000 // RATE_HZ})  # fmt: skip
-        self._add_turn(self.speech_item, clip)
+        self._add_turn(self.speech_item, clip, self.continued)
         self.begin = end
         if not respond or (self.reply is not None and self.reply.is_active):
             if prepared is not None:
@@ -337,8 +344,8 @@ class RealtimeSession:
         self._add_turn(number, self._wav(begin, end))
         self._begin_response(self.items, self.settings)
 
-    def _add_turn(self, number: str, clip: bytes) -> None:
-        item = Item("user", [part("input_audio", None)], id=number, clip=clip)
+    def _add_turn(self, number: str, clip: bytes, continues: Item | None = None) -> None:
+        item = Item("user", [part("input_audio", None)], number, clip=clip, continues=continues)
         before = self.items[-1].id if self.items else None
         self.items.append(item)
         clips = [one for one in self.items if one.clip]
@@ -405,9 +412,9 @@ class RealtimeSession:
             self.send({"type": f"conversation.item.{kind}", "item": item.told(),
                        "previous_item_id": self.before(item)})  # fmt: skip
 
-    def words_known(self, item: Item | None, text: str) -> None:
+    def words_known(self, item: Item, text: str) -> None:
         """The words of a turn are known; told once, where the client wants a transcription."""
-        events = [] if item is None else item.transcribed(text)
+        events = item.transcribed(text)
         for event in events if self.settings.transcription is not None else ():
             self.send(event)
 

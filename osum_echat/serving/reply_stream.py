@@ -205,6 +205,12 @@ class ReplyStream:
         return self.status == "in_progress"
 
     @property
+    def was_noticed(self) -> bool:
+        """The user may have heard or read some of it, or it has ended."""
+        is_read = self.begun and self.settings.modality == "text"
+        return is_read or self.sent_samples > 0 or not self.is_active
+
+    @property
     def is_wordless(self) -> bool:
         """The turn holds no words, nor a sound that would be answered without any."""
         has_sound = self.found_by == "server_vad" and self.event not in (None, NO_EVENT)
@@ -238,7 +244,7 @@ class ReplyStream:
         match event:
             case kinds.Heard(text=text):
                 self.heard = text
-                self.owner.words_known(self.asked, text)
+                self._words_known(text)
             case kinds.LabelsFound(labels=labels):
                 before, self.perception = self.perception, perceived(labels, self.settings.thinking)
                 self.owner.perceived(self, self.perception, self.perception != before)
@@ -255,6 +261,11 @@ class ReplyStream:
                 await self._sound(samples.numpy(), rate_hz)
             case kinds.Done(reply=reply):
                 await self._done(reply)
+
+    def _words_known(self, text: str) -> None:
+        """Tell the user's words; those of a turn that goes on in this one are found apart."""
+        if self.asked is not None and self.asked.continues is None:
+            self.owner.words_known(self.asked, text)
 
     def _leave_out(self) -> None:
         """Nobody spoke to us: the reply ends before anything was told of it."""
@@ -302,7 +313,7 @@ class ReplyStream:
             is_new = self.perception is None
             self.perception = perceived(reply.labels, self.settings.thinking, self.thought)
             self.owner.perceived(self, self.perception, is_new)
-        self.owner.words_known(self.asked, reply.heard or "")
+        self._words_known(reply.heard or "")
         is_cut = reply.stopped_by == "limit"
         self.finish("incomplete" if is_cut else "completed", "max_output_tokens" if is_cut else "")
 

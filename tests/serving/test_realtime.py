@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from osum_echat import audio
 from osum_echat.errors import InputError
 from osum_echat.inference import reply
 from osum_echat.records import Labels
@@ -174,6 +175,29 @@ def test_speaking_over_a_reply_ends_it_first_and_then_tells_that_speech_began():
         assert client.types().index("response.done") < len(client.types()) - 1
         client.speak(0.8, 0.0)
         client.done()
+
+
+def test_a_turn_that_goes_on_before_a_reply_is_heard_is_answered_as_a_whole():
+    assistant = Canned(waits=threading.Event())
+    with connected(Server(service(assistant))) as client:
+        client.update(transcription={"model": "whisper-1"})
+        client.say()
+        first = client.until("input_audio_buffer.committed")["item_id"]
+        client.say()                                    # nothing of a reply was heard
+        second = client.until("response.created") and client.until("input_audio_buffer.committed")
+        assert second["previous_item_id"] == first
+        assistant.waits.set()
+        assert client.done()["status"] == "completed"
+        lengths = [audio.length(one.user.audio) / 16_000 for one, _ in assistant.asked]
+        told = {one["item_id"] for one in client.seen if one["type"].endswith("tion.completed")}
+        while told != {first, second["item_id"]}:       # each one's words are its own
+            told.add(client.until("conversation.item.input_audio_transcription.completed")["item_id"])
+        client.say()
+        client.done()
+        history = assistant.asked[-1][0].history
+    assert lengths[0] == pytest.approx(0.7, abs=0.15)
+    assert max(lengths) == pytest.approx(2 * lengths[0] + 0.3, abs=0.15)
+    assert [turn.text for turn in history] == [f"{HEARD} {HEARD}"]
 
 
 def test_a_cough_does_not_stop_a_reply_and_half_duplex_hears_nothing_then():
