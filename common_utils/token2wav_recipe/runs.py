@@ -6,20 +6,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
-from common_utils.jobs import digest
-from osum_echat import audio, cli, settings
+from osum_echat import audio, cli, settings, weights
+from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.files import locked, read_jsonl
 from osum_echat.logs import logger, out
 from osum_echat.records import Utterance
 from osum_echat.training import state as states
-from osum_echat.training.scheduler import ScheduleSettings, learning_rate
+from osum_echat.training.engine import PRECISIONS, compute_dtype
+from osum_echat.training.scheduler import ScheduleSettings, ending, learning_rate
+from osum_echat.training.stages import WeightAverage
 
 METRICS_FILE = "metrics.jsonl"
 MOST_BAD = 10                           # steps in a row before giving up
@@ -88,28 +90,64 @@ class LimitSettings:
         if not (self.minutes or self.steps):
             raise ConfigError("limits: give minutes or steps")
 
+    def ended(self, step: int, minutes: float) -> bool:
+        """Whether so many steps and minutes are all."""
+        return 0 < self.steps <= step or 0 < self.minutes <= minutes
 
-@dataclass(slots=True)
-class Progress:
-    """Where a training is: everything that its next step depends on.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What every training is told beside its data and sizes."""
+
+    output: str                        # checkpoints, metrics, and what is exported
+    limits: LimitSettings
+    schedule: ScheduleSettings
+    average: float                     # decay of the running mean of weights that is exported
+    seed: int = 777
+    precision: str = "auto"            # auto | fp32 | bf16
+    device: str = "auto"
+    init: str | None = None            # weights to start from
+
+    def __post_init__(self) -> None:
+        settings.check_numbers(self, "training", "average", 0, 1)
+        settings.check_word("training.precision", self.precision, ("auto", *PRECISIONS))
+
+
+class Trainer:
+    """A training: everything that its next step depends on, and the loop around the steps.
 
     parts: modules, optimizers and running means, by the names that they have in checkpoints.
     generator: of the crops.
     """
 
-    parts: dict[str, Any]
-    generator: torch.Generator
-    steps: int = 0
-    minutes: float = 0.0
+    def __init__(self, training: Training, name: str, model: nn.Module) -> None:
+        self.device = devices.pick(training.device)
+        self.dtype = compute_dtype(training.precision, self.device)
+        if training.init:
+            weights.fill(model, weights.read(Path(training.init)), training.init)
+        model.to(self.device).train()
+        limits = training.limits
+        self.schedule = ending(training.schedule, limits.steps, limits.minutes)
+        self.average = WeightAverage(model, training.average)
+        self.parts: dict[str, Any] = {name: model, "average": self.average}
+        self.generator = torch.Generator().manual_seed(training.seed)
+        self.steps, self.minutes = 0, 0.0
 
-    @classmethod
-    def begin(cls, seed: int, **parts: Any) -> "Progress":
-        """Before the first step."""
-        return cls(parts, torch.Generator().manual_seed(seed))
+    def step(self) -> Mapping[str, float]:
+        """One optimizer step; its figures."""
+        raise NotImplementedError
 
-    def rate(self, schedule: ScheduleSettings) -> float:
+    def score(self) -> Mapping[str, float]:
+        """Figures on held-out data."""
+        raise NotImplementedError
+
+    def export(self) -> None:
+        """Write what is to be used."""
+        raise NotImplementedError
+
+    def rate(self) -> float:
         """The learning rate of the next step."""
-        return learning_rate(schedule, self.steps, self.minutes)
+        return learning_rate(self.schedule, self.steps, self.minutes)
 
     def draw(self, count: int) -> int:
         """A number below `count`."""
@@ -132,6 +170,45 @@ class Progress:
             torch.set_rng_state(state["random"].cpu())
         self.steps, self.minutes = state["step"], state["minutes"]
 
+    def loop(self, output: Path, limits: LimitSettings, record: dict[str, Any]) -> None:
+        """Step to the limit, and save. record: of the settings, kept beside the checkpoints."""
+        torch.set_flush_denormal(True)     # tiny optimizer moments slow a CPU down
+        metrics = output / METRICS_FILE
+        text = yaml.safe_dump(json.loads(json.dumps(record)), sort_keys=False)
+        clock = saved = logged = time.monotonic()
+        bad = 0
+        since: list[Mapping[str, float]] = []
+        while not limits.ended(self.steps, self.minutes):
+            since.append(self.step())
+            bad = 0 if all(map(math.isfinite, since[-1].values())) else bad + 1
+            if bad == MOST_BAD:
+                raise DataError(f"{output}: step {self.steps}: {bad} steps in a row with losses or "
+                                "gradients that are not finite; lower schedule.rate")  # fmt: skip
+            now = time.monotonic()
+            self.minutes += (now - clock) / 60
+            clock = now
+            ended = limits.ended(self.steps, self.minutes)
+            if self.steps % limits.log_steps == 0 or ended:
+                speed = {"steps_per_s": len(since) / max(1e-9, now - logged)}
+                self._report(metrics, since, speed)
+                since, logged = [], now
+            if (now - saved >= 60 * limits.save_minutes and not bad) or ended:
+                self._report(metrics, [self.score()], {})
+                self.export()
+                kept = {"trainer": self.state_dict(), "metrics_bytes": metrics.stat().st_size}
+                states.save(output, self.steps, kept, text, keep=1)
+                clock = saved = time.monotonic()
+
+    def _report(
+        self, path: Path, values: Sequence[Mapping[str, float]], more: Mapping[str, float]
+    ) -> None:
+        """The means of some steps as one line of the metrics and of the log."""
+        line = {key: sum(one[key] for one in values) / len(values) for key in values[0]}
+        line |= {**more, "step": self.steps, "minutes": round(self.minutes, 3)}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        log.info("  ".join(f"{key} {value:.4g}" for key, value in line.items()))
+
 
 def apply(optimizer: torch.optim.Optimizer, norm: Tensor, rate: float) -> bool:
     """Step where the gradient, of that norm, is finite; then clear it."""
@@ -144,111 +221,32 @@ def apply(optimizer: torch.optim.Optimizer, norm: Tensor, rate: float) -> bool:
     return applied
 
 
-class Trainer(Protocol):
-    """What the loop needs of a training."""
-
-    progress: Progress
-
-    def step(self) -> Mapping[str, float]:
-        """One optimizer step; its figures."""
-        ...
-
-    def score(self) -> Mapping[str, float]:
-        """Figures on held-out data."""
-        ...
-
-    def export(self) -> None:
-        """Write what is to be used."""
-        ...
-
-
-def run(
-    make: Callable[[], Trainer], training: Any, lists: Sequence[str], made: Path
-) -> Path:
+def run(make: Callable[[], Trainer], training: Training, made: Path) -> Path:
     """Train to the limit, going on from the newest checkpoint in the output. Returns `made`.
 
-    make: reads the data and makes the trainer; training: all settings, a dataclass with `output`
-    and `limits`, written beside the checkpoints; lists: what is read; made: what `export` writes.
-    Raises ConfigError where the output was trained with other settings that matter or on lists that
-    have changed, InputError where another training writes there or nothing can be written.
+    make: reads the data and makes the trainer; made: what `export` writes.
+    Raises ConfigError where the output was trained with other settings that matter, InputError
+    where another training writes there or nothing can be written.
     """
     output, limits = Path(training.output), training.limits
     with locked(output / states.LOCK_FILE):
         states.tell_changes(output, training, HARMLESS, limits.changed, "limits.changed")
         checkpoint = states.newest(output)
-        read = digest(*map(Path, lists)) if all(Path(one).is_file() for one in lists) else None
-        if checkpoint is not None:
-            state = states.load(checkpoint, torch.device("cpu"), mapped=True)
-            if None not in (read, before := state.get("lists")) and before != read:
-                told = f"{output}: was trained on {', '.join(lists)} as they were before"
-                if not limits.changed:
-                    raise ConfigError(f"{told}. Begin in another output, put them back, or go on "
-                                      "with the new ones by limits.changed=true")  # fmt: skip
-                log.info("%s", told)
-            done = state["trainer"]
-            if _ended(done["step"], done["minutes"], limits) and made.is_file():
-                log.info("already finished at step %d: see %s", done["step"], output)
-                return made
+        state = None if checkpoint is None else states.load(checkpoint, torch.device("cpu"))
+        done: dict[str, Any] = state["trainer"] if state else {}
+        if done and limits.ended(done["step"], done["minutes"]) and made.is_file():
+            log.info("already finished at step %d: see %s", done["step"], output)
+            return made
         trainer = make()
-        _run(trainer, output, limits, asdict(training), read)
+        if state:
+            trainer.load_state_dict(done)
+            with (output / METRICS_FILE).open("ab") as file:
+                file.truncate(min(file.tell(), state["metrics_bytes"]))
+            log.info("going on from %s", checkpoint)
+        trainer.loop(output, limits, asdict(training))
         if not made.is_file():
             trainer.export()
     return made
-
-
-def _run(
-    trainer: Trainer, output: Path, limits: LimitSettings, record: dict[str, Any], lists: str | None
-) -> None:
-    torch.set_flush_denormal(True)     # tiny optimizer moments slow a CPU down
-    output.mkdir(parents=True, exist_ok=True)
-    metrics = output / METRICS_FILE
-    checkpoint, progress = states.newest(output), trainer.progress
-    if checkpoint is not None:
-        state = states.load(checkpoint, torch.device("cpu"))
-        progress.load_state_dict(state["trainer"])
-        with metrics.open("ab") as file:
-            file.truncate(min(file.tell(), state["metrics_bytes"]))
-        log.info("going on from %s", checkpoint)
-    text = yaml.safe_dump(json.loads(json.dumps(record)), sort_keys=False)
-    clock = saved = logged = time.monotonic()
-    bad = 0
-    since: list[Mapping[str, float]] = []
-    while not _ended(progress.steps, progress.minutes, limits):
-        since.append(trainer.step())
-        bad = 0 if all(map(math.isfinite, since[-1].values())) else bad + 1
-        if bad == MOST_BAD:
-            raise DataError(f"{output}: step {progress.steps}: {bad} steps in a row with losses or "
-                            "gradients that are not finite; lower schedule.rate")  # fmt: skip
-        now = time.monotonic()
-        progress.minutes += (now - clock) / 60
-        clock = now
-        ended = _ended(progress.steps, progress.minutes, limits)
-        if progress.steps % limits.log_steps == 0 or ended:
-            _report(progress, metrics, since, {"steps_per_s": len(since) / max(1e-9, now - logged)})
-            since, logged = [], now
-        if (now - saved >= 60 * limits.save_minutes and not bad) or ended:
-            _report(progress, metrics, [trainer.score()], {})
-            trainer.export()
-            kept = {"trainer": progress.state_dict(), "metrics_bytes": metrics.stat().st_size,
-                    "lists": lists}  # fmt: skip
-            states.save(output, progress.steps, kept, text, keep=1)
-            clock = saved = time.monotonic()
-
-
-def _ended(step: int, minutes: float, limits: LimitSettings) -> bool:
-    return 0 < limits.steps <= step or 0 < limits.minutes <= minutes
-
-
-def _report(
-    progress: Progress, path: Path, values: Sequence[Mapping[str, float]],
-    more: Mapping[str, float],
-) -> None:  # fmt: skip
-    """The means of some steps as one line of the metrics and of the log."""
-    line = {key: sum(one[key] for one in values) / len(values) for key in values[0]}
-    line |= {**more, "step": progress.steps, "minutes": round(progress.minutes, 3)}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-    log.info("  ".join(f"{key} {value:.4g}" for key, value in line.items()))
 
 
 def load(kind: type[T], path: Path, overrides: Sequence[str]) -> T:

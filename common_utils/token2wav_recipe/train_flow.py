@@ -17,16 +17,14 @@ import yaml
 from torch import Tensor, nn
 
 from common_utils.token2wav_recipe import runs
-from common_utils.token2wav_recipe.runs import LimitSettings, Progress, VoiceRow
+from common_utils.token2wav_recipe.runs import LimitSettings, Trainer, Training, VoiceRow
 from osum_echat import device as devices
 from osum_echat import logs, weights
 from osum_echat.errors import ConfigError, DataError
-from osum_echat.settings import check_numbers, check_word
+from osum_echat.settings import check_numbers
 from osum_echat.token2wav import voice
 from osum_echat.token2wav.flow import Flow, FlowLoss, FlowSettings, draw, frames_for
-from osum_echat.training.engine import PRECISIONS, compute_dtype
-from osum_echat.training.scheduler import ScheduleSettings, ending
-from osum_echat.training.stages import WeightAverage
+from osum_echat.training.scheduler import ScheduleSettings
 
 LOG = logs.logger(__name__)
 FLOW_FILE, SIZES_FILE = "flow.safetensors", "flow.yaml"
@@ -34,12 +32,11 @@ HELD_OUT_SEED = 1
 MOST_APART_S = 0.5                  # speech tokens and sound of a row: else they are of another
 
 
-@dataclass(frozen=True, slots=True)
-class FlowTraining:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowTraining(Training):
     """One training of a flow. Rows of the raw lists in `data`: `wav` and `extra.speech_token`."""
 
     data: tuple[str, ...]
-    output: str
     flow: FlowSettings = field(default_factory=FlowSettings)
     schedule: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(
         kind="cosine", rate=1e-3, warmup_steps=300, min_rate=1e-5))  # fmt: skip
@@ -52,18 +49,14 @@ class FlowTraining:
     warp_times: bool = False            # draw times on a quarter cosine
     clip: float = 1.0
     weight_decay: float = 0.01
-    average: float = 0.999              # decay of the running mean of weights that is exported
+    average: float = 0.999
     held_out_tokens: int = 1200         # the end of the data, scored at every save
-    seed: int = 777
-    precision: str = "auto"             # auto | fp32 | bf16
-    device: str = "auto"
-    init: str | None = None             # weights to start from
     voices: dict[str, str] = field(default_factory=dict)    # voice files by the rows' `voice`
 
     def __post_init__(self) -> None:
+        Training.__post_init__(self)
         check_numbers(self, "flow training", "held_out_tokens clip weight_decay mu_weight", 0)
-        check_numbers(self, "flow training", "drop prefix average", 0, 1)
-        check_word("flow training.precision", self.precision, ("auto", *PRECISIONS))
+        check_numbers(self, "flow training", "drop prefix", 0, 1)
         crops = self.crop_tokens or (0,)
         if not self.data or not 1 <= min(crops) <= max(crops) <= self.batch_tokens:
             raise ConfigError(
@@ -153,31 +146,21 @@ def fit(mel: Tensor, frames: int) -> Tensor:
     return mel[:frames] if lacking <= 0 else torch.cat((mel, mel[-1:].expand(lacking, -1)))
 
 
-class FlowTrainer:
-    """Model, optimizer, running mean and random stream; `progress` is all that resume needs."""
+class FlowTrainer(Trainer):
+    """Crops of the recordings to the flow's loss."""
 
     def __init__(self, training: FlowTraining, recordings: Recordings) -> None:
-        self.training = training
-        self.recordings = recordings
-        self.device = devices.pick(training.device)
-        self.dtype = compute_dtype(training.precision, self.device)
+        self.training, self.recordings = training, recordings
         torch.manual_seed(training.seed)
         self.flow = Flow(training.flow)
-        if training.init:
-            weights.fill(self.flow, weights.read(Path(training.init)), training.init)
-        elif not recordings.speakers.any():
+        if not recordings.speakers.any():
             # Without vectors the layer never trains; as drawn it would disturb every later voice.
             nn.init.zeros_(self.flow.spk_embed_affine_layer.weight)
-        self.flow.to(self.device).train()
-        self.average = WeightAverage(self.flow, training.average)
-        self.optimizer = torch.optim.AdamW(
+        super().__init__(training, "flow", self.flow)
+        self.parts["optimizer"] = self.optimizer = torch.optim.AdamW(
             self.flow.parameters(), training.schedule.rate, fused=True,
             weight_decay=training.weight_decay,
-        )
-        self.schedule = ending(training.schedule, training.limits.steps, training.limits.minutes)
-        self.progress = Progress.begin(
-            training.seed, flow=self.flow, optimizer=self.optimizer, average=self.average
-        )
+        )  # fmt: skip
         self.usable = len(recordings.tokens) - training.held_out_tokens
         if self.usable < max(training.crop_tokens):
             raise DataError(
@@ -200,20 +183,19 @@ class FlowTrainer:
 
     def step(self) -> dict[str, float]:
         """One optimizer step on fresh crops."""
-        training, progress = self.training, self.progress
-        length = training.crop_tokens[progress.draw(len(training.crop_tokens))]
+        training = self.training
+        length = training.crop_tokens[self.draw(len(training.crop_tokens))]
         starts = torch.randint(
-            self.usable - length + 1, (training.batch_tokens // length,),
-            generator=progress.generator,
-        )  # fmt: skip
-        loss = self.loss(self.recordings.batch(starts.tolist(), length), progress.generator)
+            self.usable - length + 1, (training.batch_tokens // length,), generator=self.generator
+        )
+        loss = self.loss(self.recordings.batch(starts.tolist(), length), self.generator)
         (loss.matching + training.mu_weight * loss.mu).backward()
         norm = nn.utils.clip_grad_norm_(self.flow.parameters(), training.clip)
-        rate = progress.rate(self.schedule)
+        rate = self.rate()
         applied = runs.apply(self.optimizer, norm, rate)
         if applied:
             self.average.update()
-        progress.steps += 1
+        self.steps += 1
         return {
             "matching": loss.matching.item(), "mu": loss.mu.item(), "norm": norm.item(),
             "rate": rate, "skipped": float(not applied),
@@ -245,7 +227,7 @@ class FlowTrainer:
 
 def train(training: FlowTraining) -> Path:
     """Train to the limit, going on from the newest checkpoint. Returns the exported weights."""
-    return runs.run(lambda: FlowTrainer(training, record(training)), training, training.data,
+    return runs.run(lambda: FlowTrainer(training, record(training)), training,
                     Path(training.output) / FLOW_FILE)  # fmt: skip
 
 

@@ -18,14 +18,12 @@ from torch.nn import functional as F
 
 from common_utils.token2wav_recipe import runs
 from common_utils.token2wav_recipe.onnx_file import check_installed, export
-from common_utils.token2wav_recipe.runs import LimitSettings, Progress, VoiceRow
-from osum_echat import device as devices
+from common_utils.token2wav_recipe.runs import Trainer, Training, VoiceRow
 from osum_echat import logs
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.settings import check_numbers
 from osum_echat.token2wav.voice import MELS, SPEAKER_WIDTH, speaker_features
 from osum_echat.training.scheduler import ScheduleSettings
-from osum_echat.training.stages import WeightAverage
 
 SPEAKER_FILE = "speaker.onnx"
 MARGIN, SHARPNESS = 0.2, 30.0              # of the additive-margin softmax
@@ -48,13 +46,11 @@ class SpeakerSettings:
             raise ConfigError("speaker.kernels and speaker.dilations: give as many of each")
 
 
-@dataclass(frozen=True, slots=True)
-class SpeakerTraining:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeakerTraining(Training):
     """One training of a speaker encoder. Rows: `wav`, and `voice` or `speaker`."""
 
     lists: tuple[str, ...]
-    output: str
-    limits: LimitSettings
     out: str | None = None                 # the ONNX file; None: speaker.onnx in `output`
     speaker: SpeakerSettings = field(default_factory=SpeakerSettings)
     schedule: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(
@@ -64,17 +60,15 @@ class SpeakerTraining:
     batch: int = 32
     crop_frames: int = 120
     average: float = 0.99
-    seed: int = 777
-    device: str = "auto"
 
     def __post_init__(self) -> None:
+        Training.__post_init__(self)
         sizes = self.speaker
         reach = sum((kernel - 1) * apart for kernel, apart in
                     zip(sizes.kernels, sizes.dilations, strict=True))  # fmt: skip
         check_numbers(self, "speaker training", "batch", 1)
         check_numbers(self, "speaker training", "rows_per_voice", 2)
         check_numbers(self, "speaker training", "crop_frames", reach + 1)
-        check_numbers(self, "speaker training", "average", 0, 1)
 
     @property
     def file(self) -> Path:
@@ -137,28 +131,24 @@ def read(training: SpeakerTraining) -> Voices:
     return Voices(names, tuple(learnt), tuple(held_out))
 
 
-class SpeakerTrainer:
-    """Model, class vectors, optimizer, running mean and random stream."""
+class SpeakerTrainer(Trainer):
+    """Crops of the voices to the loss of telling them apart, with a vector for each."""
 
     def __init__(self, training: SpeakerTraining, voices: Voices) -> None:
         self.training, self.voices = training, voices
-        self.device = devices.pick(training.device)
         torch.manual_seed(training.seed)
         self.net = SpeakerNet(training.speaker)
         self.centres = nn.Linear(SPEAKER_WIDTH, len(voices.names), bias=False)
-        self.model = nn.ModuleDict({"net": self.net, "centres": self.centres}).to(self.device)
-        self.average = WeightAverage(self.model, training.average)
-        self.optimizer = torch.optim.AdamW(
+        self.model = nn.ModuleDict({"net": self.net, "centres": self.centres})
+        super().__init__(training, "model", self.model)
+        self.parts["optimizer"] = self.optimizer = torch.optim.AdamW(
             self.model.parameters(), training.schedule.rate, weight_decay=0.05
-        )
-        self.progress = Progress.begin(
-            training.seed, model=self.model, optimizer=self.optimizer, average=self.average
         )
 
     def step(self) -> dict[str, float]:
         """One step on crops of as many voices as the batch has rows."""
-        batch, progress = self.training.batch, self.progress
-        chosen = torch.randint(len(self.voices.names), (batch,), generator=progress.generator)
+        names, batch = self.voices.names, self.training.batch
+        chosen = torch.randint(len(names), (batch,), generator=self.generator)
         crops = torch.stack([self._crop(int(voice)) for voice in chosen]).to(self.device)
         chosen = chosen.to(self.device)
         vectors = F.normalize(self.net(crops), dim=1)
@@ -166,19 +156,19 @@ class SpeakerTrainer:
         margin = MARGIN * F.one_hot(chosen, cosines.shape[1])
         loss = F.cross_entropy(SHARPNESS * (cosines - margin), chosen)
         loss.backward()
-        rate = progress.rate(self.training.schedule)
+        rate = self.rate()
         runs.apply(self.optimizer, loss.detach(), rate)
         self.average.update()
-        progress.steps += 1
+        self.steps += 1
         right = (cosines.argmax(1) == chosen).float().mean()
         return {"loss": loss.item(), "right": right.item(), "rate": rate}
 
     def _crop(self, voice: int) -> Tensor:
         """A stretch of a random row, repeated where it is short: (crop_frames, 80)."""
         rows, frames = self.voices.learnt[voice], self.training.crop_frames
-        row = rows[self.progress.draw(len(rows))].float()
+        row = rows[self.draw(len(rows))].float()
         row = row.repeat(-(-frames // len(row)), 1)
-        start = self.progress.draw(len(row) - frames + 1)
+        start = self.draw(len(row) - frames + 1)
         crop = row[start : start + frames]
         return crop - crop.mean(0)
 
@@ -213,8 +203,7 @@ class SpeakerTrainer:
 def train(training: SpeakerTraining) -> Path:
     """Train to the limit. Returns the ONNX file."""
     check_installed()
-    return runs.run(lambda: SpeakerTrainer(training, read(training)), training, training.lists,
-                    training.file)  # fmt: skip
+    return runs.run(lambda: SpeakerTrainer(training, read(training)), training, training.file)
 
 
 main = runs.door(__doc__, SpeakerTraining, train)

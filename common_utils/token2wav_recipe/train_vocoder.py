@@ -14,22 +14,18 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common_utils.jobs import digest, stamp
 from common_utils.token2wav_recipe import pitch, runs
-from common_utils.token2wav_recipe.runs import LimitSettings, Progress
+from common_utils.token2wav_recipe.runs import Trainer, Training
 from osum_echat import device as devices
 from osum_echat import logs, weights
-from osum_echat.errors import CheckpointError, ConfigError, DataError
-from osum_echat.settings import check_numbers, check_word
+from osum_echat.errors import ConfigError, DataError
+from osum_echat.settings import check_numbers
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
 from osum_echat.token2wav.streaming import whole_wave
 from osum_echat.token2wav.voice import HOP_SAMPLES, SAMPLE_RATE_HZ, mel_bank, prompt_mel
-from osum_echat.training.engine import PRECISIONS, compute_dtype
 from osum_echat.training.scheduler import ScheduleSettings
-from osum_echat.training.stages import WeightAverage
 
 VOCODER_FILE = "vocoder.safetensors"
-PITCH_FILE = "pitch.safetensors"            # true pitch by recording, kept for the next start
 NYQUIST_HZ = SAMPLE_RATE_HZ / 2
 RESOLUTIONS = (512, 1024, 2048)             # window samples of the spectral losses
 LEAST_POWER = 1e-7
@@ -37,13 +33,11 @@ LEAST_POWER = 1e-7
 log = logs.logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class VocoderTraining:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VocoderTraining(Training):
     """One training of a vocoder. Of the raw lists only `wav`, `start` and `end` are read."""
 
     lists: tuple[str, ...]
-    output: str
-    limits: LimitSettings
     vocoder: NsfVocosSettings = field(default_factory=NsfVocosSettings)
     schedule: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(
         kind="cosine", rate=8e-4, warmup_steps=50, min_rate=2e-5))  # fmt: skip
@@ -59,16 +53,11 @@ class VocoderTraining:
     average: float = 0.997
     held_out: int = 20                      # rows at the end, only scored
     minutes: float = 90.0                   # of audio, at most
-    seed: int = 777
-    precision: str = "auto"                 # auto | fp32 | bf16
-    device: str = "auto"
-    init: str | None = None                 # weights to start from
 
     def __post_init__(self) -> None:
+        Training.__post_init__(self)
         check_numbers(self, "vocoder training", "batch pitch_crop_frames", 1)
         check_numbers(self, "vocoder training", "pitch_updates held_out minutes", 0)
-        check_numbers(self, "vocoder training", "average", 0, 1)
-        check_word("vocoder training.precision", self.precision, ("auto", *PRECISIONS))
         if self.crop_frames * HOP_SAMPLES < max(RESOLUTIONS):
             raise ConfigError(f"vocoder training: crop_frames {self.crop_frames} is too short")
 
@@ -95,51 +84,34 @@ def read(training: VocoderTraining) -> list[Recording]:
     """Every row's wave, mel and true pitch, up to the minutes asked for."""
     rows = runs.read_lists(training.lists)
     random.Random(training.seed).shuffle(rows)
-    kept, known = Path(training.output) / PITCH_FILE, dict[str, Tensor]()
-    try:
-        known = weights.read(kept) if kept.is_file() else known
-    except CheckpointError as error:
-        log.warning("%s; the pitch is found again", error)
-    used: dict[str, Tensor] = {}
     recordings, seconds = [], 0.0
     for row in logs.progress(rows, "reading"):
-        name = digest(stamp(row.wav), row.segment_s)
-        wave, hertz = row.load(SAMPLE_RATE_HZ), known.get(name)
-        if hertz is None:
-            hertz = torch.from_numpy(pitch.track(wave.numpy(), SAMPLE_RATE_HZ, HOP_SAMPLES))
-        wave, used[name] = wave[: len(hertz) * HOP_SAMPLES], hertz
+        wave = row.load(SAMPLE_RATE_HZ)
+        hertz = torch.from_numpy(pitch.track(wave.numpy(), SAMPLE_RATE_HZ, HOP_SAMPLES))
+        wave = wave[: len(hertz) * HOP_SAMPLES]
         recordings.append(Recording(wave.half(), prompt_mel(wave)[0].T, hertz))
         seconds += len(wave) / SAMPLE_RATE_HZ
         if seconds > 60 * training.minutes:
             break
-    weights.write_safetensors_file(kept, used)
     log.info("%d recordings, %.1f min", len(recordings), seconds / 60)
     return recordings
 
 
-class VocoderTrainer:
-    """Model, optimizers, running mean and random stream."""
+class VocoderTrainer(Trainer):
+    """Crops of the recordings to the losses of the wave and of the pitch."""
 
     def __init__(self, training: VocoderTraining, recordings: Sequence[Recording]) -> None:
         self.training = training
-        self.device = devices.pick(training.device)
-        self.dtype = compute_dtype(training.precision, self.device)
         torch.manual_seed(training.seed)
         self.vocoder = NsfVocos(training.vocoder)
-        if training.init:
-            weights.fill(self.vocoder, weights.read(Path(training.init)), training.init)
-        self.vocoder.to(self.device).train()
-        self.average = WeightAverage(self.vocoder, training.average)
+        super().__init__(training, "vocoder", self.vocoder)
         tracker = set(self.vocoder.pitch_predictor.parameters())
         self.shapers = [part for part in self.vocoder.parameters() if part not in tracker]
         self.optimizer, self.pitch_optimizer = (
             torch.optim.AdamW(parts, training.schedule.rate, betas=(0.8, 0.99), fused=True)
             for parts in (self.shapers, list(self.vocoder.pitch_predictor.parameters()))
         )
-        self.progress = Progress.begin(
-            training.seed, vocoder=self.vocoder, optimizer=self.optimizer,
-            pitch_optimizer=self.pitch_optimizer, average=self.average,
-        )  # fmt: skip
+        self.parts |= {"optimizer": self.optimizer, "pitch_optimizer": self.pitch_optimizer}
         longest = max(training.crop_frames, training.pitch_crop_frames)
         learnt = recordings[: len(recordings) - training.held_out]
         self.learnt = [one for one in learnt if len(one.hertz) >= longest]
@@ -151,8 +123,8 @@ class VocoderTrainer:
         """Random stretches of random recordings."""
         waves, mels, pitches = [], [], []
         for _ in range(self.training.batch):
-            one = self.learnt[self.progress.draw(len(self.learnt))]
-            start = self.progress.draw(len(one.hertz) - frames + 1)
+            one = self.learnt[self.draw(len(self.learnt))]
+            start = self.draw(len(one.hertz) - frames + 1)
             waves.append(one.wave[start * HOP_SAMPLES : (start + frames) * HOP_SAMPLES].float())
             mels.append(one.mel[:, start : start + frames])
             pitches.append(one.hertz[start : start + frames])
@@ -164,18 +136,18 @@ class VocoderTrainer:
         training = self.training
         crops = self.crops(training.crop_frames)
         samples = crops.mel.shape[2] * HOP_SAMPLES
-        noise = torch.randn(len(crops.mel), samples, generator=self.progress.generator)
+        noise = torch.randn(len(crops.mel), samples, generator=self.generator)
         noise = noise.to(crops.mel.device)
         with devices.autocast(self.device, self.dtype):
             made = self.vocoder(crops.mel, crops.hertz, noise)
         mel, spectral = wave_losses(made, crops.wave)
         (training.mel_weight * mel + training.spectral_weight * spectral).backward()
         norm = nn.utils.clip_grad_norm_(self.shapers, training.clip)
-        rate = self.progress.rate(training.schedule)
+        rate = self.rate()
         applied = runs.apply(self.optimizer, norm, rate)
         tracking = [self.pitch_step(rate) for _ in range(training.pitch_updates)]
         self.average.update()
-        self.progress.steps += 1
+        self.steps += 1
         return {
             "mel": mel.item(), "spectral": spectral.item(), "norm": norm.item(), "rate": rate,
             "pitch": sum(tracking) / max(1, len(tracking)), "skipped": float(not applied),
@@ -195,7 +167,7 @@ class VocoderTrainer:
         """Half of the rows blurred along time and with noise added, as a flow's mels are."""
         rows = len(mel) // 2
         blurred = F.avg_pool1d(mel[:rows], 3, 1, 1, count_include_pad=False)
-        noise = torch.randn(blurred.shape, generator=self.progress.generator).to(mel.device)
+        noise = torch.randn(blurred.shape, generator=self.generator).to(mel.device)
         return torch.cat((blurred + self.training.pitch_noise * noise, mel[rows:]))
 
     @torch.no_grad()
@@ -256,7 +228,7 @@ def _magnitude(wave: Tensor, size: int) -> Tensor:
 
 def train(training: VocoderTraining) -> Path:
     """Train to the limit. Returns the exported weights."""
-    return runs.run(lambda: VocoderTrainer(training, read(training)), training, training.lists,
+    return runs.run(lambda: VocoderTrainer(training, read(training)), training,
                     Path(training.output) / VOCODER_FILE)  # fmt: skip
 
 
