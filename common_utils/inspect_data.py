@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from itertools import islice
@@ -47,18 +47,43 @@ def look(
     config: Path | None = None, model: str = str(TINY), stats: bool = False,
     plot: int | None = None, out: Path = Path("build") / "corpus", workers: int = 1,
 ) -> None:  # fmt: skip
-    """Print and draw what is asked for: by default the first batches."""
-    corpus = corpus_of(config, model)
-    schemes = corpus.data.schemes
+    """Print and draw what is asked for: by default the first batches.
+
+    Raises InputError at the end where no list can be used.
+    """
+    for name, value in (("workers", workers), ("plot", plot)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} {value}: give 1 or more")
+    corpus, bad, lost = corpus_of(config, model), list[str](), 0
+    for name, entry in corpus.lists.items():
+        logs.out(f"== {name}: {entry.path}")
+        try:
+            if stats:
+                tally = scan(name, entry, workers, corpus.data.schemes)
+                bad += (f"{name}\t{one.reason}\t{' '.join(one.detail.split())}\n"
+                        for one in tally.bad)  # fmt: skip
+                _tell(_lines(tally))
+                if not tally.utterances:
+                    raise InputError("no utterance is whole; what is wrong stands above")
+            if plot is not None:
+                _tell(draw_items(name, entry, plot, out, corpus.data.schemes))
+            if not stats and plot is None:
+                _tell(_first_batch(corpus, name, entry))
+        except OsumError as error:
+            lost += 1
+            _tell([f"cannot be used: {error}"])
+        logs.out("")
     if stats:
-        for line in report(corpus.lists, out, workers, schemes):
-            logs.out(line)
-    if plot is not None:
-        for path in draw_items(corpus.lists, plot, out, schemes):
-            logs.out(f"drawn: {path}")
-    if not stats and plot is None:
-        for line in _each(corpus.lists, partial(_first_batch, corpus)):
-            logs.out(line)
+        with whole_file(out / BAD_FILE) as file:
+            file.writelines(line.encode() for line in bad)
+        logs.out(f"bad members: {out / BAD_FILE}")
+    if lost == len(corpus.lists):
+        raise InputError(f"none of {lost} lists can be used; what is wrong stands above")
+
+
+def _tell(lines: Iterable[str]) -> None:
+    for line in lines:
+        logs.out(f"   {line}")
 
 
 OPTIONS = {
@@ -115,23 +140,6 @@ def _preparer(model: str) -> Preparer:
     return Preparer(prepare, vocab, settings.encoder.mels, prompts)
 
 
-def _each(
-    lists: Mapping[str, ListSettings], told: Callable[[str, ListSettings], Iterator[str]]
-) -> Iterator[str]:
-    """What is told of each list, or why it cannot be used; InputError at the end where none can."""
-    lost = 0
-    for name, entry in lists.items():
-        yield f"== {name}: {entry.path}"
-        try:
-            yield from told(name, entry)
-        except OsumError as error:
-            lost += 1
-            yield f"   cannot be used: {error}"
-        yield ""
-    if lost == len(lists):
-        raise InputError(f"none of {lost} lists can be used; what is wrong stands above")
-
-
 def _first_batch(corpus: Corpus, name: str, entry: ListSettings) -> Iterator[str]:
     """A table of what the first batch holds, and what was dropped on the way."""
     start = time.perf_counter()
@@ -144,16 +152,16 @@ def _first_batch(corpus: Corpus, name: str, entry: ListSettings) -> Iterator[str
     loader = Loader([(source, 1.0)], corpus.preparer, settings, SEED)
     batch = next(loader)
     took_ms = 1000 * (time.perf_counter() - start)
-    yield f"   {len(source)} utterances; first batch after {took_ms:.0f} ms"
+    yield f"{len(source)} utterances; first batch after {took_ms:.0f} ms"
     shapes = {"ids": batch.ids, "valid": batch.valid, "mels": batch.mels}
     words = [f"{each} {tuple(one.shape)}" for each, one in shapes.items() if one is not None]
     padding = 1.0 - batch.valid.float().mean().item()
-    yield f"   {', '.join(words)}; {padding:.1%} padding"
+    yield f"{', '.join(words)}; {padding:.1%} padding"
     yield from _table(batch, corpus.preparer.vocab)
     drops = ", ".join(
         f"{reason} {count}" for (_, reason), count in loader.drops.counts.most_common()
     )
-    yield f"   dropped: {drops or 'none'}"
+    yield f"dropped: {drops or 'none'}"
     loader.close()
 
 
@@ -183,13 +191,13 @@ def _table(batch: Batch, vocab: Vocab) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        yield f"   {'  '.join(cells).rstrip()}"
+        yield "  ".join(cells).rstrip()
 
 
 PORTION = 100  # units that a process reads in one go
 TOKENS_PER_S = 25
 SHOWN_BAD, SHOWN_LABELS = 5, 12
-BAD_FILE, LENGTHS_FILE = "bad_members.txt", "lengths.png"
+BAD_FILE = "bad_members.txt"
 UNHEARD = "-"
 
 
@@ -210,33 +218,6 @@ class Tally:
         """Count another portion in."""
         for one in fields(self):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
-
-
-def report(
-    lists: dict[str, ListSettings], out: Path, workers: int = 1, schemes: tuple[str, ...] = ()
-) -> Iterator[str]:
-    """Scan every list; lines to print. Writes lengths.png and bad_members.txt into `out`.
-
-    Raises InputError at the end where no utterance can be used.
-    """
-    if workers < 1:
-        raise InputError(f"workers {workers}: give 1 or more")
-    tallies: dict[str, Tally] = {}
-
-    def told(name: str, entry: ListSettings) -> Iterator[str]:
-        tallies[name] = scan(name, entry, workers, schemes)
-        yield from _lines(tallies[name])
-
-    yield from _each(lists, told)
-    with whole_file(out / BAD_FILE) as file:
-        for name, tally in tallies.items():
-            for one in tally.bad:
-                file.write(f"{name}\t{one.reason}\t{' '.join(one.detail.split())}\n".encode())
-    yield f"bad members: {out / BAD_FILE}"
-    lengths = {name: tally.lengths for name, tally in tallies.items()}
-    yield f"drawn: {draw_lengths(lengths, out / LENGTHS_FILE)}"
-    if not any(tally.utterances for tally in tallies.values()):
-        raise InputError("no utterance can be used; what is wrong stands above")
 
 
 def scan(name: str, entry: ListSettings, workers: int = 1, schemes: tuple[str, ...] = ()) -> Tally:
@@ -293,26 +274,26 @@ def _count(utterance: Utterance, tally: Tally) -> Dropped | None:
 def _lines(tally: Tally) -> Iterator[str]:
     """What was counted, in words."""
     yield (
-        f"   {tally.utterances} utterances, {_time(tally.heard_s)} heard, "
+        f"{tally.utterances} utterances, {_time(tally.heard_s)} heard, "
         f"{_time(tally.reply_tokens / TOKENS_PER_S)} of reply tokens, {len(tally.bad)} bad"
     )
     if tally.lengths:
         tenths = sorted(tally.lengths.elements())
         shown = [tenths[0], tenths[len(tenths) // 2], tenths[-1]]
         low, middle, high = (f"{one / 10:.1f} s" for one in shown)
-        yield f"   lengths: {low} to {high}, half of them up to {middle}"
+        yield f"lengths: {low} to {high}, half of them up to {middle}"
     for task, number in tally.tasks.most_common():
-        yield f"   task {task}: {number}"
+        yield f"task {task}: {number}"
     for each in fields(Labels):
         found = [(value, number) for (name, value), number in tally.labels.most_common()
                  if name == each.name]  # fmt: skip
         shown_labels = ", ".join(f"{value} {number}" for value, number in found[:SHOWN_LABELS])
-        yield f"   {each.name}: {shown_labels}" + (" ..." if len(found) > SHOWN_LABELS else "")
+        yield f"{each.name}: {shown_labels}" + (" ..." if len(found) > SHOWN_LABELS else "")
     for what, told in (("bad", tally.bad), ("to be looked at", tally.noted)):
         for reason, number in Counter(one.reason for one in told).most_common():
-            yield f"   {what}: {reason}: {number}"
+            yield f"{what}: {reason}: {number}"
             examples = [one.detail for one in told if one.reason == reason]
-            yield from (f"      {detail}" for detail in examples[:SHOWN_BAD])
+            yield from (f"   {detail}" for detail in examples[:SHOWN_BAD])
 
 
 def _time(seconds: float) -> str:
@@ -320,39 +301,25 @@ def _time(seconds: float) -> str:
 
 
 DOTS_PER_INCH = 100
-BINS = 50
-
-
-def draw_lengths(lengths: Mapping[str, Counter[int]], path: Path) -> Path:
-    """Histograms of lengths in tenths of a second, one curve a list, as a PNG."""
-    figure = _figure(8, 4)
-    axes = figure.subplots()
-    longest_s = max((max(one) for one in lengths.values() if one), default=1) / 10
-    for name, counts in lengths.items():
-        seconds = [tenths / 10 for tenths in counts]
-        weights = list(counts.values())
-        axes.hist(seconds, BINS, range=(0, longest_s), weights=weights, histtype="step", label=name)
-    axes.set(xlabel="seconds heard", ylabel="utterances", title="Lengths")
-    axes.legend()
-    return _save(figure, path)
 
 
 def draw_items(
-    lists: Mapping[str, ListSettings], count: int, out: Path, schemes: tuple[str, ...] = ()
-) -> Iterator[Path]:
-    """Mel and speech tokens of the first usable utterances of each list, as PNGs."""
-    if count < 1:
-        raise InputError(f"{count} utterances to draw: give 1 or more")
-    for name, entry in lists.items():
-        source = open_source(name, entry.path, entry.task, Files(schemes))
-        found = map(source.read, range(len(source)))
-        items = list(islice((one for one in found if isinstance(one, Utterance)), count))
-        figure = _figure(12, 2.5 * max(len(items), 1))
-        grid = figure.subplots(max(len(items), 1), 2, squeeze=False)
-        for row, item in zip(grid, items, strict=False):
-            _draw_item(row, item)
-        plain = "".join(one if one.isalnum() else "_" for one in name)
-        yield _save(figure, out / f"{plain}_items.png")
+    name: str, entry: ListSettings, count: int, out: Path, schemes: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """Mel and speech tokens of a list's first usable utterances, as a PNG."""
+    from matplotlib.figure import Figure
+
+    source = open_source(name, entry.path, entry.task, Files(schemes))
+    found = map(source.read, range(len(source)))
+    items = list(islice((one for one in found if isinstance(one, Utterance)), count))
+    figure = Figure(figsize=(12, 2.5 * max(len(items), 1)), layout="constrained")
+    grid = figure.subplots(max(len(items), 1), 2, squeeze=False)
+    for row, item in zip(grid, items, strict=False):
+        _draw_item(row, item)
+    path = out / f"{''.join(one if one.isalnum() else '_' for one in name)}_items.png"
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
+    yield f"drawn: {path}"
 
 
 def _draw_item(row: Any, item: Utterance) -> None:
@@ -376,15 +343,3 @@ def _draw_item(row: Any, item: Utterance) -> None:
         return
     left.imshow(mel.T.numpy(), origin="lower", aspect="auto")
     left.set(xlabel="frames of 10 ms", ylabel="mel bin")
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: Any, path: Path) -> Path:
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    return path
