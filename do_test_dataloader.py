@@ -10,9 +10,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 for what the user can put right, told in one line."""
     from common_utils import command, inspect_data
 
-    parser = command.parser_of(inspect_data.look, inspect_data.OPTIONS)
-    cli.add_threads(parser)
-    given = parser.parse_args(argv)
+    given = command.parser_of(inspect_data.look, inspect_data.OPTIONS).parse_args(argv)
     return cli.run("do_test_dataloader.py", lambda: command.called(inspect_data.look, given))
 
 

@@ -18,9 +18,10 @@ def command(function: Callable[..., object], **told: str) -> Callable[..., int]:
     """The `main` of a module: an option for each argument of the function, by its type.
 
     Positional-only ones are words, not options. What has no default must be given; a bool is a
-    flag, a tuple takes several words, a Literal names the choices, a Work has the options of jobs.
-    told: what --help says of each. It prints what the function returns, if anything, and returns 0,
-    or 2 for what the user can put right, told in one line.
+    flag, a tuple takes several words, a Literal names the choices, a Work has the options of jobs;
+    `quiet` means that nothing is logged. told: what --help says of each. It prints what the
+    function returns, if anything, and returns 0, or 2 for what the user can put right, told in one
+    line.
     """
 
     def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def command(function: Callable[..., object], **told: str) -> Callable[..., int]:
             if made is not None:
                 logs.out(str(made))
 
-        return cli.run(Path(inspect.getfile(function)).name, work)
+        return cli.run(Path(inspect.getfile(function)).name, work, getattr(given, "quiet", False))
 
     return main
 
@@ -41,6 +42,7 @@ def parser_of(
 ) -> argparse.ArgumentParser:
     """The parser of a function's command."""
     parser = cli.parser(sys.modules[function.__module__].__doc__)
+    cli.add_threads(parser)
     for name, one in inspect.signature(function).parameters.items():
         if one.annotation is Work:
             add_job_options(parser)
@@ -66,10 +68,11 @@ def _option(one: inspect.Parameter) -> dict[str, Any]:
     kind = one.annotation
     if kind is bool:
         return {"action": "store_true"}
-    found: dict[str, Any] = {}
-    if one.default is not one.empty:
-        found["default"] = one.default
-    elif one.kind is not one.POSITIONAL_ONLY:
+    is_word, has_default = one.kind is one.POSITIONAL_ONLY, one.default is not one.empty
+    found: dict[str, Any] = {"default": one.default} if has_default else {}
+    if is_word and has_default:
+        found["nargs"] = "?"
+    elif not (is_word or has_default):
         found["required"] = True
     if NoneType in get_args(kind):
         kind = get_args(kind)[0]

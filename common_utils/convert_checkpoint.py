@@ -1,16 +1,21 @@
-"""Convert a model: python common_utils/convert_checkpoint.py SRC DST --to ours|upstream|hf."""
+"""Convert a model: python common_utils/convert_checkpoint.py SRC DST --to ours|upstream|hf.
+
+Bit for bit, and it tells what became of every key. The pieces of ZeRO 3 are put together by
+DeepSpeed's own code, which runs what a file says: give only directories of your own trainings.
+"""
 
 import contextlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
-from osum_echat import cli, logs
+from common_utils.command import command
+from osum_echat import logs
 from osum_echat.errors import CheckpointError
 from osum_echat.models import checkpoint, pretrained
-from osum_echat.models.convert import KINDS, convert
+from osum_echat.models.convert import convert
 from osum_echat.models.pretrained import ModelFiles
 
 
@@ -36,38 +41,31 @@ def zero_weights(states: Path) -> dict[str, Tensor]:
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 for what the user can put right, told in one line."""
-    parser = cli.OneLineParser(
-        description="Convert a model, bit for bit, and tell what became of every key. The pieces "
-        "of ZeRO 3 are put together by DeepSpeed's own code, which runs what a file says: give "
-        "only directories of your own trainings."
-    )
-    add = parser.add_argument
-    add("source", help="a model directory, a published .pt, a DeepSpeed directory, hub:OWNER/NAME")
-    add("target", type=Path, help="a new directory; for --to upstream a .pt")
-    add("--to", required=True, choices=KINDS, help="ours: safetensors and model.yaml; upstream: a "
-        ".pt; hf: the LLM with the speech ids in its vocabulary")  # fmt: skip
-    add("--config", metavar="YAML", help="the model's settings (default: beside the weights)")
-    add("--quiet", action="store_true", help="no line for each key")
-    cli.add_threads(parser)
-    arguments = parser.parse_args(argv)
+def make(
+    source: str, target: Path, /, to: Literal["ours", "upstream", "hf"], config: Path | None = None,
+    quiet: bool = False,
+) -> str:  # fmt: skip
+    """Convert; how many keys were placed."""
+    states = checkpoint.deepspeed_states(Path(source))
+    if states is None or states.name == checkpoint.DEEPSPEED_STATES:
+        files, raw = pretrained.find(source, config), None
+    else:
+        files = ModelFiles(states, config or Path(checkpoint.settings_file(states)))
+        raw = zero_weights(states)
+    lines = convert(files, target, to, raw)
+    for line in () if quiet else lines:
+        logs.out(str(line))
+    left = sum(not line.became for line in lines)
+    return f"{target}: {len(lines) - left} keys placed, {left} left out"
 
-    def work() -> None:
-        states = checkpoint.deepspeed_states(Path(arguments.source))
-        if states is None or states.name == checkpoint.DEEPSPEED_STATES:
-            files, raw = pretrained.find(arguments.source, arguments.config), None
-        else:
-            config = Path(arguments.config or checkpoint.settings_file(states))
-            files, raw = ModelFiles(states, config), zero_weights(states)
-        lines = convert(files, arguments.target, arguments.to, raw)
-        for line in () if arguments.quiet else lines:
-            logs.out(str(line))
-        left = sum(not line.became for line in lines)
-        logs.out(f"{arguments.target}: {len(lines) - left} keys placed, {left} left out")
 
-    return cli.run("convert_checkpoint.py", work, arguments.quiet)
-
+main = command(
+    make, source="a model directory, a published .pt, a DeepSpeed directory, hub:OWNER/NAME",
+    target="a new directory; for --to upstream a .pt",
+    to="ours: safetensors and model.yaml; upstream: a .pt; hf: the LLM with the speech ids in its "
+    "vocabulary", config="YAML of the model's settings (default: beside the weights)",
+    quiet="no line for each key",
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

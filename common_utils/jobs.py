@@ -135,13 +135,12 @@ class Piece:
 
 
 def add_job_options(parser: argparse.ArgumentParser) -> None:
-    """Add --workers, --ray, --overwrite and --threads."""
+    """Add --workers, --ray and --overwrite."""
     parser.add_argument("--workers", type=int,
                         help="processes (default: 1; with --ray one for each CPU)")  # fmt: skip
     cli.add_ray(parser)
     parser.add_argument("--overwrite", action="store_true",
                         help="make everything again instead of going on")  # fmt: skip
-    cli.add_threads(parser)
 
 
 def digest(*values: Any) -> str:

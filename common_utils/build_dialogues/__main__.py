@@ -147,6 +147,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS, metavar="STEP",
                       help=f"only these of {', '.join(STEPS)}")  # fmt: skip
     jobs.add_job_options(made)
+    cli.add_threads(made)
     return made
 
 
