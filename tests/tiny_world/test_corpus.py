@@ -1,8 +1,6 @@
 """Claims about the tiny world: fair splits, right replies, lists that are read, its voices."""
 
 import json
-import os
-import signal
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -15,11 +13,10 @@ from common_utils.tiny_world import make as maker
 from common_utils.tiny_world import voices as speakers
 from common_utils.tiny_world.assets import ASSETS, AssetPaths, Package, fetch, unpack_all
 from common_utils.tiny_world.lists import FULL_TAG, HISTORY_TAG, Maker, Row, write_lists
-from common_utils.tiny_world.make import LIST_FILE, Plan, make
 from common_utils.tiny_world.text_tokenizer import single_pieces, train
 from common_utils.tiny_world.voices import Espeak, Manner, Spoken, Voice, all_voices
 from common_utils.tiny_world.world import Exchange, World, load_world, normalise
-from osum_echat.errors import DataError, InputError
+from osum_echat.errors import DataError
 from osum_echat.records import Utterance
 from osum_echat.tasks import task_for
 from osum_echat.thinking import read_labels
@@ -202,65 +199,39 @@ class Tone:
 
 
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(maker, "load_world", cache(load_world))
     monkeypatch.setattr(maker, "Studio", Tone)
     monkeypatch.setattr(maker, "ReplyVoice", Tone)
-    return Plan(tmp_path, "test", 3, tmp_path, 0.2)
+    return tmp_path
 
 
-def rows_made(plan: Plan) -> list[Row]:
-    return rows_in(plan.folder / LIST_FILE)
+def made(out: Path, size: int) -> tuple[list[Row], dict[str, bytes]]:
+    """The rows and sounds of the test split."""
+    maker.make(out, "test", size, 3, out, 0.2)
+    sounds = {str(path): path.read_bytes() for path in (out / "test").glob("*/*.wav")}
+    return rows_in(out / "test" / maker.LIST_FILE), sounds
 
 
-def sounds_of(plan: Plan) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in plan.folder.glob("*/*.wav")}
-
-
-def test_every_turn_has_its_wavs_in_a_voice_of_the_split_with_the_labelled_age_and_gender(plan):
-    make(plan, MADE)
-    rows, voices = rows_made(plan), {voice.name: voice for voice in all_voices("test")}
+def test_every_turn_has_its_wavs_in_a_voice_of_the_split_with_the_labelled_age_and_gender(out):
+    voices = {voice.name: voice for voice in all_voices("test")}
+    rows, _ = made(out, MADE)
     assert len(rows) == MADE
     for row in rows:
         assert voices[row["voice"]].cell == (row["labels"]["age"], row["labels"]["gender"])
         for turn in (row, *row["turns"]):
-            assert soundfile.info(plan.folder / turn["wav"]).samplerate == 16_000
-            assert soundfile.info(plan.folder / turn["reply_wav"]).samplerate == 22_050
+            assert soundfile.info(out / "test" / turn["wav"]).samplerate == 16_000
+            assert soundfile.info(out / "test" / turn["reply_wav"]).samplerate == 22_050
             assert {"user_text", "labels", "reply_text", "reply_style"} <= set(turn)
 
 
-def test_a_second_run_adds_what_is_missing_and_changes_nothing(plan):
-    make(plan, MADE)
-    before, sounds = rows_made(plan), sounds_of(plan)
-    (plan.folder / before[2]["wav"]).unlink()
-    make(plan, MADE + 2)
-    assert rows_made(plan)[:MADE] == before and len(rows_made(plan)) == MADE + 2
-    assert sounds.items() <= sounds_of(plan).items()
-
-
-def killed(plan: Plan, exchange: object) -> None:
-    """What a crash inside an engine does to a worker."""
-    os.kill(os.getpid(), signal.SIGABRT)
-
-
-@pytest.mark.slow
-def test_a_worker_that_dies_is_an_error_not_a_wait(plan, monkeypatch):
-    monkeypatch.setattr(maker, "_line", killed)
-    with pytest.raises(InputError, match="a worker process was ended from outside"):
-        make(plan, MADE, processes=2)
-    assert not (plan.folder / LIST_FILE).exists()
-
-
-@pytest.mark.slow
-@needs_espeak
-def test_two_processes_make_what_one_makes(tmp_path):
-    plans = [Plan(tmp_path / name, "test", 3, PATHS.root, 0.2) for name in "ab"]
-    for processes, one in enumerate(plans, 1):
-        make(one, MADE, processes)
-    assert rows_made(plans[0]) == rows_made(plans[1])
-    one, two = ([path.read_bytes() for path in sorted(each.folder.glob("audio/*.wav"))]
-                for each in plans)     # Piper's noise, in the replies, is drawn anew each time
-    assert one == two
+def test_a_second_run_adds_what_is_missing_and_changes_nothing(out):
+    before, sounds = made(out, MADE)
+    for row in before:
+        for turn in (row, *row["turns"])[:1 + before.index(row) % 2]:
+            (out / "test" / turn["wav"]).unlink()
+    rows, again = made(out, MADE + 2)
+    assert rows[:MADE] == before and len(rows) == MADE + 2 and sounds.items() <= again.items()
 
 
 # The speakers: how many, how unlike
