@@ -135,9 +135,9 @@ tiny-data: $(VENV)/dev.stamp
 		--size $(TEST_EXCHANGES) --seed 2 --assets $(ASSETS)
 	$(STEP) "drills" -- $(RUN) -m common_utils.tiny_world.drill --corpus $(WORLD) --spoken $(DRILLS) \
 		--silent $(SILENT_DRILLS) --assets $(ASSETS)
-	$(STEP) "replies, spoken" -- $(RUN) -m common_utils.tiny_world.reply_set --out $(REPLIES) \
+	$(STEP) "replies, spoken" -- $(RUN) -m common_utils.tiny_world.reply_voice --out $(REPLIES) \
 		--minutes $(MINUTES) --assets $(ASSETS)
-	$(STEP) "users' sentences, spoken" -- $(RUN) -m common_utils.tiny_world.reply_set \
+	$(STEP) "users' sentences, spoken" -- $(RUN) -m common_utils.tiny_world.reply_voice \
 		--out $(REPLIES)_user --minutes $(MINUTES) --sentences $(WORLD)/train/exchanges.jsonl \
 		--styles 1 --assets $(ASSETS)
 	$(STEP) --makes $(TOKEN2WAV)/speech_tokenizer.onnx "speech tokenizer" -- \

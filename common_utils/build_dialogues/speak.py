@@ -31,7 +31,7 @@ from common_utils.jobs import Made, Piece, digest
 from common_utils.tiny_world import effects, events, speaking, voices
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.reply_voice import SAMPLE_RATE_HZ as PIPER_HZ
-from common_utils.tiny_world.reply_voice import STYLES, ReplyVoice
+from common_utils.tiny_world.reply_voice import STYLES, ReplyVoice, write_wav
 from common_utils.tiny_world.voices import Wave
 from osum_echat import audio
 from osum_echat.data.sources import Dropped
@@ -309,7 +309,7 @@ class Speaking:
                 whole = speaking.staged(words, sound, chance, around)
             else:           # no room, no noise, a little silence at its ends
                 whole = effects.limited(np.pad(words, RATE_HZ // 20))
-            speaking.write_wav(wav, whole, RATE_HZ)
+            write_wav(wav, whole, RATE_HZ)
         if calls is not None and not (is_question and turn.recording):
             calls.spoken(wav.name, len(text))
         return replace(turn, **{"wav" if is_question else "reply_wav": name})

@@ -16,7 +16,7 @@ from typing import Protocol
 from common_utils.small_model import chats, manner, topics
 from common_utils.small_model.pieces import heard_words
 from common_utils.small_model.texts import Conversation, conversations
-from common_utils.tiny_world.manner import EVENTS as WORLD_EVENTS
+from common_utils.tiny_world.world import EVENTS as WORLD_EVENTS
 from common_utils.tiny_world.world import load_world
 from osum_echat.inference import safety
 from osum_echat.records import Labels

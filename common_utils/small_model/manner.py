@@ -10,8 +10,8 @@ from random import Random
 from string import Template
 
 from common_utils.small_model.topics import bare, parts, sentence, words, words_of
-from common_utils.tiny_world import manner as tiny
-from common_utils.tiny_world.manner import style_for
+from common_utils.tiny_world import world as tiny
+from common_utils.tiny_world.world import style_for
 from osum_echat.records import Labels
 
 AGES, GENDERS = tiny.AGES, tiny.GENDERS

@@ -27,7 +27,7 @@ from common_utils.jobs import digest
 from common_utils.small_model import texts
 from common_utils.small_model.hibari import SAMPLE_RATE_HZ, STYLES, Hibari, Spoken, Wave, sentences
 from common_utils.small_model.phonemes import pieces_of
-from common_utils.tiny_world.speaking import write_wav
+from common_utils.tiny_world.reply_voice import write_wav
 from common_utils.token2wav_recipe.train_tokenizer import UNITS_PER_S, nearest, with_learnt
 from osum_echat import audio
 from osum_echat.errors import InputError

@@ -20,10 +20,10 @@ from common_utils.command import command
 from common_utils.tiny_world import lists
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.effects import SAMPLE_RATE_HZ
-from common_utils.tiny_world.manner import AGES, EMOTIONS, EVENTS, GENDERS
-from common_utils.tiny_world.speaking import speak, write_wav
+from common_utils.tiny_world.reply_voice import write_wav
+from common_utils.tiny_world.speaking import speak
 from common_utils.tiny_world.voices import ESPEAK, Studio, Voice, all_voices, varied
-from common_utils.tiny_world.world import normalise
+from common_utils.tiny_world.world import AGES, EMOTIONS, EVENTS, GENDERS, normalise
 from osum_echat.files import write_jsonl
 from osum_echat.logs import progress
 

@@ -217,7 +217,7 @@ def said_by_users(exchanges: Iterable[Row]) -> set[str]:
 main = command(
     make_lists, corpus="what the tiny world made", pretrain_size="exchanges more in "
     "train/pretrain.list, without any sound", speech_tokenizer="onnx file; none: no speech lists",
-    sentences="list of single reply sentences with wavs (reply_set), for tts.list",
+    sentences="list of single reply sentences with wavs (reply_voice), for tts.list",
 )  # fmt: skip
 
 if __name__ == "__main__":

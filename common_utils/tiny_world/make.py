@@ -20,8 +20,8 @@ from common_utils.command import command
 from common_utils.tiny_world import reply_voice
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.effects import SAMPLE_RATE_HZ
-from common_utils.tiny_world.reply_voice import ReplyVoice, file_name
-from common_utils.tiny_world.speaking import speak, write_wav
+from common_utils.tiny_world.reply_voice import ReplyVoice, file_name, write_wav
+from common_utils.tiny_world.speaking import speak
 from common_utils.tiny_world.voices import ESPEAK, KOKORO, Studio, Voice, all_voices, varied
 from common_utils.tiny_world.world import Exchange, SaidTurn, load_world
 from osum_echat.errors import DataError

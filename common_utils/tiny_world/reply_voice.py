@@ -1,19 +1,34 @@
-"""The assistant's voice: a Piper voice run directly by onnxruntime, in four speaking styles."""
+"""The assistant's voice: a Piper voice run directly by onnxruntime, in four speaking styles.
+
+As a command it speaks the training set of the tiny token2wav: every sentence of replies in every
+style it is used in, or what users say.
+
+    python -m common_utils.tiny_world.reply_voice --out DIR [--sentences FILE] [--minutes N]
+"""
 
 import ctypes
 import json
+import os
+import random
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime
+import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from common_utils.command import command
+from common_utils.tiny_world.lists import read_jsonl, said_by_users
+from common_utils.tiny_world.world import load_world
 from osum_echat.errors import InputError
+from osum_echat.logs import logger, progress
 
 SAMPLE_RATE_HZ = 22_050
 VOICE_FILE = "en_US-joe-medium.onnx"
@@ -29,7 +44,12 @@ ESPEAK_SYNCHRONOUS = 2               # AUDIO_OUTPUT_SYNCHRONOUS: no audio device
 ESPEAK_UTF8 = 1
 ESPEAK_IPA = 2
 
+LIST_FILE = "reply.list"
+
 Wave = NDArray[np.float32]
+Pair = tuple[str, str]               # sentence, style
+
+log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +190,13 @@ def _spoken_rms(wave: Wave) -> float:
     return float(np.sqrt(np.mean(levels[len(levels) // 2 :] ** 2)) + 1e-9) if len(levels) else 1e-9
 
 
+def write_wav(path: Path, wave: Wave, rate_hz: int) -> None:
+    """Whole or not at all, also where several processes write the same file."""
+    draft = path.with_suffix(f".{os.getpid()}.draft")
+    soundfile.write(draft, wave, rate_hz, subtype="PCM_16", format="WAV")
+    draft.replace(path)
+
+
 def file_name(style: str, *sentences: str) -> str:
     """What the wav of a sentence, or of several, in a style is called, without its ending."""
     return sha256(f"{style} {' '.join(sentences)}".encode()).hexdigest()[:12]
@@ -180,3 +207,49 @@ def _found(assets: Path, name: str) -> Path:
     if not hits:
         raise InputError(f"{assets}: holds no {name}; fetch the packages with tiny_world/assets.py")
     return hits[0]
+
+
+def speak(pairs: Iterable[Pair], voice: ReplyVoice, out: Path, minutes: float) -> float:
+    """Write the wavs that are missing and the list; returns the minutes of audio."""
+    (out / "wav").mkdir(parents=True, exist_ok=True)
+    seconds = 0.0
+    with (out / LIST_FILE).open("w", encoding="utf-8") as rows:
+        for sentence, style in progress(pairs, "speaking"):
+            name = file_name(style, sentence)
+            path = out / "wav" / f"{name}.wav"
+            if not path.exists():
+                write_wav(path, voice.say(sentence, style), SAMPLE_RATE_HZ)
+            row = {"key": name, "wav": f"wav/{name}.wav", "txt": sentence, "style": style}
+            rows.write(json.dumps(row) + "\n")
+            rows.flush()
+            seconds += soundfile.info(path).duration
+            if seconds > 60 * minutes:
+                log.info("stopped at %.0f minutes", minutes)
+                break
+    return seconds / 60
+
+
+def make(
+    out: Path, assets: Path = Path("build/assets"), sentences: Path | None = None,
+    styles: Literal[1, 2, 3, 4] = 4, minutes: float = 60.0, seed: int = 7,
+) -> None:  # fmt: skip
+    """Speak the replies of the tiny world in every style, or what users say in some of them."""
+    rng = random.Random(seed)
+    if sentences is None:
+        pairs = sorted(load_world().all_reply_sentences())
+    else:
+        said = sorted(said_by_users(read_jsonl(sentences)))
+        pairs = [(line, style) for line in said for style in rng.sample([*STYLES], styles)]
+    rng.shuffle(pairs)
+    made = speak(pairs, ReplyVoice(assets), out, minutes)
+    log.info("%s: %.1f minutes in all", out / LIST_FILE, made)
+
+
+main = command(
+    make, out=f"gets wav/ and {LIST_FILE}", minutes="of audio, at most", sentences="exchanges.jsonl"
+    ", for what users say there; default: the replies of the tiny world",
+    styles="of --sentences: each in so many styles, drawn; default: in all",
+)  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main())

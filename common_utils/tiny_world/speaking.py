@@ -1,11 +1,8 @@
 """One spoken turn from words, voice and labels to the samples that a microphone would record."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import soundfile
 from numpy.random import Generator
 
 from common_utils.tiny_world import effects
@@ -103,10 +100,3 @@ def middle_pause(wave: Wave) -> int | None:
 
 def _silence(seconds: float) -> Wave:
     return np.zeros(int(seconds * SAMPLE_RATE_HZ), np.float32)
-
-
-def write_wav(path: Path, wave: Wave, rate_hz: int) -> None:
-    """Whole or not at all, also where several processes write the same file."""
-    draft = path.with_suffix(f".{os.getpid()}.draft")
-    soundfile.write(draft, wave, rate_hz, subtype="PCM_16", format="WAV")
-    draft.replace(path)

@@ -5,7 +5,7 @@ Taught on the tiny world, they are enough for each of its words to be one piece.
 Chat marks, label tags, `<think>`, `<think end>` and `&&` are one piece each. So are the system
 prompts and the fixed words of the label thought: a fifth of the tokens, with nothing to learn.
 
-    python -m common_utils.tiny_world.text_tokenizer --out DIR [--texts FILE ...]
+    python -m common_utils.tiny_world.text_tokenizer --out DIR
 """
 import json
 import sys
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from common_utils.command import command
-from common_utils.tiny_world.manner import AGES, EMOTIONS, EVENTS, GENDERS, STYLES
+from common_utils.tiny_world import world as tiny
 from common_utils.tiny_world.world import Exchange, SaidTurn, World, load_world, normalise
 from osum_echat.errors import ConfigError
-from osum_echat.files import read_lines
 from osum_echat.logs import logger
+from osum_echat.paths import PUBLISHED_PROMPTS
 from osum_echat.records import Labels
 from osum_echat.tasks import TASKS, Prompts
 from osum_echat.thinking import ENGLISH, THINK_END, THINK_START, label_thought
@@ -38,8 +38,9 @@ log = logger(__name__)
 
 def single_pieces() -> tuple[str, ...]:
     """What is never cut: thinking marks, the unknown mark and every label tag."""
-    events = sorted({event for events in EVENTS.values() for event in events})
-    labels = dict.fromkeys((*AGES, *GENDERS, *EMOTIONS, *events, *STYLES))
+    events = sorted({event for events in tiny.EVENTS.values() for event in events})
+    labels = dict.fromkeys(
+        (*tiny.AGES, *tiny.GENDERS, *tiny.EMOTIONS, *events, *tiny.STYLES))
     fixed = (
         *dict.fromkeys(f"You are OSUM-chat, {task.system}" for task in TASKS.values()),
         ENGLISH.heard.rstrip(), *ENGLISH.cues,
@@ -105,19 +106,14 @@ def _without_tags(text: str) -> str:
     return text
 
 
-def make(
-    out: Path, pieces: int = PIECES, size: int = WORLD_TEXTS,
-    prompts: Path = Path("conf/prompt_config.yaml"), texts: tuple[Path, ...] = (),
-) -> None:  # fmt: skip
-    """Learn from the tiny world, prompts and more texts."""
+def make(out: Path, pieces: int = PIECES, prompts: Path = PUBLISHED_PROMPTS) -> None:
+    """Learn from the tiny world and prompts."""
     pools = Prompts.from_file(prompts, "english").pools.values()
-    learnt = [*world_texts(load_world(), size), *([*chain(*pools)] * PROMPT_WEIGHT),
-              *(text for path in texts for _, text in read_lines(path))]  # fmt: skip
+    learnt = [*world_texts(load_world(), WORLD_TEXTS), *([*chain(*pools)] * PROMPT_WEIGHT)]
     log.info("%s: %d pieces", out, train(learnt, out, pieces))
 
 
-main = command(make, size="exchanges to learn from", texts="more text to learn from", prompts="of "
-               "understanding tasks; the English ones are learned from")  # fmt: skip
+main = command(make, prompts="of understanding tasks; the English ones are learned from")
 
 if __name__ == "__main__":
     sys.exit(main())
