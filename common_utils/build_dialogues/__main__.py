@@ -16,17 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from common_utils import jobs
-from common_utils.build_dialogues.check import CheckSettings, check_written
+from common_utils.build_dialogues.check import Checking, CheckSettings, refused
 from common_utils.build_dialogues.dialogue import (
-    CHECKED,
-    HEARD,
-    PLAN,
+    FILES,
     PORTION,
-    SPOKEN,
-    WRITTEN,
     Dialogue,
     bill,
     depends,
+    read_dialogues,
 )
 from common_utils.build_dialogues.listen import Listening, ListenSettings
 from common_utils.build_dialogues.pack import CARD, CORPUS, PackSettings, card, pack_corpus
@@ -40,7 +37,7 @@ from osum_echat.files import absolute, whole_file, write_jsonl
 from osum_echat.settings import override, parse, read_mapping
 
 NAME = "build_dialogues"
-STEPS = ("plan", "write", "check", "speak", "listen", "pack")
+STEPS = (*FILES, "pack")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +51,6 @@ class Settings:
     listen: ListenSettings = field(default_factory=ListenSettings)
     pack: PackSettings = field(default_factory=PackSettings)
     seed: int = 1
-
-
-FILES = {"plan": PLAN, "write": WRITTEN, "check": CHECKED, "speak": SPOKEN, "listen": HEARD}
-SOURCES = {"write": PLAN, "speak": CHECKED, "listen": SPOKEN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +69,8 @@ class Build:
         return with_recordings(plan_dialogues(own.plan, own.seed), own.plan, own.seed)
 
     def plan(self) -> None:
-        count = write_jsonl(self.out / PLAN, map(asdict, self.planned()))
-        logs.out(f"{self.out / PLAN}: {count} records")
+        path = self.out / FILES["plan"]
+        logs.out(f"{path}: {write_jsonl(path, map(asdict, self.planned()))} records")
 
     def write(self) -> None:
         own, thoughts = self.settings.write, self.settings.plan.thoughts
@@ -85,8 +78,10 @@ class Build:
         self._run("write", made, [depends(own), thoughts, Path(own.prompts)])
 
     def check(self) -> None:
-        done = check_written(self.settings.check, self.out, self.calls("check"), self.work)
-        logs.out(str(done))
+        own = self.settings.check
+        left_out = refused(own, read_dialogues(self.out / FILES["write"]))
+        made = Checking(own, left_out, self.calls("check"))
+        self._run("check", made, [depends(own), Path(own.rubric), Path(own.words)])
 
     def speak(self) -> None:
         own, seed = self.settings.speak, self.settings.seed
@@ -115,7 +110,7 @@ class Build:
 
     def _run(self, name: str, make: Callable[[Piece], Made], given: Sequence[Any]) -> None:
         """Make every portion that is not made yet. given: what all portions depend on."""
-        source = self.out / SOURCES[name]
+        source = self.out / FILES[STEPS[STEPS.index(name) - 1]]
         portions = jobs.pieces(source, PORTION)
         job = Job(self.out / FILES[name], digest(name, *given, source), make, [source], self.work)
         logs.out(str(jobs.run(job, portions, f"{name}, {PORTION} dialogues at a time")))

@@ -8,21 +8,15 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from common_utils import jobs
 from common_utils.build_dialogues.dialogue import (
-    CHECKED,
-    PORTION,
     PROMPTS,
-    WRITTEN,
     Calls,
     Dialogue,
     EndpointSettings,
-    depends,
     dialogues_of,
     made,
-    read_dialogues,
 )
-from common_utils.jobs import Job, Made, Piece, Report, Work, digest
+from common_utils.jobs import Made, Piece
 from osum_echat.data.sources import Dropped
 from osum_echat.errors import ConfigError
 from osum_echat.evaluation.judge import Exhibit, Rubric, holds
@@ -61,21 +55,21 @@ class CheckSettings:
 
 @dataclass(frozen=True, slots=True)
 class Checking:
-    """Takes a portion, and why some of its dialogues are not kept; a judge weighs the others."""
+    """The step: takes out what is refused by itself; a judge weighs the others of a portion."""
 
     settings: CheckSettings
+    refused: Mapping[str, Dropped]
     calls: Path
 
-    def __call__(self, item: tuple[Piece, Mapping[str, Dropped]]) -> Made:
-        portion, refused = item
+    def __call__(self, portion: Piece) -> Made:
         dialogues = dialogues_of(portion)
-        left = [one for one in dialogues if one.key not in refused]
+        left = [one for one in dialogues if one.key not in self.refused]
         kept: dict[str, Dialogue | Dropped] = {one.key: one for one in left}
         if self.settings.judge is not None and left:
             with Calls(self.settings.judge, self.calls, portion) as calls:
                 judged = calls.each(partial(self._judge, calls), left)
             kept = {one.key: found for one, found in zip(left, judged, strict=True)}
-        return made((kept | dict(refused))[one.key] for one in dialogues)
+        return made((kept | dict(self.refused))[one.key] for one in dialogues)
 
     def _judge(self, calls: Calls, dialogue: Dialogue) -> Dialogue | Dropped:
         rubric = _rubric(Path(self.settings.rubric))
@@ -95,18 +89,11 @@ class Checking:
         return Dropped("judge: no readable answer", dialogue.key)
 
 
-def check_written(settings: CheckSettings, folder: Path, calls: Path, work: Work) -> Report:
-    """The step. What is wrong by itself is never shown to a judge."""
-    source, out = folder / WRITTEN, folder / CHECKED
-    dialogues = read_dialogues(source)
-    refused = {one.key: found for one in dialogues if (found := fault(one, settings))}
-    sound = [one for one in dialogues if one.key not in refused]
-    refused |= near_duplicates(sound, settings.similar)
-    items = [(portion, {one.key: refused[one.key] for one in dialogues_of(portion)
-                        if one.key in refused}) for portion in jobs.pieces(source, PORTION)]
-    given = digest("check", depends(settings), Path(settings.rubric), Path(settings.words), source)
-    job = Job(out, given, Checking(settings, calls), [source], work)
-    return jobs.run(job, items, f"check, {PORTION} dialogues at a time")
+def refused(settings: CheckSettings, dialogues: Sequence[Dialogue]) -> dict[str, Dropped]:
+    """What cannot be used as it stands or is like another, by its key: no judge is shown it."""
+    found = {one.key: why for one in dialogues if (why := fault(one, settings))}
+    sound = [one for one in dialogues if one.key not in found]
+    return found | near_duplicates(sound, settings.similar)
 
 
 def fault(dialogue: Dialogue, settings: CheckSettings) -> Dropped | None:

@@ -29,9 +29,10 @@ PORTION = 32  # dialogues that a process works on in one go
 FAULTS_IN_A_ROW = 8  # calls without an answer: the endpoint is down
 NO_EVENT = "OTHER"
 CHANGE_NOTHING = ("url", "key", "parallel", "timeout_s", "tries", "prices", "assets")
-PLAN, WRITTEN, CHECKED, SPOKEN, HEARD = (
-    f"{name}.jsonl" for name in ("plan", "written", "checked", "spoken", "heard")
-)
+FILES = {  # of the steps but the last, each of which reads what the one before it has written
+    "plan": "plan.jsonl", "write": "written.jsonl", "check": "checked.jsonl",
+    "speak": "spoken.jsonl", "listen": "heard.jsonl",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from common_utils import extract_speech_tokens, make_combine_from_shard, make_shard_from_raw
-from common_utils.build_dialogues.dialogue import HEARD, LANGUAGES, Dialogue, read_dialogues
+from common_utils.build_dialogues.dialogue import FILES, LANGUAGES, Dialogue, read_dialogues
 from common_utils.jobs import Work
 from osum_echat import audio
 from osum_echat.data.manifest import COMBINES_LIST, SHARDS_LIST
@@ -67,7 +67,7 @@ def pack_corpus(
     corpus = folder / CORPUS
     taken: Counter[str] = Counter()
     kept: list[Dialogue] = []
-    for one in read_dialogues(folder / HEARD):      # the spare ones are left
+    for one in read_dialogues(folder / FILES["listen"]):      # the spare ones are left
         taken[one.category] += 1
         if taken[one.category] <= counts.get(one.category, 0):
             kept.append(one)
@@ -97,7 +97,7 @@ def pack_corpus(
             make_combine_from_shard.make(shards / SHARDS_LIST, lists, work)
             data[name] = {"path": f"{name}/combine/{COMBINES_LIST}", "weight": 1}
     if not data:
-        raise InputError(f"{folder / HEARD}: nothing to pack")
+        raise InputError(f"{folder / FILES['listen']}: nothing to pack")
     with whole_file(corpus / DATA_YAML) as file:
         file.write(yaml.safe_dump(data, sort_keys=False).encode())
     found = statistics(kept, made, folder)
