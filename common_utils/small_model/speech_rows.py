@@ -193,17 +193,14 @@ class UnitFinder:
 
 
 def _grow(
-    path: Path, maker: RowMaker, first: int, least: int, made: Callable[[Row], dict[str, Any]],
+    path: Path, maker: RowMaker, least: int, made: Callable[[Row], dict[str, Any]],
     size: Callable[[dict[str, Any]], int],
 ) -> None:  # fmt: skip
-    """Add rows to a list, from number `first` on, until their sizes make up so much.
-
-    Stopped, it goes on later.
-    """
+    """Add rows to a list until their sizes make up so much; stopped, it goes on later."""
     with Journal(path) as lines:
         raws = [raw for _, raw in read_journal(path)]
         total = sum(map(size, raws))
-        behind = int(raws[-1]["key"].rpartition("-")[2]) + 1 if raws else first
+        behind = int(raws[-1]["key"].rpartition("-")[2]) + 1 if raws else 0
         for row in maker.rows(behind):
             if total >= least:
                 return
@@ -224,7 +221,7 @@ def write_waves(maker: RowMaker, out: Path, hours: float) -> None:
     def samples(raw: dict[str, Any]) -> int:
         return int(soundfile.info(out / raw["wav"]).frames)
 
-    _grow(out / WAVES, maker, 0, int(3600 * hours * SAMPLE_RATE_HZ) + 1, made, samples)
+    _grow(out / WAVES, maker, int(3600 * hours * SAMPLE_RATE_HZ) + 1, made, samples)
 
 
 def write_codes(find: UnitFinder, out: Path) -> None:
@@ -238,10 +235,9 @@ def write_codes(find: UnitFinder, out: Path) -> None:
 
 
 def write_rows(
-    maker: RowMaker, find: Callable[[Wave], list[int]], out: Path, hours: float, first: int,
-    settings: str,
-) -> None:  # fmt: skip
-    """So many hours of a talker's rows, from row number `first` on; stopped, it goes on later.
+    maker: RowMaker, find: Callable[[Wave], list[int]], out: Path, hours: float, settings: str
+) -> None:
+    """So many hours of a talker's rows.
 
     settings: what rows depend on. Raises InputError where those that are there had other ones.
     """
@@ -255,7 +251,7 @@ def write_rows(
     def made(row: Row) -> dict[str, Any]:
         return raw_row(row, coded(row.clauses, find(row.wave)))
 
-    _grow(out, maker, first, math.ceil(3600 * hours * UNITS_PER_S), made, units_in)
+    _grow(out, maker, math.ceil(3600 * hours * UNITS_PER_S), made, units_in)
 
 
 def units_in(raw: dict[str, Any]) -> int:
@@ -265,7 +261,7 @@ def units_in(raw: dict[str, Any]) -> int:
 
 def make(
     what: Literal["waves", "codes", "rows"], /, out: Path, parts: Path = Path("build/parts"),
-    hours: float = 2.0, first: int = 0, held_out: bool = False, units: Path | None = None,
+    hours: float = 2.0, held_out: bool = False, units: Path | None = None,
     whisper: Path = Path("build/parts/whisper_base"),
 ) -> None:  # fmt: skip
     """Write OUT."""
@@ -279,10 +275,10 @@ def make(
     if what == "codes":
         write_codes(find, out)
     else:
-        write_rows(RowMaker(parts, held_out), find, out, hours, first, digest(units, held_out))
+        write_rows(RowMaker(parts, held_out), find, out, hours, digest(units, held_out))
 
 
-main = command(make, first="the first row's number", units="what train_tokenizer keeps as `learnt`",
+main = command(make, units="what train_tokenizer keeps as `learnt`",
                held_out="rows of the conversations kept for tests")  # fmt: skip
 
 

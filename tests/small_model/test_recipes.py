@@ -189,13 +189,13 @@ def test_a_stopped_list_of_rows_goes_on_with_the_next_row(tmp_path):
                 yield Row(f"train-{number:06d}", "CALM", "ab", (clause,), np.zeros(22_050))
 
     def make(hours: float, settings: str = "same") -> list[str]:
-        speech_rows.write_rows(Maker(), lambda wave: [7] * 25, out, hours, 3, settings)
+        speech_rows.write_rows(Maker(), lambda wave: [7] * 25, out, hours, settings)
         return [json.loads(line)["key"] for line in out.read_text().splitlines()]
 
     out = tmp_path / "rows.list"
-    assert make(2 / 3600) == ["train-000003", "train-000004"]
+    assert make(2 / 3600) == ["train-000000", "train-000001"]
     out.write_text(out.read_text() + '{"key": "train-0000')
-    assert make(4 / 3600) == [f"train-00000{number}" for number in (3, 4, 5, 6)]
+    assert make(4 / 3600) == [f"train-00000{number}" for number in range(4)]
     with pytest.raises(InputError, match="made with other units"):
         make(5 / 3600, "other")
     for seconds in (1, 2):
