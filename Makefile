@@ -275,7 +275,7 @@ CHOOSE ?= --stock build/parts/smollm2
 small-thinker: $(VENV)/dev.stamp $(SMALL_CONF)
 	mkdir -p $(THINKER)
 	$(THINKER_STEP) "parts" -- $(SMALL_PARTS)
-	$(THINKER_STEP) "dialogues" -- $(RUN) -m common_utils.small_model.thinker_lists --parts build/parts \
+	$(THINKER_STEP) "dialogues" -- $(RUN) -m common_utils.small_model.thinker lists --parts build/parts \
 		--out $(THINKER)/rows $(CHOOSE)
 	$(THINKER_STEP) "thinker, start" -- $(RUN) -m common_utils.small_model.thinker start \
 		--llm build/parts/smollm2 --ear $(EAR)/start --out $(THINKER)/start

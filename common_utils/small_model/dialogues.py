@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 from string import Template
-from typing import Protocol
 
 from common_utils.small_model import chats, manner, topics
 from common_utils.small_model.pieces import heard_words
+from common_utils.small_model.ranking import Ranker
 from common_utils.small_model.texts import Conversation, conversations
 from common_utils.tiny_world.world import EVENTS as WORLD_EVENTS
 from common_utils.tiny_world.world import load_world
@@ -42,14 +42,6 @@ LEAST_SAID_LIFT = 0.8  # of people's replies that ask nothing
 MOST_OF_TOPIC = 260  # chats
 GOOD, BAD = ("HAPPY", "SURPRISE"), ("SAD", "ANGER", "FEAR", "DISGUST")
 CARING = ("selfharm", "abuse", "illness")
-
-
-class Lifts(Protocol):
-    """What ranking.Ranker does."""
-
-    def lifts(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """How much likelier each reply is to its question than to none."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +122,7 @@ def answered(one: Asked, rng: Random, core: str | None = None) -> Example | None
 
 
 def best_answered(
-    asked: Iterable[Asked], rng: Random, ranker: Lifts | None
+    asked: Iterable[Asked], rng: Random, ranker: Ranker | None
 ) -> Iterator[Example | None]:
     """An example of each by that of its topic's replies which the ranker finds likeliest.
 
@@ -193,7 +185,7 @@ def emotion_for(mood: str, topic: str, rng: Random) -> str:
     return rng.choices(tuple(weights), weights=tuple(weights.values()))[0]
 
 
-def from_topics(size: int, rng: Random, ranker: Lifts | None = None) -> Iterator[Example]:
+def from_topics(size: int, rng: Random, ranker: Ranker | None = None) -> Iterator[Example]:
     """What the hand-written topics say, in many moods."""
     said = [(topic, mood, text) for topic in topics.topics()
             for mood, texts in topic.say.items() for text in texts]  # fmt: skip
@@ -214,7 +206,7 @@ def from_topics(size: int, rng: Random, ranker: Lifts | None = None) -> Iterator
 
 
 def from_chats(
-    chat: Iterable[Conversation], size: int, rng: Random, ranker: Lifts | None = None
+    chat: Iterable[Conversation], size: int, rng: Random, ranker: Ranker | None = None
 ) -> Iterator[Example]:
     """What people wrote, answered by the topic it is about."""
     general = topics.words("lexicon")["general_topics"].split()
@@ -246,7 +238,7 @@ def from_chats(
 
 
 def from_people(
-    chat: Sequence[Conversation], size: int, rng: Random, ranker: Lifts
+    chat: Sequence[Conversation], size: int, rng: Random, ranker: Ranker
 ) -> Iterator[Example]:
     """What people told and what they were answered, where the ranker finds that it fits."""
     pairs = [one for one in chats.exchanges(chat)
@@ -362,7 +354,7 @@ def without_crowds(examples: Iterable[Example], most: int) -> list[Example]:
 
 def examples(
     parts_folder: Path, seed: int = 0, sizes: dict[str, int] | None = None,
-    ranker: Lifts | None = None,
+    ranker: Ranker | None = None,
 ) -> list[Example]:  # fmt: skip
     """All examples to train on, the same for the same seed.
 

@@ -20,7 +20,7 @@ from common_utils.small_model import (
     phonemes,
     speak,
     speech_rows,
-    thinker_lists,
+    thinker,
     voice_labels,
     waves,
 )
@@ -302,7 +302,7 @@ def test_whoever_may_hurt_himself_is_told_of_help_and_nothing_said_is_nothing_he
 
 
 def test_lists_are_read_as_records_and_no_reply_crowds_them(found, tmp_path: Path):
-    sizes = thinker_lists.write(found, tmp_path)
+    sizes = thinker.write_lists(found, tmp_path)
     assert sizes["s2s_think"] > sizes["s2t_think"] > 0 and sizes["history"] > 0
     for path in (tmp_path / "train").glob("*.list"):
         for line in path.read_text().splitlines():
