@@ -223,10 +223,10 @@ small-ear: $(VENV)/dev.stamp $(SMALL_CONF)
 	$(EAR_STEP) "spoken by hibari" -- $(SPEAK) --engine hibari --pieces $(HIBARI)
 	$(EAR_STEP) "spoken by espeak" -- $(SPEAK) --engine espeak --pieces $(ESPEAK)
 	$(EAR_STEP) "spoken by kokoro" -- $(SPEAK) --engine kokoro --pieces $(KOKORO)
-	$(EAR_STEP) "caches" -- $(RUN) -m common_utils.small_model.features --model $(EAR)/start \
+	$(EAR_STEP) "caches" -- $(RUN) -m common_utils.small_model.ear caches --model $(EAR)/start \
 		--out $(EAR)/features --lists $(EAR)/people $(EAR)/made
 	$(EAR_STEP) "ear" -- $(RUN) train.py --config $(SMALL_CONF)/ear.yaml $(EAR_SETTINGS)
-	$(EAR_STEP) "ear, export" -- $(RUN) -m common_utils.small_model.export_ear --model $(EAR)/run \
+	$(EAR_STEP) "ear, export" -- $(RUN) -m common_utils.small_model.ear export --model $(EAR)/run \
 		--start $(EAR)/start --out $(EAR)/export
 	$(EAR_STEP) --makes $(EAR)/export/language_model.safetensors "language model" -- \
 		$(RUN) -m common_utils.small_model.language_model --parts build/parts --out $(EAR)/export
@@ -237,7 +237,7 @@ small-ear: $(VENV)/dev.stamp $(SMALL_CONF)
 # The voice: hibari's speech, its units, what sounds them, and what speaks words.
 VOICE := $(WORK)/voice
 VOICE_STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(VOICE)/steps.json
-SPEECH_ROWS := $(RUN) -m common_utils.small_model.speech_rows
+SPEECH_ROWS := $(RUN) -m common_utils.small_model.voice
 UNITS := --units $(VOICE)/units.safetensors --whisper build/parts/whisper_base
 RECIPE := $(RUN) -m common_utils.token2wav_recipe
 # hours: of sound, of the talker's rows, and of rows to test it
@@ -253,7 +253,7 @@ small-voice: $(VENV)/dev.stamp $(SMALL_CONF)
 	$(VOICE_STEP) --makes $(VOICE)/units.safetensors "units" -- \
 		$(RECIPE).train_tokenizer $(SMALL_CONF)/token2wav_tokenizer.yaml $(TOKENIZER_SETTINGS)
 	$(VOICE_STEP) --makes $(VOICE)/voice.list "codes" -- $(SPEECH_ROWS) codes --out $(VOICE) $(UNITS)
-	$(VOICE_STEP) "styles" -- $(RUN) -m common_utils.small_model.export_voice styles --out $(VOICE)/styles
+	$(VOICE_STEP) "styles" -- $(RUN) -m common_utils.small_model.voice styles --out $(VOICE)/styles
 	$(VOICE_STEP) "phonemes" -- $(RUN) -m common_utils.small_model.phonemes --out $(VOICE)/tokenizer
 	$(VOICE_STEP) "test rows" -- $(SPEECH_ROWS) rows --held-out --hours $(TEST_HOURS) \
 		--out $(VOICE)/talker_test.list $(UNITS)
@@ -263,7 +263,7 @@ small-voice: $(VENV)/dev.stamp $(SMALL_CONF)
 	$(VOICE_STEP) --makes $(VOICE)/vocoder/vocoder.safetensors "vocoder" -- \
 		$(RECIPE).train_vocoder $(SMALL_CONF)/token2wav_vocoder.yaml $(VOCODER_SETTINGS)
 	$(VOICE_STEP) "talker" -- $(RUN) train.py --config $(SMALL_CONF)/talker.yaml $(TALKER_SETTINGS)
-	$(VOICE_STEP) "voice, export" -- $(RUN) -m common_utils.small_model.export_voice parts \
+	$(VOICE_STEP) "voice, export" -- $(RUN) -m common_utils.small_model.voice parts \
 		--voice $(VOICE) --out $(VOICE)/export
 
 # The thinker: LoRA layers, trained on words and labels as the ear would write them.

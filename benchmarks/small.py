@@ -30,9 +30,9 @@ from benchmarks.small_voice import Said
 from common_utils.small_model import speak
 from common_utils.small_model.hibari import STYLES
 from common_utils.small_model.ranking import Pair, Ranker
-from common_utils.small_model.speech_rows import Row, RowMaker, UnitFinder
 from common_utils.small_model.texts import chat_sentences as texts_of_chat
 from common_utils.small_model.thinker import LORA
+from common_utils.small_model.voice import Row, RowMaker, UnitFinder
 from osum_echat import audio, cli, logs, weights
 from osum_echat.errors import CheckpointError, InputError, OsumError
 from osum_echat.files import write_json

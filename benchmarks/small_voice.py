@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.judge import JUDGE_RATE_HZ, rating
-from common_utils.small_model.speech_rows import Row
+from common_utils.small_model.voice import Row
 from osum_echat import audio, logs
 from osum_echat.evaluation.reply_emotion import delivery, middle
 from osum_echat.metrics import error_rate, errors_of_each, interval, normalised_pair

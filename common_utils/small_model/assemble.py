@@ -2,7 +2,7 @@
 
     python -m common_utils.small_model.assemble --ear DIR --thinker DIR --voice DIR --out OUT
 
-DIRs: what export_ear.py, thinker.py export and export_voice.py parts have written. What the public
+DIRs: what ear.py export, thinker.py export and voice.py parts have written. What the public
 models give stays in their cache (base_models.py), named in OUT/model.yaml, which is written last: a
 directory that has it is whole.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from common_utils.command import command
 from common_utils.small_model import language_model, voice_labels
 from common_utils.small_model.base_models import ORIGINS
-from common_utils.small_model.export_ear import CLASSES_FILE, EAR_FILE, SPEECH_MARKS
+from common_utils.small_model.ear import CLASSES_FILE, EAR_FILE, SPEECH_MARKS
 from common_utils.small_model.pieces import ADAPTER
 from common_utils.small_model.thinker import LORA, LORA_FILE, TOKENIZER_FILES
 from common_utils.tiny_world.assemble import check_sizes

@@ -89,7 +89,7 @@ def test_what_is_wrong_is_one_line_exit_code_2_and_leaves_nothing(
     ("infer_online", "--port 99999", "below 65536"),
     ("osum_echat.evaluation.__main__", "lateness", "'lateness'"),
     ("osum_echat.evaluation.batch", "", "--data"), ("common_utils.make_voice", "", "wav"),
-    ("common_utils.small_model.features", "--model", "--model"),
+    ("common_utils.small_model.ear", "caches --model", "--model"),
 ])  # fmt: skip
 def test_wrong_options_are_one_line_and_exit_code_2(door, words, told, capsys):
     with pytest.raises(SystemExit, match="2"):

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from common_utils.small_model import assemble, base_models, language_model, texts, voice_labels
 from common_utils.small_model.base_models import Origin
-from common_utils.small_model.export_ear import SPEECH_MARKS
+from common_utils.small_model.ear import SPEECH_MARKS
 from common_utils.small_model.parts import as_qwen2
 from common_utils.tiny_world.assets import Asset, Package, contents, unpack_all
 from osum_echat import EChat, paths, weights

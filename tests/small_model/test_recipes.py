@@ -19,20 +19,19 @@ from common_utils.small_model import (
     dialogues,
     phonemes,
     speak,
-    speech_rows,
     thinker,
+    voice,
     voice_labels,
     waves,
 )
-from common_utils.small_model.export_ear import parts_of
-from common_utils.small_model.export_voice import style_voice
+from common_utils.small_model.ear import parts_of
 from common_utils.small_model.hibari import SAMPLE_RATE_HZ, STYLES, Spoken
 from common_utils.small_model.manner import ends_properly, is_fit
 from common_utils.small_model.people import is_dev
 from common_utils.small_model.pieces import heard_words
-from common_utils.small_model.speech_rows import Clause, Row, clauses_of, coded
 from common_utils.small_model.texts import CHITCHAT_FILE
 from common_utils.small_model.topics import words as topic_words
+from common_utils.small_model.voice import Clause, Row, clauses_of, coded, style_voice
 from common_utils.token2wav_recipe.runs import read_lists
 from osum_echat import audio
 from osum_echat.errors import DataError, InputError
@@ -169,7 +168,7 @@ def test_a_row_becomes_a_talkers_row(vocab):
     clauses = [Clause("<CALM>hˈi,", (0.0, 0.04, 0.08, 0.12, 0.16)),
                Clause("<CALM>jˈu.", (0.2, 0.2, 0.24, 0.24, 0.28))]  # fmt: skip
     row = Row("k", "CALM", "Hi, you.", tuple(clauses), np.zeros(1, np.float32))
-    raw = json.loads(json.dumps(speech_rows.raw_row(row, coded(clauses, range(9)))))
+    raw = json.loads(json.dumps(voice.raw_row(row, coded(clauses, range(9)))))
     utterance = Utterance.from_json(raw, "x", Path())
     (earlier,), user = utterance.history, utterance.user
     assert earlier.reply_speech + user.reply_speech == tuple(range(9))
@@ -189,7 +188,7 @@ def test_a_stopped_list_of_rows_goes_on_with_the_next_row(tmp_path):
                 yield Row(f"train-{number:06d}", "CALM", "ab", (clause,), np.zeros(22_050))
 
     def make(hours: float, settings: str = "same") -> list[str]:
-        speech_rows.write_rows(Maker(), lambda wave: [7] * 25, out, hours, settings)
+        voice.write_rows(Maker(), lambda wave: [7] * 25, out, hours, settings)
         return [json.loads(line)["key"] for line in out.read_text().splitlines()]
 
     out = tmp_path / "rows.list"
@@ -199,7 +198,7 @@ def test_a_stopped_list_of_rows_goes_on_with_the_next_row(tmp_path):
     with pytest.raises(InputError, match="made with other units"):
         make(5 / 3600, "other")
     for seconds in (1, 2):
-        speech_rows.write_waves(Maker(), tmp_path, seconds / 3600)
+        voice.write_waves(Maker(), tmp_path, seconds / 3600)
         rows = (tmp_path / "waves.list").read_text().splitlines()
         keys = [f"train-00000{number}" for number in range(seconds + 1)]
         assert [json.loads(line)["key"] for line in rows] == keys

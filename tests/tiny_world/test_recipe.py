@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from common_utils import whisper_ctranslate2
-from common_utils.small_model import features, pieces
+from common_utils.small_model import ear, pieces
 from common_utils.tiny_world import assemble, make, step, text_tokenizer
 from osum_echat import EChat, cli
 from osum_echat.errors import CheckpointError
@@ -74,7 +74,7 @@ def test_a_step_that_makes_nothing_is_told(tmp_path: Path, capsys) -> None:
     (pieces.main, "--llm gone --whisper gone --out out", "gone/tokenizer.json: No such file"),
     (text_tokenizer.main, "--pieces 9 --out out", "--pieces 9: need 320 or more"),
     (make.main, "--size 0 --split train --out out", "--size 0: give 1 or more"),
-    (features.main, f"--model {TINY} --out out --lists conf", "no *.list in conf"),
+    (ear.main, f"caches --model {TINY} --out out --lists conf", "no *.list in conf"),
 ])  # fmt: skip
 def test_what_a_step_cannot_use_is_one_line(main, words, told, tmp_path, monkeypatch, capsys):
     (tmp_path / "conf").symlink_to(ROOT / "conf")

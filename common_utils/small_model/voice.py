@@ -1,16 +1,24 @@
-"""hibari's speech for the voice of the small model: what its units, flow and talker learn from.
+"""The voice of the small model: hibari's speech to learn from, and its trained parts together.
 
-    python -m common_utils.small_model.speech_rows waves --parts P --out OUT --hours 2
-    python -m common_utils.small_model.speech_rows codes --out OUT --units F --whisper DIR
-    python -m common_utils.small_model.speech_rows rows --parts P --out OUT/NAME.list --units F ...
+    python -m common_utils.small_model.voice waves --parts P --out OUT --hours 2
+    python -m common_utils.small_model.voice codes --out OUT --units F --whisper DIR
+    python -m common_utils.small_model.voice rows --parts P --out OUT/NAME.list --units F ...
+    python -m common_utils.small_model.voice styles --out build/voice/styles
+    python -m common_utils.small_model.voice parts --voice build/voice --out DIR
+    python -m common_utils.small_model.voice tokenizer --voice DIR --whisper DIR --out ONNX
 
 `waves`: rows of one to three sentences, OUT/waves.list and OUT/waves/; `codes`: their speech codes,
-OUT/voice.list; `rows`: a talker's rows without sound, each piece of text with the codes before it.
+OUT/voice.list; `rows`: a talker's rows without sound, each piece of text with the codes before it;
+`styles`: a speaker vector for each style; `parts`: in half precision OUT/talker (a model directory)
+and OUT/token2wav, with a voice for each style: its vector and a recording of a few seconds;
+`tokenizer`: the speech tokenizer that these codes come from, out of Whisper base and what
+DIR/units.safetensors keeps: for measuring voices and lists, replying does without it.
 """
 
 import math
 import random
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,18 +29,34 @@ from typing import Any, Literal
 import numpy as np
 import soundfile
 import torch
+from torch import Tensor
 
 from common_utils.command import command
 from common_utils.jobs import digest
 from common_utils.small_model import texts
 from common_utils.small_model.hibari import SAMPLE_RATE_HZ, STYLES, Hibari, Spoken, Wave, sentences
 from common_utils.small_model.phonemes import pieces_of
+from common_utils.small_model.thinker import TOKENIZER_FILES
+from common_utils.tiny_world.assemble import write_halves
 from common_utils.tiny_world.reply_voice import write_wav
-from common_utils.token2wav_recipe.train_tokenizer import UNITS_PER_S, nearest, with_learnt
+from common_utils.token2wav_recipe.runs import VoiceRow, read_lists
+from common_utils.token2wav_recipe.train_flow import speech_tokens
+from common_utils.token2wav_recipe.train_tokenizer import (
+    UNITS_PER_S,
+    export_units,
+    nearest,
+    with_learnt,
+)
 from osum_echat import audio
-from osum_echat.errors import InputError
+from osum_echat.errors import DataError, InputError
 from osum_echat.files import Journal, read_journal, whole_file, write_jsonl
+from osum_echat.inference.talker import ENGLISH, Talker
 from osum_echat.logs import logger, progress
+from osum_echat.models import checkpoint
+from osum_echat.settings import read_mapping
+from osum_echat.token2wav.flow import frames_for
+from osum_echat.token2wav.model import VOICE_FILE, Token2Wav
+from osum_echat.token2wav.voice import SPEAKER_WIDTH, SpeechTokenizer, VoicePrompt, prompt_mel
 
 TASK = "<TEXT2TOKEN> <STREAMING>"
 WAVES, VOICE = "waves.list", "voice.list"
@@ -41,6 +65,10 @@ SENTENCES, SENTENCE_WEIGHTS = (1, 2, 3), (0.6, 0.28, 0.12)      # of a row
 CALM_SHARE = 0.4                        # of rows, beside the even draw of styles
 WORDNET_SHARE = 0.25                    # of sentences
 JOIN_CHANCE, CUT_CHANCE = 0.25, 0.5     # sentences that share a clause; marks inside that end one
+SEED = 11
+PROMPT_TOKENS = (60, 90)                # of a style's recording: 2.4 to 3.6 s
+USUAL_STYLE = "CALM"
+UNITS_FILE = "units.safetensors"        # what the speech tokenizer learnt beside the Whisper
 _INSIDE = re.compile(r"[,;:—] ")
 
 log = logger(__name__)
@@ -259,27 +287,90 @@ def units_in(raw: dict[str, Any]) -> int:
     return sum(len(codes) for name, codes in raw["extra"].items() if "speech_token" in name)
 
 
+def style_vectors() -> dict[str, Tensor]:
+    """A vector of length 1 for each style, at right angles to the others: (1, numbers) each."""
+    generator = torch.Generator().manual_seed(SEED)
+    directions, _ = torch.linalg.qr(torch.randn(SPEAKER_WIDTH, len(STYLES), generator=generator))
+    return {style: directions[:, number][None].contiguous() for number, style in enumerate(STYLES)}
+
+
+def write_styles(out: Path) -> None:
+    """Voices without a recording, OUT/STYLE.safetensors: what train_flow takes as `voices`."""
+    out.mkdir(parents=True, exist_ok=True)
+    for style, vector in style_vectors().items():
+        VoicePrompt.absent(vector).save(out / f"{style}.safetensors")
+
+
+def style_voice(rows: Sequence[VoiceRow], style: str) -> VoicePrompt:
+    """The voice in a style: its vector, and the first recording of a fitting length."""
+    least, most = PROMPT_TOKENS
+    for row in rows:
+        codes = speech_tokens(row)
+        if row.voice != style or not least <= len(codes) <= most:
+            continue
+        mel = prompt_mel(row.load(SAMPLE_RATE_HZ))
+        frames = min(mel.shape[1], frames_for(len(codes), 25))
+        return VoicePrompt(torch.tensor([codes]), mel[:, :frames], style_vectors()[style])
+    raise DataError(f"no recording in the style {style} of {least} to {most} speech tokens")
+
+
+def write_talker(source: Path, out: Path) -> None:
+    """A talker's directory from what train.py left in `final`."""
+    raw = read_mapping(source / checkpoint.SETTINGS_FILE)
+    notes = {"thinking": raw["thinking"], "template": raw["template"], "g2p": ENGLISH,
+             "style": USUAL_STYLE}  # fmt: skip
+    checkpoint.save(out, checkpoint.load(source), dtype=torch.float16, notes=notes)
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(source / name, out / name)
+
+
+def write_token2wav(voice: Path, out: Path) -> Token2Wav:
+    """Flow, vocoder, what the units learnt, and a voice for each style; read back to be sure."""
+    write_halves({part: voice / part for part in ("vocoder", "flow")}, out)
+    shutil.copyfile(voice / UNITS_FILE, out / UNITS_FILE)
+    rows = read_lists([voice / VOICE])
+    for style in STYLES:
+        made = style_voice(rows, style)
+        made.save(out / f"voice_{style}.safetensors")
+        if style == USUAL_STYLE:
+            made.save(out / VOICE_FILE)
+    return Token2Wav.load(out)
+
+
 def make(
-    what: Literal["waves", "codes", "rows"], /, out: Path, parts: Path = Path("build/parts"),
-    hours: float = 2.0, held_out: bool = False, units: Path | None = None,
-    whisper: Path = Path("build/parts/whisper_base"),
+    what: Literal["waves", "codes", "rows", "styles", "parts", "tokenizer"], /, out: Path,
+    parts: Path = Path("build/parts"), hours: float = 2.0, held_out: bool = False,
+    units: Path | None = None, whisper: Path = Path("build/parts/whisper_base"),
+    voice: Path = Path("build/voice"),
 ) -> None:  # fmt: skip
     """Write OUT."""
     torch.set_num_threads(1)
     if what == "waves":
         write_waves(RowMaker(parts, held_out), out, hours)
-        return
-    if units is None:
+    elif what == "styles":
+        write_styles(out)
+    elif what == "parts":
+        made = write_token2wav(voice, out / "token2wav")
+        write_talker(voice / "talker" / "final", out / "talker")
+        Talker.load(out / "talker", made.settings.flow.codes, torch.device("cpu"))  # do they fit?
+    elif what == "tokenizer":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        export_units(with_learnt(whisper, voice / UNITS_FILE), out)
+        SpeechTokenizer(out)(torch.zeros(audio.SAMPLE_RATE_HZ))     # tried on a second of silence
+    elif units is None:
         raise InputError("--units: give the file that train_tokenizer keeps as `learnt`")
-    find = UnitFinder(units, whisper)
-    if what == "codes":
-        write_codes(find, out)
+    elif what == "codes":
+        write_codes(UnitFinder(units, whisper), out)
     else:
-        write_rows(RowMaker(parts, held_out), find, out, hours, digest(units, held_out))
+        maker, find = RowMaker(parts, held_out), UnitFinder(units, whisper)
+        write_rows(maker, find, out, hours, digest(units, held_out))
 
 
-main = command(make, units="what train_tokenizer keeps as `learnt`",
-               held_out="rows of the conversations kept for tests")  # fmt: skip
+main = command(
+    make, units="what train_tokenizer keeps as `learnt`", whisper="with model.safetensors",
+    held_out="rows of the conversations kept for tests",
+    voice="talker, flow, vocoder, units and voice.list",
+)  # fmt: skip
 
 
 if __name__ == "__main__":
