@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from common_utils.small_model import chats, dialogues, manner
+from common_utils.small_model import dialogues, manner
 from common_utils.small_model.pieces import heard_words
-from common_utils.small_model.texts import conversations, fraction
+from common_utils.small_model.texts import conversations, fraction, messages, mood_of
 from common_utils.small_model.thinker import PIECES
 from osum_echat.generation.decoder import Answer, Limits, decode, embed_prompts
 from osum_echat.generation.sampling import Sampling
@@ -63,12 +63,12 @@ def questions(parts: Path) -> list[Asked]:
     rng = Random("questions")
     chat = [one for one in conversations(parts) if one.held_out]
     fitting = {
-        text for _, _, text in chats.questions(chat)
+        text for _, _, text in messages(chat)
         if heard_words(text) and len(manner.content_words(text)) >= 2 and len(text.split()) <= 14
     }  # fmt: skip
     found = []
     for text in sorted(fitting, key=lambda text: fraction(f"asked {text}"))[:CHATS]:
-        emotion = dialogues.emotion_for(chats.mood_of(text), "", rng)
+        emotion = dialogues.emotion_for(mood_of(text), "", rng)
         words = str(heard_words(text)).strip()
         found.append(Asked("chat", words, dialogues.voice(emotion, rng)))
     world = [one for one in dialogues.from_world(WORLD * 4, rng, "test") if not one.earlier]

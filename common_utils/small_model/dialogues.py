@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from string import Template
 
-from common_utils.small_model import chats, manner, topics
+from common_utils.small_model import manner, texts, topics
 from common_utils.small_model.pieces import heard_words
 from common_utils.small_model.ranking import Ranker
 from common_utils.small_model.texts import Conversation, conversations
@@ -210,7 +210,7 @@ def from_chats(
 ) -> Iterator[Example]:
     """What people wrote, answered by the topic it is about."""
     general = topics.words("lexicon")["general_topics"].split()
-    wrote = [(key, place, text) for key, place, text in chats.questions(chat)
+    wrote = [(key, place, text) for key, place, text in texts.messages(chat)
              if heard_words(text) and 2 <= len(text.split()) <= LONGEST_CHAT]  # fmt: skip
     counts = Counter(word for _, _, text in wrote for word in manner.content_words(text))
     any_topic = next(topic for topic in topics.topics() if topic.name == topics.ANY)
@@ -219,7 +219,7 @@ def from_chats(
 
     def asked() -> Iterator[Asked]:
         for key, place, question in wrote:
-            found, mood = topics.topic_of(question), chats.mood_of(question)
+            found, mood = topics.topic_of(question), texts.mood_of(question)
             if found is None:
                 content = sorted(manner.content_words(question), key=lambda one: (counts[one], one))
                 names = [word for word in content if 3 < len(word) < 12 and counts[word] > 2
@@ -241,14 +241,14 @@ def from_people(
     chat: Sequence[Conversation], size: int, rng: Random, ranker: Ranker
 ) -> Iterator[Example]:
     """What people told and what they were answered, where the ranker finds that it fits."""
-    pairs = [one for one in chats.exchanges(chat)
+    pairs = [one for one in texts.exchanges(chat)
              if heard_words(one.question) and manner.content_words(one.question)]  # fmt: skip
     lifts = ranker.lifts([(one.question, one.reply) for one in pairs])
     likely = {one: lift / len(one.reply.split()) for one, lift in zip(pairs, lifts, strict=True)}
     fitting = [one for one, lift in likely.items()
                if lift >= (LEAST_LIFT["people"] if "?" in one.reply else LEAST_SAID_LIFT)]
     for one in sorted(fitting, key=lambda one: -likely[one])[:size]:
-        labels = voice(emotion_for(chats.mood_of(one.question), "", rng), rng)
+        labels = voice(emotion_for(texts.mood_of(one.question), "", rng), rng)
         opening = manner.opening(labels, rng) if rng.random() < 0.4 else ""
         found = topics.topic_of(one.question)
         gist = found.topic.gist if found else "$he talks about something on $his mind"

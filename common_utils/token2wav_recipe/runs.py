@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from osum_echat import audio, cli, settings, weights
 from osum_echat import device as devices
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.files import locked, read_jsonl
-from osum_echat.logs import logger, out
+from osum_echat.logs import logger, out, progress
 from osum_echat.records import Utterance
 from osum_echat.training import state as states
 from osum_echat.training.engine import PRECISIONS, compute_dtype
@@ -62,6 +62,20 @@ def read_lists(paths: Sequence[str | Path]) -> list[VoiceRow]:
     if not rows:
         raise DataError(f"{', '.join(map(str, paths)) or 'no list'}: holds no rows")
     return rows
+
+
+def loaded(
+    rows: Sequence[VoiceRow], minutes: float, rate_hz: int = audio.SAMPLE_RATE_HZ
+) -> Iterator[Tensor]:
+    """The sounds of the rows, (samples,) each, until there are so many minutes."""
+    seconds = 0.0
+    for row in progress(rows, "reading"):
+        samples = row.load(rate_hz)
+        yield samples
+        seconds += len(samples) / rate_hz
+        if seconds > 60 * minutes:
+            break
+    log.info("%.1f min", seconds / 60)
 
 
 def _row(raw: dict[str, Any], path: Path, number: int) -> VoiceRow:

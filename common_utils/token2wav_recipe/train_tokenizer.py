@@ -276,14 +276,8 @@ def with_learnt(whisper: Path, path: Path) -> SpeechUnits:
 
 def read_clips(rows: Sequence[VoiceRow], mels: int, minutes: float) -> list[Clip]:
     """Features and true pitch of the rows, up to so many minutes."""
-    clips, seconds = [], 0.0
-    for row in progress(rows, "reading"):
-        samples = row.load()
-        clips.append(Clip(audio.log_mel(samples, mels).T[None], unit_pitch(samples)))
-        seconds += len(samples) / audio.SAMPLE_RATE_HZ
-        if seconds > 60 * minutes:
-            break
-    return clips
+    return [Clip(audio.log_mel(samples, mels).T[None], unit_pitch(samples))
+            for samples in runs.loaded(rows, minutes)]  # fmt: skip
 
 
 def unit_pitch(samples: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from common_utils.token2wav_recipe import pitch, runs
 from common_utils.token2wav_recipe.runs import Trainer, Training
 from osum_echat import device as devices
-from osum_echat import logs, weights
+from osum_echat import weights
 from osum_echat.errors import ConfigError, DataError
 from osum_echat.settings import check_numbers
 from osum_echat.token2wav.nsf_vocos import NsfVocos, NsfVocosSettings
@@ -29,8 +29,6 @@ VOCODER_FILE = "vocoder.safetensors"
 NYQUIST_HZ = SAMPLE_RATE_HZ / 2
 RESOLUTIONS = (512, 1024, 2048)             # window samples of the spectral losses
 LEAST_POWER = 1e-7
-
-log = logs.logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +62,10 @@ class VocoderTraining(Training):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """wave: (frames * 256,) half precision; mel: (80, frames); hertz: (frames,), 0 unvoiced."""
+    """wave: (frames * 256,) half precision; mel: (80, frames); hertz: (frames,), 0 unvoiced.
 
-    wave: Tensor
-    mel: Tensor
-    hertz: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Crops:
-    """wave: (rows, frames * 256); mel: (rows, 80, frames); hertz: (rows, frames)."""
+    Of crops in a batch each has another axis before these, and the wave is float32.
+    """
 
     wave: Tensor
     mel: Tensor
@@ -84,16 +76,11 @@ def read(training: VocoderTraining) -> list[Recording]:
     """Every row's wave, mel and true pitch, up to the minutes asked for."""
     rows = runs.read_lists(training.lists)
     random.Random(training.seed).shuffle(rows)
-    recordings, seconds = [], 0.0
-    for row in logs.progress(rows, "reading"):
-        wave = row.load(SAMPLE_RATE_HZ)
+    recordings = []
+    for wave in runs.loaded(rows, training.minutes, SAMPLE_RATE_HZ):
         hertz = torch.from_numpy(pitch.track(wave.numpy(), SAMPLE_RATE_HZ, HOP_SAMPLES))
         wave = wave[: len(hertz) * HOP_SAMPLES]
         recordings.append(Recording(wave.half(), prompt_mel(wave)[0].T, hertz))
-        seconds += len(wave) / SAMPLE_RATE_HZ
-        if seconds > 60 * training.minutes:
-            break
-    log.info("%d recordings, %.1f min", len(recordings), seconds / 60)
     return recordings
 
 
@@ -119,7 +106,7 @@ class VocoderTrainer(Trainer):
         if not self.learnt:
             raise DataError(f"vocoder training: no row of {longest} frames besides the held-out")
 
-    def crops(self, frames: int) -> Crops:
+    def crops(self, frames: int) -> Recording:
         """Random stretches of random recordings."""
         waves, mels, pitches = [], [], []
         for _ in range(self.training.batch):
@@ -129,7 +116,7 @@ class VocoderTrainer(Trainer):
             mels.append(one.mel[:, start : start + frames])
             pitches.append(one.hertz[start : start + frames])
         parts = (torch.stack(each).to(self.device) for each in (waves, mels, pitches))
-        return Crops(*parts)
+        return Recording(*parts)
 
     def step(self) -> dict[str, float]:
         """One step: the wave's losses on some crops, the pitch predictor's on others."""
