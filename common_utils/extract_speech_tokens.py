@@ -7,7 +7,6 @@ clips in a row would hear each other. What makes it faster is more processes, a 
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from common_utils import jobs
 from common_utils.command import command
 from common_utils.jobs import Job, Made, Piece, Report, Work, digest
 from osum_echat import audio
-from osum_echat.data.sources import Dropped, Noted
+from osum_echat.data.sources import Dropped
 from osum_echat.errors import InputError
 from osum_echat.paths import TINY
 from osum_echat.records import Utterance
@@ -40,20 +39,21 @@ class Extraction:
 
     def __call__(self, piece: Piece) -> Made:
         """The records of a piece with their tokens, and those whose audio cannot be used."""
-        return Made.of(one for where, raw in jobs.records(piece) for one in (
-            [raw] if isinstance(raw, Dropped) else self._with_tokens(raw, where, piece.path)))
+        return Made.of(
+            raw if isinstance(raw, Dropped) else self._with_tokens(raw, where, piece.path)
+            for where, raw in jobs.records(piece)
+        )
 
     def _with_tokens(
         self, raw: dict[str, Any], where: str, path: Path
-    ) -> Iterator[dict[str, Any] | Dropped | Noted]:
-        """What is odd about its sound, and the record with tokens, or why it has none."""
+    ) -> dict[str, Any] | Dropped:
+        """The record with tokens, or why it has none."""
         root = path.parent.resolve()
         try:
             utterance = Utterance.from_json(raw, where, root)
             is_silent = self.field is None and not task_for(utterance.task).speaks
             if is_silent or (self.keep and utterance.user.reply_speech):
-                yield _moved(raw, root, self.beside)
-                return
+                return _moved(raw, root, self.beside)
             given = raw.get("extra") or {}
             extra = dict(json.loads(given) if isinstance(given, str) else given)
             # A task that hears has the user in `wav`; of one that only speaks it is the reply.
@@ -61,19 +61,15 @@ class Extraction:
             field = self.field or (REPLY_AUDIO if hears else USER_AUDIO)
             name = raw.get(USER_AUDIO) if field == USER_AUDIO else extra.get(field)
             if not isinstance(name, str) or not name:
-                yield Dropped("no recording of the reply", f"{where}: no {field}; see --field")
-                return
+                return Dropped("no recording of the reply", f"{where}: no {field}; see --field")
             segment_s = utterance.user.segment_s if field == USER_AUDIO else None
-            sound = audio.read(root / name, segment_s=segment_s)
-            codes = _tokenizer(self.tokenizer)(sound.samples, str(root / name))
+            samples = audio.load(root / name, segment_s=segment_s)
+            codes = _tokenizer(self.tokenizer)(samples, str(root / name))
         except InputError as error:
-            yield Dropped("audio or task cannot be used", f"{where}: {error}")
-            return
+            return Dropped("audio or task cannot be used", f"{where}: {error}")
         except ValueError as error:
-            yield Dropped("bad record", str(error))
-            return
-        yield from (Noted(one.kind, f"{where}: {one.detail}") for one in sound.findings)
-        yield _moved(raw | {"extra": extra | {TOKENS: codes}}, root, self.beside)
+            return Dropped("bad record", str(error))
+        return _moved(raw | {"extra": extra | {TOKENS: codes}}, root, self.beside)
 
 
 def make(

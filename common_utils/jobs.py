@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from osum_echat import cli, logs, ray_pool
-from osum_echat.data.sources import Dropped, Noted, json_object, record_lines
+from osum_echat.data.sources import Dropped, json_object, record_lines
 from osum_echat.errors import InputError
 from osum_echat.files import (
     Files,
@@ -31,29 +31,26 @@ from osum_echat.logs import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Row = Mapping[str, Any] | str | Dropped | Noted     # or what is told between rows
+Row = Mapping[str, Any] | str | Dropped
 
 LOG = logs.logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What one item became: lines of the output, what was left out, what is to be looked at."""
+    """What one item became: lines of the output, and what was left out."""
 
     lines: list[str]
     dropped: list[Dropped] = field(default_factory=list)
     count: int | None = None  # records, where a line stands for several of them
-    noted: list[Noted] = field(default_factory=list)
 
     @classmethod
     def of(cls, found: Iterable[Row]) -> "Made":
-        """Of rows or lines, and what is told between them, as they come."""
+        """Of rows or lines as they come."""
         made = cls([])
         for one in found:
             if isinstance(one, Dropped):
                 made.dropped.append(one)
-            elif isinstance(one, Noted):
-                made.noted.append(one)
             else:
                 line = one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)
                 made.lines.append(line)
@@ -67,26 +64,20 @@ class Report:
     path: Path
     written: int
     dropped: dict[str, int]
-    noted: dict[str, int] = field(default_factory=dict)  # used, but to be looked at
 
     @classmethod
     def of(cls, path: Path, raw: Mapping[str, Any]) -> "Report":
         """By what lies beside the output; of nothing that can be used: InputError."""
-        dropped, noted = (dict(Counter(reason for reason, _ in raw[what]))
-                          for what in ("left_out", "noted"))  # fmt: skip
-        made = cls(path, raw["written"], dropped, noted)
+        left_out = raw["left_out"]
+        made = cls(path, raw["written"], dict(Counter(reason for reason, _ in left_out)))
         if not made.written:
-            first = f"; the first: {raw['left_out'][0][1]}" if dropped else ""
+            first = f"; the first: {left_out[0][1]}" if left_out else ""
             raise InputError(f"{made}: nothing can be used{first}")
         return made
 
     def __str__(self) -> str:
-        words = f"{self.path}: {self.written} records"
-        for what, counts in (("left out", self.dropped), ("to be looked at", self.noted)):
-            if counts:
-                told = ", ".join(f"{reason} {count}" for reason, count in counts.items())
-                words += f"; {what}: {told}"
-        return words
+        told = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items())
+        return f"{self.path}: {self.written} records{told and f'; left out: {told}'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +245,6 @@ def _entry(number: int, made: Made) -> dict[str, Any]:
         "item": number, "lines": made.lines,
         "records": len(made.lines) if made.count is None else made.count,
         "left_out": [[one.reason, one.detail] for one in made.dropped],
-        "noted": [[one.reason, one.detail] for one in made.noted],
     }  # fmt: skip
 
 
@@ -280,7 +270,6 @@ def _finish(job: Job[Any], entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     report = {
         "settings": job.settings, "written": sum(entry["records"] for entry in entries),
         "left_out": [one for entry in entries for one in entry["left_out"]],
-        "noted": [one for entry in entries for one in entry["noted"]],
     }  # fmt: skip
     write_json(report_path(job.out), report)
     return report
@@ -292,12 +281,11 @@ def write_list(out: Path, rows: Iterable[Row], inputs: Iterable[Path] = ()) -> R
     Raises InputError for that.
     """
     check_apart(out, inputs)
-    report: dict[str, Any] = {"written": 0, "left_out": [], "noted": []}
+    report: dict[str, Any] = {"written": 0, "left_out": []}
     with whole_file(out) as file:
         for row in rows:
-            if isinstance(row, Dropped | Noted):
-                report["left_out" if isinstance(row, Dropped) else "noted"].append(
-                    [row.reason, row.detail])
+            if isinstance(row, Dropped):
+                report["left_out"].append([row.reason, row.detail])
                 continue
             try:
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")

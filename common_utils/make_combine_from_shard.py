@@ -16,14 +16,17 @@ from common_utils.command import command
 from common_utils.jobs import Job, Made, Report, Work, digest, stamp
 from common_utils.make_shard_from_raw import UNSAID
 from osum_echat.data.manifest import COMBINES_LIST, RAW_LIST, TAR_ROOT, list_shards
-from osum_echat.data.sources import Dropped, Noted, Shard, json_object
+from osum_echat.data.sources import Dropped, Shard, json_object
 from osum_echat.data.tar import is_text, make_index, open_tar
 from osum_echat.errors import DataError, InputError
 from osum_echat.files import Files, whole_file
+from osum_echat.logs import logger
 from osum_echat.records import DEFAULT_TASK
 
 IN_TAR = "only-meta"  # what a line says in the place of audio
 FORMAT = 1
+
+LOG = logger(__name__)
 
 
 def make(shards: Path, out: Path, /, work: Work, task: str | None = None) -> Report:
@@ -70,12 +73,11 @@ def write_list(folder: Path, task: str | None, tar: Path) -> Made:
     One that was edited since the last run stays beside it.
     """
     left_out: list[Dropped] = []
-    noted: list[Noted] = []
     count, path = 0, folder / f"{tar.stem}.list"
     report = jobs.report_path(folder / COMBINES_LIST)
     if path.exists() and report.exists() and stamp(path)[2] > stamp(report)[2]:
         kept = path.replace(path.with_name(f"{path.name}.before"))
-        noted.append(Noted("list edited since it was made", f"{path}: as it was: {kept}"))
+        LOG.warning("%s: was edited since it was made; as it was: %s", path, kept)
     with whole_file(path) as out:
         for row in rows(tar, task):
             if isinstance(row, Dropped):
@@ -83,7 +85,7 @@ def write_list(folder: Path, task: str | None, tar: Path) -> Made:
                 continue
             out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             count += 1
-    return Made([path.name], left_out, count, noted)
+    return Made([path.name], left_out, count)
 
 
 def rows(tar: Path, task: str | None = None) -> Iterator[dict[str, Any] | Dropped]:

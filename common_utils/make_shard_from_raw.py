@@ -23,7 +23,7 @@ from common_utils.command import command
 from common_utils.jobs import Job, Made, Piece, Report, Work, digest
 from osum_echat import audio
 from osum_echat.data.manifest import SHARDS_LIST
-from osum_echat.data.sources import Dropped, Noted
+from osum_echat.data.sources import Dropped
 from osum_echat.errors import DataError, InputError, OsumError
 from osum_echat.files import whole_file
 from osum_echat.records import Turn, Utterance
@@ -57,13 +57,11 @@ def write_tar(beginning: Path, per_tar: int, piece: Piece) -> Made:
     marker = path.with_name(path.name + FINISHED)
     keys: set[str] = set()
     left_out: list[Dropped] = []
-    noted: list[Noted] = []
     path.parent.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
     with whole_file(path) as file, tarfile.open(fileobj=file, mode="w") as archive:
         for where, raw in jobs.records(piece):
-            made = (raw if isinstance(raw, Dropped)
-                    else members(raw, where, piece.path.parent, noted))  # fmt: skip
+            made = raw if isinstance(raw, Dropped) else members(raw, where, piece.path.parent)
             if isinstance(made, Dropped):
                 left_out.append(made)
                 continue
@@ -75,25 +73,20 @@ def write_tar(beginning: Path, per_tar: int, piece: Piece) -> Made:
                 archive.addfile(member, io.BytesIO(data))
     if not keys:
         path.unlink()
-        return Made([], left_out, 0, noted)
+        return Made([], left_out, 0)
     marker.touch()
-    return Made([path.name], left_out, len(keys), noted)
+    return Made([path.name], left_out, len(keys))
 
 
-def members(
-    raw: dict[str, Any], where: str, root: Path, noted: list[Noted]
-) -> list[tuple[str, bytes]] | Dropped:
-    """The kinds and contents of a record's members, or why it has none.
-
-    noted: what is found in its sounds is added to it.
-    """
+def members(raw: dict[str, Any], where: str, root: Path) -> list[tuple[str, bytes]] | Dropped:
+    """The kinds and contents of a record's members, or why it has none."""
     try:
         utterance = Utterance.from_json(raw, where, root)
         _check_key(utterance.key, where)
         return [
             ("txt", (utterance.user.reply_text or "").encode()),
-            *_sound(utterance, noted),
-            *_earlier(raw, utterance, noted),
+            *_sound(utterance),
+            *_earlier(raw, utterance),
             *_fields(raw, utterance),
         ]
     except InputError as error:
@@ -134,19 +127,17 @@ def _unused(key: str, used: set[str]) -> str:
     return free
 
 
-def _load(turn: Turn, key: str, noted: list[Noted]) -> bytes:
+def _load(turn: Turn) -> bytes:
     assert turn.audio is not None, "asked for the sound of a turn without any"
-    sound = audio.read(turn.audio, segment_s=turn.segment_s)
-    noted += [Noted(one.kind, f"{key}: {one.detail}") for one in sound.findings]
-    return wav_bytes(sound.samples)
+    return wav_bytes(audio.load(turn.audio, segment_s=turn.segment_s))
 
 
-def _sound(utterance: Utterance, noted: list[Noted]) -> Iterator[tuple[str, bytes]]:
+def _sound(utterance: Utterance) -> Iterator[tuple[str, bytes]]:
     """The user's audio. Tasks that do not hear may name a file that is not there."""
     if utterance.user.audio is None:
         return
     try:
-        yield "wav", _load(utterance.user, utterance.key, noted)
+        yield "wav", _load(utterance.user)
     except InputError:
         with contextlib.suppress(OsumError):
             if not task_for(utterance.task).hears:
@@ -154,9 +145,7 @@ def _sound(utterance: Utterance, noted: list[Noted]) -> Iterator[tuple[str, byte
         raise
 
 
-def _earlier(
-    raw: dict[str, Any], utterance: Utterance, noted: list[Noted]
-) -> Iterator[tuple[str, bytes]]:
+def _earlier(raw: dict[str, Any], utterance: Utterance) -> Iterator[tuple[str, bytes]]:
     """wav_N and txt_N of earlier turns in the record's order; nothing where one was lost."""
     if not utterance.history:
         return
@@ -165,9 +154,7 @@ def _earlier(
     for name in filter(_is_turn, raw):
         turn = turns[int(name[4:])]
         is_text = name.startswith("txt_")
-        yield name, (
-            (turn.reply_text or "").encode() if is_text else _load(turn, utterance.key, noted)
-        )
+        yield name, (turn.reply_text or "").encode() if is_text else _load(turn)
 
 
 def _is_turn(name: str) -> bool:
