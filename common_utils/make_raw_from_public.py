@@ -30,6 +30,7 @@ GENDERS = {"f": "FEMALE", "m": "MALE", "female": "FEMALE", "male": "MALE",
 # Common Voice tells decades. `teens` are neither children nor adults: no label.
 AGES = {**dict.fromkeys(("twenties", "thirties", "fourties", "forties", "fifties"), "ADULT"),
         **dict.fromkeys(("sixties", "seventies", "eighties", "nineties"), "OLD")}  # fmt: skip
+READ_BYTES = 1 << 20
 _SPHINX_LINE = re.compile(r"(?:<s>)?(.*?)(?:</s>)?\s*\(([^()]+)\)\s*")
 EVENTS = {"laughter": "LAUGH", "sigh": "SIGH", "cough": "COUGH", "sneeze": "SNEEZE",
           "throatclearing": "THROAT CLEARING", "sniff": "SNIFF"}  # fmt: skip
@@ -152,21 +153,44 @@ def sphinx(root: Path, part: str, lost: Lost) -> Iterator[Found]:
 def wenetspeech(root: Path, part: str, lost: Lost) -> Iterator[Found]:
     """root: with WenetSpeech.json and audio/; part: a subset such as TEST_NET or TEST_MEETING.
 
-    The file is read as a whole, which takes about eight times its size of memory.
+    The file is read a recording at a time: it is larger than memory.
     """
-    place = root / "WenetSpeech.json"
-    try:
-        recordings = json.loads(place.read_bytes())["audios"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{place}: cannot be used ({error!r}); it is needed") from error
-    for recording in recordings:
+    for recording in _recordings(root / "WenetSpeech.json"):
         try:
             sound, segments = root / recording["path"], recording["segments"]
             for one in (one for one in segments if part in one.get("subsets", ())):
                 times = float(one["begin_time"]), float(one["end_time"])
                 yield Found(str(one["sid"]), sound, str(one["text"]), segment_s=times)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            lost.append(f"{place}: {str(recording)[:80]}...: {error!r}")
+            lost.append(f"{root / 'WenetSpeech.json'}: {str(recording)[:80]}...: {error!r}")
+
+
+def _recordings(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of the list `audios`, as they come in the file. Raises InputError."""
+    decoder = json.JSONDecoder()
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(READ_BYTES)
+            start = text.find("[", text.find('"audios"'))
+            if '"audios"' not in text or start < 0:
+                raise InputError(f"{path}: no list `audios`; it is the list of WenetSpeech")
+            text = text[start + 1 :]
+            while True:
+                text = text.lstrip(" \t\r\n,")
+                if text.startswith("]"):
+                    return
+                try:
+                    one, end = decoder.raw_decode(text)
+                except json.JSONDecodeError as error:
+                    more = file.read(max(READ_BYTES, len(text)))
+                    if not more:
+                        raise InputError(f"{path}: ends within a recording ({error})") from error
+                    text += more
+                    continue
+                yield one
+                text = text[end:]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); it is needed") from error
 
 
 def common_voice(root: Path, part: str, lost: Lost) -> Iterator[Found]:
