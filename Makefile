@@ -254,7 +254,7 @@ small-voice: $(VENV)/dev.stamp $(SMALL_CONF)
 		$(RECIPE).train_tokenizer $(SMALL_CONF)/token2wav_tokenizer.yaml $(TOKENIZER_SETTINGS)
 	$(VOICE_STEP) --makes $(VOICE)/voice.list "codes" -- $(SPEECH_ROWS) codes --out $(VOICE) $(UNITS)
 	$(VOICE_STEP) "styles" -- $(RUN) -m common_utils.small_model.voice styles --out $(VOICE)/styles
-	$(VOICE_STEP) "phonemes" -- $(RUN) -m common_utils.small_model.phonemes --out $(VOICE)/tokenizer
+	$(VOICE_STEP) "phonemes" -- $(RUN) -m common_utils.small_model.voice phonemes --out $(VOICE)/tokenizer
 	$(VOICE_STEP) "test rows" -- $(SPEECH_ROWS) rows --held-out --hours $(TEST_HOURS) \
 		--out $(VOICE)/talker_test.list $(UNITS)
 	$(VOICE_STEP) "rows" -- $(SPEECH_ROWS) rows --hours $(ROW_HOURS) --out $(VOICE)/talker_00.list $(UNITS)

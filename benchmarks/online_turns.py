@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.online import Caller, appended
-from common_utils.tiny_world import events
+from common_utils.tiny_world import speaking
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.voices import Espeak, Voice, all_voices
 from osum_echat import audio
@@ -36,7 +36,7 @@ def sounds() -> list[Samples]:
     voices = [Voice("man", "espeak", "", "ADULT", "MALE", 115.0, 1.0),
               Voice("woman", "espeak", "", "ADULT", "FEMALE", 205.0, 1.15),
               Voice("child", "espeak", "", "CHILD", "MALE", 280.0, 1.3)]  # fmt: skip
-    for make in (events.cough, events.sigh, events.laugh, events.cry):
+    for make in (speaking.cough, speaking.sigh, speaking.laugh, speaking.cry):
         for voice in voices:
             wave = np.asarray(make(voice, rng), np.float32)
             wave = 0.5 * wave / max(float(np.abs(wave).max()), 1e-6)

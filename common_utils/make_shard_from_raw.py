@@ -9,13 +9,13 @@ import io
 import json
 import sys
 import tarfile
-import wave
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import soundfile
 from torch import Tensor
 
 from common_utils import jobs
@@ -100,13 +100,9 @@ def members(raw: dict[str, Any], where: str, root: Path) -> list[tuple[str, byte
 def wav_bytes(samples: Tensor) -> bytes:
     """(samples,) at 16 kHz as a 16-bit wav; what is beyond full scale is clipped."""
     levels = np.rint(samples.numpy().astype(np.float64) * _FULL_SCALE)
-    data = levels.clip(-_FULL_SCALE, _FULL_SCALE - 1).astype("<i2").tobytes()
+    data = levels.clip(-_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
     held = io.BytesIO()
-    with wave.open(held, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(audio.SAMPLE_RATE_HZ)
-        file.writeframes(data)
+    soundfile.write(held, data, audio.SAMPLE_RATE_HZ, "PCM_16", format="WAV")
     return held.getvalue()
 
 

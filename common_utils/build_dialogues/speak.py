@@ -8,9 +8,8 @@ recording's words stays that recording. A sound that is there is never made agai
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import soxr
@@ -28,7 +27,7 @@ from common_utils.build_dialogues.dialogue import (
     made,
 )
 from common_utils.jobs import Made, Piece, digest
-from common_utils.tiny_world import effects, events, speaking, voices
+from common_utils.tiny_world import effects, speaking, voices
 from common_utils.tiny_world.assets import AssetPaths
 from common_utils.tiny_world.reply_voice import SAMPLE_RATE_HZ as PIPER_HZ
 from common_utils.tiny_world.reply_voice import STYLES, ReplyVoice, write_wav
@@ -81,31 +80,29 @@ class SpeakSettings:
     noise: float = 0.5
 
 
-class Engine(Protocol):
-    """Speaks texts."""
-
-    def check(self, cell: str, manner: str) -> None:
-        """Raise ConfigError where it has no voice for AGE/GENDER (or assistant), or no manner."""
-
-    def say(self, text: str, cell: str, manner: str, rng: Generator) -> Wave:
-        """(samples,) at 16 kHz, without silence around. rng: the same for a dialogue's turns."""
-
-
 class Recipe:
-    """The voices of the tiny world. `voices` narrows them; for replies Piper, or one of them."""
+    """The voices of the tiny world. `voices` narrows them; for replies Piper, or one of them.
+
+    Every engine has `check`: raise ConfigError where it has no voice for AGE/GENDER (or assistant),
+    or no manner; and `say`: (samples,) at 16 kHz without silence around, its rng the same for a
+    dialogue's turns.
+    """
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings, self.assets = settings, AssetPaths(Path(settings.assets))
         self.studio = voices.Studio(self.assets)
         self.people = [one for one in voices.all_voices("train")
                        if one.engine == voices.ESPEAK or self.assets.kokoro_model.is_file()]
-        self._piper: ReplyVoice | None = None
         voices.Espeak(self.assets)  # what is missing is told now
+
+    @cached_property
+    def piper(self) -> ReplyVoice:
+        return ReplyVoice(self.assets.root)
 
     def check(self, cell: str, manner: str) -> None:
         known, told = tuple(effects.DELIVERIES), self.settings.manners.get(manner, manner)
         if self._is_piper(cell):
-            known, self._piper = tuple(STYLES), self._piper or ReplyVoice(self.assets.root)
+            known, _ = tuple(STYLES), self.piper
         else:
             self._voices(cell)
         if told not in known:
@@ -116,8 +113,7 @@ class Recipe:
     def say(self, text: str, cell: str, manner: str, rng: Generator) -> Wave:
         told = self.settings.manners.get(manner, manner)
         if self._is_piper(cell):
-            self._piper = self._piper or ReplyVoice(self.assets.root)
-            return soxr.resample(self._piper.say(text, told), PIPER_HZ, RATE_HZ)
+            return soxr.resample(self.piper.say(text, told), PIPER_HZ, RATE_HZ)
         found = self._voices(cell)
         voice = found[int(rng.integers(len(found)))]
         if cell != ASSISTANT:
@@ -203,6 +199,7 @@ class Own:
         return found
 
 
+Engine = Recipe | Remote | Own
 ENGINES: dict[str, Callable[[EngineSettings], Engine]] = {
     "recipe": Recipe, "endpoint": Remote, "model": Own,
 }  # fmt: skip
@@ -226,9 +223,10 @@ def check_voices(settings: SpeakSettings, planned: Sequence[Dialogue]) -> None:
     for style in {str(one.labels.style) for one in spoken}:
         engine_of(settings, "replies").check(ASSISTANT, style)
     for event in {str(one.labels.event) for one in spoken} - {NO_EVENT}:
-        if not (_event_wavs(settings.events, event) if settings.events else event in events.EVENTS):
+        made = speaking.EVENTS
+        if not (_event_wavs(settings.events, event) if settings.events else event in made):
             raise ConfigError(f"speak.events {settings.events}: no {event}/*.wav; without a folder "
-                              f"there are {', '.join(events.EVENTS)}")  # fmt: skip
+                              f"there are {', '.join(made)}")  # fmt: skip
 
 
 def cell_of(labels: Labels) -> str:

@@ -4,15 +4,17 @@
     python -m common_utils.small_model.voice codes --out OUT --units F --whisper DIR
     python -m common_utils.small_model.voice rows --parts P --out OUT/NAME.list --units F ...
     python -m common_utils.small_model.voice styles --out build/voice/styles
+    python -m common_utils.small_model.voice phonemes --out build/voice/tokenizer
     python -m common_utils.small_model.voice parts --voice build/voice --out DIR
     python -m common_utils.small_model.voice tokenizer --voice DIR --whisper DIR --out ONNX
 
 `waves`: rows of one to three sentences, OUT/waves.list and OUT/waves/; `codes`: their speech codes,
 OUT/voice.list; `rows`: a talker's rows without sound, each piece of text with the codes before it;
-`styles`: a speaker vector for each style; `parts`: in half precision OUT/talker (a model directory)
-and OUT/token2wav, with a voice for each style: its vector and a recording of a few seconds;
-`tokenizer`: the speech tokenizer that these codes come from, out of Whisper base and what
-DIR/units.safetensors keeps: for measuring voices and lists, replying does without it.
+`styles`: a speaker vector for each style; `phonemes`: the talker's tokenizer, phonemes with their
+stress and the space before them, one id each; `parts`: in half precision OUT/talker (a model
+directory) and OUT/token2wav, with a voice for each style: its vector and a recording of a few
+seconds; `tokenizer`: the speech tokenizer that these codes come from, out of Whisper base and what
+DIR/units.safetensors keeps, for measuring voices and lists: replying does without it.
 """
 
 import math
@@ -35,10 +37,10 @@ from common_utils.command import command
 from common_utils.jobs import digest
 from common_utils.small_model import texts
 from common_utils.small_model.hibari import SAMPLE_RATE_HZ, STYLES, Hibari, Spoken, Wave, sentences
-from common_utils.small_model.phonemes import pieces_of
 from common_utils.small_model.thinker import TOKENIZER_FILES
 from common_utils.tiny_world.assemble import write_halves
 from common_utils.tiny_world.reply_voice import write_wav
+from common_utils.tiny_world.text_tokenizer import save
 from common_utils.token2wav_recipe.runs import VoiceRow, read_lists
 from common_utils.token2wav_recipe.train_flow import speech_tokens
 from common_utils.token2wav_recipe.train_tokenizer import (
@@ -50,13 +52,16 @@ from common_utils.token2wav_recipe.train_tokenizer import (
 from osum_echat import audio
 from osum_echat.errors import DataError, InputError
 from osum_echat.files import Journal, read_journal, whole_file, write_jsonl
-from osum_echat.inference.talker import ENGLISH, Talker
+from osum_echat.inference.talker import ENGLISH, PHONEME, Talker
 from osum_echat.logs import logger, progress
 from osum_echat.models import checkpoint
+from osum_echat.sequence import NEXT_CLAUSE
 from osum_echat.settings import read_mapping
+from osum_echat.tasks import SWITCH, TASKS
 from osum_echat.token2wav.flow import frames_for
 from osum_echat.token2wav.model import VOICE_FILE, Token2Wav
 from osum_echat.token2wav.voice import SPEAKER_WIDTH, SpeechTokenizer, VoicePrompt, prompt_mel
+from osum_echat.vocab import TEXT_END, UNKNOWN
 
 TASK = "<TEXT2TOKEN> <STREAMING>"
 WAVES, VOICE = "waves.list", "voice.list"
@@ -69,7 +74,11 @@ SEED = 11
 PROMPT_TOKENS = (60, 90)                # of a style's recording: 2.4 to 3.6 s
 USUAL_STYLE = "CALM"
 UNITS_FILE = "units.safetensors"        # what the speech tokenizer learnt beside the Whisper
+VOWELS = "AIOQWYaeiouæɑɐɒɔəɚɛɜɨɪʊʌᵊᵻ"
+OTHERS = "bdfhjklmnpstvwzðŋɡɹɾʃʒʤʧθTʔxrSʰː" + ";:,.!?—…\"()“”"
+PAD = "<pad>"
 _INSIDE = re.compile(r"[,;:—] ")
+_PIECE = re.compile(rf"<[A-Z]+>|{PHONEME.pattern}", re.DOTALL)
 
 log = logger(__name__)
 
@@ -287,6 +296,35 @@ def units_in(raw: dict[str, Any]) -> int:
     return sum(len(codes) for name, codes in raw["extra"].items() if "speech_token" in name)
 
 
+def pieces_of(text: str) -> list[str]:
+    """The pieces of a clause: its style mark, then phonemes."""
+    return _PIECE.findall(text)
+
+
+def phonemes() -> list[str]:
+    """Every phoneme with every stress, alone and behind a space, in a fixed order."""
+    singles = [*(stress + vowel for vowel in VOWELS for stress in ("", "ˈ", "ˌ")), *OTHERS]
+    return [PAD, *singles, *(f" {one}" for one in singles)]
+
+
+def marks() -> list[str]:
+    """What is one id each and not spoken: the fixed words around a clause, and styles."""
+    fixed = (TASKS["tts_streaming"].opening, SWITCH, NEXT_CLAUSE, TEXT_END, UNKNOWN)
+    return [*fixed, *(f"<{style}>" for style in STYLES)]
+
+
+def write_phonemes(out: Path) -> None:
+    """Write the tokenizer of the talker, loadable by AutoTokenizer."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    numbers = {piece: number for number, piece in enumerate(phonemes())}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PHONEME.pattern), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in marks()])
+    save(tokenizer, out, TEXT_END, PAD)
+
+
 def style_vectors() -> dict[str, Tensor]:
     """A vector of length 1 for each style, at right angles to the others: (1, numbers) each."""
     generator = torch.Generator().manual_seed(SEED)
@@ -338,8 +376,8 @@ def write_token2wav(voice: Path, out: Path) -> Token2Wav:
 
 
 def make(
-    what: Literal["waves", "codes", "rows", "styles", "parts", "tokenizer"], /, out: Path,
-    parts: Path = Path("build/parts"), hours: float = 2.0, held_out: bool = False,
+    what: Literal["waves", "codes", "rows", "styles", "phonemes", "parts", "tokenizer"], /,
+    out: Path, parts: Path = Path("build/parts"), hours: float = 2.0, held_out: bool = False,
     units: Path | None = None, whisper: Path = Path("build/parts/whisper_base"),
     voice: Path = Path("build/voice"),
 ) -> None:  # fmt: skip
@@ -349,6 +387,8 @@ def make(
         write_waves(RowMaker(parts, held_out), out, hours)
     elif what == "styles":
         write_styles(out)
+    elif what == "phonemes":
+        write_phonemes(out)
     elif what == "parts":
         made = write_token2wav(voice, out / "token2wav")
         write_talker(voice / "talker" / "final", out / "talker")

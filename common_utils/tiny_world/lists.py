@@ -1,13 +1,14 @@
 """Raw training lists from the tiny world's corpus: one task tag a row, speech tokens beside texts.
 
-Needs OUT/<split>/exchanges.jsonl; writes OUT/<split>/*.list and keeps the speech tokens of reply
-wavs in tokens-*.jsonl. Without a speech tokenizer only the lists that need no speech are written.
+Needs OUT/<split>/exchanges.jsonl; writes OUT/<split>/*.list. Without a speech tokenizer only the
+lists that need no speech are written.
 
     python -m common_utils.tiny_world.lists --corpus OUT [--speech-tokenizer FILE.onnx]
 """
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,7 +17,7 @@ from common_utils.command import command
 from common_utils.tiny_world.world import SPLITS, World, load_world, normalise
 from osum_echat import audio, files
 from osum_echat.errors import DataError
-from osum_echat.files import KeyedJournal, sha256_of, write_jsonl
+from osum_echat.files import write_jsonl
 from osum_echat.logs import logger, progress
 from osum_echat.tasks import task_for
 
@@ -56,7 +57,7 @@ def make_lists(
     world = load_world()
     for split in SPLITS:
         folder, is_train = corpus / split, split == "train"
-        codec = None if speech_tokenizer is None else SpeechTokens(speech_tokenizer, folder)
+        codec = None if speech_tokenizer is None else codec_of(speech_tokenizer, folder)
         silent = world.exchanges("train", seed + UNSPOKEN_SEED, pretrain_size if is_train else 0)
         single = [] if sentences is None or codec is None or not is_train else [
             row | {"wav": str((sentences.parent / row["wav"]).resolve())}
@@ -67,20 +68,12 @@ def make_lists(
         log.info("%s: %s", folder, ", ".join(f"{name} {size}" for name, size in sizes.items()))
 
 
-class SpeechTokens:
-    """Speech tokens of wavs, each counted once and kept in `folder`, a file for each tokenizer."""
+def codec_of(tokenizer: Path, folder: Path) -> Codec:
+    """Speech tokens of the wavs of a folder, each counted once."""
+    from osum_echat.token2wav.voice import SpeechTokenizer
 
-    def __init__(self, tokenizer: Path, folder: Path):
-        from osum_echat.token2wav.voice import SpeechTokenizer
-
-        self._tokenize, self._folder = SpeechTokenizer(tokenizer), folder
-        self._kept = KeyedJournal(folder / f"tokens-{sha256_of(tokenizer)[:12]}.jsonl")
-
-    def __call__(self, wav: str) -> tuple[int, ...]:
-        if wav not in self._kept.found:
-            codes = self._tokenize(audio.load(self._folder / wav), str(self._folder / wav))
-            self._kept.add({"key": wav, "speech_token": codes})
-        return tuple(self._kept.found[wav]["speech_token"])
+    tokenize = SpeechTokenizer(tokenizer)
+    return cache(lambda wav: tuple(tokenize(audio.load(folder / wav), str(folder / wav))))
 
 
 @dataclass(frozen=True, slots=True)

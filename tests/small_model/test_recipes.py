@@ -17,7 +17,6 @@ import torch
 
 from common_utils.small_model import (
     dialogues,
-    phonemes,
     speak,
     thinker,
     voice,
@@ -118,7 +117,7 @@ UNIT_SAMPLES = SAMPLE_RATE_HZ // 25
 @pytest.fixture(scope="module")
 def vocab(tmp_path_factory: pytest.TempPathFactory) -> Vocab:
     folder = tmp_path_factory.mktemp("tokenizer")
-    phonemes.write(folder)
+    voice.write_phonemes(folder)
     return Vocab.from_directory(folder, speech_codes=512)
 
 
@@ -129,17 +128,17 @@ def spoken(text: str, first_s: float = 0.2) -> Spoken:
 
 
 def test_each_phoneme_with_its_stress_is_one_id_and_fixed_words_too(vocab):
-    pieces = phonemes.pieces_of("<SOFT>həlˈO ðˈɛɹ.")
+    pieces = voice.pieces_of("<SOFT>həlˈO ðˈɛɹ.")
     assert pieces == ["<SOFT>", "h", "ə", "l", "ˈO", " ð", "ˈɛ", "ɹ", "."]
     assert len(vocab.encode("<SOFT>həlˈO ðˈɛɹ.")) == len(pieces)
-    assert all(len(vocab.encode(mark)) == 1 for mark in phonemes.marks())
-    assert vocab.encode("%") == vocab.encode("\ue000") == vocab.encode(phonemes.PAD)
+    assert all(len(vocab.encode(mark)) == 1 for mark in voice.marks())
+    assert vocab.encode("%") == vocab.encode("\ue000") == vocab.encode(voice.PAD)
 
 
 @pytest.mark.parametrize("place", ["file", "file/x"])
 def test_an_output_that_cannot_be_is_one_line(place, tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert phonemes.main(["--out", str(tmp_path / place)]) == 2
+    assert voice.main(["phonemes", "--out", str(tmp_path / place)]) == 2
     assert capsys.readouterr().err.endswith("choose another place\n")
 
 
@@ -160,7 +159,7 @@ def test_codes_go_to_the_piece_that_they_sound():
     clauses = list(clauses_of([said], "CALM", random.Random(0)))
     (made,) = coded(clauses, range(5 + 6 + 5))
     # Silence is the mark's, c begins behind its space, and the last piece has what is left.
-    assert phonemes.pieces_of(made.text) == ["<CALM>", "a", "b", " c", "d", "."]
+    assert voice.pieces_of(made.text) == ["<CALM>", "a", "b", " c", "d", "."]
     assert made.starts == (0, 5, 6, 8, 9, 10) and made.codes == tuple(range(16))
 
 
