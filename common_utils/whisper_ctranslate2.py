@@ -21,8 +21,7 @@ from osum_echat.errors import CheckpointError
 
 SOURCE, TARGET = "model.bin", weights.WEIGHTS_FILE
 VERSION = 6
-DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2", 5: "<u2"}
-BFLOAT16 = 5                    # stored as the upper half of a float32
+DTYPES = {0: "<f4", 4: "<f2"}   # that weights have; others are settings, or rounded
 NAMES = (                       # to those of transformers
     (r"^encoder/", "model.encoder."), (r"conv(\d)/", r"conv\1."),
     (r"layer_(\d+)/", r"layers.\1."), (r"self_attention/layer_norm/", "self_attn_layer_norm."),
@@ -68,7 +67,7 @@ def _part(
 ) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, value in read(path).items():
-        if not name.startswith(f"{part}/") or not value.is_floating_point() or not value.dim():
+        if not name.startswith(f"{part}/") or not value.dim():
             continue
         for pattern, replacement in names:
             name = re.sub(pattern, replacement, name)
@@ -78,12 +77,12 @@ def _part(
         if not joint:
             found[name] = value.to(dtype)
     if not found:
-        raise CheckpointError(f"{path}: holds no Whisper {part}")
+        raise CheckpointError(f"{path}: holds no Whisper {part} of float32 or float16")
     return {name: value for name, value in found.items() if not name.endswith("k_proj.bias")}
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Every variable of a CTranslate2 model.bin.
+    """Every variable of floats of a CTranslate2 model.bin.
 
     The layout, all little-endian: version u32, name of the specification, its revision u32, number
     of variables u32; for each its name, rank u8, dimensions u32 each, element type u8, bytes u32,
@@ -105,26 +104,23 @@ def read(path: Path) -> dict[str, Tensor]:
         (length,) = take("<H")
         return bytes(take(f"<{length}B")).rstrip(b"\0").decode()
 
-    def variable() -> tuple[str, Tensor]:
-        name, (rank,) = text(), take("<B")
-        shape = take(f"<{rank}I")
-        kind, size = take("<BI")
-        if kind not in DTYPES:
-            raise CheckpointError(f"{path}: {name} has element type {kind}, not {sorted(DTYPES)}")
-        dtype = np.dtype(DTYPES[kind])
-        values = np.frombuffer(data, dtype, size // dtype.itemsize, place)
-        take(f"<{size}x")
-        if kind == BFLOAT16:
-            values = (values.astype(np.uint32) << 16).view(np.float32)
-        return name, torch.from_numpy(values.reshape(shape).copy())
-
     try:
         (version,) = take("<I")
         if version != VERSION:
             raise CheckpointError(f"{path}: CTranslate2 layout {version}, not {VERSION}")
         text()
         _, count = take("<II")
-        return dict(variable() for _ in range(count))
+        found = {}
+        for _ in range(count):
+            name, (rank,) = text(), take("<B")
+            shape = take(f"<{rank}I")
+            kind, size = take("<BI")
+            if kind in DTYPES:
+                dtype = np.dtype(DTYPES[kind])
+                values = np.frombuffer(data, dtype, size // dtype.itemsize, place).reshape(shape)
+                found[name] = torch.from_numpy(values.copy())
+            take(f"<{size}x")
+        return found
     except (struct.error, ValueError) as error:
         raise CheckpointError(f"{path}: ends too early; fetch it again") from error
 

@@ -50,14 +50,13 @@ log = logs.logger(__name__)
 class Clip:
     """What one recording holds and what the ear makes of it.
 
-    said: None where nothing is said; candidates: Whisper's text among them; own: without it;
-    no_voice: how sure a step is that nothing is said.
+    said: None where nothing is said; candidates: Whisper's text among them; no_voice: how sure a
+    step is that nothing is said.
     """
 
     said: str | None
     labels: Labels
     candidates: tuple[Candidate, ...]
-    own: tuple[Candidate, ...]
     surest: dict[str, tuple[str, float]]
     sureness: float
     no_voice: float
@@ -84,9 +83,7 @@ def clip_of(model: LoadedModel, utterance: Utterance) -> Clip:
     surest = model.recognizer.surest_labels(mel, log_probs, names)
     found = model.recognizer.candidates(spelling, read) if said else []
     return Clip(
-        said, utterance.labels, tuple(found),
-        tuple(replace(one, is_read=False) for one in found if one.is_spelt),
-        surest, recognizer.sureness(spelling),
+        said, utterance.labels, tuple(found), surest, recognizer.sureness(spelling),
         float(log_probs[:, place].max()) if place is not None else NEVER,
     )  # fmt: skip
 
@@ -143,7 +140,10 @@ def tuned(clips: Sequence[Clip], before: RecognizerSettings) -> RecognizerSettin
     spoken = [clip for clip in clips if clip.said]
     if not spoken:
         raise ConfigError("no clip with words: weights cannot be chosen")
-    by_ear = [replace(clip, candidates=clip.own) for clip in spoken]
+    by_ear = [
+        replace(clip, candidates=tuple(replace(one, is_read=False) for one in clip.candidates
+                                       if one.is_spelt)) for clip in spoken
+    ]  # fmt: skip
     tried = [replace(before, llm=llm, word=word) for llm, word in product(LLM, WORD)]
     found = min(tried, key=lambda one: word_error_rate(by_ear, one))
     if any(one.is_read for clip in spoken for one in clip.candidates):

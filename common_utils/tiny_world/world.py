@@ -203,19 +203,19 @@ class World:
         situation, line = self._line(exchange)
         labels = Traits(**exchange["labels"])
         return {normalise(" ".join(sentences)) for sentences in _replies(
-            situation, line, labels, exchange["filling"])}
+            situation, line, labels.emotion, exchange["filling"], labels)}
 
     def right_text_replies(self, exchange: Mapping[str, Any]) -> set[str]:
         """Every right reply to the written words alone: any mood's core line, normalised."""
         situation, line = self._line(exchange)
-        return {normalise(" ".join(_text_reply(situation, line, core, exchange["filling"])))
-                for emotion in situation.emotions for core in line.cores_for(emotion)}
+        return {normalise(" ".join(sentences)) for emotion in situation.emotions
+                for sentences in _replies(situation, line, emotion, exchange["filling"])}
 
     def text_reply(self, exchange: Mapping[str, Any]) -> str:
         """The reply to the written words that is taught: the situation's main mood."""
         situation, line = self._line(exchange)
-        core = line.cores_for(situation.emotions[0])[0]
-        return " ".join(_text_reply(situation, line, core, exchange["filling"]))
+        emotion = situation.emotions[0]
+        return " ".join(next(_replies(situation, line, emotion, exchange["filling"])))
 
     def all_reply_sentences(self, split: str = "train") -> Iterator[tuple[str, str]]:
         """Every (sentence, style) that replies of a split are made of, each once."""
@@ -228,7 +228,7 @@ class World:
             pairs = ((sentence, style_for(labels)) for line in situation.turns
                      for filling in (fillings if line.names_filling else fillings[:1])
                      for labels in voices
-                     for sentences in _replies(situation, line, labels, filling)
+                     for sentences in _replies(situation, line, labels.emotion, filling, labels)
                      for sentence in sentences)
             for pair in pairs:
                 if pair not in seen:
@@ -251,7 +251,8 @@ class World:
         said = []
         for line, words in zip(situation.turns, wordings, strict=False):
             labels = Traits(age, gender, *self._mood(situation, rng))
-            sentences = rng.choice(list(_replies(situation, line, labels, filling)))
+            right = _replies(situation, line, labels.emotion, filling, labels)
+            sentences = rng.choice(list(right))
             said.append(SaidTurn(_sentence(words, filling), labels, " ".join(sentences), sentences,
                                  style_for(labels)))
         last, gist = said.pop(), _fill(situation.turns[length - 1].gist, filling, gender)
@@ -312,22 +313,13 @@ def _line(item: Mapping[str, Any], emotions: Sequence[str],
     return Line(tuple(say), item["gist"], cores, bool(item.get("echo")))
 
 
-def _replies(situation: Situation, line: Line, labels: Traits,
-             filling: str | None) -> Iterator[tuple[str, ...]]:
-    """The sentences of every right reply."""
-    first = (opener(labels),) if situation.opener else ()
-    for core in line.cores_for(labels.emotion):
-        yield first + _answer(line, core, filling)
-
-
-def _text_reply(situation: Situation, line: Line, core: str | None,
-                filling: str | None) -> tuple[str, ...]:
-    return ((TEXT_OPENER,) if situation.opener else ()) + _answer(line, core, filling)
-
-
-def _answer(line: Line, core: str | None, filling: str | None) -> tuple[str, ...]:
+def _replies(situation: Situation, line: Line, emotion: str, filling: str | None,
+             labels: Traits | None = None) -> Iterator[tuple[str, ...]]:
+    """The sentences of every right reply; labels: of the voice, None: the words are written."""
+    first = (opener(labels) if labels else TEXT_OPENER,) if situation.opener else ()
     echo = (_sentence(ECHO, filling),) if line.echo else ()
-    return echo if core is None else (*echo, _sentence(core, filling))
+    for core in line.cores_for(emotion):
+        yield (*first, *echo, *(() if core is None else (_sentence(core, filling),)))
 
 
 def _sentence(wording: str, filling: str | None) -> str:

@@ -3,16 +3,9 @@
 import sys
 from pathlib import Path
 
-from common_utils import make_combine_from_shard
-
-HERE = Path(__file__).resolve().parent
-
-
-def main() -> int:
-    """Returns 0, or 2 for what the user can put right, told in one line."""
-    words = [str(HERE.parent / "shard" / "shards_list.txt"), str(HERE), "--overwrite"]
-    return make_combine_from_shard.main([*words, *sys.argv[1:]])
-
+from common_utils.make_combine_from_shard import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    here = Path(__file__).resolve().parent
+    words = [str(here.parent / "shard/shards_list.txt"), str(here), "--overwrite"]
+    sys.exit(main([*words, *sys.argv[1:]]))

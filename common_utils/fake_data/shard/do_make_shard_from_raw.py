@@ -3,16 +3,9 @@
 import sys
 from pathlib import Path
 
-from common_utils import make_shard_from_raw
-
-HERE = Path(__file__).resolve().parent
-
-
-def main() -> int:
-    """Returns 0, or 2 for what the user can put right, told in one line."""
-    words = [str(HERE.parent / "raw" / "data.list"), str(HERE), "--per-tar=5", "--overwrite"]
-    return make_shard_from_raw.main([*words, *sys.argv[1:]])
-
+from common_utils.make_shard_from_raw import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    here = Path(__file__).resolve().parent
+    words = [str(here.parent / "raw/data.list"), str(here), "--per-tar=5", "--overwrite"]
+    sys.exit(main([*words, *sys.argv[1:]]))
