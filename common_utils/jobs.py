@@ -201,11 +201,6 @@ def journal_path(out: Path) -> Path:
     return out.with_name(f".{out.name}.journal")
 
 
-def is_begun(out: Path) -> bool:
-    """Whether a job has made the output, or a part of it."""
-    return any(path.exists() for path in (out, report_path(out), journal_path(out)))
-
-
 def run(job: Job[Item], items: Sequence[Item], description: str) -> Report:
     """Do every item and write the lines of all, in their order, to `job.out`.
 

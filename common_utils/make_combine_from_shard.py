@@ -43,7 +43,7 @@ def make(shards: Path, out: Path, /, work: Work, task: str | None = None) -> Rep
         raise InputError(f"{tars[lists.index(whole)]}: its list would be {RAW_LIST}, which holds "
                          "the lines of all; give the tar another name")  # fmt: skip
     for path in (whole, *lists):
-        if path.exists() and not jobs.is_begun(job.out):
+        if path.exists() and not (job.out.exists() or jobs.journal_path(job.out).exists()):
             raise InputError(f"{path}: is there and no list of this command; choose another OUT")
     report = jobs.run(job, tars, "tars")
     with whole_file(out / TAR_ROOT) as file:

