@@ -150,15 +150,6 @@ def digest(*values: Any) -> str:
     return told.hexdigest()[:16]
 
 
-def stamp(path: Path) -> tuple[str, int, int]:
-    """Name, bytes and time of a file: what makes it the same input. Zeros: it is not there."""
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return str(path), 0, 0
-    return str(path), found.st_size, found.st_mtime_ns
-
-
 def pieces(path: Path, size: int) -> list[Piece]:
     """The list cut into pieces of `size` records.
 
@@ -227,11 +218,15 @@ def run(job: Job[Item], items: Sequence[Item], description: str) -> Report:
             for place, one in progress(made, description, len(missing)):
                 done[missing[place]] = entry = _entry(missing[place], one)
                 journal.write([entry])
-            report = _finish(job, [done[number] for number in range(len(items))])
-            path.unlink(missing_ok=True)
+            written = sum(entry["records"] for entry in done.values())
+            if not written:     # the next time all is tried again
+                path.unlink()
+            rows = (row for number in range(len(items)) for row in _rows(done[number]))
+            report = write_list(job.out, rows, (), job.settings, written)
+            path.unlink()
+        return report
     except OSError as error:
         raise InputError(f"{job.out}: not written ({error}); free or change the place") from error
-    return Report.of(job.out, report)
 
 
 def _entry(number: int, made: Made) -> dict[str, Any]:
@@ -243,6 +238,11 @@ def _entry(number: int, made: Made) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _rows(entry: dict[str, Any]) -> Iterator[Row]:
+    yield from entry["lines"]
+    yield from (Dropped(reason, detail) for reason, detail in entry["left_out"])
+
+
 def _as_it_is(make: Callable[[Item], Result]) -> Callable[[Item], Result]:
     return make
 
@@ -251,42 +251,35 @@ def _finished(job: Job[Any]) -> Report | None:
     """That of a run of the same settings whose output is there."""
     try:
         raw = json.loads(report_path(job.out).read_bytes())
-        same = raw["settings"] == job.settings and raw["written"] and job.out.is_file()
+        same = raw["settings"] == job.settings and job.out.is_file()
         return Report.of(job.out, raw) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _finish(job: Job[Any], entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Write the output and its report."""
-    with whole_file(job.out) as out:
-        for entry in entries:
-            out.writelines(f"{line}\n".encode() for line in entry["lines"])
-    report = {
-        "settings": job.settings, "written": sum(entry["records"] for entry in entries),
-        "left_out": [one for entry in entries for one in entry["left_out"]],
-    }  # fmt: skip
-    write_json(report_path(job.out), report)
-    return report
+def write_list(
+    out: Path, rows: Iterable[Row], inputs: Iterable[Path] = (), settings: str = "",
+    written: int | None = None,
+) -> Report:  # fmt: skip
+    """Write a list and its report in one go; nothing where no row can be used, an InputError then.
 
-
-def write_list(out: Path, rows: Iterable[Row], inputs: Iterable[Path] = ()) -> Report:
-    """A raw list that is made in one go, with its report; nothing where no row can be used.
-
-    Raises InputError for that.
+    settings: as those of a Job; written: how many records, where a row stands for several of them.
     """
     check_apart(out, inputs)
-    report: dict[str, Any] = {"written": 0, "left_out": []}
+    count, left_out = 0, list[list[str]]()
     with whole_file(out) as file:
         for row in rows:
             if isinstance(row, Dropped):
-                report["left_out"].append([row.reason, row.detail])
+                left_out.append([row.reason, row.detail])
                 continue
+            line = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)
             try:
-                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-                report["written"] += 1
+                file.write(f"{line}\n".encode())
+                count += 1
             except UnicodeEncodeError as error:
-                report["left_out"].append(["text is not Unicode", f"{row!a:.200}: {error}"])
+                left_out.append(["text is not Unicode", f"{row!a:.200}: {error}"])
+        report = {"settings": settings, "written": count if written is None else written,
+                  "left_out": left_out}  # fmt: skip
         made = Report.of(out, report)
     write_json(report_path(out), report)
     return made

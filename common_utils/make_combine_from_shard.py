@@ -13,7 +13,7 @@ from typing import Any
 
 from common_utils import jobs
 from common_utils.command import command
-from common_utils.jobs import Job, Made, Report, Work, digest, stamp
+from common_utils.jobs import Job, Made, Report, Work, digest
 from common_utils.make_shard_from_raw import UNSAID
 from osum_echat.data.manifest import COMBINES_LIST, RAW_LIST, TAR_ROOT, list_shards
 from osum_echat.data.sources import Dropped, Shard, json_object
@@ -34,7 +34,8 @@ def make(shards: Path, out: Path, /, work: Work, task: str | None = None) -> Rep
     tars = read_shards(shards)
     root = _root(tars, out)
     job = Job(
-        out / COMBINES_LIST, digest(FORMAT, root, task, [stamp(tar) for tar in tars]),
+        out / COMBINES_LIST,
+        digest(FORMAT, root, task, {str(tar): Files().stamp(str(tar)) for tar in tars}),
         partial(write_list, out, task), [shards, *tars], work,
     )  # fmt: skip
     whole = out / RAW_LIST
@@ -75,7 +76,8 @@ def write_list(folder: Path, task: str | None, tar: Path) -> Made:
     left_out: list[Dropped] = []
     count, path = 0, folder / f"{tar.stem}.list"
     report = jobs.report_path(folder / COMBINES_LIST)
-    if path.exists() and report.exists() and stamp(path)[2] > stamp(report)[2]:
+    edited = path.stat().st_mtime_ns if path.exists() and report.exists() else 0
+    if edited and edited > report.stat().st_mtime_ns:
         kept = path.replace(path.with_name(f"{path.name}.before"))
         LOG.warning("%s: was edited since it was made; as it was: %s", path, kept)
     with whole_file(path) as out:

@@ -18,10 +18,10 @@ from typing import Any
 
 from common_utils import jobs
 from common_utils.command import command
-from common_utils.jobs import Job, Made, Report, Work, digest, stamp
+from common_utils.jobs import Job, Made, Report, Work, digest
 from osum_echat.data.sources import Dropped, json_object
 from osum_echat.errors import DataError, InputError
-from osum_echat.files import BYTE_ORDER_MARK, absolute, whole_file
+from osum_echat.files import BYTE_ORDER_MARK, Files, absolute, whole_file
 from osum_echat.records import DEFAULT_TASK, Utterance
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -56,10 +56,9 @@ def make(
     if any(one.suffix in (".parquet", ".arrow") for one in places) and not find_spec("pyarrow"):
         raise InputError(f"{folder}: {NEEDS}")
     columns, place = Columns(audio, text, key), absolute(out)
-    job = Job(
-        out, digest(task, audio, text, key, str(place), [stamp(one) for one in places]),
-        partial(convert, columns, task, place), places, work,
-    )  # fmt: skip
+    stamps = {str(one): Files().stamp(str(one)) for one in places}
+    job = Job(out, digest(task, audio, text, key, str(place), stamps),
+              partial(convert, columns, task, place), places, work)  # fmt: skip
     return jobs.run(job, [*stems_of(folder, places).items()], "files")
 
 
