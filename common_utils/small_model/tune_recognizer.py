@@ -155,15 +155,10 @@ def tuned(clips: Sequence[Clip], before: RecognizerSettings) -> RecognizerSettin
         chosen: dict[str, Any] = {kind: threshold(clips, kind, getattr(before, kind))}
         found = replace(found, **chosen)
     highest = -lowest((-clip.no_voice for clip in spoken), LOST)
-    found = replace(
+    return replace(
         found, words=max(-9.0, round(lowest((clip.sureness for clip in spoken), LOST) - 0.01, 3)),
         no_voice=min(-0.05, round(highest + 0.01, 3)),
     )  # fmt: skip
-    mute = [clip for clip in clips if clip.said is None and clip.labels.event == "NOISE"]
-    nothing = sum(one.no_voice > found.no_voice >= one.sureness or one.sureness < found.words
-                  for one in mute)  # fmt: skip
-    log.info("noise: %d of %d told as nothing heard", nothing, len(mute))
-    return found
 
 
 def tune(

@@ -301,7 +301,7 @@ def pieces_of(text: str) -> list[str]:
     return _PIECE.findall(text)
 
 
-def phonemes() -> list[str]:
+def phoneme_pieces() -> list[str]:
     """Every phoneme with every stress, alone and behind a space, in a fixed order."""
     singles = [*(stress + vowel for vowel in VOWELS for stress in ("", "ˈ", "ˌ")), *OTHERS]
     return [PAD, *singles, *(f" {one}" for one in singles)]
@@ -317,7 +317,7 @@ def write_phonemes(out: Path) -> None:
     """Write the tokenizer of the talker, loadable by AutoTokenizer."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    numbers = {piece: number for number, piece in enumerate(phonemes())}
+    numbers = {piece: number for number, piece in enumerate(phoneme_pieces())}
     tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PHONEME.pattern), "isolated")
     tokenizer.decoder = decoders.Fuse()

@@ -87,20 +87,17 @@ class Recordings:
     speakers: Tensor
     tokens_per_s: int
 
-    def crop(self, start: int, length: int) -> Crops:
-        """`length` tokens from token `start`, as a batch of one."""
-        first = frames_for(start, self.tokens_per_s)
-        frames = frames_for(length, self.tokens_per_s)
-        row = int(torch.searchsorted(self.starts, start + length // 2, right=True)) - 1
-        return Crops(
-            self.tokens[None, start : start + length],
-            self.mel[None, first : first + frames].float(),
-            self.speakers[None, row],
-        )
-
     def batch(self, starts: Sequence[int], length: int) -> Crops:
-        rows = [self.crop(start, length) for start in starts]
-        return Crops(*map(torch.cat, zip(*rows, strict=True)))
+        """A crop of `length` tokens from each of these tokens on."""
+        frames = frames_for(length, self.tokens_per_s)
+        firsts = [frames_for(start, self.tokens_per_s) for start in starts]
+        middles = torch.tensor([start + length // 2 for start in starts])
+        rows = torch.searchsorted(self.starts, middles, right=True) - 1
+        return Crops(
+            torch.stack([self.tokens[start : start + length] for start in starts]),
+            torch.stack([self.mel[first : first + frames].float() for first in firsts]),
+            self.speakers[rows],
+        )
 
 
 def speech_tokens(row: VoiceRow) -> tuple[int, ...]:

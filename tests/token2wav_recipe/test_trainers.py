@@ -137,7 +137,7 @@ def test_the_flows_losses_fall(tmp_path: Path):
 def test_crops_keep_tokens_and_mel_together(tmp_path: Path):
     recordings = train_flow.record(flow_training(tmp_path))
     assert len(recordings.mel) == 4 * 24 * 441 // 128
-    crop = recordings.crop(24, 20)
+    crop = recordings.batch([24], 20)
     assert crop.mel.shape == (1, 68, 80)
     samples = torch.from_numpy(soundfile.read(tmp_path / "1.wav", dtype="float32")[0])
     assert (crop.mel[0] - prompt_mel(samples)[0, :68]).abs().max() < 0.01
