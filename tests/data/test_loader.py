@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from osum_echat.data import loader as loaders
-from osum_echat.data.batching import LAYOUTS, EpochSampler, Rows, within_frames
+from osum_echat.data.batching import LAYOUTS, EpochSampler, Rows
 from osum_echat.data.loader import DataSettings, ListSettings, Loader, open_sources
 from osum_echat.data.prepare import Preparer, PrepareSettings
 from osum_echat.errors import DataError
@@ -113,26 +113,6 @@ def test_a_killed_worker_is_an_error_not_a_wait(lists):
     source.close()
 
 
-def test_an_error_of_a_worker_comes_after_the_batches_before_it(lists, monkeypatch):
-    wanted = [keys(batch) for batch in islice(loader(lists), 6)]
-    source = loader(lists, workers=2)
-    make, calls = source.windows.make, iter(range(9))
-
-    def failing(window: Any) -> Any:
-        for made in make(window):
-            if window.start == 7 and next(calls) == 1:
-                raise DataError("x.tar: gone")
-            yield made
-
-    monkeypatch.setattr(source.windows, "make", failing)
-    given = []
-    with pytest.raises(DataError, match=r"^x\.tar: gone$"):
-        while True:
-            given.append(keys(next(source)))
-    assert 1 < len(given) < 6 and given == wanted[: len(given)]
-    source.close()
-
-
 @pytest.mark.parametrize("ending", ["close", "forget"])
 def test_workers_end_with_their_loader(lists, ending):
     chance = torch.get_rng_state()
@@ -145,20 +125,6 @@ def test_workers_end_with_their_loader(lists, ending):
         source.close()
     del source
     assert not any(process.is_alive() for process in processes)
-
-
-def test_a_worker_ends_when_asked_though_its_parent_only_notes_signals(lists):
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # as a training does
-    try:
-        source = loader(lists, workers=1)
-        next(source)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    (process,) = multiprocessing.active_children()
-    process.terminate()  # what the interpreter does with workers when it ends, and then waits
-    process.join(20)
-    assert process.exitcode is not None
-    source.close()
 
 
 def test_drops_are_written_to_a_report_that_a_resume_goes_on_with(lists, tmp_path):
@@ -289,12 +255,3 @@ def test_layouts_lose_nothing_and_keep_their_limit(sizes, limit, rows, layout):
     for batch in batches:
         longest = max(len(one) for row in batch for one in row)
         assert tokens(batch) <= limit * rows or longest > limit
-
-
-@given(sizes=st.lists(st.integers(1, 50), max_size=40), limit=st.integers(1, 300))
-def test_no_batch_has_more_frames_than_allowed(sizes, limit):
-    batches = [[[size] for size in sizes]] if sizes else []
-    parted = within_frames(batches, limit, lambda size: [size])  # type: ignore[type-var]
-    assert [row[0] for rows in parted for row in rows] == sizes
-    for rows in parted:
-        assert len(rows) == 1 or len(rows) * max(row[0] for row in rows) <= limit

@@ -15,12 +15,11 @@ from osum_echat.data import clips as sounds
 from osum_echat.data.clips import AugmentSettings, ClipReader, ClipSettings
 from osum_echat.data.prepare import Preparer, PrepareSettings, Target, make_target
 from osum_echat.data.sources import Dropped, RawSource
-from osum_echat.errors import CheckpointError, InputError
+from osum_echat.errors import InputError
 from osum_echat.records import Labels, Turn, Utterance
 from osum_echat.sequence import Sequence
 from osum_echat.tasks import Prompts
 from osum_echat.thinking import CHINESE, ENGLISH
-from osum_echat.vocab import Pieces, Vocab
 from tests.data.world import CODES, write_world
 from tests.letters import letter_vocab
 
@@ -140,15 +139,6 @@ def test_a_cache_tells_sounds_apart_in_files_and_in_tars(lists):
             assert torch.equal(found, wanted.half().float())
 
 
-@pytest.mark.parametrize(("clip_s", "told"), [(1.12, ["u: 14 steps for 15"]), (1.2, [])])
-def test_a_clip_with_fewer_steps_than_the_ctc_needs_is_told(tmp_path, clip_s, told):
-    soundfile.write(tmp_path / "a.wav", np.ones(int(16_000 * clip_s)), 16_000)
-    turn = Turn(tmp_path / "a.wav", text="hello all mum", reply_text="x")     # of 13; ll twice
-    preparer = Preparer(settings(ctc_targets=True), VOCAB, 80, PROMPTS)
-    draft = preparer.draft(Utterance("u", "<S2TCHAT>", turn), random.Random(0))
-    assert [one.detail for one in draft.notes] == told
-
-
 @pytest.mark.parametrize(("changes", "reason"), [
     ({"max_tokens": 20}, "too long"), ({"min_frames": 10_000}, "audio too short or too long"),
     ({"speech_per_text": 100.0}, "speech too short for its text"),
@@ -169,30 +159,6 @@ def test_what_cannot_be_used_is_dropped_with_a_reason(lists, changes, reason):
 ])  # fmt: skip
 def test_a_record_short_of_something_is_dropped(utterance, reason):
     assert rows_of(utterance, 1)[0].reason == reason
-
-
-def test_stand_ins_can_be_spelt_by_the_first_merges_alone(tmp_path):
-    vocab = merges_vocab(tmp_path)
-    pieces = Pieces(vocab.tokenizer, 1)
-    assert vocab.tokenizer.decode(pieces.encode("abab")) == "abab"
-    assert len(pieces.encode("abab")) == 2 and len(vocab.encode("abab")) == 1
-    assert set(pieces.encode("abab")) == set(pieces.ids)
-    with pytest.raises(CheckpointError, match="2 merges, need 9"):
-        Pieces(vocab.tokenizer, 9)
-
-
-def merges_vocab(folder: Path) -> Vocab:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    pieces = ["a", "b", "ab", "abab", "<|im_end|>"]
-    inner = Tokenizer(models.BPE({one: place for place, one in enumerate(pieces)},
-                                 [("a", "b"), ("ab", "ab")]))  # fmt: skip
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens(["<|im_end|>"])
-    inner.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    return Vocab.from_directory(folder)
 
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "data"

@@ -176,13 +176,3 @@ def test_a_server_that_fails_costs_units_and_leaves_no_wrong_index(folder, tmp_p
     monkeypatch.setattr(memory, "open", lambda *_: Failing(data, len(data) // 2))
     _, dropped = read_all(source)
     assert {one.reason for one in dropped} == {"tar cannot be read"}
-
-
-def test_a_list_that_goes_away_costs_its_records(folder, tmp_path):
-    path = tmp_path / "a.list"
-    path.write_bytes((folder / "s2s.list").read_bytes())
-    source = open_source("a", str(path))
-    path.unlink()
-    kept, dropped = read_all(source)
-    assert kept == [] and {one.reason for one in dropped} == {"list cannot be read"}
-    assert len(dropped) == len(source)

@@ -5,7 +5,6 @@ import gzip
 import io
 import lzma
 import os
-import pickle
 import random
 import tarfile
 from pathlib import Path
@@ -21,15 +20,6 @@ from tests.data.world import members, plain, raw_rows, read_all, tar_bytes, writ
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(tar_module, "CACHE", tmp_path / "cache")
-
-
-def test_a_source_can_be_sent_to_another_process(tmp_path):
-    source = TarSource(
-        "a", [Shard(str(write_shard(tmp_path / "a.tar", raw_rows(tmp_path, "t2t"), tmp_path)))]
-    )
-    source.read(0)
-    again = pickle.loads(pickle.dumps(source))  # noqa: S301
-    assert read_all(again) == read_all(source)
 
 
 def test_the_faults_of_a_combine_list_are_counted(tmp_path):
