@@ -73,14 +73,6 @@ def test_after_the_words_only_labels_are_weighed_and_without_words_from_the_star
     assert changed[5] > changed[4] + 5 and changed[0] == changed[7]
 
 
-def test_the_first_word_may_be_spelt_with_a_space_before_it():
-    spelt = SAME.clone()
-    spelt[3] = 0                                         # 3 is 0 with a space
-    reads = rule(0, 6, 1, first=spelt)
-    scores = reads([], torch.zeros(8))
-    assert scores[3] == scores[0] and int(reads([3], torch.zeros(8)).argmax()) == 1
-
-
 # The best texts of a clip, and what a language model makes of them
 
 def log_probs(steps: int, classes: int, seed: int = 0) -> torch.Tensor:
@@ -106,14 +98,6 @@ def test_a_wide_beam_finds_the_sum_of_all_paths_of_each_text():
     assert {one.ids for one in found} == set(wanted)
     for one in found:
         assert one.score == pytest.approx(torch.tensor(wanted[one.ids]).log().item(), abs=1e-5)
-
-
-def test_classes_that_count_as_the_blank_keep_the_whole_probability():
-    scores = log_probs(5, 6)
-    kept = ctc_beam.without(scores, [1, 3])
-    assert torch.allclose(kept.exp().sum(1), torch.ones(5))
-    texts = beam_search(kept, beam=50, best=50)
-    assert not {1, 3} & {number for one in texts for number in one.ids}
 
 
 def test_a_text_scores_the_same_beside_longer_ones():

@@ -9,7 +9,7 @@ from torch import nn
 
 from osum_echat.errors import ConfigError, InputError
 from osum_echat.generation import decoder, kv_cache, step_graph
-from osum_echat.generation.decoder import Answer, ClipMemory, Limits, Phases, Token
+from osum_echat.generation.decoder import Answer, Limits, Phases, Token
 from osum_echat.generation.kv_cache import CachedLLM, Prefill
 from osum_echat.generation.sampling import AllowedAfter, EndsAtCue, NoLoops, Sampling
 from osum_echat.generation.step_graph import StepGraph
@@ -85,20 +85,6 @@ def test_a_run_without_an_end_stops_at_its_limit(monkeypatch, ids, limits, count
     assert len(tokens) == count and stopped_by == "limit"
 
 
-def test_each_phase_has_its_own_sampling_and_rules(monkeypatch):
-    seen = []
-
-    class Watch(NoLongRuns):
-        def __call__(self, history, logits):
-            seen.append((len(logits), list(history)))
-            return super().__call__(history, logits)
-
-    model = network()
-    scripted(monkeypatch, [3, END, EDGE, 9, EDGE])
-    run(model, "s2s", rules=[Watch()])
-    assert seen == [(VOCAB.speech_head_rows, ids) for ids in ([], [EDGE], [EDGE, 9])]
-
-
 def side_by_side(model, answers: dict[str, Answer]) -> list[list[Token]]:
     """The tokens of each row of one batch."""
     prompts = decoder.embed_prompts(model, [row(name, answered=False) for name in answers], VOCAB)
@@ -133,27 +119,6 @@ def test_a_row_that_fills_the_models_positions_has_met_its_limit(monkeypatch):
     monkeypatch.setattr(model.llm.config, "max_position_embeddings", len(prompt) - 1)
     with pytest.raises(InputError, match="give shorter audio"):
         run(model, "tts")
-
-
-def test_a_clip_that_was_heard_of_late_is_not_heard_again(monkeypatch: pytest.MonkeyPatch):
-    model, memory = network(), ClipMemory(most=2)
-    rows = [row("s2s", frames, answered=False) for frames in (40, 24, 40)]
-    wanted = [decoder.embed_prompts(model, [one], VOCAB)[0] for one in rows]
-    heard: list[int] = []
-    encode = model.encode_audio_alone
-
-    def counted(mels, lengths):
-        heard.append(int(lengths))
-        return encode(mels, lengths)
-
-    monkeypatch.setattr(model, "encode_audio_alone", counted)
-    found = decoder.embed_prompts(model, rows, VOCAB, memory)
-    for one, own in zip(found, wanted, strict=True):
-        assert torch.equal(one, own)
-    assert heard == [40, 24]
-    other = [row("s2s", frames, answered=False) for frames in (32, 40, 24)]
-    decoder.embed_prompts(model, other, VOCAB, memory)
-    assert heard == [40, 24, 32, 24]        # two are kept, those used last
 
 
 # Choosing the next id, and about what may not come next.
@@ -333,9 +298,3 @@ def test_the_steps_of_a_row_are_those_of_torch_in_memory_that_moves(small, monke
     beside = CachedLLM(small, [prompt, prompt[:3]])       # several rows: by torch
     beside.step(tokens[0].expand(2, -1))
     assert beside.bound is None and (beside.state[0] - made[0]).norm() < 0.02 * made[0].norm()
-
-
-def test_weights_of_8_bits_do_not_fit():
-    made = build_llm(SIZES).eval()
-    int8.shrink(SimpleNamespace(llm=made, text_head=None))
-    assert not step_graph.fits(made)

@@ -17,7 +17,7 @@ import torch
 
 from osum_echat.errors import InputError
 from osum_echat.generation import batch_engine, decoder, vllm_engine
-from osum_echat.generation.batch_engine import MOST_AHEAD, BatchEngine
+from osum_echat.generation.batch_engine import BatchEngine
 from osum_echat.generation.decoder import Answer, Limits, Token
 from osum_echat.generation.sampling import NoLoops, Sampling
 from osum_echat.generation.vllm_engine import VllmEngine
@@ -183,17 +183,6 @@ def test_rows_wait_for_memory_and_end_where_the_longest_row_is_full(monkeypatch,
 
 
 # Our own
-
-def test_an_answer_is_not_made_far_ahead_of_its_caller(own):
-    (prompt,) = prompts(own.model, ("t2t",))
-    answer = answer_to("t2t", 60)
-    slow = own.decode([prompt], [answer])
-    next(slow)
-    for tokens in (12, 5):                                  # meanwhile others are answered
-        told(own, [prompt], [answer_to("t2t", tokens)])
-    assert len(answer.text.ids) <= 12 + 5 + 2 * MOST_AHEAD
-    assert 1 + len(list(slow)) == len(answer.text.history)
-
 
 def test_closing_ends_every_answer(own):
     given, answer = prompts(own.model, ("t2t",)), answer_to("t2t", 100_000)

@@ -10,8 +10,7 @@ import soundfile
 import torch
 
 from osum_echat.errors import CheckpointError, ConfigError
-from osum_echat.generation import ctc_beam
-from osum_echat.generation.ctc_prefix import CtcPrefixScorer, spoken_ids
+from osum_echat.generation.ctc_prefix import CtcPrefixScorer
 from osum_echat.inference import assistant as answering
 from osum_echat.inference import recognizer, request
 from osum_echat.inference.assistant import EChat
@@ -30,8 +29,7 @@ from osum_echat.models.echat import EChatModel
 from osum_echat.models.voice_labels import VoiceLabels, statistics
 from osum_echat.paths import TINY
 from osum_echat.records import Labels, Turn, Utterance
-from osum_echat.tasks import task_for
-from osum_echat.thinking import VALUES, as_heard, without_labels
+from osum_echat.thinking import as_heard, without_labels
 from osum_echat.weights import write_safetensors_file
 from tests.tiny_network import SETTINGS, VOCAB, network
 
@@ -95,16 +93,6 @@ def test_broken_voice_labels_are_refused(told, changes, message):
         told(**changes)
 
 
-def test_a_label_without_settings_of_its_own_is_told_and_an_unknown_one_is_marked(monkeypatch):
-    assert Recognition("hello", {"age": "OLD"}).answer(task_for("<TRANSCRIBE> <STYLE> <AGE>")) == (
-        "hello<&&><OLD>"
-    )
-    monkeypatch.setitem(VALUES, "style", frozenset({"SOFT"}))
-    found = labels(surest_of_ctc(spelled(0, classes=8), NAMES | {"SOFT": 3}))
-    assert found == {"style": "SOFT"}
-    assert Recognition("hello", found).answer(task_for("<STYLE>")) == "<SOFT>"
-
-
 def test_the_llm_decides_between_texts_that_the_steps_like_alike():
     model = network()
     one, other = VOCAB.encode("a")[0], VOCAB.encode("b")[0]
@@ -114,24 +102,6 @@ def test_the_llm_decides_between_texts_that_the_steps_like_alike():
     heard = [Recognizer(model, VOCAB, RecognizerSettings(llm=sign, word=0.0)).words(scores)
              for sign in (5.0, -5.0)]  # fmt: skip
     assert sorted(heard) == ["a", "b"]
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.5, -0.5])
-def test_the_llm_is_not_asked_about_texts_that_cannot_win(monkeypatch, weight):
-    torch.manual_seed(0)
-    model, asked, real = network(), [], ctc_beam.llm_scores
-    settings = RecognizerSettings(llm=weight, word=-1.0)
-    made = Recognizer(model, VOCAB, settings)
-    monkeypatch.setattr(
-        ctc_beam, "llm_scores", lambda *given: [*map(asked.append, given[2])] and real(*given)
-    )
-    for _ in range(3):
-        scores = (3 * torch.randn(6, model.text_rows + 1)).log_softmax(-1)
-        every = made.candidates(scores)
-        asked.clear()
-        best = max(every, key=lambda one: one.worth(settings))
-        assert made.words(scores) == best.text
-        assert len(asked) == 1 if not weight else len(asked) <= len(every)
 
 
 def test_a_clip_gives_words_and_labels_by_classes_of_the_models_own(told):
@@ -239,15 +209,6 @@ def added(assistant: EChat, weight: float, source: str | Path = SAMPLE, **option
     state = request.prepare(model, asked, 0, Timer(0.0))
     (state,), _ = answering._embed(model, [state])
     return [rule for rule in state.answer.text.rules if isinstance(rule, CtcPrefixScorer)]
-
-
-def test_words_are_ids_of_letters_and_digits(assistant):
-    words, first = spoken_ids(assistant.vocab)
-    (with_space,) = {assistant.vocab.encode(" i")[-1]}
-    (without,) = assistant.vocab.encode("i")
-    assert words[with_space] and words[without] and first[with_space] == without
-    for mark in ("<CHILD>", "<|im_end|>", ",", "<think>"):
-        assert not words[assistant.vocab.encode(mark)[0]]
 
 
 @pytest.mark.parametrize(("options", "begins"), [

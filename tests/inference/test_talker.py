@@ -101,16 +101,6 @@ def test_a_piece_lasts_as_its_median_and_a_clause_is_bounded(echat, monkeypatch,
     assert [b - a - 1 for a, b in zip([-1, *ends_at], ends_at, strict=False)] == codes
 
 
-def test_a_clause_lost_in_silence_is_not_gone_on_from(echat, monkeypatch):
-    monkeypatch.setattr(talker, "MOST_CODES", 20)
-    monkeypatch.setattr(Talker, "_likeliest", lambda *given: (7, 0.0))
-    assert echat.model.talker is not None
-    speech = echat.model.talker.begin(None)
-    assert len(list(speech.push("Hello there, my friend. "))) > 2 and speech._past == []
-    monkeypatch.setattr(Talker, "_likeliest", lambda *given: (7, 0.3))
-    assert list(speech.push("How are you? ")) and len(speech._past) == 1
-
-
 def test_an_interrupt_stops_the_talker(echat):
     asked = iter([False] * 5 + [True] * 100)
     *_, done = echat.stream(TEXT, task="tts", interrupt=lambda: next(asked))

@@ -17,7 +17,7 @@ from osum_echat import weights
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.token2wav.flow import Flow, FlowSettings, draw, frames_for
 from osum_echat.token2wav.hift import Hift, HiftSettings
-from osum_echat.token2wav.model import Token2Wav, find_files, first_of, measure_voice
+from osum_echat.token2wav.model import Token2Wav, find_files, first_of
 from osum_echat.token2wav.voice import SpeakerEncoder, SpeechTokenizer, VoicePrompt, make_prompt
 from tests.parity.token2wav import mel_of
 from tests.token2wav import tiny_flow as tiny
@@ -90,17 +90,6 @@ def test_a_prepared_voice_gives_nearly_the_sound_of_one_that_is_solved_anew(spea
         kept[:] = [(key * 0 + 3, value * 0 + 3) for key, value in kept]
     (other,) = speaker.flow.mels([tokens], state, [noise])
     assert not torch.allclose(other, prepared, atol=1e-3)
-
-
-def test_a_short_voice_is_solved_each_time_and_other_steps_need_another_preparation():
-    flow = tiny_flow()
-    for one in (voice(18, 17), None):
-        state = flow.voice_state(one)
-        assert flow.prepared(state, torch.zeros(80, state.known.shape[1])).kept == ()
-    state = flow.prepared(flow.voice_state(voice()), torch.zeros(80, 61))
-    flow.settings = replace(flow.settings, steps=3)
-    with pytest.raises(InputError, match="prepared for 2 steps, not 3"):
-        flow.mels([torch.tensor([1, 2])], state, [torch.zeros(80, 61 + 6)])
 
 
 # Speaker vectors of other widths
@@ -358,8 +347,3 @@ def test_a_member_of_a_tar_opens_as_a_file_does(tmp_path: Path):
     member = find_files(tmp_path / "model.tar")["campplus.onnx"]
     assert len(SpeakerEncoder(member).inputs) == 1
     assert SpeechTokenizer(write_onnx(tmp_path / "hears.onnx", *HEARS_TOKENS)).mels == 128
-
-
-def test_a_model_of_trained_voices_alone_says_that_it_imitates_none(tmp_path: Path):
-    with pytest.raises(InputError, match="cannot imitate a voice; speak in its own"):
-        measure_voice(tmp_path, write_wav(tmp_path / "me.wav", 1.0))

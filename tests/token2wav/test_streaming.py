@@ -1,13 +1,10 @@
 """Claims about speech made while its tokens come: pieces, samples, joins, no shared state."""
 
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +13,7 @@ from osum_echat.errors import InputError
 from osum_echat.token2wav import streaming
 from osum_echat.token2wav.flow import frames_for
 from osum_echat.token2wav.model import Token2Wav
-from osum_echat.token2wav.streaming import MelStream, NoiseRows, StreamSettings, generators, pieces
+from osum_echat.token2wav.streaming import MelStream, StreamSettings, generators, pieces
 from osum_echat.token2wav.voice import VoicePrompt
 from tests.token2wav.tiny_flow import CODES, write_directory
 
@@ -121,18 +118,6 @@ def test_the_shipped_model_streams_without_clicks():
 
 # The noise of a call: pieces, seeds and uses do not change each other's numbers.
 
-def test_noise_that_is_passed_is_forgotten_and_the_uses_of_one_seed_differ():
-    stream, other = (NoiseRows(80, torch.Generator().manual_seed(1)) for _ in range(2))
-    whole = other.take(0, 100)
-    assert torch.equal(stream.take(0, 50), whole[:50])
-    assert torch.equal(stream.take(30, 100), whole[30:]) and len(stream.rows) <= 100 - 30 + 64
-    with pytest.raises(AssertionError, match="row 29 was forgotten"):
-        stream.take(29, 40)
-    first, again = ([tuple(torch.randn(5, generator=each).tolist()) for each in generators(7)]
-                    for _ in range(2))  # fmt: skip
-    assert first == again and len({*first}) == 3
-
-
 def test_streams_due_together_are_solved_side_by_side_and_sound_as_alone(speaker, monkeypatch):
     mel = voice().mel.repeat(1, 3, 1)
     prepared = VoicePrompt(torch.tensor([some(40)]), mel, torch.ones(1, 192))
@@ -158,34 +143,3 @@ def test_streams_due_together_are_solved_side_by_side_and_sound_as_alone(speaker
     assert max(together) >= 2
     with pytest.raises(InputError, match="speech token"):
         list(shared.stream([CODES], None, 5, SMALL))
-
-
-def test_a_long_piece_lets_a_more_urgent_one_pass_between_two_steps():
-    begun, waits, ended = threading.Event(), threading.Event(), []
-
-    class Slow:
-        def mels(self, rows: Any, state: Any, noises: Any, firsts: Any, between: Any) -> Any:
-            if len(rows[0]) == 9:
-                begun.set()
-                assert waits.wait(5)
-            between()
-            ended.append(len(rows[0]))
-            return list(rows)
-
-    state: Any = None
-    flow: Any = Slow()
-    solver = streaming.PieceSolver(flow, nullcontext)
-
-    def ask(tokens: int, due: float) -> None:
-        solver.mel(torch.zeros(tokens), state, 0, torch.zeros(80, 4), due)
-
-    with ThreadPoolExecutor() as pool:
-        asked = [pool.submit(ask, 9, 3.0)]
-        assert begun.wait(5)
-        asked += [pool.submit(ask, tokens, due) for tokens, due in ((7, 4.0), (2, 2.0), (1, 1.0))]
-        while len(solver._waiting) < 3:
-            time.sleep(0.001)
-        waits.set()
-        for one in asked:
-            one.result(5)
-    assert ended == [1, 2, 9, 7]
