@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import soundfile
 import torch
 import yaml
 
-from osum_echat import EChat, Reply
+from osum_echat import EChat
 from osum_echat import device as devices
 from osum_echat.errors import CheckpointError, ConfigError, InputError
 from osum_echat.generation import decoder
@@ -249,22 +248,6 @@ def test_a_closed_stream_does_no_more(echat, question_wav, scripted):
     events.close()
     steps = len(asked)
     assert steps < 30 and list(events) == [] and len(asked) == steps
-
-
-def test_threads_share_no_state(echat, question_wav):
-    tasks = ("s2s", "tts", "understand", "s2s")
-    sources = [question_wav if task != "tts" else "Hello." for task in tasks]
-
-    def ask(number: int) -> Reply:
-        *_, done = echat.stream(sources[number], task=tasks[number], seed=number)
-        return done.reply
-
-    alone = [ask(number) for number in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(ask, range(4)))
-    for one, reply in zip(together, alone, strict=True):
-        assert (one.speech_tokens, one.text) == (reply.speech_tokens, reply.text)
-        assert reply.wave is None or torch.equal(one.wave, reply.wave)
 
 
 @pytest.mark.parametrize("greedy", [True, False])

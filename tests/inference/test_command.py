@@ -166,25 +166,6 @@ def test_a_text_that_is_no_unicode_is_one_line(run, question_wav, text):
         assert "write the text in UTF-8" in refused(run(*options))
 
 
-def test_a_terminal_of_another_encoding_gets_all_of_a_reply(model_directory, tmp_path):
-    text, folder = "<CALM>你好café 😀.", tmp_path / "ü"
-    folder.mkdir()
-    options = ["--task", "tts", "--text", text, "--model", str(model_directory), "--device", "cpu",
-               "--out", str(folder / "r.wav")]  # fmt: skip
-
-    def printed(*more: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "infer_runtime.py", *options, *more], capture_output=True,
-            cwd=Path(infer_runtime.__file__).parent, check=True,
-            env={**os.environ, "PYTHONIOENCODING": "ascii"},
-        )  # fmt: skip
-        return done.stdout.decode("ascii")
-
-    reply = json.loads(printed("--json"))
-    assert reply["text"] == "你好café 😀." and reply["wav"] == str(folder / "r.wav")
-    assert "\\u4f60" in printed()
-
-
 def test_threads_are_set_before_torch_loads_and_waiting_ones_sleep():
     code = ("import os, sys, infer_runtime\n"
             "from osum_echat.inference import command\n"
