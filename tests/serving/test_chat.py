@@ -10,12 +10,12 @@ import soundfile
 
 from osum_echat.errors import InputError
 from osum_echat.inference import reply as replies
-from osum_echat.records import Labels, Utterance
+from osum_echat.records import Utterance
 from osum_echat.serving import chat, page, session, strings
 from osum_echat.serving.chat import MOST_SESSIONS, MOST_TURNS, ChatService, Form, Session
 from osum_echat.serving.feedback import Feedback
 from osum_echat.serving.session import MENU, Conversation, Limits, Question, Refused, Voices
-from tests.serving.canned import HEARD, RATE_HZ, TIMINGS, WORDS, Canned, wav
+from tests.serving.canned import HEARD, RATE_HZ, WORDS, Canned, wav
 
 
 @pytest.fixture
@@ -114,15 +114,6 @@ def test_an_understanding_answer_is_shown_without_its_tags_and_as_written(tmp_pa
     assert assistant.asked[0][0].task == "<TRANSCRIBE> <AGE> <GENDER>"
     reply = tab.turns[0].answers[0]
     assert (reply.text, reply.raw) == ("i lost my kite", "i lost my kite<CHILD><MALE>")
-
-
-def test_a_reply_behind_the_words_heard_is_shown_by_itself(tmp_path):
-    said = "my boss let me go"
-    answer = chat.Answer("key", "model", "", SPOKEN)
-    whole = replies.Reply("<TRANSCRIBE> <S2TCHAT>", said, None, Labels(), f"{said}<开始回答>Oh.",
-                          (), None, None, 1.0, TIMINGS)  # fmt: skip
-    answer.take(replies.Done(whole), tmp_path)
-    assert (answer.heard, answer.text) == (said, "Oh.")
 
 
 def test_an_error_on_the_way_is_told_in_its_reply_and_harms_no_other(tmp_path, clip):

@@ -12,9 +12,8 @@ from osum_echat.errors import InputError
 from osum_echat.paths import TINY
 from osum_echat.serving import app, page, strings
 from osum_echat.serving.chat import ChatService
-from osum_echat.serving.session import FIRST_TASK, MENU, Limits, Voices
+from osum_echat.serving.session import FIRST_TASK, Limits, Voices
 from tests.browsing import gradio_door
-from tests.serving.canned import wav
 from tests.serving.test_chat import service as chat_service
 
 
@@ -26,18 +25,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> ChatService:
 @pytest.fixture(scope="module")
 def config(service: ChatService) -> dict:
     return page.build(service, (), 60).get_config_file()
-
-
-def component(config: dict, name: str) -> dict:
-    (found,) = [one for one in config["components"] if one["props"].get("elem_id") == name]
-    return found["props"]
-
-
-def test_the_page_offers_the_whole_menu_and_every_model(config):
-    assert [value for _, value in component(config, "task")["choices"]] == list(MENU)
-    shown = [label for label, _ in component(config, "models")["choices"]]
-    assert shown == ["m0 · thinks by labels", "m0 · thinks in plain words"]
-    assert component(config, "clip")["sources"] == ["upload", "microphone"]
 
 
 def test_nothing_is_offered_to_programs_reported_asked_from_elsewhere_or_read_as_html(config):
@@ -100,18 +87,6 @@ def test_a_voice_is_measured_once_and_only_given_ones_have_names(tmp_path):
     assert again[0] is again[1] is mine and len(measured) == 1
     with pytest.raises(InputError, match="not one of those given"):
         voices.named(assistant, "/etc/hostname")
-
-
-def test_a_new_chat_ends_the_answer_under_way(service, tmp_path):
-    clip = tmp_path / "question.wav"
-    clip.write_bytes(wav())
-    functions = page.build(service, (), 60).fns.values()
-    (send,) = [one.fn for one in functions if one.fn is not None and one.fn.__name__ == "send"]
-    form = [FIRST_TASK, [], [0], str(clip), "", "", None, True, False, False, 0]
-    answer = send(SimpleNamespace(session_hash="reset"), "en", *form)
-    shown = [next(answer) for _ in range(3)]
-    service.session("reset").reset()
-    assert len(shown) == 3 and list(answer) == []
 
 
 @pytest.mark.slow

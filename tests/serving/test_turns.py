@@ -19,15 +19,6 @@ def turns_of(detector: TurnDetector, heard: Iterable, speaks: bool = False, firs
             for at, (likely, *level) in enumerate(given)]  # fmt: skip
 
 
-def test_a_voice_that_is_doubted_stops_a_reply_and_in_full_voice_sooner_under_semantic_vad():
-    for heard, windows in (([], 10), ([0.4] * 2, 10), ([0.1] * 9, 15)):     # how it begins counts
-        turns = turns_of(TurnDetector(TurnSettings()), heard + [0.6, 0.4] * 5, True)
-        assert turns.index(Turn.STARTED) == windows - 1
-    heard = [LOUD] * 10 + [(0.9, -30.0), (0.9, -22.0)] * 3
-    turns = turns_of(TurnDetector(TurnSettings("semantic_vad")), heard, True)
-    assert turns.index(Turn.STARTED) == 14
-
-
 def test_an_answer_of_one_word_does_not_stop_a_reply_under_semantic_vad():
     detector = TurnDetector(TurnSettings("semantic_vad"))
     words = [0.9] * 10 + [0.3] * 2 + [0.9] * 8 + [0.0] * 9      # "uh-huh", and words that fade
