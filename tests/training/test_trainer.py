@@ -4,7 +4,6 @@ import logging
 import os
 import shutil
 import signal
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -304,21 +303,6 @@ def test_an_encoder_cache_that_cannot_be_kept_does_not_spoil_the_end(tmp_path, i
         place.write_bytes(b"no cache")
         assert run(path, *settings, f"output={tmp_path / 'next'}").step == 1
         assert "cache.safetensors: cannot be read" in log.text
-
-
-def test_a_kill_while_the_old_folder_is_removed_leaves_the_new_one(tmp_path, monkeypatch):
-    path = tmp_path / "final"
-    for text in ("old", "new"):
-        with suppress(KeyboardInterrupt), files.whole_folder(path, replace=True) as part:
-            (part / "a").write_text(text)
-
-            def killed(place: Path, **_: Any) -> None:
-                if (place / "a").exists():
-                    (place / "a").unlink()
-                    raise KeyboardInterrupt
-
-            monkeypatch.setattr(files.shutil, "rmtree", killed)
-    assert (path / "a").read_text() == "new"
 
 
 def test_a_full_disk_at_the_result_leaves_nothing_half(path, tmp_path, monkeypatch):
