@@ -94,21 +94,6 @@ def test_ascend_cards_are_picked_counted_and_made_current(cards, monkeypatch):
     assert device.pick("auto").type == "cpu" and device.count() == 1
 
 
-def test_what_a_training_asks_of_a_card_reaches_it(cards):
-    card = device.pick("npu")
-    assert device.dist_backend(card) == "hccl" and device.peak_memory_bytes(card) == 5 * 2**20
-    device.synchronize(card)
-    cards.synchronize.assert_called_once_with(card)
-    before = device.random_state(card)
-    drawn = torch.rand(3)
-    cards.state = torch.zeros(16, dtype=torch.uint8)
-    device.set_random_state(before, card)
-    assert torch.equal(torch.rand(3), drawn)
-    assert torch.equal(cards.state, torch.arange(16, dtype=torch.uint8))
-    device.set_random_state(torch.get_rng_state(), card)        # of a training begun on a CPU
-    assert torch.equal(cards.state, torch.arange(16, dtype=torch.uint8))
-
-
 @pytest.mark.parametrize(("error", "told"),
                          [(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True),
                           (RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB"), True),

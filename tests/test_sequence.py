@@ -171,12 +171,6 @@ def test_a_tokenizer_without_the_end_mark_or_a_directory_without_one_is_refused(
         Vocab.from_directory(tmp_path)
 
 
-def test_the_choices_after_a_cue_are_the_first_ids_that_differ():
-    vocab = letter_vocab()
-    cue, choices = vocab.choices_after("age: <", ("CHILD>", "ADULT>", "OLD>"))
-    assert cue == vocab.encode("age: <") and choices == tuple(sorted(vocab.encode("CAO")))
-
-
 def test_a_hugging_face_tokenizer_drops_chat_marks_but_keeps_labels(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
