@@ -84,11 +84,6 @@ def write(folder: Path, *rows: object, name: str = "items.jsonl") -> Path:
     return folder / name
 
 
-WORLD = {"kind": "single", "user_text": "I lost my kite.", "reply_text": "Oh no.", "turns": [],
-         "labels": {"age": "CHILD", "gender": "MALE", "emotion": "SAD", "event": "CRY"},
-         "wav": "audio/k.wav", "reply_wav": "replies/k.wav"}  # fmt: skip
-
-
 def test_echat_style_reads_labels_wherever_they_stand(tmp_path):
     place = write(
         tmp_path,
@@ -123,19 +118,6 @@ def test_humdial_style_asks_the_last_user_turn_once_without_thinking(tmp_path):
     asked = [one for one in assistant.asked if one["task"] == "s2s"]
     assert len(asked) == 1 and asked[0]["source"].history[0].reply_text == "first answer"
     assert found["none/multi-turn"]["count"] == 1
-
-
-def test_the_tiny_world_gives_every_category(tmp_path):
-    rows = [WORLD | {"key": f"k{number}"} for number in range(5)]
-    rows.append(WORLD | {"key": "d", "kind": "dialogue", "turns": [WORLD]})
-    rows.append(WORLD | {"key": "i", "kind": "identity"})
-    write(tmp_path, *rows, name="exchanges.jsonl")
-    items, _ = read(tmp_path)
-    assert [one.category for one in items] == [
-        "emotion", "age", "gender", "event", "multi", "multi-turn", "identity",
-    ]  # fmt: skip
-    assert items[5].earlier[0].audio == tmp_path / "audio/k.wav"
-    assert items[5].earlier_replies == (tmp_path / "replies/k.wav",)
 
 
 def test_a_broken_line_is_among_what_failed_and_a_missing_or_empty_file_is_told(tmp_path):

@@ -14,7 +14,6 @@ from osum_echat import audio
 from osum_echat.errors import InputError
 from osum_echat.evaluation import echat_eval, tts, voicebench
 from osum_echat.evaluation.batch import table
-from osum_echat.evaluation.latency import PARTS, parts_of
 from osum_echat.evaluation.understanding import UtteranceList, grade, with_noise
 from osum_echat.evaluation.voicebench import Question, chosen, follows, rule_score
 from osum_echat.metrics import NO_LABEL
@@ -24,16 +23,6 @@ from tests.evaluation.judge_server import serving
 from tests.evaluation.spoken import Spoken, scored, write_queries, write_wav
 
 # Latency: parts add up to the first sound, cold and warm stay apart
-
-TURN = {"decode_s": 0.01, "features_s": 0.02, "encode_s": 0.2, "prefill_s": 0.1,
-        "first_text_s": 0.4, "first_speech_token_s": 0.6, "first_audio_s": 1.0}  # fmt: skip
-
-
-def test_the_parts_of_a_turn_add_up_to_its_first_sound():
-    parts = parts_of(TURN)
-    assert tuple(parts) == PARTS and sum(parts.values()) == pytest.approx(1.0)
-    assert parts["encoder"] == pytest.approx(0.17) and parts["to first text"] == pytest.approx(0.1)
-
 
 def test_cold_and_warm_turns_have_percentiles_and_a_run_that_goes_on_warms_up_first(tmp_path):
     data, out, assistant = write_queries(tmp_path / "d"), tmp_path / "out", Spoken()
@@ -372,20 +361,6 @@ def record(task: str, said: str | None, heard: str | None, **other: Any) -> Reco
     return {"task": task, "reference": said, "reference_heard": said, "heard": heard,
             "text": heard or "", "labels": labels(), "reference_labels": labels(), "error": None,
             **other}  # fmt: skip
-
-
-def test_words_are_counted_by_language_after_normalising() -> None:
-    found = grade([
-        record("<TRANSCRIBE>", "Two colours, please!", "2 colors please"),
-        record("<TRANSCRIBE>", "who are you", "who is you"),
-        record("<TRANSCRIBE>", "今天3点", "今天三点。"),
-        record("<TRANSCRIBE>", "我爱 python", "我 python"),
-    ])  # fmt: skip
-    (task,) = found.tasks.values()
-    english, chinese = task.words["english"], task.words["chinese"]
-    assert (english.name, english.found.errors, english.found.total) == ("WER", 1, 6)
-    assert (chinese.name, chinese.found.deletions, chinese.found.total) == ("CER", 1, 7)
-    assert english.low <= english.found.rate <= english.high and english.utterances == 2
 
 
 def test_labels_that_are_asked_or_told_are_counted_in_any_spelling() -> None:
