@@ -25,14 +25,16 @@ def command(function: Callable[..., object], **told: str) -> Callable[..., int]:
     """
 
     def main(argv: Sequence[str] | None = None) -> int:
-        given = parser_of(function, told).parse_args(argv)
+        given = parser_of(function, told).parse_intermixed_args(argv)
 
         def work() -> None:
             made = called(cli.importable(function), given)
             if made is not None:
                 logs.out(str(made))
 
-        return cli.run(Path(inspect.getfile(function)).name, work, getattr(given, "quiet", False))
+        place = Path(inspect.getfile(function))
+        name = place.parent.name if place.stem == "__main__" else place.name
+        return cli.run(name, work, getattr(given, "quiet", False))
 
     return main
 
@@ -77,7 +79,7 @@ def _option(one: inspect.Parameter) -> dict[str, Any]:
     if NoneType in get_args(kind):
         kind = get_args(kind)[0]
     if get_origin(kind) is tuple:
-        kind, found["nargs"] = get_args(kind)[0], "*"
+        kind, found["nargs"] = get_args(kind)[0], "*" if is_word else "+"
     if get_origin(kind) is Literal:
         found["choices"] = get_args(kind)
         kind = type(found["choices"][0])

@@ -6,14 +6,13 @@ Stopped at any point, the same command goes on; no answer that came is paid for 
 step dropped, and why, stands in *.report.json beside its file; the sum in OUT/corpus/README.md.
 """
 
-import argparse
 import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from common_utils import jobs
 from common_utils.build_dialogues.check import Checking, CheckSettings, refused
@@ -30,14 +29,15 @@ from common_utils.build_dialogues.pack import CARD, CORPUS, PackSettings, card, 
 from common_utils.build_dialogues.plan import PlanSettings, plan_dialogues, with_recordings
 from common_utils.build_dialogues.speak import Speaking, SpeakSettings, check_voices
 from common_utils.build_dialogues.write import WriteSettings, Writing
+from common_utils.command import command
 from common_utils.extract_speech_tokens import find_tokenizer
 from common_utils.jobs import Job, Made, Piece, Work, digest
-from osum_echat import cli, logs
+from osum_echat import logs
 from osum_echat.files import absolute, whole_file, write_jsonl
 from osum_echat.settings import override, parse, read_mapping
 
-NAME = "build_dialogues"
-STEPS = (*FILES, "pack")
+Step = Literal["plan", "write", "check", "speak", "listen", "pack"]
+STEPS: tuple[Step, ...] = get_args(Step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,39 +131,28 @@ def _engine(one: Any) -> str:
                one.model if one.engine == "model" else "espeak-ng, Kokoro, Piper")  # fmt: skip
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    made = cli.parser(__doc__, f"python -m common_utils.{NAME}")
-    made.add_argument("config", type=Path, help="YAML, as conf/build_dialogues.yaml")
-    made.add_argument("settings", nargs="*", metavar="key=value", help="over those of the YAML, "
-                      "such as plan.counts.emotion=60")  # fmt: skip
-    made.add_argument("--out", type=Path, default=Path("build/dialogues"), metavar="FOLDER",
-                      help="default: %(default)s")  # fmt: skip
-    made.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS, metavar="STEP",
-                      help=f"only these of {', '.join(STEPS)}")  # fmt: skip
-    jobs.add_job_options(made)
-    cli.add_threads(made)
-    return made
+def make(
+    config: Path, settings: tuple[str, ...] = (), /, *, work: Work,
+    out: Path = Path("build/dialogues"), steps: tuple[Step, ...] = STEPS,
+) -> None:  # fmt: skip
+    """Do some steps, or all; what is wrong with voices or tokenizer is told before."""
+    raw = read_mapping(config)
+    override(raw, settings)
+    build = Build(parse(Settings, raw, str(config)), absolute(out), work)
+    if "speak" in steps:
+        check_voices(build.settings.speak, build.planned())
+    if "pack" in steps:
+        find_tokenizer(Path(build.settings.pack.tokenizer))
+    for name in STEPS:
+        if name in steps:
+            getattr(build, name)()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 for what the user can put right, told in one line."""
-    chosen = parser().parse_intermixed_args(argv)
-
-    def work() -> None:
-        raw = read_mapping(chosen.config)
-        override(raw, chosen.settings)
-        build = Build(parse(Settings, raw, str(chosen.config)), absolute(chosen.out),
-                      Work.chosen(chosen))  # fmt: skip
-        if "speak" in chosen.steps:
-            check_voices(build.settings.speak, build.planned())
-        if "pack" in chosen.steps:
-            find_tokenizer(Path(build.settings.pack.tokenizer))
-        for name in STEPS:
-            if name in chosen.steps:
-                getattr(build, name)()
-
-    return cli.run(NAME, work)
+main = command(
+    make, config="YAML, as conf/build_dialogues.yaml", steps="only these",
+    settings="key=value over those of the YAML, such as plan.counts.emotion=60",
+    out="folder (default: build/dialogues)",
+)  # fmt: skip
 
 
 if __name__ == "__main__":
