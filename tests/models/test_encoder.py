@@ -10,9 +10,8 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoder as Stock
 
 from osum_echat.errors import CheckpointError
-from osum_echat.models import encoder, int8, whisper_decoder
+from osum_echat.models import int8, whisper_decoder
 from osum_echat.models.echat import LONGEST_FRAMES, MARGIN_FRAMES, windows
-from osum_echat.models.encoder_cache import augmented
 from osum_echat.models.whisper_decoder import WhisperDecoder
 from osum_echat.sequence import clip_steps, collate
 from tests.tiny_network import SETTINGS, VOCAB, network, row
@@ -106,17 +105,6 @@ def test_a_remembered_clip_is_augmented_in_training_only(heard):
     assert torch.equal(calm, model.adapter(plain, lengths)[0])
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 60])
-def test_varying_keeps_the_shape_and_no_more_than_bends_what_is_there(count):
-    torch.manual_seed(1)
-    steps = torch.linspace(0, 1, count)[:, None].expand(-1, 300)
-    assert torch.allclose(augmented(steps, 0.0), steps, atol=1e-5)
-    changed = augmented(steps, 0.5)
-    assert changed.shape == steps.shape and changed.isfinite().all()
-    if count == 60:
-        assert (changed.mean(1) - steps[:, 0]).abs().median() < 0.1
-
-
 # Whisper's decoder on the encoder that it shares: its greedy ids, in whole numbers too
 
 END, OPENING = 29, (1, 2)
@@ -163,25 +151,6 @@ def test_the_ids_are_those_of_the_stock_decoder_without_a_cache(reader, small):
         state = reader.decoder(input_ids=torch.tensor([ids]), encoder_hidden_states=steps)
         ids.append(int(reader.head(state.last_hidden_state[0, -1:]).argmax()))
     assert reader.read(model, mel) == " ".join(map(str, ids[len(OPENING) :]))
-
-
-@torch.inference_mode()
-def test_silence_after_a_clip_counts_as_all_its_steps(monkeypatch):
-    """Where all silent steps are alike, few that count as many give what all of them give."""
-    monkeypatch.setattr(whisper_decoder, "LONGEST_FRAMES", 800)
-    monkeypatch.setattr(encoder, "split_sinusoid", torch.zeros)
-    model, mel = network().encoder, torch.randn(61, SETTINGS.encoder.mels)
-    silent = functional.pad(mel, (0, 0, 0, 739), value=float(mel.max()) - whisper_decoder.RANGE)
-    whole = model(silent[None], torch.tensor([800]), alone=True)[0][0, :31]
-
-    def apart() -> float:
-        return float((whisper_decoder._encoded(model, mel)[0][:31] - whole).abs().max())
-
-    few = apart()
-    monkeypatch.setattr(whisper_decoder.math, "log", lambda _: 0.0)
-    assert few < 0.1 * apart()
-    steps, counts = whisper_decoder._encoded(model, torch.randn(800, SETTINGS.encoder.mels))
-    assert len(steps) == 400 and counts is None
 
 
 @torch.inference_mode()

@@ -18,9 +18,9 @@ from osum_echat.errors import CheckpointError
 from osum_echat.models import checkpoint, pretrained
 from osum_echat.models.echat import EChatModel
 from osum_echat.models.encoder import Encoder, EncoderSettings
-from osum_echat.models.pretrained import llm_settings, start_encoder, start_encoder_adapter
+from osum_echat.models.pretrained import llm_settings, start_encoder
 from tests.evaluation.judge_server import Quiet, served
-from tests.tiny_network import LLM, SETTINGS, network, save_published
+from tests.tiny_network import SETTINGS, network, save_published
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/echat"
@@ -205,17 +205,6 @@ def test_a_stock_llm_computes_the_same_inside(tmp_path: Path, kind: str, tied: b
         own = again.state_dict()
         assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
         assert (again.llm.lm_head.weight is again.llm.model.embed_tokens.weight) == tied
-
-
-def test_a_projection_to_another_width_starts_anew(tmp_path: Path, caplog):
-    wide = replace(SETTINGS, llm={**LLM, "hidden_size": 24})
-    checkpoint.save(tmp_path, network(1))
-    model = EChatModel(wide)
-    before = model.adapter.projection.weight.clone()
-    start_encoder_adapter(model, tmp_path)
-    assert torch.equal(model.adapter.projection.weight, before)
-    assert torch.equal(model.encoder.after_norm.weight, network(1).encoder.after_norm.weight)
-    assert "an LLM of width 16, here 24: it starts anew" in caplog.text
 
 
 WHISPER = EncoderSettings(mels=6, width=64, heads=1, units=16, blocks=2)

@@ -10,9 +10,9 @@ import pytest
 
 from osum_echat.errors import InputError
 from osum_echat.paths import TINY
-from osum_echat.serving import app, page, strings
+from osum_echat.serving import app, page
 from osum_echat.serving.chat import ChatService
-from osum_echat.serving.session import FIRST_TASK, Limits, Voices
+from osum_echat.serving.session import Limits, Voices
 from tests.browsing import gradio_door
 from tests.serving.test_chat import service as chat_service
 
@@ -51,13 +51,6 @@ def test_the_options_of_the_server_are_the_narrow_ones_and_those_given_reach_it(
 
 def test_recordings_come_along_of_our_own_models_alone():
     assert app._samples(["elsewhere"]) == [] and app._samples([str(TINY)])[0].name == "question.wav"
-
-
-def test_every_component_has_words_in_each_language(service):
-    for code in strings.LANGUAGES:
-        assert {*page.LABELLED, *page.BUTTONS} <= {*page._translated(service, code, FIRST_TASK)}
-    by_name = page._translated(service, "zh", "tts")
-    assert by_name["send"]["value"] == "发送" and by_name["text"]["visible"] is True
 
 
 def test_a_port_in_use_is_passed_over_or_named():
