@@ -144,26 +144,6 @@ def written(out: Path) -> int:
 
 
 @pytest.mark.slow
-def test_ranks_of_torchrun_share_a_list_on_a_real_model(model_directory: Path, tmp_path: Path):
-    lists = [write_world(tmp_path, 8)[name] for name in ("understand", "tts", "s2s")]
-    data, out = tmp_path / "data.yaml", tmp_path / "out"
-    data.write_text("".join(f"{path.stem}: {{path: {path}}}\n" for path in lists))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         "-m", "osum_echat.evaluation.batch", "--data", str(data), "--out", str(out), "--model",
-         str(model_directory), "--device", "cpu", "--batch-size", "3"],
-        cwd=HOUSE, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "24 answered, 0 failed" in done.stdout
-    assert [one["key"] for one in results(out)] == [f"u{number}" for number in range(8)] * 3
-    assert len(list((out / "parts").iterdir())) == 2
-    spoken = [one["wav"] for one in results(out) if one["wav"]]
-    assert spoken and sorted(spoken) == sorted(f"wav/{path.name}" for path in out.glob("wav/*"))
-
-
-@pytest.mark.slow
 def test_killed_three_times_at_random_gives_every_result_once(tmp_path: Path) -> None:
     rng = random.Random(time.time_ns())
     data, out = write_texts(tmp_path / "a.list", 600), tmp_path / "out"

@@ -10,8 +10,10 @@ import torch
 from osum_echat.data.manifest import read_manifest
 from osum_echat.errors import ConfigError
 from osum_echat.models import checkpoint
+from osum_echat.models.lora import LoraSettings
 from osum_echat.training import experiment
 from osum_echat.training.stages import StageSettings
+from tests.models.test_checkpoint import lora_network
 from tests.models.test_pretrained import stock_llm
 from tests.tiny_network import SETTINGS, network, save_published
 from tests.training.experiment import write_experiment
@@ -103,3 +105,12 @@ def test_parts_come_from_a_stock_llm_and_another_models_hearing(tmp_path):
     assert torch.equal(model.llm.model.norm.weight, stock.model.norm.weight)
     wanted = network(1).encoder.after_norm.weight
     assert torch.equal(model.encoder.after_norm.weight, wanted)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_lora_layers_are_merged_unless_they_shall_be_kept(tmp_path, keep):
+    checkpoint.save(tmp_path, lora_network())
+    asked = starting(init=tmp_path, keep_lora=keep)
+    model = experiment.network(asked, experiment.model_settings(asked))
+    assert isinstance(model.settings.lora, LoraSettings) == keep
+    assert any("lora_A" in name for name, _ in model.named_parameters()) == keep
