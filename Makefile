@@ -205,6 +205,7 @@ EAR_STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(EAR)/steps.json
 EAR_SETTINGS ?=
 COPIES ?= 0 1 2
 CLIPS ?= 1000000
+ACTED ?= 1500
 # hours of made speech, by number, of so many minutes each
 HIBARI ?= 0 1 2 3 4 5
 ESPEAK ?= 0 1 2 3 4 5 6 7 8 9
@@ -232,7 +233,8 @@ small-ear: $(VENV)/dev.stamp $(SMALL_CONF)
 		$(RUN) -m common_utils.small_model.language_model --parts build/parts --out $(EAR)/export
 	$(EAR_STEP) --makes $(EAR)/export/voice_labels.safetensors "voice labels" -- \
 		$(RUN) -m common_utils.small_model.voice_labels --model $(EAR)/start --out $(EAR)/export \
-		--kept $(EAR)/statistics --lists $(EAR)/people $(EAR)/made
+		--kept $(EAR)/statistics --lists $(EAR)/people $(EAR)/made \
+		--people $(EAR)/people/train_0.list --most $(ACTED)
 
 # The voice: hibari's speech, its units, what sounds them, and what speaks words.
 VOICE := $(WORK)/voice
@@ -291,7 +293,7 @@ SMALL_TRIAL_RUN := run.minutes=0 run.steps=$(TRIAL_STEPS) schedule.budget_minute
 	data.held_out_utterances=4
 small-trial:
 	exec $(MAKE) small WORK=$(SMALL_TRIAL) SMALL_OUT=$(SMALL_TRIAL)/model CLIPS=12 HOUR=1 HIBARI=0 \
-		ESPEAK=0 KOKORO=0 WAVE_HOURS=0.1 ROW_HOURS=0.05 TEST_HOURS=0.02 \
+		ESPEAK=0 KOKORO=0 ACTED=8 WAVE_HOURS=0.1 ROW_HOURS=0.05 TEST_HOURS=0.02 \
 		EAR_SETTINGS="$(SMALL_TRIAL_RUN) data.batch_frames=3000" THINKER_SETTINGS="$(SMALL_TRIAL_RUN)" \
 		CHOOSE= TALKER_SETTINGS="$(SMALL_TRIAL_RUN) engine.compile=false" TOKENIZER_SETTINGS=iterations=3 \
 		FLOW_SETTINGS="limits.minutes=0 limits.steps=10 schedule.warmup_steps=5" \

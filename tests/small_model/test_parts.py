@@ -198,7 +198,10 @@ def parts(
     made = language_model.tensors(words)
     write_safetensors_file(places["ear"] / language_model.FILE, made)
     count = 8 * encoder.mels + 2 * encoder.width
-    made = voice_labels.tensors(voice_labels.Network(count), torch.zeros(count), torch.ones(count))
+    manner = voice_labels.Manner(torch.randn(9, count), torch.randn(9, 2))
+    made = voice_labels.tensors(
+        voice_labels.Network(count), manner, torch.zeros(count), torch.ones(count)
+    )
     write_safetensors_file(places["ear"] / voice_labels.FILE, made)
     layer = "llm.model.layers.1.self_attn.q_proj"
     lora = {f"{layer}.lora_A.weight": torch.randn(2, 32).half(),

@@ -16,6 +16,7 @@ import soundfile
 import torch
 
 from common_utils.small_model import (
+    acted,
     dialogues,
     speak,
     thinker,
@@ -32,7 +33,7 @@ from common_utils.small_model.texts import CHITCHAT_FILE
 from common_utils.small_model.topics import words as topic_words
 from common_utils.small_model.voice import Clause, Row, clauses_of, coded, style_voice
 from common_utils.token2wav_recipe.runs import read_lists
-from osum_echat import audio
+from osum_echat import audio, models, weights
 from osum_echat.errors import DataError, InputError
 from osum_echat.files import write_jsonl
 from osum_echat.models import checkpoint
@@ -76,15 +77,16 @@ def test_voice_labels_are_learnt_from_lists_whose_statistics_are_kept(tmp_path, 
     """A low tone is a man's voice, a high one a woman's."""
     checkpoint.save(tmp_path / "start", network())
     tones = {
-        name: 0.1 * np.sin(np.arange(8000) * step).astype(np.float32)
+        name: 0.1 * np.sin(np.arange(9600) * step).astype(np.float32)
         for name, step in (("MALE", 0.05), ("FEMALE", 0.9))
     }
     for name in ("made", "made_dev"):
         rows = [waves.kept(tmp_path / "lists", name, f"{number}{one}", tone, " hi", {"gender": one})
                 for number in range(12) for one, tone in tones.items()]  # fmt: skip
         write_jsonl(tmp_path / "lists" / f"{name}.list", rows)
-    given = {"model": "start", "out": "out", "kept": "kept", "lists": "lists"}
-    words = [f"--{name}={tmp_path / place}" for name, place in given.items()]
+    given = {"model": "start", "out": "out", "kept": "kept", "lists": "lists",
+             "people": "lists/made.list"}  # fmt: skip
+    words = [f"--{name}={tmp_path / place}" for name, place in given.items()] + ["--most=2"]
     voice_labels.main([*words, "--epochs", "20"])
     found = VoiceLabels.load(tmp_path / "out" / voice_labels.FILE)
     for name, tone in tones.items():
@@ -95,6 +97,42 @@ def test_voice_labels_are_learnt_from_lists_whose_statistics_are_kept(tmp_path, 
     checkpoint.save(tmp_path / "start", network(seed=1))
     with pytest.raises(TypeError):      # those of another encoder are not kept ones
         voice_labels.main([*words, "--epochs", "1"])
+
+
+def test_the_file_of_voice_labels_tells_what_was_learnt(tmp_path, monkeypatch):
+    """Of people and made voices: both networks' scores, added."""
+    torch.manual_seed(1)
+    rows, figures = torch.randn(40, 30), torch.randn(40, 3)
+    network, manner = voice_labels.Network(30).eval(), voice_labels.Manner(rows, figures).eval()
+    made = voice_labels.tensors(network, manner, torch.zeros(30), torch.ones(30))
+    weights.write_safetensors_file(tmp_path / voice_labels.FILE, made)
+    found = VoiceLabels.load(tmp_path / voice_labels.FILE)
+    first, _, gender, _ = network(rows)
+    scores = (first + manner(rows)).log_softmax(1), gender.log_softmax(1)
+    for row in range(5):
+        given = rows[row]
+        monkeypatch.setattr(models.voice_labels, "statistics", lambda *_, given=given: given)
+        told = found.surest(None, None)
+        for kind, one in zip(("emotion", "gender"), scores, strict=True):
+            name, score = voice_labels.KINDS[kind][int(one[row].argmax())], float(one[row].max())
+            assert told[kind] == (name, pytest.approx(score, abs=5e-3))
+
+
+def test_a_recording_is_spoken_in_another_way():
+    """A buzz of 130 Hz: its pitch and length are those of the feeling."""
+    turns = 2 * np.pi * 130 * np.arange(16_000) / 16_000
+    buzz = sum(np.sin(turns * one) / one for one in range(1, 30)).astype(np.float32) * 0.2
+    parts, own = acted.analysed(buzz), acted.prosody(buzz)
+    assert own is not None and own[0] == pytest.approx(12 * np.log2(1.3), abs=0.2)
+    for name, acting in acted.ACTING.items():
+        made = acted.acted(parts, acting, np.random.default_rng(2))
+        figures = acted.prosody(made)
+        assert figures is not None
+        low, high = acting.pitch
+        assert low - 0.5 <= figures[0] - own[0] <= high + 0.5, name
+        assert len(buzz) / acting.rate[1] * 0.97 <= len(made) <= len(buzz) / acting.rate[0] * 1.03
+        assert np.array_equal(made, acted.acted(parts, acting, np.random.default_rng(2))), name
+    assert acted.prosody(np.zeros(8_000, np.float32)) is None
 
 
 def test_what_is_exported_gives_the_same_classes_in_another_model():
