@@ -205,7 +205,7 @@ EAR_STEP := exec $(RUN) -m common_utils.tiny_world.step --book $(EAR)/steps.json
 EAR_SETTINGS ?=
 COPIES ?= 0 1 2
 CLIPS ?= 1000000
-ACTED ?= 1500
+ACTED ?= 1000
 # hours of made speech, by number, of so many minutes each
 HIBARI ?= 0 1 2 3 4 5
 ESPEAK ?= 0 1 2 3 4 5 6 7 8 9

@@ -27,6 +27,7 @@ VALUES = {                                                  # of each field of a
 # A voice that nothing special is known of; a new field of VALUES may have one or not.
 DEFAULT_LABELS = {"age": "ADULT", "gender": "MALE", "emotion": "NEUTRAL", "event": "OTHER"}
 LABEL = re.compile(r"<([^<>]+)>")
+LABEL_BETWEEN = re.compile(r"(?<=[A-Za-z0-9,.;!?'])(?:<[^<>]+>)+(?=[A-Za-z0-9])")  # English words
 _NOT_IN_WORDS = re.compile(r"[^a-z0-9' ]+")
 _UPPER_LABEL = re.compile(r"<([A-Z ]+)>")
 _CJK_SPACES = re.compile(r"\s+(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff])\s+")
@@ -131,8 +132,8 @@ def read_labels(text: str, fields: tuple[str, ...]) -> Labels:
 
 
 def without_labels(text: str) -> str:
-    """The words of an understanding answer."""
-    return LABEL.sub("", text).strip()
+    """The words of a text; English ones stay apart where a label stood between them."""
+    return LABEL.sub("", LABEL_BETWEEN.sub(" ", text)).strip()
 
 
 def transcript(text: str) -> str:

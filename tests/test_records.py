@@ -190,6 +190,7 @@ def test_understanding_answers_are_read_by_value_and_by_order():
     assert read_labels("<日常口语><OLD>", ("style", "age")) == Labels(age="OLD", style="日常口语")
     assert read_labels("<OLD>", ("gender",)) == Labels()
     assert thinking.without_labels("hi<CHILD><MALE>") == "hi"
+    assert thinking.without_labels("Hello,<SOFT>there 你<SOFT>好") == "Hello, there 你好"
 
 
 def test_the_tags_of_a_voice_stand_in_one_order_without_the_unknown_and_the_style():

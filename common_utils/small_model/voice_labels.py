@@ -244,7 +244,7 @@ def tensors(
 
 def learn(
     model: Path, out: Path, kept: Path, lists: tuple[Path, ...], people: Path,
-    most: int = 1500, epochs: int = EPOCHS,
+    most: int = 1000, epochs: int = EPOCHS,
 ) -> None:  # fmt: skip
     """Write what is learnt from the lists, and tell what is right of those not learnt from."""
     torch.set_num_threads(1)
