@@ -43,7 +43,7 @@ class OpenAiRoutes:
 
     async def speech(self, asked: Mapping[str, Any]) -> "Response":
         """POST /v1/audio/speech."""
-        text, form = asked.get("input"), asked.get("response_format") or "mp3"
+        text, form = asked.get("input"), str(asked.get("response_format") or "mp3")
         if not isinstance(text, str):
             raise invalid("input", text, "need a text")
         if form not in FILE_FORMATS:
@@ -204,6 +204,8 @@ class OpenAiRoutes:
             item.parts.append(protocol.part("output_text", text))
         for one in content if isinstance(content, list) else [{"type": "text", "text": content}]:
             if isinstance(one, dict) and one.get("type") == "input_audio":
+                if item.clip:
+                    raise invalid(where, "input_audio", "need one sound a message")
                 data = protocol.mapping(one.get("input_audio"), f"{where}.input_audio").get("data")
                 limits = self.service.limits
                 sound = decode_audio(str(data or ""), limits.audio_bytes)

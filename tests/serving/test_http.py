@@ -21,6 +21,8 @@ from osum_echat.serving.online import Server
 from tests.serving.canned import LABELS, WORDS, Canned, service
 
 ASKED = {"messages": [{"role": "user", "content": "hi"}]}
+WAV = base64.b64encode(encode_file(np.full(16_000, 0.1, np.float32), 16_000, "wav")).decode()
+SOUND = {"type": "input_audio", "input_audio": {"data": WAV, "format": "wav"}}
 
 
 @pytest.fixture
@@ -94,6 +96,8 @@ def test_http_routes_speak_the_protocol(client: TestClient):
 @pytest.mark.parametrize(("path", "body", "status"), [
     ("audio/speech", {"input": ""}, 400), ("audio/speech", {"input": "x" * 5000}, 400),
     ("audio/speech", {"input": "x", "response_format": "tape"}, 400),
+    ("audio/speech", {"input": "x", "response_format": ["mp3"]}, 400),
+    ("chat/completions", {"messages": [{"role": "user", "content": [SOUND, SOUND]}]}, 400),
     ("chat/completions", {}, 400), ("chat/completions", {"messages": [{"role": "user"}]}, 400),
     ("chat/completions", {"messages": [{"role": "assistant", "audio": {"id": "no"}}]}, 400),
     ("nope", {}, 404), ("audio/speech", {"input": 1}, 400),
