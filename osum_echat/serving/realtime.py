@@ -197,6 +197,8 @@ class RealtimeSession:
             self.reply.cancel("client_cancelled")
         self._drop_prepared()
         self.items.remove(item)
+        if self.continued is item:
+            self.continued = item.continues
         for one in self.items:
             if one.continues is item:
                 one.continues = item.continues

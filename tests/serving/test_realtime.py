@@ -181,6 +181,23 @@ def test_a_turn_that_goes_on_before_a_reply_is_heard_is_answered_as_a_whole():
     assert [turn.text for turn in history] == [f"{HEARD} {HEARD}"]
 
 
+def test_a_turn_deleted_while_it_goes_on_in_the_next_is_not_answered():
+    assistant = Canned(waits=threading.Event())
+    with connected(Server(service(assistant))) as client:
+        client.say()
+        first = client.until("input_audio_buffer.committed")["item_id"]
+        client.speak(0.5)
+        client.until("input_audio_buffer.speech_started")
+        client.send("conversation.item.delete", item_id=first)
+        client.until("conversation.item.deleted")
+        client.say()
+        client.until("input_audio_buffer.committed")
+        assistant.waits.set()
+        client.done()
+    lengths = [audio.length(one.user.audio) / 16_000 for one, _ in assistant.asked]
+    assert 1 < max(lengths) < 1.6           # of the second alone
+
+
 def test_a_cough_does_not_stop_a_reply_and_half_duplex_hears_nothing_then():
     detector = TurnDetector(TurnSettings())
     assert [detector.push(1.0, n * WINDOW, True) for n in range(1, 9)] == [None] * 8
