@@ -53,6 +53,15 @@ def test_any_rate_keeps_the_tone_and_the_length(rate):
     torch.testing.assert_close(result[middle], whole[middle], atol=2e-3, rtol=0)
 
 
+def test_samples_that_are_no_numbers_are_told_wherever_they_stand(monkeypatch):
+    monkeypatch.setattr(audio, "_BLOCK_VALUES", 1_000)
+    for place in (0, 1_500, 3_199):
+        samples = tone()
+        samples[place] = np.nan
+        with pytest.raises(InputError, match="not numbers"):
+            audio.load(wav(samples, subtype="FLOAT"))
+
+
 def test_a_part_can_be_loaded():
     samples = audio.load(wav(tone(0.5), subtype="FLOAT"), segment_s=(0.1, 0.3))
     torch.testing.assert_close(samples, torch.from_numpy(tone(0.5)[1600:4800]))

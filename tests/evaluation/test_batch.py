@@ -314,3 +314,19 @@ def test_overwriting_removes_what_a_job_made_and_nothing_else(run: Run, tmp_path
 def write(out: Path, rank: int, *records: dict[str, object]) -> None:
     with Journal(out / "parts" / f"part-{rank:05d}.jsonl") as part:
         part.write(records)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_results_of_all_parts_are_found_and_an_answer_counts_before_a_failure(tmp_path, order):
+    both = ({"index": 4, "error": "failed"}, {"index": 4, "error": None})
+    write(tmp_path, 1, {"index": 3, "error": None}, both[order[0]])
+    write(tmp_path, 0, both[order[1]])
+    found = find_results(tmp_path)
+    assert sorted(found) == [3, 4] and found[4]["error"] is None
+    write(tmp_path, 0, {"index": 3, "error": "gone", "asked": 2})
+    write(tmp_path, 2, {"index": 3, "error": "earlier"})
+    assert find_results(tmp_path)[3]["error"] == "gone"         # what was asked last counts
+    with (tmp_path / "parts" / "part-00000.jsonl").open("ab") as file:
+        file.write(b'{"key": "a"}\n')
+    with pytest.raises(InputError, match="line 3: no result"):
+        find_results(tmp_path)

@@ -144,6 +144,25 @@ def test_a_spoken_turn_goes_through_all_events_in_order():
                        if "transcript" in one["type"])  # fmt: skip
 
 
+def test_nothing_optional_is_null_and_types_belong_to_their_places():
+    with connected(Server(service())) as client:
+        content = [{"type": "input_text", "text": "hi"}]
+        client.send("conversation.item.create",
+                    item={"type": "message", "role": "user", "content": content})  # fmt: skip
+        client.ask(metadata={"a": "b"})
+        assert client.done()["metadata"] == {"a": "b"}
+        for event in client.seen:
+            for item in (event.get("item"), *event.get("response", {}).get("output", ())):
+                if item:
+                    assert None not in item.values()
+                    assert {one["type"] for one in item["content"]} <= {
+                        "input_text", "input_audio", "output_text", "output_audio"}  # fmt: skip
+                    assert all("transcript" in one for one in item["content"]
+                               if one["type"].endswith("audio"))  # fmt: skip
+            if "content_part" in event["type"]:
+                assert event["part"]["type"] in ("text", "audio")
+
+
 def test_speaking_over_a_reply_ends_it_first_and_then_tells_that_speech_began():
     assistant = Canned(words=("word ",) * 3)
     assistant.times = 5
