@@ -281,6 +281,9 @@ class _SoundFile:
                               "not audio that can be read") from error  # fmt: skip
         self.channels, self.rate_hz = self._library.channels, self._library.samplerate
         self.frames = max(0, self._library.frames)
+        promised = sound_headers.frames_told(self._library.extra_info) if data is None else 0
+        if self.frames < SHORTFALL * promised:
+            raise self.cut_short()
 
     def _fault(self, error: Exception, cause: str) -> InputError:
         fault = getattr(error, "error_string", None) or error

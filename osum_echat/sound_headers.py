@@ -1,7 +1,7 @@
 """Where the sound in a file ends by its header: what tells that a file was cut short.
 
-Told of wav, RF64, NIST, ogg and mp3 (but not of one without a Xing header that was cut between two
-frames); of any other format, libsndfile is believed.
+Not told by a file itself, and so not known: raw samples, PAF, PVF, IRCAM, instruments (XI) whose
+header says no size, and an mp3 without a Xing header that was cut between two frames.
 """
 import re
 import struct
@@ -11,8 +11,16 @@ from typing import Any, BinaryIO
 SLACK_BYTES = 1024                      # that a header may promise too many
 _UNKNOWN_LENGTH = 0x7FFF_0000           # what programs write to a pipe instead of a length
 
-CHUNKED = (b"RIFF", b"RF64")            # wav files by their first bytes
-_FIRST_CHUNK = 12                       # behind the name, the size and "WAVE"
+# Files of chunks by their first bytes: where the first chunk begins, bytes of a name, form of a
+# size, bytes that it counts of the chunk's own header, what chunks are filled up to, name of sound
+CHUNKED = {
+    b"RIFF": (12, 4, "<I", 0, 2, (b"data",)),
+    b"RF64": (12, 4, "<I", 0, 2, (b"data",)),
+    b"RIFX": (12, 4, ">I", 0, 2, (b"data",)),
+    b"FORM": (12, 4, ">I", 0, 2, (b"SSND", b"BODY")),
+    b"riff": (40, 16, "<Q", 24, 8, (b"data",)),     # W64
+    b"caff": (8, 4, ">q", 0, 1, (b"data",)),
+}
 _NIST = re.compile(rb"^(sample_count|sample_n_bytes|channel_count) -\w+ (\d+)", re.MULTILINE)
 _Data = tuple[int, int | None]      # first byte of the samples, and the one after them if known
 
@@ -20,6 +28,10 @@ _Data = tuple[int, int | None]      # first byte of the samples, and the one aft
 def data_of(stream: BinaryIO, magic: bytes, size: int) -> tuple[_Data | None, Any]:
     """Where a header says that samples are; channels and rate of a 16-bit PCM wav."""
     stream.seek(0)
+    if magic in (b".snd", b"dns."):
+        order = ">" if magic == b".snd" else "<"
+        start, length = struct.unpack(f"{order}II", stream.read(12).ljust(12, b"\0")[4:])
+        return (start, None if length == 0xFFFF_FFFF else start + length), None
     if magic == b"NIST":
         head = stream.read(4096)
         with suppress(ValueError, IndexError, KeyError):
@@ -30,26 +42,30 @@ def data_of(stream: BinaryIO, magic: bytes, size: int) -> tuple[_Data | None, An
     return _chunk_of(stream, magic, size) if magic in CHUNKED else (None, None)
 
 
-def _chunk_of(stream: BinaryIO, magic: bytes, size: int) -> tuple[_Data, Any]:
-    """The chunk of samples in a wav; one that is not there begins behind the end."""
-    at, wide, wave = _FIRST_CHUNK, 0, None
+def _chunk_of(stream: BinaryIO, magic: bytes, size: int) -> tuple[_Data | None, Any]:
+    """The chunk of samples in a file of chunks; one that is not there begins behind the end."""
+    at, name_bytes, form, own, filled, names = CHUNKED[magic]
+    header_bytes, wide, wave = name_bytes + struct.calcsize(form), 0, None
     while True:
         stream.seek(min(at, size))
-        header = stream.read(8)
-        if len(header) < 8:
+        header = stream.read(header_bytes)
+        if len(header) < header_bytes:
             return (size, size + 2 * SLACK_BYTES), None
-        name, length = struct.unpack("<4sI", header)
-        body = at + 8
-        if name == b"data":
-            length = wide or (length if length < _UNKNOWN_LENGTH else 0)
+        name, length = header[:4], struct.unpack(form, header[name_bytes:])[0] - own
+        body = at + header_bytes
+        if name in names:
+            unknown = length <= 0 or (form[1] == "I" and length >= _UNKNOWN_LENGTH)
+            length = wide or (0 if unknown else length)
             return (body, body + length if length else None), wave
+        if length < 0:
+            return None, None
         if name == b"ds64":
             wide = struct.unpack("<Q", stream.read(16).ljust(16, b"\0")[8:])[0]
         elif name == b"fmt " and magic == b"RIFF" and length >= 16:
             kind, channels, rate, _, _, bits = struct.unpack(
                 "<HHIIHH", stream.read(16).ljust(16, b"\0"))
             wave = (channels, rate) if (kind, bits) == (1, 16) and channels and rate else None
-        at = body + length + length % 2
+        at = body + length + -length % filled
 
 
 def end_of_ogg(stream: BinaryIO, size: int) -> tuple[int | None, bool]:
@@ -104,3 +120,16 @@ def _frame_bytes(header: bytes) -> int:
     kbits, rates, size = _MPEG[(header[1] >> 3) & 3]
     kbit, rate = kbits[header[2] >> 4], rates[(header[2] >> 2) & 3]
     return size * kbit * 1000 // rate + ((header[2] >> 1) & 1) if kbit and rate else 0
+
+
+# What libsndfile's account of a header says of its length: AVR and MPC2000, MATLAB, WVE
+_FRAMES = re.compile(r"(?:^ *Frames|Cols) +: (\d+)|^Data length (\d+) should be", re.MULTILINE)
+_ENDLESS = 1 << 62
+
+
+def frames_told(account: str) -> int:
+    """How many frames a header promises as libsndfile tells it; very many where it says "cut"."""
+    if "truncated" in account:          # VOC, MATLAB
+        return _ENDLESS
+    found = _FRAMES.findall(account)
+    return int(found[-1][0] or found[-1][1]) if found else 0
