@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from osum_echat.data import loader as loaders
-from osum_echat.data.batching import LAYOUTS, EpochSampler, Rows
+from osum_echat.data.batching import LAYOUTS, EpochSampler, Rows, within_frames
 from osum_echat.data.loader import DataSettings, ListSettings, Loader, open_sources
 from osum_echat.data.prepare import Preparer, PrepareSettings
 from osum_echat.errors import DataError
@@ -255,3 +255,12 @@ def test_layouts_lose_nothing_and_keep_their_limit(sizes, limit, rows, layout):
     for batch in batches:
         longest = max(len(one) for row in batch for one in row)
         assert tokens(batch) <= limit * rows or longest > limit
+
+
+@given(sizes=st.lists(st.integers(1, 50), max_size=40), limit=st.integers(1, 300))
+def test_no_batch_has_more_frames_than_allowed(sizes, limit):
+    batches = [[[size] for size in sizes]] if sizes else []
+    parted = within_frames(batches, limit, lambda size: [size])  # type: ignore[type-var]
+    assert [row[0] for rows in parted for row in rows] == sizes
+    for rows in parted:
+        assert len(rows) == 1 or len(rows) * max(row[0] for row in rows) <= limit

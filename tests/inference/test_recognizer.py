@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from osum_echat.errors import CheckpointError, ConfigError
+from osum_echat.generation import ctc_beam
 from osum_echat.generation.ctc_prefix import CtcPrefixScorer
 from osum_echat.inference import assistant as answering
 from osum_echat.inference import recognizer, request
@@ -267,3 +268,21 @@ def test_silence_is_answered_aloud_and_beside_others(model_directory, question_w
     assert other.text == echat.reply(question_wav, task="s2s_think", seed=2).text != alone.text
     *_, done = echat.stream(silent, task="s2s_think", seed=2)
     assert done.reply.speech_tokens == alone.speech_tokens and done.reply.heard == ""
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, -0.5])
+def test_the_llm_is_not_asked_about_texts_that_cannot_win(monkeypatch, weight):
+    torch.manual_seed(0)
+    model, asked, real = network(), [], ctc_beam.llm_scores
+    settings = RecognizerSettings(llm=weight, word=-1.0)
+    made = Recognizer(model, VOCAB, settings)
+    monkeypatch.setattr(
+        ctc_beam, "llm_scores", lambda *given: [*map(asked.append, given[2])] and real(*given)
+    )
+    for _ in range(3):
+        scores = (3 * torch.randn(6, model.text_rows + 1)).log_softmax(-1)
+        every = made.candidates(scores)
+        asked.clear()
+        best = max(every, key=lambda one: one.worth(settings))
+        assert made.words(scores) == best.text
+        assert len(asked) == 1 if not weight else len(asked) <= len(every)

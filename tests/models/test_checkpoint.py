@@ -556,3 +556,14 @@ def test_the_newest_step_is_the_one_that_latest_names(tmp_path: Path):
     assert checkpoint.deepspeed_states(tmp_path) is None
     with pytest.raises(CheckpointError, match=r"weights in pieces .*convert_checkpoint\.py"):
         pretrained.find(GOLDENS / "deepspeed" / "zero3")
+
+
+def test_a_merged_weight_is_rounded_once_and_the_file_stays(with_lora: Path):
+    whole = checkpoint.load(with_lora, WITH_LORA)
+    resave(with_lora, lambda raw: {name: value.bfloat16() for name, value in raw.items()})
+    before = with_lora.read_bytes()
+    merged = checkpoint.load(with_lora, WITH_LORA, dtype=None)
+    weight = "llm.model.layers.0.mlp.down_proj.weight"
+    theirs, ours = whole.state_dict()[weight], merged.state_dict()[weight]
+    assert ours.dtype == torch.bfloat16 and with_lora.read_bytes() == before
+    assert (theirs - ours.float()).abs().max() < theirs.abs().max() * 2**-7

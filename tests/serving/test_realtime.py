@@ -537,3 +537,45 @@ def test_sound_that_comes_too_fast_is_not_kept():
         listener.task.cancel()
 
     asyncio.run(flooded())
+
+
+def test_first_sounds_are_held_for_as_long_as_later_ones_were_late():
+    class Slow(Canned):
+        def stream(self, *_: Any, **__: Any) -> Any:
+            for _ in range(2):
+                yield reply.AudioPiece(torch.zeros(canned.RATE_HZ // 10), canned.RATE_HZ)
+                time.sleep(0.25)
+
+    slow, waits = service(Slow()), []
+    with connected(Server(slow)) as client:
+        for _ in range(2):
+            client.ask()
+            first, second = (client.until("response.output_audio.delta") and time.monotonic()
+                             for _ in range(2))  # fmt: skip
+            waits.append(second - first)
+            client.done()
+    assert waits[0] > 0.2 > 0.15 > waits[1]
+    slow.playout.ended(-1.0, 0)
+    assert 0 < slow.playout.hold_s(0) < slow.playout.hold_s(1) <= reply_stream.MOST_HOLD_S
+
+
+def test_a_session_that_was_left_begins_nothing():
+    from starlette.testclient import TestClient
+
+    waiting, asked = threading.Event(), []
+
+    class Slow(Canned):
+        def stream(self, *given: Any, **_: Any) -> Any:
+            asked.append(given)
+            yield reply.TextPiece("so")
+            waiting.wait(10)
+
+    with TestClient(Server(service(Slow())).app()) as http:
+        with http.websocket_connect("/v1/realtime") as socket:
+            client = Client(socket)
+            client.update(turn_detection={"type": "server_vad", "idle_timeout_ms": 1})
+            client.ask()
+            client.until("response.output_audio_transcript.delta")
+        time.sleep(0.2)
+        waiting.set()
+    assert len(asked) == 1

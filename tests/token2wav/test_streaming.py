@@ -1,10 +1,13 @@
 """Claims about speech made while its tokens come: pieces, samples, joins, no shared state."""
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,3 +146,34 @@ def test_streams_due_together_are_solved_side_by_side_and_sound_as_alone(speaker
     assert max(together) >= 2
     with pytest.raises(InputError, match="speech token"):
         list(shared.stream([CODES], None, 5, SMALL))
+
+
+def test_a_long_piece_lets_a_more_urgent_one_pass_between_two_steps():
+    begun, waits, ended = threading.Event(), threading.Event(), []
+
+    class Slow:
+        def mels(self, rows: Any, state: Any, noises: Any, firsts: Any, between: Any) -> Any:
+            if len(rows[0]) == 9:
+                begun.set()
+                assert waits.wait(5)
+            between()
+            ended.append(len(rows[0]))
+            return list(rows)
+
+    state: Any = None
+    flow: Any = Slow()
+    solver = streaming.PieceSolver(flow, nullcontext)
+
+    def ask(tokens: int, due: float) -> None:
+        solver.mel(torch.zeros(tokens), state, 0, torch.zeros(80, 4), due)
+
+    with ThreadPoolExecutor() as pool:
+        asked = [pool.submit(ask, 9, 3.0)]
+        assert begun.wait(5)
+        asked += [pool.submit(ask, tokens, due) for tokens, due in ((7, 4.0), (2, 2.0), (1, 1.0))]
+        while len(solver._waiting) < 3:
+            time.sleep(0.001)
+        waits.set()
+        for one in asked:
+            one.result(5)
+    assert ended == [1, 2, 9, 7]
