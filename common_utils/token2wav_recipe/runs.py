@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ class Training:
         settings.check_word("training.precision", self.precision, ("auto", *PRECISIONS))
 
 
-class Trainer:
+class Trainer(ABC):
     """A training: everything that its next step depends on, and the loop around the steps.
 
     parts: modules, optimizers and running means, by the names that they have in checkpoints.
@@ -147,17 +148,17 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(training.seed)
         self.steps, self.minutes = 0, 0.0
 
+    @abstractmethod
     def step(self) -> Mapping[str, float]:
         """One optimizer step; its figures."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self) -> Mapping[str, float]:
         """Figures on held-out data."""
-        raise NotImplementedError
 
+    @abstractmethod
     def export(self) -> None:
         """Write what is to be used."""
-        raise NotImplementedError
 
     def rate(self) -> float:
         """The learning rate of the next step."""
