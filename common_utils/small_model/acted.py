@@ -99,8 +99,7 @@ def acted(parts: Analysis, acting: Acting, rng: Generator) -> Wave:
     tones += one["tremor"] * unrest + one["jitter"] * rng.standard_normal(frames)
     tones += one["final"] * np.clip(np.linspace(-2, 1, frames), 0, 1) ** 1.5
     hertz = np.where(voiced, np.clip(2 ** (tones / 12), LOWEST_HZ, HIGHEST_HZ), 0.0)
-    bins = np.linspace(0, RATE_HZ / 2, envelope.shape[1])
-    octaves = np.clip(np.log2(np.maximum(bins, 1) / effects.TILT_FROM_HZ), 0, effects.TILT_OCTAVES)
+    octaves = effects.tilt_octaves(np.linspace(0, RATE_HZ / 2, envelope.shape[1]))
     level = envelope.sum(1)
     swell = np.clip(level / np.percentile(level, 90), 1e-5, 3) ** (one["contrast"] - 1)
     envelope = envelope * 10 ** (one["tilt_db"] * octaves / 10) * swell[:, None]

@@ -169,11 +169,12 @@ def fast_size(length: int) -> int:
 
 def tilted(wave: Wave, db_per_octave: float) -> Wave:
     """Brighter (above 0) or duller above 500 Hz."""
-    def gain(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
-        octaves = np.clip(np.log2(np.maximum(hertz, 1) / TILT_FROM_HZ), 0, TILT_OCTAVES)
-        return 10 ** (db_per_octave * octaves / 20)
+    return shaped(wave, lambda hertz: 10 ** (db_per_octave * tilt_octaves(hertz) / 20))
 
-    return shaped(wave, gain)
+
+def tilt_octaves(hertz: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far each frequency lies above that from which a tilt begins."""
+    return np.clip(np.log2(np.maximum(hertz, 1) / TILT_FROM_HZ), 0, TILT_OCTAVES)
 
 
 def harsh(wave: Wave, drive: float, rng: Generator) -> Wave:
