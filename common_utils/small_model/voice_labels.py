@@ -262,13 +262,15 @@ def learn(
     rows = torch.cat([one["statistics"] for one in every]).float()
     known = torch.cat([one["targets"] for one in every])
     # people who read, of all lists beside --people; what has no words is no speech
-    shares = [SHARES["people" if path.parent == people.parent else "made"] for path in learnt]
-    share = torch.cat([torch.full((len(one["targets"]),), weight)
-                       for one, weight in zip(every, (1.0, *shares), strict=True)])  # fmt: skip
-    is_speech = torch.cat([torch.full((len(one["targets"]),), not path.stem.startswith("bursts"))
-                           for path, one in ((people, played), *learnt.items())])  # fmt: skip
-    is_speech &= known[:, 0] != UNKNOWN
-    is_person = is_speech & (share != SHARES["made"])
+    sizes = torch.tensor([len(one["targets"]) for one in every])
+    paths = (people, *learnt)
+    of_people = torch.tensor([path.parent == people.parent for path in paths])
+    shares = torch.where(of_people, SHARES["people"], SHARES["made"])
+    shares[0] = 1.0
+    is_speech = torch.tensor([not path.stem.startswith("bursts") for path in paths])
+    is_speech = is_speech.repeat_interleave(sizes) & (known[:, 0] != UNKNOWN)
+    is_person = is_speech & of_people.repeat_interleave(sizes)
+    share = shares.repeat_interleave(sizes)
     center, scale = rows.mean(0), rows.std(0) + 1e-3
     rows = (rows - center) / scale
     manner = Manner(rows[: len(played["targets"])], played["figures"])
